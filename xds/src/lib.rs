@@ -1,0 +1,11 @@
+//! What operator and agent share of xDS: resource types, names, content-hash versions, and the
+//! form in which a NACK names each bad resource.
+//!
+//! Neither side depends on the other; both depend on this crate and on `envoy-types`.
+
+mod nack;
+mod resource;
+
+pub use envoy_types::pb as envoy;
+pub use nack::{Rejection, rejections_from_status, status_from_rejections};
+pub use resource::{Change, Resource, ResourceName, ResourceType, UnknownTypeUrl, Version};
