@@ -1,1 +1,33 @@
-//! placeholder
+//! Record layouts shared by the agent, which writes them, and the eBPF programs, which read them.
+//!
+//! A *record* is a `#[repr(C)]` value in a *slot*: a [`RecordHeader`], a fixed part, and a tail of
+//! `header.count` equal elements. A [`SlotPtr`] stands where the xDS model has a pointer, a string or
+//! a repeated member. What a record points at follows from its field types: [`Owned`] is a child that
+//! lives and dies with its parent, [`Ref`] names a [`Handle`] that others may name too.
+//!
+//! ```text
+//! Superblock -> DirectoryPage -> Handle* -> current version of one xDS resource
+//! VIP map    -> Handle(listener) -> Listener -> Handle(cluster) -> Cluster -> Handle(endpoints) -> Endpoints
+//!                                   |-> ClusterSet -> Handle(cluster)*          (weighted TCP route)
+//!                                   |-> Handle(route) -> Route -> Handle(cluster)*
+//! ```
+//!
+//! Invariants: no implicit padding (`bytemuck::Pod` refuses it), every field at its natural
+//! alignment, and any change of a layout changes [`LAYOUT_HASH`], which names the pin root.
+#![no_std]
+#![forbid(unsafe_op_in_unsafe_fn)]
+
+pub mod layout;
+mod maps;
+mod model;
+mod pointer;
+mod question;
+
+pub use layout::{LAYOUT_HASH, Record, RecordHeader, RecordKind};
+pub use maps::{Identity, STATE_VERSION, SocketState, VipKey, VipValue, name_hash};
+pub use model::{
+    Cluster, ClusterSet, DirectoryPage, Endpoint, EndpointChunk, EndpointIndex, Endpoints, Handle, Listener,
+    Route, Superblock, Vip, WeightedCluster, choose,
+};
+pub use pointer::{MAX_SLABS, Owned, Ref, SLAB_BYTES, SlabIndex, SlotPtr, UNIT_BYTES, UNITS_PER_SLAB};
+pub use question::{Answer, Family, Question, Verdict};

@@ -1,0 +1,131 @@
+//! connect4 and connect6: a connect to a VIP goes to an endpoint.
+//!
+//! connect6 also sees IPv4-mapped addresses, which no connect4 program sees.
+
+use aya_ebpf::{
+    bindings::bpf_sock_addr,
+    helpers::{bpf_get_prandom_u32, generated::bpf_set_retval},
+    macros::cgroup_sock_addr,
+    programs::SockAddrContext,
+};
+use slotmesh_records::{Family, SocketState, VipKey};
+
+use crate::{
+    lookup::{Found, Target, look_up},
+    maps::{IDENTITY, SOCKETS},
+};
+
+const ALLOW: i32 = 1;
+const DENY: i32 = 0;
+const ECONNREFUSED: i32 = 111;
+
+#[cgroup_sock_addr(connect4)]
+pub fn connect4(ctx: SockAddrContext) -> i32 {
+    // SAFETY: the kernel hands a valid context; these fields may be read and written in this hook.
+    let addr = unsafe { &mut *ctx.sock_addr };
+    let vip = VipKey::from_v4(addr.user_ip4, addr.user_port as u16, addr.protocol as u8);
+    let Some(verdict) = decide(&ctx, &vip, Family::V4, |target| {
+        addr.user_ip4 = target.addr[3];
+        addr.user_port = u32::from(target.port);
+    }) else {
+        return ALLOW;
+    };
+    verdict
+}
+
+#[cgroup_sock_addr(connect6)]
+pub fn connect6(ctx: SockAddrContext) -> i32 {
+    // SAFETY: as in connect4.
+    let addr = unsafe { &mut *ctx.sock_addr };
+    let vip = VipKey {
+        addr: read_ip6(addr),
+        port: addr.user_port as u16,
+        protocol: addr.protocol as u8,
+        reserved: 0,
+    };
+    let family = if vip.is_v4() { Family::V4 } else { Family::V6 };
+    let Some(verdict) = decide(&ctx, &vip, family, |target| {
+        write_ip6(addr, target.addr);
+        addr.user_port = u32::from(target.port);
+    }) else {
+        return ALLOW;
+    };
+    verdict
+}
+
+/// `None` where the connect isn't ours.
+#[inline(always)]
+fn decide(
+    ctx: &SockAddrContext,
+    vip: &VipKey,
+    family: Family,
+    redirect: impl FnOnce(&Target),
+) -> Option<i32> {
+    // SAFETY: the helper has no preconditions.
+    let found = look_up(vip, family, |_| unsafe { bpf_get_prandom_u32() });
+    let target = match found {
+        Found::Target(target) => target,
+        Found::Refuse => {
+            // SAFETY: the helper has no preconditions; with a refusal it sets what connect returns.
+            unsafe { bpf_set_retval(-ECONNREFUSED) };
+            return Some(DENY);
+        }
+        Found::Pass => {
+            forget(ctx);
+            return None;
+        }
+    };
+    // SAFETY: the storage of this program's attachment is always there.
+    let identity = unsafe { *IDENTITY.get_ptr_mut() };
+    let mut state =
+        SocketState { original: *vip, reserved: 0, cluster: target.cluster, workload: identity.workload };
+    // SAFETY: the context's socket is valid in this hook.
+    let stored = unsafe { SOCKETS.get_or_insert_ptr_mut(ctx, Some(&mut state)) };
+    if !stored.is_null() {
+        // A socket that connects again (after a refusal, say) has a record of its earlier connect.
+        // SAFETY: not null, and the storage lives as long as the socket.
+        unsafe { *stored = state };
+    }
+    redirect(&target);
+    Some(ALLOW)
+}
+
+/// A socket that was redirected once and now goes elsewhere must not answer with its old VIP.
+#[inline(always)]
+fn forget(ctx: &SockAddrContext) {
+    // SAFETY: the context's socket is valid in this hook.
+    unsafe {
+        if !SOCKETS.get_ptr_mut(ctx).is_null() {
+            let _ = SOCKETS.delete((*ctx.sock_addr).__bindgen_anon_1.sk);
+        }
+    }
+}
+
+/// The kernel accepts word-wise access to these fields only; volatile keeps the compiler from
+/// merging the loads.
+#[inline(always)]
+pub fn read_ip6(addr: &bpf_sock_addr) -> [u32; 4] {
+    let words = (&raw const addr.user_ip6).cast::<u32>();
+    // SAFETY: four words within the context.
+    unsafe {
+        [
+            words.read_volatile(),
+            words.add(1).read_volatile(),
+            words.add(2).read_volatile(),
+            words.add(3).read_volatile(),
+        ]
+    }
+}
+
+/// See [`read_ip6`].
+#[inline(always)]
+pub fn write_ip6(addr: &mut bpf_sock_addr, ip: [u32; 4]) {
+    let words = (&raw mut addr.user_ip6).cast::<u32>();
+    // SAFETY: four words within the context.
+    unsafe {
+        words.write_volatile(ip[0]);
+        words.add(1).write_volatile(ip[1]);
+        words.add(2).write_volatile(ip[2]);
+        words.add(3).write_volatile(ip[3]);
+    }
+}

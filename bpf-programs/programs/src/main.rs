@@ -1,0 +1,22 @@
+//! The eBPF programs. Each hook has a file of its own; all decide through [`lookup`].
+//!
+//! Attached per enrolled workload, by link, to its cgroup. None is sleepable: the agent's grace
+//! periods cover non-sleepable programs only.
+#![no_std]
+#![no_main]
+
+mod connect;
+mod getpeername;
+mod lookup;
+mod maps;
+mod question;
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 4] = *b"GPL\0";

@@ -1,0 +1,50 @@
+//! "Where would this connection go?", answered through BPF_PROG_TEST_RUN by the same look-up.
+//!
+//! The kernel offers no test run for cgroup_sock_addr programs, so this is a classifier. The packet
+//! is an Ethernet header (the test run insists on one), a [`Question`] and room for the [`Answer`].
+
+use core::mem::size_of;
+
+use aya_ebpf::{bindings::TC_ACT_OK, macros::classifier, programs::TcContext};
+use slotmesh_records::{Answer, Family, LAYOUT_HASH, Question, Verdict};
+
+use crate::lookup::{Choice, Found, look_up};
+
+const ETHERNET: usize = 14;
+
+#[classifier]
+pub fn question(ctx: TcContext) -> i32 {
+    if let Ok(question) = ctx.load::<Question>(ETHERNET) {
+        let answer = answer(&question);
+        let _ = ctx.skb.store(ETHERNET + size_of::<Question>(), &answer, 0);
+    }
+    TC_ACT_OK as i32
+}
+
+#[inline(always)]
+fn answer(question: &Question) -> Answer {
+    let family = if question.vip.is_v4() { Family::V4 } else { Family::V6 };
+    let found = look_up(&question.vip, family, |choice| match choice {
+        Choice::Cluster => question.cluster_random,
+        Choice::Endpoint => question.endpoint_random,
+    });
+    let mut answer = Answer {
+        layout: LAYOUT_HASH,
+        cluster: 0,
+        addr: [0; 4],
+        port: 0,
+        verdict: Verdict::Pass as u16,
+        reserved: 0,
+    };
+    match found {
+        Found::Pass => {}
+        Found::Refuse => answer.verdict = Verdict::Refuse as u16,
+        Found::Target(target) => {
+            answer.verdict = Verdict::Redirect as u16;
+            answer.addr = target.addr;
+            answer.port = target.port;
+            answer.cluster = target.cluster;
+        }
+    }
+    answer
+}

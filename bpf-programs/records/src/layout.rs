@@ -1,0 +1,230 @@
+//! What a record looks like, as constants: the base of flatten, recovery, dumping and the layout hash.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::{SlotPtr, model, pointer};
+
+/// Identifies a record's type in its header. Zero is no record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
+#[repr(transparent)]
+pub struct RecordKind(u16);
+
+impl RecordKind {
+    /// The kind with this number.
+    pub const fn new(kind: u16) -> Self {
+        Self(kind)
+    }
+
+    /// The number in the header.
+    pub const fn get(self) -> u16 {
+        self.0
+    }
+}
+
+/// What every slot in use begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct RecordHeader {
+    /// The record's type.
+    pub kind: RecordKind,
+    /// The slot's size in units of 64 bytes, so that recovery can rebuild the slot classes.
+    pub units: u16,
+    /// The number of elements in the record's tail.
+    pub count: u32,
+    /// In the root record of a resource: the content hash of the resource (0: unknown). Else 0.
+    pub version: u64,
+}
+
+/// What a field means to whoever walks the records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Points {
+    /// Plain data.
+    Nothing,
+    /// A child slot.
+    Owned,
+    /// A handle.
+    Ref,
+}
+
+/// A field of a record or of a tail element.
+#[derive(Clone, Copy, Debug)]
+pub struct Field {
+    /// The field's name.
+    pub name: &'static str,
+    /// Bytes from the start of the struct.
+    pub offset: usize,
+    /// What it is.
+    pub shape: &'static Shape,
+}
+
+/// The shape of a type that can be part of a record.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// The type's name.
+    pub name: &'static str,
+    /// Its size in bytes.
+    pub size: usize,
+    /// Whether the value is a slot pointer.
+    pub points: Points,
+    /// Its fields, where it is a struct.
+    pub fields: &'static [Field],
+}
+
+/// A type that can be part of a record.
+pub trait Member: Pod {
+    /// Its shape.
+    const SHAPE: Shape;
+}
+
+/// A type that can be the content of a slot.
+pub trait Record: Member {
+    /// The type of the tail's elements; `()` without a tail.
+    type Tail;
+    /// The number in [`RecordHeader::kind`].
+    const KIND: RecordKind;
+    /// The whole layout.
+    const LAYOUT: Layout;
+}
+
+/// The layout of a record: a fixed part and the elements that follow it.
+#[derive(Clone, Copy, Debug)]
+pub struct Layout {
+    /// The number in [`RecordHeader::kind`].
+    pub kind: RecordKind,
+    /// The fixed part, header included.
+    pub fixed: &'static Shape,
+    /// An element of the tail.
+    pub tail: Option<&'static Shape>,
+}
+
+macro_rules! plain {
+    ($($ty:ty),*) => {$(
+        impl Member for $ty {
+            const SHAPE: Shape =
+                Shape { name: stringify!($ty), size: size_of::<$ty>(), points: Points::Nothing, fields: &[] };
+        }
+    )*};
+}
+
+plain!(u8, u16, u32, u64, [u8; 3], [u32; 4], RecordHeader);
+
+impl Member for () {
+    const SHAPE: Shape = Shape { name: "()", size: 0, points: Points::Nothing, fields: &[] };
+}
+
+impl Member for SlotPtr {
+    const SHAPE: Shape = Shape { name: "SlotPtr", size: 4, points: Points::Nothing, fields: &[] };
+}
+
+impl<T: 'static> Member for pointer::Owned<T> {
+    const SHAPE: Shape = Shape { name: "Owned", size: 4, points: Points::Owned, fields: &[] };
+}
+
+impl<T: 'static> Member for pointer::Ref<T> {
+    const SHAPE: Shape = Shape { name: "Ref", size: 4, points: Points::Ref, fields: &[] };
+}
+
+/// The layout of the records of this kind; `None` where no record has it.
+pub fn layout_of(kind: RecordKind) -> Option<&'static Layout> {
+    model::LAYOUTS.iter().find(|layout| layout.kind == kind)
+}
+
+/// A record whose bytes don't fit its header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Malformed {
+    /// No record has this kind.
+    UnknownKind(RecordKind),
+    /// The header, or the tail that it tells of, reaches past the slot's end.
+    TooShort,
+}
+
+impl core::fmt::Display for Malformed {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::UnknownKind(kind) => write!(f, "no record has kind {}", kind.get()),
+            Self::TooShort => f.write_str("the record reaches past the end of its slot"),
+        }
+    }
+}
+
+impl core::error::Error for Malformed {}
+
+/// Calls `visit` for each slot pointer that is not null in the record at the start of `slot`.
+///
+/// # Errors
+/// Where the bytes are no record; nothing was visited then.
+pub fn pointers(slot: &[u8], mut visit: impl FnMut(Points, SlotPtr)) -> Result<RecordHeader, Malformed> {
+    let header: RecordHeader =
+        bytemuck::try_pod_read_unaligned(slot.get(..size_of::<RecordHeader>()).ok_or(Malformed::TooShort)?)
+            .map_err(|_| Malformed::TooShort)?;
+    let layout = layout_of(header.kind).ok_or(Malformed::UnknownKind(header.kind))?;
+    let tail_bytes = layout.tail.map_or(0, |tail| tail.size * header.count as usize);
+    let slot = slot.get(..layout.fixed.size + tail_bytes).ok_or(Malformed::TooShort)?;
+    let (fixed, tail) = slot.split_at(layout.fixed.size);
+    visit_shape(layout.fixed, fixed, &mut visit);
+    if let Some(element) = layout.tail.filter(|element| has_pointers(element)) {
+        for bytes in tail.chunks_exact(element.size) {
+            visit_shape(element, bytes, &mut visit);
+        }
+    }
+    Ok(header)
+}
+
+fn has_pointers(shape: &Shape) -> bool {
+    shape.points != Points::Nothing || shape.fields.iter().any(|field| has_pointers(field.shape))
+}
+
+fn visit_shape(shape: &Shape, bytes: &[u8], visit: &mut impl FnMut(Points, SlotPtr)) {
+    if shape.points != Points::Nothing {
+        let ptr: SlotPtr = bytemuck::pod_read_unaligned(&bytes[..size_of::<SlotPtr>()]);
+        if !ptr.is_null() {
+            visit(shape.points, ptr);
+        }
+    }
+    for field in shape.fields {
+        visit_shape(field.shape, &bytes[field.offset..field.offset + field.shape.size], visit);
+    }
+}
+
+/// Changes with any change of any record's layout. Records of another layout are never read: they lie
+/// under another pin root.
+pub const LAYOUT_HASH: u64 = {
+    let mut hash = fnv1a(FNV_OFFSET, b"slotmesh records 1");
+    let mut i = 0;
+    while i < model::LAYOUTS.len() {
+        let layout = &model::LAYOUTS[i];
+        hash = fnv1a(hash, &layout.kind.get().to_le_bytes());
+        hash = shape_hash(hash, layout.fixed);
+        if let Some(tail) = layout.tail {
+            hash = shape_hash(hash, tail);
+        }
+        i += 1;
+    }
+    shape_hash(hash, &<crate::VipKey as Member>::SHAPE)
+};
+
+const fn shape_hash(mut hash: u64, shape: &Shape) -> u64 {
+    hash = fnv1a(hash, shape.name.as_bytes());
+    hash = fnv1a(hash, &(shape.size as u64).to_le_bytes());
+    let mut i = 0;
+    while i < shape.fields.len() {
+        let field = &shape.fields[i];
+        hash = fnv1a(hash, field.name.as_bytes());
+        hash = fnv1a(hash, &(field.offset as u64).to_le_bytes());
+        hash = shape_hash(hash, field.shape);
+        i += 1;
+    }
+    hash
+}
+
+pub(crate) const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+
+/// FNV-1a, 64 bits: usable in constants and small enough for an eBPF program.
+pub(crate) const fn fnv1a(mut hash: u64, bytes: &[u8]) -> u64 {
+    let mut i = 0;
+    while i < bytes.len() {
+        hash = (hash ^ bytes[i] as u64).wrapping_mul(0x0000_0100_0000_01b3);
+        i += 1;
+    }
+    hash
+}

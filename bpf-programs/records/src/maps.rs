@@ -1,0 +1,183 @@
+//! Keys and values of the maps beside the outer map: VIPs, sockets, identities.
+//!
+//! Addresses are 16 bytes in network order as four words, IPv4 as `::ffff:a.b.c.d`; ports are in
+//! network order too, so that a program copies them from and to its context unchanged.
+
+use core::net::{IpAddr, Ipv6Addr};
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::{
+    Handle, Ref, SlotPtr,
+    layout::{FNV_OFFSET, fnv1a},
+};
+
+/// The version of the per-socket and identity state, which outlives a change of record layouts.
+pub const STATE_VERSION: u32 = 1;
+
+const V4_MAPPED: u32 = 0xffff_u32.to_be();
+
+/// A virtual address: the key of the VIP map, and of each Vip that a listener record keeps.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable, slotmesh_records_derive::Member,
+)]
+#[repr(C)]
+pub struct VipKey {
+    /// The address, network order.
+    pub addr: [u32; 4],
+    /// The port, network order.
+    pub port: u16,
+    /// The IP protocol (`IPPROTO_TCP` is 6).
+    pub protocol: u8,
+    /// Zero.
+    pub reserved: u8,
+}
+
+impl VipKey {
+    /// `IPPROTO_TCP`
+    pub const TCP: u8 = 6;
+
+    /// The key of an address.
+    pub const fn new(ip: IpAddr, port: u16, protocol: u8) -> Self {
+        Self { addr: words(ip), port: port.to_be(), protocol, reserved: 0 }
+    }
+
+    /// The key of an IPv4 address as a socket context holds it (network order).
+    #[inline(always)]
+    pub const fn from_v4(ip: u32, port: u16, protocol: u8) -> Self {
+        Self { addr: [0, 0, V4_MAPPED, ip], port, protocol, reserved: 0 }
+    }
+
+    /// The address and port, for people.
+    pub fn socket_addr(&self) -> core::net::SocketAddr {
+        core::net::SocketAddr::new(ip(self.addr), u16::from_be(self.port))
+    }
+
+    /// Whether the address is an IPv4 address, perhaps in its IPv6-mapped form.
+    #[inline(always)]
+    pub const fn is_v4(&self) -> bool {
+        self.addr[0] == 0 && self.addr[1] == 0 && self.addr[2] == V4_MAPPED
+    }
+
+    /// A hash that a [`VipValue`] repeats, so that a value can be told from that of a reused element.
+    #[inline(always)]
+    pub const fn tag(&self) -> u32 {
+        const MIX: u32 = 0x9e37_79b1;
+        let mut hash = (self.port as u32) << 8 | self.protocol as u32;
+        let mut i = 0;
+        while i < 4 {
+            hash = (hash ^ self.addr[i]).wrapping_mul(MIX);
+            hash ^= hash >> 15;
+            i += 1;
+        }
+        hash
+    }
+}
+
+/// The words of an address, network order, IPv4 mapped into IPv6.
+pub const fn words(ip: IpAddr) -> [u32; 4] {
+    let o = match ip {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    };
+    [
+        u32::from_ne_bytes([o[0], o[1], o[2], o[3]]),
+        u32::from_ne_bytes([o[4], o[5], o[6], o[7]]),
+        u32::from_ne_bytes([o[8], o[9], o[10], o[11]]),
+        u32::from_ne_bytes([o[12], o[13], o[14], o[15]]),
+    ]
+}
+
+/// The address in four words; a mapped IPv4 address comes back as IPv4.
+pub fn ip(words: [u32; 4]) -> IpAddr {
+    let octets: [u8; 16] = bytemuck::cast(words);
+    let v6 = Ipv6Addr::from(octets);
+    v6.to_ipv4_mapped().map_or(IpAddr::V6(v6), IpAddr::V4)
+}
+
+/// The value of the VIP map: the listener's handle and the key's tag, in one aligned 64-bit word.
+///
+/// The kernel reuses a deleted element of a hash map at once, so a program may find the value of
+/// another key behind the pointer that it was given. One 64-bit load of pointer and tag together
+/// tells: a value whose tag isn't that of the key asked for is treated as absent, as it then is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(transparent)]
+pub struct VipValue(u64);
+
+impl VipValue {
+    /// The value to store under `key`.
+    pub const fn new(key: &VipKey, listener: Ref<Handle>) -> Self {
+        Self((key.tag() as u64) << 32 | listener.ptr().bits() as u64)
+    }
+
+    /// The value with these bits.
+    #[inline(always)]
+    pub const fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    /// The bits that the map holds.
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// The listener's handle; `None` where the value belongs to another key.
+    #[inline(always)]
+    pub const fn listener(self, key: &VipKey) -> Option<SlotPtr> {
+        if (self.0 >> 32) as u32 == key.tag() { Some(SlotPtr::from_bits(self.0 as u32)) } else { None }
+    }
+}
+
+/// What a redirected socket remembers, in its sk_storage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct SocketState {
+    /// What the application asked for: what getpeername answers.
+    pub original: VipKey,
+    /// Zero.
+    pub reserved: u32,
+    /// [`name_hash`] of the chosen cluster.
+    pub cluster: u64,
+    /// [`Identity::workload`] of the caller.
+    pub workload: u64,
+}
+
+/// Who a program's caller is, in the cgroup storage of the program's attachment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Identity {
+    /// [`name_hash`] of `NAMESPACE/NAME`.
+    pub workload: u64,
+    /// [`name_hash`] of the namespace.
+    pub namespace: u64,
+}
+
+/// The hash by which programs know a name (FNV-1a, 64 bits).
+pub const fn name_hash(name: &str) -> u64 {
+    fnv1a(FNV_OFFSET, name.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn v4_and_its_mapped_form_are_one_key() {
+        let v4 = VipKey::new("10.96.0.10".parse().unwrap(), 80, 6);
+        let mapped = VipKey::new("::ffff:10.96.0.10".parse().unwrap(), 80, 6);
+        assert_eq!(v4, mapped);
+        assert!(v4.is_v4());
+        assert_eq!(v4.socket_addr(), "10.96.0.10:80".parse().unwrap());
+        let from_context = VipKey::from_v4(u32::from_ne_bytes([10, 96, 0, 10]), 80_u16.to_be(), 6);
+        assert_eq!(from_context, v4);
+    }
+
+    #[test]
+    fn value_of_another_key_is_told_apart() {
+        let web = VipKey::new("10.96.0.10".parse().unwrap(), 80, 6);
+        let db = VipKey::new("10.96.0.10".parse().unwrap(), 81, 6);
+        let value = VipValue::new(&web, Ref::new(SlotPtr::from_bits(77)));
+        assert_eq!(value.listener(&web), Some(SlotPtr::from_bits(77)));
+        assert_eq!(value.listener(&db), None);
+    }
+}

@@ -1,0 +1,71 @@
+//! "Where would this connection go?": what the question program is asked and what it answers.
+//!
+//! Both travel in the packet buffer of BPF_PROG_TEST_RUN: the question first, the answer behind it.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::VipKey;
+
+/// Which of a cluster's endpoints can be chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4, also in its IPv6-mapped form.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+/// A connect that isn't made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Question {
+    /// Where to.
+    pub vip: VipKey,
+    /// The random number by which a cluster is chosen.
+    pub cluster_random: u32,
+    /// The random number by which an endpoint is chosen.
+    pub endpoint_random: u32,
+}
+
+/// What would become of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Answer {
+    /// [`LAYOUT_HASH`](crate::LAYOUT_HASH) of the program that answered.
+    pub layout: u64,
+    /// [`name_hash`](crate::name_hash) of the chosen cluster.
+    pub cluster: u64,
+    /// The chosen endpoint's address, network order.
+    pub addr: [u32; 4],
+    /// The chosen endpoint's port, network order.
+    pub port: u16,
+    /// A [`Verdict`] as a number.
+    pub verdict: u16,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// What the look-up decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub enum Verdict {
+    /// Not an address of ours: the connection goes where it was meant to go.
+    Pass = 0,
+    /// A known service without an endpoint: refused at once.
+    Refuse = 1,
+    /// Redirected to the endpoint.
+    Redirect = 2,
+}
+
+impl TryFrom<u16> for Verdict {
+    type Error = u16;
+
+    fn try_from(verdict: u16) -> Result<Self, u16> {
+        match verdict {
+            0 => Ok(Self::Pass),
+            1 => Ok(Self::Refuse),
+            2 => Ok(Self::Redirect),
+            other => Err(other),
+        }
+    }
+}
