@@ -1,1 +1,20 @@
-//! placeholder
+//! The only place of the agent with `unsafe`: bpf(2), mmap, pins, links and what the host offers.
+//!
+//! Every bpf(2) call of slotmesh's own goes through one function ([`sys`]), which counts them, so that
+//! "no system call on the path of an update" is a number that tests and benches can read.
+
+mod arena;
+mod host;
+mod link;
+mod map;
+mod outer;
+mod program;
+mod sys;
+
+pub use arena::{Arena, MappedSlab, Reservation};
+pub use host::{Host, HostError, Lock, cgroup_id, ensure_bpffs};
+pub use link::{Hook, Link};
+pub use map::{Map, MapKind, MapSpec};
+pub use outer::{Outer, OuterError};
+pub use program::test_run;
+pub use sys::{BpfError, bpf_calls};

@@ -1,0 +1,95 @@
+//! Links of programs to cgroups.
+
+use std::{
+    os::fd::{AsRawFd as _, BorrowedFd, OwnedFd},
+    path::Path,
+};
+
+use aya_obj::generated::{bpf_attach_type, bpf_link_info, bpf_link_type};
+
+use crate::sys::{self, BpfError, attr, bpf, bpf_cmd, bpf_fd};
+
+/// Where a program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Hook {
+    /// connect(2) of an IPv4 socket.
+    Connect4,
+    /// connect(2) of an IPv6 socket, IPv4-mapped addresses included.
+    Connect6,
+    /// getpeername(2) of an IPv4 socket.
+    GetPeerName4,
+    /// getpeername(2) of an IPv6 socket.
+    GetPeerName6,
+}
+
+impl Hook {
+    /// All hooks.
+    pub const ALL: [Self; 4] = [Self::Connect4, Self::Connect6, Self::GetPeerName4, Self::GetPeerName6];
+
+    /// The program's name in the object, and the link's name among the pins.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Connect4 => "connect4",
+            Self::Connect6 => "connect6",
+            Self::GetPeerName4 => "getpeername4",
+            Self::GetPeerName6 => "getpeername6",
+        }
+    }
+
+    const fn attach_type(self) -> u32 {
+        match self {
+            Self::Connect4 => bpf_attach_type::BPF_CGROUP_INET4_CONNECT as u32,
+            Self::Connect6 => bpf_attach_type::BPF_CGROUP_INET6_CONNECT as u32,
+            Self::GetPeerName4 => bpf_attach_type::BPF_CGROUP_INET4_GETPEERNAME as u32,
+            Self::GetPeerName6 => bpf_attach_type::BPF_CGROUP_INET6_GETPEERNAME as u32,
+        }
+    }
+}
+
+/// A program attached to a cgroup. Detached when the link is closed, unless it is pinned.
+#[derive(Debug)]
+pub struct Link {
+    fd: OwnedFd,
+}
+
+impl Link {
+    /// Attaches `program` to `cgroup`.
+    pub fn attach(hook: Hook, cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) -> Result<Self, BpfError> {
+        let mut attr = attr();
+        attr.link_create.__bindgen_anon_1.prog_fd = program.as_raw_fd() as u32;
+        attr.link_create.__bindgen_anon_2.target_fd = cgroup.as_raw_fd() as u32;
+        attr.link_create.attach_type = hook.attach_type();
+        Ok(Self { fd: bpf_fd("BPF_LINK_CREATE", bpf_cmd::BPF_LINK_CREATE, &mut attr)? })
+    }
+
+    /// Opens the link pinned at `path`; `None` where nothing is pinned there.
+    pub fn open(path: &Path) -> Result<Option<Self>, BpfError> {
+        Ok(sys::open(path)?.map(|fd| Self { fd }))
+    }
+
+    /// Pins the link.
+    pub fn pin(&self, path: &Path) -> Result<(), BpfError> {
+        sys::pin(&self.fd, path)
+    }
+
+    /// The id of the cgroup and whether the link is one of `hook`. The cgroup is 0 once it is removed.
+    pub fn target(&self, hook: Hook) -> Result<(u64, bool), BpfError> {
+        let info: bpf_link_info = sys::info(&self.fd)?;
+        if info.type_ != bpf_link_type::BPF_LINK_TYPE_CGROUP as u32 {
+            return Ok((0, false));
+        }
+        // SAFETY: the type says that the kernel filled the cgroup member.
+        let cgroup = unsafe { info.__bindgen_anon_1.cgroup };
+        Ok((cgroup.cgroup_id, cgroup.attach_type == hook.attach_type()))
+    }
+
+    /// Replaces the program; connections never meet a moment without one.
+    ///
+    /// The kernel doesn't refuse a program of another hook: compare [`target`](Self::target) first.
+    pub fn replace(&self, program: BorrowedFd<'_>) -> Result<(), BpfError> {
+        let mut attr = attr();
+        attr.link_update.link_fd = self.fd.as_raw_fd() as u32;
+        attr.link_update.__bindgen_anon_1.new_prog_fd = program.as_raw_fd() as u32;
+        bpf("BPF_LINK_UPDATE", bpf_cmd::BPF_LINK_UPDATE, &mut attr).map(drop)
+    }
+}

@@ -1,0 +1,186 @@
+//! Maps: create, open, read and write elements.
+
+use std::{
+    marker::PhantomData,
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
+    path::Path,
+};
+
+use aya_obj::generated::{bpf_map_info, bpf_map_type};
+use bytemuck::Pod;
+
+use crate::sys::{self, BpfError, attr, bpf, bpf_cmd, bpf_fd};
+
+/// The map types that the agent creates itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MapKind {
+    /// `BPF_MAP_TYPE_ARRAY`
+    Array,
+    /// `BPF_MAP_TYPE_HASH`
+    Hash,
+    /// `BPF_MAP_TYPE_ARRAY_OF_MAPS`
+    ArrayOfMaps,
+    /// `BPF_MAP_TYPE_CGROUP_STORAGE`, keyed by cgroup id, so that all hooks of a cgroup share a value
+    /// (kernel 5.9: a key of 8 bytes means "shared").
+    CgroupStorage,
+}
+
+impl MapKind {
+    const fn number(self) -> u32 {
+        match self {
+            Self::Array => bpf_map_type::BPF_MAP_TYPE_ARRAY as u32,
+            Self::Hash => bpf_map_type::BPF_MAP_TYPE_HASH as u32,
+            Self::ArrayOfMaps => bpf_map_type::BPF_MAP_TYPE_ARRAY_OF_MAPS as u32,
+            Self::CgroupStorage => bpf_map_type::BPF_MAP_TYPE_CGROUP_STORAGE_DEPRECATED as u32,
+        }
+    }
+}
+
+/// What a map is to be.
+#[derive(Clone, Copy, Debug)]
+pub struct MapSpec {
+    /// Up to 15 bytes, for bpftool.
+    pub name: &'static str,
+    /// The map type.
+    pub kind: MapKind,
+    /// Elements.
+    pub max_entries: u32,
+    /// `BPF_F_*`
+    pub flags: u32,
+}
+
+/// A map with keys `K` and values `V`.
+#[derive(Debug)]
+pub struct Map<K, V> {
+    fd: OwnedFd,
+    types: PhantomData<fn(K) -> V>,
+}
+
+impl<K: Pod, V: Pod> Map<K, V> {
+    /// Creates a map; `inner` is the template of a map of maps.
+    pub fn create(spec: &MapSpec, inner: Option<BorrowedFd<'_>>) -> Result<Self, BpfError> {
+        let mut attr = attr();
+        // SAFETY: the attribute is all zero, so every member of the union is initialised.
+        let create = unsafe { &mut attr.__bindgen_anon_1 };
+        create.map_type = spec.kind.number();
+        create.key_size = size_of::<K>() as u32;
+        create.value_size = size_of::<V>() as u32;
+        create.max_entries = spec.max_entries;
+        create.map_flags = spec.flags;
+        create.inner_map_fd = inner.map_or(0, |fd| fd.as_raw_fd() as u32);
+        for (to, from) in create.map_name.iter_mut().zip(spec.name.bytes().take(15)) {
+            *to = from as libc::c_char;
+        }
+        let fd = bpf_fd("BPF_MAP_CREATE", bpf_cmd::BPF_MAP_CREATE, &mut attr)?;
+        Ok(Self { fd, types: PhantomData })
+    }
+
+    /// Opens the map pinned at `path`, or creates it as `spec` says and pins it there.
+    ///
+    /// # Errors
+    /// Also where what is pinned there is another kind of map, or of another size.
+    pub fn open_or_create(
+        path: &Path,
+        spec: &MapSpec,
+        inner: Option<BorrowedFd<'_>>,
+    ) -> Result<Self, BpfError> {
+        if let Some(map) = Self::open(path)? {
+            let info: bpf_map_info = sys::info(&map.fd)?;
+            let found = (info.type_, info.key_size, info.value_size, info.max_entries);
+            let wanted = (spec.kind.number(), size_of::<K>() as u32, size_of::<V>() as u32, spec.max_entries);
+            if found != wanted {
+                return Err(BpfError {
+                    call: "BPF_OBJ_GET",
+                    source: std::io::Error::other(format!(
+                        "{} is another map: (type, key size, value size, elements) is {found:?}, not {wanted:?}",
+                        path.display()
+                    )),
+                });
+            }
+            return Ok(map);
+        }
+        let map = Self::create(spec, inner)?;
+        map.pin(path)?;
+        Ok(map)
+    }
+
+    /// Opens the map pinned at `path`; `None` where nothing is pinned there.
+    pub fn open(path: &Path) -> Result<Option<Self>, BpfError> {
+        Ok(sys::open(path)?.map(|fd| Self { fd, types: PhantomData }))
+    }
+
+    /// Pins the map.
+    pub fn pin(&self, path: &Path) -> Result<(), BpfError> {
+        sys::pin(&self.fd, path)
+    }
+
+    /// Inserts or replaces an element.
+    pub fn update(&self, key: &K, value: &V) -> Result<(), BpfError> {
+        let mut attr = self.element(key);
+        attr.__bindgen_anon_2.__bindgen_anon_1.value = std::ptr::from_ref(value) as u64;
+        bpf("BPF_MAP_UPDATE_ELEM", bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attr).map(drop)
+    }
+
+    /// Inserts or replaces many elements with one call.
+    pub fn update_batch(&self, keys: &[K], values: &[V]) -> Result<(), BpfError> {
+        assert_eq!(keys.len(), values.len());
+        let mut attr = attr();
+        attr.batch.map_fd = self.fd.as_raw_fd() as u32;
+        attr.batch.keys = keys.as_ptr() as u64;
+        attr.batch.values = values.as_ptr() as u64;
+        attr.batch.count = keys.len() as u32;
+        bpf("BPF_MAP_UPDATE_BATCH", bpf_cmd::BPF_MAP_UPDATE_BATCH, &mut attr).map(drop)
+    }
+
+    /// Removes an element; whether it was there.
+    pub fn delete(&self, key: &K) -> Result<bool, BpfError> {
+        let mut attr = self.element(key);
+        match bpf("BPF_MAP_DELETE_ELEM", bpf_cmd::BPF_MAP_DELETE_ELEM, &mut attr) {
+            Ok(_) => Ok(true),
+            Err(error) if error.errno() == Some(libc::ENOENT) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reads an element.
+    pub fn get(&self, key: &K) -> Result<Option<V>, BpfError> {
+        let mut value = V::zeroed();
+        let mut attr = self.element(key);
+        attr.__bindgen_anon_2.__bindgen_anon_1.value = (&raw mut value) as u64;
+        match bpf("BPF_MAP_LOOKUP_ELEM", bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attr) {
+            Ok(_) => Ok(Some(value)),
+            Err(error) if error.errno() == Some(libc::ENOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// All keys of a map that nobody else writes meanwhile.
+    pub fn keys(&self) -> Result<Vec<K>, BpfError> {
+        let mut keys: Vec<K> = Vec::new();
+        loop {
+            let mut next = K::zeroed();
+            let mut attr = attr();
+            attr.__bindgen_anon_2.map_fd = self.fd.as_raw_fd() as u32;
+            attr.__bindgen_anon_2.key = keys.last().map_or(0, |key| std::ptr::from_ref(key) as u64);
+            attr.__bindgen_anon_2.__bindgen_anon_1.next_key = (&raw mut next) as u64;
+            match bpf("BPF_MAP_GET_NEXT_KEY", bpf_cmd::BPF_MAP_GET_NEXT_KEY, &mut attr) {
+                Ok(_) => keys.push(next),
+                Err(error) if error.errno() == Some(libc::ENOENT) => return Ok(keys),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn element(&self, key: &K) -> sys::bpf_attr {
+        let mut attr = attr();
+        attr.__bindgen_anon_2.map_fd = self.fd.as_raw_fd() as u32;
+        attr.__bindgen_anon_2.key = std::ptr::from_ref(key) as u64;
+        attr
+    }
+}
+
+impl<K, V> AsFd for Map<K, V> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
