@@ -4,8 +4,12 @@
 //! Neither side depends on the other; both depend on this crate and on `envoy-types`.
 
 mod nack;
+mod parts;
+mod per_type;
 mod resource;
 
 pub use envoy_types::pb as envoy;
 pub use nack::{Rejection, rejections_from_status, status_from_rejections};
+pub use parts::{more_follows, system_version_info};
+pub use per_type::PerType;
 pub use resource::{Change, Resource, ResourceName, ResourceType, UnknownTypeUrl, Version};

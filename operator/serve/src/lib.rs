@@ -1,1 +1,31 @@
-//! placeholder
+//! Delta ADS server: hands the compiled resources to the agents.
+//!
+//! ```text
+//! compile --apply(changes)--> Store --wake--> stream task --> Stream (state machine) --> agent
+//!                               |                  ^                                      |
+//!                               +-- look-up <------+------------- requests, ACK, NACK ----+
+//! ```
+//!
+//! - [`Store`] holds what is to be served. A batch of changes is applied as a whole and marks, in
+//!   each stream's inbox, only the names that it touched.
+//! - `stream` is a state machine without sockets, clock or tasks: requests and dirty names in,
+//!   responses out. It decides what an agent lacks and in which order it is sent.
+//! - `service` moves messages between tonic and the state machine; `listen` serves connections.
+//!
+//! Invariant: between two rounds of a stream, what the agent has acknowledged is the content of the
+//! store at one generation (minus what it refused), and on the way from one generation to the next
+//! nothing that it holds refers to what it has not got.
+
+mod listen;
+mod round;
+mod service;
+mod status;
+mod store;
+mod stream;
+mod subscription;
+mod tracker;
+
+pub use listen::serve;
+pub use service::{Config, DeltaAds, server};
+pub use status::{Acknowledgement, AgentStatus, NodeName, Rejected, StreamId, TypeStatus};
+pub use store::Store;

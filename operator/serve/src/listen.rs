@@ -1,0 +1,49 @@
+//! Serves a store on whatever yields connections: TCP, a Unix socket, an in-memory pipe.
+
+use std::io;
+
+use futures::Stream;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::transport::{Error, Server, server::Connected};
+
+use crate::{Config, Store, service::tracked_server};
+
+/// Serves `store` on the connections of `incoming` until `shutdown` is cancelled, then ends the
+/// streams and waits for the connections, at most for [`Config::drain`].
+///
+/// It also returns, once the connections have ended, when `incoming` ends.
+pub async fn serve<C>(
+    store: Store,
+    config: Config,
+    incoming: impl Stream<Item = io::Result<C>>,
+    shutdown: CancellationToken,
+) -> Result<(), Error>
+where
+    C: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+{
+    let tasks = TaskTracker::new();
+    let drain = config.drain;
+    // Streams also end when this future is dropped.
+    let streams = shutdown.child_token();
+    let end_streams = streams.clone().drop_guard();
+    let serving = Server::builder()
+        .http2_keepalive_interval(Some(config.keepalive))
+        .add_service(tracked_server(store, config, streams, tasks.clone()))
+        .serve_with_incoming_shutdown(incoming, shutdown.cancelled());
+    let too_late = async {
+        shutdown.cancelled().await;
+        tokio::time::sleep(drain).await;
+    };
+    let served = tokio::select! {
+        served = serving => served,
+        () = too_late => {
+            tracing::warn!(?drain, "connections still open after the drain time are left behind");
+            Ok(())
+        }
+    };
+    tasks.close();
+    drop(end_streams);
+    tasks.wait().await;
+    served
+}

@@ -1,0 +1,247 @@
+//! One walk of an agent from what it has to one generation of the store, in make-before-break order.
+//!
+//! ```text
+//! clusters -> endpoints -> routes -> listeners -> gone listeners -> gone routes -> gone endpoints -> gone clusters
+//! ```
+//!
+//! A stage begins when every response of the stage before it is acknowledged. What a round sends is
+//! fixed when it begins: were a route taken from a newer generation in mid-round, the clusters that
+//! it needs would already have been passed over; and were the round restarted on each change,
+//! routes would never be sent while changes keep coming. Changes that arrive meanwhile make the
+//! next round, each name once, at its latest content. Each round has at most eight stages, so
+//! nothing waits for ever as long as the agent answers.
+
+use std::{collections::HashMap, mem};
+
+use envoy_types::pb::{
+    envoy::service::discovery::v3::{DeltaDiscoveryResponse, Resource as WireResource},
+    google::protobuf::Any,
+};
+use slotmesh_xds::{PerType, Resource, ResourceName, ResourceType, system_version_info};
+
+use crate::{
+    store::Resources,
+    tracker::{Needs, Sent, Tracker},
+};
+
+/// What a resource or name costs in a message beyond its own bytes, rounded up: tags, lengths, the
+/// version and the type URL.
+const OVERHEAD: usize = 160;
+
+/// What is sent at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// New and changed resources of this type.
+    Make(ResourceType),
+    /// Removals of this type.
+    Break(ResourceType),
+}
+
+impl Stage {
+    const ORDER: [Self; 2 * ResourceType::ALL.len()] = [
+        Self::Make(ResourceType::Cluster),
+        Self::Make(ResourceType::Endpoints),
+        Self::Make(ResourceType::Route),
+        Self::Make(ResourceType::Listener),
+        Self::Break(ResourceType::Listener),
+        Self::Break(ResourceType::Route),
+        Self::Break(ResourceType::Endpoints),
+        Self::Break(ResourceType::Cluster),
+    ];
+}
+
+/// A response that is not acknowledged yet.
+#[derive(Debug)]
+pub(crate) struct InFlight {
+    pub(crate) ty: ResourceType,
+    pub(crate) items: Vec<(ResourceName, Sent)>,
+}
+
+/// What the round has to do next.
+#[derive(Debug)]
+pub(crate) enum Step {
+    /// Send this; its acknowledgement settles these names.
+    Send(Box<DeltaDiscoveryResponse>, InFlight),
+    /// Wait for acknowledgements.
+    Wait,
+    /// The round is over.
+    Done,
+}
+
+#[derive(Debug)]
+pub(crate) struct Round {
+    generation: u64,
+    needs: PerType<Needs>,
+    stages: std::slice::Iter<'static, Stage>,
+    stage: Stage,
+}
+
+impl Round {
+    /// Takes from the trackers what the agent lacks of this generation.
+    pub(crate) fn begin(trackers: &mut PerType<Tracker>, resources: &Resources) -> Self {
+        let needs = PerType::from_fn(|ty| trackers[ty].take_needs(resources));
+        let mut stages = Stage::ORDER.iter();
+        let stage = *stages.next().unwrap_or(&Stage::Make(ResourceType::Cluster));
+        Self { generation: resources.generation(), needs, stages, stage }
+    }
+
+    pub(crate) fn stage(&self) -> Stage {
+        self.stage
+    }
+
+    /// The next response, or whether to wait. `settled` says that nothing sent is unacknowledged.
+    pub(crate) fn step(&mut self, trackers: &mut PerType<Tracker>, settled: bool, limit: usize) -> Step {
+        loop {
+            let response = match self.stage {
+                Stage::Make(ty) => self.make(ty, &trackers[ty], limit),
+                Stage::Break(ty) => self.unmake(ty, &trackers[ty], limit),
+            };
+            if let Some((response, in_flight)) = response {
+                return Step::Send(Box::new(response), in_flight);
+            }
+            if !settled {
+                return Step::Wait;
+            }
+            let Some(next) = self.stages.next() else { return Step::Done };
+            let turning = matches!((self.stage, next), (Stage::Make(_), Stage::Break(_)));
+            self.stage = *next;
+            // An agent that has just connected asks for one type after the other, and this round
+            // knows only those that it had asked for when the round began. What those others refer
+            // to isn't removed before they have been brought up to date.
+            if turning && trackers.iter().any(|(_, tracker)| tracker.never_answered()) {
+                for (ty, tracker) in trackers.iter_mut() {
+                    for name in mem::take(&mut self.needs[ty].removals) {
+                        tracker.postpone_removal(name);
+                    }
+                }
+            }
+        }
+    }
+
+    fn make(
+        &mut self,
+        ty: ResourceType,
+        tracker: &Tracker,
+        limit: usize,
+    ) -> Option<(DeltaDiscoveryResponse, InFlight)> {
+        let needs = &mut self.needs[ty];
+        let mut items = Vec::new();
+        let mut resources = Vec::new();
+        let mut removed_resources = Vec::new();
+        let mut size = 0;
+        // The client may have unsubscribed since the round began.
+        let mut covered = |name: &ResourceName| tracker.covers(name);
+        while let Some(resource) = pop_within(&mut needs.upserts, &mut size, limit, cost, &mut covered) {
+            items.push((resource.name.clone(), Sent::Upsert(resource.version)));
+            resources.push(wire(resource));
+        }
+        while let Some(name) = pop_within(&mut needs.absent, &mut size, limit, name_cost, &mut covered) {
+            removed_resources.push(name.to_string());
+            items.push((name, Sent::Absent));
+        }
+        if items.is_empty() && !needs.answer {
+            return None;
+        }
+        needs.answer = false;
+        let more = !needs.upserts.is_empty() || !needs.absent.is_empty();
+        Some((self.response(ty, resources, removed_resources, more), InFlight { ty, items }))
+    }
+
+    fn unmake(
+        &mut self,
+        ty: ResourceType,
+        tracker: &Tracker,
+        limit: usize,
+    ) -> Option<(DeltaDiscoveryResponse, InFlight)> {
+        let removals = &mut self.needs[ty].removals;
+        let mut items = Vec::new();
+        let mut size = 0;
+        let mut covered = |name: &ResourceName| tracker.covers(name);
+        while let Some(name) = pop_within(removals, &mut size, limit, name_cost, &mut covered) {
+            items.push((name, Sent::Removal));
+        }
+        if items.is_empty() {
+            return None;
+        }
+        let more = !removals.is_empty();
+        let names = items.iter().map(|(name, _)| name.to_string()).collect();
+        Some((self.response(ty, Vec::new(), names, more), InFlight { ty, items }))
+    }
+
+    fn response(
+        &self,
+        ty: ResourceType,
+        resources: Vec<WireResource>,
+        removed_resources: Vec<String>,
+        more: bool,
+    ) -> DeltaDiscoveryResponse {
+        DeltaDiscoveryResponse {
+            system_version_info: system_version_info(self.generation, more),
+            type_url: ty.type_url().to_owned(),
+            resources,
+            removed_resources,
+            ..DeltaDiscoveryResponse::default()
+        }
+    }
+}
+
+/// Responses that are sent and not acknowledged, by nonce.
+pub(crate) type Unacknowledged = HashMap<String, InFlight>;
+
+/// An item that is part of a message.
+trait Named {
+    fn name(&self) -> &ResourceName;
+}
+
+impl Named for Resource {
+    fn name(&self) -> &ResourceName {
+        &self.name
+    }
+}
+
+impl Named for ResourceName {
+    fn name(&self) -> &ResourceName {
+        self
+    }
+}
+
+/// Takes the last item that `covered` lets pass, if the message stays within `limit` with it. The
+/// first item of a message always fits: one resource can't be split.
+fn pop_within<T: Named>(
+    items: &mut Vec<T>,
+    size: &mut usize,
+    limit: usize,
+    cost: impl Fn(&T) -> usize,
+    covered: &mut impl FnMut(&ResourceName) -> bool,
+) -> Option<T> {
+    while let Some(last) = items.last() {
+        if !covered(last.name()) {
+            items.pop();
+            continue;
+        }
+        let with_it = *size + cost(last);
+        if *size > 0 && with_it > limit {
+            return None;
+        }
+        *size = with_it;
+        return items.pop();
+    }
+    None
+}
+
+fn cost(resource: &Resource) -> usize {
+    resource.name.as_str().len() + resource.content.len() + OVERHEAD
+}
+
+fn name_cost(name: &ResourceName) -> usize {
+    name.as_str().len() + OVERHEAD
+}
+
+fn wire(resource: Resource) -> WireResource {
+    WireResource {
+        name: resource.name.to_string(),
+        version: resource.version.to_string(),
+        resource: Some(Any { type_url: resource.ty.type_url().to_owned(), value: resource.content.to_vec() }),
+        ..WireResource::default()
+    }
+}

@@ -1,0 +1,280 @@
+//! Moves messages between tonic and the state machine of each stream.
+//!
+//! One task a stream. It never waits for the agent: requests and changes are taken in whether or not
+//! the agent reads, and a response is built only when there is room to send it. So a slow agent
+//! costs its state and one message, and gets the latest content when it is ready.
+
+use std::{future::pending, pin::Pin, time::Duration};
+
+use envoy_types::pb::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+    aggregated_discovery_service_server::{AggregatedDiscoveryService, AggregatedDiscoveryServiceServer},
+};
+use futures::{Stream as FuturesStream, stream::Empty};
+use tokio::{sync::mpsc, time::Instant};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::{
+    Store,
+    store::Registration,
+    stream::{Awaiting, Refused},
+};
+
+/// A reconnecting agent lists what it holds in one request: 100,000 names of 60 bytes are 8 MiB.
+const MAX_REQUEST: usize = 64 << 20;
+
+/// Settings of the server.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Responses are split above this size. gRPC clients refuse messages above 4 MiB by default.
+    pub max_message: usize,
+    /// After this time without acknowledgement the agent is reported in the log.
+    pub ack_patience: Duration,
+    /// How often an idle connection is probed, so that agents that vanished are noticed.
+    pub keepalive: Duration,
+    /// How long a graceful shutdown waits for connections to end.
+    pub drain: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            max_message: 2 << 20,
+            ack_patience: Duration::from_secs(30),
+            keepalive: Duration::from_secs(30),
+            drain: Duration::from_secs(5),
+        }
+    }
+}
+
+/// The aggregated discovery service; only its incremental method is implemented.
+#[derive(Debug)]
+pub struct DeltaAds {
+    store: Store,
+    config: Config,
+    shutdown: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// The tonic service that serves `store`. Its streams end when `shutdown` is cancelled.
+pub fn server(
+    store: Store,
+    config: Config,
+    shutdown: CancellationToken,
+) -> AggregatedDiscoveryServiceServer<DeltaAds> {
+    tracked_server(store, config, shutdown, TaskTracker::new())
+}
+
+pub(crate) fn tracked_server(
+    store: Store,
+    config: Config,
+    shutdown: CancellationToken,
+    tasks: TaskTracker,
+) -> AggregatedDiscoveryServiceServer<DeltaAds> {
+    AggregatedDiscoveryServiceServer::new(DeltaAds { store, config, shutdown, tasks })
+        .max_decoding_message_size(MAX_REQUEST)
+}
+
+/// How long a refused agent may take to read why.
+const LAST_WORD: Duration = Duration::from_secs(5);
+
+type Responses<T> = Pin<Box<dyn FuturesStream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl AggregatedDiscoveryService for DeltaAds {
+    type StreamAggregatedResourcesStream = Empty<Result<DiscoveryResponse, Status>>;
+
+    async fn stream_aggregated_resources(
+        &self,
+        _request: Request<Streaming<DiscoveryRequest>>,
+    ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
+        Err(Status::unimplemented(
+            "slotmesh serves incremental xDS only: use DeltaAggregatedResources (api_type DELTA_GRPC)",
+        ))
+    }
+
+    type DeltaAggregatedResourcesStream = Responses<DeltaDiscoveryResponse>;
+
+    async fn delta_aggregated_resources(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        let (sender, receiver) = mpsc::channel(1);
+        let driver = Driver {
+            registration: self.store.register(self.config.max_message),
+            requests: request.into_inner(),
+            responses: sender,
+            ack_patience: self.config.ack_patience,
+        };
+        self.tasks.spawn(driver.run(self.shutdown.clone()));
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+}
+
+type Sender = mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>;
+
+/// The task of one stream.
+struct Driver {
+    registration: Registration,
+    requests: Streaming<DeltaDiscoveryRequest>,
+    responses: Sender,
+    ack_patience: Duration,
+}
+
+/// What wakes the task.
+enum Event<'a> {
+    Request(Result<Option<Box<DeltaDiscoveryRequest>>, Status>),
+    Changed,
+    Room(mpsc::Permit<'a, Result<DeltaDiscoveryResponse, Status>>),
+    Gone,
+    Unanswered,
+}
+
+/// What there is to send.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Output {
+    /// Perhaps something: ask the state machine when there is room.
+    Maybe,
+    /// Nothing until something happens.
+    Nothing,
+}
+
+/// Since when the agent has not answered, and whether that was reported.
+#[derive(Clone, Copy)]
+enum Patience {
+    Idle,
+    Waiting { stage: Awaiting, until: Instant },
+    Reported { stage: Awaiting },
+}
+
+impl Driver {
+    async fn run(mut self, shutdown: CancellationToken) {
+        let stream = self.registration.id();
+        let end = self.serve(&shutdown).await;
+        let Self { registration, requests, responses, .. } = self;
+        drop((registration, requests));
+        match end {
+            End::Closed => tracing::info!(%stream, "agent disconnected"),
+            End::Failed(error) => tracing::info!(%stream, %error, "stream failed"),
+            End::Refused(status) => {
+                tracing::warn!(%stream, error = %status, "stream refused");
+                // An agent that doesn't read isn't told.
+                tokio::select! {
+                    biased;
+                    () = shutdown.cancelled() => {}
+                    _ = tokio::time::timeout(LAST_WORD, responses.send(Err(status))) => {}
+                }
+            }
+            End::Shutdown => {
+                _ = responses.try_send(Err(Status::unavailable("the server is shutting down")));
+            }
+        }
+    }
+
+    async fn serve(&mut self, shutdown: &CancellationToken) -> End {
+        let mut output = Output::Nothing;
+        let mut patience = Patience::Idle;
+        loop {
+            let until = match patience {
+                Patience::Waiting { until, .. } => Some(until),
+                Patience::Idle | Patience::Reported { .. } => None,
+            };
+            let event = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return End::Shutdown,
+                event = next_event(
+                    &mut self.requests, &self.registration, &self.responses, output, until,
+                ) => event,
+            };
+            match event {
+                Event::Request(Ok(Some(request))) => {
+                    let taken =
+                        self.registration.step(|stream, resources| stream.on_request(*request, resources));
+                    if let Err(refused) = taken {
+                        return End::Refused(refused.into());
+                    }
+                    self.registration.status_changed();
+                    output = Output::Maybe;
+                }
+                Event::Request(Ok(None)) | Event::Gone => return End::Closed,
+                Event::Request(Err(error)) => return End::Failed(error),
+                Event::Changed => {
+                    // Drains the inbox even if the agent doesn't read.
+                    self.registration.step(|_, _| ());
+                    output = Output::Maybe;
+                }
+                Event::Room(permit) => match self.registration.next_response() {
+                    Some(response) => permit.send(Ok(response)),
+                    None => output = Output::Nothing,
+                },
+                Event::Unanswered => {
+                    if let Patience::Waiting { stage, .. } = patience {
+                        tracing::warn!(
+                            stream = %self.registration.id(), stage = ?stage.stage, responses = stage.responses,
+                            "the agent doesn't acknowledge; it gets nothing new until it does"
+                        );
+                        patience = Patience::Reported { stage };
+                    }
+                }
+            }
+            patience = self.patience(patience);
+        }
+    }
+
+    /// Starts the clock anew whenever what the agent has to answer has changed.
+    fn patience(&self, before: Patience) -> Patience {
+        let Some(awaiting) = self.registration.awaiting() else {
+            return Patience::Idle;
+        };
+        match before {
+            Patience::Waiting { stage, .. } | Patience::Reported { stage } if stage == awaiting => before,
+            _ => Patience::Waiting { stage: awaiting, until: Instant::now() + self.ack_patience },
+        }
+    }
+}
+
+/// How a stream ended.
+enum End {
+    Closed,
+    Failed(Status),
+    Refused(Status),
+    Shutdown,
+}
+
+async fn next_event<'a>(
+    requests: &mut Streaming<DeltaDiscoveryRequest>,
+    registration: &Registration,
+    responses: &'a Sender,
+    output: Output,
+    until: Option<Instant>,
+) -> Event<'a> {
+    let unanswered = async {
+        match until {
+            Some(until) => tokio::time::sleep_until(until).await,
+            None => pending().await,
+        }
+    };
+    // Unbiased: a peer that floods requests doesn't keep its responses back, nor the other way.
+    tokio::select! {
+        request = requests.message() => Event::Request(request.map(|request| request.map(Box::new))),
+        () = registration.inbox().woken() => Event::Changed,
+        permit = responses.reserve(), if output == Output::Maybe => permit.map_or(Event::Gone, Event::Room),
+        () = responses.closed() => Event::Gone,
+        () = unanswered => Event::Unanswered,
+    }
+}
+
+impl From<Refused> for Status {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::NoNode => {
+                Status::invalid_argument("the first request of a stream has to name its node: set node.id")
+            }
+            Refused::TooManyNames { ty, limit } => Status::resource_exhausted(format!(
+                "more than {limit} {ty} names on one stream: subscribe to \"*\" instead"
+            )),
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! What agents have acknowledged, as the command line and status objects read it.
+//!
+//! Plain values, copied out of the streams on request: a reader never holds up a stream for longer
+//! than the copy takes.
+
+use std::{fmt, sync::Arc};
+
+use slotmesh_xds::{PerType, ResourceName, Version};
+
+/// The name of a node, as its agent gives it in the first request (`node.id`).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodeName(Arc<str>);
+
+impl NodeName {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl<S: Into<Arc<str>>> From<S> for NodeName {
+    fn from(name: S) -> Self {
+        Self(name.into())
+    }
+}
+
+impl fmt::Display for NodeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// One stream of one agent, unique within the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StreamId(pub(crate) u64);
+
+impl fmt::Display for StreamId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// What one stream has acknowledged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentStatus {
+    /// The stream.
+    pub stream: StreamId,
+    /// The node, once its first request has arrived.
+    pub node: NodeName,
+    /// Details by resource type.
+    pub types: PerType<TypeStatus>,
+}
+
+/// What one stream has acknowledged of one resource type.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TypeStatus {
+    /// The agent has asked for this type.
+    pub subscribed: bool,
+    /// How many resources the agent has in force.
+    pub held: usize,
+    /// How many responses are sent and not acknowledged yet.
+    pub unacknowledged: usize,
+    /// How many resources wait to be compared and sent.
+    pub pending: usize,
+    /// What the agent refused and has not got a newer version of.
+    pub rejected: Vec<Rejected>,
+}
+
+/// A resource that an agent refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejected {
+    /// The resource.
+    pub name: ResourceName,
+    /// The refused version; `None` when the agent refused to remove the resource.
+    pub version: Option<Version>,
+    /// The agent's reason.
+    pub reason: String,
+}
+
+/// What one agent thinks of one resource.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Acknowledgement {
+    /// This version is in force.
+    Held(Version),
+    /// The newest version that was sent is refused.
+    Rejected(Rejected),
+    /// Not acknowledged yet, or in force in a version of another control plane.
+    Waiting,
+    /// The agent has not asked for it.
+    NotSubscribed,
+}

@@ -1,0 +1,314 @@
+//! What is to be served, and who has to be told of a change.
+//!
+//! Invariant: whoever reads the resources under the lock finds in its inbox every name that changed
+//! up to the generation it reads. So a stream that drains its inbox and copies resources under one
+//! read lock sees one generation, whole.
+//!
+//! Lock order: a stream's state, then the resources, then an inbox. `apply` takes only the last two.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    mem,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryResponse;
+use slotmesh_xds::{Change, PerType, Resource, ResourceName, ResourceType, Version};
+use tokio::sync::{Notify, watch};
+
+use crate::{
+    status::{Acknowledgement, AgentStatus, NodeName, StreamId},
+    stream::{Awaiting, Stream},
+};
+
+/// Names that may differ from what a stream's agent has.
+pub(crate) type Dirty = PerType<HashSet<ResourceName>>;
+
+/// The resources to be served, at one generation.
+#[derive(Debug, Default)]
+pub(crate) struct Resources {
+    by_type: PerType<HashMap<ResourceName, Resource>>,
+    generation: u64,
+}
+
+impl Resources {
+    /// Applies a batch and returns the names whose content changed.
+    pub(crate) fn apply(&mut self, changes: Vec<Change>) -> Dirty {
+        let mut dirty = Dirty::default();
+        for change in changes {
+            match change {
+                Change::Upsert(resource) => {
+                    let (ty, name) = (resource.ty, resource.name.clone());
+                    let version = resource.version;
+                    let before = self.by_type[ty].insert(name.clone(), resource);
+                    if before.is_none_or(|before| before.version != version) {
+                        dirty[ty].insert(name);
+                    }
+                }
+                Change::Remove(ty, name) => {
+                    if self.by_type[ty].remove(&name).is_some() {
+                        dirty[ty].insert(name);
+                    }
+                }
+            }
+        }
+        self.generation += 1;
+        dirty
+    }
+
+    /// The current content of a resource.
+    pub(crate) fn get(&self, ty: ResourceType, name: &ResourceName) -> Option<&Resource> {
+        self.by_type[ty].get(name)
+    }
+
+    /// The names of all resources of a type; for a new wildcard subscription only.
+    pub(crate) fn names(&self, ty: ResourceType) -> impl Iterator<Item = &ResourceName> {
+        self.by_type[ty].keys()
+    }
+
+    /// How many batches have been applied. Zero means that nothing is known yet, and an agent must
+    /// not be told that what it holds is gone.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation
+    }
+}
+
+/// Where a stream finds the names that changed since it last looked. Repeated changes of one name
+/// are one entry.
+#[derive(Debug, Default)]
+pub(crate) struct Inbox {
+    dirty: Mutex<Dirty>,
+    wake: Notify,
+}
+
+impl Inbox {
+    /// Resolves when something is in the inbox.
+    pub(crate) async fn woken(&self) {
+        self.wake.notified().await;
+    }
+}
+
+#[derive(Debug, Default)]
+struct State {
+    resources: Resources,
+    inboxes: HashMap<StreamId, Arc<Inbox>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: RwLock<State>,
+    streams: Mutex<BTreeMap<StreamId, Arc<Mutex<Stream>>>>,
+    last_stream: AtomicU64,
+    acknowledged: watch::Sender<u64>,
+}
+
+/// The resources to be served. Clones are handles of the same store.
+///
+/// Streams are accepted at once but answered only after the first batch: an empty store at the start
+/// of the operator must not make agents remove what they have in force. So the first batch has to be
+/// the whole initial state (it may be empty).
+#[derive(Clone, Debug, Default)]
+pub struct Store(Arc<Shared>);
+
+impl Store {
+    /// An empty store that answers nobody until the first [`apply`](Self::apply).
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Applies a batch of changes as a whole and wakes the streams.
+    ///
+    /// Costs what the batch touches, for each stream; an upsert of equal content costs nothing.
+    pub fn apply(&self, changes: Vec<Change>) {
+        let mut state = self.0.state.write().unwrap_or_else(PoisonError::into_inner);
+        let dirty = state.resources.apply(changes);
+        let first = state.resources.generation() == 1;
+        if !first && dirty.iter().all(|(_, names)| names.is_empty()) {
+            return;
+        }
+        for inbox in state.inboxes.values() {
+            let mut theirs = lock(&inbox.dirty);
+            for (ty, names) in dirty.iter() {
+                theirs[ty].extend(names.iter().cloned());
+            }
+            inbox.wake.notify_one();
+        }
+    }
+
+    /// The resource that is currently served under this name.
+    pub fn get(&self, ty: ResourceType, name: &ResourceName) -> Option<Resource> {
+        self.read(|resources| resources.get(ty, name).cloned())
+    }
+
+    /// How many resources of a type are served.
+    pub fn count(&self, ty: ResourceType) -> usize {
+        self.read(|resources| resources.by_type[ty].len())
+    }
+
+    /// What each connected agent has acknowledged.
+    pub fn agents(&self) -> Vec<AgentStatus> {
+        self.streams().into_iter().filter_map(|(id, stream)| lock(&stream).status(id)).collect()
+    }
+
+    /// What each connected agent thinks of one resource.
+    pub fn acknowledgements(
+        &self,
+        ty: ResourceType,
+        name: &ResourceName,
+    ) -> Vec<(StreamId, NodeName, Acknowledgement)> {
+        let one = |(id, stream): (StreamId, Arc<Mutex<Stream>>)| {
+            let stream = lock(&stream);
+            Some((id, stream.node()?.clone(), stream.acknowledgement(ty, name)))
+        };
+        self.streams().into_iter().filter_map(one).collect()
+    }
+
+    /// The versions of a type that the agent behind a stream has in force; `None` when the stream is
+    /// gone.
+    pub fn held(&self, stream: StreamId, ty: ResourceType) -> Option<Vec<(ResourceName, Version)>> {
+        let stream = lock(&self.0.streams).get(&stream).cloned()?;
+        let held = lock(&stream).held(ty);
+        Some(held)
+    }
+
+    /// Changes whenever an agent connects, acknowledges or leaves; the value itself has no meaning.
+    pub fn status_changes(&self) -> watch::Receiver<u64> {
+        self.0.acknowledged.subscribe()
+    }
+
+    pub(crate) fn read<T>(&self, read: impl FnOnce(&Resources) -> T) -> T {
+        read(&self.0.state.read().unwrap_or_else(PoisonError::into_inner).resources)
+    }
+
+    /// Adds a stream; it is removed when the registration is dropped.
+    pub(crate) fn register(&self, max_message: usize) -> Registration {
+        let id = StreamId(self.0.last_stream.fetch_add(1, Ordering::Relaxed) + 1);
+        let inbox = Arc::new(Inbox::default());
+        let stream = Arc::new(Mutex::new(Stream::new(id, max_message)));
+        let mut state = self.0.state.write().unwrap_or_else(PoisonError::into_inner);
+        state.inboxes.insert(id, Arc::clone(&inbox));
+        drop(state);
+        lock(&self.0.streams).insert(id, Arc::clone(&stream));
+        Registration { store: self.clone(), id, inbox, stream }
+    }
+
+    fn streams(&self) -> Vec<(StreamId, Arc<Mutex<Stream>>)> {
+        lock(&self.0.streams).iter().map(|(id, stream)| (*id, Arc::clone(stream))).collect()
+    }
+}
+
+/// A stream's place in the store.
+pub(crate) struct Registration {
+    store: Store,
+    id: StreamId,
+    inbox: Arc<Inbox>,
+    stream: Arc<Mutex<Stream>>,
+}
+
+impl Registration {
+    pub(crate) fn id(&self) -> StreamId {
+        self.id
+    }
+
+    pub(crate) fn inbox(&self) -> &Inbox {
+        &self.inbox
+    }
+
+    /// Runs `step` on the stream's state, which has absorbed the inbox, with the resources of the
+    /// same generation.
+    pub(crate) fn step<T>(&self, step: impl FnOnce(&mut Stream, &Resources) -> T) -> T {
+        let mut stream = lock(&self.stream);
+        self.store.read(|resources| {
+            let dirty = mem::take(&mut *lock(&self.inbox.dirty));
+            stream.absorb(dirty, resources);
+            step(&mut stream, resources)
+        })
+    }
+
+    /// The next response to send, if there is one now.
+    ///
+    /// The resources are locked only to begin a round: building a message copies up to megabytes.
+    pub(crate) fn next_response(&self) -> Option<DeltaDiscoveryResponse> {
+        loop {
+            if let Some(response) = lock(&self.stream).next_response() {
+                return Some(response);
+            }
+            if !self.step(|stream, resources| stream.begin_round(resources)) {
+                return None;
+            }
+        }
+    }
+
+    /// What the stream waits for, if for anything.
+    pub(crate) fn awaiting(&self) -> Option<Awaiting> {
+        lock(&self.stream).awaiting()
+    }
+
+    /// Tells those who watch the status.
+    pub(crate) fn status_changed(&self) {
+        self.store.0.acknowledged.send_modify(|count| *count = count.wrapping_add(1));
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.store.0.state.write().unwrap_or_else(PoisonError::into_inner).inboxes.remove(&self.id);
+        lock(&self.store.0.streams).remove(&self.id);
+        self.status_changed();
+    }
+}
+
+/// A panic elsewhere leaves maps and sets that are whole, so a poisoned lock is used on.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resource(name: &str, content: &'static str) -> Resource {
+        let content = content.as_bytes();
+        Resource {
+            ty: ResourceType::Cluster,
+            name: name.into(),
+            version: Version::of(content),
+            content: content.into(),
+        }
+    }
+
+    #[test]
+    fn only_changed_content_is_dirty() {
+        let mut resources = Resources::default();
+        let dirty =
+            resources.apply(vec![Change::Upsert(resource("a", "1")), Change::Upsert(resource("b", "1"))]);
+        assert_eq!(dirty[ResourceType::Cluster].len(), 2);
+        let dirty = resources.apply(vec![
+            Change::Upsert(resource("a", "1")),
+            Change::Upsert(resource("b", "2")),
+            Change::Remove(ResourceType::Cluster, "unknown".into()),
+        ]);
+        assert!(dirty[ResourceType::Cluster].iter().eq([&ResourceName::from("b")]));
+    }
+
+    #[test]
+    fn repeated_changes_of_one_name_are_one_entry_in_an_inbox() {
+        let store = Store::new();
+        let stream = store.register(1 << 20);
+        for content in ["1", "2", "3"].into_iter().cycle().take(1_000) {
+            store.apply(vec![Change::Upsert(resource("a", content))]);
+        }
+        assert_eq!(lock(&stream.inbox.dirty)[ResourceType::Cluster].len(), 1);
+    }
+
+    #[test]
+    fn a_stream_leaves_nothing_behind() {
+        let store = Store::new();
+        drop(store.register(1 << 20));
+        assert!(store.streams().is_empty());
+        assert!(store.0.state.read().unwrap().inboxes.is_empty());
+    }
+}

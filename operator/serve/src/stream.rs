@@ -1,0 +1,233 @@
+//! The state machine of one agent's stream: requests and dirty names in, responses out.
+//!
+//! No sockets, clock or tasks. Invariant: at most one round is under way, and nothing of the next
+//! stage leaves before every response of this stage is acknowledged, positively or not.
+
+use std::collections::{HashMap, HashSet};
+
+use envoy_types::pb::{
+    envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse},
+    google::rpc::Status as RpcStatus,
+};
+use slotmesh_xds::{PerType, ResourceName, ResourceType, Version, rejections_from_status};
+
+use crate::{
+    round::{InFlight, Round, Stage, Step, Unacknowledged},
+    status::{Acknowledgement, AgentStatus, NodeName, StreamId},
+    store::{Dirty, Resources},
+    subscription::TooManyNames,
+    tracker::{Sent, Tracker},
+};
+
+/// A reason is for people; more of it than this isn't kept.
+const MAX_REASON: usize = 1_024;
+/// Unknown type URLs that are logged once each; a peer that invents more isn't worth the memory.
+const MAX_STRANGERS: usize = 16;
+
+/// Why a stream can't go on.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// The first request names no node.
+    NoNode,
+    /// Too many names of one type.
+    TooManyNames { ty: ResourceType, limit: usize },
+}
+
+/// What a stream waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Awaiting {
+    pub(crate) stage: Stage,
+    pub(crate) responses: usize,
+}
+
+/// The state of one stream.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    id: StreamId,
+    node: Option<NodeName>,
+    trackers: PerType<Tracker>,
+    round: Option<Round>,
+    unacknowledged: Unacknowledged,
+    last_nonce: u64,
+    strangers: HashSet<String>,
+    max_message: usize,
+}
+
+impl Stream {
+    pub(crate) fn new(id: StreamId, max_message: usize) -> Self {
+        Self {
+            id,
+            node: None,
+            trackers: PerType::from_fn(Tracker::new),
+            round: None,
+            unacknowledged: HashMap::new(),
+            last_nonce: 0,
+            strangers: HashSet::new(),
+            max_message,
+        }
+    }
+
+    /// Takes in a request.
+    pub(crate) fn on_request(
+        &mut self,
+        request: DeltaDiscoveryRequest,
+        resources: &Resources,
+    ) -> Result<(), Refused> {
+        if self.node.is_none() {
+            let id = request.node.map(|node| node.id).filter(|id| !id.is_empty()).ok_or(Refused::NoNode)?;
+            tracing::info!(stream = %self.id, node = id, "agent connected");
+            self.node = Some(id.into());
+        }
+        let Ok(ty) = request.type_url.parse::<ResourceType>() else {
+            self.stranger(request.type_url);
+            return Ok(());
+        };
+        if !request.response_nonce.is_empty() {
+            self.acknowledge(ty, &request.response_nonce, request.error_detail);
+        }
+        self.trackers[ty]
+            .subscribe(
+                request.resource_names_subscribe,
+                request.resource_names_unsubscribe,
+                request.initial_resource_versions,
+                resources,
+            )
+            .map_err(|TooManyNames { limit }| Refused::TooManyNames { ty, limit })
+    }
+
+    /// Takes in names that changed in the store.
+    pub(crate) fn absorb(&mut self, dirty: Dirty, resources: &Resources) {
+        let mut dirty = dirty;
+        for (ty, tracker) in self.trackers.iter_mut() {
+            tracker.absorb(std::mem::take(&mut dirty[ty]), resources);
+        }
+    }
+
+    /// Begins a round if none is under way and something may have to be sent; says whether it did.
+    pub(crate) fn begin_round(&mut self, resources: &Resources) -> bool {
+        let begin = self.round.is_none()
+            && resources.generation() > 0
+            && self.trackers.iter().any(|(_, tracker)| tracker.wants_round());
+        if begin {
+            self.round = Some(Round::begin(&mut self.trackers, resources));
+        }
+        begin
+    }
+
+    /// The next response of the round under way; `None` when it waits or is over.
+    pub(crate) fn next_response(&mut self) -> Option<DeltaDiscoveryResponse> {
+        let settled = self.unacknowledged.is_empty();
+        match self.round.as_mut()?.step(&mut self.trackers, settled, self.max_message) {
+            Step::Send(mut response, in_flight) => {
+                self.last_nonce += 1;
+                // A nonce of another stream never matches by accident.
+                let nonce = format!("{}-{}", self.id, self.last_nonce);
+                response.nonce.clone_from(&nonce);
+                tracing::debug!(
+                    stream = %self.id,
+                    ty = %in_flight.ty,
+                    nonce,
+                    resources = response.resources.len(),
+                    removed = response.removed_resources.len(),
+                    "response"
+                );
+                self.unacknowledged.insert(nonce, in_flight);
+                Some(*response)
+            }
+            Step::Wait => None,
+            Step::Done => {
+                self.round = None;
+                None
+            }
+        }
+    }
+
+    /// What the stream waits for, if for anything.
+    pub(crate) fn awaiting(&self) -> Option<Awaiting> {
+        let stage = self.round.as_ref()?.stage();
+        let responses = self.unacknowledged.len();
+        (responses > 0).then_some(Awaiting { stage, responses })
+    }
+
+    pub(crate) fn node(&self) -> Option<&NodeName> {
+        self.node.as_ref()
+    }
+
+    pub(crate) fn status(&self, stream: StreamId) -> Option<AgentStatus> {
+        let mut types = PerType::from_fn(|ty| self.trackers[ty].status());
+        for in_flight in self.unacknowledged.values() {
+            types[in_flight.ty].unacknowledged += 1;
+        }
+        Some(AgentStatus { stream, node: self.node.clone()?, types })
+    }
+
+    pub(crate) fn acknowledgement(&self, ty: ResourceType, name: &ResourceName) -> Acknowledgement {
+        self.trackers[ty].acknowledgement(name)
+    }
+
+    pub(crate) fn held(&self, ty: ResourceType) -> Vec<(ResourceName, Version)> {
+        self.trackers[ty].held()
+    }
+
+    /// How many names are remembered.
+    #[cfg(test)]
+    pub(crate) fn remembered(&self) -> usize {
+        self.trackers.iter().map(|(_, tracker)| tracker.remembered()).sum()
+    }
+
+    fn acknowledge(&mut self, ty: ResourceType, nonce: &str, error: Option<RpcStatus>) {
+        if self.unacknowledged.get(nonce).is_none_or(|in_flight| in_flight.ty != ty) {
+            tracing::debug!(stream = %self.id, %ty, nonce, "stale or unknown nonce ignored");
+            return;
+        }
+        let Some(InFlight { items, .. }) = self.unacknowledged.remove(nonce) else { return };
+        let tracker = &mut self.trackers[ty];
+        let Some(error) = error else {
+            for (name, sent) in items {
+                tracker.accepted(&name, sent);
+            }
+            return;
+        };
+        let mut reasons: HashMap<ResourceName, String> = rejections_from_status(&error)
+            .into_iter()
+            .map(|rejection| (rejection.name, shortened(rejection.reason)))
+            .collect();
+        // A foreign client says only that something is wrong: then nothing of it counts as held.
+        let unnamed = !items.iter().any(|(name, _)| reasons.contains_key(name));
+        for (name, sent) in items {
+            let reason = match reasons.remove(&name) {
+                Some(reason) => Some(reason),
+                None if unnamed && matches!(sent, Sent::Upsert(_)) => Some(shortened(error.message.clone())),
+                None => None,
+            };
+            match reason {
+                Some(reason) => {
+                    let node = self.node.as_ref().map_or("", NodeName::as_str);
+                    tracing::warn!(stream = %self.id, node, %ty, resource = %name, reason, "refused by the agent");
+                    tracker.refused(&name, sent, reason);
+                }
+                None => tracker.accepted(&name, sent),
+            }
+        }
+    }
+
+    fn stranger(&mut self, type_url: String) {
+        let type_url = shortened(type_url);
+        if self.strangers.len() < MAX_STRANGERS && self.strangers.insert(type_url.clone()) {
+            tracing::warn!(stream = %self.id, type_url, "unknown resource type ignored");
+        }
+    }
+}
+
+fn shortened(mut text: String) -> String {
+    if text.len() > MAX_REASON {
+        let end = (0..=MAX_REASON).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+        text.truncate(end);
+        text.shrink_to_fit();
+        text.push('…');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;
