@@ -1,0 +1,295 @@
+//! Builders of objects, for tests and benches: `service("web").ip("10.0.0.1").port(80).build()`.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{
+    api::{
+        core::v1::{ObjectReference, Pod, PodCondition, PodIP, PodStatus, Service, ServicePort, ServiceSpec},
+        discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice},
+    },
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
+    jiff::Timestamp,
+};
+use slotmesh_crds as crds;
+
+use crate::Object;
+
+fn meta(name: &str) -> ObjectMeta {
+    ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() }
+}
+
+macro_rules! meta_setters {
+    ($($builder:ty),*) => {$(
+        impl $builder {
+            /// In this namespace instead of `default`.
+            #[must_use]
+            pub fn namespace(mut self, namespace: &str) -> Self {
+                self.0.metadata.namespace = Some(namespace.to_owned());
+                self
+            }
+
+            /// Created this many seconds after the epoch.
+            #[must_use]
+            pub fn created(mut self, seconds: i64) -> Self {
+                self.0.metadata.creation_timestamp = Timestamp::from_second(seconds).ok().map(Time);
+                self
+            }
+
+            /// The object.
+            #[must_use]
+            pub fn build(self) -> Object {
+                self.0.into()
+            }
+        }
+    )*};
+}
+meta_setters!(ServiceBuilder, SliceBuilder, PodBuilder, VirtualServiceBuilder, RuleBuilder);
+
+/// Builds a Service.
+#[derive(Clone, Debug)]
+pub struct ServiceBuilder(pub Service);
+
+/// A Service in namespace `default`.
+pub fn service(name: &str) -> ServiceBuilder {
+    ServiceBuilder(Service { metadata: meta(name), spec: Some(ServiceSpec::default()), status: None })
+}
+
+impl ServiceBuilder {
+    fn spec(&mut self) -> &mut ServiceSpec {
+        self.0.spec.get_or_insert_default()
+    }
+
+    /// One more cluster IP.
+    #[must_use]
+    pub fn ip(mut self, ip: &str) -> Self {
+        let spec = self.spec();
+        spec.cluster_ip.get_or_insert_with(|| ip.to_owned());
+        spec.cluster_ips.get_or_insert_default().push(ip.to_owned());
+        self
+    }
+
+    /// A TCP port without name.
+    #[must_use]
+    pub fn port(self, number: i32) -> Self {
+        self.full_port(ServicePort { port: number, ..ServicePort::default() })
+    }
+
+    /// A TCP port with this name.
+    #[must_use]
+    pub fn named_port(self, name: &str, number: i32) -> Self {
+        self.full_port(ServicePort { name: Some(name.to_owned()), port: number, ..ServicePort::default() })
+    }
+
+    /// Any port.
+    #[must_use]
+    pub fn full_port(mut self, port: ServicePort) -> Self {
+        self.spec().ports.get_or_insert_default().push(port);
+        self
+    }
+
+    /// Selects pods with this label.
+    #[must_use]
+    pub fn selector(mut self, key: &str, value: &str) -> Self {
+        self.spec().selector.get_or_insert_default().insert(key.to_owned(), value.to_owned());
+        self
+    }
+}
+
+/// Builds an EndpointSlice.
+#[derive(Clone, Debug)]
+pub struct SliceBuilder(pub EndpointSlice);
+
+/// An IPv4 EndpointSlice of `service` in namespace `default`.
+pub fn slice(name: &str, service: &str) -> SliceBuilder {
+    let mut slice =
+        EndpointSlice { address_type: "IPv4".to_owned(), metadata: meta(name), ..EndpointSlice::default() };
+    let labels = slice.metadata.labels.get_or_insert_default();
+    labels.insert("kubernetes.io/service-name".to_owned(), service.to_owned());
+    SliceBuilder(slice)
+}
+
+impl SliceBuilder {
+    /// The endpoints' port for the Service port without name.
+    #[must_use]
+    pub fn port(self, number: i32) -> Self {
+        self.named_port("", number)
+    }
+
+    /// The endpoints' port for the Service port with this name.
+    #[must_use]
+    pub fn named_port(mut self, name: &str, number: i32) -> Self {
+        self.0.ports.get_or_insert_default().push(EndpointPort {
+            name: Some(name.to_owned()),
+            port: Some(number),
+            ..EndpointPort::default()
+        });
+        self
+    }
+
+    /// A ready endpoint. An IPv6 address makes this a slice of IPv6 endpoints.
+    #[must_use]
+    pub fn endpoint(self, ip: &str) -> Self {
+        self.full_endpoint(Endpoint { addresses: vec![ip.to_owned()], ..Endpoint::default() })
+    }
+
+    /// An endpoint with these conditions: ready, serving, terminating.
+    #[must_use]
+    pub fn endpoint_when(self, ip: &str, ready: bool, serving: bool, terminating: bool) -> Self {
+        let conditions =
+            EndpointConditions { ready: Some(ready), serving: Some(serving), terminating: Some(terminating) };
+        self.full_endpoint(Endpoint {
+            addresses: vec![ip.to_owned()],
+            conditions: Some(conditions),
+            ..Endpoint::default()
+        })
+    }
+
+    /// A ready endpoint that is this pod.
+    #[must_use]
+    pub fn pod_endpoint(self, ip: &str, pod: &str) -> Self {
+        let target = ObjectReference {
+            kind: Some("Pod".to_owned()),
+            name: Some(pod.to_owned()),
+            ..ObjectReference::default()
+        };
+        self.full_endpoint(Endpoint {
+            addresses: vec![ip.to_owned()],
+            target_ref: Some(target),
+            ..Endpoint::default()
+        })
+    }
+
+    /// Any endpoint.
+    #[must_use]
+    pub fn full_endpoint(mut self, endpoint: Endpoint) -> Self {
+        if endpoint.addresses.first().is_some_and(|a| a.contains(':')) {
+            "IPv6".clone_into(&mut self.0.address_type);
+        }
+        self.0.endpoints.push(endpoint);
+        self
+    }
+}
+
+/// Builds a Pod.
+#[derive(Clone, Debug)]
+pub struct PodBuilder(pub Pod);
+
+/// A Pod in namespace `default`.
+pub fn pod(name: &str) -> PodBuilder {
+    PodBuilder(Pod { metadata: meta(name), ..Pod::default() })
+}
+
+impl PodBuilder {
+    /// One more label.
+    #[must_use]
+    pub fn label(mut self, key: &str, value: &str) -> Self {
+        self.0.metadata.labels.get_or_insert_default().insert(key.to_owned(), value.to_owned());
+        self
+    }
+
+    /// One more address.
+    #[must_use]
+    pub fn ip(mut self, ip: &str) -> Self {
+        let status: &mut PodStatus = self.0.status.get_or_insert_default();
+        status.pod_ip.get_or_insert_with(|| ip.to_owned());
+        status.pod_ips.get_or_insert_default().push(PodIP { ip: ip.to_owned() });
+        self
+    }
+
+    /// Its Ready condition.
+    #[must_use]
+    pub fn ready(mut self, ready: bool) -> Self {
+        let status: &mut PodStatus = self.0.status.get_or_insert_default();
+        status.conditions.get_or_insert_default().push(PodCondition {
+            type_: "Ready".to_owned(),
+            status: if ready { "True" } else { "False" }.to_owned(),
+            ..PodCondition::default()
+        });
+        self
+    }
+}
+
+/// Builds a VirtualService.
+#[derive(Clone, Debug)]
+pub struct VirtualServiceBuilder(pub crds::VirtualService);
+
+/// A VirtualService in namespace `default` for this host.
+pub fn virtual_service(name: &str, host: &str) -> VirtualServiceBuilder {
+    let spec = crds::VirtualServiceSpec { hosts: vec![host.to_owned()], ..Default::default() };
+    VirtualServiceBuilder(crds::VirtualService::new(name, spec))
+}
+
+/// A destination with a weight, from `host` or `host/subset`.
+pub fn to(host_and_subset: &str, weight: i32) -> crds::RouteDestination {
+    let (host, subset) = match host_and_subset.split_once('/') {
+        Some((host, subset)) => (host, Some(subset.to_owned())),
+        None => (host_and_subset, None),
+    };
+    crds::RouteDestination {
+        destination: crds::Destination { host: host.to_owned(), subset, ..Default::default() },
+        weight: Some(weight),
+        ..Default::default()
+    }
+}
+
+impl VirtualServiceBuilder {
+    /// One more host.
+    #[must_use]
+    pub fn host(mut self, host: &str) -> Self {
+        self.0.spec.hosts.push(host.to_owned());
+        self
+    }
+
+    /// A HTTP route for all connections.
+    #[must_use]
+    pub fn http(self, destinations: impl IntoIterator<Item = crds::RouteDestination>) -> Self {
+        let route = destinations.into_iter().collect();
+        self.http_route(crds::HttpRoute { route, ..Default::default() })
+    }
+
+    /// Any HTTP route.
+    #[must_use]
+    pub fn http_route(mut self, route: crds::HttpRoute) -> Self {
+        self.0.spec.http.push(route);
+        self
+    }
+
+    /// A TCP route for all connections.
+    #[must_use]
+    pub fn tcp(mut self, destinations: impl IntoIterator<Item = crds::RouteDestination>) -> Self {
+        let route = destinations.into_iter().collect();
+        self.0.spec.tcp.push(crds::TcpRoute { route, ..Default::default() });
+        self
+    }
+}
+
+/// Builds a DestinationRule.
+#[derive(Clone, Debug)]
+pub struct RuleBuilder(pub crds::DestinationRule);
+
+/// A DestinationRule in namespace `default` for this host.
+pub fn rule(name: &str, host: &str) -> RuleBuilder {
+    let spec = crds::DestinationRuleSpec { host: host.to_owned(), ..Default::default() };
+    RuleBuilder(crds::DestinationRule::new(name, spec))
+}
+
+impl RuleBuilder {
+    /// A subset of the pods with this label `version`, under the version's name.
+    #[must_use]
+    pub fn version(mut self, version: &str) -> Self {
+        self.0.spec.subsets.push(crds::RuleSubset {
+            name: version.to_owned(),
+            labels: BTreeMap::from([("version".to_owned(), version.to_owned())]),
+            ..Default::default()
+        });
+        self
+    }
+
+    /// Balances by this algorithm.
+    #[must_use]
+    pub fn balance(mut self, simple: &str) -> Self {
+        let policy = self.0.spec.traffic_policy.get_or_insert_default();
+        policy.load_balancer.get_or_insert_default().simple = Some(simple.to_owned());
+        self
+    }
+}

@@ -1,0 +1,199 @@
+//! The Envoy v3 messages that are compiled, and nothing else: no choice is made here.
+//!
+//! Invariant: the bytes depend on the arguments only. No map field is ever filled, because prost
+//! encodes those in random order.
+
+use std::net::{IpAddr, SocketAddr};
+
+use prost::Name;
+use slotmesh_xds::{
+    Resource, ResourceType,
+    envoy::{
+        envoy::{
+            config::{
+                cluster::v3::{Cluster, cluster},
+                core::v3::{
+                    Address, AggregatedConfigSource, ApiVersion, ConfigSource, SocketAddress,
+                    TrafficDirection, address, config_source, socket_address,
+                },
+                endpoint::v3::{
+                    ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints, lb_endpoint,
+                },
+                listener::v3::{Filter, FilterChain, Listener, filter},
+                route::v3::{
+                    Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost, WeightedCluster, route,
+                    route_action, route_match, weighted_cluster,
+                },
+            },
+            extensions::filters::network::{
+                http_connection_manager::v3::{HttpConnectionManager, Rds, http_connection_manager},
+                tcp_proxy::v3::{TcpProxy, tcp_proxy},
+            },
+        },
+        google::protobuf::{Any, Duration, UInt32Value},
+    },
+};
+
+use crate::names::listener_name;
+
+const TCP_PROXY: &str = "envoy.filters.network.tcp_proxy";
+const HTTP_CONNECTION_MANAGER: &str = "envoy.filters.network.http_connection_manager";
+const CONNECT_TIMEOUT_SECONDS: i64 = 10;
+
+/// Clusters with their weights; one or more.
+pub(crate) type Choice = [(String, u32)];
+
+/// What a listener does with its connections.
+pub(crate) enum Forward<'a> {
+    /// Send them to these clusters.
+    Tcp(&'a Choice),
+    /// Follow the route configuration with this name.
+    Http(&'a str),
+}
+
+fn ads() -> ConfigSource {
+    ConfigSource {
+        config_source_specifier: Some(config_source::ConfigSourceSpecifier::Ads(AggregatedConfigSource {})),
+        resource_api_version: ApiVersion::V3.into(),
+        ..Default::default()
+    }
+}
+
+fn address(ip: IpAddr, port: u16) -> Address {
+    Address {
+        address: Some(address::Address::SocketAddress(SocketAddress {
+            protocol: socket_address::Protocol::Tcp.into(),
+            address: ip.to_string(),
+            port_specifier: Some(socket_address::PortSpecifier::PortValue(port.into())),
+            ..Default::default()
+        })),
+    }
+}
+
+pub(crate) fn cluster(name: &str) -> Resource {
+    let message = Cluster {
+        name: name.to_owned(),
+        cluster_discovery_type: Some(cluster::ClusterDiscoveryType::Type(cluster::DiscoveryType::Eds.into())),
+        eds_cluster_config: Some(cluster::EdsClusterConfig {
+            eds_config: Some(ads()),
+            service_name: name.to_owned(),
+        }),
+        connect_timeout: Some(Duration { seconds: CONNECT_TIMEOUT_SECONDS, nanos: 0 }),
+        lb_policy: cluster::LbPolicy::Random.into(),
+        ..Default::default()
+    };
+    Resource::encode(ResourceType::Cluster, name, &message)
+}
+
+/// `endpoints` in the order in which they are to appear.
+pub(crate) fn assignment(name: &str, endpoints: impl Iterator<Item = SocketAddr>) -> Resource {
+    let lb_endpoints: Vec<_> = endpoints
+        .map(|endpoint| LbEndpoint {
+            host_identifier: Some(lb_endpoint::HostIdentifier::Endpoint(Endpoint {
+                address: Some(address(endpoint.ip(), endpoint.port())),
+                ..Default::default()
+            })),
+            ..Default::default()
+        })
+        .collect();
+    let locality = LocalityLbEndpoints { lb_endpoints, ..Default::default() };
+    let empty = locality.lb_endpoints.is_empty();
+    let message = ClusterLoadAssignment {
+        cluster_name: name.to_owned(),
+        endpoints: if empty { Vec::new() } else { vec![locality] },
+        ..Default::default()
+    };
+    Resource::encode(ResourceType::Endpoints, name, &message)
+}
+
+pub(crate) fn listener(ip: IpAddr, port: u16, stat_prefix: &str, forward: &Forward<'_>) -> Resource {
+    let (filter_name, config) = match forward {
+        Forward::Tcp(choice) => (TCP_PROXY, any(&tcp_proxy(stat_prefix, choice))),
+        Forward::Http(route) => (HTTP_CONNECTION_MANAGER, any(&http_connection_manager(stat_prefix, route))),
+    };
+    let name = listener_name(ip, port);
+    let message = Listener {
+        name: name.clone(),
+        address: Some(address(ip, port)),
+        traffic_direction: TrafficDirection::Outbound.into(),
+        filter_chains: vec![FilterChain {
+            filters: vec![Filter {
+                name: filter_name.to_owned(),
+                config_type: Some(filter::ConfigType::TypedConfig(config)),
+            }],
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    Resource::encode(ResourceType::Listener, name, &message)
+}
+
+pub(crate) fn route(name: &str, choice: &Choice) -> Resource {
+    let specifier = match choice {
+        [(cluster, _)] => route_action::ClusterSpecifier::Cluster(cluster.clone()),
+        several => route_action::ClusterSpecifier::WeightedClusters(WeightedCluster {
+            clusters: several
+                .iter()
+                .map(|(name, weight)| weighted_cluster::ClusterWeight {
+                    name: name.clone(),
+                    weight: Some(UInt32Value { value: *weight }),
+                    ..Default::default()
+                })
+                .collect(),
+            ..Default::default()
+        }),
+    };
+    let message = RouteConfiguration {
+        name: name.to_owned(),
+        virtual_hosts: vec![VirtualHost {
+            name: name.to_owned(),
+            domains: vec!["*".to_owned()],
+            routes: vec![Route {
+                r#match: Some(RouteMatch {
+                    path_specifier: Some(route_match::PathSpecifier::Prefix("/".to_owned())),
+                    ..Default::default()
+                }),
+                action: Some(route::Action::Route(RouteAction {
+                    cluster_specifier: Some(specifier),
+                    ..Default::default()
+                })),
+                ..Default::default()
+            }],
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    Resource::encode(ResourceType::Route, name, &message)
+}
+
+fn tcp_proxy(stat_prefix: &str, choice: &Choice) -> TcpProxy {
+    let specifier = match choice {
+        [(cluster, _)] => tcp_proxy::ClusterSpecifier::Cluster(cluster.clone()),
+        several => tcp_proxy::ClusterSpecifier::WeightedClusters(tcp_proxy::WeightedCluster {
+            clusters: several
+                .iter()
+                .map(|(name, weight)| tcp_proxy::weighted_cluster::ClusterWeight {
+                    name: name.clone(),
+                    weight: *weight,
+                    ..Default::default()
+                })
+                .collect(),
+        }),
+    };
+    TcpProxy { stat_prefix: stat_prefix.to_owned(), cluster_specifier: Some(specifier), ..Default::default() }
+}
+
+fn http_connection_manager(stat_prefix: &str, route: &str) -> HttpConnectionManager {
+    HttpConnectionManager {
+        stat_prefix: stat_prefix.to_owned(),
+        route_specifier: Some(http_connection_manager::RouteSpecifier::Rds(Rds {
+            config_source: Some(ads()),
+            route_config_name: route.to_owned(),
+        })),
+        ..Default::default()
+    }
+}
+
+fn any<M: Name>(message: &M) -> Any {
+    Any { type_url: M::type_url(), value: message.encode_to_vec() }
+}

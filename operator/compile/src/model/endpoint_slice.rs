@@ -1,0 +1,114 @@
+//! EndpointSlices: the addresses behind a Service.
+
+use std::net::IpAddr;
+
+use k8s_openapi::api::discovery::v1;
+
+use super::{ip_address, port_number};
+use crate::{ObjectName, report::Findings};
+
+const SERVICE_LABEL: &str = "kubernetes.io/service-name";
+
+/// One endpoint of a slice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Endpoint {
+    pub(crate) ip: IpAddr,
+    pub(crate) ready: bool,
+    /// Used when no endpoint is ready: it still serves while it terminates.
+    pub(crate) fallback: bool,
+    /// The Pod behind it, where the slice names one.
+    pub(crate) pod: Option<ObjectName>,
+}
+
+/// The usable part of a slice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct EndpointSlice {
+    pub(crate) service: Option<ObjectName>,
+    /// Name of the Service port, and the endpoints' TCP port.
+    pub(crate) ports: Vec<(String, u16)>,
+    pub(crate) endpoints: Vec<Endpoint>,
+}
+
+impl EndpointSlice {
+    /// Reads a slice. What is wrong in it is refused piece by piece; the others work.
+    pub(crate) fn read(object: &v1::EndpointSlice, key: &ObjectName, found: &mut Findings) -> Self {
+        let label = object.metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_LABEL));
+        let service = label.map(|name| ObjectName::new(key.namespace.clone(), name.as_str()));
+        if service.is_none() {
+            found.note(
+                "metadata.labels",
+                format!("the label {SERVICE_LABEL} is missing, so these endpoints belong to no Service"),
+            );
+        }
+        let v4 = match object.address_type.as_str() {
+            "IPv4" => true,
+            "IPv6" => false,
+            other => {
+                found.unsupported("addressType", &format!("endpoints of type {other:?} are not used"));
+                return Self { service, ports: Vec::new(), endpoints: Vec::new() };
+            }
+        };
+        let endpoints = object.endpoints.iter().enumerate();
+        Self {
+            service,
+            ports: read_ports(object, found),
+            endpoints: endpoints.filter_map(|(i, e)| read_endpoint(i, e, v4, key, found)).collect(),
+        }
+    }
+}
+
+fn read_ports(object: &v1::EndpointSlice, found: &mut Findings) -> Vec<(String, u16)> {
+    let mut ports = Vec::new();
+    for (i, port) in object.ports.iter().flatten().enumerate() {
+        if port.protocol.as_deref().is_some_and(|p| !matches!(p, "" | "TCP")) {
+            // The Service's port says so already.
+            continue;
+        }
+        let field = format!("ports[{i}].port");
+        match port.port {
+            None => found.unsupported(field, "a slice for all ports is not used"),
+            Some(number) => match port_number(number) {
+                Some(number) => ports.push((port.name.clone().unwrap_or_default(), number)),
+                None => found.refuse(field, format!("{number} is not a port; ports are 1 to 65535")),
+            },
+        }
+    }
+    ports
+}
+
+fn read_endpoint(
+    i: usize,
+    endpoint: &v1::Endpoint,
+    v4: bool,
+    key: &ObjectName,
+    found: &mut Findings,
+) -> Option<Endpoint> {
+    // Kubernetes defines all addresses of an endpoint as the same thing; consumers use the first.
+    let Some(text) = endpoint.addresses.first() else {
+        let field = format!("endpoints[{i}].addresses");
+        found.refuse(field, "the endpoint has no address and is left out; the others are used");
+        return None;
+    };
+    let field = format!("endpoints[{i}].addresses[0]");
+    let ip = match ip_address(text) {
+        Ok(ip) if ip.is_ipv4() == v4 => ip,
+        Ok(ip) => {
+            found.refuse(field, format!("{ip} is not of the slice's addressType and is left out"));
+            return None;
+        }
+        Err(fault) => {
+            found.refuse(field, format!("{fault}; the endpoint is left out, the others are used"));
+            return None;
+        }
+    };
+    let conditions = endpoint.conditions.clone().unwrap_or_default();
+    let ready = conditions.ready.unwrap_or(true);
+    let serving = conditions.serving.unwrap_or(true);
+    let terminating = conditions.terminating.unwrap_or(false);
+    let target = endpoint.target_ref.as_ref().filter(|t| t.kind.as_deref() == Some("Pod"));
+    let pod = target.and_then(|t| {
+        let namespace = t.namespace.as_deref().unwrap_or(&key.namespace);
+        t.name.as_deref().map(|name| ObjectName::new(namespace, name))
+    });
+    Some(Endpoint { ip, ready, fallback: serving && terminating, pod })
+}

@@ -1,0 +1,51 @@
+//! What the compiler needs to know of each object, validated.
+//!
+//! Invariant: a model that exists can be compiled; whatever is wrong with an object was reported
+//! when it was read. References to other objects are only resolved to names here.
+
+mod destination_rule;
+mod endpoint_slice;
+mod pod;
+mod service;
+mod virtual_service;
+
+pub(crate) use destination_rule::DestinationRule;
+pub(crate) use endpoint_slice::{Endpoint, EndpointSlice};
+pub(crate) use pod::Pod;
+pub(crate) use service::{Protocol, Service, ServicePort};
+pub(crate) use virtual_service::{Applies, Route, RouteKind, Share, VirtualService};
+
+use std::net::IpAddr;
+
+use k8s_openapi::{apimachinery::pkg::apis::meta::v1::ObjectMeta, jiff::Timestamp};
+
+/// How old an object is, for "the oldest wins". An object that doesn't say counts as the youngest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Age {
+    Since(Timestamp),
+    Unknown,
+}
+
+impl Age {
+    pub(crate) fn of(meta: &ObjectMeta) -> Self {
+        meta.creation_timestamp.as_ref().map_or(Self::Unknown, |t| Self::Since(t.0))
+    }
+}
+
+/// A TCP port from a field of a Kubernetes object.
+pub(crate) fn port_number(port: impl TryInto<u16>) -> Option<u16> {
+    port.try_into().ok().filter(|port| *port != 0)
+}
+
+/// Parses an address; an IPv4 address in IPv6 clothes is refused because the kernel treats
+/// connections to it as IPv4.
+pub(crate) fn ip_address(text: &str) -> Result<IpAddr, String> {
+    let ip: IpAddr = text.parse().map_err(|_| format!("{text:?} is not an IP address"))?;
+    match ip {
+        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => {
+            Err(format!("{text} is an IPv4 address written as IPv6; write it as IPv4"))
+        }
+        ip if ip.is_unspecified() => Err(format!("{text} is not the address of anything")),
+        ip => Ok(ip),
+    }
+}

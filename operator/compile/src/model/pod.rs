@@ -1,0 +1,28 @@
+//! Pods: labels for subsets, addresses to find them.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use k8s_openapi::api::core::v1;
+
+/// What is needed of a Pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Pod {
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) ips: Vec<IpAddr>,
+}
+
+impl Pod {
+    /// Reads a Pod; addresses that are none are of no use for a look-up and left out.
+    pub(crate) fn read(object: &v1::Pod) -> Self {
+        let labels = object.metadata.labels.clone().unwrap_or_default();
+        let status = object.status.as_ref();
+        let mut ips: Vec<IpAddr> = status
+            .into_iter()
+            .flat_map(|s| s.pod_ips.iter().flatten().map(|ip| ip.ip.as_str()).chain(s.pod_ip.as_deref()))
+            .filter_map(|ip| ip.parse().ok())
+            .collect();
+        ips.sort_unstable();
+        ips.dedup();
+        Self { labels, ips }
+    }
+}

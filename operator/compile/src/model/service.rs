@@ -1,0 +1,161 @@
+//! Services: cluster IPs and TCP ports.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use k8s_openapi::api::core::v1;
+
+use super::{Age, ip_address, port_number};
+use crate::report::Findings;
+
+/// What is spoken on a port, as far as it decides which routes apply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    /// HTTP routes apply.
+    Http,
+    /// TCP routes apply.
+    Tcp,
+    /// Neither: the content is encrypted, and slotmesh has no TLS routes yet.
+    Tls,
+    /// Not declared: both apply, HTTP routes first.
+    Undeclared,
+}
+
+impl Protocol {
+    /// As Istio decides: `appProtocol`, else the prefix of the port's name.
+    fn of(port: &v1::ServicePort) -> Self {
+        if let Some(declared) = &port.app_protocol {
+            let declared = declared.to_ascii_lowercase();
+            return Self::named(declared.strip_prefix("kubernetes.io/").unwrap_or(&declared));
+        }
+        let name = port.name.as_deref().unwrap_or_default().to_ascii_lowercase();
+        if name == "grpc-web" || name.starts_with("grpc-web-") {
+            return Self::Http;
+        }
+        Self::named(name.split('-').next().unwrap_or_default())
+    }
+
+    fn named(name: &str) -> Self {
+        match name {
+            "http" | "http2" | "h2c" | "grpc" | "grpc-web" | "ws" => Self::Http,
+            "tcp" | "mongo" | "mysql" | "redis" => Self::Tcp,
+            "https" | "tls" | "wss" => Self::Tls,
+            _ => Self::Undeclared,
+        }
+    }
+}
+
+/// A TCP port of a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ServicePort {
+    pub(crate) number: u16,
+    /// The name by which slices refer to the port; empty for the single port without a name.
+    pub(crate) name: String,
+    pub(crate) protocol: Protocol,
+}
+
+/// A valid Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Service {
+    pub(crate) age: Age,
+    /// The cluster IPs; none for a headless Service.
+    pub(crate) vips: Vec<IpAddr>,
+    /// In the order of their numbers.
+    pub(crate) ports: Vec<ServicePort>,
+}
+
+impl Service {
+    /// Reads a Service; `None` when it must be refused.
+    pub(crate) fn read(object: &v1::Service, found: &mut Findings) -> Option<Self> {
+        let age = Age::of(&object.metadata);
+        let spec = object.spec.clone().unwrap_or_default();
+        if spec.type_.as_deref() == Some("ExternalName") {
+            found.note("spec.type", "a Service of type ExternalName has no cluster IP; it is left alone");
+            return Some(Self { age, vips: Vec::new(), ports: Vec::new() });
+        }
+        let vips = read_vips(&spec, found);
+        let ports = read_ports(&spec, found);
+        if spec.session_affinity.as_deref().is_some_and(|affinity| affinity != "None") {
+            found.unsupported("spec.sessionAffinity", "each connection chooses its endpoint anew");
+        }
+        if spec.internal_traffic_policy.as_deref().is_some_and(|policy| policy != "Cluster") {
+            found.unsupported("spec.internalTrafficPolicy", "endpoints of all nodes are used");
+        }
+        if spec.traffic_distribution.is_some() {
+            found.unsupported("spec.trafficDistribution", "endpoints are chosen at random");
+        }
+        (!found.refused()).then_some(Self { age, vips, ports })
+    }
+
+    /// The TCP port with this number.
+    pub(crate) fn port(&self, number: u16) -> Option<&ServicePort> {
+        self.ports.binary_search_by_key(&number, |p| p.number).ok().map(|i| &self.ports[i])
+    }
+}
+
+fn read_vips(spec: &v1::ServiceSpec, found: &mut Findings) -> Vec<IpAddr> {
+    let several = spec.cluster_ips.as_deref().unwrap_or_default();
+    let texts: Vec<(String, &str)> = if several.is_empty() {
+        spec.cluster_ip.iter().map(|ip| ("spec.clusterIP".to_owned(), ip.as_str())).collect()
+    } else {
+        several.iter().enumerate().map(|(i, ip)| (format!("spec.clusterIPs[{i}]"), ip.as_str())).collect()
+    };
+    let mut vips = Vec::new();
+    let mut named = false;
+    for (field, text) in texts.iter().filter(|(_, text)| !text.is_empty()) {
+        named = true;
+        if *text == "None" {
+            continue;
+        }
+        match ip_address(text) {
+            Ok(ip) if vips.contains(&ip) => found.refuse(field, format!("{ip} stands there twice")),
+            Ok(ip) => vips.push(ip),
+            Err(fault) => {
+                found.refuse(
+                    field,
+                    format!("{fault}; write an address such as 10.96.0.10 or fd00::10, or None"),
+                );
+            }
+        }
+    }
+    if !named {
+        found.note("spec.clusterIP", "no cluster IP is given, so no connection can be made to this Service");
+    }
+    vips
+}
+
+fn read_ports(spec: &v1::ServiceSpec, found: &mut Findings) -> Vec<ServicePort> {
+    let mut ports = Vec::new();
+    let mut numbers = BTreeSet::new();
+    let mut names = BTreeSet::new();
+    for (i, port) in spec.ports.iter().flatten().enumerate() {
+        let Some(number) = port_number(port.port) else {
+            let fault = format!("{} is not a port; ports are 1 to 65535", port.port);
+            found.refuse(format!("spec.ports[{i}].port"), fault);
+            continue;
+        };
+        let name = port.name.clone().unwrap_or_default();
+        if !names.insert(name.clone()) {
+            let fault = if name.is_empty() {
+                "a Service with several ports must name each of them".to_owned()
+            } else {
+                format!("the name {name:?} stands there twice; each port needs its own")
+            };
+            found.refuse(format!("spec.ports[{i}].name"), fault);
+        }
+        match port.protocol.as_deref() {
+            None | Some("" | "TCP") => {}
+            Some(other) => {
+                let consequence = format!("{other} port {number} is left alone");
+                found.unsupported(format!("spec.ports[{i}].protocol"), &consequence);
+                continue;
+            }
+        }
+        if !numbers.insert(number) {
+            let fault = format!("TCP port {number} stands there twice; remove one");
+            found.refuse(format!("spec.ports[{i}].port"), fault);
+        }
+        ports.push(ServicePort { number, name, protocol: Protocol::of(port) });
+    }
+    ports.sort_by_key(|p| p.number);
+    ports
+}

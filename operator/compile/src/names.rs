@@ -1,0 +1,107 @@
+//! Names of the compiled resources, and host names of Services.
+
+use std::net::IpAddr;
+
+use crate::ObjectName;
+
+/// The DNS domain of the cluster.
+pub const CLUSTER_DOMAIN: &str = "cluster.local";
+
+/// The longest name that an object may have (a DNS subdomain).
+pub(crate) const MAX_NAME: usize = 253;
+
+impl ObjectName {
+    /// The full host name of the Service with this name.
+    pub fn host(&self) -> String {
+        format!("{}.{}.svc.{CLUSTER_DOMAIN}", self.name, self.namespace)
+    }
+}
+
+/// The name of the cluster (and of its assignment) of a Service port, or of a subset of it.
+pub fn cluster_name(service: &ObjectName, port: u16, subset: &str) -> String {
+    format!("outbound|{port}|{subset}|{}", service.host())
+}
+
+/// The name of the route configuration of a Service port.
+pub fn route_name(service: &ObjectName, port: u16) -> String {
+    format!("{port}|{}", service.host())
+}
+
+/// The name of the listener of a cluster IP and port.
+pub fn listener_name(ip: IpAddr, port: u16) -> String {
+    match ip {
+        IpAddr::V4(ip) => format!("{ip}_{port}"),
+        IpAddr::V6(ip) => format!("[{ip}]_{port}"),
+    }
+}
+
+/// The Service that a host means for an object in `namespace`: `web`, `web.shop`, `web.shop.svc` or
+/// `web.shop.svc.cluster.local`. `None` when it can't be a Service of this cluster.
+pub(crate) fn resolve_host(host: &str, namespace: &str) -> Option<ObjectName> {
+    let host = host.strip_suffix('.').unwrap_or(host);
+    if host.is_empty() || host.contains('*') {
+        return None;
+    }
+    let qualified = host
+        .strip_suffix(CLUSTER_DOMAIN)
+        .and_then(|h| h.strip_suffix(".svc."))
+        .or_else(|| host.strip_suffix(".svc"));
+    match qualified {
+        Some(qualified) => {
+            // A namespace has no dot; a Service name of a manifest may.
+            let (name, namespace) = qualified.rsplit_once('.')?;
+            Some(ObjectName::new(namespace, name))
+        }
+        None => match host.split_once('.') {
+            None => Some(ObjectName::new(namespace, host)),
+            Some((name, namespace)) if !namespace.contains('.') => Some(ObjectName::new(namespace, name)),
+            Some(_) => None,
+        },
+    }
+}
+
+/// Why this can't be the name of an object, if it can't.
+pub(crate) fn name_fault(name: &str) -> Option<String> {
+    if name.is_empty() {
+        return Some("is empty".to_owned());
+    }
+    if name.len() > MAX_NAME {
+        return Some(format!("has {} characters, the longest allowed name has {MAX_NAME}", name.len()));
+    }
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.');
+    name.chars()
+        .find(|c| !allowed(*c))
+        .map(|c| format!("contains {c:?}; use lower-case letters, digits, '-' and '.'"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_resolve_in_every_form() {
+        let web = Some(ObjectName::new("shop", "web"));
+        for host in
+            ["web", "web.shop", "web.shop.svc", "web.shop.svc.cluster.local", "web.shop.svc.cluster.local."]
+        {
+            assert_eq!(resolve_host(host, "shop"), web, "{host}");
+        }
+        for host in ["", "*", "*.shop.svc.cluster.local", "www.example.com", "web.svc"] {
+            let resolved = resolve_host(host, "shop");
+            assert!(resolved.is_none(), "{host}: {resolved:?}");
+        }
+        assert_eq!(resolve_host("a.b.shop.svc.cluster.local", "x"), Some(ObjectName::new("shop", "a.b")));
+    }
+
+    #[test]
+    fn names_of_resources() {
+        let long = "x".repeat(MAX_NAME);
+        let service = ObjectName::new("shop", long.as_str());
+        assert_eq!(cluster_name(&service, 80, "v1"), format!("outbound|80|v1|{long}.shop.svc.cluster.local"));
+        assert_eq!(listener_name("10.0.0.1".parse().unwrap(), 80), "10.0.0.1_80");
+        assert_eq!(listener_name("fd00:0::1".parse().unwrap(), 80), "[fd00::1]_80");
+        assert!(name_fault(&long).is_none());
+        assert!(name_fault(&"x".repeat(MAX_NAME + 1)).unwrap().contains("254 characters"));
+        assert!(name_fault("a|b").is_some());
+    }
+}
