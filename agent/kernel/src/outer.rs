@@ -97,7 +97,8 @@ impl Outer {
     }
 
     /// Creates slabs, puts them into the outer map with one batch (one grace period on kernels 6.12
-    /// and later), pins and maps them. On an error none of them is in use.
+    /// and later), pins and maps them. On an error none of them is in use. A slab is pinned after it
+    /// is in the outer map, so that every pin that recovery finds can be reached by programs.
     pub fn create(&self, indexes: &[SlabIndex]) -> Result<Vec<MappedSlab>, OuterError> {
         let maps = indexes
             .iter()
@@ -111,9 +112,13 @@ impl Outer {
             .zip(&maps)
             .map(|(&index, map)| {
                 let path = self.pin_of(index);
-                // A slab that is pinned is in the outer map; one that an agent killed between the two
-                // steps left unpinned is replaced here.
-                map.pin(&path).map_err(bpf("pin a slab"))?;
+                // What a batch that failed half-way left pinned was never used: replace it.
+                match fs::remove_file(&path) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                        return Err(at("replace the pin", &path)(error));
+                    }
+                    _ => map.pin(&path).map_err(bpf("pin a slab"))?,
+                }
                 self.range.map(index, map.as_fd()).map_err(at("map slab", &path))
             })
             .collect()

@@ -1,1 +1,36 @@
-//! placeholder
+//! The slot engine: which slots are idle, used and retired, and how a resource becomes current.
+//!
+//! ```text
+//! Draft: take idle slots, write records (children first)      no system call
+//!   `- publish: one release store into the resource's handle  no system call
+//!        `- retire the old version's slots -> Quarantine
+//!              `- a grace period that began afterwards -> idle again
+//! ```
+//!
+//! Invariants:
+//! - one [`Engine`] owns the arena and the table; growth and grace periods run on threads of their own
+//!   and hand finished work over through one channel;
+//! - a slot is written only while no program can reach it: between idle and published;
+//! - a slot that was published is reused only after a grace period that began after its retirement;
+//! - the kernel maps are the only state: what [`Engine::open`] finds there is all there is.
+//!
+//! Knows nothing of xDS: a resource is a kind number and a name.
+
+mod background;
+mod backing;
+mod class;
+mod directory;
+mod engine;
+mod handles;
+mod quarantine;
+mod recover;
+mod table;
+#[cfg(test)]
+mod tests;
+
+pub use backing::{Backing, BackingError};
+pub use class::SlotClass;
+pub use engine::{Config, Draft, Engine, Full, Stats};
+pub use handles::{HandlePtr, ResourceKind};
+pub use recover::{RecoverError, Recovered};
+pub use table::ClassStats;

@@ -83,7 +83,7 @@ fn target(listener: SlotPtr, family: Family, random: &mut impl FnMut(Choice) -> 
     }
     let handle = Place::of(cluster)?;
     let at = Place::of(handle.load_current()?)?;
-    let cluster = handle.read::<u64>(offset_of!(Handle, name_hash) as u32)?;
+    let cluster = handle.read::<u64>(offset_of!(Handle, name_hash))?;
     let assignment = record::<Cluster>(&at)?.endpoints.ptr();
     let endpoint = endpoint(assignment, family, random)?;
     Some(Target { addr: endpoint.addr, port: endpoint.port, cluster })
@@ -116,11 +116,10 @@ fn endpoint(assignment: SlotPtr, family: Family, random: &mut impl FnMut(Choice)
     if fraction < chosen.threshold { Some(chosen) } else { element(chosen.alias) }
 }
 
-/// The byte offset of element `i` of the tail of a `T`. Wraps for a count that no slot can have; the
-/// read is then refused.
+/// The byte offset of element `i` of the tail of a `T`.
 #[inline(always)]
-fn tail<T, E>(i: u32) -> u32 {
-    (size_of::<T>() as u32).wrapping_add(i.wrapping_mul(size_of::<E>() as u32))
+fn tail<T, E>(i: u32) -> usize {
+    size_of::<T>() + i as usize * size_of::<E>()
 }
 
 /// The current version behind a handle.
@@ -137,7 +136,8 @@ fn record<T: Record>(at: &Place) -> Option<T> {
 /// A slot: its slab, and the bytes from the slab's start.
 struct Place {
     slab: *const Slab,
-    offset: u32,
+    /// 64 bits wide, as the sums are: of a 32-bit sum the verifier forgets the bound that was checked.
+    offset: usize,
 }
 
 impl Place {
@@ -147,12 +147,12 @@ impl Place {
             return None;
         }
         let slab = OUTER.get_value_ptr_mut(ptr.slab_bits(), &0)?.cast_const();
-        Some(Self { slab, offset: ptr.offset() as u32 })
+        Some(Self { slab, offset: ptr.offset() })
     }
 
     /// Reads a `T` at `offset` bytes from the slot's start, if it lies within the slab.
     #[inline(always)]
-    fn read<T: Pod>(&self, offset: u32) -> Option<T> {
+    fn read<T: Pod>(&self, offset: usize) -> Option<T> {
         let at = self.checked::<T>(offset)?;
         // SAFETY: within the slab, which stays mapped for this run; slots are aligned to 64 bytes and
         // fields to their natural alignment. The agent doesn't change a record that can be reached.
@@ -162,19 +162,19 @@ impl Place {
     /// The one load of a handle: its current version; `None` while it has none.
     #[inline(always)]
     fn load_current(&self) -> Option<SlotPtr> {
-        let at = self.checked::<u32>(offset_of!(Handle, current) as u32)?;
+        let at = self.checked::<u32>(offset_of!(Handle, current))?;
         // SAFETY: as in `read`. Volatile: this is the word that changes, and it must be loaded once.
         let ptr = SlotPtr::from_bits(unsafe { at.read_volatile() });
         if ptr.is_null() { None } else { Some(ptr) }
     }
 
     #[inline(always)]
-    fn checked<T>(&self, offset: u32) -> Option<*const T> {
-        let at = self.offset.wrapping_add(offset);
-        if at > (SLAB_BYTES - size_of::<T>()) as u32 {
+    fn checked<T>(&self, offset: usize) -> Option<*const T> {
+        let at = self.offset + offset;
+        if at > SLAB_BYTES - size_of::<T>() {
             return None;
         }
         // SAFETY: the check above keeps the whole `T` within the slab.
-        Some(unsafe { self.slab.cast::<u8>().add(at as usize) }.cast::<T>())
+        Some(unsafe { self.slab.cast::<u8>().add(at) }.cast::<T>())
     }
 }

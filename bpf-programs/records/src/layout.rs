@@ -79,7 +79,7 @@ pub trait Member: Pod {
 /// A type that can be the content of a slot.
 pub trait Record: Member {
     /// The type of the tail's elements; `()` without a tail.
-    type Tail;
+    type Tail: Member;
     /// The number in [`RecordHeader::kind`].
     const KIND: RecordKind;
     /// The whole layout.

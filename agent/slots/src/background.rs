@@ -1,0 +1,106 @@
+//! The threads that wait for grace periods, so that the engine's owner never does.
+
+use std::{
+    sync::{
+        Arc,
+        mpsc::{Receiver, Sender, channel},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use slotmesh_kernel::MappedSlab;
+use slotmesh_records::SlabIndex;
+
+use crate::{Backing, BackingError};
+
+/// How long a failed barrier is held back before it is reported, so that a kernel that refuses isn't
+/// asked in a tight loop.
+const BARRIER_RETRY: Duration = Duration::from_millis(100);
+
+/// Finished work.
+pub(crate) enum Done {
+    /// A batch of slabs.
+    Grown(Result<Vec<MappedSlab>, BackingError>),
+    /// A grace period.
+    Barrier(Result<(), BackingError>),
+}
+
+/// The growth thread and the grace-period thread.
+pub(crate) struct Background {
+    grow: Option<Sender<Vec<SlabIndex>>>,
+    barrier: Option<Sender<()>>,
+    done: Receiver<Done>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Background {
+    /// Starts the threads. `wake` is called after each piece of finished work.
+    pub fn start(backing: &Arc<dyn Backing>, wake: Arc<dyn Fn() + Send + Sync>) -> std::io::Result<Self> {
+        let (finished, done) = channel();
+        let (grow, batches) = channel::<Vec<SlabIndex>>();
+        let (barrier, periods) = channel::<()>();
+        let grower = {
+            let (backing, finished, wake) = (backing.clone(), finished.clone(), wake.clone());
+            move || {
+                for batch in batches {
+                    if finished.send(Done::Grown(backing.create(&batch))).is_err() {
+                        return;
+                    }
+                    wake();
+                }
+            }
+        };
+        let backing = backing.clone();
+        let waiter = move || {
+            for () in periods {
+                let result = backing.barrier();
+                if result.is_err() {
+                    thread::sleep(BARRIER_RETRY);
+                }
+                if finished.send(Done::Barrier(result)).is_err() {
+                    return;
+                }
+                wake();
+            }
+        };
+        let threads = vec![
+            thread::Builder::new().name("slots-growth".to_owned()).spawn(grower)?,
+            thread::Builder::new().name("slots-grace".to_owned()).spawn(waiter)?,
+        ];
+        Ok(Self { grow: Some(grow), barrier: Some(barrier), done, threads })
+    }
+
+    /// Asks for slabs.
+    pub fn grow(&self, batch: Vec<SlabIndex>) {
+        let sender = self.grow.as_ref().expect("taken only when dropped");
+        sender.send(batch).expect("the growth thread ends only after this sender");
+    }
+
+    /// Asks for a grace period.
+    pub fn barrier(&self) {
+        let sender = self.barrier.as_ref().expect("taken only when dropped");
+        sender.send(()).expect("the grace-period thread ends only after this sender");
+    }
+
+    /// Finished work, if there is any.
+    pub fn finished(&self) -> Option<Done> {
+        self.done.try_recv().ok()
+    }
+
+    /// Waits for finished work.
+    pub fn wait(&self) -> Done {
+        self.done.recv().expect("a thread that was asked answers")
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        self.grow = None;
+        self.barrier = None;
+        for thread in self.threads.drain(..) {
+            // A thread that panicked has printed why; the engine is going down anyway.
+            let _ = thread.join();
+        }
+    }
+}

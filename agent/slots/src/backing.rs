@@ -1,0 +1,42 @@
+//! What the engine needs of the kernel: slabs and grace periods.
+
+use slotmesh_kernel::{MappedSlab, Outer};
+use slotmesh_records::SlabIndex;
+
+/// Why the kernel didn't.
+pub type BackingError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Where slabs come from. Called by the growth thread and the grace-period thread at the same time.
+pub trait Backing: Send + Sync + 'static {
+    /// Creates these slabs so that programs can reach them and a later agent finds them.
+    ///
+    /// # Errors
+    /// Then none of them is in use.
+    fn create(&self, slabs: &[SlabIndex]) -> Result<Vec<MappedSlab>, BackingError>;
+
+    /// Returns after every program run that was under way at the call has ended.
+    ///
+    /// # Errors
+    /// Then nothing is known about them.
+    fn barrier(&self) -> Result<(), BackingError>;
+
+    /// The slabs that an earlier agent left.
+    ///
+    /// # Errors
+    /// Where they can't be opened.
+    fn existing(&self) -> Result<Vec<MappedSlab>, BackingError>;
+}
+
+impl Backing for Outer {
+    fn create(&self, slabs: &[SlabIndex]) -> Result<Vec<MappedSlab>, BackingError> {
+        Ok(Self::create(self, slabs)?)
+    }
+
+    fn barrier(&self) -> Result<(), BackingError> {
+        Ok(Self::barrier(self)?)
+    }
+
+    fn existing(&self) -> Result<Vec<MappedSlab>, BackingError> {
+        Ok(self.recover()?)
+    }
+}

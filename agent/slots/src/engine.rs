@@ -1,0 +1,570 @@
+//! The engine: drafts, publication, retirement.
+
+use std::{mem::offset_of, sync::Arc};
+
+use slotmesh_kernel::Arena;
+use slotmesh_records::{
+    DirectoryPage, Handle, LAYOUT_HASH, Owned, Record, RecordHeader, Ref, SlabIndex, SlotPtr, Superblock,
+    layout::{Points, pointers},
+    name_hash,
+};
+
+use crate::{
+    Backing, ClassStats, HandlePtr, RecoverError, Recovered, ResourceKind, SlotClass,
+    background::{Background, Done},
+    directory::{Directory, PAGE_ENTRIES},
+    handles::{Handles, Info},
+    quarantine::{Item, Quarantine},
+    recover,
+    table::SlotTable,
+};
+
+/// How many slabs there are to be. A slab is 64 KiB of records and costs 68 KiB of memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Slabs created before the engine is ready; at least 1.
+    pub initial: u32,
+    /// The most slabs there will ever be; at most `MAX_SLABS`.
+    pub cap: u32,
+    /// Growth begins when fewer slabs than this are wholly idle.
+    pub low_watermark: u32,
+    /// How many slabs growth creates at a time.
+    pub batch: u32,
+}
+
+impl Default for Config {
+    /// 2 MiB at start, at most 128 MiB, 512 KiB ahead of demand.
+    fn default() -> Self {
+        Self { initial: 32, cap: 2048, low_watermark: 8, batch: 32 }
+    }
+}
+
+/// Why a record found no slot. The flush is refused as a whole; what was current stays current.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum Full {
+    /// The cap is reached.
+    #[error(
+        "no idle slot of {class} bytes: all {cap} slabs are in use ({used} KiB of records, {retired} slots \
+         waiting for a grace period); raise --slab-cap"
+    )]
+    Cap {
+        /// The slot size that was asked for.
+        class: SlotClass,
+        /// The cap in slabs.
+        cap: u32,
+        /// KiB in use.
+        used: u64,
+        /// Slots in quarantine.
+        retired: usize,
+    },
+    /// The kernel refused to create slabs.
+    #[error("no idle slot of {class} bytes, and the kernel refused to create slabs: {reason}")]
+    Growth {
+        /// The slot size that was asked for.
+        class: SlotClass,
+        /// The kernel's answer.
+        reason: String,
+    },
+    /// No slot is that large.
+    #[error("a record of {bytes} bytes is larger than the largest slot, {} bytes", 4096)]
+    TooLarge {
+        /// The record's size.
+        bytes: usize,
+    },
+}
+
+/// A snapshot of the slot table.
+#[derive(Clone, Debug)]
+pub struct Stats {
+    /// Slots by class.
+    pub classes: Vec<(SlotClass, ClassStats)>,
+    /// Slabs created.
+    pub slabs: u32,
+    /// Slabs that are wholly idle and can take any class.
+    pub empty_slabs: u32,
+    /// The most slabs there will be.
+    pub cap: u32,
+    /// Slots and handles that wait for a grace period.
+    pub quarantined: usize,
+    /// Handles.
+    pub handles: usize,
+    /// Grace periods that passed since start.
+    pub grace_periods: u64,
+    /// Why the last growth failed, if it did.
+    pub growth_error: Option<String>,
+}
+
+impl Stats {
+    /// Outer records not created yet.
+    pub const fn remaining(&self) -> u32 {
+        self.cap.saturating_sub(self.slabs)
+    }
+}
+
+/// The slot engine. One thread owns it.
+pub struct Engine {
+    pub(crate) arena: Arena,
+    pub(crate) table: SlotTable,
+    pub(crate) handles: Handles,
+    pub(crate) directory: Directory,
+    quarantine: Quarantine,
+    background: Background,
+    config: Config,
+    growing: bool,
+    growth_error: Option<String>,
+    grace_periods: u64,
+    scratch: Scratch,
+}
+
+/// Buffers that every flush uses again.
+#[derive(Default)]
+struct Scratch {
+    slots: Vec<SlotPtr>,
+    handles: Vec<HandlePtr>,
+    refs: Vec<SlotPtr>,
+    tree: Vec<SlotPtr>,
+}
+
+impl Engine {
+    /// Takes over what an earlier agent left in `backing`, or begins anew, and starts growing.
+    ///
+    /// `roots` are handles that programs can reach other than by the directory. A grace period must
+    /// have passed since the earlier agent's last write (opening the outer map waits for one).
+    /// `wake` is called, from other threads, when [`poll`](Self::poll) has something to do.
+    ///
+    /// # Errors
+    /// Where slabs can't be had, or what is there isn't readable.
+    pub fn open(
+        backing: &Arc<dyn Backing>,
+        mut arena: Arena,
+        config: Config,
+        roots: &[SlotPtr],
+        wake: Arc<dyn Fn() + Send + Sync>,
+    ) -> Result<(Self, Recovered), RecoverError> {
+        let mut table = SlotTable::default();
+        let mut slabs = backing.existing().map_err(RecoverError::Backing)?;
+        if slabs.is_empty() {
+            let first: Vec<_> = (0..config.initial.max(1)).filter_map(SlabIndex::new).collect();
+            slabs = backing.create(&first).map_err(RecoverError::Backing)?;
+        }
+        for slab in &slabs {
+            arena.adopt(slab);
+            table.add(slab.index());
+        }
+        let found = recover::recover(&arena, &mut table, roots)?;
+        let background =
+            Background::start(backing, wake).map_err(|error| RecoverError::Backing(error.into()))?;
+        let mut engine = Self {
+            arena,
+            table,
+            handles: found.handles,
+            directory: found.directory,
+            quarantine: Quarantine::default(),
+            background,
+            config,
+            growing: false,
+            growth_error: None,
+            grace_periods: 0,
+            scratch: Scratch::default(),
+        };
+        if found.is_new {
+            engine.format();
+        }
+        for handle in found.unused {
+            engine.forget_unreachable(handle);
+        }
+        engine.poll();
+        Ok((engine, found.recovered))
+    }
+
+    /// Writes the superblock; its first word last, so that it is there whole or not at all.
+    fn format(&mut self) {
+        let header = RecordHeader { kind: Superblock::KIND, units: 1, count: 0, version: 0 };
+        let superblock = Superblock { header, layout: LAYOUT_HASH, directory: Owned::NULL, reserved: 0 };
+        let bytes = bytemuck::bytes_of(&superblock);
+        let slot = self.arena.slot_mut(SlotPtr::SUPERBLOCK, bytes.len()).expect("slab 0 exists");
+        slot[4..].copy_from_slice(&bytes[4..]);
+        let first = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        self.arena.publish(SlotPtr::SUPERBLOCK, 0, first);
+    }
+
+    /// Begins the next version of a resource.
+    pub fn draft(&mut self) -> Draft<'_> {
+        let slots = std::mem::take(&mut self.scratch.slots);
+        let handles = std::mem::take(&mut self.scratch.handles);
+        Draft { engine: self, slots, handles }
+    }
+
+    /// The handle of a resource, if it has one.
+    pub fn find(&self, kind: ResourceKind, name: &str) -> Option<HandlePtr> {
+        self.handles.find(kind, name)
+    }
+
+    /// The root record of a handle's current version; null where it has none.
+    pub fn current(&self, handle: HandlePtr) -> SlotPtr {
+        self.record::<Handle>(handle.ptr()).map_or(SlotPtr::NULL, |(handle, _)| handle.current)
+    }
+
+    /// A record and its tail; `None` where `ptr` isn't one of this type.
+    pub fn record<R: Record>(&self, ptr: SlotPtr) -> Option<(R, &[R::Tail])> {
+        let header: RecordHeader = read(self.arena.slot(ptr, size_of::<RecordHeader>())?);
+        if ptr.is_null() || header.kind != R::KIND {
+            return None;
+        }
+        let tail_bytes = header.count as usize * size_of::<R::Tail>();
+        let (fixed, tail) = self.arena.slot(ptr, size_of::<R>() + tail_bytes)?.split_at(size_of::<R>());
+        let tail = if tail.is_empty() { &[] } else { bytemuck::try_cast_slice(tail).ok()? };
+        Some((read(fixed), tail))
+    }
+
+    /// A resource is no more: its handle leads nowhere from now on, and goes with the last reference.
+    pub fn remove(&mut self, handle: HandlePtr) {
+        let Some(info) = self.handles.get_mut(handle) else { return };
+        info.published = false;
+        let unused = info.refs == 0;
+        let old = self.current(handle);
+        if !old.is_null() {
+            self.arena.publish(handle.ptr(), offset_of!(Handle, current), 0);
+            self.give_up(old);
+        }
+        if unused {
+            self.drop_handle(handle);
+        }
+    }
+
+    /// A resource is no more, and its handle, to which no record refers, can't be found any more by
+    /// new program runs. The runs that have found it still see its last version.
+    pub fn remove_after_grace(&mut self, handle: HandlePtr) {
+        if let Some(info) = self.handles.remove(handle) {
+            debug_assert_eq!(info.refs, 0);
+            self.directory.leave(&mut self.arena, info.entry);
+        }
+        self.quarantine.push(Item::Handle(handle));
+    }
+
+    /// Takes finished background work over and starts what is due. Call it after each batch of
+    /// changes and whenever `wake` was called.
+    pub fn poll(&mut self) {
+        while let Some(done) = self.background.finished() {
+            self.done(done);
+        }
+        self.grow_ahead();
+        if self.quarantine.begin() {
+            self.background.barrier();
+        }
+    }
+
+    /// Waits until nothing is in quarantine and no growth is under way.
+    pub fn settle(&mut self) {
+        self.poll();
+        while self.growing || self.quarantine.len() > 0 {
+            let done = self.background.wait();
+            self.done(done);
+            self.poll();
+        }
+    }
+
+    /// The slot table as it is now.
+    pub fn stats(&self) -> Stats {
+        Stats {
+            classes: self.table.stats().collect(),
+            slabs: self.table.created(),
+            empty_slabs: self.table.empty_slabs(),
+            cap: self.config.cap,
+            quarantined: self.quarantine.len(),
+            handles: self.handles.len(),
+            grace_periods: self.grace_periods,
+            growth_error: self.growth_error.clone(),
+        }
+    }
+
+    fn done(&mut self, done: Done) {
+        match done {
+            Done::Grown(Ok(slabs)) => {
+                self.growing = false;
+                self.growth_error = None;
+                for slab in slabs {
+                    self.arena.adopt(&slab);
+                    self.table.add(slab.index());
+                }
+            }
+            Done::Grown(Err(error)) => {
+                tracing::warn!(%error, "growth failed");
+                self.growing = false;
+                self.growth_error = Some(error.to_string());
+            }
+            Done::Barrier(Ok(())) => {
+                self.grace_periods += 1;
+                for item in self.quarantine.end() {
+                    match item {
+                        Item::Slot(ptr) => self.table.reuse(ptr),
+                        Item::Handle(handle) => self.retire_handle(handle),
+                    }
+                }
+            }
+            Done::Barrier(Err(error)) => {
+                tracing::warn!(%error, "a grace period failed; what is retired stays retired");
+                self.quarantine.failed();
+            }
+        }
+    }
+
+    fn grow_ahead(&mut self) {
+        if self.table.empty_slabs() < self.config.low_watermark && self.growth_error.is_none() {
+            self.grow();
+        }
+    }
+
+    /// Asks for a batch of slabs, where the cap allows one. Whether growth is under way.
+    fn grow(&mut self) -> bool {
+        let room = self.config.cap.saturating_sub(self.table.created());
+        if !self.growing && room > 0 {
+            let batch = self.table.missing(self.config.batch.clamp(1, room) as usize);
+            if !batch.is_empty() {
+                self.growing = true;
+                self.background.grow(batch);
+            }
+        }
+        self.growing
+    }
+
+    fn take(&mut self, class: SlotClass) -> Result<SlotPtr, Full> {
+        self.table.take(class).map_or_else(|| self.take_slowly(class), Ok)
+    }
+
+    /// No slot is idle: wait for one batch of growth at most, or at the cap for one grace period.
+    #[cold]
+    fn take_slowly(&mut self, class: SlotClass) -> Result<SlotPtr, Full> {
+        self.poll();
+        if let Some(ptr) = self.table.take(class) {
+            return Ok(ptr);
+        }
+        let can_grow = self.grow();
+        if !can_grow && let Some(ptr) = self.take_larger(class) {
+            return Ok(ptr);
+        }
+        if can_grow {
+            while self.growing {
+                let done = self.background.wait();
+                self.done(done);
+            }
+        } else if self.quarantine.len() > 0 {
+            let before = self.grace_periods;
+            self.quarantine.begin().then(|| self.background.barrier());
+            while self.grace_periods == before {
+                let done = self.background.wait();
+                let failed = matches!(done, Done::Barrier(Err(_)));
+                self.done(done);
+                if failed {
+                    break;
+                }
+            }
+        }
+        self.table.take(class).or_else(|| self.take_larger(class)).ok_or_else(|| match &self.growth_error {
+            Some(reason) if can_grow => Full::Growth { class, reason: reason.clone() },
+            _ => Full::Cap {
+                class,
+                cap: self.config.cap,
+                used: self.table.stats().map(|(class, stats)| stats.used * class.bytes() as u64).sum::<u64>()
+                    / 1024,
+                retired: self.quarantine.len(),
+            },
+        })
+    }
+
+    /// At the cap, a slot that is larger than needed is better than none.
+    fn take_larger(&mut self, class: SlotClass) -> Option<SlotPtr> {
+        SlotClass::all().filter(|&larger| larger > class).find_map(|larger| self.table.take(larger))
+    }
+
+    fn write<R: Record>(&mut self, fixed: &R, tail: &[R::Tail], version: u64) -> Result<SlotPtr, Full> {
+        let bytes = size_of::<R>() + size_of_val(tail);
+        let class = SlotClass::for_bytes(bytes).ok_or(Full::TooLarge { bytes })?;
+        let ptr = self.take(class)?;
+        let units = self.table.class_of(ptr).expect("a slot that was taken has a class").units();
+        let header = RecordHeader { kind: R::KIND, units, count: tail.len() as u32, version };
+        let slot = self.arena.slot_mut(ptr, bytes).expect("a slot of the table lies in a slab in use");
+        let (head, rest) = slot.split_at_mut(size_of::<R>());
+        head.copy_from_slice(bytemuck::bytes_of(fixed));
+        head[..size_of::<RecordHeader>()].copy_from_slice(bytemuck::bytes_of(&header));
+        rest.copy_from_slice(bytemuck::cast_slice(tail));
+        Ok(ptr)
+    }
+
+    fn create_handle(&mut self, kind: ResourceKind, name: &str) -> Result<HandlePtr, Full> {
+        if self.directory.is_full() {
+            let header = RecordHeader { kind: DirectoryPage::KIND, units: 0, count: 0, version: 0 };
+            let page = DirectoryPage { header, next: Owned::new(self.directory.newest()), reserved: 0 };
+            let page = self.write(&page, &[Ref::NULL; PAGE_ENTRIES as usize], 0)?;
+            self.directory.publish_page(&mut self.arena, page);
+        }
+        let header = RecordHeader { kind: Handle::KIND, units: 0, count: 0, version: 0 };
+        let record = Handle { header, current: SlotPtr::NULL, resource: kind.0, name_hash: name_hash(name) };
+        let handle = HandlePtr::new(self.write(&record, name.as_bytes(), 0)?);
+        let entry = self.directory.enter(&mut self.arena, handle);
+        self.handles.insert(handle, Info { kind, name: name.into(), refs: 0, published: false, entry });
+        Ok(handle)
+    }
+
+    /// Makes `root` the current version behind `handle`, and retires the version before it.
+    fn make_current(&mut self, handle: HandlePtr, root: SlotPtr) {
+        let old = self.current(handle);
+        // New references count before old ones are given up, so that no handle is dropped in between.
+        let mut refs = std::mem::take(&mut self.scratch.refs);
+        self.tree(root, &mut refs);
+        for ptr in refs.drain(..) {
+            if let Some(info) = self.handles.get_mut(HandlePtr::new(ptr)) {
+                info.refs += 1;
+            }
+        }
+        self.scratch.refs = refs;
+        if let Some(info) = self.handles.get_mut(handle) {
+            info.published = true;
+        }
+        self.arena.publish(handle.ptr(), offset_of!(Handle, current), root.bits());
+        if !old.is_null() {
+            self.give_up(old);
+        }
+    }
+
+    /// Retires a version: its slots, and its references.
+    fn give_up(&mut self, root: SlotPtr) {
+        let mut refs = std::mem::take(&mut self.scratch.refs);
+        self.tree(root, &mut refs);
+        for i in 0..self.scratch.tree.len() {
+            let ptr = self.scratch.tree[i];
+            self.table.retire(ptr);
+            self.quarantine.push(Item::Slot(ptr));
+        }
+        for ptr in refs.drain(..) {
+            let handle = HandlePtr::new(ptr);
+            let Some(info) = self.handles.get_mut(handle) else { continue };
+            info.refs -= 1;
+            if info.refs == 0 && !info.published {
+                self.drop_handle(handle);
+            }
+        }
+        self.scratch.refs = refs;
+    }
+
+    /// The slots of a version, into `scratch.tree`, and what it refers to.
+    fn tree(&mut self, root: SlotPtr, refs: &mut Vec<SlotPtr>) {
+        let tree = &mut self.scratch.tree;
+        tree.clear();
+        tree.push(root);
+        let mut next = 0;
+        while let Some(&ptr) = tree.get(next) {
+            next += 1;
+            let class = self.table.class_of(ptr).expect("a record in use lies in a slab with a class");
+            let slot =
+                self.arena.slot(ptr, class.bytes()).expect("a slot of the table lies in a slab in use");
+            pointers(slot, |points, ptr| match points {
+                Points::Owned => tree.push(ptr),
+                Points::Ref => refs.push(ptr),
+                Points::Nothing => {}
+            })
+            .expect("the engine wrote this record");
+        }
+    }
+
+    /// Nothing refers to the handle any more, but programs may still read it.
+    fn drop_handle(&mut self, handle: HandlePtr) {
+        if let Some(info) = self.handles.remove(handle) {
+            self.directory.leave(&mut self.arena, info.entry);
+            self.table.retire(handle.ptr());
+            self.quarantine.push(Item::Slot(handle.ptr()));
+        }
+    }
+
+    /// No program can find the handle any more: its last version goes with it.
+    fn retire_handle(&mut self, handle: HandlePtr) {
+        let old = self.current(handle);
+        if !old.is_null() {
+            self.give_up(old);
+        }
+        self.table.retire(handle.ptr());
+        self.quarantine.push(Item::Slot(handle.ptr()));
+    }
+
+    /// A handle that no program ever saw.
+    fn forget_unreachable(&mut self, handle: HandlePtr) {
+        if let Some(info) = self.handles.remove(handle) {
+            self.directory.leave(&mut self.arena, info.entry);
+            self.table.give_back(handle.ptr());
+        }
+    }
+}
+
+/// The next version of one resource: records that no program can reach yet.
+///
+/// Dropped without [`publish`](Self::publish), it gives everything back.
+pub struct Draft<'e> {
+    engine: &'e mut Engine,
+    slots: Vec<SlotPtr>,
+    handles: Vec<HandlePtr>,
+}
+
+impl Draft<'_> {
+    /// Writes a record. Children first: `fixed` and `tail` already point at them. The header is the
+    /// engine's; what stands in `fixed` doesn't matter.
+    ///
+    /// # Errors
+    /// Where no slot is to be had.
+    pub fn write<R: Record>(&mut self, fixed: &R, tail: &[R::Tail]) -> Result<Owned<R>, Full> {
+        self.write_root(fixed, tail, 0)
+    }
+
+    /// Writes the record that a handle will lead to, with the version of the resource.
+    ///
+    /// # Errors
+    /// Where no slot is to be had.
+    pub fn write_root<R: Record>(
+        &mut self,
+        fixed: &R,
+        tail: &[R::Tail],
+        version: u64,
+    ) -> Result<Owned<R>, Full> {
+        let ptr = self.engine.write(fixed, tail, version)?;
+        self.slots.push(ptr);
+        Ok(Owned::new(ptr))
+    }
+
+    /// The handle of a resource, which need not exist yet: it then leads nowhere until it does.
+    ///
+    /// # Errors
+    /// Where no slot is to be had.
+    pub fn handle(&mut self, kind: ResourceKind, name: &str) -> Result<HandlePtr, Full> {
+        if let Some(handle) = self.engine.find(kind, name) {
+            return Ok(handle);
+        }
+        let handle = self.engine.create_handle(kind, name)?;
+        self.handles.push(handle);
+        Ok(handle)
+    }
+
+    /// Makes the records current with one release store, and retires the version before them.
+    pub fn publish<R: Record>(mut self, handle: HandlePtr, root: Owned<R>) {
+        self.slots.clear();
+        self.engine.make_current(handle, root.ptr());
+    }
+}
+
+impl Drop for Draft<'_> {
+    fn drop(&mut self) {
+        for ptr in self.slots.drain(..) {
+            self.engine.table.give_back(ptr);
+        }
+        for handle in self.handles.drain(..) {
+            if self.engine.handles.get(handle).is_some_and(|info| info.refs == 0 && !info.published) {
+                self.engine.forget_unreachable(handle);
+            }
+        }
+        self.engine.scratch.slots = std::mem::take(&mut self.slots);
+        self.engine.scratch.handles = std::mem::take(&mut self.handles);
+    }
+}
+
+/// Reads a plain value from exactly its bytes.
+pub(crate) fn read<T: bytemuck::Pod>(bytes: &[u8]) -> T {
+    bytemuck::pod_read_unaligned(bytes)
+}

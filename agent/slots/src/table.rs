@@ -1,0 +1,356 @@
+//! The slot table: which slots of which slabs are idle, used and retired.
+//!
+//! A slab serves one class at a time. A slab whose slots are all idle belongs to no class and can
+//! take any; that needs no system call, as a class is only this table's way to cut a slab up.
+
+use slotmesh_records::{SlabIndex, SlotPtr};
+
+use crate::SlotClass;
+
+/// Slots of one class by state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ClassStats {
+    /// Reachable, or being written.
+    pub used: u64,
+    /// Free to be taken.
+    pub idle: u64,
+    /// Waiting for a grace period.
+    pub retired: u64,
+}
+
+/// One bit a slot; the largest number of slots is that of the smallest class.
+type Bits = [u64; 16];
+
+#[derive(Debug)]
+struct Slab {
+    class: Option<SlotClass>,
+    idle: Bits,
+    used: Bits,
+    idle_count: u16,
+    /// Whether the slab stands in its class's list of slabs with idle slots.
+    listed: bool,
+}
+
+/// See the module's comment.
+#[derive(Debug, Default)]
+pub(crate) struct SlotTable {
+    slabs: Vec<Option<Box<Slab>>>,
+    open: [Vec<SlabIndex>; SlotClass::COUNT],
+    empty: Vec<SlabIndex>,
+    stats: [ClassStats; SlotClass::COUNT],
+    created: u32,
+}
+
+impl SlotTable {
+    /// Adds a slab whose slots are all idle.
+    pub fn add(&mut self, slab: SlabIndex) {
+        let index = slab.get() as usize;
+        if self.slabs.len() <= index {
+            self.slabs.resize_with(index + 1, || None);
+        }
+        assert!(self.slabs[index].is_none(), "slab {slab} is added twice");
+        self.slabs[index] =
+            Some(Box::new(Slab { class: None, idle: [0; 16], used: [0; 16], idle_count: 0, listed: false }));
+        self.empty.push(slab);
+        self.created += 1;
+    }
+
+    /// Takes an idle slot; `None` where there is none.
+    pub fn take(&mut self, class: SlotClass) -> Option<SlotPtr> {
+        let index = match self.open[class.index()].last() {
+            Some(&index) => index,
+            None => self.assign(class)?,
+        };
+        let slab = self.slabs[index.get() as usize].as_mut().expect("a listed slab exists");
+        let (word, bits) =
+            slab.idle.iter().enumerate().find(|(_, bits)| **bits != 0).expect("a listed slab has idle slots");
+        let slot = word as u32 * 64 + bits.trailing_zeros();
+        self.move_bit(index, slot, State::Idle, State::Used);
+        Some(SlotPtr::new(index, slot * u32::from(class.units())).expect("a slot lies within its slab"))
+    }
+
+    /// A used slot is given up while programs may still read it.
+    pub fn retire(&mut self, ptr: SlotPtr) {
+        let (slab, slot) = self.locate(ptr);
+        self.move_bit(slab, slot, State::Used, State::Retired);
+    }
+
+    /// A retired slot's grace period has passed.
+    pub fn reuse(&mut self, ptr: SlotPtr) {
+        let (slab, slot) = self.locate(ptr);
+        self.move_bit(slab, slot, State::Retired, State::Idle);
+    }
+
+    /// A used slot that no program could reach is given back.
+    pub fn give_back(&mut self, ptr: SlotPtr) {
+        let (slab, slot) = self.locate(ptr);
+        self.move_bit(slab, slot, State::Used, State::Idle);
+    }
+
+    /// Recovery found this slot in use. Whether it was not marked before.
+    ///
+    /// # Errors
+    /// Where the slot can't be: its slab serves another class, or it doesn't begin at a slot's start.
+    pub fn mark(&mut self, ptr: SlotPtr, class: SlotClass) -> Result<bool, ()> {
+        let index = ptr.slab().ok_or(())?;
+        let slab = self.slabs.get_mut(index.get() as usize).and_then(Option::as_mut).ok_or(())?;
+        match slab.class {
+            Some(found) if found != class => return Err(()),
+            Some(_) => {}
+            None => {
+                self.empty.retain(|&empty| empty != index);
+                self.cut(index, class);
+            }
+        }
+        let slab = self.slabs[index.get() as usize].as_ref().expect("found above");
+        let slot = ptr.unit() / u32::from(class.units());
+        if !ptr.unit().is_multiple_of(u32::from(class.units())) || slot >= u32::from(class.slots_per_slab()) {
+            return Err(());
+        }
+        if slab.used[slot as usize / 64] & 1 << (slot % 64) != 0 {
+            return Ok(false);
+        }
+        self.move_bit(index, slot, State::Idle, State::Used);
+        Ok(true)
+    }
+
+    /// The size of the slot at `ptr`, which is used or retired.
+    pub fn class_of(&self, ptr: SlotPtr) -> Option<SlotClass> {
+        self.slabs.get(ptr.slab_bits() as usize)?.as_ref()?.class
+    }
+
+    /// Slabs that belong to no class: wholly idle.
+    pub fn empty_slabs(&self) -> u32 {
+        self.empty.len() as u32
+    }
+
+    /// Slabs in the table.
+    pub fn created(&self) -> u32 {
+        self.created
+    }
+
+    /// The lowest indexes that have no slab.
+    pub fn missing(&self, count: usize) -> Vec<SlabIndex> {
+        (0..)
+            .map_while(SlabIndex::new)
+            .filter(|index| self.slabs.get(index.get() as usize).is_none_or(Option::is_none))
+            .take(count)
+            .collect()
+    }
+
+    /// Slots by class and state.
+    pub fn stats(&self) -> impl Iterator<Item = (SlotClass, ClassStats)> {
+        SlotClass::all().map(|class| (class, self.stats[class.index()]))
+    }
+
+    /// Gives an empty slab to a class.
+    fn assign(&mut self, class: SlotClass) -> Option<SlabIndex> {
+        let index = self.empty.pop()?;
+        self.cut(index, class);
+        Some(index)
+    }
+
+    fn cut(&mut self, index: SlabIndex, class: SlotClass) {
+        let slab = self.slabs[index.get() as usize].as_mut().expect("an empty slab exists");
+        let slots = class.slots_per_slab();
+        slab.class = Some(class);
+        slab.idle_count = slots;
+        slab.listed = true;
+        for (word, bits) in slab.idle.iter_mut().enumerate() {
+            let left = u32::from(slots).saturating_sub(word as u32 * 64);
+            *bits = if left >= 64 { u64::MAX } else { (1 << left) - 1 };
+        }
+        self.open[class.index()].push(index);
+        self.stats[class.index()].idle += u64::from(slots);
+    }
+
+    fn locate(&self, ptr: SlotPtr) -> (SlabIndex, u32) {
+        let index = ptr.slab().expect("a slot of the table");
+        let slab = self.slabs[index.get() as usize].as_ref().expect("a slot of the table");
+        let class = slab.class.expect("a slot that isn't idle has a class");
+        (index, ptr.unit() / u32::from(class.units()))
+    }
+
+    fn move_bit(&mut self, index: SlabIndex, slot: u32, from: State, to: State) {
+        let slab = self.slabs[index.get() as usize].as_mut().expect("the slab exists");
+        let class = slab.class.expect("the slab has a class");
+        let (word, bit) = (slot as usize / 64, 1_u64 << (slot % 64));
+        let found = match (slab.idle[word] & bit != 0, slab.used[word] & bit != 0) {
+            (true, false) => State::Idle,
+            (false, true) => State::Used,
+            (false, false) => State::Retired,
+            (true, true) => unreachable!("slot {index}:{slot} is idle and used"),
+        };
+        assert_eq!(found, from, "slot {slot} of slab {index} ({class} bytes) can't become {to:?}");
+        slab.idle[word] &= !bit;
+        slab.used[word] &= !bit;
+        let stats = &mut self.stats[class.index()];
+        match from {
+            State::Idle => {
+                slab.idle_count -= 1;
+                stats.idle -= 1;
+            }
+            State::Used => stats.used -= 1,
+            State::Retired => stats.retired -= 1,
+        }
+        match to {
+            State::Idle => {
+                slab.idle[word] |= bit;
+                slab.idle_count += 1;
+                stats.idle += 1;
+            }
+            State::Used => {
+                slab.used[word] |= bit;
+                stats.used += 1;
+            }
+            State::Retired => stats.retired += 1,
+        }
+        let open = &mut self.open[class.index()];
+        if slab.idle_count == 0 {
+            // Only the last slab of the list is taken from, and recovery marks slabs in any order.
+            if open.last() == Some(&index) {
+                open.pop();
+            } else {
+                open.retain(|&listed| listed != index);
+            }
+            slab.listed = false;
+        } else if slab.idle_count == class.slots_per_slab() {
+            // Wholly idle: any class may have it.
+            open.retain(|&listed| listed != index);
+            slab.listed = false;
+            slab.class = None;
+            slab.idle = [0; 16];
+            slab.idle_count = 0;
+            stats.idle -= u64::from(class.slots_per_slab());
+            self.empty.push(index);
+        } else if !slab.listed {
+            slab.listed = true;
+            open.push(index);
+        }
+    }
+}
+
+/// Where a slot is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Idle,
+    Used,
+    Retired,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn table(slabs: u32) -> SlotTable {
+        let mut table = SlotTable::default();
+        (0..slabs).for_each(|i| table.add(SlabIndex::new(i).unwrap()));
+        table
+    }
+
+    #[test]
+    fn a_slab_that_is_wholly_idle_changes_its_class() {
+        let mut table = table(1);
+        let small = SlotClass::for_bytes(64).unwrap();
+        let large = SlotClass::for_bytes(4096).unwrap();
+        let slot = table.take(small).unwrap();
+        assert_eq!(table.take(large), None);
+        table.retire(slot);
+        assert_eq!(table.take(large), None, "a retired slot keeps its slab");
+        table.reuse(slot);
+        assert!(table.take(large).is_some());
+        assert_eq!(table.take(small), None);
+    }
+
+    #[test]
+    #[should_panic(expected = "can't become")]
+    fn a_slot_is_not_retired_twice() {
+        let mut table = table(1);
+        let slot = table.take(SlotClass::for_bytes(64).unwrap()).unwrap();
+        table.retire(slot);
+        table.retire(slot);
+    }
+
+    #[derive(Clone, Debug)]
+    enum Op {
+        Take(u8),
+        Retire(prop::sample::Index),
+        Reuse(prop::sample::Index),
+        GiveBack(prop::sample::Index),
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        prop_oneof![
+            4 => (0..SlotClass::COUNT as u8).prop_map(Op::Take),
+            2 => any::<prop::sample::Index>().prop_map(Op::Retire),
+            2 => any::<prop::sample::Index>().prop_map(Op::Reuse),
+            1 => any::<prop::sample::Index>().prop_map(Op::GiveBack),
+        ]
+    }
+
+    proptest! {
+        /// Against a plain model: no two owners of a byte, nothing lost, counts add up.
+        #[test]
+        fn agrees_with_a_plain_model(ops in prop::collection::vec(op(), 1..400)) {
+            let mut table = table(3);
+            let mut used: BTreeMap<u32, SlotClass> = BTreeMap::new();
+            let mut retired: BTreeSet<u32> = BTreeSet::new();
+            for op in ops {
+                match op {
+                    Op::Take(class) => {
+                        let class = SlotClass::all().nth(class.into()).unwrap();
+                        if let Some(ptr) = table.take(class) {
+                            let bits = ptr.bits();
+                            let units = u32::from(class.units());
+                            prop_assert!(ptr.unit() + units <= 1024, "within its slab");
+                            for (&other, other_class) in &used {
+                                let apart = bits + units <= other || other + u32::from(other_class.units()) <= bits;
+                                prop_assert!(apart, "{bits} overlaps {other}");
+                            }
+                            used.insert(bits, class);
+                        }
+                    }
+                    Op::Retire(i) => {
+                        let live: Vec<_> = used.keys().filter(|bits| !retired.contains(bits)).copied().collect();
+                        if !live.is_empty() {
+                            let bits = *i.get(&live);
+                            table.retire(SlotPtr::from_bits(bits));
+                            retired.insert(bits);
+                        }
+                    }
+                    Op::Reuse(i) => {
+                        if !retired.is_empty() {
+                            let bits = *i.get(&retired.iter().copied().collect::<Vec<_>>());
+                            table.reuse(SlotPtr::from_bits(bits));
+                            retired.remove(&bits);
+                            used.remove(&bits);
+                        }
+                    }
+                    Op::GiveBack(i) => {
+                        let live: Vec<_> = used.keys().filter(|bits| !retired.contains(bits)).copied().collect();
+                        if !live.is_empty() {
+                            let bits = *i.get(&live);
+                            table.give_back(SlotPtr::from_bits(bits));
+                            used.remove(&bits);
+                        }
+                    }
+                }
+                let mut units = u64::from(table.empty_slabs()) * 1024;
+                for (class, stats) in table.stats() {
+                    let model = used.iter().filter(|(_, c)| **c == class);
+                    let (gone, live): (Vec<_>, Vec<_>) = model.partition(|(bits, _)| retired.contains(bits));
+                    prop_assert_eq!((stats.used, stats.retired), (live.len() as u64, gone.len() as u64));
+                    let per_slab = u64::from(class.slots_per_slab());
+                    let all = stats.used + stats.idle + stats.retired;
+                    prop_assert_eq!(all % per_slab, 0);
+                    units += all / per_slab * 1024;
+                }
+                prop_assert_eq!(units, 3 * 1024, "every slab is empty or cut up");
+            }
+        }
+    }
+}
