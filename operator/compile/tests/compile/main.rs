@@ -1,0 +1,9 @@
+//! What the compiler makes of objects, by its public interface only.
+
+mod bad_input;
+mod cost;
+mod golden;
+mod properties;
+mod routes;
+mod services;
+mod support;

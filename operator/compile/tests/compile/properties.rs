@@ -1,0 +1,136 @@
+//! The result depends on the objects only: not on the order of events, not on what was before.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use slotmesh_compile::{
+    Compiler, Object, ObjectKey, Report,
+    builder::{pod, rule, service, slice, to, virtual_service},
+};
+use slotmesh_xds::Resource;
+
+use crate::support::Cluster;
+
+/// Objects of few names, so that they meet: in hosts, addresses, labels and subsets.
+fn object() -> impl Strategy<Value = Object> {
+    let name = prop::sample::select(vec!["a", "b", "c"]);
+    let age = prop::option::of(0..3_i64);
+    let services = (name.clone(), age.clone(), 1..4_u8, 0..4_usize).prop_map(|(name, age, ip, shape)| {
+        let mut built = service(name).ip(&format!("10.0.0.{ip}"));
+        built = match shape {
+            0 => built.port(80),
+            1 => built.named_port("http", 80).named_port("tcp", 81),
+            2 => built.ip("fd00::1").port(80),
+            // Refused.
+            _ => built.port(0),
+        };
+        age.map_or(built.clone(), |age| built.created(age)).build()
+    });
+    let slices = (name.clone(), name.clone(), prop::collection::vec((1..5_u8, any::<bool>()), 0..4))
+        .prop_map(|(name, of, endpoints)| {
+            let mut built = slice(name, of).port(8080).named_port("http", 8081);
+            for (i, by_pod) in endpoints {
+                let ip = format!("10.1.0.{i}");
+                built = if by_pod { built.pod_endpoint(&ip, "a") } else { built.endpoint(&ip) };
+            }
+            built.build()
+        });
+    let version = prop::sample::select(vec!["v1", "v2"]);
+    let pods = (name.clone(), version.clone(), 1..5_u8)
+        .prop_map(|(name, v, i)| pod(name).label("version", v).ip(&format!("10.1.0.{i}")).build());
+    let rules = (name.clone(), name.clone(), age.clone(), prop::sample::subsequence(vec!["v1", "v2"], 0..=2))
+        .prop_map(|(name, host, age, versions)| {
+            let built = versions.into_iter().fold(rule(name, host), |rule, v| rule.version(v));
+            age.map_or(built.clone(), |age| built.created(age)).build()
+        });
+    let destination =
+        (name.clone(), prop::option::of(version), 0..3_i32).prop_map(|(host, subset, weight)| match subset {
+            Some(subset) => to(&format!("{host}/{subset}"), weight),
+            None => to(host, weight),
+        });
+    let routes = (name.clone(), name, age, any::<bool>(), prop::collection::vec(destination, 1..3)).prop_map(
+        |(name, host, age, http, to)| {
+            let built = virtual_service(name, host);
+            let built = if http { built.http(to) } else { built.tcp(to) };
+            age.map_or(built.clone(), |age| built.created(age)).build()
+        },
+    );
+    prop_oneof![2 => services, 2 => slices, 1 => pods, 1 => rules, 2 => routes]
+}
+
+fn state(compiler: &Compiler) -> (Vec<Resource>, Vec<Report>) {
+    (compiler.resources(), compiler.reports().cloned().collect())
+}
+
+fn by_key(objects: Vec<Object>) -> BTreeMap<ObjectKey, Object> {
+    objects.into_iter().map(|object| (object.key(), object)).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_order_of_events_does_not_matter(
+        (objects, shuffled) in prop::collection::vec(object(), 0..20).prop_flat_map(|objects| {
+            let objects: Vec<_> = by_key(objects).into_values().collect();
+            (Just(objects.clone()), Just(objects).prop_shuffle())
+        }),
+        batches in prop::collection::vec(any::<bool>(), 20),
+    ) {
+        let at_once = Cluster::with(objects);
+        let mut one_by_one = Cluster::default();
+        for (object, batch_ends) in shuffled.iter().zip(batches) {
+            one_by_one.compiler.apply(object, None);
+            if batch_ends {
+                one_by_one.flush();
+            }
+        }
+        one_by_one.flush();
+        prop_assert_eq!(state(&at_once.compiler), state(&one_by_one.compiler));
+        prop_assert_eq!(at_once.served(), one_by_one.served());
+    }
+
+    /// An object that is replaced is deleted first, because the last good version is history that a
+    /// fresh compiler can't know.
+    #[test]
+    fn step_by_step_is_the_same_as_from_scratch(
+        events in prop::collection::vec((object(), prop::bool::weighted(0.2)), 0..60),
+    ) {
+        let mut held = BTreeMap::new();
+        let mut incremental = Cluster::default();
+        for (object, delete) in events {
+            let key = object.key();
+            if held.remove(&key).is_some() {
+                incremental.delete(&object);
+            }
+            if !delete {
+                incremental.apply([object.clone()]);
+                held.insert(key, object);
+            }
+        }
+        let fresh = Cluster::with(held.into_values());
+        // A route whose destination went keeps its own last good version, which is the same content:
+        // it is not usable now and was never usable in the fresh compiler.
+        prop_assert_eq!(state(&fresh.compiler), state(&incremental.compiler));
+        prop_assert_eq!(fresh.served(), incremental.served());
+    }
+}
+
+#[test]
+fn nothing_is_left_when_all_is_deleted() {
+    let mut cluster = Cluster::default();
+    let objects = [
+        service("web").ip("10.0.0.1").port(80).build(),
+        service("bad").ip("x").port(80).build(),
+        slice("web", "web").port(80).pod_endpoint("10.1.0.1", "a").build(),
+        rule("web", "web").version("v1").build(),
+        virtual_service("web", "web").http([to("web/v1", 1)]).build(),
+        virtual_service("lost", "nowhere").http([to("web/v9", 1)]).build(),
+        pod("a").label("version", "v1").ip("10.1.0.1").build(),
+    ];
+    cluster.apply(objects.clone());
+    objects.iter().for_each(|object| cluster.compiler.delete(&object.key()));
+    cluster.flush();
+    assert!(cluster.served().is_empty());
+    assert_eq!(state(&cluster.compiler), (Vec::new(), Vec::new()));
+}

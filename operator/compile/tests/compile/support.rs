@@ -1,0 +1,160 @@
+//! A cluster under test, and its resources in a form that is easy to compare.
+
+use std::collections::BTreeMap;
+
+use prost::Message as _;
+use slotmesh_compile::{Compiler, Object, Output, Report, Severity};
+use slotmesh_xds::{
+    Change, ResourceType,
+    envoy::envoy::{
+        config::{
+            core::v3::{Address, address::Address::SocketAddress, socket_address::PortSpecifier},
+            endpoint::v3::{ClusterLoadAssignment, lb_endpoint::HostIdentifier},
+            listener::v3::{Listener, filter::ConfigType},
+            route::v3::{RouteConfiguration, route::Action, route_action},
+        },
+        extensions::filters::network::{
+            http_connection_manager::v3::{HttpConnectionManager, http_connection_manager::RouteSpecifier},
+            tcp_proxy::v3::{TcpProxy, tcp_proxy},
+        },
+    },
+};
+
+/// What is served, built up from changes only; checks on the way that each change is one.
+#[derive(Default)]
+pub struct Cluster {
+    pub compiler: Compiler,
+    served: BTreeMap<(ResourceType, String), Vec<u8>>,
+}
+
+impl Cluster {
+    pub fn with(objects: impl IntoIterator<Item = Object>) -> Self {
+        let mut cluster = Self::default();
+        cluster.apply(objects);
+        cluster
+    }
+
+    pub fn apply(&mut self, objects: impl IntoIterator<Item = Object>) -> Output {
+        objects.into_iter().for_each(|object| self.compiler.apply(&object, None));
+        self.flush()
+    }
+
+    pub fn delete(&mut self, object: &Object) -> Output {
+        self.compiler.delete(&object.key());
+        self.flush()
+    }
+
+    pub fn flush(&mut self) -> Output {
+        let output = self.compiler.flush();
+        for change in output.changes.clone() {
+            match change {
+                Change::Upsert(r) => {
+                    let content = r.content.to_vec();
+                    let key = (r.ty, r.name.to_string());
+                    let old = self.served.insert(key, content.clone());
+                    assert_ne!(old, Some(content), "{} {} was sent without a change", r.ty, r.name);
+                }
+                Change::Remove(ty, name) => {
+                    let old = self.served.remove(&(ty, name.to_string()));
+                    assert!(old.is_some(), "{ty} {name} was removed but never there");
+                }
+            }
+        }
+        output
+    }
+
+    pub fn served(&self) -> &BTreeMap<(ResourceType, String), Vec<u8>> {
+        &self.served
+    }
+
+    pub fn names(&self, ty: ResourceType) -> Vec<&str> {
+        self.served.keys().filter(|(t, _)| *t == ty).map(|(_, name)| name.as_str()).collect()
+    }
+
+    fn content(&self, ty: ResourceType, name: &str) -> Option<&[u8]> {
+        self.served.get(&(ty, name.to_owned())).map(Vec::as_slice)
+    }
+
+    /// The addresses of an assignment.
+    pub fn endpoints(&self, cluster: &str) -> Vec<String> {
+        let content = self.content(ResourceType::Endpoints, cluster).expect("the assignment exists");
+        let assignment = ClusterLoadAssignment::decode(content).unwrap();
+        assert_eq!(assignment.cluster_name, cluster);
+        let endpoints = assignment.endpoints.iter().flat_map(|l| &l.lb_endpoints);
+        endpoints
+            .map(|e| match e.host_identifier.as_ref().unwrap() {
+                HostIdentifier::Endpoint(e) => address(e.address.as_ref().unwrap()),
+                HostIdentifier::EndpointName(name) => panic!("an endpoint by name: {name}"),
+            })
+            .collect()
+    }
+
+    /// Where a listener sends connections: `cluster`, or `cluster=weight …`, with `http:` in front
+    /// when by a route configuration.
+    pub fn goes(&self, listener: &str) -> String {
+        let content = self.content(ResourceType::Listener, listener).expect("the listener exists");
+        let listener = Listener::decode(content).unwrap();
+        let [chain] = &listener.filter_chains[..] else { panic!("one filter chain") };
+        let [filter] = &chain.filters[..] else { panic!("one filter") };
+        let Some(ConfigType::TypedConfig(config)) = &filter.config_type else { panic!("a config") };
+        if filter.name == "envoy.filters.network.tcp_proxy" {
+            let proxy: TcpProxy = config.to_msg();
+            return match proxy.cluster_specifier.unwrap() {
+                tcp_proxy::ClusterSpecifier::Cluster(name) => name,
+                tcp_proxy::ClusterSpecifier::WeightedClusters(w) => {
+                    split(w.clusters.into_iter().map(|c| (c.name, c.weight)))
+                }
+            };
+        }
+        let manager: HttpConnectionManager = config.to_msg();
+        let Some(RouteSpecifier::Rds(rds)) = manager.route_specifier else { panic!("by rds") };
+        let content = self.content(ResourceType::Route, &rds.route_config_name).expect("the route exists");
+        let routes = RouteConfiguration::decode(content).unwrap();
+        let [host] = &routes.virtual_hosts[..] else { panic!("one virtual host") };
+        let [route] = &host.routes[..] else { panic!("one route") };
+        let Some(Action::Route(action)) = &route.action else { panic!("a route action") };
+        let to = match action.cluster_specifier.clone().unwrap() {
+            route_action::ClusterSpecifier::Cluster(name) => name,
+            route_action::ClusterSpecifier::WeightedClusters(w) => {
+                split(w.clusters.into_iter().map(|c| (c.name, c.weight.unwrap().value)))
+            }
+            other => panic!("{other:?}"),
+        };
+        format!("http:{to}")
+    }
+
+    /// All reports of this severity as text.
+    pub fn said(&self, severity: Severity) -> Vec<String> {
+        self.compiler.reports().filter(|r| r.severity == severity).map(Report::to_string).collect()
+    }
+
+    pub fn refused(&self) -> Vec<String> {
+        self.said(Severity::Refused)
+    }
+}
+
+trait ToMsg {
+    fn to_msg<M: prost::Message + prost::Name + Default>(&self) -> M;
+}
+
+impl ToMsg for slotmesh_xds::envoy::google::protobuf::Any {
+    fn to_msg<M: prost::Message + prost::Name + Default>(&self) -> M {
+        assert_eq!(self.type_url, M::type_url());
+        M::decode(self.value.as_slice()).unwrap()
+    }
+}
+
+fn split(clusters: impl Iterator<Item = (String, u32)>) -> String {
+    clusters.map(|(name, weight)| format!("{name}={weight}")).collect::<Vec<_>>().join(" ")
+}
+
+pub fn address(address: &Address) -> String {
+    let Some(SocketAddress(socket)) = &address.address else { panic!("a socket address") };
+    let Some(PortSpecifier::PortValue(port)) = socket.port_specifier else { panic!("a port") };
+    format!("{} {port}", socket.address)
+}
+
+/// The name of a cluster of a Service in namespace `default`.
+pub fn cluster(service: &str, port: u16, subset: &str) -> String {
+    format!("outbound|{port}|{subset}|{service}.default.svc.cluster.local")
+}
