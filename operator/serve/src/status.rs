@@ -47,6 +47,8 @@ pub struct AgentStatus {
     pub stream: StreamId,
     /// The node, once its first request has arrived.
     pub node: NodeName,
+    /// The agent has answered to all that is served now: it has it in force, or refused it.
+    pub up_to_date: bool,
     /// Details by resource type.
     pub types: PerType<TypeStatus>,
 }

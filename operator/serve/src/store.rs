@@ -97,10 +97,17 @@ struct State {
     inboxes: HashMap<StreamId, Arc<Inbox>>,
 }
 
+/// A stream, as those see it who read its status.
+#[derive(Clone, Debug)]
+struct Connected {
+    stream: Arc<Mutex<Stream>>,
+    inbox: Arc<Inbox>,
+}
+
 #[derive(Debug, Default)]
 struct Shared {
     state: RwLock<State>,
-    streams: Mutex<BTreeMap<StreamId, Arc<Mutex<Stream>>>>,
+    streams: Mutex<BTreeMap<StreamId, Connected>>,
     last_stream: AtomicU64,
     acknowledged: watch::Sender<u64>,
 }
@@ -150,7 +157,14 @@ impl Store {
 
     /// What each connected agent has acknowledged.
     pub fn agents(&self) -> Vec<AgentStatus> {
-        self.streams().into_iter().filter_map(|(id, stream)| lock(&stream).status(id)).collect()
+        let one = |(id, connected): (StreamId, Connected)| {
+            let stream = lock(&connected.stream);
+            let news = lock(&connected.inbox.dirty).iter().any(|(_, names)| !names.is_empty());
+            let mut status = stream.status(id)?;
+            status.up_to_date &= !news;
+            Some(status)
+        };
+        self.streams().into_iter().filter_map(one).collect()
     }
 
     /// What each connected agent thinks of one resource.
@@ -159,8 +173,8 @@ impl Store {
         ty: ResourceType,
         name: &ResourceName,
     ) -> Vec<(StreamId, NodeName, Acknowledgement)> {
-        let one = |(id, stream): (StreamId, Arc<Mutex<Stream>>)| {
-            let stream = lock(&stream);
+        let one = |(id, connected): (StreamId, Connected)| {
+            let stream = lock(&connected.stream);
             Some((id, stream.node()?.clone(), stream.acknowledgement(ty, name)))
         };
         self.streams().into_iter().filter_map(one).collect()
@@ -169,8 +183,8 @@ impl Store {
     /// The versions of a type that the agent behind a stream has in force; `None` when the stream is
     /// gone.
     pub fn held(&self, stream: StreamId, ty: ResourceType) -> Option<Vec<(ResourceName, Version)>> {
-        let stream = lock(&self.0.streams).get(&stream).cloned()?;
-        let held = lock(&stream).held(ty);
+        let connected = lock(&self.0.streams).get(&stream).cloned()?;
+        let held = lock(&connected.stream).held(ty);
         Some(held)
     }
 
@@ -191,12 +205,13 @@ impl Store {
         let mut state = self.0.state.write().unwrap_or_else(PoisonError::into_inner);
         state.inboxes.insert(id, Arc::clone(&inbox));
         drop(state);
-        lock(&self.0.streams).insert(id, Arc::clone(&stream));
+        let connected = Connected { stream: Arc::clone(&stream), inbox: Arc::clone(&inbox) };
+        lock(&self.0.streams).insert(id, connected);
         Registration { store: self.clone(), id, inbox, stream }
     }
 
-    fn streams(&self) -> Vec<(StreamId, Arc<Mutex<Stream>>)> {
-        lock(&self.0.streams).iter().map(|(id, stream)| (*id, Arc::clone(stream))).collect()
+    fn streams(&self) -> Vec<(StreamId, Connected)> {
+        lock(&self.0.streams).iter().map(|(id, connected)| (*id, connected.clone())).collect()
     }
 }
 

@@ -158,7 +158,9 @@ impl Stream {
         for in_flight in self.unacknowledged.values() {
             types[in_flight.ty].unacknowledged += 1;
         }
-        Some(AgentStatus { stream, node: self.node.clone()?, types })
+        let up_to_date =
+            self.round.is_none() && !self.trackers.iter().any(|(_, tracker)| tracker.wants_round());
+        Some(AgentStatus { stream, node: self.node.clone()?, up_to_date, types })
     }
 
     pub(crate) fn acknowledgement(&self, ty: ResourceType, name: &ResourceName) -> Acknowledgement {

@@ -1,0 +1,362 @@
+//! The client's life: connect, follow the stream, wait, connect again.
+//!
+//! One future, no tasks of its own. It waits for the shutdown wherever it waits for the outside, but
+//! an update that has been handed to the sink is always finished.
+
+use std::{error::Error, fmt, pin::pin, sync::Arc, time::Duration};
+
+use envoy_types::pb::envoy::{
+    config::core::v3::Node,
+    service::discovery::v3::{
+        DeltaDiscoveryRequest, DeltaDiscoveryResponse,
+        aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
+    },
+};
+use rand::{SeedableRng, rngs::StdRng};
+use slotmesh_xds::{ResourceName, ResourceType};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Status, Streaming};
+
+use crate::{
+    Backoff, ConnectError, Connector, Sink, Stats, Subscription, Update,
+    backoff::Attempts,
+    session::{HeldVersions, Session},
+    subscriptions::Subscriptions,
+    versions::Foreign,
+};
+
+/// Requests that wait for the connection; each type's first request fits without waiting.
+const REQUESTS: usize = 16;
+
+/// Settings of the client.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// What the control plane is told of this node; its id must not be empty.
+    pub node: Node,
+    /// The delays between attempts to connect.
+    pub backoff: Backoff,
+    /// How long one attempt may take.
+    pub connect_timeout: Duration,
+    /// A stream that lived this long, or was in sync, was a success: the backoff starts again.
+    pub stable_after: Duration,
+    /// Messages above this size are refused. slotmesh's server sends at most 2 MiB, istiod anything.
+    pub max_message: usize,
+}
+
+impl Config {
+    /// The default settings for a node.
+    pub fn new(node_id: impl Into<String>) -> Self {
+        Self {
+            node: Node { id: node_id.into(), ..Node::default() },
+            backoff: Backoff::default(),
+            connect_timeout: Duration::from_secs(10),
+            stable_after: Duration::from_secs(10),
+            max_message: 64 << 20,
+        }
+    }
+}
+
+/// Changes the subscriptions of a running client and reads its counters. Clones are handles of the
+/// same client.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    wanted: Arc<watch::Sender<Subscriptions>>,
+    stats: Arc<Stats>,
+}
+
+impl Handle {
+    /// Replaces the subscription of a type. What it no longer covers is removed from the sink.
+    pub fn set(&self, ty: ResourceType, subscription: Subscription) {
+        self.wanted.send_if_modified(|wanted| {
+            let changed = wanted[ty] != subscription;
+            wanted[ty] = subscription;
+            changed
+        });
+    }
+
+    /// Adds names to the subscription of a type; changes nothing under the wildcard.
+    pub fn subscribe(&self, ty: ResourceType, names: impl IntoIterator<Item = ResourceName>) {
+        self.wanted.send_if_modified(|wanted| match &mut wanted[ty] {
+            Subscription::Wildcard => false,
+            Subscription::Names(wanted) => {
+                let before = wanted.len();
+                wanted.extend(names);
+                wanted.len() != before
+            }
+        });
+    }
+
+    /// Takes names out of the subscription of a type, and out of the sink; changes nothing under the
+    /// wildcard.
+    pub fn unsubscribe(&self, ty: ResourceType, names: impl IntoIterator<Item = ResourceName>) {
+        self.wanted.send_if_modified(|wanted| match &mut wanted[ty] {
+            Subscription::Wildcard => false,
+            Subscription::Names(wanted) => {
+                let before = wanted.len();
+                for name in names {
+                    wanted.remove(&name);
+                }
+                wanted.len() != before
+            }
+        });
+    }
+
+    /// The subscription of a type.
+    pub fn subscription(&self, ty: ResourceType) -> Subscription {
+        self.wanted.borrow()[ty].clone()
+    }
+
+    /// The client's counters.
+    pub fn stats(&self) -> &Arc<Stats> {
+        &self.stats
+    }
+}
+
+/// A delta ADS client that feeds a sink.
+#[derive(Debug)]
+pub struct Client<C, S> {
+    config: Config,
+    connector: C,
+    sink: S,
+    wanted: watch::Receiver<Subscriptions>,
+    /// The subscriptions that the sink's content agrees with.
+    followed: Subscriptions,
+    versions: Foreign,
+    stats: Arc<Stats>,
+    ever_synced: bool,
+}
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error("cannot connect: {}", Chain(.0))]
+    Connect(#[from] ConnectError),
+    #[error("no connection within {0:?}")]
+    Timeout(Duration),
+    #[error("{}: {}", .0.code(), .0.message())]
+    Failed(#[from] Box<Status>),
+    #[error("the control plane closed the stream")]
+    Closed,
+    #[error("shutdown")]
+    Shutdown,
+}
+
+/// An error with its causes in one line: a transport error alone says "transport error".
+struct Chain<'a>(&'a ConnectError);
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}
+
+impl<C: Connector, S: Sink> Client<C, S> {
+    /// A client that is subscribed to nothing yet, and the handle to change that.
+    ///
+    /// Subscribe to all types before [`run`](Self::run): then the control plane hears of all of them
+    /// at once, and knows what may refer to what it is about to remove.
+    pub fn new(config: Config, connector: C, sink: S) -> (Self, Handle) {
+        let (sender, wanted) = watch::channel(Subscriptions::default());
+        let stats = Arc::new(Stats::default());
+        let handle = Handle { wanted: Arc::new(sender), stats: Arc::clone(&stats) };
+        let client = Self {
+            config,
+            connector,
+            sink,
+            wanted,
+            followed: Subscriptions::default(),
+            versions: Foreign::default(),
+            stats,
+            ever_synced: false,
+        };
+        (client, handle)
+    }
+
+    /// Runs until `shutdown` is cancelled. Whatever happens to the connection, what is in force stays
+    /// in force.
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        let mut attempts = Attempts::new(self.config.backoff);
+        let mut rng = StdRng::from_os_rng();
+        loop {
+            let began = Instant::now();
+            let ended = match self.connection(&shutdown).await {
+                Ok(never) => match never {},
+                Err(Ended::Shutdown) => break,
+                Err(ended) => ended,
+            };
+            let opened = self.stats.connected();
+            if self.stats.in_sync() || opened && began.elapsed() >= self.config.stable_after {
+                attempts.reset();
+            }
+            self.stats.closed();
+            if !opened {
+                self.stats.failed();
+            }
+            let delay = attempts.next_delay(&mut rng);
+            tracing::warn!(error = %ended, ?delay, "no control plane; what is in force stays in force");
+            if self.rest(delay, &shutdown).await.is_err() {
+                break;
+            }
+        }
+        self.stats.closed();
+    }
+
+    /// Waits, and meanwhile takes from the sink what is no longer wanted.
+    async fn rest(&mut self, delay: Duration, shutdown: &CancellationToken) -> Result<(), Ended> {
+        let mut over = pin!(tokio::time::sleep(delay));
+        loop {
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return Err(Ended::Shutdown),
+                () = changed(&mut self.wanted) => self.follow().await,
+                () = &mut over => return Ok(()),
+            }
+        }
+    }
+
+    /// One connection, from the attempt to its end.
+    async fn connection(&mut self, shutdown: &CancellationToken) -> Result<std::convert::Infallible, Ended> {
+        let timeout = self.config.connect_timeout;
+        let channel = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return Err(Ended::Shutdown),
+            channel = tokio::time::timeout(timeout, self.connector.connect()) => {
+                channel.map_err(|_elapsed| Ended::Timeout(timeout))??
+            }
+        };
+        let mut service =
+            AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(self.config.max_message);
+        let (requests, outgoing) = mpsc::channel(REQUESTS);
+        let mut stream = Stream { session: Session::new(self.config.node.clone()), requests };
+        self.resubscribe(&mut stream, shutdown).await?;
+        // A server may keep its headers back until the first response, so requests have to be on
+        // their way before, and more of them may follow.
+        let mut responses = {
+            let mut opening = pin!(service.delta_aggregated_resources(ReceiverStream::new(outgoing)));
+            loop {
+                // Until it is opened, nothing may take the requests out of the channel.
+                let room = stream.requests.capacity() >= ResourceType::ALL.len();
+                tokio::select! {
+                    biased;
+                    () = shutdown.cancelled() => return Err(Ended::Shutdown),
+                    () = changed(&mut self.wanted), if room => self.resubscribe(&mut stream, shutdown).await?,
+                    opened = &mut opening => break opened.map_err(Box::new)?.into_inner(),
+                }
+            }
+        };
+        self.stats.opened();
+        tracing::info!("connected to the control plane");
+        loop {
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return Err(Ended::Shutdown),
+                () = changed(&mut self.wanted) => self.resubscribe(&mut stream, shutdown).await?,
+                response = next(&mut responses) => self.apply(&mut stream, response?, shutdown).await?,
+            }
+        }
+    }
+
+    /// Brings the stream's subscriptions and the sink to what is wanted now.
+    async fn resubscribe(&mut self, stream: &mut Stream, shutdown: &CancellationToken) -> Result<(), Ended> {
+        self.follow().await;
+        let held = HeldVersions::new(self.sink.held().await, &self.versions);
+        for request in stream.session.subscribe(&self.followed, &held) {
+            stream.send(request, shutdown).await?;
+        }
+        self.stats.synced(stream.session.in_sync());
+        Ok(())
+    }
+
+    /// Takes from the sink what is no longer wanted: the control plane says nothing more of it.
+    async fn follow(&mut self) {
+        let wanted = self.wanted.borrow_and_update().clone();
+        for ty in ResourceType::ALL.into_iter().rev() {
+            if !wanted[ty].narrower_than(&self.followed[ty]) {
+                continue;
+            }
+            let before = &self.followed[ty];
+            let unwanted = |name: &ResourceName| before.covers(name) && !wanted[ty].covers(name);
+            let held = self.sink.held().await;
+            let removed: Vec<_> = held
+                .into_iter()
+                .filter(|(held, name, _)| *held == ty && unwanted(name))
+                .map(|(_, name, _)| name)
+                .collect();
+            for name in &removed {
+                self.versions.forget(ty, name);
+            }
+            if !removed.is_empty() {
+                for refused in self.sink.apply(Update { ty, upserts: Vec::new(), removed }).await {
+                    tracing::warn!(%ty, resource = %refused.name, reason = refused.reason, "unwanted but kept");
+                }
+            }
+        }
+        self.followed = wanted;
+    }
+
+    /// Applies a response, then acknowledges it.
+    async fn apply(
+        &mut self,
+        stream: &mut Stream,
+        response: DeltaDiscoveryResponse,
+        shutdown: &CancellationToken,
+    ) -> Result<(), Ended> {
+        let Some((update, unanswered)) = stream.session.on_response(response) else { return Ok(()) };
+        let ty = update.ty;
+        let (upserts, removed) = (update.upserts.len(), update.removed.len());
+        let empty = upserts == 0 && removed == 0;
+        let refused = if empty { Vec::new() } else { self.sink.apply(update).await };
+        let (request, rejections) = stream.session.answer(unanswered, refused, &mut self.versions);
+        for rejection in &rejections {
+            tracing::warn!(%ty, resource = %rejection.name, reason = rejection.reason, "resource refused");
+        }
+        tracing::debug!(%ty, upserts, removed, refused = rejections.len(), "response applied");
+        self.stats.answered(ty, rejections.len());
+        let in_sync = stream.session.in_sync();
+        self.stats.synced(in_sync);
+        if in_sync && !self.ever_synced {
+            self.ever_synced = true;
+            tracing::info!("in sync with the control plane");
+            self.sink.synced();
+        }
+        stream.send(request, shutdown).await
+    }
+}
+
+/// The open stream: its state and the way to the control plane.
+struct Stream {
+    session: Session,
+    requests: mpsc::Sender<DeltaDiscoveryRequest>,
+}
+
+impl Stream {
+    async fn send(&self, request: DeltaDiscoveryRequest, shutdown: &CancellationToken) -> Result<(), Ended> {
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => Err(Ended::Shutdown),
+            sent = self.requests.send(request) => sent.map_err(|_closed| Ended::Closed),
+        }
+    }
+}
+
+async fn next(responses: &mut Streaming<DeltaDiscoveryResponse>) -> Result<DeltaDiscoveryResponse, Ended> {
+    responses.message().await.map_err(Box::new)?.ok_or(Ended::Closed)
+}
+
+/// Resolves when the subscriptions changed; never again when all handles are gone.
+async fn changed(wanted: &mut watch::Receiver<Subscriptions>) {
+    if wanted.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}

@@ -1,0 +1,7 @@
+//! The client against the operator's real server.
+
+mod duplex;
+mod outage;
+mod random;
+mod sockets;
+mod support;
