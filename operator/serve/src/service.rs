@@ -207,7 +207,11 @@ impl Driver {
                 }
                 Event::Room(permit) => match self.registration.next_response() {
                     Some(response) => permit.send(Ok(response)),
-                    None => output = Output::Nothing,
+                    None => {
+                        output = Output::Nothing;
+                        // A round may be over.
+                        self.registration.status_changed();
+                    }
                 },
                 Event::Unanswered => {
                     if let Patience::Waiting { stage, .. } = patience {
