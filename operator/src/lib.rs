@@ -1,1 +1,17 @@
-//! placeholder
+//! The cluster operator: watch, index, compile, publish.
+//!
+//! ```text
+//!  watch::manifests --Update--> pipeline: Intake -> SliceController -> Compiler --Vec<Change>--> Publish
+//!  (kube watchers, later) --+                                               +--> Status (reports, synced)
+//! ```
+//!
+//! Invariant: everything flows one way. A source never waits for the compiler, the compiler never
+//! knows where an object came from (except for its name in a report), and whoever publishes gets
+//! each change once, in make-before-break order.
+
+mod error;
+mod pipeline;
+pub mod watch;
+
+pub use error::Error;
+pub use pipeline::{Operator, Publish, Status};

@@ -1,0 +1,202 @@
+//! The pipeline: takes updates of a source, compiles them, publishes what changed.
+//!
+//! Invariant: one thread owns all state. Whatever updates are waiting are compiled together, so a
+//! burst costs one compilation, and nothing between two of its updates is published.
+
+use std::{
+    collections::BTreeSet,
+    path::Path,
+    sync::{
+        Arc,
+        mpsc::{self, Receiver, Sender},
+    },
+    thread::{self, JoinHandle},
+};
+
+use slotmesh_compile::{Compiler, Report, Severity, Stats};
+use slotmesh_xds::Change;
+use tokio::sync::watch;
+use tracing::{debug, info, warn};
+
+use crate::{
+    Error,
+    watch::{Intake, Manifests, SliceController, Step, Update},
+};
+
+/// Whoever serves the compiled resources.
+///
+/// A closure is one: `move |changes| store.apply(changes)`.
+pub trait Publish: Send + 'static {
+    /// Takes the next changes, which are in make-before-break order and belong together.
+    fn publish(&mut self, changes: Vec<Change>);
+}
+
+impl<F: FnMut(Vec<Change>) + Send + 'static> Publish for F {
+    fn publish(&mut self, changes: Vec<Change>) {
+        self(changes);
+    }
+}
+
+/// What the operator has to say of itself.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Status {
+    /// Whether all that the source held at the start has been compiled and published.
+    pub synced: bool,
+    /// Every report that holds, sorted by object.
+    pub reports: Arc<BTreeSet<Report>>,
+    /// How much was compiled since the start.
+    pub compiled: Stats,
+}
+
+/// A running pipeline. Dropping it stops it; what was published stays with the publisher.
+#[derive(Debug)]
+pub struct Operator {
+    status: watch::Receiver<Status>,
+    /// Goes first: it feeds the thread, which ends when nobody does any more.
+    source: Option<Manifests>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Operator {
+    /// Starts an operator on a directory of manifests.
+    ///
+    /// # Errors
+    /// When there is no such directory or it can't be watched.
+    pub fn from_manifests(dir: &Path, publish: impl Publish) -> Result<Self, Error> {
+        let (updates, waiting) = mpsc::channel();
+        let (sender, status) = watch::channel(Status::default());
+        let pipeline = Pipeline {
+            intake: Intake::default(),
+            slices: Some(SliceController::default()),
+            compiler: Compiler::default(),
+            publish,
+            status: sender,
+        };
+        let source = follow(dir, updates)?;
+        let run = move || pipeline.run(&waiting);
+        let thread = thread::Builder::new().name("compile".to_owned()).spawn(run).map_err(Error::Thread)?;
+        Ok(Self { status, source: Some(source), thread: Some(thread) })
+    }
+
+    /// What the operator has to say of itself, now and whenever it changes.
+    pub fn status(&self) -> watch::Receiver<Status> {
+        self.status.clone()
+    }
+
+    /// Waits until all that the source held at the start is published.
+    pub async fn synced(&self) {
+        // It only fails when the pipeline is gone, and then nothing is worth waiting for.
+        drop(self.status().wait_for(|status| status.synced).await);
+    }
+}
+
+fn follow(dir: &Path, updates: Sender<Update>) -> Result<Manifests, Error> {
+    Manifests::follow(dir, move |update| updates.send(update).is_ok())
+}
+
+impl Drop for Operator {
+    fn drop(&mut self) {
+        drop(self.source.take());
+        // It fails when the thread panicked, which has been printed.
+        drop(self.thread.take().map(JoinHandle::join));
+    }
+}
+
+struct Pipeline<P> {
+    intake: Intake,
+    /// Only where no EndpointSlice controller runs.
+    slices: Option<SliceController>,
+    compiler: Compiler,
+    publish: P,
+    status: watch::Sender<Status>,
+}
+
+impl<P: Publish> Pipeline<P> {
+    fn run(mut self, waiting: &Receiver<Update>) {
+        while let Ok(first) = waiting.recv() {
+            let (mut appeared, mut disappeared) = (Vec::new(), Vec::new());
+            let mut events = 0;
+            for update in std::iter::once(first).chain(waiting.try_iter()) {
+                appeared.extend(update.appeared);
+                settle(&mut appeared, &mut disappeared, update.disappeared);
+                for event in update.events {
+                    events += 1;
+                    for step in self.intake.steps(event) {
+                        if let Some(slices) = &mut self.slices {
+                            slices.observe(&step);
+                        }
+                        self.step(step);
+                    }
+                }
+            }
+            if let Some(slices) = &mut self.slices {
+                let (steps, more, fewer) = slices.flush();
+                appeared.extend(more);
+                disappeared.extend(fewer);
+                steps.into_iter().for_each(|step| self.step(step));
+            }
+            let output = self.compiler.flush();
+            appeared.extend(output.appeared);
+            disappeared.extend(output.disappeared);
+            debug!(events, changes = output.changes.len(), "compiled");
+            if !output.changes.is_empty() {
+                self.publish.publish(output.changes);
+            }
+            self.tell(&appeared, &disappeared);
+        }
+    }
+
+    fn step(&mut self, step: Step) {
+        match step {
+            Step::Apply(sourced) => self.compiler.apply(&sourced.object, sourced.source),
+            Step::Delete(key) => self.compiler.delete(&key),
+        }
+    }
+
+    fn tell(&self, appeared: &[Report], disappeared: &[Report]) {
+        appeared.iter().for_each(log);
+        for report in disappeared {
+            debug!(object = %report.object, message = report.message, "settled");
+        }
+        let synced = self.intake.synced();
+        let compiled = self.compiler.stats();
+        self.status.send_if_modified(|status| {
+            let reports = !appeared.is_empty() || !disappeared.is_empty();
+            if reports {
+                let all = Arc::make_mut(&mut status.reports);
+                disappeared.iter().for_each(|report| {
+                    all.remove(report);
+                });
+                all.extend(appeared.iter().cloned());
+            }
+            if synced && !status.synced {
+                info!(units = compiled.units, resources = compiled.resources, "all objects are compiled");
+            }
+            let changed = reports || synced != status.synced || compiled != status.compiled;
+            (status.synced, status.compiled) = (synced, compiled);
+            changed
+        });
+    }
+}
+
+/// A report that appears and disappears within one batch is none.
+fn settle(appeared: &mut Vec<Report>, disappeared: &mut Vec<Report>, gone: Vec<Report>) {
+    for report in gone {
+        match appeared.iter().position(|r| *r == report) {
+            Some(at) => {
+                appeared.swap_remove(at);
+            }
+            None => disappeared.push(report),
+        }
+    }
+}
+
+fn log(report: &Report) {
+    let object = &report.object;
+    let file = object.source.as_ref().map(ToString::to_string).unwrap_or_default();
+    let field = report.field.as_deref().unwrap_or_default();
+    match report.severity {
+        Severity::Refused => warn!(%object, field, file, "{}", report.message),
+        Severity::NotSupported | Severity::Note => info!(%object, field, file, "{}", report.message),
+    }
+}

@@ -1,0 +1,111 @@
+//! Watch events to plain steps.
+//!
+//! Invariant: after `InitDone` of a kind, exactly the objects listed since its `Init` are held; what
+//! was held before and is not listed is deleted, and only then, so a new listing takes nothing out
+//! of force in between.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use slotmesh_compile::{Kind, ObjectKey, ObjectName};
+
+use super::{Event, Sourced, WatchEvent};
+
+/// One thing to do.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Step {
+    Apply(Sourced),
+    Delete(ObjectKey),
+}
+
+#[derive(Debug, Default)]
+struct Listing {
+    held: HashSet<ObjectName>,
+    /// What the listing under way has brought so far.
+    listed: Option<HashSet<ObjectName>>,
+    synced: bool,
+}
+
+/// The state of all watchers.
+#[derive(Debug, Default)]
+pub(crate) struct Intake(HashMap<Kind, Listing>);
+
+impl Intake {
+    /// The steps that follow from an event.
+    pub(crate) fn steps(&mut self, WatchEvent { kind, event }: WatchEvent) -> Vec<Step> {
+        let listing = self.0.entry(kind).or_default();
+        match event {
+            Event::Init => {
+                listing.listed = Some(HashSet::new());
+                Vec::new()
+            }
+            Event::InitApply(sourced) | Event::Apply(sourced) => {
+                let name = sourced.object.key().name;
+                if let Some(listed) = &mut listing.listed {
+                    listed.insert(name.clone());
+                }
+                listing.held.insert(name);
+                vec![Step::Apply(sourced)]
+            }
+            Event::Delete(sourced) => {
+                let key = sourced.object.key();
+                if let Some(listed) = &mut listing.listed {
+                    listed.remove(&key.name);
+                }
+                let held = listing.held.remove(&key.name);
+                held.then_some(Step::Delete(key)).into_iter().collect()
+            }
+            Event::InitDone => {
+                listing.synced = true;
+                let Some(listed) = listing.listed.take() else { return Vec::new() };
+                let gone: BTreeSet<_> = listing.held.difference(&listed).cloned().collect();
+                listing.held = listed;
+                gone.into_iter().map(|name| Step::Delete(ObjectKey { kind, name })).collect()
+            }
+        }
+    }
+
+    /// Whether every kind has been listed once.
+    pub(crate) fn synced(&self) -> bool {
+        Kind::ALL.iter().all(|kind| self.0.get(kind).is_some_and(|listing| listing.synced))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use slotmesh_compile::builder::service;
+
+    use super::*;
+
+    fn sourced(name: &str) -> Sourced {
+        Sourced { object: service(name).build(), source: None }
+    }
+
+    fn event(event: Event) -> WatchEvent {
+        WatchEvent { kind: Kind::Service, event }
+    }
+
+    #[test]
+    fn a_new_listing_deletes_what_it_lacks_and_only_at_its_end() {
+        let mut intake = Intake::default();
+        for e in
+            [Event::Init, Event::InitApply(sourced("a")), Event::InitApply(sourced("b")), Event::InitDone]
+        {
+            intake.steps(event(e));
+        }
+        assert_eq!(intake.steps(event(Event::Init)), []);
+        assert_eq!(intake.steps(event(Event::InitApply(sourced("b")))), [Step::Apply(sourced("b"))]);
+        assert_eq!(intake.steps(event(Event::InitDone)), [Step::Delete(sourced("a").object.key())]);
+        assert_eq!(intake.steps(event(Event::Delete(sourced("a")))), []);
+    }
+
+    #[test]
+    fn synced_when_every_kind_is() {
+        let mut intake = Intake::default();
+        for kind in Kind::ALL {
+            assert!(!intake.synced());
+            intake.steps(WatchEvent { kind, event: Event::Init });
+            intake.steps(WatchEvent { kind, event: Event::InitDone });
+        }
+        assert!(intake.synced());
+    }
+}

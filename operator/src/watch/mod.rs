@@ -1,0 +1,75 @@
+//! Sources of objects: all give the same typed events, those of kube's watchers.
+//!
+//! Each kind of object has its own cycle of `Init`, `InitApply`…, `InitDone`, then `Apply` and
+//! `Delete`, as if by one kube watcher for each kind. Events that belong together (the files of one
+//! save) travel in one [`Update`], so no state between them is ever compiled.
+
+mod files;
+mod intake;
+mod manifests;
+mod parse;
+mod slices;
+mod store;
+
+pub(crate) use intake::{Intake, Step};
+pub use manifests::Manifests;
+pub(crate) use slices::SliceController;
+
+use std::collections::BTreeMap;
+
+use slotmesh_compile::{Kind, Object, Report, Source};
+
+/// An object and where it was read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sourced {
+    /// The object.
+    pub object: Object,
+    /// Where it was read, when from a file.
+    pub source: Option<Source>,
+}
+
+/// What happened to an object, or to the list of all of its kind.
+pub type Event = kube_runtime::watcher::Event<Sourced>;
+
+/// An event of the watcher for one kind.
+#[derive(Clone, Debug)]
+pub struct WatchEvent {
+    /// The kind that is watched.
+    pub kind: Kind,
+    /// What happened.
+    pub event: Event,
+}
+
+/// What a source has to say at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Update {
+    /// What happened to objects, in order.
+    pub events: Vec<WatchEvent>,
+    /// What holds about the source now and did not before.
+    pub appeared: Vec<Report>,
+    /// What held about the source and does no longer.
+    pub disappeared: Vec<Report>,
+}
+
+/// Follows what changes in a set of reports.
+#[derive(Debug, Default)]
+pub(crate) struct ReportChanges(BTreeMap<Report, isize>);
+
+impl ReportChanges {
+    pub(crate) fn replace(
+        &mut self,
+        old: impl IntoIterator<Item = Report>,
+        new: impl IntoIterator<Item = Report>,
+    ) {
+        old.into_iter().for_each(|report| *self.0.entry(report).or_default() -= 1);
+        new.into_iter().for_each(|report| *self.0.entry(report).or_default() += 1);
+    }
+
+    /// What appeared and what disappeared.
+    pub(crate) fn take(&mut self) -> (Vec<Report>, Vec<Report>) {
+        let changed = std::mem::take(&mut self.0).into_iter().filter(|(_, difference)| *difference != 0);
+        let (appeared, disappeared): (Vec<_>, Vec<_>) = changed.partition(|(_, difference)| *difference > 0);
+        let reports = |list: Vec<(Report, isize)>| list.into_iter().map(|(report, _)| report).collect();
+        (reports(appeared), reports(disappeared))
+    }
+}

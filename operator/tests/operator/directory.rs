@@ -1,0 +1,165 @@
+//! Changes of files and folders.
+
+use std::{
+    fs::{self, File},
+    io::Write as _,
+    os::unix::fs::symlink,
+    path::Path,
+    thread,
+    time::Duration,
+};
+
+use slotmesh_compile::{
+    Object,
+    builder::{pod, service, slice, to, virtual_service},
+};
+use slotmesh_operator::{Error, Operator};
+use slotmesh_xds::{Change, ResourceType};
+
+use crate::support::{Site, replace, yaml};
+
+pub fn web(ip: &str) -> Object {
+    service("web").ip(ip).port(80).build()
+}
+
+#[test]
+fn files_come_change_and_go() {
+    let site = Site::with(&[("web.yaml", yaml(&[web("10.0.0.1")]))]);
+    assert!(site.has_listener("10.0.0.1_80"));
+    site.write(
+        "slice.json",
+        serde_json::to_string(&match slice("s", "web").port(80).endpoint("10.1.0.1").build() {
+            Object::EndpointSlice(slice) => slice,
+            other => panic!("{other:?}"),
+        })
+        .unwrap(),
+    );
+    site.until("a new file", |s| s.has_endpoint("10.1.0.1"));
+    site.write("web.yaml", yaml(&[web("10.0.0.2")]));
+    site.until("a change", |s| s.has_listener("10.0.0.2_80") && !s.has_listener("10.0.0.1_80"));
+    replace(&site.path("web.yaml"), &yaml(&[web("10.0.0.3")]));
+    site.until("a file put in place", |s| s.has_listener("10.0.0.3_80"));
+    fs::remove_file(site.path("web.yaml")).unwrap();
+    site.until("a file that goes", |s| s.names(ResourceType::Listener).is_empty());
+}
+
+#[test]
+fn a_save_in_steps_is_one_change() {
+    let text = yaml(&[web("10.0.0.1"), service("api").ip("10.0.0.2").port(80).build()]);
+    let site = Site::with(&[("web.yaml", text.clone())]);
+    let before = site.status().compiled;
+    let mut file = File::create(site.path("web.yaml")).unwrap();
+    let text = text.replace("10.0.0.2", "10.0.0.3");
+    for part in text.as_bytes().chunks(text.len() / 5 + 1) {
+        thread::sleep(Duration::from_millis(3));
+        file.write_all(part).unwrap();
+    }
+    drop(file);
+    site.until("the save", |s| s.has_listener("10.0.0.3_80"));
+    // Listeners, clusters and endpoints of the one Service that changed, and nothing in between.
+    assert_eq!(site.status().compiled.units - before.units, 3);
+    assert!(site.has_listener("10.0.0.1_80"));
+}
+
+#[test]
+fn folders_come_move_and_go() {
+    let site = Site::with(&[]);
+    fs::create_dir_all(site.path("a/b")).unwrap();
+    site.write("a/b/web.yaml", yaml(&[web("10.0.0.1")]));
+    site.until("a file in a new folder", |s| s.has_listener("10.0.0.1_80"));
+    site.write("a/b/web.yaml", yaml(&[web("10.0.0.2")]));
+    site.until("a change in it", |s| s.has_listener("10.0.0.2_80"));
+    fs::rename(site.path("a"), site.path(".hidden")).unwrap();
+    site.until("a folder that goes", |s| s.names(ResourceType::Listener).is_empty());
+    fs::rename(site.path(".hidden"), site.path("c")).unwrap();
+    site.until("a folder that comes", |s| s.has_listener("10.0.0.2_80"));
+}
+
+#[test]
+fn a_mounted_config_map_changes_by_a_link() {
+    let site = Site::with(&[]);
+    for (folder, ip) in [("..1", "10.0.0.1"), ("..2", "10.0.0.2")] {
+        fs::create_dir(site.path(folder)).unwrap();
+        site.write(&format!("{folder}/web.yaml"), yaml(&[web(ip)]));
+    }
+    symlink("..1", site.path("..data")).unwrap();
+    symlink("..data/web.yaml", site.path("web.yaml")).unwrap();
+    site.until("the link", |s| s.has_listener("10.0.0.1_80"));
+    symlink("..2", site.path("..tmp")).unwrap();
+    fs::rename(site.path("..tmp"), site.path("..data")).unwrap();
+    site.until("the other link", |s| s.has_listener("10.0.0.2_80"));
+}
+
+#[test]
+fn a_directory_that_disappears_leaves_all_in_force() {
+    let site = Site::with(&[("web.yaml", yaml(&[web("10.0.0.1")]))]);
+    let before = site.all();
+
+    // Moved away and back.
+    let away = site.dir.with_extension("away");
+    fs::rename(&site.dir, &away).unwrap();
+    site.until_said("the directory has disappeared; all that it defined stays in force");
+    Site::settle();
+    assert_eq!(site.all(), before);
+    fs::rename(&away, &site.dir).unwrap();
+    site.until("the report to go", |s| s.reports().is_empty());
+    site.write("web.yaml", yaml(&[web("10.0.0.2")]));
+    site.until("changes after it is back", |s| s.has_listener("10.0.0.2_80"));
+
+    // Removed with its files, and made anew.
+    let before = site.all();
+    fs::remove_dir_all(&site.dir).unwrap();
+    site.until_said("the directory has disappeared");
+    Site::settle();
+    assert_eq!(site.all(), before);
+    fs::create_dir(&site.dir).unwrap();
+    site.write("web.yaml", yaml(&[web("10.0.0.3")]));
+    site.until("the new directory", |s| s.has_listener("10.0.0.3_80") && s.reports().is_empty());
+    site.write("web.yaml", yaml(&[web("10.0.0.4")]));
+    site.until("changes in the new directory", |s| s.has_listener("10.0.0.4_80"));
+}
+
+#[test]
+fn a_directory_with_its_parent_comes_back() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("x/manifests");
+    fs::create_dir_all(&dir).unwrap();
+    let (sender, changes) = std::sync::mpsc::channel::<Vec<Change>>();
+    let operator = Operator::from_manifests(&dir, move |c| drop(sender.send(c))).unwrap();
+    fs::remove_dir_all(temp.path().join("x")).unwrap();
+    thread::sleep(Duration::from_millis(100));
+    fs::create_dir_all(&dir).unwrap();
+    fs::write(dir.join("web.yaml"), yaml(&[web("10.0.0.1")])).unwrap();
+    assert!(!changes.recv_timeout(Duration::from_secs(10)).unwrap().is_empty());
+    drop(operator);
+}
+
+#[test]
+fn no_directory_is_an_error_that_says_so() {
+    let error = Operator::from_manifests(Path::new("/nowhere/at/all"), |_| {}).unwrap_err();
+    assert!(matches!(error, Error::NotADirectory { .. }));
+    assert!(error.to_string().starts_with("/nowhere/at/all is not a directory"), "{error}");
+}
+
+#[test]
+fn pods_are_endpoints_without_slices_in_the_manifests() {
+    let web = service("web").ip("10.0.0.1").port(80).selector("app", "web").build();
+    let web_pod = |name, ip| pod(name).label("app", "web").ip(ip).build();
+    let site = Site::with(&[("web.yaml", yaml(&[web, web_pod("a", "10.1.0.1"), web_pod("b", "10.1.0.2")]))]);
+    assert!(site.has_endpoint("10.1.0.1") && site.has_endpoint("10.1.0.2"));
+    assert!(site.reports().is_empty(), "{:?}", site.reports());
+    site.write("c.yaml", yaml(&[web_pod("c", "10.1.0.3")]));
+    site.until("one more pod", |s| s.has_endpoint("10.1.0.3"));
+    fs::remove_file(site.path("c.yaml")).unwrap();
+    site.until("one pod less", |s| !s.has_endpoint("10.1.0.3"));
+}
+
+#[test]
+fn one_save_that_touches_several_files_is_compiled_at_once() {
+    let site = Site::with(&[("web.yaml", yaml(&[web("10.0.0.1")]))]);
+    // Were the route compiled before its destination is there, it would be reported.
+    site.write("a-route.yaml", yaml(&[virtual_service("web", "web").http([to("blue", 1)]).build()]));
+    site.write("blue.yaml", yaml(&[service("blue").ip("10.0.0.9").port(80).build()]));
+    site.until("the route", |s| s.names(ResourceType::Route).len() == 1);
+    assert!(site.reports().is_empty(), "{:?}", site.reports());
+}

@@ -1,0 +1,138 @@
+//! A directory with an operator on it.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    thread,
+    time::{Duration, Instant},
+};
+
+use slotmesh_compile::Object;
+use slotmesh_operator::{Operator, Status};
+use slotmesh_xds::{Change, ResourceType};
+use tempfile::TempDir;
+
+type Published = Arc<Mutex<BTreeMap<(ResourceType, String), Vec<u8>>>>;
+
+/// A temporary directory and an operator that publishes what is in its folder `manifests`.
+pub struct Site {
+    _temp: TempDir,
+    pub dir: PathBuf,
+    pub operator: Operator,
+    published: Published,
+}
+
+impl Site {
+    /// Starts with these files.
+    pub fn with(files: &[(&str, String)]) -> Self {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path().join("manifests");
+        fs::create_dir(&dir).unwrap();
+        for (name, text) in files {
+            fs::write(dir.join(name), text).unwrap();
+        }
+        let published = Published::default();
+        let sink = published.clone();
+        let publish = move |changes: Vec<Change>| {
+            let mut held = sink.lock().unwrap();
+            for change in changes {
+                match change {
+                    Change::Upsert(r) => drop(held.insert((r.ty, r.name.to_string()), r.content.to_vec())),
+                    Change::Remove(ty, name) => drop(held.remove(&(ty, name.to_string()))),
+                }
+            }
+        };
+        let operator = Operator::from_manifests(&dir, publish).unwrap();
+        let site = Self { _temp: temp, dir, operator, published };
+        site.until("the first sync", |site| site.status().synced);
+        site
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    pub fn write(&self, name: &str, text: impl AsRef<str>) {
+        fs::write(self.path(name), text.as_ref()).unwrap();
+    }
+
+    pub fn status(&self) -> Status {
+        self.operator.status().borrow().clone()
+    }
+
+    /// All reports as text, without the temporary directory.
+    pub fn reports(&self) -> Vec<String> {
+        let dir = format!("{}/", self.dir.display());
+        self.status().reports.iter().map(|r| r.to_string().replace(&dir, "")).collect()
+    }
+
+    pub fn names(&self, ty: ResourceType) -> Vec<String> {
+        self.published
+            .lock()
+            .unwrap()
+            .keys()
+            .filter(|(t, _)| *t == ty)
+            .map(|(_, name)| name.clone())
+            .collect()
+    }
+
+    /// What is published of the type, with everything in it.
+    pub fn all(&self) -> BTreeMap<(ResourceType, String), Vec<u8>> {
+        self.published.lock().unwrap().clone()
+    }
+
+    pub fn has_listener(&self, name: &str) -> bool {
+        self.names(ResourceType::Listener).iter().any(|n| n == name)
+    }
+
+    /// Whether an assignment holds this address.
+    pub fn has_endpoint(&self, address: &str) -> bool {
+        let held = self.published.lock().unwrap();
+        held.iter().any(|((ty, _), content)| {
+            *ty == ResourceType::Endpoints && content.windows(address.len()).any(|w| w == address.as_bytes())
+        })
+    }
+
+    pub fn until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
+        let end = Instant::now() + Duration::from_secs(10);
+        while !holds(self) {
+            assert!(Instant::now() < end, "{what} did not come about; reports: {:#?}", self.reports());
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    pub fn until_said(&self, part: &str) {
+        self.until(part, |site| site.reports().iter().any(|r| r.contains(part)));
+    }
+
+    /// Waits so long that a wrong reaction would have come.
+    pub fn settle() {
+        thread::sleep(Duration::from_millis(600));
+    }
+}
+
+/// A YAML file of these objects.
+pub fn yaml(objects: &[Object]) -> String {
+    let mut text = String::new();
+    for object in objects {
+        let document = match object {
+            Object::Service(o) => serde_norway::to_string(&**o),
+            Object::EndpointSlice(o) => serde_norway::to_string(&**o),
+            Object::Pod(o) => serde_norway::to_string(&**o),
+            Object::VirtualService(o) => serde_norway::to_string(&**o),
+            Object::DestinationRule(o) => serde_norway::to_string(&**o),
+        };
+        write!(text, "---\n{}", document.unwrap()).unwrap();
+    }
+    text
+}
+
+/// Puts a file in place as many editors do.
+pub fn replace(path: &Path, text: &str) {
+    let temporary = path.with_extension("tmp");
+    fs::write(&temporary, text).unwrap();
+    fs::rename(temporary, path).unwrap();
+}
