@@ -195,10 +195,9 @@ async fn five_thousand_resources_come_in_parts_and_sync_waits_for_the_last() {
         (0..5_000).map(|n| upsert(Listener, &format!("listener-{n}"), &format!("{n} {filler}"))).collect();
     let mesh = Mesh::start(store(changes));
     mesh.sink.until("synced", |memory| memory.synced == 1).await;
-    let memory = mesh.sink.memory.lock().unwrap();
-    assert_eq!(memory.held.len(), 5_000);
-    assert!(memory.log.len() > 1, "{} updates", memory.log.len());
-    drop(memory);
+    assert_eq!(mesh.sink.names(Listener).len(), 5_000);
+    let updates = mesh.sink.take_log().len();
+    assert!(updates > 1, "{updates} updates");
     mesh.end().await;
 }
 

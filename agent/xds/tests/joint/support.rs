@@ -47,13 +47,16 @@ pub struct Memory {
     pub synced: usize,
 }
 
+/// Looks at what is in force after each update, and panics if it is wrong.
+type Check = Arc<dyn Fn(&Memory) + Send + Sync>;
+
 /// Keeps resources in memory and refuses those whose content begins with "bad".
 #[derive(Clone, Default)]
 pub struct MemorySink {
     pub memory: Arc<Mutex<Memory>>,
     pub changes: Arc<watch::Sender<()>>,
     /// Called after each update.
-    pub check: Option<Arc<dyn Fn(&Memory) + Send + Sync>>,
+    pub check: Option<Check>,
 }
 
 impl Sink for MemorySink {
