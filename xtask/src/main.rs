@@ -1,2 +1,58 @@
-//! placeholder
-fn main() {}
+//! The steps behind `make` that need more than a line of shell.
+//!
+//! `setup` makes the machine able to build the eBPF programs and to run the tests, `ebpf` builds the
+//! programs, `layers` and `deny` check who may depend on whom and on what. Each is idempotent and
+//! costs a fraction of a second when there is nothing to do.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod apt;
+mod chain;
+mod cmd;
+mod deny;
+mod ebpf;
+mod layers;
+mod setup;
+mod tool;
+mod workspace;
+
+use workspace::Workspace;
+
+/// Set-up and build steps of slotmesh.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what is missing to build the eBPF programs and to run tests and demo.
+    Setup,
+    /// Build the eBPF programs to target/bpf/slotmesh.bpf.o.
+    Ebpf,
+    /// Check that workspace crates depend on each other in the designed direction only.
+    Layers,
+    /// Check licenses, bans and sources of all dependencies with cargo-deny.
+    Deny,
+}
+
+fn main() -> ExitCode {
+    let Cli { task } = Cli::parse();
+    let done = Workspace::locate().and_then(|workspace| match task {
+        Task::Setup => setup::run(&workspace),
+        Task::Ebpf => ebpf::run(&workspace),
+        Task::Layers => layers::run(&workspace),
+        Task::Deny => deny::run(&workspace),
+    });
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,57 @@
+# Entry points for people and CI. What needs more than a line is in xtask/.
+# One cargo profile (dev) serves test, demo and lint, so nothing is built twice.
+
+XTASK := cargo run -q --locked -p xtask --
+XTASK_BUILT := $(or $(CARGO_TARGET_DIR),target)/debug/xtask
+
+.DEFAULT_GOAL := help
+# The steps share cargo's target folder and wait for each other anyway.
+.NOTPARALLEL:
+.PHONY: help setup ebpf build test demo bench fmt lint deny clean root
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Install what is missing to build and test (seconds when nothing is)
+	@test -x "$(XTASK_BUILT)" || echo "building xtask (about half a minute) …" >&2
+	@$(XTASK) setup
+
+ebpf: setup ## Build the eBPF programs to target/bpf/slotmesh.bpf.o
+	@$(XTASK) ebpf
+
+build: ebpf ## Build everything
+	cargo build --workspace --locked
+
+test: root ebpf ## Build and run all tests (root)
+	cargo test --workspace --locked
+
+demo: root ebpf ## Show live traffic shifting on an example shop (root)
+	cargo build -p slotmesh -p slotmesh-e2e --locked
+	cargo run -p slotmesh-e2e --bin demo --locked
+
+bench: root ebpf ## Run the benchmarks (root)
+	cargo bench -p slotmesh-bench --locked
+
+fmt: ## Format the workspace and the eBPF programs
+	cargo fmt --all
+	cargo fmt --manifest-path bpf-programs/programs/Cargo.toml
+
+lint: ## Check format and dependency direction, run clippy
+	cargo fmt --all --check
+	cargo fmt --manifest-path bpf-programs/programs/Cargo.toml --check
+	@$(XTASK) layers
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+deny: ## Check licenses, bans and sources of all dependencies
+	@$(XTASK) deny
+
+clean: ## Remove everything built here (tools in the cache folder stay)
+	cargo clean
+	rm -rf target/bpf bpf-programs/programs/target
+
+# Not a target for people: the tests, the demo and the benchmarks load eBPF programs.
+root:
+	@test "$$(id -u)" = 0 || { \
+	  echo "error: this loads eBPF programs and creates cgroups and network namespaces, so it needs root." >&2; \
+	  echo "  Run it as root (for instance \`sudo -E env PATH=\"\$$PATH\" make ...\`); \`make build\` and \`make lint\` don't need it." >&2; \
+	  exit 1; }

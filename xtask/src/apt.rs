@@ -1,0 +1,146 @@
+//! Debian packages: which are missing, and installing them without a question.
+//!
+//! Never removes a package to make room for another (`--no-remove`): a contributor's machine is not
+//! ours. Package lists are fetched only when they don't know a package or when what they name is gone.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::cmd::{find_program, run_quietly, stdout_of, step};
+
+/// Another apt or dpkg may be at work; it is waited for, but not for ever.
+const WAIT_FOR_DPKG: &str = "DPkg::Lock::Timeout=300";
+
+/// Whether this machine manages its packages with apt.
+pub fn is_available() -> bool {
+    find_program("apt-get").is_some() && find_program("dpkg-query").is_some()
+}
+
+/// Those of `packages` that are not installed.
+pub fn missing<'a>(packages: &[&'a str]) -> Vec<&'a str> {
+    // dpkg-query fails when it knows one of the names not at all, and still prints the others.
+    let listing = Command::new("dpkg-query")
+        .args(["-W", "-f", "${Package} ${db:Status-Status}\\n"])
+        .args(packages)
+        .output()
+        .map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
+        .unwrap_or_default();
+    not_installed(packages, &listing)
+}
+
+fn not_installed<'a>(packages: &[&'a str], listing: &str) -> Vec<&'a str> {
+    let installed: Vec<&str> = listing.lines().filter_map(|line| line.strip_suffix(" installed")).collect();
+    packages.iter().copied().filter(|package| !installed.contains(package)).collect()
+}
+
+/// Installs packages, or brings them up to date. `stale`: the lists are known to be too old.
+pub fn install(packages: &[&str], stale: bool) -> Result<()> {
+    let by_hand = format!("apt-get update && apt-get install --no-install-recommends {}", packages.join(" "));
+    if !is_root()? {
+        bail!("installing packages needs root. Run this as root, or let an administrator run\n    {by_hand}");
+    }
+    let updated = stale || !unknown(packages).is_empty();
+    if updated {
+        update()?;
+    }
+    let unknown = unknown(packages);
+    if !unknown.is_empty() {
+        bail!(
+            "not to be had from this machine's package sources: {}.\n\
+             They are in Debian bookworm and its security updates. Is the network reachable (`apt-get update` \
+             shows it), and do the sources name both bookworm and bookworm-security?\n\
+             Without them, use a rustup nightly with the rust-src component and a bpf-linker on PATH \
+             (docs/development.md).",
+            unknown.join(", ")
+        );
+    }
+    let attempt = || step(format!("installing {}", packages.join(", ")), || install_now(packages));
+    let mut result = attempt();
+    if result.is_err() && !updated {
+        eprintln!("  the package lists may be out of date");
+        update()?;
+        result = attempt();
+    }
+    if let Err(error) = result {
+        bail!("{error}: apt's reason stands above. To see it again:\n    {by_hand}");
+    }
+    Ok(())
+}
+
+fn install_now(packages: &[&str]) -> Result<()> {
+    run_quietly(
+        apt_get()
+            .args(["install", "-y", "--no-install-recommends", "--no-remove", "-o", WAIT_FOR_DPKG])
+            .args(packages),
+    )
+}
+
+/// Fetches the package lists. apt doesn't wait for another apt at this step, so we do.
+fn update() -> Result<()> {
+    step("fetching the package lists", || {
+        let attempt = || run_quietly(apt_get().args(["update", "-o", WAIT_FOR_DPKG]));
+        attempt().or_else(|_| {
+            eprintln!("  trying once more in 10 s: another apt may be at work");
+            std::thread::sleep(std::time::Duration::from_secs(10));
+            attempt()
+        })
+    })
+}
+
+/// Those packages for which the lists name no version.
+fn unknown<'a>(packages: &[&'a str]) -> Vec<&'a str> {
+    let policy = stdout_of(Command::new("apt-cache").env("LC_ALL", "C").arg("policy").args(packages));
+    without_candidate(packages, &policy.unwrap_or_default())
+}
+
+fn without_candidate<'a>(packages: &[&'a str], policy: &str) -> Vec<&'a str> {
+    let mut known = Vec::new();
+    let mut package = "";
+    for line in policy.lines() {
+        if let Some(candidate) = line.strip_prefix("  Candidate: ") {
+            if candidate != "(none)" {
+                known.push(package);
+            }
+        } else if let Some(name) = line.strip_suffix(':').filter(|name| !name.starts_with(' ')) {
+            package = name;
+        }
+    }
+    packages.iter().copied().filter(|package| !known.contains(package)).collect()
+}
+
+fn apt_get() -> Command {
+    let mut command = Command::new("apt-get");
+    command.env("DEBIAN_FRONTEND", "noninteractive").env("LC_ALL", "C");
+    command
+}
+
+fn is_root() -> Result<bool> {
+    Ok(fs::metadata("/proc/self")?.uid() == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_state_installed_counts() {
+        let listing = "strace installed\nllvm-22-dev config-files\nzlib1g-dev not-installed\n";
+        assert_eq!(
+            not_installed(&["strace", "llvm-22-dev", "zlib1g-dev", "rustc-web"], listing),
+            ["llvm-22-dev", "zlib1g-dev", "rustc-web"]
+        );
+    }
+
+    #[test]
+    fn a_package_without_candidate_is_unknown_like_one_not_listed_at_all() {
+        let policy = "strace:\n  Installed: (none)\n  Candidate: 6.1-0.1\n  Version table:\n     \
+                      6.1-0.1 500\nrustc-web:\n  Installed: (none)\n  Candidate: (none)\n";
+        assert_eq!(
+            without_candidate(&["strace", "rustc-web", "llvm-22-dev"], policy),
+            ["rustc-web", "llvm-22-dev"]
+        );
+    }
+}
