@@ -1,1 +1,23 @@
-//! placeholder
+//! The node agent: delta ADS in, records in kernel maps out.
+//!
+//! ```text
+//! xds client (slotmesh-ads) -> config -> flatten -> slots -> mapped slabs
+//!                                 \-> VIP map            programs: datapath
+//! ```
+//!
+//! [`Agent::start`] wires them. One thread owns the maps ([`writer`]); the ADS client and the admin
+//! server ask it through [`Handle`].
+
+pub mod admin;
+mod agent;
+mod alias;
+pub mod config;
+mod datapath;
+pub mod flatten;
+pub mod metrics;
+mod pins;
+pub mod writer;
+
+pub use agent::{Agent, Handle, Options, StartError};
+pub use datapath::{Datapath, DatapathError, Decision, Workload};
+pub use pins::Pins;

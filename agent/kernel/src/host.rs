@@ -154,10 +154,12 @@ fn mount_point(mountinfo: &str, fs_type: &str) -> Option<PathBuf> {
 }
 
 /// Makes sure that `path` lies on a BPF file system: where it doesn't, creates the directory and
-/// mounts one. Whether it mounted one.
+/// mounts one. Whether it mounted one. Of several agents that start at once, one mounts.
 pub fn ensure_bpffs(path: &Path) -> Result<bool, HostError> {
     let refuse = |source| HostError::Bpffs { path: path.to_owned(), source };
     fs::create_dir_all(path).map_err(refuse)?;
+    let dir = File::open(path).map_err(refuse)?;
+    dir.lock().map_err(refuse)?;
     let target =
         CString::new(path.as_os_str().as_bytes()).map_err(|error| refuse(io::Error::other(error)))?;
     // SAFETY: statfs is plain integers, all-zero is valid.

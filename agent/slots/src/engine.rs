@@ -217,6 +217,14 @@ impl Engine {
         Some((read(fixed), tail))
     }
 
+    /// The resources that have a current version: kind, name, version.
+    pub fn resources(&self) -> impl Iterator<Item = (ResourceKind, &str, u64)> {
+        self.handles.iter().filter(|(_, info)| info.published).filter_map(|(handle, info)| {
+            let root = self.arena.slot(self.current(handle), size_of::<RecordHeader>())?;
+            Some((info.kind, &*info.name, read::<RecordHeader>(root).version))
+        })
+    }
+
     /// A resource is no more: its handle leads nowhere from now on, and goes with the last reference.
     pub fn remove(&mut self, handle: HandlePtr) {
         let Some(info) = self.handles.get_mut(handle) else { return };

@@ -1,0 +1,116 @@
+//! The agent's admin interface, HTTP: `/metrics`, `/readyz`, `/slots`.
+
+use axum::{
+    Json, Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use serde::{Deserialize, Serialize};
+use slotmesh_slots::Stats;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::agent::Handle;
+
+/// The slot table as `/slots` shows it.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SlotsReport {
+    /// By slot size, smallest first.
+    pub classes: Vec<ClassReport>,
+    /// Outer records (slabs of 64 KiB) that exist.
+    pub outer_records: u32,
+    /// Of these, wholly idle: any class can have them.
+    pub outer_records_empty: u32,
+    /// Outer records not created yet, up to the cap.
+    pub outer_records_remaining: u32,
+    /// Slots and handles that wait for a grace period.
+    pub quarantined: usize,
+    /// Named resources that have a handle.
+    pub handles: usize,
+    /// Grace periods since the agent started.
+    pub grace_periods: u64,
+    /// Why the last growth failed, if it did.
+    pub growth_error: Option<String>,
+}
+
+/// Slots of one class.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ClassReport {
+    /// The slot size.
+    pub bytes: usize,
+    /// In use.
+    pub used: u64,
+    /// Free, in slabs of this class.
+    pub idle: u64,
+    /// Waiting for a grace period.
+    pub retired: u64,
+}
+
+impl From<Stats> for SlotsReport {
+    fn from(stats: Stats) -> Self {
+        Self {
+            outer_records: stats.slabs,
+            outer_records_empty: stats.empty_slabs,
+            outer_records_remaining: stats.remaining(),
+            quarantined: stats.quarantined,
+            handles: stats.handles,
+            grace_periods: stats.grace_periods,
+            growth_error: stats.growth_error,
+            classes: stats
+                .classes
+                .iter()
+                .map(|(class, counts)| ClassReport {
+                    bytes: class.bytes(),
+                    used: counts.used,
+                    idle: counts.idle,
+                    retired: counts.retired,
+                })
+                .collect(),
+        }
+    }
+}
+
+/// Serves until `shutdown`.
+///
+/// # Errors
+/// Where the socket fails.
+pub async fn serve(listener: TcpListener, agent: Handle, shutdown: CancellationToken) -> std::io::Result<()> {
+    let router = Router::new()
+        .route("/metrics", get(metrics))
+        .route("/readyz", get(ready))
+        .route("/slots", get(slots))
+        .with_state(agent);
+    axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await
+}
+
+async fn metrics(State(agent): State<Handle>) -> Response {
+    match agent.stats().await {
+        Some(stats) => (
+            [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")],
+            agent.metrics().render(&stats),
+        )
+            .into_response(),
+        None => stopped(),
+    }
+}
+
+async fn ready(State(agent): State<Handle>) -> Response {
+    if agent.is_synced() {
+        (StatusCode::OK, "ready\n").into_response()
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "not ready: waiting for the first sync\n").into_response()
+    }
+}
+
+async fn slots(State(agent): State<Handle>) -> Response {
+    match agent.stats().await {
+        Some(stats) => Json(SlotsReport::from(stats)).into_response(),
+        None => stopped(),
+    }
+}
+
+fn stopped() -> Response {
+    (StatusCode::SERVICE_UNAVAILABLE, "the agent is stopping\n").into_response()
+}

@@ -1,0 +1,82 @@
+//! Alias tables: a weighted choice in O(1) (Walker 1977, Vose 1991), in integers only.
+
+/// One element of an alias table: it is taken by a number below `threshold`, else `alias` is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// In units of 2^-32; `u32::MAX` means always (its alias is the element itself).
+    pub threshold: u32,
+    /// Another element of the table.
+    pub alias: u32,
+}
+
+/// The alias table over these weights, none of which is 0. Each element's probability is its weight's
+/// share of the sum, to within 2^-32 per element.
+pub fn alias_table(weights: impl ExactSizeIterator<Item = u32> + Clone) -> Vec<Slot> {
+    let n = weights.len() as u64;
+    let sum: u64 = weights.clone().map(u64::from).sum();
+    let always = |i: usize| Slot { threshold: u32::MAX, alias: i as u32 };
+    let mut table: Vec<Slot> = (0..weights.len()).map(always).collect();
+    let first = weights.clone().next();
+    if weights.clone().all(|weight| Some(weight) == first) {
+        return table;
+    }
+    // In these units the average element has `sum`; u128 as a weight times n can exceed 64 bits.
+    let mut left: Vec<u128> = weights.map(|weight| u128::from(weight) * u128::from(n)).collect();
+    let average = u128::from(sum);
+    let (mut small, mut large): (Vec<usize>, Vec<usize>) = (0..left.len()).partition(|&i| left[i] < average);
+    while let (Some(&lesser), Some(&greater)) = (small.last(), large.last()) {
+        small.pop();
+        let threshold = (left[lesser] << 32) / average;
+        table[lesser] = Slot { threshold: threshold as u32, alias: greater as u32 };
+        left[greater] -= average - left[lesser];
+        if left[greater] < average {
+            large.pop();
+            small.push(greater);
+        }
+    }
+    table
+}
+
+/// The probability of each element, as the table has it.
+#[cfg(test)]
+fn probabilities(table: &[Slot]) -> Vec<f64> {
+    let mut probabilities = vec![0.0; table.len()];
+    for (i, slot) in table.iter().enumerate() {
+        let own = f64::from(slot.threshold) / 2_f64.powi(32);
+        probabilities[i] += own / table.len() as f64;
+        probabilities[slot.alias as usize] += (1.0 - own) / table.len() as f64;
+    }
+    probabilities
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn every_weight_gets_its_share(weights in prop::collection::vec(1..=u32::MAX / 64, 1..64)) {
+            let sum: f64 = weights.iter().map(|&weight| f64::from(weight)).sum();
+            let table = alias_table(weights.iter().copied());
+            for (i, probability) in probabilities(&table).into_iter().enumerate() {
+                let share = f64::from(weights[i]) / sum;
+                prop_assert!((probability - share).abs() < 1e-8, "{i}: {probability} for {share}");
+            }
+        }
+    }
+
+    #[test]
+    fn equal_weights_need_no_alias() {
+        let table = alias_table([7; 1000].into_iter());
+        assert!(table.iter().enumerate().all(|(i, slot)| slot.alias as usize == i));
+    }
+
+    #[test]
+    fn eighty_to_twenty_is_not_seventy_eight_to_twenty_two() {
+        let share = |a, b| probabilities(&alias_table([a, b].into_iter()))[0];
+        assert!((share(80, 20) - 0.8).abs() < 1e-9);
+        assert!((share(78, 22) - 0.78).abs() < 1e-9);
+    }
+}

@@ -1,0 +1,297 @@
+//! Programs: loading, attaching to workloads, upgrading in place, and asking them.
+
+use std::{
+    collections::HashSet,
+    fs, io,
+    net::SocketAddr,
+    os::fd::{AsFd as _, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    Ebpf, EbpfError, EbpfLoader,
+    programs::{CgroupSockAddr, ProgramError, SchedClassifier},
+};
+use bytemuck::Zeroable as _;
+use slotmesh_kernel::{BpfError, Hook, Host, HostError, Link, Map, MapKind, MapSpec, cgroup_id, test_run};
+use slotmesh_records::{Answer, Identity, LAYOUT_HASH, Question, Verdict, VipKey, name_hash};
+
+use crate::pins::Pins;
+
+/// The eBPF object; empty where the build had none.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/slotmesh.bpf.o"));
+
+/// An Ethernet header, which a test run insists on.
+const ETHERNET: usize = 14;
+
+/// What went wrong with the programs.
+#[derive(Debug, thiserror::Error)]
+pub enum DatapathError {
+    /// Built without the eBPF object.
+    #[error("this build has no eBPF programs; run `make ebpf` and build again")]
+    NoObject,
+    /// The object doesn't load.
+    #[error("the eBPF programs can't be loaded: {0}")]
+    Load(#[from] EbpfError),
+    /// The verifier refuses a program.
+    #[error("the kernel refuses the eBPF program {program}: {source}")]
+    Program {
+        /// Which.
+        program: &'static str,
+        /// Why.
+        #[source]
+        source: ProgramError,
+    },
+    /// Another build's programs.
+    #[error(
+        "the eBPF programs have record layout {found:016x}, the agent has {LAYOUT_HASH:016x}; \
+         run `make ebpf` and build again"
+    )]
+    Layout {
+        /// The programs' layout hash.
+        found: u64,
+    },
+    /// A call failed.
+    #[error("{what}: {source}")]
+    Bpf {
+        /// What was being done.
+        what: String,
+        /// The call.
+        #[source]
+        source: BpfError,
+    },
+    /// Not a cgroup.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// A pin can't be created or removed.
+    #[error("{path}: {source}")]
+    Pin {
+        /// The pin.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn bpf(what: impl Into<String>) -> impl FnOnce(BpfError) -> DatapathError {
+    let what = what.into();
+    move |source| DatapathError::Bpf { what, source }
+}
+
+/// A workload and its cgroup.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Workload {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its cgroup's directory.
+    pub cgroup: PathBuf,
+}
+
+impl Workload {
+    /// The hash by which programs and pins know it.
+    pub fn id(&self) -> u64 {
+        name_hash(&format!("{}/{}", self.namespace, self.name))
+    }
+}
+
+/// The loaded programs.
+pub struct Datapath {
+    hooks: Vec<(Hook, OwnedFd)>,
+    question: OwnedFd,
+    identity: Map<u64, Identity>,
+    pins: Pins,
+    host: Host,
+}
+
+impl Datapath {
+    /// Opens the VIP map, or creates it, before the programs that use it.
+    ///
+    /// # Errors
+    /// Where the kernel refuses, or another kind of map is pinned there.
+    pub fn open_vips(pins: &Pins) -> Result<Map<VipKey, u64>, DatapathError> {
+        const VIPS: MapSpec =
+            MapSpec { name: "slotmesh_vips", kind: MapKind::Hash, max_entries: 65_536, flags: NO_PREALLOC };
+        const NO_PREALLOC: u32 = 1;
+        Map::open_or_create(&pins.records().join("vips"), &VIPS, None).map_err(bpf("open the VIP map"))
+    }
+
+    /// Loads the programs over the maps that are pinned.
+    ///
+    /// # Errors
+    /// Where the kernel refuses, or the programs are another build's.
+    pub fn load(pins: Pins, host: Host) -> Result<Self, DatapathError> {
+        const IDENTITY: MapSpec =
+            MapSpec { name: "slotmesh_ident", kind: MapKind::CgroupStorage, max_entries: 0, flags: 0 };
+        if OBJECT.is_empty() {
+            return Err(DatapathError::NoObject);
+        }
+        let identity_path = pins.state().join("identity");
+        let identity =
+            Map::open_or_create(&identity_path, &IDENTITY, None).map_err(bpf("open the identities"))?;
+        let mut object = EbpfLoader::new()
+            .map_pin_path("OUTER", pins.records().join("outer"))
+            .map_pin_path("VIPS", pins.records().join("vips"))
+            .map_pin_path("SOCKETS", pins.state().join("sockets"))
+            .map_pin_path("IDENTITY", identity_path)
+            .load(OBJECT)?;
+        let hooks = Hook::ALL
+            .into_iter()
+            .map(|hook| load_hook(&mut object, hook).map(|fd| (hook, fd)))
+            .collect::<Result<Vec<_>, _>>()?;
+        let question = load_question(&mut object)?;
+        let datapath = Self { hooks, question, identity, pins, host };
+        let found = datapath.run(&Question::zeroed())?.layout;
+        if found != LAYOUT_HASH {
+            return Err(DatapathError::Layout { found });
+        }
+        Ok(datapath)
+    }
+
+    /// Attaches the programs to exactly these workloads: in place where an earlier agent attached
+    /// them, so that no connection meets a moment without them; what is no longer named is detached.
+    ///
+    /// # Errors
+    /// At the first workload that can't be attached.
+    pub fn attach(&self, workloads: &[Workload]) -> Result<(), DatapathError> {
+        for workload in workloads {
+            self.attach_one(workload)?;
+        }
+        let wanted: HashSet<PathBuf> = workloads.iter().map(|w| self.pins.links_of(w.id())).collect();
+        let links = self.pins.links();
+        let pin = |path: &Path| {
+            let path = path.to_owned();
+            move |source| DatapathError::Pin { path, source }
+        };
+        for entry in fs::read_dir(&links).map_err(pin(&links))? {
+            let path = entry.map_err(pin(&links))?.path();
+            if !wanted.contains(&path) {
+                fs::remove_dir_all(&path).map_err(pin(&path))?;
+                tracing::info!(links = %path.display(), "detached a workload that is no longer named");
+            }
+        }
+        Ok(())
+    }
+
+    fn attach_one(&self, workload: &Workload) -> Result<(), DatapathError> {
+        let describe = |what: &str| format!("{what} workload {}/{}", workload.namespace, workload.name);
+        let dir = self.host.cgroup(&workload.cgroup)?;
+        let pin_error = |path: &Path| {
+            let path = path.to_owned();
+            move |source| DatapathError::Pin { path, source }
+        };
+        let cgroup = cgroup_id(&dir).map_err(pin_error(&workload.cgroup))?;
+        let links = self.pins.links_of(workload.id());
+        fs::create_dir_all(&links).map_err(pin_error(&links))?;
+        for (i, (hook, program)) in self.hooks.iter().enumerate() {
+            let path = links.join(hook.as_str());
+            let earlier = Link::open(&path).map_err(bpf(describe("open the link of")))?;
+            match earlier {
+                Some(link)
+                    if link.target(*hook).map_err(bpf(describe("read the link of")))? == (cgroup, true) =>
+                {
+                    link.replace(program.as_fd()).map_err(bpf(describe("upgrade the programs of")))?;
+                }
+                other => {
+                    // The cgroup was removed and made again, or the workload moved.
+                    if other.is_some() {
+                        fs::remove_file(&path).map_err(pin_error(&path))?;
+                    }
+                    let link = Link::attach(*hook, dir.as_fd(), program.as_fd())
+                        .map_err(bpf(describe(&format!("attach {} to", hook.as_str()))))?;
+                    link.pin(&path).map_err(bpf(describe("pin the link of")))?;
+                }
+            }
+            if i == 0 {
+                // The first attachment makes the cgroup's storage.
+                let identity =
+                    Identity { workload: workload.id(), namespace: name_hash(&workload.namespace) };
+                self.identity.update(&cgroup, &identity).map_err(bpf(describe("store the identity of")))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks where a connection would go, with these random numbers for cluster and endpoint.
+    ///
+    /// # Errors
+    /// Where the kernel refuses the test run.
+    pub fn ask(&self, to: SocketAddr, randoms: (u32, u32)) -> Result<Decision, DatapathError> {
+        let vip = crate::flatten::vip_key(to);
+        let answer = self.run(&Question { vip, cluster_random: randoms.0, endpoint_random: randoms.1 })?;
+        Ok(match Verdict::try_from(answer.verdict) {
+            Ok(Verdict::Redirect) => Decision::Redirect {
+                to: VipKey { addr: answer.addr, port: answer.port, protocol: 0, reserved: 0 }.socket_addr(),
+                cluster: answer.cluster,
+            },
+            Ok(Verdict::Refuse) => Decision::Refuse,
+            Ok(Verdict::Pass) | Err(_) => Decision::Pass,
+        })
+    }
+
+    fn run(&self, question: &Question) -> Result<Answer, DatapathError> {
+        const ANSWER: usize = ETHERNET + size_of::<Question>();
+        let mut packet = [0_u8; ANSWER + size_of::<Answer>()];
+        packet[ETHERNET..ANSWER].copy_from_slice(bytemuck::bytes_of(question));
+        test_run(self.question.as_fd(), &mut packet).map_err(bpf("ask the question program"))?;
+        Ok(bytemuck::pod_read_unaligned(&packet[ANSWER..]))
+    }
+}
+
+/// What becomes of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Not an address of ours.
+    Pass,
+    /// A known service without endpoints.
+    Refuse,
+    /// It goes to an endpoint.
+    Redirect {
+        /// The endpoint.
+        to: SocketAddr,
+        /// [`name_hash`] of the cluster's name.
+        cluster: u64,
+    },
+}
+
+fn load_hook(object: &mut Ebpf, hook: Hook) -> Result<OwnedFd, DatapathError> {
+    let program = hook.as_str();
+    let loaded: &mut CgroupSockAddr = find(object, program)?;
+    load(program, || {
+        loaded.load()?;
+        duplicate(loaded.fd()?.as_fd())
+    })
+}
+
+fn load_question(object: &mut Ebpf) -> Result<OwnedFd, DatapathError> {
+    let program = "question";
+    let loaded: &mut SchedClassifier = find(object, program)?;
+    load(program, || {
+        loaded.load()?;
+        duplicate(loaded.fd()?.as_fd())
+    })
+}
+
+fn load(
+    program: &'static str,
+    run: impl FnOnce() -> Result<OwnedFd, ProgramError>,
+) -> Result<OwnedFd, DatapathError> {
+    run().map_err(|source| DatapathError::Program { program, source })
+}
+
+fn duplicate(fd: std::os::fd::BorrowedFd<'_>) -> Result<OwnedFd, ProgramError> {
+    fd.try_clone_to_owned().map_err(ProgramError::from)
+}
+
+fn find<'o, P>(object: &'o mut Ebpf, program: &'static str) -> Result<&'o mut P, DatapathError>
+where
+    &'o mut P: TryFrom<&'o mut aya::programs::Program, Error = ProgramError>,
+{
+    object
+        .program_mut(program)
+        .ok_or(DatapathError::NoObject)?
+        .try_into()
+        .map_err(|source| DatapathError::Program { program, source })
+}

@@ -1,0 +1,153 @@
+//! The agent's Prometheus metrics.
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, EncodeLabelValue, text::encode},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::{Registry, Unit},
+};
+use slotmesh_slots::Stats;
+use slotmesh_xds::ResourceType;
+
+use crate::writer::Flush;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TypeLabel {
+    r#type: TypeValue,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct TypeValue(ResourceType);
+
+impl EncodeLabelValue for TypeValue {
+    fn encode(
+        &self,
+        encoder: &mut prometheus_client::encoding::LabelValueEncoder<'_>,
+    ) -> Result<(), std::fmt::Error> {
+        self.0.as_str().encode(encoder)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SlotLabel {
+    class: u32,
+    state: SlotState,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+enum SlotState {
+    #[expect(non_camel_case_types, reason = "the label's value")]
+    used,
+    #[expect(non_camel_case_types, reason = "the label's value")]
+    idle,
+    #[expect(non_camel_case_types, reason = "the label's value")]
+    retired,
+}
+
+/// The agent's metrics; sizes are read from the slot table when they are scraped.
+pub struct Metrics {
+    registry: Registry,
+    flush: Family<TypeLabel, Histogram, fn() -> Histogram>,
+    rejected: Family<TypeLabel, Counter>,
+    slots: Family<SlotLabel, Gauge>,
+    created: Gauge,
+    remaining: Gauge,
+    quarantined: Gauge,
+    grace_periods: Gauge,
+    handles: Gauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// All metrics, at zero.
+    pub fn new() -> Self {
+        let mut metrics = Self {
+            registry: Registry::with_prefix("slotmesh_agent"),
+            flush: Family::new_with_constructor(flush_histogram as fn() -> Histogram),
+            rejected: Family::default(),
+            slots: Family::default(),
+            created: Gauge::default(),
+            remaining: Gauge::default(),
+            quarantined: Gauge::default(),
+            grace_periods: Gauge::default(),
+            handles: Gauge::default(),
+        };
+        for ty in ResourceType::ALL {
+            drop(metrics.flush.get_or_create(&label(ty)));
+            drop(metrics.rejected.get_or_create(&label(ty)));
+        }
+        let registry = &mut metrics.registry;
+        registry.register_with_unit(
+            "flush",
+            "Time from validated resource to current records, by resource type",
+            Unit::Seconds,
+            metrics.flush.clone(),
+        );
+        registry.register("nacked_resources", "Resources refused, by type", metrics.rejected.clone());
+        registry.register("slots", "Slots by class (bytes) and state", metrics.slots.clone());
+        registry.register("outer_records", "Outer records (slabs) that exist", metrics.created.clone());
+        registry.register(
+            "outer_records_remaining",
+            "Outer records not created yet, up to the cap",
+            metrics.remaining.clone(),
+        );
+        registry.register(
+            "quarantined_slots",
+            "Slots that wait for a grace period",
+            metrics.quarantined.clone(),
+        );
+        registry.register(
+            "grace_periods",
+            "Grace periods that have passed since the agent started",
+            metrics.grace_periods.clone(),
+        );
+        registry.register("handles", "Named resources that have a handle", metrics.handles.clone());
+        metrics
+    }
+
+    /// A resource became current.
+    pub fn flushed(&self, flush: Flush) {
+        self.flush.get_or_create(&label(flush.ty)).observe(flush.took.as_secs_f64());
+    }
+
+    /// Resources were refused.
+    pub fn rejected(&self, ty: ResourceType, count: usize) {
+        self.rejected.get_or_create(&label(ty)).inc_by(count as u64);
+    }
+
+    /// The exposition text, with the slot table as it is now.
+    pub fn render(&self, stats: &Stats) -> String {
+        for (class, counts) in &stats.classes {
+            for (state, count) in [
+                (SlotState::used, counts.used),
+                (SlotState::idle, counts.idle),
+                (SlotState::retired, counts.retired),
+            ] {
+                self.slots
+                    .get_or_create(&SlotLabel { class: class.bytes() as u32, state })
+                    .set(i64::try_from(count).unwrap_or(i64::MAX));
+            }
+        }
+        self.created.set(i64::from(stats.slabs));
+        self.remaining.set(i64::from(stats.remaining()));
+        self.quarantined.set(i64::try_from(stats.quarantined).unwrap_or(i64::MAX));
+        self.grace_periods.set(i64::try_from(stats.grace_periods).unwrap_or(i64::MAX));
+        self.handles.set(i64::try_from(stats.handles).unwrap_or(i64::MAX));
+        let mut text = String::new();
+        encode(&mut text, &self.registry).expect("writing to a string doesn't fail");
+        text
+    }
+}
+
+/// 250 ns to 8 ms (one grace period of the published design), doubling.
+fn flush_histogram() -> Histogram {
+    Histogram::new((0..16).map(|i| 250e-9 * f64::from(1_u32 << i)))
+}
+
+const fn label(ty: ResourceType) -> TypeLabel {
+    TypeLabel { r#type: TypeValue(ty) }
+}

@@ -1,0 +1,164 @@
+//! Builders for Envoy resources.
+
+use std::net::SocketAddr;
+
+use slotmesh_xds::{
+    Resource, ResourceType,
+    envoy::{
+        envoy::{
+            config::{
+                cluster::v3::{self as cluster, cluster::ClusterDiscoveryType},
+                core::v3::{self as core, address, socket_address::PortSpecifier},
+                endpoint::v3::{self as endpoint, lb_endpoint::HostIdentifier},
+                listener::v3::{self as listener, filter::ConfigType},
+                route::v3::{
+                    self as route, route::Action, route_action::ClusterSpecifier,
+                    weighted_cluster::ClusterWeight,
+                },
+            },
+            extensions::filters::network::{
+                http_connection_manager::v3::{
+                    HttpConnectionManager, Rds, http_connection_manager::RouteSpecifier,
+                },
+                tcp_proxy::v3::{
+                    TcpProxy,
+                    tcp_proxy::{self, WeightedCluster, weighted_cluster},
+                },
+            },
+        },
+        google::protobuf::{Any, UInt32Value},
+    },
+};
+
+const FILTERS: &str = "type.googleapis.com/envoy.extensions.filters.network";
+
+pub(crate) fn address(to: SocketAddr) -> core::Address {
+    core::Address {
+        address: Some(address::Address::SocketAddress(core::SocketAddress {
+            address: to.ip().to_string(),
+            port_specifier: Some(PortSpecifier::PortValue(to.port().into())),
+            ..Default::default()
+        })),
+    }
+}
+
+pub(crate) fn cluster(name: &str) -> Resource {
+    let message = cluster::Cluster {
+        name: name.to_owned(),
+        cluster_discovery_type: Some(ClusterDiscoveryType::Type(3)),
+        lb_policy: 3,
+        ..Default::default()
+    };
+    Resource::encode(ResourceType::Cluster, name, &message)
+}
+
+pub(crate) fn endpoints(name: &str, endpoints: &[(SocketAddr, u32)]) -> Resource {
+    let lb_endpoints = endpoints.iter().map(|&(to, weight)| endpoint::LbEndpoint {
+        host_identifier: Some(HostIdentifier::Endpoint(endpoint::Endpoint {
+            address: Some(address(to)),
+            ..Default::default()
+        })),
+        load_balancing_weight: Some(UInt32Value { value: weight }),
+        ..Default::default()
+    });
+    let message = endpoint::ClusterLoadAssignment {
+        cluster_name: name.to_owned(),
+        endpoints: vec![endpoint::LocalityLbEndpoints {
+            lb_endpoints: lb_endpoints.collect(),
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    Resource::encode(ResourceType::Endpoints, name, &message)
+}
+
+pub(crate) fn route(name: &str, clusters: &[(String, u32)]) -> Resource {
+    let weighted = route::WeightedCluster {
+        clusters: clusters
+            .iter()
+            .map(|(name, weight)| ClusterWeight {
+                name: name.clone(),
+                weight: Some(UInt32Value { value: *weight }),
+                ..Default::default()
+            })
+            .collect(),
+        ..Default::default()
+    };
+    let message = route::RouteConfiguration {
+        name: name.to_owned(),
+        virtual_hosts: vec![route::VirtualHost {
+            name: name.to_owned(),
+            domains: vec!["*".to_owned()],
+            routes: vec![route::Route {
+                r#match: Some(route::RouteMatch {
+                    path_specifier: Some(route::route_match::PathSpecifier::Prefix("/".to_owned())),
+                    ..Default::default()
+                }),
+                action: Some(Action::Route(route::RouteAction {
+                    cluster_specifier: Some(ClusterSpecifier::WeightedClusters(weighted)),
+                    ..Default::default()
+                })),
+                ..Default::default()
+            }],
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    Resource::encode(ResourceType::Route, name, &message)
+}
+
+pub(crate) fn tcp_listener(name: &str, vip: SocketAddr, clusters: &[(String, u32)]) -> Resource {
+    let specifier = match clusters {
+        [(only, _)] => tcp_proxy::ClusterSpecifier::Cluster(only.clone()),
+        _ => tcp_proxy::ClusterSpecifier::WeightedClusters(WeightedCluster {
+            clusters: clusters
+                .iter()
+                .map(|(name, weight)| weighted_cluster::ClusterWeight {
+                    name: name.clone(),
+                    weight: *weight,
+                    ..Default::default()
+                })
+                .collect(),
+        }),
+    };
+    let proxy = TcpProxy { cluster_specifier: Some(specifier), ..Default::default() };
+    listener(name, vip, Any::from_message(&format!("{FILTERS}.tcp_proxy.v3.TcpProxy"), &proxy))
+}
+
+pub(crate) fn http_listener(name: &str, vip: SocketAddr, route: &str) -> Resource {
+    let manager = HttpConnectionManager {
+        route_specifier: Some(RouteSpecifier::Rds(Rds {
+            route_config_name: route.to_owned(),
+            ..Default::default()
+        })),
+        ..Default::default()
+    };
+    let url = format!("{FILTERS}.http_connection_manager.v3.HttpConnectionManager");
+    listener(name, vip, Any::from_message(&url, &manager))
+}
+
+fn listener(name: &str, vip: SocketAddr, filter: Any) -> Resource {
+    let message = listener::Listener {
+        name: name.to_owned(),
+        address: Some(address(vip)),
+        filter_chains: vec![listener::FilterChain {
+            filters: vec![listener::Filter {
+                config_type: Some(ConfigType::TypedConfig(filter)),
+                ..Default::default()
+            }],
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    Resource::encode(ResourceType::Listener, name, &message)
+}
+
+trait FromMessage {
+    fn from_message(url: &str, message: &impl prost::Message) -> Self;
+}
+
+impl FromMessage for Any {
+    fn from_message(url: &str, message: &impl prost::Message) -> Self {
+        Self { type_url: url.to_owned(), value: message.encode_to_vec() }
+    }
+}
