@@ -29,6 +29,9 @@ pub enum Error {
         /// Why.
         source: notify::Error,
     },
+    /// The pipeline ended before all was compiled.
+    #[error("the operator has stopped before everything was compiled; its log says why")]
+    Stopped,
     /// A thread can't be started.
     #[error("can't start a thread: {0}")]
     Thread(#[source] io::Error),

@@ -49,6 +49,19 @@ pub struct Status {
 }
 
 /// A running pipeline. Dropping it stops it; what was published stays with the publisher.
+///
+/// ```
+/// use slotmesh_operator::Operator;
+///
+/// let dir = tempfile::tempdir()?;
+/// let operator = Operator::from_manifests(dir.path(), |changes: Vec<_>| println!("{changes:?}"))?;
+/// let mut status = operator.status();
+/// while !status.borrow_and_update().synced {
+///     std::thread::yield_now();
+/// }
+/// assert!(status.borrow().reports.is_empty());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Operator {
     status: watch::Receiver<Status>,
@@ -84,9 +97,12 @@ impl Operator {
     }
 
     /// Waits until all that the source held at the start is published.
-    pub async fn synced(&self) {
-        // It only fails when the pipeline is gone, and then nothing is worth waiting for.
-        drop(self.status().wait_for(|status| status.synced).await);
+    ///
+    /// # Errors
+    /// When the pipeline has ended before that.
+    pub async fn synced(&self) -> Result<(), Error> {
+        let mut status = self.status();
+        status.wait_for(|status| status.synced).await.map(drop).map_err(|_| Error::Stopped)
     }
 }
 

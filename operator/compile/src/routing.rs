@@ -89,7 +89,30 @@ pub(crate) fn compile(index: &Index, name: &ObjectName, memory: &mut Memory) -> 
         }
         listen(index, name, service, port, routed.as_ref(), &mut out);
     }
+    if let Some((vs, object)) = winner {
+        out.reports.extend(without_effect(index, name, service, vs, object));
+    }
     out
+}
+
+/// Says so when the routes can't have an effect on any connection.
+fn without_effect(
+    index: &Index,
+    name: &ObjectName,
+    service: &Service,
+    vs: &ObjectName,
+    object: &VirtualService,
+) -> Option<Report> {
+    let reason = if service.vips.is_empty() {
+        format!("Service {name} has no cluster IP, so these routes have no effect on it")
+    } else if service.ports.iter().any(|port| route_for(object, port).is_some()) {
+        return None;
+    } else {
+        let ports = service.ports.iter().map(|p| format!("{} ({})", p.number, p.protocol.as_str()));
+        let ports = ports.collect::<Vec<_>>().join(", ");
+        format!("no route that can be decided applies to a port of Service {name}; it has {ports}")
+    };
+    Some(Report { severity: Severity::Note, ..about(index, vs, host_field(object, name), reason) })
 }
 
 /// The route in force for connections to a port, if any.

@@ -8,7 +8,8 @@
 //! that is there is deleted.
 //!
 //! Editors save in several steps (truncate and write, write and rename), so a burst of events is
-//! waited out: until nothing happened for [`QUIET`], but never longer than [`BUSY`].
+//! waited out: until what was written to is closed and nothing happened for [`QUIET`], but never
+//! longer than [`BUSY`].
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -107,6 +108,8 @@ impl Drop for Manifests {
 #[derive(Debug, Default)]
 struct Asked {
     files: BTreeSet<PathBuf>,
+    /// Those that were written to and not closed since.
+    writing: BTreeSet<PathBuf>,
     /// Something happened that isn't about one manifest.
     scan: bool,
 }
@@ -201,7 +204,8 @@ impl Follower {
                     if self.ask(event, &mut asked) {
                         let now = Instant::now();
                         let latest = *busy_until.get_or_insert(now + BUSY);
-                        until = Some(latest.min(now + QUIET));
+                        let quiet = if asked.writing.is_empty() { now + QUIET } else { latest };
+                        until = Some(latest.min(quiet));
                     }
                 }
                 Ok(Wake::Stop) | Err(RecvTimeoutError::Disconnected) => return None,
@@ -223,17 +227,23 @@ impl Follower {
                 return true;
             }
         };
+        let closed = event.kind == EventKind::Access(AccessKind::Close(AccessMode::Write));
+        let written = matches!(event.kind, EventKind::Modify(ModifyKind::Data(_)));
         let content = match event.kind {
-            EventKind::Access(AccessKind::Close(AccessMode::Write)) => true,
-            EventKind::Access(_) => return false,
+            EventKind::Access(_) if !closed => return false,
             EventKind::Modify(ModifyKind::Name(_)) => false,
-            EventKind::Modify(_) => true,
+            EventKind::Access(_) | EventKind::Modify(_) => true,
             _ => false,
         };
         let mut asks = false;
         for path in event.paths {
             let Ok(below) = path.strip_prefix(&self.dir) else { continue };
             if is_manifest(below) {
+                if written {
+                    asked.writing.insert(path.clone());
+                } else {
+                    asked.writing.remove(&path);
+                }
                 asked.files.insert(path);
                 asks = true;
             } else if !content && may_matter(below) {

@@ -315,6 +315,17 @@ mod tests {
     }
 
     #[test]
+    fn a_wrong_field_beside_unsupported_ones_is_named_too() {
+        let parsed = parsed(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: web}\nspec:\n  hosts: \
+             [web]\n  http:\n  - timeout: 3s\n    route:\n    - destination: {host: web}\n      weight: many\n",
+        );
+        let start =
+            "VirtualService default/web (shop.yaml, document 1): spec.http[0].route[0].weight: line 10: ";
+        assert!(said(&parsed)[0].starts_with(start), "{:?}", said(&parsed));
+    }
+
+    #[test]
     fn lists_and_versions_of_istio() {
         let parsed = parsed(
             "apiVersion: v1\nkind: List\nitems:\n- apiVersion: networking.istio.io/v1beta1\n  kind: \

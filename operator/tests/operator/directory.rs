@@ -6,7 +6,7 @@ use std::{
     os::unix::fs::symlink,
     path::Path,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use slotmesh_compile::{
@@ -16,7 +16,7 @@ use slotmesh_compile::{
 use slotmesh_operator::{Error, Operator};
 use slotmesh_xds::{Change, ResourceType};
 
-use crate::support::{Site, replace, yaml};
+use crate::support::{Site, yaml};
 
 pub fn web(ip: &str) -> Object {
     service("web").ip(ip).port(80).build()
@@ -26,39 +26,43 @@ pub fn web(ip: &str) -> Object {
 fn files_come_change_and_go() {
     let site = Site::with(&[("web.yaml", yaml(&[web("10.0.0.1")]))]);
     assert!(site.has_listener("10.0.0.1_80"));
-    site.write(
-        "slice.json",
-        serde_json::to_string(&match slice("s", "web").port(80).endpoint("10.1.0.1").build() {
-            Object::EndpointSlice(slice) => slice,
-            other => panic!("{other:?}"),
-        })
-        .unwrap(),
-    );
+    let slice = slice("s", "web").port(80).endpoint("10.1.0.1");
+    site.write("slice.json", serde_json::to_string(&slice.0).unwrap());
     site.until("a new file", |s| s.has_endpoint("10.1.0.1"));
     site.write("web.yaml", yaml(&[web("10.0.0.2")]));
     site.until("a change", |s| s.has_listener("10.0.0.2_80") && !s.has_listener("10.0.0.1_80"));
-    replace(&site.path("web.yaml"), &yaml(&[web("10.0.0.3")]));
-    site.until("a file put in place", |s| s.has_listener("10.0.0.3_80"));
+    fs::write(site.path("web.yaml"), yaml(&[web("10.0.0.3")])).unwrap();
+    site.until("a file written over", |s| s.has_listener("10.0.0.3_80"));
     fs::remove_file(site.path("web.yaml")).unwrap();
     site.until("a file that goes", |s| s.names(ResourceType::Listener).is_empty());
 }
 
 #[test]
 fn a_save_in_steps_is_one_change() {
-    let text = yaml(&[web("10.0.0.1"), service("api").ip("10.0.0.2").port(80).build()]);
-    let site = Site::with(&[("web.yaml", text.clone())]);
-    let before = site.status().compiled;
-    let mut file = File::create(site.path("web.yaml")).unwrap();
-    let text = text.replace("10.0.0.2", "10.0.0.3");
-    for part in text.as_bytes().chunks(text.len() / 5 + 1) {
-        thread::sleep(Duration::from_millis(3));
-        file.write_all(part).unwrap();
+    let text = |ip: &str| yaml(&[web("10.0.0.1"), service("api").ip(ip).port(80).build()]);
+    let site = Site::with(&[("web.yaml", text("10.0.0.2"))]);
+    // A machine that is too busy to write in time gets another chance.
+    for attempt in 3..30 {
+        let ip = format!("10.0.0.{attempt}");
+        let text = text(&ip);
+        let before = site.status().compiled;
+        let start = Instant::now();
+        let mut file = File::create(site.path("web.yaml")).unwrap();
+        for part in text.as_bytes().chunks(text.len() / 3 + 1) {
+            thread::sleep(Duration::from_millis(30));
+            file.write_all(part).unwrap();
+        }
+        drop(file);
+        let took = start.elapsed();
+        site.until("the save", |s| s.has_listener(&format!("{ip}_80")) && s.has_listener("10.0.0.1_80"));
+        if took < Duration::from_millis(150) {
+            // Listener, cluster and endpoints of the one Service that changed, and nothing in between.
+            site.until("the count", |s| s.status().compiled != before);
+            assert_eq!(site.status().compiled.units - before.units, 3);
+            return;
+        }
     }
-    drop(file);
-    site.until("the save", |s| s.has_listener("10.0.0.3_80"));
-    // Listeners, clusters and endpoints of the one Service that changed, and nothing in between.
-    assert_eq!(site.status().compiled.units - before.units, 3);
-    assert!(site.has_listener("10.0.0.1_80"));
+    panic!("this machine never wrote a small file within 150 ms");
 }
 
 #[test]

@@ -55,8 +55,9 @@ impl Site {
         self.dir.join(name)
     }
 
+    /// Puts a file in place in one step, so that no test depends on how busy the machine is.
     pub fn write(&self, name: &str, text: impl AsRef<str>) {
-        fs::write(self.path(name), text.as_ref()).unwrap();
+        replace(&self.path(name), text.as_ref());
     }
 
     pub fn status(&self) -> Status {

@@ -34,6 +34,16 @@ impl Protocol {
         Self::named(name.split('-').next().unwrap_or_default())
     }
 
+    /// What users are told.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "HTTP",
+            Self::Tcp => "TCP",
+            Self::Tls => "TLS",
+            Self::Undeclared => "HTTP or TCP",
+        }
+    }
+
     fn named(name: &str) -> Self {
         match name {
             "http" | "http2" | "h2c" | "grpc" | "grpc-web" | "ws" => Self::Http,

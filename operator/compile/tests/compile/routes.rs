@@ -212,3 +212,20 @@ fn gateways_and_load_balancing_values_are_named() {
     assert_eq!(cluster_.goes("10.0.0.1_80"), format!("http:{}", cluster("web", 80, "v1")));
     assert_eq!(cluster_.compiler.reports().count(), 0);
 }
+
+#[test]
+fn routes_without_effect_are_noted() {
+    let mut cluster_ = Cluster::with(shop());
+    let said = |cluster_: &Cluster| cluster_.said(Severity::Note).join("");
+    cluster_.apply([
+        service("web").ip("10.0.0.1").named_port("https", 80).build(),
+        web().http([to("web/v1", 1)]).build(),
+    ]);
+    let expected = "VirtualService default/web: spec.hosts[0]: no route that can be decided applies to a port of \
+                    Service default/web; it has 80 (TLS)";
+    assert_eq!(said(&cluster_), expected);
+    cluster_.apply([service("web").ip("None").port(80).build()]);
+    assert!(said(&cluster_).contains("Service default/web has no cluster IP"));
+    cluster_.apply([service("web").ip("10.0.0.1").port(80).build()]);
+    assert_eq!(said(&cluster_), "");
+}
