@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::cmd::{clean_cargo, run as run_command};
+use crate::cmd::{clean_cargo, host_cargo, run as run_command};
 use crate::tool;
 use crate::workspace::{Workspace, cache_dir};
 
@@ -18,10 +18,14 @@ pub fn run(workspace: &Workspace) -> Result<()> {
         eprintln!("deny: {shown}");
         run_command(
             clean_cargo(&cargo_deny)
+                // It asks cargo for the graph.
+                .env("CARGO", host_cargo())
                 .arg("--manifest-path")
                 .arg(&manifest)
-                .args(["--locked", "check", "--config"])
+                .arg("--config")
                 .arg(workspace.root().join("deny.toml"))
+                // The two lock files share one list of bans, so not each entry matches in each.
+                .args(["--locked", "check", "--hide-inclusion-graph", "--allow", "unused-wrapper"])
                 .args(CHECKS),
         )?;
     }

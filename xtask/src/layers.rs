@@ -55,7 +55,20 @@ const ROOMS: &[Room] = &[
     room("slotmesh-compile", &["slotmesh-crds", "slotmesh-xds"]),
     room("slotmesh-serve", &["slotmesh-xds"]),
     room("slotmesh-operator", &["slotmesh-compile", "slotmesh-crds", "slotmesh-serve", "slotmesh-xds"]),
-    room("slotmesh", &["slotmesh-agent", "slotmesh-operator"]),
+    // Where the standalone mode is wired: both sides, and the types of their public settings and
+    // reports. Never what lies below them (kernel, records, resource definitions).
+    room(
+        "slotmesh",
+        &[
+            "slotmesh-ads",
+            "slotmesh-agent",
+            "slotmesh-compile",
+            "slotmesh-operator",
+            "slotmesh-serve",
+            "slotmesh-slots",
+            "slotmesh-xds",
+        ],
+    ),
     room("slotmesh-e2e", &["slotmesh", "slotmesh-agent", "slotmesh-operator"]),
     // Measures the parts one by one, so it sees them all.
     room(
@@ -201,6 +214,7 @@ mod tests {
             uses("slotmesh-serve", "slotmesh-crds"),
             uses("slotmesh-compile", "slotmesh-serve"),
             uses("slotmesh-e2e", "slotmesh-slots"),
+            uses("slotmesh", "slotmesh-kernel"),
             uses("slotmesh-slots", "envoy-types"),
             uses("slotmesh-compile", "tokio"),
             tests_use("slotmesh-agent", "kube"),

@@ -33,9 +33,20 @@ pub const BPF_LINKER: Tool = Tool {
     takes: "1 to 3 minutes",
 };
 
-/// Checks licenses, bans and sources.
-pub const CARGO_DENY: Tool =
-    Tool { name: "cargo-deny", version: "0.20.2", flavour: "", args: &[], env: &[], takes: "2 to 5 minutes" };
+/// Checks licenses, bans and sources. It runs for a second, so it isn't worth the link-time
+/// optimization of its own release profile: this is built in half the time.
+pub const CARGO_DENY: Tool = Tool {
+    name: "cargo-deny",
+    version: "0.20.2",
+    flavour: "",
+    args: &[],
+    env: &[
+        ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16"),
+        ("CARGO_PROFILE_RELEASE_LTO", "off"),
+        ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1"),
+    ],
+    takes: "2 to 4 minutes",
+};
 
 impl Tool {
     /// Name and version, for messages.
