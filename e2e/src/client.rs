@@ -1,0 +1,139 @@
+//! Client processes.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::SocketAddr,
+    process::{Child, ChildStdin, Command, Stdio},
+    thread::{self, JoinHandle},
+};
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+
+use crate::{Cgroup, Log, names};
+
+/// What a client does. The default is one connect.
+#[derive(Clone, Debug)]
+pub struct ClientSpec {
+    to: Vec<SocketAddr>,
+    count: u64,
+    threads: usize,
+    gap: u64,
+}
+
+impl ClientSpec {
+    /// Connects to `to`; an IPv4-mapped address by an IPv6 socket.
+    pub fn to(to: SocketAddr) -> Self {
+        Self { to: vec![to], count: 1, threads: 1, gap: 0 }
+    }
+
+    /// Connects there as well, in turn.
+    #[must_use]
+    pub fn and(mut self, to: SocketAddr) -> Self {
+        self.to.push(to);
+        self
+    }
+
+    /// That many connects.
+    #[must_use]
+    pub fn count(mut self, count: u64) -> Self {
+        self.count = count;
+        self
+    }
+
+    /// By that many threads.
+    #[must_use]
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.threads = threads;
+        self
+    }
+
+    /// Each thread waits that many microseconds between two connects.
+    #[must_use]
+    pub fn gap(mut self, micros: u64) -> Self {
+        self.gap = micros;
+        self
+    }
+
+    /// Starts a client process in this cgroup (or outside all) and lets it go.
+    ///
+    /// # Errors
+    /// When it can't be started or moved.
+    pub fn start(&self, cgroup: Option<&Cgroup>) -> Result<Client> {
+        let mut child = Command::new(names::binary("slotmesh-e2e", "client")?)
+            .args(self.to.iter().map(ToString::to_string))
+            .args(["--count", &self.count.to_string()])
+            .args(["--threads", &self.threads.to_string()])
+            .args(["--gap", &self.gap.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("start a client")?;
+        let mut stdout = child.stdout.take().context("its output is piped")?;
+        let reader = thread::spawn(move || {
+            let mut output = String::new();
+            stdout.read_to_string(&mut output).map(|_| output)
+        });
+        let stdin = child.stdin.take();
+        let mut client = Client { child, stdin, reader: Some(reader) };
+        if let Some(cgroup) = cgroup {
+            cgroup.add(client.child.id())?;
+        }
+        client.stdin.as_mut().context("its input is piped")?.write_all(b"go\n").context("let a client go")?;
+        Ok(client)
+    }
+
+    /// Starts a client in this cgroup and waits for its end.
+    ///
+    /// # Errors
+    /// When it can't be run.
+    pub fn run(&self, cgroup: Option<&Cgroup>) -> Result<Log> {
+        self.start(cgroup)?.finish()
+    }
+}
+
+/// A client process. It is killed when this is dropped.
+#[derive(Debug)]
+pub struct Client {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    reader: Option<JoinHandle<std::io::Result<String>>>,
+}
+
+impl Client {
+    /// Waits until all its connects are made (the client has a time limit of its own).
+    ///
+    /// # Errors
+    /// When it failed.
+    pub fn finish(mut self) -> Result<Log> {
+        let reader = self.reader.take().context("it is read once")?;
+        let output = reader.join().map_err(|_| anyhow!("the reader of a client panicked"))??;
+        let status = self.child.wait()?;
+        ensure!(status.success(), "the client ended with {status}");
+        Log::parse(&output)
+    }
+
+    /// Ends it now.
+    ///
+    /// # Errors
+    /// When it failed.
+    pub fn stop(mut self) -> Result<Log> {
+        self.stdin = None;
+        self.finish()
+    }
+
+    /// Whether it is still connecting.
+    ///
+    /// # Errors
+    /// When its state can't be read.
+    pub fn is_running(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_none())
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        // Both do nothing where it has ended.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}

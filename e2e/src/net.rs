@@ -1,0 +1,68 @@
+//! Network namespaces of one's own.
+
+use std::{panic, process::Command, thread};
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use nix::{
+    sched::{CloneFlags, unshare},
+    unistd::Uid,
+};
+
+use crate::up;
+
+/// Runs a scenario in a network namespace that has a loopback interface and no way out.
+///
+/// The scenario has a thread of its own; threads and processes that it starts are in its namespace,
+/// which goes with the last of them. When it fails, what the agents said is printed.
+///
+/// # Panics
+/// When the scenario fails, or the machine doesn't allow it to be run (a test never passes silently).
+pub fn isolated(scenario: impl FnOnce() -> Result<()> + Send + 'static) {
+    let run = move || {
+        let result = panic::catch_unwind(panic::AssertUnwindSafe(|| enter().and_then(|()| scenario())));
+        if !matches!(result, Ok(Ok(()))) {
+            up::print_logs();
+        }
+        result
+    };
+    let thread = thread::Builder::new().name("scenario".to_owned()).spawn(run);
+    match thread.expect("a thread can be started").join() {
+        Ok(Ok(Ok(()))) => {}
+        Ok(Ok(Err(error))) => panic!("{error:?}"),
+        Ok(Err(payload)) | Err(payload) => panic::resume_unwind(payload),
+    }
+}
+
+/// Moves the calling thread to a new network namespace with a loopback interface only.
+///
+/// # Errors
+/// When this isn't root or the kernel refuses.
+pub fn enter() -> Result<()> {
+    ensure!(
+        Uid::effective().is_root(),
+        "this needs root: it creates cgroups and network namespaces and loads eBPF programs"
+    );
+    unshare(CloneFlags::CLONE_NEWNET).context("create a network namespace (unshare)")?;
+    ip("link set lo up")
+}
+
+/// Gives the loopback interface of this thread's namespace one more address.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn add_loopback_v6(address: &str) -> Result<()> {
+    ip(&format!("-6 addr add {address}/128 dev lo nodad"))
+}
+
+/// Runs `ip` with these arguments, in this thread's namespace.
+///
+/// # Errors
+/// When it fails.
+pub fn ip(arguments: &str) -> Result<()> {
+    let output = Command::new("ip")
+        .args(arguments.split_whitespace())
+        .output()
+        .context("run ip (Debian package iproute2)")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    output.status.success().then_some(()).ok_or_else(|| anyhow!("ip {arguments}: {}", said.trim()))
+}
