@@ -72,16 +72,24 @@ impl From<Stats> for SlotsReport {
     }
 }
 
-/// Serves until `shutdown`.
-///
-/// # Errors
-/// Where the socket fails.
-pub async fn serve(listener: TcpListener, agent: Handle, shutdown: CancellationToken) -> std::io::Result<()> {
-    let router = Router::new()
+/// The routes of an agent.
+pub fn router(agent: Handle) -> Router {
+    Router::new()
         .route("/metrics", get(metrics))
         .route("/readyz", get(ready))
         .route("/slots", get(slots))
-        .with_state(agent);
+        .with_state(agent)
+}
+
+/// Serves `router` until `shutdown`.
+///
+/// # Errors
+/// Where the socket fails.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    shutdown: CancellationToken,
+) -> std::io::Result<()> {
     axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await
 }
 

@@ -54,14 +54,13 @@ impl Pins {
         self.links().join(format!("{workload:016x}"))
     }
 
-    /// Removes every pin: programs detach, and the maps go with their last user.
+    /// Removes the pin root with every pin: programs detach first, then the maps go with their last
+    /// user.
     ///
     /// # Errors
     /// Where something can't be removed.
     pub fn remove_all(&self) -> io::Result<()> {
-        for entry in fs::read_dir(&self.root)? {
-            fs::remove_dir_all(entry?.path())?;
-        }
-        Ok(())
+        fs::remove_dir_all(self.links())?;
+        fs::remove_dir_all(&self.root)
     }
 }
