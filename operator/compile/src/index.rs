@@ -87,6 +87,11 @@ impl Relations {
 trait Model: PartialEq {
     fn link(&self, key: &ObjectName, to: &mut Relations);
     fn unlink(&self, key: &ObjectName, from: &mut Relations);
+    /// As `unlink` and then `link` of `new`; worth its own way where most pairs stay.
+    fn relink(&self, new: &Self, key: &ObjectName, relations: &mut Relations) {
+        self.unlink(key, relations);
+        new.link(key, relations);
+    }
     /// Marks all that depends on this model.
     fn touch(&self, key: &ObjectName, relations: &Relations, dirty: &mut BTreeSet<Unit>);
 }
@@ -117,6 +122,12 @@ impl Model for Service {
     }
 }
 
+impl EndpointSlice {
+    fn pods(&self) -> BTreeSet<&ObjectName> {
+        self.endpoints.iter().filter_map(|endpoint| endpoint.pod.as_ref()).collect()
+    }
+}
+
 impl Model for EndpointSlice {
     fn link(&self, key: &ObjectName, to: &mut Relations) {
         let Some(service) = &self.service else { return };
@@ -139,6 +150,22 @@ impl Model for EndpointSlice {
                 from.by_pod.unlink(pod, &pair);
             }
         }
+    }
+
+    /// One endpoint more costs one pair, not all of the slice: each pair is a few cache misses.
+    fn relink(&self, new: &Self, key: &ObjectName, relations: &mut Relations) {
+        let Some(service) = self.service.as_ref().filter(|_| self.service == new.service) else {
+            self.unlink(key, relations);
+            return new.link(key, relations);
+        };
+        let pair = (service.clone(), key.clone());
+        let ips = |slice: &Self| slice.endpoints.iter().map(|e| e.ip).collect::<BTreeSet<_>>();
+        let (before, after) = (ips(self), ips(new));
+        before.difference(&after).for_each(|ip| relations.by_ip.unlink(ip, &pair));
+        after.difference(&before).for_each(|ip| relations.by_ip.link(*ip, pair.clone()));
+        let (before, after) = (self.pods(), new.pods());
+        before.difference(&after).for_each(|pod| relations.by_pod.unlink(pod, &pair));
+        after.difference(&before).for_each(|pod| relations.by_pod.link((*pod).clone(), pair.clone()));
     }
 
     fn touch(&self, _: &ObjectName, _: &Relations, dirty: &mut BTreeSet<Unit>) {
@@ -214,11 +241,13 @@ fn put<M: Model>(
     entry.source = source;
     match read {
         Some(new) if entry.good.as_ref() != Some(&new) => {
-            if let Some(old) = &entry.good {
-                old.touch(key, relations, dirty);
-                old.unlink(key, relations);
+            match &entry.good {
+                Some(old) => {
+                    old.touch(key, relations, dirty);
+                    old.relink(&new, key, relations);
+                }
+                None => new.link(key, relations),
             }
-            new.link(key, relations);
             new.touch(key, relations, dirty);
             entry.good = Some(new);
         }
