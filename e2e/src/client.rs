@@ -11,11 +11,15 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 
 use crate::{Cgroup, Log, names};
 
+/// How many connects a load makes at least.
+pub const LEAST: usize = 20_000;
+
 /// What a client does. The default is one connect.
 #[derive(Clone, Debug)]
 pub struct ClientSpec {
     to: Vec<SocketAddr>,
     count: u64,
+    least: u64,
     threads: usize,
     gap: u64,
 }
@@ -23,7 +27,7 @@ pub struct ClientSpec {
 impl ClientSpec {
     /// Connects to `to`; an IPv4-mapped address by an IPv6 socket.
     pub fn to(to: SocketAddr) -> Self {
-        Self { to: vec![to], count: 1, threads: 1, gap: 0 }
+        Self { to: vec![to], count: 1, least: 0, threads: 1, gap: 0 }
     }
 
     /// Connects there as well, in turn.
@@ -54,6 +58,17 @@ impl ClientSpec {
         self
     }
 
+    /// A load that goes on until it is stopped, and then until it has made [`LEAST`] connects: some
+    /// thousand connects a second, to these in turn.
+    ///
+    /// # Panics
+    /// When there is no address.
+    pub fn load(to: &[SocketAddr]) -> Self {
+        const GAP: u64 = 100;
+        assert!(!to.is_empty(), "a load goes somewhere");
+        Self { to: to.to_vec(), count: u64::MAX, least: LEAST as u64, threads: 2, gap: GAP }
+    }
+
     /// Starts a client process in this cgroup (or outside all) and lets it go.
     ///
     /// # Errors
@@ -62,6 +77,7 @@ impl ClientSpec {
         let mut child = Command::new(names::binary("slotmesh-e2e", "client")?)
             .args(self.to.iter().map(ToString::to_string))
             .args(["--count", &self.count.to_string()])
+            .args(["--least", &self.least.to_string()])
             .args(["--threads", &self.threads.to_string()])
             .args(["--gap", &self.gap.to_string()])
             .stdin(Stdio::piped())
@@ -112,7 +128,7 @@ impl Client {
         Log::parse(&output)
     }
 
-    /// Ends it now.
+    /// Ends it, now or when it has made the least number of connects that it is to make.
     ///
     /// # Errors
     /// When it failed.

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use serde_json::Value;
 
 use crate::{
-    Backends, Cgroup, ClientSpec, Log, ManifestDir, Up, UpSpec,
+    Backends, Cgroup, Client, ClientSpec, Log, ManifestDir, Up, UpSpec,
     manifests::{destination_rule, pod, service, slice},
     names::PinRoot,
     net,
@@ -87,6 +87,14 @@ impl Mesh {
         self.up.take().context("the agent was stopped")?.kill()
     }
 
+    /// Starts a load from the workload.
+    ///
+    /// # Errors
+    /// When the client can't be started.
+    pub fn load(&self, to: &[SocketAddr]) -> Result<Client> {
+        ClientSpec::load(to).start(Some(&self.cgroup))
+    }
+
     /// Connects that often from the workload.
     ///
     /// # Errors
@@ -133,13 +141,18 @@ pub mod reviews {
 
     /// The Service, its EndpointSlices and Pods, and a DestinationRule with the subsets.
     pub fn objects() -> Vec<Value> {
+        objects_without(&[])
+    }
+
+    /// As [`objects`], without the pods of these ids.
+    pub fn objects_without(gone: &[u16]) -> Vec<Value> {
         let mut objects = vec![
             service("reviews").ip(V4).ip(V6).port(PORT).build(),
             destination_rule("reviews").version("v1").version("v2").version("v3").build(),
         ];
         let mut slices =
             [slice("reviews-v4", "reviews").port(TARGET), slice("reviews-v6", "reviews").port(TARGET)];
-        for (version, number) in PODS {
+        for (version, number) in PODS.into_iter().filter(|(v, n)| !gone.contains(&(v * 10 + n))) {
             let name = format!("reviews-v{version}-{number}");
             objects.push(pod(&name, &v4(version, number)).label("version", &format!("v{version}")).build());
             let [four, six] = slices;
@@ -158,12 +171,31 @@ pub mod reviews {
     /// When an address can't be had.
     pub fn open(backends: &mut Backends) -> Result<()> {
         for (version, number) in PODS {
-            let id = version * 10 + number;
             net::add_loopback_v6(&v6(version, number))?;
-            backends.open(&at(&v4(version, number), TARGET).to_string(), id)?;
-            backends.open(&at(&v6(version, number), TARGET).to_string(), id)?;
+            open_pod(backends, version * 10 + number)?;
         }
         Ok(())
+    }
+
+    /// The addresses of the servers of the pod with this id.
+    fn listeners(id: u16) -> [String; 2] {
+        [v4(id / 10, id % 10), v6(id / 10, id % 10)].map(|ip| at(&ip, TARGET).to_string())
+    }
+
+    /// Starts the servers of the pod with this id.
+    ///
+    /// # Errors
+    /// When an address can't be bound.
+    pub fn open_pod(backends: &mut Backends, id: u16) -> Result<()> {
+        listeners(id).iter().try_for_each(|address| backends.open(address, id))
+    }
+
+    /// Closes the servers of the pod with this id.
+    ///
+    /// # Errors
+    /// When they are closed.
+    pub fn close_pod(backends: &mut Backends, id: u16) -> Result<()> {
+        listeners(id).iter().try_for_each(|address| backends.close(address))
     }
 
     /// How many connects each of these versions got.

@@ -25,6 +25,9 @@ struct Args {
     /// How many connects
     #[arg(long, default_value_t = 1)]
     count: u64,
+    /// How many connects, at least, when its input ends before
+    #[arg(long, default_value_t = 0)]
+    least: u64,
     /// How many threads make them
     #[arg(long, default_value_t = 1)]
     threads: usize,
@@ -40,13 +43,14 @@ struct Args {
 const TIMEOUT: Duration = Duration::from_secs(3);
 
 fn main() -> io::Result<()> {
-    let Args { to, count, threads, gap, limit } = Args::parse();
+    let Args { to, count, least, threads, gap, limit } = Args::parse();
     io::stdin().read_line(&mut String::new())?;
     let (start, began) = (now(), Instant::now());
     let (next, stop) = (AtomicU64::new(0), AtomicBool::new(false));
     let work = || {
         let mut log = Vec::new();
-        while !stop.load(Ordering::Relaxed) && began.elapsed().as_secs() < limit {
+        let goes_on = || !stop.load(Ordering::Relaxed) || next.load(Ordering::Relaxed) < least;
+        while goes_on() && began.elapsed().as_secs() < limit {
             let turn = next.fetch_add(1, Ordering::Relaxed);
             if turn >= count {
                 break;

@@ -1,0 +1,90 @@
+//! A user starts slotmesh where it can't run, and is told what is missing and what to do.
+
+use std::path::Path;
+
+use anyhow::{Result, ensure};
+use slotmesh_e2e::{Mesh, isolated, mesh::reviews, names};
+
+/// The refusal of a call whose manifests are fine.
+fn expect_refusal(refusal: (std::process::ExitStatus, String), words: &[&str]) -> Result<()> {
+    let (status, said) = refusal;
+    println!("{status}: {said}");
+    ensure!(!status.success(), "slotmesh up ended well: {said}");
+    let missing: Vec<_> = words.iter().filter(|word| !said.contains(**word)).collect();
+    ensure!(missing.is_empty(), "{missing:?} isn't said: {said}");
+    ensure!(!said.contains("panicked"), "a refusal is no panic: {said}");
+    Ok(())
+}
+
+#[test]
+fn without_root() {
+    isolated(|| {
+        let mut mesh = Mesh::new()?;
+        // Readable by all, so that nothing but the privilege is missing.
+        use std::os::unix::fs::PermissionsExt as _;
+        let open = std::fs::Permissions::from_mode(0o755);
+        for dir in mesh.manifests.path().ancestors().take(2) {
+            std::fs::set_permissions(dir, open.clone())?;
+        }
+        expect_refusal(
+            mesh.spec().run_to_end_as_nobody()?,
+            &["missing capabilities", "CAP_BPF", "run as root"],
+        )
+    });
+}
+
+#[test]
+fn with_a_pin_root_that_another_agent_holds() {
+    isolated(|| {
+        let mut mesh = Mesh::with(&reviews::objects())?;
+        reviews::open(&mut mesh.backends)?;
+        let mut second = mesh.spec().clone();
+        second.admin = names::admin_port();
+        let pin_root = second.pin_root.display().to_string();
+        expect_refusal(
+            second.run_to_end()?,
+            &["another slotmesh agent", &pin_root, "stop it first", "--pin-root"],
+        )?;
+        // The first is not disturbed.
+        mesh.connect(reviews::addresses()[0], 100)?.expect_all(100)?;
+        mesh.stop()
+    });
+}
+
+#[test]
+fn with_an_admin_address_that_is_taken() {
+    isolated(|| {
+        let mut mesh = Mesh::new()?;
+        let taken = format!("127.0.0.1:{}", mesh.spec().admin);
+        mesh.backends.open(&taken, 1)?;
+        expect_refusal(mesh.spec().run_to_end()?, &["--admin", &taken])
+    });
+}
+
+#[test]
+fn with_a_directory_that_is_no_cgroup() {
+    isolated(|| {
+        let mut mesh = Mesh::new()?;
+        let dir = mesh.manifests.path().to_owned();
+        let spec = mesh.spec().clone().workload("default/wrong", &dir);
+        expect_refusal(
+            spec.run_to_end()?,
+            &[&dir.display().to_string(), "is not a cgroup", "name a directory below"],
+        )?;
+        let spec = mesh.spec().clone().workload("default/wrong", Path::new("/no/such/cgroup"));
+        expect_refusal(spec.run_to_end()?, &["/no/such/cgroup"])?;
+        // A refused start leaves nothing attached and nothing pinned.
+        let pins = std::fs::read_dir(&spec.pin_root).map_or(0, Iterator::count);
+        ensure!(pins == 0, "{pins} pins stay in {}", spec.pin_root.display());
+        Ok(())
+    });
+}
+
+#[test]
+fn with_a_directory_of_manifests_that_is_not_there() {
+    isolated(|| {
+        let mut mesh = Mesh::new()?;
+        mesh.spec().manifests = mesh.manifests.beside("missing");
+        expect_refusal(mesh.spec().run_to_end()?, &["missing", "directory", "--manifests"])
+    });
+}

@@ -1,0 +1,81 @@
+//! A user's pods come and go while connections are made.
+
+use std::{thread, time::Duration};
+
+use anyhow::{Result, ensure};
+use slotmesh_e2e::{Log, Mesh, client::LEAST, connect::now, isolated, mesh::reviews};
+
+/// What must pass between the publication of a removal and the end of the pod: whoever chose its
+/// address just before has connected by then.
+const DRAIN: Duration = Duration::from_secs(1);
+
+/// Removes the pod with this id; when that was published.
+fn remove(mesh: &Mesh, id: u16) -> Result<u64> {
+    mesh.agent()?
+        .published("endpoints", || mesh.manifests.write("mesh.yaml", &reviews::objects_without(&[id])))?;
+    Ok(now())
+}
+
+fn restore(mesh: &Mesh) -> Result<()> {
+    mesh.agent()?.published("endpoints", || mesh.manifests.write("mesh.yaml", &reviews::objects()))
+}
+
+fn expect_unused(log: &Log, id: u16, from: u64, to: u64) -> Result<()> {
+    let span = log.during(from, to);
+    ensure!(!span.is_empty(), "no connect was made meanwhile");
+    let late = span.connects.iter().find(|c| c.backend == Some(id));
+    ensure!(late.is_none(), "pod {id} was chosen after its removal was published: {late:?}");
+    Ok(())
+}
+
+#[test]
+fn a_pod_that_ends_a_second_after_its_removal_was_published_is_missed_by_nobody() {
+    isolated(|| {
+        let mut mesh = Mesh::with(&reviews::objects())?;
+        reviews::open(&mut mesh.backends)?;
+        let load = mesh.load(&reviews::addresses())?;
+        let mut spans = Vec::new();
+        for id in [11, 22, 31, 12, 21, 31] {
+            let removed = remove(&mesh, id)?;
+            thread::sleep(DRAIN);
+            reviews::close_pod(&mut mesh.backends, id)?;
+            thread::sleep(Duration::from_millis(100));
+            reviews::open_pod(&mut mesh.backends, id)?;
+            spans.push((id, removed, now()));
+            restore(&mesh)?;
+        }
+        let log = load.stop()?;
+        println!("{} connects, {:?}", log.len(), log.by_backend());
+        log.expect_all(LEAST)?;
+        spans.iter().try_for_each(|(id, removed, restored)| expect_unused(&log, *id, *removed, *restored))?;
+        mesh.stop()
+    });
+}
+
+#[test]
+fn pods_that_come_and_go_all_the_time_break_no_connection() {
+    const CHANGES: usize = 100;
+    isolated(|| {
+        let mut mesh = Mesh::with(&reviews::objects())?;
+        reviews::open(&mut mesh.backends)?;
+        let load = mesh.load(&reviews::addresses())?;
+        let pods = [11, 12, 21, 22, 31];
+        for turn in 0..CHANGES {
+            // One to four of the five are gone.
+            let gone: Vec<_> = (0..=turn % 4).map(|i| pods[(turn + i) % pods.len()]).collect();
+            let write = || mesh.manifests.write("mesh.yaml", &reviews::objects_without(&gone));
+            mesh.agent()?.published("endpoints", write)?;
+        }
+        // Faster than they can be followed, too.
+        for turn in 0..CHANGES {
+            mesh.manifests.write("mesh.yaml", &reviews::objects_without(&[pods[turn % pods.len()]]))?;
+            thread::sleep(Duration::from_millis(turn as u64));
+        }
+        restore(&mesh)?;
+        let log = load.stop()?;
+        println!("{} connects, {:?}", log.len(), log.by_backend());
+        log.expect_all(LEAST)?;
+        ensure!(mesh.agent()?.metrics()?.nacked() == 0, "something was refused");
+        mesh.stop()
+    });
+}
