@@ -27,7 +27,8 @@ use crate::{
 ///
 /// A closure is one: `move |changes| store.apply(changes)`.
 pub trait Publish: Send + 'static {
-    /// Takes the next changes, which are in make-before-break order and belong together.
+    /// Takes the next changes, which are in make-before-break order and belong together. The first
+    /// call brings everything that the source held at the start, which may be nothing.
     fn publish(&mut self, changes: Vec<Change>);
 }
 
@@ -151,12 +152,17 @@ impl<P: Publish> Pipeline<P> {
                 disappeared.extend(fewer);
                 steps.into_iter().for_each(|step| self.step(step));
             }
-            let output = self.compiler.flush();
-            appeared.extend(output.appeared);
-            disappeared.extend(output.disappeared);
-            debug!(events, changes = output.changes.len(), "compiled");
-            if !output.changes.is_empty() {
-                self.publish.publish(output.changes);
+            // Nothing is published before everything that the source held at the start is known. That
+            // first time is published even if it is nothing: an empty cluster is an answer too.
+            let first = self.intake.synced() && !self.status.borrow().synced;
+            if self.intake.synced() {
+                let output = self.compiler.flush();
+                appeared.extend(output.appeared);
+                disappeared.extend(output.disappeared);
+                debug!(events, changes = output.changes.len(), "compiled");
+                if first || !output.changes.is_empty() {
+                    self.publish.publish(output.changes);
+                }
             }
             self.tell(&appeared, &disappeared);
         }

@@ -1,0 +1,227 @@
+//! connect() through a VIP beside connect() direct, on loopback, in a network namespace of its own.
+//!
+//! Direct is measured by a process outside the mesh's cgroup, where no program runs at all.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::PathBuf,
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, ensure};
+use slotmesh_ads::{Sink as _, Update};
+use slotmesh_agent::{Agent, Options, Workload, metrics::Metrics};
+use slotmesh_bench::{Samples, row, show, time, verdict};
+use slotmesh_kernel::Host;
+use slotmesh_slots::Config;
+use slotmesh_xds::{
+    Resource, ResourceType,
+    envoy::envoy::config::{
+        cluster::v3::{self as cluster, cluster::ClusterDiscoveryType},
+        core::v3::{self as core, address, socket_address::PortSpecifier},
+        endpoint::v3::{self as endpoint, lb_endpoint::HostIdentifier},
+        listener::v3::{self as listener, filter::ConfigType},
+    },
+    envoy::envoy::extensions::filters::network::tcp_proxy::v3::{TcpProxy, tcp_proxy::ClusterSpecifier},
+    envoy::google::protobuf::Any,
+};
+use socket2::{Domain, SockRef, Socket, Type};
+
+use crate::pin_root;
+
+const ROUNDS: usize = 100;
+const BATCH: usize = 200;
+const VIP: &str = "10.96.0.10:80";
+
+/// A cgroup that goes when dropped.
+struct Cgroup(PathBuf);
+
+impl Cgroup {
+    fn create() -> anyhow::Result<Self> {
+        let path = Host::probe()?.cgroup2.join(format!("slotmesh-bench-{}", std::process::id()));
+        fs::create_dir(&path).with_context(|| path.display().to_string())?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir(&self.0) {
+            eprintln!("{}: {error}", self.0.display());
+        }
+    }
+}
+
+fn socket_address(to: SocketAddr) -> core::Address {
+    core::Address {
+        address: Some(address::Address::SocketAddress(core::SocketAddress {
+            address: to.ip().to_string(),
+            port_specifier: Some(PortSpecifier::PortValue(to.port().into())),
+            ..Default::default()
+        })),
+    }
+}
+
+/// One service with one endpoint.
+fn resources(vip: SocketAddr, to: SocketAddr) -> [Resource; 3] {
+    let cluster = cluster::Cluster {
+        name: "web".to_owned(),
+        cluster_discovery_type: Some(ClusterDiscoveryType::Type(cluster::cluster::DiscoveryType::Eds as i32)),
+        lb_policy: cluster::cluster::LbPolicy::Random as i32,
+        ..Default::default()
+    };
+    let endpoint = endpoint::LbEndpoint {
+        host_identifier: Some(HostIdentifier::Endpoint(endpoint::Endpoint {
+            address: Some(socket_address(to)),
+            ..Default::default()
+        })),
+        ..Default::default()
+    };
+    let assignment = endpoint::ClusterLoadAssignment {
+        cluster_name: "web".to_owned(),
+        endpoints: vec![endpoint::LocalityLbEndpoints { lb_endpoints: vec![endpoint], ..Default::default() }],
+        ..Default::default()
+    };
+    let proxy = TcpProxy {
+        cluster_specifier: Some(ClusterSpecifier::Cluster("web".to_owned())),
+        ..Default::default()
+    };
+    let filter = Any {
+        type_url: "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy".to_owned(),
+        value: Resource::encode(ResourceType::Listener, "proxy", &proxy).content.to_vec(),
+    };
+    let listener = listener::Listener {
+        address: Some(socket_address(vip)),
+        filter_chains: vec![listener::FilterChain {
+            filters: vec![listener::Filter {
+                config_type: Some(ConfigType::TypedConfig(filter)),
+                ..Default::default()
+            }],
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    [
+        Resource::encode(ResourceType::Cluster, "web", &cluster),
+        Resource::encode(ResourceType::Endpoints, "web", &assignment),
+        Resource::encode(ResourceType::Listener, "web", &listener),
+    ]
+}
+
+pub fn run() -> anyhow::Result<()> {
+    println!("\n# connect(): through a VIP beside direct, loopback");
+    // Only this thread and what it starts are in the new namespace, which has no way out.
+    std::thread::scope(|scope| scope.spawn(isolated).join().map_err(|_| anyhow::anyhow!("panicked"))?)
+}
+
+fn isolated() -> anyhow::Result<()> {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).context("a network namespace needs root")?;
+    ensure!(Command::new("ip").args(["link", "set", "lo", "up"]).status()?.success(), "ip link");
+    let cgroup = Cgroup::create()?;
+    let workload =
+        Workload { namespace: "bench".to_owned(), name: "client".to_owned(), cgroup: cgroup.0.clone() };
+    let options =
+        Options { pin_root: pin_root("connect"), slots: Config::default(), workloads: vec![workload] };
+    let agent = Agent::start(options, Arc::new(Metrics::new()))?;
+    let result = measure(&agent, &cgroup);
+    agent.remove()?;
+    result
+}
+
+fn measure(agent: &Agent, cgroup: &Cgroup) -> anyhow::Result<()> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let to = listener.local_addr()?;
+    let vip: SocketAddr = VIP.parse()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    for resource in resources(vip, to) {
+        let update = Update { ty: resource.ty, upserts: vec![resource], removed: Vec::new() };
+        let refused = runtime.block_on(agent.handle().apply(update));
+        ensure!(refused.is_empty(), "{refused:?}");
+    }
+    std::thread::spawn(move || listener.incoming().for_each(drop));
+
+    let mut direct = Side::start(to)?;
+    let mut mesh = Side::start(vip)?;
+    fs::write(cgroup.0.join("cgroup.procs"), mesh.child.id().to_string())?;
+    let (mut direct_times, mut mesh_times) = (Vec::new(), Vec::new());
+    for round in 0..ROUNDS {
+        let sides = [(&mut direct, &mut direct_times), (&mut mesh, &mut mesh_times)];
+        // Who goes first alternates.
+        let order: Box<dyn Iterator<Item = _>> =
+            if round % 2 == 0 { Box::new(sides.into_iter()) } else { Box::new(sides.into_iter().rev()) };
+        for (side, times) in order {
+            times.push(side.batch()?);
+        }
+    }
+    direct.end()?;
+    mesh.end()?;
+    let (direct, mesh) = (Samples::new(direct_times), Samples::new(mesh_times));
+    let ratio = mesh.ratio(&direct);
+    row("connect() direct, p50", &show(direct.p50()), "");
+    row("connect() through a VIP, p50", &show(mesh.p50()), "");
+    row("through a VIP / direct", &format!("{ratio:.3}"), &verdict(ratio <= 1.15, "1.15"));
+    Ok(())
+}
+
+/// A process that connects when told to.
+struct Side {
+    child: Child,
+    orders: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Side {
+    fn start(target: SocketAddr) -> anyhow::Result<Self> {
+        let mut child = Command::new(std::env::current_exe()?)
+            .args(["child-connect", &ROUNDS.to_string(), &BATCH.to_string(), &target.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let orders = child.stdin.take().context("piped")?;
+        let answers = BufReader::new(child.stdout.take().context("piped")?);
+        Ok(Self { child, orders, answers })
+    }
+
+    /// The median of one batch.
+    fn batch(&mut self) -> anyhow::Result<Duration> {
+        self.orders.write_all(b"go\n")?;
+        let mut line = String::new();
+        self.answers.read_line(&mut line)?;
+        Ok(Duration::from_nanos(line.trim().parse().with_context(|| format!("the client said {line:?}"))?))
+    }
+
+    fn end(self) -> anyhow::Result<()> {
+        let Self { mut child, orders, answers } = self;
+        drop((orders, answers));
+        ensure!(child.wait()?.success(), "the client failed");
+        Ok(())
+    }
+}
+
+pub fn child(rounds: usize, batch: usize, target: SocketAddr) -> anyhow::Result<()> {
+    let stdin = std::io::stdin();
+    for _ in 0..rounds {
+        let mut order = String::new();
+        if stdin.read_line(&mut order)? == 0 {
+            return Ok(());
+        }
+        let mut times = Vec::with_capacity(batch);
+        for _ in 0..batch {
+            let socket = Socket::new(Domain::for_address(target), Type::STREAM, None)?;
+            let (result, took) = time(|| socket.connect(&target.into()));
+            result.with_context(|| format!("connect to {target}"))?;
+            times.push(took);
+            // Wait until the listener has taken and closed it, so that its backlog never fills; reset
+            // on close, so that no sockets pile up in TIME_WAIT.
+            let mut stream = TcpStream::from(socket);
+            ensure!(stream.read(&mut [0])? == 0, "the listener only closes");
+            SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+        }
+        println!("{}", Samples::new(times).p50().as_nanos());
+    }
+    Ok(())
+}

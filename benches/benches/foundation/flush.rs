@@ -1,0 +1,174 @@
+//! From validated message to current records: a cluster with 10 endpoints, beside one update of the
+//! outer map, which is what each record of the published design costs.
+
+use std::{
+    collections::BTreeSet,
+    io::{BufRead as _, Write as _},
+    process::{Command, Stdio},
+    sync::Arc,
+};
+
+use anyhow::{Context as _, ensure};
+use slotmesh_agent::{
+    config::{Cluster, Endpoint, Endpoints, Model},
+    flatten::flush,
+};
+use slotmesh_bench::{Samples, row, show, time, verdict};
+use slotmesh_kernel::{Lock, Outer, bpf_calls, ensure_bpffs};
+use slotmesh_slots::{Backing, Config, Engine};
+
+use crate::pin_root;
+
+const FLUSHES_PER_ROUND: usize = 200;
+const ROUNDS: usize = 60;
+
+/// An engine over real maps.
+struct Bench {
+    engine: Engine,
+    outer: Arc<Outer>,
+    root: std::path::PathBuf,
+    _lock: Lock,
+}
+
+impl Bench {
+    fn new(name: &str) -> anyhow::Result<Self> {
+        let root = pin_root(name);
+        ensure_bpffs(root.parent().context("a pin root has a parent")?)?;
+        std::fs::create_dir_all(&root)?;
+        let lock = Lock::take(&root)?;
+        let (outer, arena) = Outer::open(&root)?;
+        let outer = Arc::new(outer);
+        let backing: Arc<dyn Backing> = outer.clone();
+        let config = Config { initial: 64, cap: 1024, low_watermark: 16, batch: 64 };
+        let (engine, _) = Engine::open(&backing, arena, config, &[], Arc::new(|| {}))?;
+        Ok(Self { engine, outer, root, _lock: lock })
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.root) {
+            eprintln!("{}: {error}", self.root.display());
+        }
+    }
+}
+
+fn models(n: u16) -> (Model, Model) {
+    let cluster = Cluster { endpoints: "web".into(), connect_timeout_ms: 10_000 };
+    let endpoint = |i: u16| Endpoint {
+        ip: [192, 168, 127, (i % 250) as u8].into(),
+        port: (9090 + i).try_into().expect("not zero"),
+        weight: std::num::NonZeroU32::MIN,
+    };
+    let endpoints = Endpoints { v4: (n..n + 10).map(endpoint).collect(), v6: Vec::new() };
+    (Model::Cluster(cluster), Model::Endpoints(endpoints))
+}
+
+/// One cluster with 10 endpoints: both of its resources.
+fn flush_cluster(
+    engine: &mut Engine,
+    name: &str,
+    version: u64,
+    models: &(Model, Model),
+) -> anyhow::Result<()> {
+    flush(engine.draft(), name, version, &models.0)?;
+    flush(engine.draft(), name, version, &models.1)?;
+    Ok(())
+}
+
+pub fn run() -> anyhow::Result<()> {
+    println!("\n# flush: a cluster with 10 endpoints, from validated message to current");
+    let mut bench = Bench::new("flush")?;
+    let models: Vec<_> = (0..8).map(models).collect();
+    for i in 0..1_000 {
+        flush_cluster(&mut bench.engine, &format!("other-{i}"), 1, &models[0])?;
+    }
+    let (mut updates, mut creates, mut outer) = (Vec::new(), Vec::new(), Vec::new());
+    let mut calls = BTreeSet::new();
+    for round in 0..ROUNDS {
+        for i in 0..FLUSHES_PER_ROUND {
+            let before = bpf_calls();
+            let model = &models[i % models.len()];
+            let (result, took) = time(|| flush_cluster(&mut bench.engine, "web", i as u64 + 1, model));
+            result?;
+            calls.insert(bpf_calls() - before);
+            updates.push(took);
+        }
+        for i in 0..FLUSHES_PER_ROUND / 10 {
+            let name = format!("new-{round}-{i}");
+            let (result, took) = time(|| flush_cluster(&mut bench.engine, &name, 1, &models[0]));
+            result?;
+            creates.push(took);
+        }
+        bench.engine.settle();
+        let (result, took) = time(|| bench.outer.barrier());
+        result?;
+        outer.push(took);
+    }
+    let (updates, creates, outer) = (Samples::new(updates), Samples::new(creates), Samples::new(outer));
+    let met = updates.p50().as_nanos() <= 3_000;
+    row("update of an existing cluster, p50", &show(updates.p50()), &verdict(met, "3 us"));
+    row("update of an existing cluster, p99", &show(updates.quantile(0.99)), "");
+    row("create of a new cluster, p50", &show(creates.p50()), "");
+    row("one update of the outer map, p50", &show(outer.p50()), "");
+    row("outer map update / update of a cluster", &format!("{:.0} x", outer.ratio(&updates)), "");
+    row(
+        "bpf(2) calls of an update (own count)",
+        &format!("{calls:?}"),
+        &verdict(calls == BTreeSet::from([0]), "0"),
+    );
+    drop(bench);
+    let (count, traced) = strace()?;
+    let figure = format!("{traced} in {count} updates");
+    row("bpf(2) calls of the writing thread (strace)", &figure, &verdict(traced == 0, "0"));
+    Ok(())
+}
+
+/// Flushes in a process of its own, under strace: updates made, bpf(2) calls of the thread that made them.
+fn strace() -> anyhow::Result<(usize, usize)> {
+    const COUNT: usize = 1_000;
+    let mut child = Command::new(std::env::current_exe()?)
+        .args(["child-flush", &COUNT.to_string()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut lines = std::io::BufReader::new(child.stdout.take().context("piped")?).lines();
+    let ready = lines.next().context("the child says that it is ready")??;
+    ensure!(ready == "ready", "{ready}");
+    let trace = tempfile::NamedTempFile::new()?;
+    let mut strace = Command::new("strace")
+        .args(["-e", "trace=bpf", "-p", &child.id().to_string(), "-o"])
+        .arg(trace.path())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("strace can't be started; run `make setup`")?;
+    let mut attached = String::new();
+    std::io::BufReader::new(strace.stderr.take().context("piped")?).read_line(&mut attached)?;
+    ensure!(attached.contains("attached"), "strace: {attached}");
+    child.stdin.take().context("piped")?.write_all(b"go\n")?;
+    let done = lines.next().context("the child says that it is done")??;
+    ensure!(done == "done", "{done}");
+    ensure!(child.wait()?.success(), "the child failed");
+    strace.wait()?;
+    let text = std::fs::read_to_string(trace.path())?;
+    // The one call that the child makes on purpose, last, shows that calls are seen at all.
+    let calls = text.lines().filter(|line| line.starts_with("bpf(")).count();
+    ensure!(calls >= 1, "strace saw no call, not even the child's last:\n{text}");
+    Ok((COUNT, calls - 1))
+}
+
+pub fn child(count: usize) -> anyhow::Result<()> {
+    let mut bench = Bench::new("child")?;
+    let models: Vec<_> = (0..8).map(models).collect();
+    flush_cluster(&mut bench.engine, "web", 1, &models[0])?;
+    bench.engine.settle();
+    println!("ready");
+    let mut go = String::new();
+    std::io::stdin().read_line(&mut go)?;
+    for i in 0..count {
+        flush_cluster(&mut bench.engine, "web", i as u64 + 2, &models[i % models.len()])?;
+    }
+    bench.outer.barrier()?;
+    println!("done");
+    Ok(())
+}
