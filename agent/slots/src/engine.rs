@@ -1,4 +1,4 @@
-//! The engine: drafts, publication, retirement.
+//! The engine: publication, retirement, growth.
 
 use std::{mem::offset_of, sync::Arc};
 
@@ -113,14 +113,14 @@ pub struct Engine {
     growing: bool,
     growth_error: Option<String>,
     grace_periods: u64,
-    scratch: Scratch,
+    pub(crate) scratch: Scratch,
 }
 
 /// Buffers that every flush uses again.
 #[derive(Default)]
-struct Scratch {
-    slots: Vec<SlotPtr>,
-    handles: Vec<HandlePtr>,
+pub(crate) struct Scratch {
+    pub(crate) slots: Vec<SlotPtr>,
+    pub(crate) handles: Vec<HandlePtr>,
     refs: Vec<SlotPtr>,
     tree: Vec<SlotPtr>,
 }
@@ -186,13 +186,6 @@ impl Engine {
         slot[4..].copy_from_slice(&bytes[4..]);
         let first = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
         self.arena.publish(SlotPtr::SUPERBLOCK, 0, first);
-    }
-
-    /// Begins the next version of a resource.
-    pub fn draft(&mut self) -> Draft<'_> {
-        let slots = std::mem::take(&mut self.scratch.slots);
-        let handles = std::mem::take(&mut self.scratch.handles);
-        Draft { engine: self, slots, handles }
     }
 
     /// The handle of a resource, if it has one.
@@ -385,7 +378,12 @@ impl Engine {
         SlotClass::all().filter(|&larger| larger > class).find_map(|larger| self.table.take(larger))
     }
 
-    fn write<R: Record>(&mut self, fixed: &R, tail: &[R::Tail], version: u64) -> Result<SlotPtr, Full> {
+    pub(crate) fn write<R: Record>(
+        &mut self,
+        fixed: &R,
+        tail: &[R::Tail],
+        version: u64,
+    ) -> Result<SlotPtr, Full> {
         let bytes = size_of::<R>() + size_of_val(tail);
         let class = SlotClass::for_bytes(bytes).ok_or(Full::TooLarge { bytes })?;
         let ptr = self.take(class)?;
@@ -399,7 +397,7 @@ impl Engine {
         Ok(ptr)
     }
 
-    fn create_handle(&mut self, kind: ResourceKind, name: &str) -> Result<HandlePtr, Full> {
+    pub(crate) fn create_handle(&mut self, kind: ResourceKind, name: &str) -> Result<HandlePtr, Full> {
         if self.directory.is_full() {
             let header = RecordHeader { kind: DirectoryPage::KIND, units: 0, count: 0, version: 0 };
             let page = DirectoryPage { header, next: Owned::new(self.directory.newest()), reserved: 0 };
@@ -415,7 +413,7 @@ impl Engine {
     }
 
     /// Makes `root` the current version behind `handle`, and retires the version before it.
-    fn make_current(&mut self, handle: HandlePtr, root: SlotPtr) {
+    pub(crate) fn make_current(&mut self, handle: HandlePtr, root: SlotPtr) {
         let old = self.current(handle);
         // New references count before old ones are given up, so that no handle is dropped in between.
         let mut refs = std::mem::take(&mut self.scratch.refs);
@@ -495,80 +493,11 @@ impl Engine {
     }
 
     /// A handle that no program ever saw.
-    fn forget_unreachable(&mut self, handle: HandlePtr) {
+    pub(crate) fn forget_unreachable(&mut self, handle: HandlePtr) {
         if let Some(info) = self.handles.remove(handle) {
             self.directory.leave(&mut self.arena, info.entry);
             self.table.give_back(handle.ptr());
         }
-    }
-}
-
-/// The next version of one resource: records that no program can reach yet.
-///
-/// Dropped without [`publish`](Self::publish), it gives everything back.
-pub struct Draft<'e> {
-    engine: &'e mut Engine,
-    slots: Vec<SlotPtr>,
-    handles: Vec<HandlePtr>,
-}
-
-impl Draft<'_> {
-    /// Writes a record. Children first: `fixed` and `tail` already point at them. The header is the
-    /// engine's; what stands in `fixed` doesn't matter.
-    ///
-    /// # Errors
-    /// Where no slot is to be had.
-    pub fn write<R: Record>(&mut self, fixed: &R, tail: &[R::Tail]) -> Result<Owned<R>, Full> {
-        self.write_root(fixed, tail, 0)
-    }
-
-    /// Writes the record that a handle will lead to, with the version of the resource.
-    ///
-    /// # Errors
-    /// Where no slot is to be had.
-    pub fn write_root<R: Record>(
-        &mut self,
-        fixed: &R,
-        tail: &[R::Tail],
-        version: u64,
-    ) -> Result<Owned<R>, Full> {
-        let ptr = self.engine.write(fixed, tail, version)?;
-        self.slots.push(ptr);
-        Ok(Owned::new(ptr))
-    }
-
-    /// The handle of a resource, which need not exist yet: it then leads nowhere until it does.
-    ///
-    /// # Errors
-    /// Where no slot is to be had.
-    pub fn handle(&mut self, kind: ResourceKind, name: &str) -> Result<HandlePtr, Full> {
-        if let Some(handle) = self.engine.find(kind, name) {
-            return Ok(handle);
-        }
-        let handle = self.engine.create_handle(kind, name)?;
-        self.handles.push(handle);
-        Ok(handle)
-    }
-
-    /// Makes the records current with one release store, and retires the version before them.
-    pub fn publish<R: Record>(mut self, handle: HandlePtr, root: Owned<R>) {
-        self.slots.clear();
-        self.engine.make_current(handle, root.ptr());
-    }
-}
-
-impl Drop for Draft<'_> {
-    fn drop(&mut self) {
-        for ptr in self.slots.drain(..) {
-            self.engine.table.give_back(ptr);
-        }
-        for handle in self.handles.drain(..) {
-            if self.engine.handles.get(handle).is_some_and(|info| info.refs == 0 && !info.published) {
-                self.engine.forget_unreachable(handle);
-            }
-        }
-        self.engine.scratch.slots = std::mem::take(&mut self.slots);
-        self.engine.scratch.handles = std::mem::take(&mut self.handles);
     }
 }
 

@@ -20,6 +20,7 @@ mod background;
 mod backing;
 mod class;
 mod directory;
+mod draft;
 mod engine;
 mod handles;
 mod quarantine;
@@ -30,7 +31,8 @@ mod tests;
 
 pub use backing::{Backing, BackingError};
 pub use class::SlotClass;
-pub use engine::{Config, Draft, Engine, Full, Stats};
+pub use draft::Draft;
+pub use engine::{Config, Engine, Full, Stats};
 pub use handles::{HandlePtr, ResourceKind};
 pub use recover::{RecoverError, Recovered};
 pub use table::ClassStats;

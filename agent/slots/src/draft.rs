@@ -1,0 +1,83 @@
+//! Drafts: the next version of a resource, before anything can see it.
+
+use slotmesh_records::{Owned, Record, SlotPtr};
+
+use crate::{Engine, Full, HandlePtr, ResourceKind};
+
+impl Engine {
+    /// Begins the next version of a resource.
+    pub fn draft(&mut self) -> Draft<'_> {
+        let slots = std::mem::take(&mut self.scratch.slots);
+        let handles = std::mem::take(&mut self.scratch.handles);
+        Draft { engine: self, slots, handles }
+    }
+}
+
+/// The next version of one resource: records that no program can reach yet.
+///
+/// Dropped without [`publish`](Self::publish), it gives everything back.
+pub struct Draft<'e> {
+    engine: &'e mut Engine,
+    slots: Vec<SlotPtr>,
+    handles: Vec<HandlePtr>,
+}
+
+impl Draft<'_> {
+    /// Writes a record. Children first: `fixed` and `tail` already point at them. The header is the
+    /// engine's; what stands in `fixed` doesn't matter.
+    ///
+    /// # Errors
+    /// Where no slot is to be had.
+    pub fn write<R: Record>(&mut self, fixed: &R, tail: &[R::Tail]) -> Result<Owned<R>, Full> {
+        self.write_root(fixed, tail, 0)
+    }
+
+    /// Writes the record that a handle will lead to, with the version of the resource.
+    ///
+    /// # Errors
+    /// Where no slot is to be had.
+    pub fn write_root<R: Record>(
+        &mut self,
+        fixed: &R,
+        tail: &[R::Tail],
+        version: u64,
+    ) -> Result<Owned<R>, Full> {
+        let ptr = self.engine.write(fixed, tail, version)?;
+        self.slots.push(ptr);
+        Ok(Owned::new(ptr))
+    }
+
+    /// The handle of a resource, which need not exist yet: it then leads nowhere until it does.
+    ///
+    /// # Errors
+    /// Where no slot is to be had.
+    pub fn handle(&mut self, kind: ResourceKind, name: &str) -> Result<HandlePtr, Full> {
+        if let Some(handle) = self.engine.find(kind, name) {
+            return Ok(handle);
+        }
+        let handle = self.engine.create_handle(kind, name)?;
+        self.handles.push(handle);
+        Ok(handle)
+    }
+
+    /// Makes the records current with one release store, and retires the version before them.
+    pub fn publish<R: Record>(mut self, handle: HandlePtr, root: Owned<R>) {
+        self.slots.clear();
+        self.engine.make_current(handle, root.ptr());
+    }
+}
+
+impl Drop for Draft<'_> {
+    fn drop(&mut self) {
+        for ptr in self.slots.drain(..) {
+            self.engine.table.give_back(ptr);
+        }
+        for handle in self.handles.drain(..) {
+            if self.engine.handles.get(handle).is_some_and(|info| info.refs == 0 && !info.published) {
+                self.engine.forget_unreachable(handle);
+            }
+        }
+        self.engine.scratch.slots = std::mem::take(&mut self.slots);
+        self.engine.scratch.handles = std::mem::take(&mut self.handles);
+    }
+}
