@@ -8,6 +8,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::{BpfError, Map, MapKind, MapSpec};
+
 /// `BPF_FS_MAGIC` of statfs(2).
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 
@@ -116,12 +118,14 @@ pub fn cgroup_id(dir: &File) -> io::Result<u64> {
 }
 
 fn probe_bpf() -> Result<(), HostError> {
-    use crate::{Map, MapKind, MapSpec};
-    let spec = MapSpec { name: "slotmesh_probe", kind: MapKind::Array, max_entries: 1, flags: 0 };
-    match Map::<u32, u32>::create(&spec, None) {
-        Err(error) if matches!(error.errno(), Some(libc::ENOSYS | libc::EPERM)) => {
-            Err(HostError::NoBpf(error.source))
-        }
+    const PROBE: MapSpec = MapSpec { name: "slotmesh_probe", kind: MapKind::Array, max_entries: 1, flags: 0 };
+    Map::<u32, u32>::create(&PROBE, None).map(drop).or_else(judge_probe)
+}
+
+/// No bpf(2) at all, or none for us, is a refusal; any other error will be told where it matters.
+fn judge_probe(error: BpfError) -> Result<(), HostError> {
+    match error.errno() {
+        Some(libc::ENOSYS | libc::EPERM) => Err(HostError::NoBpf(error.source)),
         _ => Ok(()),
     }
 }
@@ -211,6 +215,14 @@ mod tests {
         assert_eq!(missing_capabilities("CapEff:\t0000000000200000\n"), ["CAP_NET_ADMIN"]);
         let error = HostError::Capabilities { missing: "CAP_BPF".to_owned() };
         assert!(error.to_string().contains("run as root"), "{error}");
+    }
+
+    #[test]
+    fn a_kernel_without_bpf_is_refused_with_advice() {
+        let error = |errno| BpfError { call: "BPF_MAP_CREATE", source: io::Error::from_raw_os_error(errno) };
+        let text = judge_probe(error(libc::ENOSYS)).unwrap_err().to_string();
+        assert!(text.contains("CONFIG_BPF_SYSCALL") && text.contains("6.1"), "{text}");
+        assert!(judge_probe(error(libc::ENOMEM)).is_ok());
     }
 
     #[test]
