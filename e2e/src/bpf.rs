@@ -1,62 +1,103 @@
 //! What the kernel holds for an agent, and whether it is gone.
 //!
-//! Ids are compared, not names: other agents of this machine have maps of the same names.
+//! Ids are compared, not names: other agents of this machine have maps of the same names. The kernel
+//! gives an id to no second object while it counts up, so an id that is gone stays gone.
 
 use std::{
     collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
 };
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::Value;
+use aya::{
+    maps::{MapInfo, loaded_maps},
+    programs::{loaded_links, loaded_programs},
+};
 
 use crate::{Up, wait};
 
-/// The maps, programs and links of an agent.
+/// Maps, programs and links by their ids.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Objects {
+    maps: BTreeSet<u32>,
+    programs: BTreeSet<u32>,
+    links: BTreeSet<u32>,
+}
+
+impl Objects {
+    /// Those of these programs, and these maps, that the kernel has now.
+    ///
+    /// What goes while it is listed is an error for the listing, and gone for us.
+    fn loaded(of: &Self) -> Self {
+        let known = |ids: &BTreeSet<u32>, id: &u32| ids.contains(id);
+        Self {
+            maps: loaded_maps().flatten().map(|map| map.id()).filter(|id| known(&of.maps, id)).collect(),
+            programs: loaded_programs()
+                .flatten()
+                .map(|p| p.id())
+                .filter(|id| known(&of.programs, id))
+                .collect(),
+            links: loaded_links()
+                .flatten()
+                .filter(|link| known(&of.programs, &link.program_id()) || known(&of.links, &link.id()))
+                .map(|link| link.id())
+                .collect(),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.maps.is_empty() && self.programs.is_empty() && self.links.is_empty()
+    }
+}
+
+/// The maps, programs, links and pins of an agent.
 #[derive(Clone, Debug)]
 pub struct Footprint {
-    objects: BTreeSet<(&'static str, u64)>,
+    objects: Objects,
+    pins: usize,
     pin_root: PathBuf,
 }
 
-/// The kinds of objects, as bpftool calls them and as fdinfo names their ids.
-const KINDS: [(&str, &str); 3] = [("map", "map_id:"), ("prog", "prog_id:"), ("link", "link_id:")];
-
 impl Footprint {
-    /// What a running agent has open and pinned.
+    /// What a running agent has open or pinned, and the links of its programs.
     ///
     /// # Errors
-    /// When it can't be looked at (bpftool is needed).
+    /// When it can't be looked at.
     pub fn of(up: &Up) -> Result<Self> {
         let pin_root = up.spec().pin_root.clone();
-        let mut objects = BTreeSet::new();
+        let mut objects = Objects::default();
         let fds = format!("/proc/{}/fdinfo", up.pid());
         for entry in fs::read_dir(&fds).with_context(|| fds.clone())? {
-            // An fd may close meanwhile.
+            // A file may be closed meanwhile.
             let info = fs::read_to_string(entry?.path()).unwrap_or_default();
-            for line in info.lines() {
-                let id = KINDS.iter().find_map(|(kind, key)| {
-                    let id = line.strip_prefix(key)?.trim().parse().ok()?;
-                    Some((*kind, id))
-                });
-                // A link's fdinfo has its program's id too; both are right.
-                objects.extend(id);
-            }
+            let id = |key| info.lines().find_map(|line| line.strip_prefix(key)?.trim().parse::<u32>().ok());
+            objects.maps.extend(id("map_id:"));
+            objects.programs.extend(id("prog_id:"));
+            objects.links.extend(id("link_id:"));
         }
-        for pin in pins(&pin_root)? {
-            let kind = if pin.starts_with(pin_root.join("links")) { "link" } else { "map" };
-            objects.insert((kind, pinned(kind, &pin)?));
+        let pins = pins(&pin_root)?;
+        for pin in pins.iter().filter(|pin| !pin.starts_with(pin_root.join("links"))) {
+            let map = MapInfo::from_pin(pin).with_context(|| format!("read the map {}", pin.display()))?;
+            objects.maps.insert(map.id());
         }
-        let has = |kind| objects.iter().any(|(k, _)| *k == kind);
-        ensure!(has("map") && has("link"), "an agent has maps and links: {objects:?}");
-        Ok(Self { objects, pin_root })
+        // Looked up as it will be later, so that what is missing then isn't just not seen.
+        let loaded = Objects::loaded(&objects);
+        ensure!(
+            loaded.maps == objects.maps && loaded.programs == objects.programs,
+            "{loaded:?} of {objects:?}"
+        );
+        ensure!(
+            !loaded.maps.is_empty() && !loaded.links.is_empty(),
+            "an agent has maps and links: {loaded:?}"
+        );
+        Ok(Self { objects: loaded, pins: pins.len(), pin_root })
     }
 
-    /// How many maps, programs and links there are.
-    pub fn counts(&self) -> [(&'static str, usize); 3] {
-        KINDS.map(|(kind, _)| (kind, self.objects.iter().filter(|(k, _)| *k == kind).count()))
+    /// How many there are.
+    pub fn describe(&self) -> String {
+        let Objects { maps, programs, links } = &self.objects;
+        format!("{} maps, {} programs, {} links, {} pins", maps.len(), programs.len(), links.len(), self.pins)
     }
 
     /// Waits until nothing of it is left (the kernel frees after a grace period).
@@ -64,23 +105,16 @@ impl Footprint {
     /// # Errors
     /// With what stays.
     pub fn expect_gone(&self) -> Result<()> {
-        ensure!(
-            !self.pin_root.exists() || pins(&self.pin_root)?.is_empty(),
-            "pins stay in {:?}",
-            self.pin_root
-        );
+        if self.pin_root.exists() {
+            let stay = pins(&self.pin_root)?;
+            ensure!(stay.is_empty(), "pins stay: {stay:?}");
+        }
         let mut left = self.objects.clone();
         wait::until_true("maps, programs and links to be gone", || {
-            let mut stays = BTreeSet::new();
-            for (kind, id) in &left {
-                if exists(kind, *id)? {
-                    stays.insert((*kind, *id));
-                }
-            }
-            left = stays;
+            left = Objects::loaded(&self.objects);
             Ok(left.is_empty())
         })
-        .with_context(|| format!("the kernel still holds {:?}", self.objects))
+        .with_context(|| format!("the kernel still holds {left:?}"))
     }
 }
 
@@ -95,28 +129,4 @@ fn pins(root: &Path) -> Result<Vec<PathBuf>> {
         }
     }
     Ok(found)
-}
-
-fn pinned(kind: &str, pin: &Path) -> Result<u64> {
-    let mut command = bpftool();
-    command.args(["-j", kind, "show", "pinned"]).arg(pin);
-    let output = command.stderr(Stdio::inherit()).output().context(NO_BPFTOOL)?;
-    let value: Value = serde_json::from_slice(&output.stdout)?;
-    value["id"].as_u64().with_context(|| format!("{} has no id: {value}", pin.display()))
-}
-
-fn exists(kind: &str, id: u64) -> Result<bool> {
-    let mut command = bpftool();
-    command.args([kind, "show", "id", &id.to_string()]);
-    Ok(command.stdout(Stdio::null()).stderr(Stdio::null()).status().context(NO_BPFTOOL)?.success())
-}
-
-const NO_BPFTOOL: &str = "run bpftool (Debian package bpftool; `make setup` installs it)";
-
-fn bpftool() -> Command {
-    let mut command = Command::new("bpftool");
-    // Not in the PATH of everybody who is root.
-    let path = std::env::var("PATH").unwrap_or_default();
-    command.env("PATH", format!("{path}:/usr/sbin:/sbin")).stdin(Stdio::null());
-    command
 }

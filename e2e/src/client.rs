@@ -3,6 +3,7 @@
 use std::{
     io::{Read as _, Write as _},
     net::SocketAddr,
+    os::unix::process::CommandExt as _,
     process::{Child, ChildStdin, Command, Stdio},
     thread::{self, JoinHandle},
 };
@@ -34,6 +35,13 @@ impl ClientSpec {
     #[must_use]
     pub fn and(mut self, to: SocketAddr) -> Self {
         self.to.push(to);
+        self
+    }
+
+    /// At least that many connects, when it is stopped before.
+    #[must_use]
+    pub fn least(mut self, least: u64) -> Self {
+        self.least = least;
         self
     }
 
@@ -80,6 +88,8 @@ impl ClientSpec {
             .args(["--least", &self.least.to_string()])
             .args(["--threads", &self.threads.to_string()])
             .args(["--gap", &self.gap.to_string()])
+            // Ctrl-C is for whoever started it, who then ends it.
+            .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -135,6 +145,11 @@ impl Client {
     pub fn stop(mut self) -> Result<Log> {
         self.stdin = None;
         self.finish()
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// Whether it is still connecting.

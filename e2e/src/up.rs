@@ -4,7 +4,7 @@ use std::{
     cell::RefCell,
     fs,
     io::{BufRead as _, BufReader},
-    os::unix::fs::PermissionsExt as _,
+    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex, PoisonError},
@@ -92,10 +92,13 @@ impl UpSpec {
         }
         command.arg("--pin-root").arg(&self.pin_root).arg("--admin").arg(self.admin());
         command.env("NO_COLOR", "1").stdin(Stdio::null());
+        // Ctrl-C is for whoever started it, who then ends it.
+        command.process_group(0);
         command
     }
 
-    fn admin(&self) -> String {
+    /// The address of its admin interface.
+    pub fn admin(&self) -> String {
         format!("127.0.0.1:{}", self.admin)
     }
 

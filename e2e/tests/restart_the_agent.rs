@@ -85,7 +85,7 @@ fn being_killed_in_the_middle_of_a_change_breaks_no_connection() {
 /// Stops the agent; no map, program, link or pin of it stays.
 fn leave_nothing(mut mesh: Mesh) -> Result<()> {
     let footprint = Footprint::of(mesh.agent()?)?;
-    println!("in the kernel: {:?}", footprint.counts());
+    println!("in the kernel: {}", footprint.describe());
     mesh.stop()?;
     footprint.expect_gone()
 }
