@@ -119,7 +119,10 @@ impl Footprint {
 }
 
 /// All pins below a directory.
-fn pins(root: &Path) -> Result<Vec<PathBuf>> {
+///
+/// # Errors
+/// When it can't be read.
+pub fn pins(root: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut dirs = vec![root.to_owned()];
     while let Some(dir) = dirs.pop() {

@@ -1,9 +1,10 @@
 //! Network namespaces of one's own.
 
-use std::{panic, process::Command, thread};
+use std::{fs, panic, process::Command, thread};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, unshare},
     unistd::Uid,
 };
@@ -65,4 +66,27 @@ pub fn ip(arguments: &str) -> Result<()> {
         .context("run ip (Debian package iproute2)")?;
     let said = String::from_utf8_lossy(&output.stderr);
     output.status.success().then_some(()).ok_or_else(|| anyhow!("ip {arguments}: {}", said.trim()))
+}
+
+/// Runs `inner` in a thread that sees the file systems as they are, but without those of a type.
+///
+/// # Errors
+/// When the kernel refuses, or `inner` fails.
+pub fn without_mounts<T: Send>(fs: &str, inner: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let run = || {
+        unshare(CloneFlags::CLONE_NEWNS).context("create a mount namespace (unshare)")?;
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        mount(None::<&str>, "/", None::<&str>, private, None::<&str>).context("make mounts private")?;
+        let mounts = fs::read_to_string("/proc/thread-self/mountinfo")?;
+        for line in mounts.lines() {
+            let Some((mount, of)) = line.split_once(" - ") else { continue };
+            if of.split(' ').next() == Some(fs) {
+                let point = mount.split(' ').nth(4).context("a mount has a mount point")?;
+                umount2(point, MntFlags::MNT_DETACH).with_context(|| format!("unmount {point}"))?;
+            }
+        }
+        inner()
+    };
+    let ended = thread::scope(|scope| scope.spawn(run).join());
+    ended.map_err(|_| anyhow!("a thread without {fs} panicked"))?
 }

@@ -62,6 +62,8 @@ pub struct UpSpec {
     pub pin_root: PathBuf,
     /// The port of its admin interface on 127.0.0.1.
     pub admin: u16,
+    /// Whether the data path stays when it ends.
+    pub keep: bool,
 }
 
 impl UpSpec {
@@ -72,6 +74,7 @@ impl UpSpec {
             workloads: vec![("default/client".to_owned(), cgroup.path().to_owned())],
             pin_root: pin_root.to_owned(),
             admin: names::admin_port(),
+            keep: false,
         }
     }
 
@@ -91,6 +94,9 @@ impl UpSpec {
             command.arg("--workload").arg(workload);
         }
         command.arg("--pin-root").arg(&self.pin_root).arg("--admin").arg(self.admin());
+        if self.keep {
+            command.arg("--keep");
+        }
         command.env("NO_COLOR", "1").stdin(Stdio::null());
         // Ctrl-C is for whoever started it, who then ends it.
         command.process_group(0);
@@ -320,10 +326,9 @@ impl Up {
 
     /// Waits until it ends by itself.
     fn end(mut self) -> Result<(ExitStatus, String)> {
-        let said = match self.child.stderr.take() {
-            None => None,
-            Some(stderr) => Some(thread::spawn(move || std::io::read_to_string(stderr))),
-        };
+        // Where its errors aren't collected already.
+        let stderr = self.child.stderr.take();
+        let said = stderr.map(|stderr| thread::spawn(move || std::io::read_to_string(stderr)));
         let status = self.wait("slotmesh up to refuse")?;
         let text = match said {
             Some(said) => said.join().ok().context("reading what it said")??,

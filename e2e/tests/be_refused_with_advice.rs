@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Result, ensure};
-use slotmesh_e2e::{Mesh, isolated, mesh::reviews, names};
+use slotmesh_e2e::{Mesh, bpf, isolated, mesh::reviews, names, net};
 
 /// The refusal of a call whose manifests are fine.
 fn expect_refusal(refusal: (std::process::ExitStatus, String), words: &[&str]) -> Result<()> {
@@ -30,6 +30,31 @@ fn without_root() {
             mesh.spec().run_to_end_as_nobody()?,
             &["missing capabilities", "CAP_BPF", "run as root"],
         )
+    });
+}
+
+#[test]
+fn without_cgroup_v2() {
+    isolated(|| {
+        let mut mesh = Mesh::new()?;
+        let refusal = net::without_mounts("cgroup2", || mesh.spec().run_to_end())?;
+        expect_refusal(refusal, &["no cgroup v2 hierarchy is mounted", "mount -t cgroup2"])
+    });
+}
+
+/// This is no refusal: a BPF file system is mounted where one is missing.
+#[test]
+fn but_not_without_a_bpf_file_system() {
+    isolated(|| {
+        let mut mesh = Mesh::with(&[])?;
+        mesh.manifests.write("mesh.yaml", &reviews::objects())?;
+        mesh.stop()?;
+        reviews::open(&mut mesh.backends)?;
+        net::without_mounts("bpf", || {
+            mesh.start()?;
+            mesh.connect(reviews::addresses()[0], 100)?.expect_all(100)?;
+            mesh.stop()
+        })
     });
 }
 
@@ -74,8 +99,8 @@ fn with_a_directory_that_is_no_cgroup() {
         let spec = mesh.spec().clone().workload("default/wrong", Path::new("/no/such/cgroup"));
         expect_refusal(spec.run_to_end()?, &["/no/such/cgroup"])?;
         // A refused start leaves nothing attached and nothing pinned.
-        let pins = std::fs::read_dir(&spec.pin_root).map_or(0, Iterator::count);
-        ensure!(pins == 0, "{pins} pins stay in {}", spec.pin_root.display());
+        let pins = if spec.pin_root.exists() { bpf::pins(&spec.pin_root)? } else { Vec::new() };
+        ensure!(pins.is_empty(), "{} pins stay, such as {:?}", pins.len(), pins.first());
         Ok(())
     });
 }

@@ -3,7 +3,14 @@
 use std::{thread, time::Duration};
 
 use anyhow::{Result, ensure};
-use slotmesh_e2e::{Log, Mesh, client::LEAST, connect::now, isolated, mesh::reviews};
+use slotmesh_e2e::{
+    Log, Mesh,
+    client::LEAST,
+    connect::now,
+    isolated,
+    manifests::{service, slice},
+    mesh::{at, reviews},
+};
 
 /// What must pass between the publication of a removal and the end of the pod: whoever chose its
 /// address just before has connected by then.
@@ -52,29 +59,68 @@ fn a_pod_that_ends_a_second_after_its_removal_was_published_is_missed_by_nobody(
     });
 }
 
+/// A second service, whose records are written in between: a slot that was reused too early would
+/// lead from one service to the other.
+mod other {
+    use super::*;
+
+    /// Its cluster address.
+    pub const TO: (&str, u16) = ("10.96.0.80", 80);
+    const PODS: u16 = 40;
+
+    pub fn open(mesh: &mut Mesh) -> Result<()> {
+        mesh.backends.open_all_v4(9999)
+    }
+
+    /// With the pods from `first` on.
+    pub fn write(mesh: &Mesh, first: u16) -> Result<()> {
+        let slice = (first..PODS).fold(slice("other", "other").port(9999), |slice, i| {
+            slice.endpoint(&format!("127.8.8.{}", i + 1))
+        });
+        mesh.manifests.write("other.yaml", &[service("other").ip(TO.0).port(TO.1).build(), slice.build()])
+    }
+
+    /// Whether this backend is one of its pods.
+    pub fn is_pod(id: u16) -> bool {
+        (0x0801..=0x0800 + PODS).contains(&id)
+    }
+}
+
 #[test]
 fn pods_that_come_and_go_all_the_time_break_no_connection() {
     const CHANGES: usize = 100;
     isolated(|| {
-        let mut mesh = Mesh::with(&reviews::objects())?;
+        let mut mesh = Mesh::new()?;
+        other::write(&mesh, 0)?;
+        mesh.manifests.write("mesh.yaml", &reviews::objects())?;
+        mesh.start()?;
         reviews::open(&mut mesh.backends)?;
-        let load = mesh.load(&reviews::addresses())?;
+        other::open(&mut mesh)?;
+        let second = at(other::TO.0, other::TO.1);
+        let [v4, v6, mapped] = reviews::addresses();
+        let load = mesh.load(&[v4, second, v6, second, mapped])?;
         let pods = [11, 12, 21, 22, 31];
         for turn in 0..CHANGES {
-            // One to four of the five are gone.
+            // One to four of the five are gone, and up to 39 of the other's 40.
             let gone: Vec<_> = (0..=turn % 4).map(|i| pods[(turn + i) % pods.len()]).collect();
-            let write = || mesh.manifests.write("mesh.yaml", &reviews::objects_without(&gone));
+            let write = || {
+                mesh.manifests.write("mesh.yaml", &reviews::objects_without(&gone))?;
+                other::write(&mesh, turn as u16 * 7 % 40)
+            };
             mesh.agent()?.published("endpoints", write)?;
         }
         // Faster than they can be followed, too.
         for turn in 0..CHANGES {
             mesh.manifests.write("mesh.yaml", &reviews::objects_without(&[pods[turn % pods.len()]]))?;
-            thread::sleep(Duration::from_millis(turn as u64));
+            other::write(&mesh, turn as u16 * 11 % 40)?;
+            thread::sleep(Duration::from_millis(turn as u64 / 2));
         }
         restore(&mesh)?;
         let log = load.stop()?;
         println!("{} connects, {:?}", log.len(), log.by_backend());
         log.expect_all(LEAST)?;
+        let strayed = log.connects.iter().find(|c| other::is_pod(c.backend.unwrap_or(0)) != (c.to == second));
+        ensure!(strayed.is_none(), "a connect ended at the other service: {strayed:?}");
         ensure!(mesh.agent()?.metrics()?.nacked() == 0, "something was refused");
         mesh.stop()
     });

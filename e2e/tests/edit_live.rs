@@ -11,6 +11,9 @@ use slotmesh_e2e::{
 /// How long each split is counted.
 const COUNTED: Duration = Duration::from_millis(1_500);
 
+/// Weights, pods that are gone, and what is published when it takes effect.
+type Edit<'a> = (&'a [(&'a str, i64)], &'a [u16], &'a str);
+
 fn with_route(mut objects: Vec<Value>, tcp: bool, weights: &[(&str, i64)]) -> Vec<Value> {
     let route = virtual_service("reviews");
     objects.push(if tcp { route.tcp("reviews", weights) } else { route.http("reviews", weights) }.build());
@@ -26,7 +29,7 @@ fn edits(tcp: bool) -> Result<()> {
     let mut spans = vec![];
     let mut begin = now();
     let carries = if tcp { "listener" } else { "route" };
-    let edits: [(&[(&str, i64)], &[u16], &str); 3] = [
+    let edits: [Edit; 3] = [
         (&[("v1", 50), ("v2", 50)], &[], carries),
         (&[("v2", 100)], &[], carries),
         (&[("v2", 100)], &[11, 12], "endpoints"),

@@ -3,7 +3,10 @@
 use std::{thread, time::Duration};
 
 use anyhow::{Result, ensure};
-use slotmesh_e2e::{Log, Mesh, bpf::Footprint, client::LEAST, connect::now, isolated, mesh::reviews};
+use nix::errno::Errno;
+use slotmesh_e2e::{
+    Cgroup, ClientSpec, Log, Mesh, bpf::Footprint, client::LEAST, connect::now, isolated, mesh::reviews,
+};
 
 /// One time without an agent, and what was removed meanwhile.
 struct Gap {
@@ -78,6 +81,57 @@ fn being_killed_in_the_middle_of_a_change_breaks_no_connection() {
         println!("{} connects, {:?}", log.len(), log.by_backend());
         log.expect_all(LEAST)?;
         ensure!(log.during(without.start, without.end).len() >= 100, "few connects between kill and ready");
+        leave_nothing(mesh)
+    });
+}
+
+#[test]
+fn being_replaced_by_another_that_takes_over_what_was_kept() {
+    isolated(|| {
+        let mut mesh = Mesh::new()?;
+        mesh.manifests.write("mesh.yaml", &reviews::objects())?;
+        mesh.spec().keep = true;
+        mesh.start()?;
+        reviews::open(&mut mesh.backends)?;
+        let load = mesh.load(&reviews::addresses())?;
+        let mut gaps = Vec::new();
+        for removed in [21, 11] {
+            thread::sleep(Duration::from_millis(300));
+            let began = now();
+            mesh.stop()?;
+            mesh.manifests.write("mesh.yaml", &reviews::objects_without(&[removed]))?;
+            thread::sleep(Duration::from_millis(300));
+            mesh.start()?;
+            gaps.push(Gap { killed: began, ready: now(), removed });
+        }
+        thread::sleep(Duration::from_millis(300));
+        mesh.stop()?;
+        mesh.spec().keep = false;
+        mesh.start()?;
+        let end = now();
+        let log = load.stop()?;
+        log.expect_all(LEAST)?;
+        let ends = gaps.iter().skip(1).map(|gap| gap.killed).chain([end]);
+        gaps.iter().zip(ends).try_for_each(|(gap, until)| gap.check(&log, until))?;
+        leave_nothing(mesh)
+    });
+}
+
+/// The second agent doesn't know the workload of the first, and detaches it.
+#[test]
+fn with_another_workload_leaves_the_first_alone() {
+    isolated(|| {
+        let mut mesh = Mesh::with(&reviews::objects())?;
+        reviews::open(&mut mesh.backends)?;
+        let [to, ..] = reviews::addresses();
+        mesh.connect(to, 100)?.expect_all(100)?;
+        mesh.kill()?;
+        mesh.connect(to, 100)?.expect_all(100)?;
+        let other = Cgroup::new()?;
+        mesh.spec().workloads = vec![("default/other".to_owned(), other.path().to_owned())];
+        mesh.start()?;
+        mesh.connect(to, 3)?.expect_errno(Errno::ENETUNREACH)?;
+        ClientSpec::to(to).count(100).run(Some(&other))?.expect_all(100)?;
         leave_nothing(mesh)
     });
 }

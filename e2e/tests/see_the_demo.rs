@@ -70,7 +70,7 @@ fn to_its_end() {
         for said in [
             "80 %",
             "50 %",
-            "100 %    4,000  100.0 %",
+            "4,000  100.0 %",
             "getpeername says 10.96.0.13:80",
             "SLOT BYTES",
             "Nothing is left behind",

@@ -66,13 +66,13 @@ fn main() -> io::Result<()> {
         let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
         // Reading blocks until the input ends; when the work is done first, exiting ends that.
         let watcher = thread::Builder::new().spawn_scoped(scope, || {
-            let mut input = [0];
-            while !stop.load(Ordering::Relaxed) && !readable() {}
-            if !stop.load(Ordering::Relaxed) {
-                // The end of the input, or a further line: both mean stop.
-                drop(io::stdin().read(&mut input));
-                stop.store(true, Ordering::Relaxed);
+            while !readable() {
+                if stop.load(Ordering::Relaxed) {
+                    return;
+                }
             }
+            // The end of the input, or a further line: both mean stop.
+            stop.store(true, Ordering::Relaxed);
         });
         let logs = workers.into_iter().map(|worker| worker.join().unwrap_or_default()).collect();
         stop.store(true, Ordering::Relaxed);
