@@ -9,7 +9,7 @@ use slotmesh_e2e::{
     net, stats,
 };
 
-/// The address that a program shows for one that it was given: IPv4-mapped ones stay so.
+/// getpeername of an IPv4-mapped connect answers the mapped address, as without slotmesh.
 #[test]
 fn by_ipv4_by_ipv6_and_by_ipv4_in_ipv6_and_getpeername_shows_the_cluster_address() {
     isolated(|| {
