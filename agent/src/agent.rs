@@ -1,6 +1,7 @@
 //! The agent: one thread owns the maps; everything else asks it through a channel.
 
 use std::{
+    num::NonZeroUsize,
     path::PathBuf,
     sync::{
         Arc, Mutex,
@@ -29,6 +30,8 @@ pub struct Options {
     pub pin_root: PathBuf,
     /// The slots.
     pub slots: Config,
+    /// How many threads share the creation of outer records.
+    pub growth_threads: NonZeroUsize,
     /// The workloads whose connections are routed.
     pub workloads: Vec<Workload>,
 }
@@ -86,14 +89,14 @@ impl Agent {
     /// Says what is missing and what to do.
     pub fn start(options: Options, metrics: Arc<Metrics>) -> Result<Self, StartError> {
         let host = Host::probe()?;
-        let Options { pin_root, slots, workloads } = options;
+        let Options { pin_root, slots, growth_threads, workloads } = options;
         ensure_bpffs(pin_root.parent().unwrap_or(&pin_root))?;
         let pin_error = |source| StartError::Pins { path: pin_root.clone(), source };
         std::fs::create_dir_all(&pin_root).map_err(pin_error)?;
         let lock = Lock::take(&pin_root)?;
         let pins = Pins::create(&pin_root).map_err(pin_error)?;
 
-        let (outer, arena) = Outer::open(&pins.records())?;
+        let (outer, arena) = Outer::open(&pins.records(), growth_threads)?;
         let vips = Datapath::open_vips(&pins)?;
         let (commands, inbox) = channel();
         let wake = {

@@ -144,8 +144,10 @@ impl Up {
             cap: slab_cap,
             low_watermark: slab_low_watermark,
             batch: slab_batch,
+            ..Config::default()
         };
-        let options = Options { pin_root, slots, workloads };
+        let growth_threads = std::thread::available_parallelism()?;
+        let options = Options { pin_root, slots, growth_threads, workloads };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         runtime.block_on(serve(manifests, options, admin, keep))
     }

@@ -72,24 +72,32 @@ impl Reservation {
         self.map_at(index, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1)
     }
 
+    /// Takes a slab's pages away again; its addresses stay reserved.
+    pub fn unmap(&self, slab: MappedSlab) -> io::Result<()> {
+        let reserved = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        self.replace(slab.0, libc::PROT_NONE, reserved, -1)
+    }
+
     fn map_at(&self, index: SlabIndex, flags: libc::c_int, fd: libc::c_int) -> io::Result<MappedSlab> {
+        self.replace(index, libc::PROT_READ | libc::PROT_WRITE, flags, fd)?;
+        Ok(MappedSlab(index))
+    }
+
+    fn replace(
+        &self,
+        index: SlabIndex,
+        protection: libc::c_int,
+        flags: libc::c_int,
+        fd: libc::c_int,
+    ) -> io::Result<()> {
         assert!(index.get() < self.slabs, "slab {index} is outside the reservation of {}", self.slabs);
         // SAFETY: within the range that this value owns.
         let at = unsafe { self.base.add(index.get() as usize * SLAB_BYTES) };
-        // SAFETY: MAP_FIXED replaces only pages of our own reservation. A slab is mapped once, before
-        // anybody can hold a pointer into it: the token that permits its use is made here.
-        let mapped = unsafe {
-            libc::mmap(
-                at.as_ptr().cast(),
-                SLAB_BYTES,
-                libc::PROT_READ | libc::PROT_WRITE,
-                flags | libc::MAP_FIXED,
-                fd,
-                0,
-            )
-        };
-        check(mapped)?;
-        Ok(MappedSlab(index))
+        // SAFETY: MAP_FIXED replaces only pages of our own reservation. Nobody holds a pointer into the
+        // slab: the token that permits its use is made after it is mapped, and given up to unmap it.
+        let mapped =
+            unsafe { libc::mmap(at.as_ptr().cast(), SLAB_BYTES, protection, flags | libc::MAP_FIXED, fd, 0) };
+        check(mapped).map(drop)
     }
 }
 
@@ -118,6 +126,16 @@ impl Arena {
     /// Takes a slab into use.
     pub fn adopt(&mut self, slab: &MappedSlab) {
         self.mapped[slab.0.get() as usize] = true;
+    }
+
+    /// Takes a slab out of use: nothing of it is reached through this arena any more.
+    ///
+    /// # Panics
+    /// Where it isn't in use.
+    pub fn surrender(&mut self, slab: SlabIndex) -> MappedSlab {
+        assert!(self.has(slab), "slab {slab} isn't in use");
+        self.mapped[slab.get() as usize] = false;
+        MappedSlab(slab)
     }
 
     /// Whether the slab is in use.
@@ -179,5 +197,8 @@ mod tests {
         assert_eq!(&arena.slot(one, 64).unwrap()[6..14], [7, 7, 255, 255, 255, 255, 7, 7]);
         assert!(arena.slot(one, 65).is_none(), "past the slab's end");
         assert!(arena.slot(SlotPtr::from_bits(u32::MAX), 1).is_none(), "a wild pointer");
+        let given_up = arena.surrender(slab(1));
+        assert!(arena.slot(one, 64).is_none(), "out of use");
+        range.unmap(given_up).unwrap();
     }
 }

@@ -15,6 +15,6 @@ pub use arena::{Arena, MappedSlab, Reservation};
 pub use host::{Host, HostError, Lock, cgroup_id, ensure_bpffs};
 pub use link::{Hook, Link};
 pub use map::{Map, MapKind, MapSpec};
-pub use outer::{Outer, OuterError};
+pub use outer::{BatchCost, Outer, OuterError};
 pub use program::test_run;
 pub use sys::{BpfError, bpf_calls};

@@ -10,9 +10,14 @@
 
 use std::{
     fs, io,
+    num::NonZeroUsize,
     os::fd::{AsFd as _, AsRawFd as _},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use aya_obj::generated::BPF_F_MMAPABLE;
@@ -30,6 +35,16 @@ const SLAB: MapSpec =
     MapSpec { name: "slotmesh_slab", kind: MapKind::Array, max_entries: 1, flags: BPF_F_MMAPABLE };
 const OUTER: MapSpec =
     MapSpec { name: "slotmesh_outer", kind: MapKind::ArrayOfMaps, max_entries: MAX_SLABS + 1, flags: 0 };
+
+/// The fewest records that tell how the kernel waits for a batch.
+const LEAST_PROBE: usize = 4;
+/// The most records in the batch that tells.
+const PROBE_BATCH: usize = 32;
+/// The most records in a batch: each holds a file descriptor until it is in the outer map, and 1,024 is
+/// the usual limit of open files.
+const MAX_BATCH: usize = 512;
+/// Fewer items than this aren't worth a thread.
+const LEAST_SHARE: usize = 4;
 
 /// What went wrong with the outer map, and for what.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +71,13 @@ pub enum OuterError {
     },
 }
 
+fn remove_pin(path: &Path) -> Result<(), OuterError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at("remove the pin", path)(error)),
+        _ => Ok(()),
+    }
+}
+
 fn bpf(what: &'static str) -> impl Fn(BpfError) -> OuterError {
     move |source| OuterError::Bpf { what, source }
 }
@@ -65,6 +87,18 @@ fn at(what: &'static str, path: &Path) -> impl Fn(io::Error) -> OuterError {
     move |source| OuterError::Io { what, path: path.clone(), source }
 }
 
+/// How this kernel waits when several records are put into the outer map with one call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum BatchCost {
+    /// Not measured yet.
+    Unknown,
+    /// One grace period a call (kernels 6.12 and later).
+    PerCall,
+    /// One grace period a record (6.1): several threads share them.
+    PerRecord,
+}
+
 /// The outer map and the pins of its slabs, under one directory of bpffs.
 #[derive(Debug)]
 pub struct Outer {
@@ -72,56 +106,149 @@ pub struct Outer {
     barrier: Slab,
     slabs: PathBuf,
     range: Arc<Reservation>,
+    /// How long the barrier took at start: what a batch is held against.
+    grace_period: Duration,
+    batch_cost: AtomicU8,
+    threads: NonZeroUsize,
 }
 
 impl Outer {
     /// Opens the outer map pinned under `root` or creates it, without BTF: kernel 6.1 refuses inner
-    /// maps whose BTF isn't that of the outer map's template. The arena is where its slabs will be mapped.
-    pub fn open(root: &Path) -> Result<(Self, Arena), OuterError> {
+    /// maps whose BTF isn't that of the outer map's template. The arena is where its slabs will be
+    /// mapped; `threads` share the work of creating them.
+    pub fn open(root: &Path, threads: NonZeroUsize) -> Result<(Self, Arena), OuterError> {
         let slabs = root.join("slabs");
         fs::create_dir_all(&slabs).map_err(at("create directory", &slabs))?;
         let barrier = Slab::create(&SLAB, None).map_err(bpf("create the barrier's inner map"))?;
         let map = Map::open_or_create(&root.join("outer"), &OUTER, Some(barrier.as_fd()))
             .map_err(bpf("open or create the outer map"))?;
         let (range, arena) = Reservation::new(MAX_SLABS).map_err(at("reserve addresses for", root))?;
-        let outer = Self { map, barrier, slabs, range };
-        // An element that is replaced, not one that is new, is what makes an update wait.
+        let mut outer = Self {
+            map,
+            barrier,
+            slabs,
+            range,
+            grace_period: Duration::ZERO,
+            batch_cost: AtomicU8::new(BatchCost::Unknown as u8),
+            threads,
+        };
+        let started = Instant::now();
         outer.barrier()?;
+        outer.grace_period = started.elapsed();
         Ok((outer, arena))
     }
 
     /// Returns after every program run that was under way when it was called has ended.
     pub fn barrier(&self) -> Result<(), OuterError> {
-        let fd = self.barrier.as_fd().as_raw_fd() as u32;
-        self.map.update(&MAX_SLABS, &fd).map_err(bpf("wait for a grace period"))
+        self.map.update(&MAX_SLABS, &self.barrier_fd()).map_err(bpf("wait for a grace period"))
     }
 
-    /// Creates slabs, puts them into the outer map with one batch (one grace period on kernels 6.12
-    /// and later), pins and maps them. On an error none of them is in use. A slab is pinned after it
-    /// is in the outer map, so that every pin that recovery finds can be reached by programs.
+    /// What was measured of this kernel.
+    pub fn batch_cost(&self) -> BatchCost {
+        match self.batch_cost.load(Ordering::Relaxed) {
+            cost if cost == BatchCost::PerCall as u8 => BatchCost::PerCall,
+            cost if cost == BatchCost::PerRecord as u8 => BatchCost::PerRecord,
+            _ => BatchCost::Unknown,
+        }
+    }
+
+    /// Creates slabs, puts them into the outer map, pins and maps them. On an error none of them is in
+    /// use. A slab is pinned after it is in the outer map, so that every pin that recovery finds can be
+    /// reached by programs.
     pub fn create(&self, indexes: &[SlabIndex]) -> Result<Vec<MappedSlab>, OuterError> {
-        let maps = indexes
-            .iter()
-            .map(|_| Slab::create(&SLAB, None).map_err(bpf("create a slab")))
-            .collect::<Result<Vec<_>, _>>()?;
-        let keys: Vec<u32> = indexes.iter().map(|index| index.get()).collect();
-        let fds: Vec<u32> = maps.iter().map(|map| map.as_fd().as_raw_fd() as u32).collect();
-        self.map.update_batch(&keys, &fds).map_err(bpf("put slabs into the outer map"))?;
-        indexes
+        let mut slabs = Vec::with_capacity(indexes.len());
+        let mut rest = indexes;
+        while !rest.is_empty() {
+            // The first batch tells how this kernel waits; where each record waits, a large one would
+            // take seconds. Later ones are bounded by the open-file limit, one descriptor a slab.
+            let most = if self.batch_cost() == BatchCost::Unknown { PROBE_BATCH } else { MAX_BATCH };
+            let (batch, later) = rest.split_at(rest.len().min(most));
+            slabs.extend(self.create_batch(batch)?);
+            rest = later;
+        }
+        Ok(slabs)
+    }
+
+    fn create_batch(&self, indexes: &[SlabIndex]) -> Result<Vec<MappedSlab>, OuterError> {
+        let maps = self.shared(indexes, |_| Slab::create(&SLAB, None).map_err(bpf("create a slab")))?;
+        let records: Vec<(u32, u32)> = indexes
             .iter()
             .zip(&maps)
-            .map(|(&index, map)| {
-                let path = self.pin_of(index);
-                // What a batch that failed half-way left pinned was never used: replace it.
-                match fs::remove_file(&path) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                        return Err(at("replace the pin", &path)(error));
-                    }
-                    _ => map.pin(&path).map_err(bpf("pin a slab"))?,
-                }
-                self.range.map(index, map.as_fd()).map_err(at("map slab", &path))
-            })
-            .collect()
+            .map(|(index, map)| (index.get(), map.as_fd().as_raw_fd() as u32))
+            .collect();
+        self.put(&records)?;
+        let pairs: Vec<_> = indexes.iter().zip(&maps).collect();
+        self.shared(&pairs, |&(&index, map)| {
+            let path = self.pin_of(index);
+            // What a batch that failed half-way left pinned was never used: replace it.
+            remove_pin(&path)?;
+            map.pin(&path).map_err(bpf("pin a slab"))?;
+            self.range.map(index, map.as_fd()).map_err(at("map slab", &path))
+        })
+    }
+
+    /// Puts records into the outer map: with one call where the kernel waits once a call, else one by
+    /// one on several threads, whose grace periods pass at the same time.
+    fn put(&self, records: &[(u32, u32)]) -> Result<(), OuterError> {
+        let failed = || bpf("put slabs into the outer map");
+        if self.batch_cost() == BatchCost::PerRecord {
+            return self.shared(records, |(key, fd)| self.map.update(key, fd).map_err(failed())).map(drop);
+        }
+        let (keys, fds): (Vec<u32>, Vec<u32>) = records.iter().copied().unzip();
+        let started = Instant::now();
+        self.map.update_batch(&keys, &fds).map_err(failed())?;
+        if self.batch_cost() == BatchCost::Unknown && records.len() >= LEAST_PROBE {
+            // One grace period or `LEAST_PROBE` and more of them: nothing lies in between.
+            let once = started.elapsed() < self.grace_period * (LEAST_PROBE as u32) / 2;
+            let cost = if once { BatchCost::PerCall } else { BatchCost::PerRecord };
+            self.batch_cost.store(cost as u8, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Gives slabs back: nothing in them can be reached any more. Their memory is free when this
+    /// returns. Their pins go first: an agent that is killed in between leaves a record without a pin,
+    /// which is no slab.
+    pub fn remove(&self, slabs: Vec<MappedSlab>) -> Result<(), OuterError> {
+        for slab in &slabs {
+            remove_pin(&self.pin_of(slab.index()))?;
+        }
+        let emptied: Vec<(u32, u32)> =
+            slabs.iter().map(|slab| (slab.index().get(), self.barrier_fd())).collect();
+        self.put(&emptied)?;
+        for slab in slabs {
+            let path = self.pin_of(slab.index());
+            self.range.unmap(slab).map_err(at("unmap slab", &path))?;
+        }
+        Ok(())
+    }
+
+    /// Does the work for each item, on several threads where there is enough of it.
+    fn shared<T: Sync, R: Send>(
+        &self,
+        items: &[T],
+        work: impl Fn(&T) -> Result<R, OuterError> + Sync,
+    ) -> Result<Vec<R>, OuterError> {
+        let share = items.len().div_ceil(self.threads.get()).max(LEAST_SHARE);
+        if items.len() <= share {
+            return items.iter().map(work).collect();
+        }
+        let work = &work;
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = items
+                .chunks(share)
+                .map(|chunk| scope.spawn(move || chunk.iter().map(work).collect::<Result<Vec<_>, _>>()))
+                .collect();
+            let mut all = Vec::with_capacity(items.len());
+            for thread in threads {
+                all.extend(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+            }
+            Ok(all)
+        })
+    }
+
+    fn barrier_fd(&self) -> u32 {
+        self.barrier.as_fd().as_raw_fd() as u32
     }
 
     /// Maps every slab that is pinned.

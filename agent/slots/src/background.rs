@@ -22,13 +22,21 @@ const BARRIER_RETRY: Duration = Duration::from_millis(100);
 pub(crate) enum Done {
     /// A batch of slabs.
     Grown(Result<Vec<MappedSlab>, BackingError>),
+    /// Slabs that were given back.
+    Shrunk(Result<(), BackingError>),
     /// A grace period.
     Barrier(Result<(), BackingError>),
 }
 
+/// Work for the growth thread.
+enum Job {
+    Grow(Vec<SlabIndex>),
+    Shrink(Vec<MappedSlab>),
+}
+
 /// The growth thread and the grace-period thread.
 pub(crate) struct Background {
-    grow: Option<Sender<Vec<SlabIndex>>>,
+    jobs: Option<Sender<Job>>,
     barrier: Option<Sender<()>>,
     done: Receiver<Done>,
     threads: Vec<JoinHandle<()>>,
@@ -38,13 +46,17 @@ impl Background {
     /// Starts the threads. `wake` is called after each piece of finished work.
     pub fn start(backing: &Arc<dyn Backing>, wake: Arc<dyn Fn() + Send + Sync>) -> std::io::Result<Self> {
         let (finished, done) = channel();
-        let (grow, batches) = channel::<Vec<SlabIndex>>();
+        let (jobs, growth) = channel::<Job>();
         let (barrier, periods) = channel::<()>();
         let grower = {
             let (backing, finished, wake) = (backing.clone(), finished.clone(), wake.clone());
             move || {
-                for batch in batches {
-                    if finished.send(Done::Grown(backing.create(&batch))).is_err() {
+                for job in growth {
+                    let done = match job {
+                        Job::Grow(batch) => Done::Grown(backing.create(&batch)),
+                        Job::Shrink(slabs) => Done::Shrunk(backing.remove(slabs)),
+                    };
+                    if finished.send(done).is_err() {
                         return;
                     }
                     wake();
@@ -68,13 +80,22 @@ impl Background {
             thread::Builder::new().name("slots-growth".to_owned()).spawn(grower)?,
             thread::Builder::new().name("slots-grace".to_owned()).spawn(waiter)?,
         ];
-        Ok(Self { grow: Some(grow), barrier: Some(barrier), done, threads })
+        Ok(Self { jobs: Some(jobs), barrier: Some(barrier), done, threads })
     }
 
     /// Asks for slabs.
     pub fn grow(&self, batch: Vec<SlabIndex>) {
-        let sender = self.grow.as_ref().expect("taken only when dropped");
-        sender.send(batch).expect("the growth thread ends only after this sender");
+        self.job(Job::Grow(batch));
+    }
+
+    /// Gives slabs back. Done in order: slabs that are created again later are created after this.
+    pub fn shrink(&self, slabs: Vec<MappedSlab>) {
+        self.job(Job::Shrink(slabs));
+    }
+
+    fn job(&self, job: Job) {
+        let sender = self.jobs.as_ref().expect("taken only when dropped");
+        sender.send(job).expect("the growth thread ends only after this sender");
     }
 
     /// Asks for a grace period.
@@ -96,7 +117,7 @@ impl Background {
 
 impl Drop for Background {
     fn drop(&mut self) {
-        self.grow = None;
+        self.jobs = None;
         self.barrier = None;
         for thread in self.threads.drain(..) {
             // A thread that panicked has printed why; the engine is going down anyway.

@@ -14,6 +14,12 @@ pub trait Backing: Send + Sync + 'static {
     /// Then none of them is in use.
     fn create(&self, slabs: &[SlabIndex]) -> Result<Vec<MappedSlab>, BackingError>;
 
+    /// Takes slabs away that nothing leads to any more.
+    ///
+    /// # Errors
+    /// Then they may take memory until they are created again; none is in use.
+    fn remove(&self, slabs: Vec<MappedSlab>) -> Result<(), BackingError>;
+
     /// Returns after every program run that was under way at the call has ended.
     ///
     /// # Errors
@@ -30,6 +36,10 @@ pub trait Backing: Send + Sync + 'static {
 impl Backing for Outer {
     fn create(&self, slabs: &[SlabIndex]) -> Result<Vec<MappedSlab>, BackingError> {
         Ok(Self::create(self, slabs)?)
+    }
+
+    fn remove(&self, slabs: Vec<MappedSlab>) -> Result<(), BackingError> {
+        Ok(Self::remove(self, slabs)?)
     }
 
     fn barrier(&self) -> Result<(), BackingError> {

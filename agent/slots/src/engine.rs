@@ -2,9 +2,9 @@
 
 use std::{mem::offset_of, sync::Arc};
 
-use slotmesh_kernel::Arena;
+use slotmesh_kernel::{Arena, MappedSlab};
 use slotmesh_records::{
-    DirectoryPage, Handle, LAYOUT_HASH, Owned, Record, RecordHeader, Ref, SlabIndex, SlotPtr, Superblock,
+    DirectoryPage, Handle, LAYOUT_HASH, Owned, Record, RecordHeader, Ref, SlotPtr, Superblock,
     layout::{Points, pointers},
     name_hash,
 };
@@ -19,23 +19,63 @@ use crate::{
     table::SlotTable,
 };
 
+/// When outer records are created.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Growth {
+    /// All up to the cap at start.
+    Eager,
+    /// `initial` at start, more in the background ahead of demand.
+    Background,
+    /// `initial` at start, more when a flush finds no slot.
+    OnDemand,
+}
+
 /// How many slabs there are to be. A slab is 64 KiB of records and costs 68 KiB of memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Slabs created before the engine is ready; at least 1.
+    /// When slabs are created.
+    pub growth: Growth,
+    /// Slabs created before the engine is ready, and never given back; at least 1.
     pub initial: u32,
-    /// The most slabs there will ever be; at most `MAX_SLABS`.
+    /// The most slabs there are to be; at most `MAX_SLABS`.
     pub cap: u32,
-    /// Growth begins when fewer slabs than this are wholly idle.
+    /// Background growth begins when fewer slabs than this are wholly idle.
     pub low_watermark: u32,
+    /// Slabs are given back when more than this are wholly idle.
+    pub high_watermark: u32,
     /// How many slabs growth creates at a time.
     pub batch: u32,
 }
 
 impl Default for Config {
-    /// 2 MiB at start, at most 128 MiB, 512 KiB ahead of demand.
+    /// 2 MiB at start, at most 128 MiB, 512 KiB ahead of demand, at most 8 MiB unused.
     fn default() -> Self {
-        Self { initial: 32, cap: 2048, low_watermark: 8, batch: 32 }
+        Self {
+            growth: Growth::Background,
+            initial: 32,
+            cap: 2048,
+            low_watermark: 8,
+            high_watermark: 128,
+            batch: 32,
+        }
+    }
+}
+
+impl Config {
+    /// What contradicts itself, in words; `None` where nothing does.
+    pub fn contradiction(&self) -> Option<String> {
+        let Self { growth: _, initial, cap, low_watermark, high_watermark, batch } = *self;
+        if initial > cap {
+            return Some(format!("{initial} initial slabs are more than the cap, {cap}"));
+        }
+        // Else what growth creates would be given back at once.
+        let least = low_watermark.saturating_add(batch);
+        (high_watermark < least).then(|| {
+            format!(
+                "the high watermark, {high_watermark}, is below the low watermark and one batch, \
+                 {low_watermark} + {batch} = {least}"
+            )
+        })
     }
 }
 
@@ -111,6 +151,7 @@ pub struct Engine {
     background: Background,
     config: Config,
     growing: bool,
+    shrinking: bool,
     growth_error: Option<String>,
     grace_periods: u64,
     pub(crate) scratch: Scratch,
@@ -141,15 +182,24 @@ impl Engine {
         roots: &[SlotPtr],
         wake: Arc<dyn Fn() + Send + Sync>,
     ) -> Result<(Self, Recovered), RecoverError> {
-        let mut table = SlotTable::default();
-        let mut slabs = backing.existing().map_err(RecoverError::Backing)?;
-        if slabs.is_empty() {
-            let first: Vec<_> = (0..config.initial.max(1)).filter_map(SlabIndex::new).collect();
-            slabs = backing.create(&first).map_err(RecoverError::Backing)?;
+        if let Some(contradiction) = config.contradiction() {
+            return Err(RecoverError::Config(contradiction));
         }
-        for slab in &slabs {
-            arena.adopt(slab);
-            table.add(slab.index());
+        let mut table = SlotTable::default();
+        let mut adopt = |slabs: Vec<MappedSlab>, table: &mut SlotTable| {
+            for slab in &slabs {
+                arena.adopt(slab);
+                table.add(slab.index());
+            }
+        };
+        adopt(backing.existing().map_err(RecoverError::Backing)?, &mut table);
+        let wanted = match config.growth {
+            Growth::Eager => config.cap,
+            Growth::Background | Growth::OnDemand => config.initial,
+        };
+        let missing = table.missing(wanted.max(1).saturating_sub(table.created()) as usize);
+        if !missing.is_empty() {
+            adopt(backing.create(&missing).map_err(RecoverError::Backing)?, &mut table);
         }
         let found = recover::recover(&arena, &mut table, roots)?;
         let background =
@@ -163,6 +213,7 @@ impl Engine {
             background,
             config,
             growing: false,
+            shrinking: false,
             growth_error: None,
             grace_periods: 0,
             scratch: Scratch::default(),
@@ -243,6 +294,12 @@ impl Engine {
         self.quarantine.push(Item::Handle(handle));
     }
 
+    /// Changes the most slabs there are to be. Above it, slabs are given back as they become idle.
+    pub fn set_cap(&mut self, cap: u32) {
+        self.config.cap = cap;
+        self.poll();
+    }
+
     /// Takes finished background work over and starts what is due. Call it after each batch of
     /// changes and whenever `wake` was called.
     pub fn poll(&mut self) {
@@ -250,15 +307,16 @@ impl Engine {
             self.done(done);
         }
         self.grow_ahead();
+        self.give_back();
         if self.quarantine.begin() {
             self.background.barrier();
         }
     }
 
-    /// Waits until nothing is in quarantine and no growth is under way.
+    /// Waits until nothing is in quarantine, and no slabs are being created or given back.
     pub fn settle(&mut self) {
         self.poll();
-        while self.growing || self.quarantine.len() > 0 {
+        while self.growing || self.shrinking || self.quarantine.len() > 0 {
             let done = self.background.wait();
             self.done(done);
             self.poll();
@@ -284,9 +342,17 @@ impl Engine {
             Done::Grown(Ok(slabs)) => {
                 self.growing = false;
                 self.growth_error = None;
-                for slab in slabs {
-                    self.arena.adopt(&slab);
+                for slab in &slabs {
+                    self.arena.adopt(slab);
                     self.table.add(slab.index());
+                }
+                let (created, cap) = (self.table.created(), self.config.cap);
+                tracing::info!(new = slabs.len(), created, cap, "created outer records");
+            }
+            Done::Shrunk(result) => {
+                self.shrinking = false;
+                if let Err(error) = result {
+                    tracing::warn!(%error, "slabs that were given back may still take memory");
                 }
             }
             Done::Grown(Err(error)) => {
@@ -311,8 +377,39 @@ impl Engine {
     }
 
     fn grow_ahead(&mut self) {
-        if self.table.empty_slabs() < self.config.low_watermark && self.growth_error.is_none() {
+        let ahead = match self.config.growth {
+            Growth::Background => self.table.empty_slabs() < self.config.low_watermark,
+            // What a later, higher cap allows.
+            Growth::Eager => true,
+            Growth::OnDemand => false,
+        };
+        if ahead && self.growth_error.is_none() {
             self.grow();
+        }
+    }
+
+    /// Gives slabs back that are wholly idle: above the high watermark, and all that exceed the cap.
+    fn give_back(&mut self) {
+        if self.growing || self.shrinking {
+            return;
+        }
+        let created = self.table.created();
+        let spare = match self.config.growth {
+            Growth::Eager => 0,
+            Growth::Background | Growth::OnDemand => self
+                .table
+                .empty_slabs()
+                .saturating_sub(self.config.high_watermark)
+                .min(created.saturating_sub(self.config.initial)),
+        };
+        let surplus = spare.max(created.saturating_sub(self.config.cap)).min(self.table.empty_slabs());
+        if surplus > 0 {
+            let slabs = self.table.take_empty(surplus as usize);
+            let slabs: Vec<_> = slabs.into_iter().map(|slab| self.arena.surrender(slab)).collect();
+            let created = self.table.created();
+            tracing::info!(given_back = slabs.len(), created, "gave outer records back");
+            self.shrinking = true;
+            self.background.shrink(slabs);
         }
     }
 

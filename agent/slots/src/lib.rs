@@ -32,7 +32,7 @@ mod tests;
 pub use backing::{Backing, BackingError};
 pub use class::SlotClass;
 pub use draft::Draft;
-pub use engine::{Config, Engine, Full, Stats};
+pub use engine::{Config, Engine, Full, Growth, Stats};
 pub use handles::{HandlePtr, ResourceKind};
 pub use recover::{RecoverError, Recovered};
 pub use table::ClassStats;

@@ -22,6 +22,9 @@ use crate::{
 /// Why an engine can't be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum RecoverError {
+    /// The settings contradict each other.
+    #[error("slot settings: {0}")]
+    Config(String),
     /// The kernel refused.
     #[error("slabs can't be had: {0}")]
     Backing(#[source] BackingError),

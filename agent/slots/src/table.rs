@@ -124,6 +124,17 @@ impl SlotTable {
         self.empty.len() as u32
     }
 
+    /// Takes up to `count` wholly idle slabs out of the table, those with the highest indexes.
+    pub fn take_empty(&mut self, count: usize) -> Vec<SlabIndex> {
+        self.empty.sort_unstable();
+        let taken = self.empty.split_off(self.empty.len().saturating_sub(count));
+        for slab in &taken {
+            self.slabs[slab.get() as usize] = None;
+            self.created -= 1;
+        }
+        taken
+    }
+
     /// Slabs in the table.
     pub fn created(&self) -> u32 {
         self.created

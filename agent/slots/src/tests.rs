@@ -14,7 +14,7 @@ use slotmesh_records::{
     Cluster, Endpoint, Endpoints, Ref, Route, SLAB_BYTES, SlabIndex, SlotPtr, WeightedCluster,
 };
 
-use crate::{Backing, BackingError, Config, Engine, Full, HandlePtr, Recovered, ResourceKind};
+use crate::{Backing, BackingError, Config, Engine, Full, Growth, HandlePtr, Recovered, ResourceKind};
 
 const CLUSTER: ResourceKind = ResourceKind(1);
 const ENDPOINTS: ResourceKind = ResourceKind(2);
@@ -44,6 +44,15 @@ impl Backing for Files {
             .collect()
     }
 
+    fn remove(&self, slabs: Vec<MappedSlab>) -> Result<(), BackingError> {
+        let mut pins = self.pins.0.lock().unwrap();
+        for slab in slabs {
+            pins.remove(&slab.index().get());
+            self.range.unmap(slab)?;
+        }
+        Ok(())
+    }
+
     fn barrier(&self) -> Result<(), BackingError> {
         Ok(())
     }
@@ -56,12 +65,17 @@ impl Backing for Files {
     }
 }
 
-const SMALL: Config = Config { initial: 2, cap: 6, low_watermark: 1, batch: 1 };
+const SMALL: Config =
+    Config { growth: Growth::Background, initial: 2, cap: 6, low_watermark: 1, high_watermark: 2, batch: 1 };
 
 fn open(pins: &Arc<Pins>, roots: &[SlotPtr]) -> (Engine, Recovered) {
+    open_with(pins, roots, SMALL)
+}
+
+fn open_with(pins: &Arc<Pins>, roots: &[SlotPtr], config: Config) -> (Engine, Recovered) {
     let (range, arena): (_, Arena) = Reservation::new(16).unwrap();
     let backing: Arc<dyn Backing> = Arc::new(Files { pins: pins.clone(), range });
-    Engine::open(&backing, arena, SMALL, roots, Arc::new(|| {})).unwrap()
+    Engine::open(&backing, arena, config, roots, Arc::new(|| {})).unwrap()
 }
 
 fn assignment(engine: &mut Engine, name: &str, ports: &[u16], version: u64) -> Result<HandlePtr, Full> {
@@ -170,6 +184,71 @@ fn growth_stops_at_the_cap_and_a_refused_flush_changes_nothing() {
     let first = engine.find(ENDPOINTS, "service-0").unwrap();
     engine.remove(first);
     assignment(&mut engine, "another", &many, 1).expect("waits for the grace period that frees a slot");
+}
+
+#[test]
+fn each_mode_creates_what_it_says() {
+    let slabs = |growth| {
+        let (mut engine, _) =
+            open_with(&Arc::default(), &[], Config { growth, low_watermark: 3, high_watermark: 4, ..SMALL });
+        engine.settle();
+        engine.stats().slabs
+    };
+    assert_eq!(slabs(Growth::Eager), 6);
+    // One slab holds the superblock; three are to be wholly idle.
+    assert_eq!(slabs(Growth::Background), 4);
+    assert_eq!(slabs(Growth::OnDemand), 2);
+}
+
+#[test]
+fn idle_slabs_are_given_back_and_can_be_created_again() {
+    let pins: Arc<Pins> = Arc::default();
+    let (mut engine, _) = open(&pins, &[]);
+    let many: Vec<u16> = (0..120).collect();
+    let fill = |engine: &mut Engine| {
+        for i in 0..40 {
+            assignment(engine, &format!("service-{i}"), &many, 1).unwrap();
+        }
+        engine.settle();
+        engine.stats().slabs
+    };
+    let empty = |engine: &mut Engine| {
+        for i in 0..40 {
+            let handle = engine.find(ENDPOINTS, &format!("service-{i}")).unwrap();
+            engine.remove(handle);
+        }
+        engine.settle();
+        engine.stats()
+    };
+    let full = fill(&mut engine);
+    assert!(full >= 5, "{full}");
+    let stats = empty(&mut engine);
+    assert!(stats.slabs < full && stats.empty_slabs <= SMALL.high_watermark, "{stats:?}");
+    assert_eq!(pins.0.lock().unwrap().len(), stats.slabs as usize);
+    assert_eq!(fill(&mut engine), full);
+}
+
+#[test]
+fn the_cap_can_change_while_running() {
+    let (mut engine, _) = open_with(&Arc::default(), &[], Config { growth: Growth::Eager, ..SMALL });
+    engine.set_cap(3);
+    engine.settle();
+    assert_eq!(engine.stats().slabs, 3);
+    engine.set_cap(8);
+    engine.settle();
+    assert_eq!(engine.stats().slabs, 8);
+    let (mut engine, _) = open(&Arc::default(), &[]);
+    assignment(&mut engine, "web", &[1], 1).unwrap();
+    engine.set_cap(1);
+    engine.settle();
+    assert_eq!(ports(&engine, "web"), Some(vec![1]), "slabs in use stay");
+}
+
+#[test]
+fn settings_that_contradict_each_other_are_told() {
+    assert_eq!(Config::default().contradiction(), None);
+    assert!(Config { initial: 7, ..SMALL }.contradiction().unwrap().contains("cap"));
+    assert!(Config { high_watermark: 1, ..SMALL }.contradiction().unwrap().contains("high watermark"));
 }
 
 #[test]

@@ -45,7 +45,12 @@ impl Bench {
     }
 
     pub(crate) fn options(&self) -> Options {
-        Options { pin_root: self.pin_root.clone(), slots: self.slots, workloads: Vec::new() }
+        Options {
+            pin_root: self.pin_root.clone(),
+            slots: self.slots,
+            growth_threads: std::num::NonZeroUsize::MIN,
+            workloads: Vec::new(),
+        }
     }
 
     /// Ends the agent and leaves the maps, as a killed one does.

@@ -221,7 +221,7 @@ fn a_bad_resource_is_refused_by_name_and_the_good_ones_take_effect() {
 
 #[test]
 fn at_the_cap_a_flush_is_refused_whole_and_the_old_version_stays() {
-    let bench = Bench::new(Config { initial: 1, cap: 3, low_watermark: 0, batch: 1 });
+    let bench = Bench::new(Config { initial: 1, cap: 3, low_watermark: 0, batch: 1, ..Config::default() });
     let many: Vec<_> = (0..120).map(|i| (SocketAddr::from(([10, 0, 0, i], 80)), 1)).collect();
     let names: Vec<String> = (0..60).map(|i| format!("c{i}")).collect();
     let refused = bench.upsert(Endpoints, names.iter().map(|name| endpoints(name, &many)).collect());

@@ -36,10 +36,10 @@ impl Bench {
         ensure_bpffs(root.parent().context("a pin root has a parent")?)?;
         std::fs::create_dir_all(&root)?;
         let lock = Lock::take(&root)?;
-        let (outer, arena) = Outer::open(&root)?;
+        let (outer, arena) = Outer::open(&root, std::num::NonZeroUsize::MIN)?;
         let outer = Arc::new(outer);
         let backing: Arc<dyn Backing> = outer.clone();
-        let config = Config { initial: 64, cap: 1024, low_watermark: 16, batch: 64 };
+        let config = Config { initial: 64, cap: 1024, low_watermark: 16, batch: 64, ..Config::default() };
         let (engine, _) = Engine::open(&backing, arena, config, &[], Arc::new(|| {}))?;
         Ok(Self { engine, outer, root, _lock: lock })
     }
