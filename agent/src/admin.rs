@@ -95,9 +95,9 @@ pub async fn serve(
 
 async fn metrics(State(agent): State<Handle>) -> Response {
     match agent.stats().await {
-        Some(stats) => (
+        Some((stats, vips)) => (
             [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")],
-            agent.metrics().render(&stats),
+            agent.metrics().render(&stats, vips),
         )
             .into_response(),
         None => stopped(),
@@ -114,7 +114,7 @@ async fn ready(State(agent): State<Handle>) -> Response {
 
 async fn slots(State(agent): State<Handle>) -> Response {
     match agent.stats().await {
-        Some(stats) => Json(SlotsReport::from(stats)).into_response(),
+        Some((stats, _)) => Json(SlotsReport::from(stats)).into_response(),
         None => stopped(),
     }
 }

@@ -5,7 +5,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex,
-        mpsc::{Receiver, Sender, channel},
+        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
     thread::JoinHandle,
 };
@@ -14,7 +14,7 @@ use slotmesh_ads::{Sink, Update};
 use slotmesh_kernel::{Host, HostError, Lock, Outer, OuterError, ensure_bpffs};
 use slotmesh_slots::{Config, Stats};
 use slotmesh_xds::{Rejection, ResourceName, ResourceType, Version};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 
 use crate::{
     datapath::{Datapath, DatapathError, Workload},
@@ -65,7 +65,7 @@ pub enum StartError {
 enum Command {
     Apply(Update, oneshot::Sender<Vec<Rejection>>),
     Held(oneshot::Sender<Vec<(ResourceType, ResourceName, Version)>>),
-    Stats(oneshot::Sender<Stats>),
+    Stats(oneshot::Sender<(Stats, usize)>),
     Wake,
     Stop,
 }
@@ -78,6 +78,7 @@ pub struct Agent {
     pins: Pins,
     metrics: Arc<Metrics>,
     synced: watch::Sender<bool>,
+    room: Arc<Notify>,
     _lock: Lock,
 }
 
@@ -106,18 +107,19 @@ impl Agent {
         };
         let writer = Writer::open(outer, arena, vips, slots, Arc::new(wake))?;
         let held = writer.held().len();
-        let stats = writer.stats();
+        let (stats, _) = writer.stats();
         tracing::info!(
             resources = held,
             slabs = stats.slabs,
             remaining = stats.remaining(),
             "slots are ready"
         );
+        let room = Arc::<Notify>::default();
         let owner = {
-            let metrics = metrics.clone();
+            let (metrics, room) = (metrics.clone(), room.clone());
             std::thread::Builder::new()
                 .name("slots-owner".to_owned())
-                .spawn(move || own(writer, &inbox, &metrics))
+                .spawn(move || own(writer, &inbox, &metrics, &room))
                 .map_err(pin_error)?
         };
         let datapath = Datapath::load(pins.clone(), host)?;
@@ -131,6 +133,7 @@ impl Agent {
             pins,
             metrics,
             synced,
+            room,
             _lock: lock,
         })
     }
@@ -147,7 +150,12 @@ impl Agent {
 
     /// What the ADS client hands resources to, and the admin server asks.
     pub fn handle(&self) -> Handle {
-        Handle { commands: self.commands.clone(), metrics: self.metrics.clone(), synced: self.synced.clone() }
+        Handle {
+            commands: self.commands.clone(),
+            metrics: self.metrics.clone(),
+            synced: self.synced.clone(),
+            room: self.room.clone(),
+        }
     }
 
     /// Ends the agent and takes the data path away: programs detach, maps go.
@@ -180,11 +188,13 @@ pub struct Handle {
     commands: Sender<Command>,
     metrics: Arc<Metrics>,
     synced: watch::Sender<bool>,
+    room: Arc<Notify>,
 }
 
 impl Handle {
-    /// The slot table as it is now; `None` once the agent has stopped.
-    pub async fn stats(&self) -> Option<Stats> {
+    /// The slot table as it is now and the number of virtual addresses; `None` once the agent has
+    /// stopped.
+    pub async fn stats(&self) -> Option<(Stats, usize)> {
         self.ask(Command::Stats).await
     }
 
@@ -221,6 +231,10 @@ impl Sink for Handle {
         self.ask(|reply| Command::Apply(update, reply)).await.unwrap_or_else(stopped)
     }
 
+    async fn room(&self) {
+        self.room.notified().await;
+    }
+
     fn synced(&self) {
         if !self.synced.send_replace(true) {
             tracing::info!("first sync is over");
@@ -228,21 +242,29 @@ impl Sink for Handle {
     }
 }
 
-/// The owner's loop: ends with [`Command::Stop`] or the last sender.
-fn own(mut writer: Writer, inbox: &Receiver<Command>, metrics: &Metrics) {
-    while let Ok(command) = inbox.recv() {
+/// The owner's loop: ends with [`Command::Stop`].
+fn own(mut writer: Writer, inbox: &Receiver<Command>, metrics: &Metrics, room: &Notify) {
+    loop {
+        let command = match writer.retry_in() {
+            None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(wait) => inbox.recv_timeout(wait),
+        };
         match command {
-            Command::Apply(update, reply) => {
+            Ok(Command::Apply(update, reply)) => {
                 let ty = update.ty;
                 let rejected = writer.apply(update, |flush| metrics.flushed(flush));
                 metrics.rejected(ty, rejected.len());
                 // A client that has gone away doesn't need the answer.
                 let _ = reply.send(rejected);
             }
-            Command::Held(reply) => drop(reply.send(writer.held())),
-            Command::Stats(reply) => drop(reply.send(writer.stats())),
-            Command::Wake => writer.poll(),
-            Command::Stop => return,
+            Ok(Command::Held(reply)) => drop(reply.send(writer.held())),
+            Ok(Command::Stats(reply)) => drop(reply.send(writer.stats())),
+            Ok(Command::Wake) => writer.poll(),
+            Err(RecvTimeoutError::Timeout) => {
+                writer.retrying();
+                room.notify_one();
+            }
+            Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => return,
         }
     }
 }

@@ -16,6 +16,7 @@ mod datapath;
 pub mod flatten;
 pub mod metrics;
 mod pins;
+mod vips;
 pub mod writer;
 
 pub use agent::{Agent, Handle, Options, StartError};

@@ -50,10 +50,14 @@ pub struct Metrics {
     rejected: Family<TypeLabel, Counter>,
     slots: Family<SlotLabel, Gauge>,
     created: Gauge,
+    empty: Gauge,
     remaining: Gauge,
+    cap: Gauge,
     quarantined: Gauge,
-    grace_periods: Gauge,
+    grace_periods: Counter,
     handles: Gauge,
+    vips: Gauge,
+    growth_failing: Gauge,
 }
 
 impl Default for Metrics {
@@ -71,10 +75,14 @@ impl Metrics {
             rejected: Family::default(),
             slots: Family::default(),
             created: Gauge::default(),
+            empty: Gauge::default(),
             remaining: Gauge::default(),
+            cap: Gauge::default(),
             quarantined: Gauge::default(),
-            grace_periods: Gauge::default(),
+            grace_periods: Counter::default(),
             handles: Gauge::default(),
+            vips: Gauge::default(),
+            growth_failing: Gauge::default(),
         };
         for ty in ResourceType::ALL {
             drop(metrics.flush.get_or_create(&label(ty)));
@@ -88,8 +96,24 @@ impl Metrics {
             metrics.flush.clone(),
         );
         registry.register("nacked_resources", "Resources refused, by type", metrics.rejected.clone());
-        registry.register("slots", "Slots by class (bytes) and state", metrics.slots.clone());
+        registry.register(
+            "slots",
+            "Slots by class (bytes) and state, in outer records that belong to a class",
+            metrics.slots.clone(),
+        );
         registry.register("outer_records", "Outer records (slabs) that exist", metrics.created.clone());
+        registry.register(
+            "outer_records_empty",
+            "Outer records that are wholly idle and can take any class",
+            metrics.empty.clone(),
+        );
+        registry.register("outer_records_cap", "The most outer records there are to be", metrics.cap.clone());
+        registry.register(
+            "growth_failing",
+            "1 while the kernel refuses to create outer records",
+            metrics.growth_failing.clone(),
+        );
+        registry.register("vips", "Virtual addresses in the VIP map, of 65536", metrics.vips.clone());
         registry.register(
             "outer_records_remaining",
             "Outer records not created yet, up to the cap",
@@ -97,7 +121,7 @@ impl Metrics {
         );
         registry.register(
             "quarantined_slots",
-            "Slots that wait for a grace period",
+            "Slots and handles that wait for a grace period",
             metrics.quarantined.clone(),
         );
         registry.register(
@@ -120,7 +144,8 @@ impl Metrics {
     }
 
     /// The exposition text, with the slot table as it is now.
-    pub fn render(&self, stats: &Stats) -> String {
+    pub fn render(&self, stats: &Stats, vips: usize) -> String {
+        let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         for (class, counts) in &stats.classes {
             for (state, count) in [
                 (SlotState::used, counts.used),
@@ -133,10 +158,15 @@ impl Metrics {
             }
         }
         self.created.set(i64::from(stats.slabs));
+        self.empty.set(i64::from(stats.empty_slabs));
         self.remaining.set(i64::from(stats.remaining()));
-        self.quarantined.set(i64::try_from(stats.quarantined).unwrap_or(i64::MAX));
-        self.grace_periods.set(i64::try_from(stats.grace_periods).unwrap_or(i64::MAX));
-        self.handles.set(i64::try_from(stats.handles).unwrap_or(i64::MAX));
+        self.cap.set(i64::from(stats.cap));
+        self.quarantined.set(gauge(stats.quarantined));
+        // The engine counts; between two scrapes it only rises.
+        self.grace_periods.inc_by(stats.grace_periods.saturating_sub(self.grace_periods.get()));
+        self.handles.set(gauge(stats.handles));
+        self.vips.set(gauge(vips));
+        self.growth_failing.set(i64::from(stats.growth_error.is_some()));
         let mut text = String::new();
         encode(&mut text, &self.registry).expect("writing to a string doesn't fail");
         text

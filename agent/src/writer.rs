@@ -4,24 +4,30 @@
 //! a listener has, is read from the records themselves.
 //!
 //! A VIP leads to its listener's handle. It is entered after the listener is current (a program never
-//! finds a handle that leads nowhere) and leaves before the listener is given up.
+//! finds a handle that leads nowhere). A listener that is removed leaves the directory first, so that
+//! an agent that is killed in between doesn't bring it back; then its VIPs go; then, after a grace
+//! period, its records.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use slotmesh_ads::Update;
 use slotmesh_kernel::{Arena, BpfError, Map, Outer};
-use slotmesh_records::{Listener, SlotPtr, Vip, VipKey, VipValue};
+use slotmesh_records::{Handle, Listener, SlotPtr, VipKey};
 use slotmesh_slots::{Backing, Config, Engine, Full, HandlePtr, RecoverError, Stats};
 use slotmesh_xds::{Rejection, Resource, ResourceName, ResourceType, Version};
 
 use crate::{
     config::{Invalid, Model},
     flatten::{flush, kind, resource_type, vip_key},
+    vips::{NotEntered, Vips},
 };
+
+/// What is refused for want of room is tried again at most this often.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// Why a resource isn't in force; the version before it, if there is one, still is.
 #[derive(Debug, thiserror::Error)]
@@ -32,8 +38,19 @@ pub enum Refusal {
     /// There is no room for it.
     #[error(transparent)]
     Full(#[from] Full),
+    /// Another listener has its address.
+    #[error("address {vip} is already that of listener {owner}; remove it there first")]
+    Taken {
+        /// The address.
+        vip: std::net::SocketAddr,
+        /// The listener.
+        owner: String,
+    },
     /// Its address could not be entered.
-    #[error("address {vip} can't be entered into the VIP map ({source}); it holds at most 65536 addresses")]
+    #[error(
+        "address {vip} can't be entered into the VIP map ({source}); it holds at most 65536 addresses, and its \
+         elements count against the memory limit"
+    )]
     Vip {
         /// The address.
         vip: std::net::SocketAddr,
@@ -43,7 +60,23 @@ pub enum Refusal {
     },
 }
 
-/// How long a flush took: from decoded message to current, and of what type.
+impl Refusal {
+    /// Whether the same resource may be accepted later, when something else has gone.
+    const fn is_for_want_of_room(&self) -> bool {
+        match self {
+            Self::Full(Full::TooLarge { .. }) | Self::Invalid(_) => false,
+            Self::Full(_) | Self::Taken { .. } | Self::Vip { .. } => true,
+        }
+    }
+}
+
+impl From<NotEntered> for Refusal {
+    fn from(NotEntered { vip, source }: NotEntered) -> Self {
+        Self::Vip { vip: vip.socket_addr(), source }
+    }
+}
+
+/// How long a flush took, and of what type.
 #[derive(Clone, Copy, Debug)]
 pub struct Flush {
     /// The type of the resource.
@@ -52,7 +85,7 @@ pub struct Flush {
     pub took: Duration,
 }
 
-/// A listener, or the removal of one, that could not be carried through by the kernel.
+/// Why a writer can't be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The slots can't be had.
@@ -66,7 +99,16 @@ pub enum OpenError {
 /// The one writer of the kernel's maps.
 pub struct Writer {
     engine: Engine,
-    vips: Map<VipKey, u64>,
+    vips: Vips,
+    /// Removed listeners of which an address could not be taken out of the map yet.
+    leaving: Vec<HandlePtr>,
+    /// What was refused for want of room, and isn't in force.
+    starved: BTreeSet<(ResourceType, ResourceName)>,
+    /// The room there was when something was refused last.
+    room: u64,
+    /// Rises with each listener that gives addresses up.
+    addresses_freed: u64,
+    retried: Instant,
 }
 
 impl Writer {
@@ -82,31 +124,55 @@ impl Writer {
         config: Config,
         wake: Arc<dyn Fn() + Send + Sync>,
     ) -> Result<Self, OpenError> {
-        let mut entered = Vec::new();
-        for key in vips.keys()? {
-            if let Some(value) = vips.get(&key)? {
-                entered.push((key, SlotPtr::from_bits(VipValue::from_bits(value).bits() as u32)));
-            }
-        }
-        let roots: Vec<SlotPtr> = entered.iter().map(|&(_, handle)| handle).collect();
+        let (vips, entered) = Vips::open(vips)?;
+        let roots: HashSet<SlotPtr> =
+            entered.iter().map(|&(_, handle)| handle).filter(|handle| !handle.is_null()).collect();
+        let roots: Vec<SlotPtr> = roots.into_iter().collect();
         let backing: Arc<dyn Backing> = Arc::new(outer);
         let (engine, recovered) = Engine::open(&backing, arena, config, &roots, wake)?;
-        let mut writer = Self { engine, vips };
-        for (key, handle) in entered {
-            if !writer.vips_of(handle).contains(&key) || recovered.orphans.iter().any(|o| o.ptr() == handle) {
-                writer.vips.delete(&key)?;
+        let mut writer = Self {
+            engine,
+            vips,
+            leaving: Vec::new(),
+            starved: BTreeSet::new(),
+            room: 0,
+            addresses_freed: 0,
+            retried: Instant::now(),
+        };
+        let mut listeners: Vec<_> = recovered
+            .resources
+            .into_iter()
+            .filter(|resource| resource.kind == kind(ResourceType::Listener))
+            .map(|resource| (resource.name, resource.handle, writer.vips_in_record(resource.handle)))
+            .collect();
+        listeners.sort();
+        let valid: HashSet<(VipKey, SlotPtr)> = listeners
+            .iter()
+            .flat_map(|(_, handle, keys)| keys.iter().map(|&key| (key, handle.ptr())))
+            .collect();
+        let by_slot: std::collections::HashMap<SlotPtr, HandlePtr> =
+            listeners.iter().map(|(_, handle, _)| (handle.ptr(), *handle)).collect();
+        for (key, slot) in entered {
+            match by_slot.get(&slot).filter(|_| valid.contains(&(key, slot))) {
+                Some(&handle) => writer.vips.adopt(handle, key),
+                // The listener was being removed, or was giving this address up.
+                None => writer.vips.discard(&key)?,
             }
         }
         for orphan in recovered.orphans {
-            writer.engine.remove_after_grace(orphan);
+            writer.engine.retire(orphan);
         }
-        let listener = kind(ResourceType::Listener);
-        for resource in recovered.resources.iter().filter(|resource| resource.kind == listener) {
-            for key in writer.vips_of(resource.handle.ptr()) {
-                writer.vips.update(&key, &VipValue::new(&key, resource.handle.as_ref()).bits())?;
+        for (name, handle, keys) in listeners {
+            let free: Vec<VipKey> = keys
+                .into_iter()
+                .filter(|key| writer.vips.owner(key).is_none_or(|owner| owner == handle))
+                .collect();
+            if let Err(error) = writer.vips.enter(handle, &free).map_err(Refusal::from) {
+                tracing::warn!(listener = %name, %error, "a listener of the earlier agent can't be kept");
+                writer.give_up(handle);
             }
         }
-        writer.engine.poll();
+        writer.poll();
         Ok(writer)
     }
 
@@ -119,19 +185,24 @@ impl Writer {
                 self.upsert(&resource, &model)?;
                 Ok(started.elapsed())
             }) {
-                Ok(took) => flushed(Flush { ty: resource.ty, took }),
+                Ok(took) => {
+                    self.starved.remove(&(resource.ty, resource.name.clone()));
+                    flushed(Flush { ty: resource.ty, took });
+                }
                 Err(error) => {
                     tracing::warn!(resource = %resource.name, ty = %resource.ty, %error, "refused a resource");
+                    if error.is_for_want_of_room() {
+                        self.starved.insert((resource.ty, resource.name.clone()));
+                        self.room = self.room_now();
+                    }
                     rejected.push(Rejection { name: resource.name, reason: error.to_string() });
                 }
             }
         }
         for name in update.removed {
-            if let Err(error) = self.remove(update.ty, &name) {
-                tracing::error!(resource = %name, ty = %update.ty, %error, "can't remove a resource");
-            }
+            self.remove(update.ty, &name);
         }
-        self.engine.poll();
+        self.poll();
         rejected
     }
 
@@ -147,45 +218,82 @@ impl Writer {
         };
         let wanted: BTreeSet<VipKey> = listener.vips.iter().map(|&vip| vip_key(vip)).collect();
         let known = self.engine.find(kind(ResourceType::Listener), name);
-        let held = known.map(|handle| self.vips_of(handle.ptr())).unwrap_or_default();
+        for key in &wanted {
+            if let Some(owner) = self.vips.owner(key).filter(|&owner| Some(owner) != known) {
+                let owner = self.engine.name(owner).unwrap_or("that is being removed").to_owned();
+                return Err(Refusal::Taken { vip: key.socket_addr(), owner });
+            }
+        }
         if let Some(handle) = known.filter(|&handle| !self.engine.current(handle).is_null()) {
             // The handle leads to the old version until the flush, so new addresses can come first:
             // where one is refused, nothing of the old version has changed.
-            let new: Vec<VipKey> = wanted.difference(&held).copied().collect();
-            self.enter(handle, &new)?;
+            let held = self.vips.of(handle);
+            self.vips.enter(handle, &wanted)?;
             if let Err(full) = flush(self.engine.draft(), name, version, model) {
-                self.leave(handle, new);
+                self.vips.leave(handle, wanted.difference(&held));
                 return Err(full.into());
             }
-            self.leave(handle, held.difference(&wanted).copied());
+            if held.difference(&wanted).next().is_some() {
+                // What can't be taken out now goes with the listener; it leads to the listener until then.
+                self.vips.leave(handle, held.difference(&wanted));
+                self.addresses_freed += 1;
+            }
         } else {
             let handle = flush(self.engine.draft(), name, version, model)?;
-            let all: Vec<VipKey> = wanted.into_iter().collect();
-            if let Err(error) = self.enter(handle, &all) {
-                self.engine.remove_after_grace(handle);
-                return Err(error);
+            if let Err(error) = self.vips.enter(handle, &wanted) {
+                self.give_up(handle);
+                return Err(error.into());
             }
         }
         Ok(())
     }
 
     /// A resource is no more.
-    ///
-    /// # Errors
-    /// Where an address can't be taken out of the VIP map; the listener then stays.
-    pub fn remove(&mut self, ty: ResourceType, name: &ResourceName) -> Result<(), BpfError> {
-        let Some(handle) = self.engine.find(kind(ty), name.as_str()) else { return Ok(()) };
+    pub fn remove(&mut self, ty: ResourceType, name: &ResourceName) {
+        self.starved.remove(&(ty, name.clone()));
+        let Some(handle) = self.engine.find(kind(ty), name.as_str()) else { return };
         if ty == ResourceType::Listener {
-            for key in self.vips_of(handle.ptr()) {
-                if self.owns(handle, &key) {
-                    self.vips.delete(&key)?;
-                }
-            }
-            self.engine.remove_after_grace(handle);
+            self.give_up(handle);
         } else {
             self.engine.remove(handle);
         }
-        Ok(())
+    }
+
+    /// Removes a listener: from the directory, from the VIP map, and after a grace period its records.
+    fn give_up(&mut self, handle: HandlePtr) {
+        self.engine.conceal(handle);
+        self.leaving.push(handle);
+        self.go_on_leaving();
+    }
+
+    /// A listener's records go only once no address leads to them.
+    fn go_on_leaving(&mut self) {
+        for handle in std::mem::take(&mut self.leaving) {
+            let held = self.vips.of(handle);
+            if self.vips.leave(handle, &held) {
+                self.engine.retire(handle);
+                self.addresses_freed += 1;
+            } else {
+                self.leaving.push(handle);
+            }
+        }
+    }
+
+    /// How long until what was refused for want of room is worth another try; `None` where nothing was,
+    /// or nothing has changed since.
+    pub fn retry_in(&self) -> Option<Duration> {
+        (!self.starved.is_empty() && self.room_now() != self.room)
+            .then(|| RETRY.saturating_sub(self.retried.elapsed()))
+    }
+
+    /// The retry is being made: what is refused again counts anew.
+    pub fn retrying(&mut self) {
+        self.starved.clear();
+        self.retried = Instant::now();
+    }
+
+    fn room_now(&self) -> u64 {
+        self.engine.room() + self.addresses_freed
     }
 
     /// What is in force: type, name, version.
@@ -198,50 +306,23 @@ impl Writer {
             .collect()
     }
 
-    /// The slot table.
-    pub fn stats(&self) -> Stats {
-        self.engine.stats()
+    /// The slot table, and how many addresses the VIP map holds.
+    pub fn stats(&self) -> (Stats, usize) {
+        (self.engine.stats(), self.vips.len())
     }
 
     /// Takes finished background work over.
     pub fn poll(&mut self) {
+        self.go_on_leaving();
         self.engine.poll();
     }
 
     /// The addresses in the current version of a listener.
-    fn vips_of(&self, handle: SlotPtr) -> BTreeSet<VipKey> {
+    fn vips_in_record(&self, handle: HandlePtr) -> BTreeSet<VipKey> {
         let listener = self
             .engine
-            .record::<slotmesh_records::Handle>(handle)
+            .record::<Handle>(handle.ptr())
             .and_then(|(handle, _)| self.engine.record::<Listener>(handle.current));
-        listener.map(|(_, vips)| vips.iter().map(|vip: &Vip| vip.key).collect()).unwrap_or_default()
-    }
-
-    /// Enters addresses; where one fails, those before it are taken out again.
-    fn enter(&self, handle: HandlePtr, keys: &[VipKey]) -> Result<(), Refusal> {
-        for (i, key) in keys.iter().enumerate() {
-            if let Err(source) = self.vips.update(key, &VipValue::new(key, handle.as_ref()).bits()) {
-                self.leave(handle, keys[..i].iter().copied());
-                return Err(Refusal::Vip { vip: key.socket_addr(), source });
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes addresses out, where they still lead to this handle.
-    fn leave(&self, handle: HandlePtr, keys: impl IntoIterator<Item = VipKey>) {
-        for key in keys {
-            if self.owns(handle, &key)
-                && let Err(error) = self.vips.delete(&key)
-            {
-                tracing::error!(vip = %key.socket_addr(), %error, "can't take an address out of the VIP map");
-            }
-        }
-    }
-
-    /// Whether an address leads to this listener: another one may have taken it over.
-    fn owns(&self, handle: HandlePtr, key: &VipKey) -> bool {
-        let value = self.vips.get(key).ok().flatten();
-        value.is_some_and(|value| VipValue::from_bits(value).listener(key) == Some(handle.ptr()))
+        listener.map(|(_, vips)| vips.iter().map(|vip| vip.key).collect()).unwrap_or_default()
     }
 }

@@ -7,21 +7,23 @@
 
 use std::{
     io,
+    num::NonZeroUsize,
     os::fd::{AsRawFd as _, BorrowedFd},
     ptr::{self, NonNull},
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
 };
 
 use slotmesh_records::{SLAB_BYTES, SlabIndex, SlotPtr};
 
-/// A reserved range of addresses for `slabs` slabs. Unmapped when the last owner goes.
+/// A reserved range of addresses for slabs. Unmapped when the last owner goes.
 #[derive(Debug)]
 pub struct Reservation {
     base: NonNull<u8>,
-    slabs: u32,
+    /// For each slab, whether the arena uses it: then it may not be mapped anew.
+    in_use: Box<[AtomicBool]>,
 }
 
 // SAFETY: the pointer is only the start of a range that this value owns; all access goes through
@@ -32,12 +34,16 @@ unsafe impl Sync for Reservation {}
 
 /// Proof that a slab is mapped and in nobody's hands yet. Gives the arena's owner the right to use it.
 #[derive(Debug)]
-pub struct MappedSlab(SlabIndex);
+pub struct MappedSlab {
+    index: SlabIndex,
+    /// The reservation's address.
+    base: NonZeroUsize,
+}
 
 impl MappedSlab {
     /// Which slab.
     pub const fn index(&self) -> SlabIndex {
-        self.0
+        self.index
     }
 }
 
@@ -56,7 +62,8 @@ impl Reservation {
             )
         };
         let base = check(base)?;
-        let range = Arc::new(Self { base, slabs });
+        let in_use = (0..slabs).map(|_| AtomicBool::new(false)).collect();
+        let range = Arc::new(Self { base, in_use });
         let arena = Arena { range: range.clone(), mapped: vec![false; slabs as usize] };
         Ok((range, arena))
     }
@@ -75,14 +82,20 @@ impl Reservation {
     /// Takes a slab's pages away again; its addresses stay reserved.
     pub fn unmap(&self, slab: MappedSlab) -> io::Result<()> {
         let reserved = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        self.replace(slab.0, libc::PROT_NONE, reserved, -1)
+        self.replace(slab.index, libc::PROT_NONE, reserved, -1)
     }
 
     fn map_at(&self, index: SlabIndex, flags: libc::c_int, fd: libc::c_int) -> io::Result<MappedSlab> {
         self.replace(index, libc::PROT_READ | libc::PROT_WRITE, flags, fd)?;
-        Ok(MappedSlab(index))
+        Ok(self.token(index))
     }
 
+    fn token(&self, index: SlabIndex) -> MappedSlab {
+        MappedSlab { index, base: self.base.addr() }
+    }
+
+    /// # Panics
+    /// Where the slab is outside the reservation, or in use.
     fn replace(
         &self,
         index: SlabIndex,
@@ -90,7 +103,9 @@ impl Reservation {
         flags: libc::c_int,
         fd: libc::c_int,
     ) -> io::Result<()> {
-        assert!(index.get() < self.slabs, "slab {index} is outside the reservation of {}", self.slabs);
+        let in_use = self.in_use.get(index.get() as usize);
+        let in_use = in_use.unwrap_or_else(|| panic!("slab {index} is outside the reservation"));
+        assert!(!in_use.load(Ordering::Acquire), "slab {index} is in use");
         // SAFETY: within the range that this value owns.
         let at = unsafe { self.base.add(index.get() as usize * SLAB_BYTES) };
         // SAFETY: MAP_FIXED replaces only pages of our own reservation. Nobody holds a pointer into the
@@ -104,7 +119,7 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         // SAFETY: the whole range is ours, and no `Arena` is left that could reach into it.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), self.slabs as usize * SLAB_BYTES) };
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.in_use.len() * SLAB_BYTES) };
     }
 }
 
@@ -124,8 +139,13 @@ pub struct Arena {
 
 impl Arena {
     /// Takes a slab into use.
+    ///
+    /// # Panics
+    /// Where the slab was mapped in another reservation.
     pub fn adopt(&mut self, slab: &MappedSlab) {
-        self.mapped[slab.0.get() as usize] = true;
+        assert_eq!(slab.base, self.range.base.addr(), "a slab of another reservation");
+        self.mapped[slab.index.get() as usize] = true;
+        self.range.in_use[slab.index.get() as usize].store(true, Ordering::Release);
     }
 
     /// Takes a slab out of use: nothing of it is reached through this arena any more.
@@ -135,7 +155,8 @@ impl Arena {
     pub fn surrender(&mut self, slab: SlabIndex) -> MappedSlab {
         assert!(self.has(slab), "slab {slab} isn't in use");
         self.mapped[slab.get() as usize] = false;
-        MappedSlab(slab)
+        self.range.in_use[slab.get() as usize].store(false, Ordering::Release);
+        self.range.token(slab)
     }
 
     /// Whether the slab is in use.

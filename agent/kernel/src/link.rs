@@ -23,8 +23,9 @@ pub enum Hook {
 }
 
 impl Hook {
-    /// All hooks.
-    pub const ALL: [Self; 4] = [Self::Connect4, Self::Connect6, Self::GetPeerName4, Self::GetPeerName6];
+    /// All hooks, in the order in which they are attached. One that decides nothing comes first: its
+    /// attachment makes the cgroup's storage, where the identity is stored before anything decides.
+    pub const ALL: [Self; 4] = [Self::GetPeerName4, Self::GetPeerName6, Self::Connect4, Self::Connect6];
 
     /// The program's name in the object, and the link's name among the pins.
     pub const fn as_str(self) -> &'static str {
@@ -83,6 +84,11 @@ impl Link {
         Ok((cgroup.cgroup_id, cgroup.attach_type == hook.attach_type()))
     }
 
+    /// The id of the program that it runs.
+    pub fn program_id(&self) -> Result<u32, BpfError> {
+        Ok(sys::info::<bpf_link_info>(&self.fd)?.prog_id)
+    }
+
     /// Replaces the program; connections never meet a moment without one.
     ///
     /// The kernel doesn't refuse a program of another hook: compare [`target`](Self::target) first.
@@ -91,5 +97,17 @@ impl Link {
         attr.link_update.link_fd = self.fd.as_raw_fd() as u32;
         attr.link_update.__bindgen_anon_1.new_prog_fd = program.as_raw_fd() as u32;
         bpf("BPF_LINK_UPDATE", bpf_cmd::BPF_LINK_UPDATE, &mut attr).map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_decides_is_attached_last() {
+        let decides: Vec<bool> =
+            Hook::ALL.iter().map(|hook| matches!(hook, Hook::Connect4 | Hook::Connect6)).collect();
+        assert_eq!(decides, [false, false, true, true]);
     }
 }

@@ -86,16 +86,10 @@ impl<K: Pod, V: Pod> Map<K, V> {
     ) -> Result<Self, BpfError> {
         if let Some(map) = Self::open(path)? {
             let info: bpf_map_info = sys::info(&map.fd)?;
-            let found = (info.type_, info.key_size, info.value_size, info.max_entries);
-            let wanted = (spec.kind.number(), size_of::<K>() as u32, size_of::<V>() as u32, spec.max_entries);
+            let (found, wanted) = ((info.type_, info.max_entries), (spec.kind.number(), spec.max_entries));
             if found != wanted {
-                return Err(BpfError {
-                    call: "BPF_OBJ_GET",
-                    source: std::io::Error::other(format!(
-                        "{} is another map: (type, key size, value size, elements) is {found:?}, not {wanted:?}",
-                        path.display()
-                    )),
-                });
+                let what = format!("(type, elements) is {found:?}, not {wanted:?}");
+                return Err(another(path, &what));
             }
             return Ok(map);
         }
@@ -105,8 +99,18 @@ impl<K: Pod, V: Pod> Map<K, V> {
     }
 
     /// Opens the map pinned at `path`; `None` where nothing is pinned there.
+    ///
+    /// # Errors
+    /// Also where its keys or values have another size: the kernel would read or write past ours.
     pub fn open(path: &Path) -> Result<Option<Self>, BpfError> {
-        Ok(sys::open(path)?.map(|fd| Self { fd, types: PhantomData }))
+        let Some(fd) = sys::open(path)? else { return Ok(None) };
+        let info: bpf_map_info = sys::info(&fd)?;
+        let (found, wanted) =
+            ((info.key_size, info.value_size), (size_of::<K>() as u32, size_of::<V>() as u32));
+        if found != wanted {
+            return Err(another(path, &format!("(key size, value size) is {found:?}, not {wanted:?}")));
+        }
+        Ok(Some(Self { fd, types: PhantomData }))
     }
 
     /// Pins the map.
@@ -177,6 +181,11 @@ impl<K: Pod, V: Pod> Map<K, V> {
         attr.__bindgen_anon_2.key = std::ptr::from_ref(key) as u64;
         attr
     }
+}
+
+fn another(path: &Path, what: &str) -> BpfError {
+    let text = format!("{} is another map: {what}", path.display());
+    BpfError { call: "BPF_OBJ_GET", source: std::io::Error::other(text) }
 }
 
 impl<K, V> AsFd for Map<K, V> {

@@ -170,6 +170,9 @@ impl Outer {
     }
 
     fn create_batch(&self, indexes: &[SlabIndex]) -> Result<Vec<MappedSlab>, OuterError> {
+        // What a batch that failed half-way left pinned was never used. It goes before the outer map
+        // changes, so that pin and record never disagree.
+        indexes.iter().try_for_each(|&index| remove_pin(&self.pin_of(index)))?;
         let maps = self.shared(indexes, |_| Slab::create(&SLAB, None).map_err(bpf("create a slab")))?;
         let records: Vec<(u32, u32)> = indexes
             .iter()
@@ -180,8 +183,6 @@ impl Outer {
         let pairs: Vec<_> = indexes.iter().zip(&maps).collect();
         self.shared(&pairs, |&(&index, map)| {
             let path = self.pin_of(index);
-            // What a batch that failed half-way left pinned was never used: replace it.
-            remove_pin(&path)?;
             map.pin(&path).map_err(bpf("pin a slab"))?;
             self.range.map(index, map.as_fd()).map_err(at("map slab", &path))
         })
@@ -258,7 +259,7 @@ impl Outer {
             let path = entry.map_err(at("list", &self.slabs))?.path();
             let index =
                 path.file_name().and_then(|name| name.to_str()?.parse().ok()).and_then(SlabIndex::new);
-            let index = index.ok_or_else(|| {
+            let index = index.filter(|&index| self.pin_of(index) == path).ok_or_else(|| {
                 at("unexpected file among the slabs:", &path)(io::ErrorKind::InvalidData.into())
             })?;
             let map = Slab::open(&path)

@@ -18,6 +18,9 @@ use crate::{Backing, BackingError};
 /// asked in a tight loop.
 const BARRIER_RETRY: Duration = Duration::from_millis(100);
 
+const GROWTH: &str = "slots-growth";
+const GRACE: &str = "slots-grace";
+
 /// Finished work.
 pub(crate) enum Done {
     /// A batch of slabs.
@@ -26,6 +29,25 @@ pub(crate) enum Done {
     Shrunk(Result<(), BackingError>),
     /// A grace period.
     Barrier(Result<(), BackingError>),
+    /// A thread ended by a panic: nothing it was asked for will be done.
+    Died(&'static str),
+}
+
+/// Tells of the end of a thread that panics.
+struct Obituary {
+    thread: &'static str,
+    finished: Sender<Done>,
+    wake: Arc<dyn Fn() + Send + Sync>,
+}
+
+impl Drop for Obituary {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            // Nobody to tell where the engine is gone too.
+            let _ = self.finished.send(Done::Died(self.thread));
+            (self.wake)();
+        }
+    }
 }
 
 /// Work for the growth thread.
@@ -51,6 +73,7 @@ impl Background {
         let grower = {
             let (backing, finished, wake) = (backing.clone(), finished.clone(), wake.clone());
             move || {
+                let _obituary = Obituary { thread: GROWTH, finished: finished.clone(), wake: wake.clone() };
                 for job in growth {
                     let done = match job {
                         Job::Grow(batch) => Done::Grown(backing.create(&batch)),
@@ -65,6 +88,7 @@ impl Background {
         };
         let backing = backing.clone();
         let waiter = move || {
+            let _obituary = Obituary { thread: GRACE, finished: finished.clone(), wake: wake.clone() };
             for () in periods {
                 let result = backing.barrier();
                 if result.is_err() {
@@ -77,8 +101,8 @@ impl Background {
             }
         };
         let threads = vec![
-            thread::Builder::new().name("slots-growth".to_owned()).spawn(grower)?,
-            thread::Builder::new().name("slots-grace".to_owned()).spawn(waiter)?,
+            thread::Builder::new().name(GROWTH.to_owned()).spawn(grower)?,
+            thread::Builder::new().name(GRACE.to_owned()).spawn(waiter)?,
         ];
         Ok(Self { jobs: Some(jobs), barrier: Some(barrier), done, threads })
     }

@@ -14,6 +14,10 @@ use crate::HandlePtr;
 /// Handles in a page of 4 KiB.
 pub(crate) const PAGE_ENTRIES: u32 = ((4096 - size_of::<DirectoryPage>()) / size_of::<SlotPtr>()) as u32;
 
+/// The bytes of a page that are used.
+pub(crate) const PAGE_BYTES: usize =
+    size_of::<DirectoryPage>() + PAGE_ENTRIES as usize * size_of::<SlotPtr>();
+
 /// Where a handle stands in the directory.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Entry {

@@ -19,6 +19,7 @@ impl Engine {
 pub struct Draft<'e> {
     engine: &'e mut Engine,
     slots: Vec<SlotPtr>,
+    /// Each is held by a reference of the draft's, so that none goes while the draft waits for a slot.
     handles: Vec<HandlePtr>,
 }
 
@@ -52,10 +53,11 @@ impl Draft<'_> {
     /// # Errors
     /// Where no slot is to be had.
     pub fn handle(&mut self, kind: ResourceKind, name: &str) -> Result<HandlePtr, Full> {
-        if let Some(handle) = self.engine.find(kind, name) {
-            return Ok(handle);
-        }
-        let handle = self.engine.create_handle(kind, name)?;
+        let handle = match self.engine.find(kind, name) {
+            Some(handle) => handle,
+            None => self.engine.create_handle(kind, name)?,
+        };
+        self.engine.handles.info(handle).refs += 1;
         self.handles.push(handle);
         Ok(handle)
     }
@@ -73,9 +75,7 @@ impl Drop for Draft<'_> {
             self.engine.table.give_back(ptr);
         }
         for handle in self.handles.drain(..) {
-            if self.engine.handles.get(handle).is_some_and(|info| info.refs == 0 && !info.published) {
-                self.engine.forget_unreachable(handle);
-            }
+            self.engine.release(handle);
         }
         self.engine.scratch.slots = std::mem::take(&mut self.slots);
         self.engine.scratch.handles = std::mem::take(&mut self.handles);

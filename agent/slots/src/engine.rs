@@ -1,6 +1,10 @@
 //! The engine: publication, retirement, growth.
 
-use std::{mem::offset_of, sync::Arc};
+use std::{
+    mem::offset_of,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use slotmesh_kernel::{Arena, MappedSlab};
 use slotmesh_records::{
@@ -98,7 +102,10 @@ pub enum Full {
         retired: usize,
     },
     /// The kernel refused to create slabs.
-    #[error("no idle slot of {class} bytes, and the kernel refused to create slabs: {reason}")]
+    #[error(
+        "no idle slot of {class} bytes, and the kernel refused to create slabs ({reason}); raise the memory \
+         limit, or the limit of open files"
+    )]
     Growth {
         /// The slot size that was asked for.
         class: SlotClass,
@@ -152,9 +159,22 @@ pub struct Engine {
     config: Config,
     growing: bool,
     shrinking: bool,
-    growth_error: Option<String>,
+    growth_error: Option<GrowthFailed>,
     grace_periods: u64,
+    room: u64,
     pub(crate) scratch: Scratch,
+}
+
+/// How long growth ahead of demand rests after a first failure; doubles with each further one.
+const GROWTH_RETRY: Duration = Duration::from_millis(500);
+/// The longest rest.
+const GROWTH_RETRY_MOST: Duration = Duration::from_secs(60);
+
+/// The last growth, where it failed. A flush that needs a slot tries again at once.
+struct GrowthFailed {
+    reason: String,
+    wait: Duration,
+    at: Instant,
 }
 
 /// Buffers that every flush uses again.
@@ -216,6 +236,7 @@ impl Engine {
             shrinking: false,
             growth_error: None,
             grace_periods: 0,
+            room: 0,
             scratch: Scratch::default(),
         };
         if found.is_new {
@@ -242,6 +263,11 @@ impl Engine {
     /// The handle of a resource, if it has one.
     pub fn find(&self, kind: ResourceKind, name: &str) -> Option<HandlePtr> {
         self.handles.find(kind, name)
+    }
+
+    /// The name of a handle that is in the directory.
+    pub fn name(&self, handle: HandlePtr) -> Option<&str> {
+        self.handles.get(handle).map(|info| &*info.name)
     }
 
     /// The root record of a handle's current version; null where it has none.
@@ -284,14 +310,25 @@ impl Engine {
         }
     }
 
-    /// A resource is no more, and its handle, to which no record refers, can't be found any more by
-    /// new program runs. The runs that have found it still see its last version.
-    pub fn remove_after_grace(&mut self, handle: HandlePtr) {
+    /// Takes a handle to which no record refers out of the directory: first step of a removal that
+    /// leaves program runs that have found the handle with its last version. Second step: whatever else
+    /// leads to the handle is removed. Third: [`retire`](Self::retire).
+    pub fn conceal(&mut self, handle: HandlePtr) {
         if let Some(info) = self.handles.remove(handle) {
-            debug_assert_eq!(info.refs, 0);
+            debug_assert_eq!(info.refs, 0, "records refer to {}", info.name);
             self.directory.leave(&mut self.arena, info.entry);
         }
+    }
+
+    /// New program runs can't find the concealed handle any more: it goes, with its version, when those
+    /// under way have ended.
+    pub fn retire(&mut self, handle: HandlePtr) {
         self.quarantine.push(Item::Handle(handle));
+    }
+
+    /// Rises whenever slots may have become idle, or slabs were created.
+    pub fn room(&self) -> u64 {
+        self.room
     }
 
     /// Changes the most slabs there are to be. Above it, slabs are given back as they become idle.
@@ -333,7 +370,7 @@ impl Engine {
             quarantined: self.quarantine.len(),
             handles: self.handles.len(),
             grace_periods: self.grace_periods,
-            growth_error: self.growth_error.clone(),
+            growth_error: self.growth_error.as_ref().map(|failed| failed.reason.clone()),
         }
     }
 
@@ -342,6 +379,7 @@ impl Engine {
             Done::Grown(Ok(slabs)) => {
                 self.growing = false;
                 self.growth_error = None;
+                self.room += 1;
                 for slab in &slabs {
                     self.arena.adopt(slab);
                     self.table.add(slab.index());
@@ -358,10 +396,16 @@ impl Engine {
             Done::Grown(Err(error)) => {
                 tracing::warn!(%error, "growth failed");
                 self.growing = false;
-                self.growth_error = Some(error.to_string());
+                let wait = self.growth_error.as_ref().map_or(GROWTH_RETRY, |failed| failed.wait * 2);
+                self.growth_error = Some(GrowthFailed {
+                    reason: error.to_string(),
+                    wait: wait.min(GROWTH_RETRY_MOST),
+                    at: Instant::now(),
+                });
             }
             Done::Barrier(Ok(())) => {
                 self.grace_periods += 1;
+                self.room += 1;
                 for item in self.quarantine.end() {
                     match item {
                         Item::Slot(ptr) => self.table.reuse(ptr),
@@ -369,6 +413,7 @@ impl Engine {
                     }
                 }
             }
+            Done::Died(thread) => panic!("thread {thread} has died: no slot would become idle any more"),
             Done::Barrier(Err(error)) => {
                 tracing::warn!(%error, "a grace period failed; what is retired stays retired");
                 self.quarantine.failed();
@@ -383,7 +428,8 @@ impl Engine {
             Growth::Eager => true,
             Growth::OnDemand => false,
         };
-        if ahead && self.growth_error.is_none() {
+        let due = self.growth_error.as_ref().is_none_or(|failed| failed.at.elapsed() >= failed.wait);
+        if ahead && due {
             self.grow();
         }
     }
@@ -430,7 +476,7 @@ impl Engine {
         self.table.take(class).map_or_else(|| self.take_slowly(class), Ok)
     }
 
-    /// No slot is idle: wait for one batch of growth at most, or at the cap for one grace period.
+    /// No slot is idle: wait for one batch of growth at most, and then for what is retired.
     #[cold]
     fn take_slowly(&mut self, class: SlotClass) -> Result<SlotPtr, Full> {
         self.poll();
@@ -446,20 +492,25 @@ impl Engine {
                 let done = self.background.wait();
                 self.done(done);
             }
-        } else if self.quarantine.len() > 0 {
-            let before = self.grace_periods;
-            self.quarantine.begin().then(|| self.background.barrier());
-            while self.grace_periods == before {
-                let done = self.background.wait();
-                let failed = matches!(done, Done::Barrier(Err(_)));
-                self.done(done);
-                if failed {
-                    break;
-                }
+        }
+        // What is retired may be what is needed. A handle takes two grace periods: one for itself, one
+        // for the version behind it.
+        while self.quarantine.len() > 0 {
+            if let Some(ptr) = self.table.take(class).or_else(|| self.take_larger(class)) {
+                return Ok(ptr);
+            }
+            if self.quarantine.begin() {
+                self.background.barrier();
+            }
+            let done = self.background.wait();
+            let failed = matches!(done, Done::Barrier(Err(_)));
+            self.done(done);
+            if failed {
+                break;
             }
         }
         self.table.take(class).or_else(|| self.take_larger(class)).ok_or_else(|| match &self.growth_error {
-            Some(reason) if can_grow => Full::Growth { class, reason: reason.clone() },
+            Some(failed) if can_grow => Full::Growth { class, reason: failed.reason.clone() },
             _ => Full::Cap {
                 class,
                 cap: self.config.cap,
@@ -505,7 +556,8 @@ impl Engine {
         let record = Handle { header, current: SlotPtr::NULL, resource: kind.0, name_hash: name_hash(name) };
         let handle = HandlePtr::new(self.write(&record, name.as_bytes(), 0)?);
         let entry = self.directory.enter(&mut self.arena, handle);
-        self.handles.insert(handle, Info { kind, name: name.into(), refs: 0, published: false, entry });
+        self.handles
+            .insert(handle, Info { kind, name: name.into(), refs: 0, seen: false, published: false, entry });
         Ok(handle)
     }
 
@@ -516,14 +568,14 @@ impl Engine {
         let mut refs = std::mem::take(&mut self.scratch.refs);
         self.tree(root, &mut refs);
         for ptr in refs.drain(..) {
-            if let Some(info) = self.handles.get_mut(HandlePtr::new(ptr)) {
-                info.refs += 1;
-            }
+            let info = self.handles.info(HandlePtr::new(ptr));
+            info.refs += 1;
+            info.seen = true;
         }
         self.scratch.refs = refs;
-        if let Some(info) = self.handles.get_mut(handle) {
-            info.published = true;
-        }
+        let info = self.handles.info(handle);
+        info.published = true;
+        info.seen = true;
         self.arena.publish(handle.ptr(), offset_of!(Handle, current), root.bits());
         if !old.is_null() {
             self.give_up(old);
@@ -540,14 +592,22 @@ impl Engine {
             self.quarantine.push(Item::Slot(ptr));
         }
         for ptr in refs.drain(..) {
-            let handle = HandlePtr::new(ptr);
-            let Some(info) = self.handles.get_mut(handle) else { continue };
-            info.refs -= 1;
-            if info.refs == 0 && !info.published {
-                self.drop_handle(handle);
-            }
+            self.release(HandlePtr::new(ptr));
         }
         self.scratch.refs = refs;
+    }
+
+    /// One reference to the handle less; without any, and without a version, it goes.
+    pub(crate) fn release(&mut self, handle: HandlePtr) {
+        let info = self.handles.info(handle);
+        info.refs -= 1;
+        if info.refs == 0 && !info.published {
+            if info.seen {
+                self.drop_handle(handle);
+            } else {
+                self.forget_unreachable(handle);
+            }
+        }
     }
 
     /// The slots of a version, into `scratch.tree`, and what it refers to.
@@ -590,7 +650,7 @@ impl Engine {
     }
 
     /// A handle that no program ever saw.
-    pub(crate) fn forget_unreachable(&mut self, handle: HandlePtr) {
+    fn forget_unreachable(&mut self, handle: HandlePtr) {
         if let Some(info) = self.handles.remove(handle) {
             self.directory.leave(&mut self.arena, info.entry);
             self.table.give_back(handle.ptr());

@@ -38,6 +38,8 @@ pub(crate) struct Info {
     pub name: Arc<str>,
     /// How many pointers of current versions lead here.
     pub refs: u32,
+    /// Whether programs may have seen it: a version that refers to it, or its own, was published.
+    pub seen: bool,
     /// Whether the resource was published (and not removed since).
     pub published: bool,
     pub entry: Entry,
@@ -69,6 +71,15 @@ impl Handles {
 
     pub fn get(&self, handle: HandlePtr) -> Option<&Info> {
         self.infos.get(&handle.0)
+    }
+
+    /// A handle that something refers to, and which therefore exists.
+    ///
+    /// # Panics
+    /// Where it doesn't: going on would lead connections astray.
+    pub fn info(&mut self, handle: HandlePtr) -> &mut Info {
+        let info = self.infos.get_mut(&handle.0);
+        info.unwrap_or_else(|| panic!("a record or draft refers to {:?}, which is no handle", handle.0))
     }
 
     pub fn get_mut(&mut self, handle: HandlePtr) -> Option<&mut Info> {

@@ -13,7 +13,7 @@ use slotmesh_records::{
 
 use crate::{
     BackingError, HandlePtr, ResourceKind, SlotClass,
-    directory::Directory,
+    directory::{Directory, PAGE_BYTES, PAGE_ENTRIES},
     engine::read,
     handles::{Handles, Info},
     table::SlotTable,
@@ -109,11 +109,13 @@ pub(crate) fn recover(
     let mut is_newest = true;
     while !page.is_null() {
         let slot = marker.mark(page)?;
-        let next = typed::<DirectoryPage>(slot, page)?.next.ptr();
-        let entries: &[SlotPtr] = bytemuck::try_cast_slice(
-            &slot[size_of::<DirectoryPage>()..slot.len() - slot.len() % size_of::<SlotPtr>()],
-        )
-        .map_err(|_| damaged("a misaligned page", page))?;
+        let record = typed::<DirectoryPage>(slot, page)?;
+        let next = record.next.ptr();
+        if record.header.count != PAGE_ENTRIES || slot.len() < PAGE_BYTES {
+            return Err(damaged("a short page of the directory", page));
+        }
+        let entries: &[SlotPtr] = bytemuck::try_cast_slice(&slot[size_of::<DirectoryPage>()..PAGE_BYTES])
+            .map_err(|_| damaged("a misaligned page", page))?;
         let entries: Vec<SlotPtr> = entries.to_vec();
         found.directory.add_page(page, is_newest, |i| entries[i as usize].is_null());
         for (i, &ptr) in entries.iter().enumerate().filter(|(_, ptr)| !ptr.is_null()) {
@@ -122,9 +124,10 @@ pub(crate) fn recover(
             let kind = ResourceKind(handle.resource);
             let published = !current.is_null();
             let handle = HandlePtr::new(ptr);
-            found
-                .handles
-                .insert(handle, Info { kind, name: name.as_str().into(), refs: 0, published, entry });
+            found.handles.insert(
+                handle,
+                Info { kind, name: name.as_str().into(), refs: 0, seen: true, published, entry },
+            );
             if published {
                 trees.push((handle, current));
             }

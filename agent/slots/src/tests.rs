@@ -161,6 +161,29 @@ fn a_handle_lives_as_long_as_something_refers_to_it() {
 }
 
 #[test]
+fn a_handle_stays_while_a_draft_that_waits_holds_it() {
+    let (mut engine, _) = open_with(&Arc::default(), &[], Config { initial: 3, cap: 3, ..SMALL });
+    // The only reference to the endpoints' handle is in quarantine ...
+    let listener = cluster(&mut engine, "listener", "web").unwrap();
+    engine.conceal(listener);
+    engine.retire(listener);
+    let many: Vec<u16> = (0..120).collect();
+    let mut n = 0;
+    while engine.stats().empty_slabs > 0
+        || engine.stats().classes.iter().any(|(class, counts)| class.bytes() == 4096 && counts.idle > 0)
+    {
+        assignment(&mut engine, &format!("fill-{n}"), &many, 1).unwrap();
+        n += 1;
+    }
+    let first = engine.find(ENDPOINTS, "fill-0").unwrap();
+    engine.remove(first);
+    // ... and is freed while this flush, which has the handle, waits for a slot.
+    let handle = assignment(&mut engine, "web", &many, 1).unwrap();
+    assert_eq!(engine.find(ENDPOINTS, "web"), Some(handle));
+    assert_eq!(ports(&engine, "web"), Some(many));
+}
+
+#[test]
 fn growth_stops_at_the_cap_and_a_refused_flush_changes_nothing() {
     let (mut engine, _) = open(&Arc::default(), &[]);
     let many: Vec<u16> = (0..120).collect();
@@ -266,13 +289,15 @@ fn a_removal_that_was_cut_short_is_found_again() {
     let (mut engine, _) = open(&pins, &[]);
     let handle = assignment(&mut engine, "web", &[80], 7).unwrap();
     let before = totals(&engine).0;
-    engine.remove_after_grace(handle);
+    engine.conceal(handle);
+    engine.retire(handle);
     drop(engine);
     let (mut engine, recovered) = open(&pins, &[handle.ptr()]);
     assert_eq!(recovered.orphans, [handle]);
     assert!(recovered.resources.is_empty());
     assert_eq!(totals(&engine).0, before);
-    engine.remove_after_grace(handle);
+    engine.conceal(handle);
+    engine.retire(handle);
     engine.settle();
     assert_eq!(totals(&engine).0, before - 2);
 }

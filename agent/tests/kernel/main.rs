@@ -82,7 +82,7 @@ impl Bench {
     }
 
     pub(crate) fn stats(&self) -> slotmesh_slots::Stats {
-        self.runtime.block_on(self.agent().handle().stats()).expect("the agent runs")
+        self.runtime.block_on(self.agent().handle().stats()).expect("the agent runs").0
     }
 }
 

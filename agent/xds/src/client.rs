@@ -142,6 +142,8 @@ enum Ended {
     Failed(#[from] Box<Status>),
     #[error("the control plane closed the stream")]
     Closed,
+    #[error("there is room for what was refused")]
+    Room,
     #[error("shutdown")]
     Shutdown,
 }
@@ -200,6 +202,10 @@ impl<C: Connector, S: Sink> Client<C, S> {
                 attempts.reset();
             }
             self.stats.closed();
+            if matches!(ended, Ended::Room) {
+                tracing::info!("connecting anew: what was refused for want of room may fit now");
+                continue;
+            }
             if !opened {
                 self.stats.failed();
             }
@@ -263,6 +269,7 @@ impl<C: Connector, S: Sink> Client<C, S> {
                 () = shutdown.cancelled() => return Err(Ended::Shutdown),
                 () = changed(&mut self.wanted) => self.resubscribe(&mut stream, shutdown).await?,
                 response = next(&mut responses) => self.apply(&mut stream, response?, shutdown).await?,
+                () = self.sink.room() => return Err(Ended::Room),
             }
         }
     }

@@ -31,6 +31,12 @@ pub trait Sink: Send + Sync + 'static {
     /// After a restart, what vanished while the agent was away is removed right after this: the
     /// control plane removes only when all that referred to it is up to date.
     fn synced(&self);
+
+    /// Resolves when what was refused for want of room may fit now. The client then connects anew, and
+    /// the control plane sends what is missing.
+    fn room(&self) -> impl Future<Output = ()> + Send {
+        std::future::pending()
+    }
 }
 
 impl<S: Sink> Sink for std::sync::Arc<S> {
@@ -44,5 +50,9 @@ impl<S: Sink> Sink for std::sync::Arc<S> {
 
     fn synced(&self) {
         S::synced(self);
+    }
+
+    async fn room(&self) {
+        S::room(self).await;
     }
 }
