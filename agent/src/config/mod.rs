@@ -2,12 +2,20 @@
 //!
 //! Decoding is the border: what passes it can be flattened, and what the data path can't decide at
 //! connect time is refused here by field, with what to do instead. Nothing is silently ignored that
-//! would change where a connection goes; HTTP-only fields of a route are the operator's to report.
+//! would change where a connection goes, whether it may, or what is on the wire (TLS, PROXY protocol).
+//!
+//! Each message is therefore destructured whole: a field is read, refused where it is set, or named
+//! with `_` because it is harmless. A field that newer protocol types bring doesn't compile until that
+//! is decided. Harmless is what only says how a proxy counts, logs, buffers or times out, and what acts
+//! on single HTTP requests (retries, rewrites, HTTP filters): there are none at connect time, and the
+//! operator reports them on the object. Fields that the protocol types don't know can't be seen.
 
 mod cluster;
 mod endpoints;
 mod listener;
 mod route;
+#[cfg(test)]
+mod tests;
 
 use std::{net::IpAddr, num::NonZeroU16};
 
@@ -17,8 +25,14 @@ pub use listener::{Action, Listener};
 use prost::Message;
 pub use route::{Route, WeightedCluster};
 use slotmesh_xds::{
-    Resource, ResourceType,
-    envoy::{envoy::config::core::v3 as core, google::protobuf::Any},
+    Resource, ResourceName, ResourceType,
+    envoy::{
+        envoy::config::{
+            core::v3::{self as core, config_source::ConfigSourceSpecifier},
+            route::v3::RouteConfiguration,
+        },
+        google::protobuf::{Any, BoolValue},
+    },
 };
 
 /// What is wrong with a resource.
@@ -77,15 +91,75 @@ impl Model {
     /// # Errors
     /// Names the field that is wrong.
     pub fn decode(resource: &Resource) -> Result<Self, Invalid> {
-        let content = resource.content.as_ref();
+        let (name, content) = (&resource.name, resource.content.as_ref());
         Ok(match resource.ty {
-            ResourceType::Cluster => Self::Cluster(Cluster::from_proto(decode("Cluster", content)?)?),
+            ResourceType::Cluster => Self::Cluster(Cluster::from_proto(name, decode("Cluster", content)?)?),
             ResourceType::Endpoints => {
-                Self::Endpoints(Endpoints::from_proto(decode("ClusterLoadAssignment", content)?)?)
+                Self::Endpoints(Endpoints::from_proto(name, decode("ClusterLoadAssignment", content)?)?)
             }
-            ResourceType::Route => Self::Route(Route::from_proto(&decode("RouteConfiguration", content)?)?),
-            ResourceType::Listener => Self::Listener(Listener::from_proto(&decode("Listener", content)?)?),
+            ResourceType::Route => {
+                let config: RouteConfiguration = decode("RouteConfiguration", content)?;
+                named("name", name, &config.name)?;
+                Self::Route(Route::from_proto("", &config)?)
+            }
+            ResourceType::Listener => {
+                Self::Listener(Listener::from_proto(name, &decode("Listener", content)?)?)
+            }
         })
+    }
+}
+
+/// What refers to a resource uses the name in its message; the handle has the resource's.
+fn named(field: &str, resource: &ResourceName, name: &str) -> Result<(), Invalid> {
+    if name.is_empty() {
+        return Err(invalid(field, "the name is empty"));
+    }
+    if name != resource.as_str() {
+        return Err(invalid(field, format!("{name:?} is not the resource's name, \"{resource}\"")));
+    }
+    Ok(())
+}
+
+/// Refuses the fields of the message at `$within` (empty for the resource itself) that are set.
+macro_rules! refuse_set {
+    ($within:expr, $($what:literal: $($field:ident),+;)+) => {
+        $($(if $crate::config::is_set($field) {
+            let name = $crate::config::path($within, stringify!($field).trim_start_matches("r#"));
+            return Err($crate::config::unsupported(name, $what));
+        })+)+
+    };
+}
+use refuse_set;
+
+fn is_set<T: Default + PartialEq>(field: &T) -> bool {
+    *field != T::default()
+}
+
+fn path(within: &str, field: &str) -> String {
+    if within.is_empty() { field.to_owned() } else { format!("{within}.{field}") }
+}
+
+/// Whether a wrapped flag that is off by default is on.
+fn is_on(flag: Option<&BoolValue>) -> bool {
+    flag.is_some_and(|flag| flag.value)
+}
+
+/// TLS that is asked for is not quietly left out; a socket that adds nothing is what there is anyway.
+fn plain_socket(field: &str, socket: Option<&core::TransportSocket>) -> Result<(), Invalid> {
+    use core::transport_socket::ConfigType;
+    const RAW: &str = "type.googleapis.com/envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
+    let Some(core::TransportSocket { name, config_type }) = socket else { return Ok(()) };
+    match config_type {
+        Some(ConfigType::TypedConfig(config)) if config.type_url == RAW => Ok(()),
+        _ => Err(unsupported(field, format!("{name:?}; connections are made as the application makes them"))),
+    }
+}
+
+/// Everything comes from the stream that the referring resource came from.
+fn same_stream(field: &str, source: Option<&core::ConfigSource>) -> Result<(), Invalid> {
+    match source.and_then(|source| source.config_source_specifier.as_ref()) {
+        None | Some(ConfigSourceSpecifier::Ads(_) | ConfigSourceSpecifier::Self_(_)) => Ok(()),
+        Some(_) => Err(unsupported(field, "only ads and self")),
     }
 }
 
@@ -106,13 +180,26 @@ fn socket_address(field: &str, address: Option<&core::Address>) -> Result<(IpAdd
         Some(_) => return Err(unsupported(field, "only socket_address is supported")),
         None => return Err(invalid(field, "there is no address")),
     };
-    if socket.protocol != core::socket_address::Protocol::Tcp as i32 {
+    let core::SocketAddress {
+        protocol,
+        address,
+        resolver_name,
+        network_namespace_filepath,
+        port_specifier,
+        // About a socket bound to `::`; such a listener is refused.
+        ipv4_compat: _,
+    } = socket;
+    refuse_set!(field,
+        "only IP addresses": resolver_name;
+        "connections stay in the workload's network namespace": network_namespace_filepath;
+    );
+    if *protocol != core::socket_address::Protocol::Tcp as i32 {
         return Err(unsupported(format!("{field}.protocol"), "only TCP is supported"));
     }
-    let ip = socket.address.parse().map_err(|_| {
-        invalid(format!("{field}.address"), format!("{:?} is not an IP address", socket.address))
-    })?;
-    let port = match socket.port_specifier {
+    let ip = address
+        .parse()
+        .map_err(|_| invalid(format!("{field}.address"), format!("{address:?} is not an IP address")))?;
+    let port = match *port_specifier {
         Some(PortSpecifier::PortValue(port)) => {
             u16::try_from(port).ok().and_then(NonZeroU16::new).ok_or_else(|| {
                 invalid(format!("{field}.port_value"), format!("{port} is not a port from 1 to 65535"))

@@ -1,0 +1,530 @@
+//! What is refused, by which field, and what isn't.
+
+use proptest::prelude::*;
+use prost::Message as _;
+use slotmesh_xds::{
+    Resource, ResourceType,
+    envoy::{
+        envoy::{
+            config::{
+                cluster::v3::{self as cluster, Cluster as ClusterProto},
+                core::v3::{self as core, address, socket_address::PortSpecifier},
+                endpoint::v3::{self as endpoint, ClusterLoadAssignment, lb_endpoint::HostIdentifier},
+                listener::v3::{self as listener, Listener as ListenerProto},
+                route::v3::{
+                    self as route, RouteConfiguration, RouteMatch, route::Action as RouteAction,
+                    route_action::ClusterSpecifier, route_match::PathSpecifier,
+                },
+            },
+            extensions::filters::network::{
+                http_connection_manager::v3::{
+                    HttpConnectionManager, HttpFilter, Rds, http_connection_manager::RouteSpecifier,
+                },
+                tcp_proxy::v3::{TcpProxy, tcp_proxy},
+            },
+            r#type::matcher::v3::{FilterStateMatcher, MetadataMatcher},
+        },
+        google::protobuf::{Any, BoolValue, Duration, UInt32Value},
+    },
+};
+
+use super::{
+    Invalid, Model,
+    listener::{HTTP_CONNECTION_MANAGER, TCP_PROXY},
+};
+
+const NAME: &str = "web";
+
+fn decode(ty: ResourceType, message: &impl prost::Message) -> Result<Model, Invalid> {
+    Model::decode(&Resource::encode(ty, NAME, message))
+}
+
+/// The field for which it is refused.
+fn field(result: Result<Model, Invalid>) -> String {
+    match result {
+        Err(Invalid::Field { field, .. } | Invalid::Unsupported { field, .. }) => field,
+        other => panic!("not refused by a field: {other:?}"),
+    }
+}
+
+fn typed(type_url: &str, message: &impl prost::Message) -> Any {
+    Any { type_url: type_url.to_owned(), value: message.encode_to_vec() }
+}
+
+fn address(ip: &str) -> core::Address {
+    let socket = core::SocketAddress {
+        address: ip.to_owned(),
+        port_specifier: Some(PortSpecifier::PortValue(80)),
+        ..Default::default()
+    };
+    core::Address { address: Some(address::Address::SocketAddress(socket)) }
+}
+
+fn socket(address: &mut Option<core::Address>) -> &mut core::SocketAddress {
+    match address.as_mut().and_then(|address| address.address.as_mut()) {
+        Some(address::Address::SocketAddress(socket)) => socket,
+        _ => unreachable!("it has one"),
+    }
+}
+
+fn tls() -> core::TransportSocket {
+    transport("tls.v3.UpstreamTlsContext")
+}
+
+fn transport(ty: &str) -> core::TransportSocket {
+    let url = format!("type.googleapis.com/envoy.extensions.transport_sockets.{ty}");
+    let config = core::transport_socket::ConfigType::TypedConfig(typed(&url, &()));
+    core::TransportSocket { name: ty.to_owned(), config_type: Some(config) }
+}
+
+#[expect(deprecated, reason = "old fields are refused too")]
+fn from_a_file() -> core::ConfigSource {
+    let path = core::config_source::ConfigSourceSpecifier::Path("/etc/x".to_owned());
+    core::ConfigSource { config_source_specifier: Some(path), ..Default::default() }
+}
+
+fn cluster() -> ClusterProto {
+    ClusterProto {
+        name: NAME.to_owned(),
+        cluster_discovery_type: Some(cluster::cluster::ClusterDiscoveryType::Type(3)),
+        eds_cluster_config: Some(cluster::cluster::EdsClusterConfig::default()),
+        common_lb_config: Some(cluster::cluster::CommonLbConfig::default()),
+        lb_policy: 3,
+        ..Default::default()
+    }
+}
+
+fn assignment() -> ClusterLoadAssignment {
+    let host = endpoint::Endpoint { address: Some(address("10.0.0.1")), ..Default::default() };
+    let endpoint =
+        endpoint::LbEndpoint { host_identifier: Some(HostIdentifier::Endpoint(host)), ..Default::default() };
+    let locality = endpoint::LocalityLbEndpoints { lb_endpoints: vec![endpoint], ..Default::default() };
+    let policy = endpoint::cluster_load_assignment::Policy::default();
+    ClusterLoadAssignment {
+        cluster_name: NAME.to_owned(),
+        endpoints: vec![locality],
+        policy: Some(policy),
+        ..Default::default()
+    }
+}
+
+fn route_config() -> RouteConfiguration {
+    let weighted = route::WeightedCluster {
+        clusters: ["v1", "v2"]
+            .map(|name| route::weighted_cluster::ClusterWeight {
+                name: name.to_owned(),
+                weight: Some(UInt32Value { value: 5 }),
+                ..Default::default()
+            })
+            .into(),
+        ..Default::default()
+    };
+    let action = route::RouteAction {
+        cluster_specifier: Some(ClusterSpecifier::WeightedClusters(weighted)),
+        ..Default::default()
+    };
+    let default =
+        RouteMatch { path_specifier: Some(PathSpecifier::Prefix("/".to_owned())), ..Default::default() };
+    let route = route::Route {
+        r#match: Some(default),
+        action: Some(RouteAction::Route(action)),
+        ..Default::default()
+    };
+    let host =
+        route::VirtualHost { domains: vec!["*".to_owned()], routes: vec![route], ..Default::default() };
+    RouteConfiguration { name: NAME.to_owned(), virtual_hosts: vec![host], ..Default::default() }
+}
+
+fn tcp() -> TcpProxy {
+    let cluster = tcp_proxy::ClusterSpecifier::Cluster("web".to_owned());
+    TcpProxy { stat_prefix: "x".to_owned(), cluster_specifier: Some(cluster), ..Default::default() }
+}
+
+fn http() -> HttpConnectionManager {
+    let rds = Rds { route_config_name: "web".to_owned(), ..Default::default() };
+    HttpConnectionManager { route_specifier: Some(RouteSpecifier::Rds(rds)), ..Default::default() }
+}
+
+fn listener_of(filter: Any) -> ListenerProto {
+    let filter = listener::Filter {
+        config_type: Some(listener::filter::ConfigType::TypedConfig(filter)),
+        ..Default::default()
+    };
+    ListenerProto {
+        name: NAME.to_owned(),
+        address: Some(address("10.96.0.1")),
+        filter_chains: vec![listener::FilterChain { filters: vec![filter], ..Default::default() }],
+        ..Default::default()
+    }
+}
+
+fn tcp_listener() -> ListenerProto {
+    listener_of(typed(TCP_PROXY, &tcp()))
+}
+
+/// Each change of a valid message is refused for this field.
+macro_rules! refused {
+    ($ty:ident, $valid:expr, $message:ident; $($change:expr => $field:expr;)+) => {
+        assert!(decode(ResourceType::$ty, &$valid).is_ok());
+        $({
+            let $message = &mut $valid;
+            $change;
+            assert_eq!(field(decode(ResourceType::$ty, $message)), $field);
+        })+
+    };
+}
+
+#[test]
+#[expect(deprecated, reason = "old fields are refused too")]
+fn clusters() {
+    refused!(Cluster, cluster(), m;
+        m.name.clear() => "name";
+        m.name = "other".to_owned() => "name";
+        m.cluster_discovery_type = None => "type";
+        m.lb_policy = 0 => "lb_policy";
+        m.lb_policy = 77 => "lb_policy";
+        m.transport_socket = Some(tls()) => "transport_socket";
+        m.transport_socket = Some(core::TransportSocket::default()) => "transport_socket";
+        m.transport_socket_matches.push(<_>::default()) => "transport_socket_matches";
+        m.transport_socket_matcher = Some(<_>::default()) => "transport_socket_matcher";
+        m.upstream_config = Some(<_>::default()) => "upstream_config";
+        m.filters.push(<_>::default()) => "filters";
+        m.upstream_bind_config = Some(<_>::default()) => "upstream_bind_config";
+        m.load_assignment = Some(assignment()) => "load_assignment";
+        m.health_checks.push(<_>::default()) => "health_checks";
+        m.outlier_detection = Some(<_>::default()) => "outlier_detection";
+        m.lb_subset_config = Some(<_>::default()) => "lb_subset_config";
+        m.load_balancing_policy = Some(<_>::default()) => "load_balancing_policy";
+        m.close_connections_on_host_health_failure = true => "close_connections_on_host_health_failure";
+        m.connect_timeout = Some(Duration::default()) => "connect_timeout";
+        m.connect_timeout = Some(Duration { seconds: i64::MIN, nanos: -1 }) => "connect_timeout";
+        m.eds_cluster_config.as_mut().unwrap().eds_config = Some(from_a_file())
+            => "eds_cluster_config.eds_config";
+        m.circuit_breakers = Some(limit(10)) => "circuit_breakers.thresholds[0].max_connections";
+        common(m).close_connections_on_host_set_change = true
+            => "common_lb_config.close_connections_on_host_set_change";
+        common(m).locality_config_specifier = Some(
+            cluster::cluster::common_lb_config::LocalityConfigSpecifier::LocalityWeightedLbConfig(
+                <_>::default()))
+            => "common_lb_config.locality_config_specifier";
+    );
+    let mut harmless = cluster();
+    harmless.alt_stat_name = "x".to_owned();
+    harmless.metadata = Some(<_>::default());
+    harmless.transport_socket = Some(transport("raw_buffer.v3.RawBuffer"));
+    harmless.circuit_breakers = Some(limit(u32::MAX));
+    harmless.http2_protocol_options = Some(<_>::default());
+    assert_eq!(decode(ResourceType::Cluster, &harmless), decode(ResourceType::Cluster, &cluster()));
+}
+
+fn limit(max_connections: u32) -> cluster::CircuitBreakers {
+    let max_connections = Some(UInt32Value { value: max_connections });
+    let threshold = cluster::circuit_breakers::Thresholds { max_connections, ..Default::default() };
+    cluster::CircuitBreakers { thresholds: vec![threshold], ..Default::default() }
+}
+
+fn common(cluster: &mut ClusterProto) -> &mut cluster::cluster::CommonLbConfig {
+    cluster.common_lb_config.as_mut().unwrap()
+}
+
+#[test]
+fn a_cluster_names_its_load_assignment_and_rounds_its_timeout_up() {
+    let mut message = cluster();
+    message.connect_timeout = Some(Duration { seconds: 0, nanos: 1 });
+    let of = |message: &ClusterProto| match decode(ResourceType::Cluster, message) {
+        Ok(Model::Cluster(cluster)) => (cluster.endpoints.to_string(), cluster.connect_timeout_ms),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(of(&message), (NAME.to_owned(), 1));
+    message.eds_cluster_config.as_mut().unwrap().service_name = "other".to_owned();
+    message.connect_timeout = Some(Duration { seconds: i64::MAX, nanos: 0 });
+    assert_eq!(of(&message), ("other".to_owned(), u32::MAX));
+}
+
+#[test]
+#[expect(deprecated, reason = "old fields are refused too")]
+fn load_assignments() {
+    fn lb(m: &mut ClusterLoadAssignment) -> &mut endpoint::LbEndpoint {
+        &mut m.endpoints[0].lb_endpoints[0]
+    }
+    fn host(m: &mut ClusterLoadAssignment) -> &mut endpoint::Endpoint {
+        match &mut lb(m).host_identifier {
+            Some(HostIdentifier::Endpoint(host)) => host,
+            _ => unreachable!("it has one"),
+        }
+    }
+    const LB: &str = "endpoints[0].lb_endpoints[0]";
+    refused!(Endpoints, assignment(), m;
+        m.cluster_name.clear() => "cluster_name";
+        m.cluster_name = "other".to_owned() => "cluster_name";
+        drop(m.named_endpoints.insert("a".to_owned(), <_>::default())) => "named_endpoints";
+        m.policy.as_mut().unwrap().drop_overloads.push(<_>::default()) => "policy.drop_overloads";
+        m.policy.as_mut().unwrap().endpoint_stale_after = Some(Duration::default())
+            => "policy.endpoint_stale_after";
+        m.endpoints[0].priority = 1 => "endpoints[0].priority";
+        m.endpoints[0].lb_config = Some(endpoint::locality_lb_endpoints::LbConfig::LoadBalancerEndpoints(
+            <_>::default())) => "endpoints[0].lb_config";
+        lb(m).health_status = 77 => format!("{LB}.health_status");
+        lb(m).load_balancing_weight = Some(UInt32Value { value: 0 })
+            => format!("{LB}.load_balancing_weight");
+        lb(m).host_identifier = Some(HostIdentifier::EndpointName("a".to_owned())) => LB;
+        host(m).additional_addresses.push(<_>::default())
+            => format!("{LB}.endpoint.additional_addresses");
+        host(m).address = None => format!("{LB}.endpoint.address");
+        socket(&mut host(m).address).protocol = 1 => format!("{LB}.endpoint.address.protocol");
+        socket(&mut host(m).address).address = "web".to_owned()
+            => format!("{LB}.endpoint.address.address");
+        socket(&mut host(m).address).resolver_name = "dns".to_owned()
+            => format!("{LB}.endpoint.address.resolver_name");
+        socket(&mut host(m).address).network_namespace_filepath = "/run/netns/a".to_owned()
+            => format!("{LB}.endpoint.address.network_namespace_filepath");
+        socket(&mut host(m).address).port_specifier = Some(PortSpecifier::PortValue(65_536))
+            => format!("{LB}.endpoint.address.port_value");
+    );
+    let mut draining = assignment();
+    lb(&mut draining).health_status = 3;
+    let empty = Model::Endpoints(super::Endpoints::default());
+    assert_eq!(decode(ResourceType::Endpoints, &draining), Ok(empty));
+}
+
+#[test]
+#[expect(deprecated, reason = "old fields are refused too")]
+fn routes() {
+    fn route(m: &mut RouteConfiguration) -> &mut route::Route {
+        &mut m.virtual_hosts[0].routes[0]
+    }
+    fn matching(m: &mut RouteConfiguration) -> &mut RouteMatch {
+        route(m).r#match.as_mut().unwrap()
+    }
+    fn action(m: &mut RouteConfiguration) -> &mut route::RouteAction {
+        match &mut route(m).action {
+            Some(RouteAction::Route(action)) => action,
+            _ => unreachable!("it has one"),
+        }
+    }
+    fn weighted(m: &mut RouteConfiguration) -> &mut route::WeightedCluster {
+        match &mut action(m).cluster_specifier {
+            Some(ClusterSpecifier::WeightedClusters(weighted)) => weighted,
+            _ => unreachable!("it has one"),
+        }
+    }
+    use route::weighted_cluster::RandomValueSpecifier;
+    const HOST: &str = "virtual_hosts[0]";
+    const ROUTE: &str = "virtual_hosts[0].routes[0]";
+    const CLUSTERS: &str = "virtual_hosts[0].routes[0].route.weighted_clusters";
+    refused!(Route, route_config(), m;
+        m.name.clear() => "name";
+        m.name = "other".to_owned() => "name";
+        m.vhds = Some(<_>::default()) => "vhds";
+        m.route_specifiers.push(<_>::default()) => "route_specifiers";
+        m.request_mirror_policies.push(<_>::default()) => "request_mirror_policies";
+        m.virtual_hosts.clear() => "virtual_hosts";
+        m.virtual_hosts[0].domains[0] = "a.b".to_owned() => format!("{HOST}.domains");
+        m.virtual_hosts[0].matcher = Some(<_>::default()) => format!("{HOST}.matcher");
+        m.virtual_hosts[0].require_tls = 2 => format!("{HOST}.require_tls");
+        m.virtual_hosts[0].request_mirror_policies.push(<_>::default())
+            => format!("{HOST}.request_mirror_policies");
+        m.virtual_hosts[0].route_specifiers.push(<_>::default()) => format!("{HOST}.route_specifiers");
+        m.virtual_hosts[0].routes.clear() => format!("{HOST}.routes");
+        route(m).route_specifiers.push(<_>::default()) => format!("{ROUTE}.route_specifiers");
+        route(m).r#match = None => format!("{ROUTE}.match");
+        route(m).action = None => format!("{ROUTE}.action");
+        matching(m).path_specifier = Some(PathSpecifier::Path("/".to_owned()))
+            => format!("{ROUTE}.match");
+        matching(m).headers.push(<_>::default()) => format!("{ROUTE}.match.headers");
+        matching(m).query_parameters.push(<_>::default()) => format!("{ROUTE}.match.query_parameters");
+        matching(m).cookies.push(<_>::default()) => format!("{ROUTE}.match.cookies");
+        matching(m).grpc = Some(<_>::default()) => format!("{ROUTE}.match.grpc");
+        matching(m).runtime_fraction = Some(<_>::default()) => format!("{ROUTE}.match.runtime_fraction");
+        matching(m).tls_context = Some(<_>::default()) => format!("{ROUTE}.match.tls_context");
+        matching(m).dynamic_metadata.push(MetadataMatcher::default())
+            => format!("{ROUTE}.match.dynamic_metadata");
+        matching(m).filter_state.push(FilterStateMatcher::default())
+            => format!("{ROUTE}.match.filter_state");
+        action(m).metadata_match = Some(<_>::default()) => format!("{ROUTE}.route.metadata_match");
+        action(m).request_mirror_policies.push(<_>::default())
+            => format!("{ROUTE}.route.request_mirror_policies");
+        action(m).cluster_specifier = Some(ClusterSpecifier::ClusterHeader("x".to_owned()))
+            => format!("{ROUTE}.route");
+        weighted(m).total_weight = Some(UInt32Value { value: 100 }) => format!("{CLUSTERS}.total_weight");
+        weighted(m).random_value_specifier = Some(RandomValueSpecifier::HeaderName("x".to_owned()))
+            => format!("{CLUSTERS}.random_value_specifier");
+        weighted(m).clusters[1].metadata_match = Some(<_>::default())
+            => format!("{CLUSTERS}.clusters[1].metadata_match");
+        weighted(m).clusters[1].cluster_header = "x".to_owned()
+            => format!("{CLUSTERS}.clusters[1].cluster_header");
+        weighted(m).clusters[0].name.clear() => format!("{CLUSTERS}.clusters[0].name");
+        weighted(m).clusters[0].weight = Some(UInt32Value { value: u32::MAX })
+            => format!("{CLUSTERS}.clusters");
+        weighted(m).clusters.clear() => format!("{CLUSTERS}.clusters");
+    );
+    let mut harmless = route_config();
+    action(&mut harmless).prefix_rewrite = "/a".to_owned();
+    action(&mut harmless).timeout = Some(Duration::default());
+    action(&mut harmless).retry_policy = Some(<_>::default());
+    weighted(&mut harmless).total_weight = Some(UInt32Value { value: 10 });
+    matching(&mut harmless).case_sensitive = Some(BoolValue { value: false });
+    assert_eq!(decode(ResourceType::Route, &harmless), decode(ResourceType::Route, &route_config()));
+}
+
+#[test]
+#[expect(deprecated, reason = "old fields are refused too")]
+fn listeners() {
+    fn filter(url: &str) -> listener::ListenerFilter {
+        let url = format!("type.googleapis.com/envoy.extensions.filters.listener.{url}");
+        let config = listener::listener_filter::ConfigType::TypedConfig(typed(&url, &()));
+        listener::ListenerFilter { config_type: Some(config), ..Default::default() }
+    }
+    fn tcp_of(change: impl FnOnce(&mut TcpProxy)) -> ListenerProto {
+        let mut proxy = tcp();
+        change(&mut proxy);
+        listener_of(typed(TCP_PROXY, &proxy))
+    }
+    const ON: Option<BoolValue> = Some(BoolValue { value: true });
+    const OFF: Option<BoolValue> = Some(BoolValue { value: false });
+    const CHAIN: &str = "filter_chains[0]";
+    refused!(Listener, tcp_listener(), m;
+        m.name = "other".to_owned() => "name";
+        m.use_original_dst = ON => "use_original_dst";
+        m.transparent = ON => "transparent";
+        m.fcds_config = Some(<_>::default()) => "fcds_config";
+        m.filter_chain_matcher = Some(<_>::default()) => "filter_chain_matcher";
+        m.udp_listener_config = Some(<_>::default()) => "udp_listener_config";
+        m.api_listener = Some(<_>::default()) => "api_listener";
+        m.listener_specifier = Some(listener::listener::ListenerSpecifier::InternalListener(<_>::default()))
+            => "listener_specifier";
+        m.listener_filters = vec![filter("tls_inspector.v3.TlsInspector"), filter("original_dst.v3.OriginalDst")]
+            => "listener_filters[1]";
+        m.listener_filters.push(<_>::default()) => "listener_filters[0]";
+        m.address = Some(address("0.0.0.0")) => "address";
+        m.additional_addresses.push(<_>::default()) => "additional_addresses[0].address";
+        m.filter_chains.clear() => "filter_chains";
+        m.default_filter_chain = m.filter_chains.first().cloned() => "filter_chains";
+        m.filter_chains[0].use_proxy_proto = ON => format!("{CHAIN}.use_proxy_proto");
+        m.filter_chains[0].transport_socket = Some(tls()) => format!("{CHAIN}.transport_socket");
+        m.filter_chains[0].filter_chain_match = Some(listener::FilterChainMatch {
+            transport_protocol: "tls".to_owned(), ..Default::default()
+        }) => format!("{CHAIN}.filter_chain_match");
+        m.filter_chains[0].filters.clear() => format!("{CHAIN}.filters");
+        m.filter_chains[0].filters[0].config_type = None => format!("{CHAIN}.filters[0]");
+        *m = listener_of(typed("type.googleapis.com/x.Y", &())) => format!("{CHAIN}.filters[0]");
+        *m = tcp_of(|p| p.cluster_specifier = None) => format!("{CHAIN}.filters[0]");
+        *m = tcp_of(|p| p.metadata_match = Some(<_>::default())) => format!("{CHAIN}.filters[0].metadata_match");
+        *m = tcp_of(|p| p.on_demand = Some(<_>::default())) => format!("{CHAIN}.filters[0].on_demand");
+        *m = tcp_of(|p| p.max_connect_attempts = Some(UInt32Value { value: 2 }))
+            => format!("{CHAIN}.filters[0].max_connect_attempts");
+        *m = tcp_of(|p| p.tunneling_config = Some(<_>::default()))
+            => format!("{CHAIN}.filters[0].tunneling_config");
+        *m = tcp_of(|p| p.proxy_protocol_tlvs.push(<_>::default()))
+            => format!("{CHAIN}.filters[0].proxy_protocol_tlvs");
+        *m = tcp_of(|p| p.upstream_connect_mode = 1) => format!("{CHAIN}.filters[0].upstream_connect_mode");
+        *m = tcp_of(|p| p.cluster_specifier = Some(tcp_proxy::ClusterSpecifier::WeightedClusters(
+            tcp_proxy::WeightedCluster { clusters: vec![tcp_proxy::weighted_cluster::ClusterWeight {
+                name: "a".to_owned(), weight: 1, metadata_match: Some(<_>::default()) }] })))
+            => format!("{CHAIN}.filters[0].weighted_clusters.clusters[0].metadata_match");
+    );
+    let mut harmless = tcp_listener();
+    harmless.name.clear();
+    harmless.stat_prefix = "x".to_owned();
+    harmless.traffic_direction = 2;
+    harmless.bind_to_port = OFF;
+    harmless.use_original_dst = OFF;
+    harmless.deprecated_v1 = Some(listener::listener::DeprecatedV1 { bind_to_port: OFF });
+    harmless.listener_filters.push(filter("http_inspector.v3.HttpInspector"));
+    harmless.filter_chains[0].transport_socket = Some(transport("raw_buffer.v3.RawBuffer"));
+    assert_eq!(decode(ResourceType::Listener, &harmless), decode(ResourceType::Listener, &tcp_listener()));
+}
+
+#[test]
+fn http_listeners() {
+    fn of(change: impl FnOnce(&mut HttpConnectionManager)) -> ListenerProto {
+        let mut manager = http();
+        change(&mut manager);
+        listener_of(typed(HTTP_CONNECTION_MANAGER, &manager))
+    }
+    const FILTER: &str = "filter_chains[0].filters[0]";
+    let mut inline = route_config();
+    inline.virtual_hosts[0].routes[0].r#match.as_mut().unwrap().grpc = Some(<_>::default());
+    refused!(Listener, of(|_| ()), m;
+        *m = of(|h| h.route_specifier = None) => FILTER;
+        *m = of(|h| h.route_specifier = Some(RouteSpecifier::Rds(Rds {
+            config_source: Some(from_a_file()), route_config_name: "web".to_owned()
+        }))) => format!("{FILTER}.rds.config_source");
+        *m = of(|h| h.route_specifier = Some(RouteSpecifier::RouteConfig(inline)))
+            => format!("{FILTER}.route_config.virtual_hosts[0].routes[0].match.grpc");
+    );
+    let harmless = of(|h| {
+        h.codec_type = 2;
+        h.http_filters
+            .push(HttpFilter { name: "envoy.filters.http.router".to_owned(), ..Default::default() });
+    });
+    assert_eq!(decode(ResourceType::Listener, &harmless), decode(ResourceType::Listener, &of(|_| ())));
+}
+
+/// Cases of each property.
+const CASES: u32 = 20_000;
+
+fn any_type() -> impl Strategy<Value = ResourceType> {
+    prop::sample::select(&ResourceType::ALL[..])
+}
+
+fn resource(ty: ResourceType, content: Vec<u8>) -> Resource {
+    let mut resource = Resource::encode(ty, NAME, &());
+    resource.content = content.into();
+    resource
+}
+
+/// What is accepted can be flattened.
+fn check(resource: &Resource) {
+    match Model::decode(resource) {
+        Ok(Model::Listener(listener)) => assert!(!listener.vips.is_empty()),
+        Ok(Model::Route(route)) => assert!(!route.clusters.is_empty()),
+        Ok(Model::Cluster(cluster)) => assert!(!cluster.endpoints.as_str().is_empty()),
+        Ok(Model::Endpoints(endpoints)) => {
+            assert!(endpoints.v4.iter().all(|endpoint| endpoint.ip.is_ipv4()));
+            assert!(endpoints.v6.iter().all(|endpoint| endpoint.ip.is_ipv6()));
+        }
+        // A refusal can be shown.
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(CASES))]
+
+    #[test]
+    fn arbitrary_bytes_never_panic(ty in any_type(), content in prop::collection::vec(any::<u8>(), 0..200)) {
+        check(&resource(ty, content));
+    }
+
+    #[test]
+    fn valid_messages_with_changed_bytes_never_panic(
+        which in 0..5_usize,
+        as_type in prop::option::weighted(0.1, any_type()),
+        edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0..4_u8), 1..6),
+    ) {
+        let (ty, mut content) = match which {
+            0 => (ResourceType::Cluster, cluster().encode_to_vec()),
+            1 => (ResourceType::Endpoints, assignment().encode_to_vec()),
+            2 => (ResourceType::Route, route_config().encode_to_vec()),
+            3 => (ResourceType::Listener, tcp_listener().encode_to_vec()),
+            _ => (
+                ResourceType::Listener,
+                listener_of(any_http()).encode_to_vec(),
+            ),
+        };
+        for (at, byte, how) in edits {
+            let at = at.index(content.len() + 1);
+            match how {
+                0 => content.insert(at, byte),
+                1 => content.truncate(at),
+                _ => content.get_mut(at).into_iter().for_each(|old| *old = byte),
+            }
+        }
+        check(&resource(as_type.unwrap_or(ty), content));
+    }
+}
+
+fn any_http() -> Any {
+    typed(HTTP_CONNECTION_MANAGER, &http())
+}
