@@ -61,6 +61,17 @@ fn decide(
     family: Family,
     redirect: impl FnOnce(&Target),
 ) -> Option<i32> {
+    // SAFETY: the context's socket is valid in this hook; the storage lives as long as the socket.
+    let stored = unsafe { SOCKETS.get_ptr_mut(ctx) };
+    // SAFETY: as above.
+    if let Some(state) = unsafe { stored.as_ref() }
+        && state.target_port == vip.port
+        && state.target == vip.addr
+    {
+        // The program of a cgroup further down has redirected it, and runs first: it has decided, and
+        // getpeername is to answer with what was asked for then.
+        return None;
+    }
     // SAFETY: the helper has no preconditions.
     let found = look_up(vip, family, |_| unsafe { bpf_get_prandom_u32() });
     let target = match found {
@@ -71,34 +82,35 @@ fn decide(
             return Some(DENY);
         }
         Found::Pass => {
-            forget(ctx);
+            if !stored.is_null() {
+                // A socket that was redirected once and now goes elsewhere must not answer with its
+                // old VIP.
+                // SAFETY: the context's socket is valid in this hook.
+                let _ = unsafe { SOCKETS.delete((*ctx.sock_addr).__bindgen_anon_1.sk) };
+            }
             return None;
         }
     };
     // SAFETY: the storage of this program's attachment is always there.
     let identity = unsafe { *IDENTITY.get_ptr_mut() };
-    let mut state =
-        SocketState { original: *vip, reserved: 0, cluster: target.cluster, workload: identity.workload };
-    // SAFETY: the context's socket is valid in this hook.
-    let stored = unsafe { SOCKETS.get_or_insert_ptr_mut(ctx, Some(&mut state)) };
-    if !stored.is_null() {
+    let mut state = SocketState {
+        original: *vip,
+        target_port: target.port,
+        reserved: 0,
+        target: target.addr,
+        cluster: target.cluster,
+        workload: identity.workload,
+    };
+    if stored.is_null() {
+        // SAFETY: the context's socket is valid in this hook.
+        let _ = unsafe { SOCKETS.get_or_insert_ptr_mut(ctx, Some(&mut state)) };
+    } else {
         // A socket that connects again (after a refusal, say) has a record of its earlier connect.
         // SAFETY: not null, and the storage lives as long as the socket.
         unsafe { *stored = state };
     }
     redirect(&target);
     Some(ALLOW)
-}
-
-/// A socket that was redirected once and now goes elsewhere must not answer with its old VIP.
-#[inline(always)]
-fn forget(ctx: &SockAddrContext) {
-    // SAFETY: the context's socket is valid in this hook.
-    unsafe {
-        if !SOCKETS.get_ptr_mut(ctx).is_null() {
-            let _ = SOCKETS.delete((*ctx.sock_addr).__bindgen_anon_1.sk);
-        }
-    }
 }
 
 /// The kernel accepts word-wise access to these fields only; volatile keeps the compiler from

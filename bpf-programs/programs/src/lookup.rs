@@ -40,15 +40,23 @@ pub enum Found {
 /// for the endpoint.
 #[inline(always)]
 pub fn look_up(vip: &VipKey, family: Family, mut random: impl FnMut(Choice) -> u32) -> Found {
-    let Some(value) = VIPS.get_ptr(vip) else { return Found::Pass };
-    // SAFETY: the helper's pointer is valid for this run; one volatile load takes pointer and tag
-    // together, as the element may be reused for another key meanwhile.
-    let value = VipValue::from_bits(unsafe { value.read_volatile() });
-    let Some(listener) = value.listener(vip) else { return Found::Pass };
+    let Some(value) = entry(vip) else { return Found::Pass };
+    // The kernel may have reused the element for another key while this run looked at it: then the key
+    // has been deleted, and perhaps been entered again. Ask once more.
+    let listener = value.listener(vip).or_else(|| entry(vip)?.listener(vip));
+    let Some(listener) = listener else { return Found::Pass };
     match target(listener, family, &mut random) {
         Some(target) => Found::Target(target),
         None => Found::Refuse,
     }
+}
+
+#[inline(always)]
+fn entry(vip: &VipKey) -> Option<VipValue> {
+    let value = VIPS.get_ptr(vip)?;
+    // SAFETY: the helper's pointer is valid for this run; one volatile load takes pointer and tag
+    // together, as the element may be reused for another key meanwhile.
+    Some(VipValue::from_bits(unsafe { value.read_volatile() }))
 }
 
 /// What a random number is for.

@@ -1,6 +1,9 @@
 //! The maps, by the names under which the agent pins them.
 
-#![expect(deprecated, reason = "only the cgroup storage of an attachment tells whose program runs, in every hook")]
+#![expect(
+    deprecated,
+    reason = "only the cgroup storage of an attachment tells whose program runs, in every hook"
+)]
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},

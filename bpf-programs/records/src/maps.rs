@@ -129,13 +129,22 @@ impl VipValue {
 }
 
 /// What a redirected socket remembers, in its sk_storage.
+///
+/// It isn't part of the layout hash: its layout, and that of [`Identity`], is versioned by
+/// [`STATE_VERSION`], which names the directory of their pins. A change of either raises it once a
+/// release has been made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct SocketState {
     /// What the application asked for: what getpeername answers.
     pub original: VipKey,
+    /// Where it was redirected to: the port, network order.
+    pub target_port: u16,
     /// Zero.
-    pub reserved: u32,
+    pub reserved: u16,
+    /// Where it was redirected to: the address. A program that runs after this one's, further up in the
+    /// cgroup hierarchy, sees a connect to it.
+    pub target: [u32; 4],
     /// [`name_hash`] of the chosen cluster.
     pub cluster: u64,
     /// [`Identity::workload`] of the caller.
