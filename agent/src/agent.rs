@@ -1,6 +1,7 @@
 //! The agent: one thread owns the maps; everything else asks it through a channel.
 
 use std::{
+    io,
     num::NonZeroUsize,
     path::PathBuf,
     sync::{
@@ -15,11 +16,12 @@ use slotmesh_kernel::{Host, HostError, Lock, Outer, OuterError, ensure_bpffs};
 use slotmesh_slots::{Config, Stats};
 use slotmesh_xds::{Rejection, ResourceName, ResourceType, Version};
 use tokio::sync::{Notify, oneshot, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     datapath::{Datapath, DatapathError, Workload},
     metrics::Metrics,
-    pins::Pins,
+    pins::{Found, Pins},
     writer::{OpenError, Writer},
 };
 
@@ -51,6 +53,12 @@ pub enum StartError {
     /// The programs can't be loaded or attached.
     #[error(transparent)]
     Datapath(#[from] DatapathError),
+    /// The settings of the slots contradict each other.
+    #[error("the settings of outer records contradict each other: {0}")]
+    Contradiction(String),
+    /// A thread can't be started.
+    #[error("the thread that owns the maps can't be started: {0}")]
+    Thread(#[source] io::Error),
     /// The pin root can't be used.
     #[error("pin root {path}: {source}")]
     Pins {
@@ -58,7 +66,7 @@ pub enum StartError {
         path: PathBuf,
         /// Why.
         #[source]
-        source: std::io::Error,
+        source: io::Error,
     },
 }
 
@@ -66,6 +74,7 @@ enum Command {
     Apply(Update, oneshot::Sender<Vec<Rejection>>),
     Held(oneshot::Sender<Vec<(ResourceType, ResourceName, Version)>>),
     Stats(oneshot::Sender<(Stats, usize)>),
+    Synced,
     Wake,
     Stop,
 }
@@ -77,25 +86,56 @@ pub struct Agent {
     datapath: Arc<Datapath>,
     pins: Pins,
     metrics: Arc<Metrics>,
-    synced: watch::Sender<bool>,
+    synced: watch::Receiver<bool>,
+    ended: CancellationToken,
+    took_over: bool,
     room: Arc<Notify>,
     _lock: Lock,
+}
+
+/// Removes what a start created that fails half-way; what an earlier agent left, it leaves.
+struct Undo<'p> {
+    pins: &'p Pins,
+    found: Option<Found>,
+}
+
+impl Drop for Undo<'_> {
+    fn drop(&mut self) {
+        let Some(found) = self.found.take() else { return };
+        if let Err(error) = self.pins.restore(&found) {
+            tracing::error!(%error, "what this start created can't be removed");
+        }
+    }
 }
 
 impl Agent {
     /// Checks the host, takes over what is pinned, and attaches the programs. Blocks for a few grace
     /// periods (about 8 ms each).
     ///
+    /// Where programs are attached that may use records of another layout, they stay in force until the
+    /// first sync is over; then they are replaced, and the other records go.
+    ///
     /// # Errors
-    /// Says what is missing and what to do.
+    /// Says what is missing and what to do. What this call created is gone then, but for a BPF file
+    /// system that it mounted; what an earlier agent left is as it was.
     pub fn start(options: Options, metrics: Arc<Metrics>) -> Result<Self, StartError> {
-        let host = Host::probe()?;
         let Options { pin_root, slots, growth_threads, workloads } = options;
-        ensure_bpffs(pin_root.parent().unwrap_or(&pin_root))?;
+        // All that can be checked, before anything is created.
+        let host = Host::probe()?;
+        if let Some(contradiction) = slots.contradiction() {
+            return Err(StartError::Contradiction(contradiction));
+        }
+        Datapath::check_object()?;
+        Workload::check(&workloads, &host)?;
+
+        let pin_root = ensure_bpffs(&pin_root)?;
         let pin_error = |source| StartError::Pins { path: pin_root.clone(), source };
-        std::fs::create_dir_all(&pin_root).map_err(pin_error)?;
         let lock = Lock::take(&pin_root)?;
-        let pins = Pins::create(&pin_root).map_err(pin_error)?;
+        let pins = Pins::new(&pin_root);
+        let found = pins.found().map_err(pin_error)?;
+        // Dropped after all that is opened below, and before the lock.
+        let mut undo = Undo { pins: &pins, found: Some(found.clone()) };
+        pins.create().map_err(pin_error)?;
 
         let (outer, arena) = Outer::open(&pins.records(), growth_threads)?;
         let vips = Datapath::open_vips(&pins)?;
@@ -114,25 +154,52 @@ impl Agent {
             remaining = stats.remaining(),
             "slots are ready"
         );
+        let datapath = Arc::new(Datapath::load(pins.clone(), host)?);
+        if found.is_upgrade() {
+            tracing::info!("programs with records of another layout stay in force until the first sync");
+        } else {
+            datapath.attach(&workloads)?;
+            tracing::info!(workloads = workloads.len(), "programs are attached");
+        }
+        let took_over = !found.is_nothing();
+        let (synced_sender, synced) = watch::channel(false);
+        let at_sync = {
+            let datapath = datapath.clone();
+            move || {
+                if found.is_upgrade() {
+                    datapath.attach(&workloads)?;
+                    tracing::info!(workloads = workloads.len(), "programs are replaced");
+                }
+                for path in found.other_records {
+                    // Their maps go with the last program that uses them.
+                    match std::fs::remove_dir_all(&path) {
+                        Ok(()) => tracing::info!(path = %path.display(), "removed records of another layout"),
+                        Err(error) => tracing::warn!(path = %path.display(), %error, "can't be removed"),
+                    }
+                }
+                synced_sender.send_replace(true);
+                tracing::info!("first sync is over");
+                Ok(())
+            }
+        };
+        let ended = CancellationToken::new();
         let room = Arc::<Notify>::default();
         let owner = {
             let (metrics, room) = (metrics.clone(), room.clone());
-            std::thread::Builder::new()
-                .name("slots-owner".to_owned())
-                .spawn(move || own(writer, &inbox, &metrics, &room))
-                .map_err(pin_error)?
+            spawn_owner(&ended, move || own(writer, &inbox, &metrics, &room, at_sync))
+                .map_err(StartError::Thread)?
         };
-        let datapath = Datapath::load(pins.clone(), host)?;
-        datapath.attach(&workloads)?;
-        tracing::info!(workloads = workloads.len(), "programs are attached");
-        let (synced, _) = watch::channel(false);
+        undo.found = None;
+        drop(undo);
         Ok(Self {
             commands,
             owner: Some(owner),
-            datapath: Arc::new(datapath),
+            datapath,
             pins,
             metrics,
             synced,
+            ended,
+            took_over,
             room,
             _lock: lock,
         })
@@ -145,7 +212,17 @@ impl Agent {
 
     /// Whether the first sync is over: turns true once.
     pub fn synced(&self) -> watch::Receiver<bool> {
-        self.synced.subscribe()
+        self.synced.clone()
+    }
+
+    /// Cancelled when the thread that owns the maps ends: by itself only when something is wrong.
+    pub fn ended(&self) -> &CancellationToken {
+        &self.ended
+    }
+
+    /// Whether an earlier agent had left something in the pin root.
+    pub fn took_over(&self) -> bool {
+        self.took_over
     }
 
     /// What the ADS client hands resources to, and the admin server asks.
@@ -154,6 +231,7 @@ impl Agent {
             commands: self.commands.clone(),
             metrics: self.metrics.clone(),
             synced: self.synced.clone(),
+            ended: self.ended.clone(),
             room: self.room.clone(),
         }
     }
@@ -162,7 +240,7 @@ impl Agent {
     ///
     /// # Errors
     /// Where a pin can't be removed.
-    pub fn remove(mut self) -> std::io::Result<()> {
+    pub fn remove(mut self) -> io::Result<()> {
         self.stop();
         self.pins.remove_all()
     }
@@ -187,7 +265,8 @@ impl Drop for Agent {
 pub struct Handle {
     commands: Sender<Command>,
     metrics: Arc<Metrics>,
-    synced: watch::Sender<bool>,
+    synced: watch::Receiver<bool>,
+    ended: CancellationToken,
     room: Arc<Notify>,
 }
 
@@ -198,9 +277,9 @@ impl Handle {
         self.ask(Command::Stats).await
     }
 
-    /// Whether the first sync is over.
+    /// Whether the first sync is over, and there is still somebody to apply what comes.
     pub fn is_synced(&self) -> bool {
-        *self.synced.borrow()
+        *self.synced.borrow() && !self.ended.is_cancelled()
     }
 
     /// The metrics of this agent.
@@ -236,14 +315,29 @@ impl Sink for Handle {
     }
 
     fn synced(&self) {
-        if !self.synced.send_replace(true) {
-            tracing::info!("first sync is over");
-        }
+        // An owner that is gone says so itself.
+        let _ = self.commands.send(Command::Synced);
     }
 }
 
-/// The owner's loop: ends with [`Command::Stop`].
-fn own(mut writer: Writer, inbox: &Receiver<Command>, metrics: &Metrics, room: &Notify) {
+/// Starts the owner. However it ends, `ended` tells.
+fn spawn_owner(ended: &CancellationToken, run: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+    let ended = ended.clone().drop_guard();
+    std::thread::Builder::new().name("slots-owner".to_owned()).spawn(move || {
+        let _ended = ended;
+        run();
+    })
+}
+
+/// The owner's loop: ends with [`Command::Stop`], the last sender, or an `at_sync` that fails.
+fn own(
+    mut writer: Writer,
+    inbox: &Receiver<Command>,
+    metrics: &Metrics,
+    room: &Notify,
+    at_sync: impl FnOnce() -> Result<(), DatapathError>,
+) {
+    let mut at_sync = Some(at_sync);
     loop {
         let command = match writer.retry_in() {
             None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -259,6 +353,12 @@ fn own(mut writer: Writer, inbox: &Receiver<Command>, metrics: &Metrics, room: &
             }
             Ok(Command::Held(reply)) => drop(reply.send(writer.held())),
             Ok(Command::Stats(reply)) => drop(reply.send(writer.stats())),
+            Ok(Command::Synced) => {
+                if let Some(Err(error)) = at_sync.take().map(|run| run()) {
+                    tracing::error!(%error, "the programs can't be replaced by this build's");
+                    return;
+                }
+            }
             Ok(Command::Wake) => writer.poll(),
             Err(RecvTimeoutError::Timeout) => {
                 writer.retrying();
@@ -266,5 +366,32 @@ fn own(mut writer: Writer, inbox: &Receiver<Command>, metrics: &Metrics, room: &
             }
             Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => return,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_whose_owner_is_gone_is_not_ready() {
+        let (commands, inbox) = channel();
+        let (synced_sender, synced) = watch::channel(false);
+        let ended = CancellationToken::new();
+        let handle =
+            Handle { commands, metrics: Arc::default(), synced, ended: ended.clone(), room: Arc::default() };
+        let owner = spawn_owner(&ended, move || {
+            assert!(matches!(inbox.recv(), Ok(Command::Synced)));
+            synced_sender.send_replace(true);
+            assert!(matches!(inbox.recv(), Ok(Command::Wake)), "as a bug would");
+        });
+        Sink::synced(&handle);
+        let mut synced = handle.synced.clone();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(synced.wait_for(|synced| *synced)).unwrap();
+        assert!(handle.is_synced() && !ended.is_cancelled());
+        handle.commands.send(Command::Stop).unwrap();
+        assert!(owner.unwrap().join().is_err(), "it panics");
+        assert!(ended.is_cancelled() && !handle.is_synced());
     }
 }

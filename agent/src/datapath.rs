@@ -1,8 +1,8 @@
 //! Programs: loading, attaching to workloads, upgrading in place, and asking them.
 
 use std::{
-    collections::HashSet,
-    fs, io,
+    collections::{HashMap, HashSet},
+    fmt, fs, io,
     net::SocketAddr,
     os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
@@ -63,6 +63,17 @@ pub enum DatapathError {
     /// Not a cgroup.
     #[error(transparent)]
     Host(#[from] HostError),
+    /// A process would belong to two workloads.
+    #[error(
+        "workload {inner} lies in the cgroup of workload {outer} or below it; give each workload a cgroup \
+         of its own, beside the others'"
+    )]
+    Nested {
+        /// The one in whose cgroup.
+        outer: String,
+        /// The other one.
+        inner: String,
+    },
     /// A pin can't be created or removed.
     #[error("{path}: {source}")]
     Pin {
@@ -80,7 +91,7 @@ fn bpf(what: impl Into<String>) -> impl FnOnce(BpfError) -> DatapathError {
 }
 
 /// A workload and its cgroup.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Workload {
     /// Its namespace.
     pub namespace: String,
@@ -93,7 +104,46 @@ pub struct Workload {
 impl Workload {
     /// The hash by which programs and pins know it.
     pub fn id(&self) -> u64 {
-        name_hash(&format!("{}/{}", self.namespace, self.name))
+        name_hash(&self.to_string())
+    }
+
+    /// Checks that the workloads can be attached: each has a cgroup, none in or below that of another.
+    ///
+    /// # Errors
+    /// At the first that can't.
+    pub fn check(workloads: &[Self], host: &Host) -> Result<(), DatapathError> {
+        let mut cgroups = Vec::with_capacity(workloads.len());
+        for workload in workloads {
+            let dir = host.cgroup(&workload.cgroup)?;
+            let pin = |source| DatapathError::Pin { path: workload.cgroup.clone(), source };
+            cgroups.push((
+                workload.cgroup.canonicalize().map_err(pin)?,
+                cgroup_id(&dir).map_err(pin)?,
+                workload,
+            ));
+        }
+        // In the order of paths, what lies below a directory follows it.
+        cgroups.sort();
+        for pair in cgroups.windows(2) {
+            let [(outer, _, of), (inner, _, with)] = pair else { continue };
+            if inner.starts_with(outer) {
+                return Err(DatapathError::Nested { outer: of.to_string(), inner: with.to_string() });
+            }
+        }
+        // One hierarchy may be mounted at several places.
+        let mut ids = HashMap::new();
+        for (_, id, workload) in cgroups {
+            if let Some(other) = ids.insert(id, workload) {
+                return Err(DatapathError::Nested { outer: other.to_string(), inner: workload.to_string() });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Workload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
     }
 }
 
@@ -107,6 +157,14 @@ pub struct Datapath {
 }
 
 impl Datapath {
+    /// Whether this build has programs at all: to be asked before anything is created for them.
+    ///
+    /// # Errors
+    /// Where it has none.
+    pub fn check_object() -> Result<(), DatapathError> {
+        if OBJECT.is_empty() { Err(DatapathError::NoObject) } else { Ok(()) }
+    }
+
     /// Opens the VIP map, or creates it, before the programs that use it.
     ///
     /// # Errors
@@ -125,9 +183,7 @@ impl Datapath {
     pub fn load(pins: Pins, host: Host) -> Result<Self, DatapathError> {
         const IDENTITY: MapSpec =
             MapSpec { name: "slotmesh_ident", kind: MapKind::CgroupStorage, max_entries: 0, flags: 0 };
-        if OBJECT.is_empty() {
-            return Err(DatapathError::NoObject);
-        }
+        Self::check_object()?;
         let identity_path = pins.state().join("identity");
         let identity =
             Map::open_or_create(&identity_path, &IDENTITY, None).map_err(bpf("open the identities"))?;
@@ -154,10 +210,17 @@ impl Datapath {
     /// them, so that no connection meets a moment without them; what is no longer named is detached.
     ///
     /// # Errors
-    /// At the first workload that can't be attached.
+    /// At the first workload that can't be attached; those that this call attached are detached again.
     pub fn attach(&self, workloads: &[Workload]) -> Result<(), DatapathError> {
+        let mut new = Vec::new();
         for workload in workloads {
-            self.attach_one(workload)?;
+            if let Err(error) = self.attach_one(workload, &mut new) {
+                for dir in new {
+                    // The error that led here says more than one that follows from it.
+                    let _ = fs::remove_dir_all(dir);
+                }
+                return Err(error);
+            }
         }
         let wanted: HashSet<PathBuf> = workloads.iter().map(|w| self.pins.links_of(w.id())).collect();
         let links = self.pins.links();
@@ -175,8 +238,9 @@ impl Datapath {
         Ok(())
     }
 
-    fn attach_one(&self, workload: &Workload) -> Result<(), DatapathError> {
-        let describe = |what: &str| format!("{what} workload {}/{}", workload.namespace, workload.name);
+    /// The directory of the links goes to `new` where it was missing.
+    fn attach_one(&self, workload: &Workload, new: &mut Vec<PathBuf>) -> Result<(), DatapathError> {
+        let describe = |what: &str| format!("{what} workload {workload}");
         let dir = self.host.cgroup(&workload.cgroup)?;
         let pin_error = |path: &Path| {
             let path = path.to_owned();
@@ -184,7 +248,9 @@ impl Datapath {
         };
         let cgroup = cgroup_id(&dir).map_err(pin_error(&workload.cgroup))?;
         let links = self.pins.links_of(workload.id());
-        fs::create_dir_all(&links).map_err(pin_error(&links))?;
+        if self.pins.create_links_of(workload.id()).map_err(pin_error(&links))? {
+            new.push(links.clone());
+        }
         for (i, (hook, program)) in self.hooks.iter().enumerate() {
             let path = links.join(hook.as_str());
             let earlier = Link::open(&path).map_err(bpf(describe("open the link of")))?;
@@ -205,7 +271,7 @@ impl Datapath {
                 }
             }
             if i == 0 {
-                // The first attachment makes the cgroup's storage.
+                // The first attachment makes the cgroup's storage; nothing decides yet.
                 let identity =
                     Identity { workload: workload.id(), namespace: name_hash(&workload.namespace) };
                 self.identity.update(&cgroup, &identity).map_err(bpf(describe("store the identity of")))?;

@@ -1,21 +1,27 @@
 //! `slotmesh up`: the embedded mode.
 
 use std::{
-    collections::BTreeSet, io::IsTerminal as _, net::SocketAddr, path::PathBuf, str::FromStr, sync::Arc,
+    collections::BTreeSet,
+    io::IsTerminal as _,
+    net::SocketAddr,
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::Arc,
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use axum::{Json, Router, extract::State, routing::get};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde::Serialize;
 use slotmesh_agent::{Agent, Options, Workload, admin, metrics::Metrics};
 use slotmesh_compile::{Report, Severity};
 use slotmesh_operator::{Operator, Status};
 use slotmesh_serve::Store;
-use slotmesh_slots::Config;
+use slotmesh_slots::{Config, Growth};
 use tokio::{
     net::TcpListener,
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::watch,
 };
 use tokio_util::sync::CancellationToken;
@@ -39,13 +45,22 @@ pub struct Up {
     )]
     workloads: Vec<WorkloadArg>,
 
-    /// Where maps and links are pinned: a directory on a BPF file system (mounted if it isn't)
+    /// Where maps and links are pinned: a directory of its own on a BPF file system. Where there is none,
+    /// one is mounted on the directory above, if that is /sys/fs/bpf, empty or missing
     #[arg(long, env = "SLOTMESH_PIN_ROOT", default_value = "/sys/fs/bpf/slotmesh", value_name = "DIR")]
     pin_root: PathBuf,
 
-    /// Address of the admin interface: /metrics, /readyz, /slots, /reports
+    /// Address of the admin interface: /metrics, /readyz, /slots, /reports. It asks nobody who they are
     #[arg(long, env = "SLOTMESH_ADMIN", default_value = "127.0.0.1:15020", value_name = "ADDRESS")]
     admin: SocketAddr,
+
+    /// When outer records are created: all at start, ahead of demand, or when a flush needs them
+    #[arg(long, env = "SLOTMESH_GROWTH", default_value = "background")]
+    growth: GrowthArg,
+
+    /// How many threads share the creation of outer records [default: the processors, at most 4]
+    #[arg(long, env = "SLOTMESH_GROWTH_THREADS", value_name = "THREADS")]
+    growth_threads: Option<NonZeroUsize>,
 
     /// Outer records (slabs of 64 KiB) to create before the agent is ready
     #[arg(long, env = "SLOTMESH_SLAB_INITIAL", default_value_t = Config::default().initial,
@@ -61,6 +76,10 @@ pub struct Up {
     #[arg(long, env = "SLOTMESH_SLAB_LOW_WATERMARK", default_value_t = Config::default().low_watermark)]
     slab_low_watermark: u32,
 
+    /// Give outer records back when more than this are wholly idle
+    #[arg(long, env = "SLOTMESH_SLAB_HIGH_WATERMARK", default_value_t = Config::default().high_watermark)]
+    slab_high_watermark: u32,
+
     /// How many outer records the background creates at a time
     #[arg(long, env = "SLOTMESH_SLAB_BATCH", default_value_t = Config::default().batch,
         value_parser = clap::value_parser!(u32).range(1..=16_384))]
@@ -73,6 +92,34 @@ pub struct Up {
     /// What to log, as in RUST_LOG: error, warn, info, debug, or module=level
     #[arg(long, env = "SLOTMESH_LOG", default_value = "info")]
     log: String,
+}
+
+/// When outer records are created.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum GrowthArg {
+    /// All up to the cap at start
+    Eager,
+    /// Some at start, more in the background ahead of demand
+    Background,
+    /// Some at start, more when a flush finds no slot
+    OnDemand,
+}
+
+impl From<GrowthArg> for Growth {
+    fn from(arg: GrowthArg) -> Self {
+        match arg {
+            GrowthArg::Eager => Self::Eager,
+            GrowthArg::Background => Self::Background,
+            GrowthArg::OnDemand => Self::OnDemand,
+        }
+    }
+}
+
+/// More threads than this don't make grace periods shorter.
+const MOST_GROWTH_THREADS: NonZeroUsize = NonZeroUsize::new(4).expect("4 isn't 0");
+
+fn default_growth_threads() -> NonZeroUsize {
+    std::thread::available_parallelism().map_or(NonZeroUsize::MIN, |n| n.min(MOST_GROWTH_THREADS))
 }
 
 /// `NAMESPACE/NAME=CGROUP`
@@ -110,9 +157,12 @@ impl Up {
             workloads,
             pin_root,
             admin,
+            growth,
+            growth_threads,
             slab_initial,
             slab_cap,
             slab_low_watermark,
+            slab_high_watermark,
             slab_batch,
             keep,
             log,
@@ -123,8 +173,18 @@ impl Up {
             .with_ansi(std::io::stderr().is_terminal())
             .with_writer(std::io::stderr)
             .init();
-        if slab_initial > slab_cap {
-            bail!("--slab-initial {slab_initial} is more than --slab-cap {slab_cap}");
+        let slots = Config {
+            growth: growth.into(),
+            initial: slab_initial,
+            cap: slab_cap,
+            low_watermark: slab_low_watermark,
+            high_watermark: slab_high_watermark,
+            batch: slab_batch,
+        };
+        if let Some(contradiction) = slots.contradiction() {
+            bail!(
+                "{contradiction} (--slab-initial, --slab-cap, --slab-low-watermark, --slab-high-watermark, --slab-batch)"
+            );
         }
         let workloads: Vec<Workload> = workloads.into_iter().map(|arg| arg.0).collect();
         let mut names = BTreeSet::new();
@@ -134,19 +194,23 @@ impl Up {
             }
         }
         if !manifests.is_dir() {
-            bail!("--manifests {}: no such directory", manifests.display());
+            bail!(
+                "--manifests {}: no such directory; create it (mkdir -p {0}), or name the one with your \
+                 YAML or JSON files",
+                manifests.display()
+            );
         }
         if workloads.is_empty() {
             tracing::warn!("no --workload is given: nothing will be routed until one is");
         }
-        let slots = Config {
-            initial: slab_initial,
-            cap: slab_cap,
-            low_watermark: slab_low_watermark,
-            batch: slab_batch,
-            ..Config::default()
-        };
-        let growth_threads = std::thread::available_parallelism()?;
+        if !admin.ip().is_loopback() {
+            tracing::warn!(
+                %admin,
+                "--admin isn't a loopback address: whoever can reach it can read metrics, slots and reports; \
+                 the admin interface asks nobody who they are"
+            );
+        }
+        let growth_threads = growth_threads.unwrap_or_else(default_growth_threads);
         let options = Options { pin_root, slots, growth_threads, workloads };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         runtime.block_on(serve(manifests, options, admin, keep))
@@ -154,53 +218,81 @@ impl Up {
 }
 
 async fn serve(manifests: PathBuf, options: Options, admin: SocketAddr, keep: bool) -> anyhow::Result<()> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
+    let interrupt = signal(SignalKind::interrupt())?;
+    let terminate = signal(SignalKind::terminate())?;
     let socket = TcpListener::bind(admin)
         .await
         .with_context(|| format!("--admin {admin} can't be used; is another agent running?"))?;
 
     let metrics = Arc::new(Metrics::new());
     let agent = tokio::task::block_in_place(|| Agent::start(options, metrics))?;
+    let outcome = run(&manifests, &agent, socket, [interrupt, terminate]).await;
+    tokio::task::block_in_place(|| match outcome {
+        // As after a kill: what is in force stays so until the next start.
+        Err(error) if agent.ended().is_cancelled() => {
+            Err(error.context("connections are routed on by what was in force; start slotmesh again"))
+        }
+        // What an earlier agent left was in force before this start, and is no part of its failure.
+        Err(error) if keep || agent.took_over() => {
+            drop(agent);
+            Err(error.context("the data path stays in place"))
+        }
+        Err(error) => {
+            if let Err(stays) = agent.remove() {
+                tracing::error!(error = %stays, "the data path can't be removed");
+            }
+            Err(error)
+        }
+        Ok(()) if keep => {
+            drop(agent);
+            tracing::info!("the data path stays in place");
+            Ok(())
+        }
+        Ok(()) => agent.remove().context("the data path can't be removed"),
+    })
+}
+
+/// Runs until a signal comes, or the agent ends.
+async fn run(
+    manifests: &Path,
+    agent: &Agent,
+    socket: TcpListener,
+    signals: [Signal; 2],
+) -> anyhow::Result<()> {
+    let [mut interrupt, mut terminate] = signals;
+    let admin = socket.local_addr()?;
     let stop = CancellationToken::new();
     let store = Store::new();
     let operator = {
         let store = store.clone();
-        Operator::from_manifests(&manifests, move |changes| store.apply(changes))?
+        Operator::from_manifests(manifests, move |changes| store.apply(changes))?
     };
     let stream = Stream::start(store, agent.handle(), "standalone", &stop);
     let router = admin::router(agent.handle()).merge(reports(operator.status()));
     let admin_server = tokio::spawn(admin::serve(socket, router, stop.clone()));
 
-    let mut synced = agent.synced();
-    tokio::select! {
-        biased;
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-        result = synced.wait_for(|synced| *synced) => {
-            result.context("the agent has stopped")?;
+    let ready = async {
+        // An agent that ends before is noticed as such.
+        if agent.synced().wait_for(|synced| *synced).await.is_ok() {
             tracing::info!(%admin, manifests = %manifests.display(), "ready");
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
         }
-    }
+        std::future::pending::<()>().await;
+    };
+    let outcome = tokio::select! {
+        biased;
+        _ = interrupt.recv() => Ok(()),
+        _ = terminate.recv() => Ok(()),
+        () = agent.ended().cancelled() => Err(anyhow!("the thread that owns the maps has ended; what it said stands above")),
+        () = ready => Ok(()),
+    };
     tracing::info!("stopping");
     stop.cancel();
     // The compile thread may be handing changes over: it ends before what it hands them to.
     tokio::task::block_in_place(|| drop(operator));
-    stream.stopped().await?;
-    admin_server.await??;
-    tokio::task::block_in_place(|| {
-        if keep {
-            drop(agent);
-            tracing::info!("the data path stays in place");
-            Ok(())
-        } else {
-            agent.remove().context("the data path can't be removed")
-        }
-    })
+    let (stream, admin_server) = (stream.stopped().await, admin_server.await);
+    outcome?;
+    stream?;
+    Ok(admin_server??)
 }
 
 /// A report as `/reports` shows it.

@@ -33,8 +33,7 @@ struct Bench {
 impl Bench {
     fn new(name: &str) -> anyhow::Result<Self> {
         let root = pin_root(name);
-        ensure_bpffs(root.parent().context("a pin root has a parent")?)?;
-        std::fs::create_dir_all(&root)?;
+        ensure_bpffs(&root)?;
         let lock = Lock::take(&root)?;
         let (outer, arena) = Outer::open(&root, std::num::NonZeroUsize::MIN)?;
         let outer = Arc::new(outer);
