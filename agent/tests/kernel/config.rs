@@ -107,7 +107,7 @@ pub(crate) fn route(name: &str, clusters: &[(String, u32)]) -> Resource {
     Resource::encode(ResourceType::Route, name, &message)
 }
 
-pub(crate) fn tcp_listener(name: &str, vip: SocketAddr, clusters: &[(String, u32)]) -> Resource {
+pub(crate) fn tcp_listener(name: &str, vips: &[SocketAddr], clusters: &[(String, u32)]) -> Resource {
     let specifier = match clusters {
         [(only, _)] => tcp_proxy::ClusterSpecifier::Cluster(only.clone()),
         _ => tcp_proxy::ClusterSpecifier::WeightedClusters(WeightedCluster {
@@ -122,10 +122,10 @@ pub(crate) fn tcp_listener(name: &str, vip: SocketAddr, clusters: &[(String, u32
         }),
     };
     let proxy = TcpProxy { cluster_specifier: Some(specifier), ..Default::default() };
-    listener(name, vip, Any::from_message(&format!("{FILTERS}.tcp_proxy.v3.TcpProxy"), &proxy))
+    listener(name, vips, Any::from_message(&format!("{FILTERS}.tcp_proxy.v3.TcpProxy"), &proxy))
 }
 
-pub(crate) fn http_listener(name: &str, vip: SocketAddr, route: &str) -> Resource {
+pub(crate) fn http_listener(name: &str, vips: &[SocketAddr], route: &str) -> Resource {
     let manager = HttpConnectionManager {
         route_specifier: Some(RouteSpecifier::Rds(Rds {
             route_config_name: route.to_owned(),
@@ -134,13 +134,15 @@ pub(crate) fn http_listener(name: &str, vip: SocketAddr, route: &str) -> Resourc
         ..Default::default()
     };
     let url = format!("{FILTERS}.http_connection_manager.v3.HttpConnectionManager");
-    listener(name, vip, Any::from_message(&url, &manager))
+    listener(name, vips, Any::from_message(&url, &manager))
 }
 
-fn listener(name: &str, vip: SocketAddr, filter: Any) -> Resource {
+fn listener(name: &str, vips: &[SocketAddr], filter: Any) -> Resource {
+    let additional = |&vip| listener::AdditionalAddress { address: Some(address(vip)), ..Default::default() };
     let message = listener::Listener {
         name: name.to_owned(),
-        address: Some(address(vip)),
+        address: vips.first().map(|&vip| address(vip)),
+        additional_addresses: vips.iter().skip(1).map(additional).collect(),
         filter_chains: vec![listener::FilterChain {
             filters: vec![listener::Filter {
                 config_type: Some(ConfigType::TypedConfig(filter)),

@@ -1,0 +1,90 @@
+//! An agent of a test's own.
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use slotmesh_ads::{Sink as _, Update};
+use slotmesh_agent::{Agent, Options, metrics::Metrics};
+use slotmesh_slots::Config;
+use slotmesh_xds::{Rejection, Resource, ResourceName, ResourceType};
+
+/// An agent with a pin root of its own, which goes with it.
+pub(crate) struct Bench {
+    pub(crate) agent: Option<Agent>,
+    pub(crate) metrics: Arc<Metrics>,
+    runtime: tokio::runtime::Runtime,
+    pin_root: PathBuf,
+    slots: Config,
+}
+
+impl Bench {
+    pub(crate) fn new(slots: Config) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let n = NEXT.fetch_add(1, Ordering::Relaxed);
+        let pin_root = PathBuf::from(format!("/sys/fs/bpf/slotmesh-test-{}-{n}", std::process::id()));
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let mut bench = Self { agent: None, metrics: Arc::default(), runtime, pin_root, slots };
+        bench.start();
+        bench
+    }
+
+    pub(crate) fn start(&mut self) {
+        let agent = Agent::start(self.options(), self.metrics.clone());
+        self.agent = Some(agent.unwrap_or_else(|error| panic!("the agent doesn't start: {error}")));
+    }
+
+    pub(crate) fn options(&self) -> Options {
+        Options {
+            pin_root: self.pin_root.clone(),
+            slots: self.slots,
+            growth_threads: std::num::NonZeroUsize::MIN,
+            workloads: Vec::new(),
+        }
+    }
+
+    /// Ends the agent in order, and leaves the maps: its owner finishes the command it is at.
+    pub(crate) fn stop(&mut self) {
+        self.agent = None;
+    }
+
+    pub(crate) fn agent(&self) -> &Agent {
+        self.agent.as_ref().expect("the agent runs")
+    }
+
+    pub(crate) fn upsert(&self, ty: ResourceType, upserts: Vec<Resource>) -> Vec<Rejection> {
+        let update = Update { ty, upserts, removed: Vec::new() };
+        self.runtime.block_on(self.agent().handle().apply(update))
+    }
+
+    pub(crate) fn remove(&self, ty: ResourceType, names: &[&str]) {
+        let removed = names.iter().map(|&name| ResourceName::from(name)).collect();
+        let refused =
+            self.runtime.block_on(self.agent().handle().apply(Update { ty, upserts: Vec::new(), removed }));
+        assert_eq!(refused, []);
+    }
+
+    pub(crate) fn held(&self) -> Vec<(ResourceType, String)> {
+        let held = self.runtime.block_on(self.agent().handle().held());
+        let mut held: Vec<_> = held.into_iter().map(|(ty, name, _)| (ty, name.to_string())).collect();
+        held.sort();
+        held
+    }
+
+    pub(crate) fn stats(&self) -> slotmesh_slots::Stats {
+        self.runtime.block_on(self.agent().handle().stats()).expect("the agent runs").0
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        if let Some(agent) = self.agent.take() {
+            agent.remove().expect("the pins can be removed");
+        }
+        let _ = std::fs::remove_dir_all(&self.pin_root);
+    }
+}

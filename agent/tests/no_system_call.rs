@@ -1,0 +1,85 @@
+//! An update of what exists makes no bpf(2) call: what the thread that writes does is traced.
+//!
+//! A binary of its own, so that there is one thread of that name. Growth and grace periods run on
+//! other threads, where such calls belong. Needs root, BPF and strace; fails with the reason where they
+//! are missing.
+
+#[path = "kernel/bench.rs"]
+#[expect(dead_code, reason = "shared with the tests in kernel/")]
+mod bench;
+#[path = "kernel/config.rs"]
+#[expect(dead_code, reason = "shared with the tests in kernel/")]
+mod config;
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    net::SocketAddr,
+    process::{Command, Stdio},
+};
+
+use bench::Bench;
+use config::{cluster, endpoints, route, tcp_listener};
+use slotmesh_slots::Config;
+use slotmesh_xds::ResourceType::{Cluster, Endpoints, Listener, Route};
+
+/// The thread that owns the maps and writes the records.
+const OWNER: &str = "slots-owner";
+
+fn owner() -> String {
+    let mut owners = Vec::new();
+    for task in fs::read_dir("/proc/self/task").expect("threads are listed") {
+        let task = task.expect("threads are listed").path();
+        // A thread may end meanwhile.
+        if fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim_end() == OWNER) {
+            owners.push(task.file_name().expect("a thread has an id").to_string_lossy().into_owned());
+        }
+    }
+    assert_eq!(owners.len(), 1, "one thread {OWNER} writes");
+    owners.remove(0)
+}
+
+/// The bpf(2) calls of the owner while `work` is done.
+fn calls_during(work: impl FnOnce()) -> Vec<String> {
+    let trace = tempfile::NamedTempFile::new().expect("a file");
+    let mut strace = Command::new("strace")
+        .args(["-e", "trace=bpf", "-p", &owner(), "-o"])
+        .arg(trace.path())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("strace can't be started; run `make setup`");
+    let mut said = BufReader::new(strace.stderr.take().expect("piped"));
+    let mut attached = String::new();
+    said.read_line(&mut attached).expect("what strace says can be read");
+    assert!(attached.contains("attached"), "strace: {attached}");
+    work();
+    let interrupted = Command::new("kill").args(["-INT", &strace.id().to_string()]).status();
+    assert!(interrupted.expect("kill can be run").success());
+    strace.wait().expect("strace ends");
+    let text = fs::read_to_string(trace.path()).expect("the trace can be read");
+    text.lines().filter(|line| line.contains("bpf(")).map(str::to_owned).collect()
+}
+
+#[test]
+fn an_update_of_what_exists_makes_no_bpf_call() {
+    let bench = Bench::new(Config { initial: 8, ..Config::default() });
+    let vip: SocketAddr = "10.96.0.1:80".parse().unwrap();
+    let address = |n: u16, i: u16| SocketAddr::from(([10, 0, n as u8, i as u8], 80));
+    let list = |n: u16, len: u16| (0..len).map(|i| (address(n, i), u32::from(i % 7 + 1))).collect::<Vec<_>>();
+    let weighted = |n: u32| [("web".to_owned(), n + 1), ("other".to_owned(), 1)];
+    let update = |n: u16| {
+        // From a single slot to chunks and back.
+        let len = if n % 10 == 0 { 200 } else { n % 20 + 1 };
+        assert_eq!(bench.upsert(Endpoints, vec![endpoints("web", &list(n, len))]), []);
+        assert_eq!(bench.upsert(Cluster, vec![cluster("web"), cluster("other")]), []);
+        assert_eq!(bench.upsert(Route, vec![route("r", &weighted(n.into()))]), []);
+        assert_eq!(bench.upsert(Listener, vec![tcp_listener("l", &[vip], &weighted(n.into()))]), []);
+    };
+    update(0);
+    let calls = calls_during(|| (1..=50).for_each(update));
+    assert_eq!(calls, Vec::<String>::new(), "200 updates");
+    // A new address is one, which shows that calls are seen.
+    let second = tcp_listener("second", &["10.96.0.2:80".parse().unwrap()], &weighted(1));
+    let calls = calls_during(|| assert_eq!(bench.upsert(Listener, vec![second]), []));
+    assert!(!calls.is_empty(), "strace sees no call, not even of a new address");
+}
