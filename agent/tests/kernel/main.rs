@@ -6,5 +6,6 @@ mod bench;
 mod config;
 mod readback;
 mod restart;
+mod start;
 
 pub(crate) use bench::Bench;
