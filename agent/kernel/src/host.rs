@@ -115,7 +115,7 @@ pub enum HostError {
         /// The pin root.
         path: PathBuf,
     },
-    /// The pin root can't be used.
+    /// A file or directory can't be used.
     #[error("{path}: {source}")]
     Io {
         /// Where.
@@ -136,13 +136,16 @@ pub struct Host {
 impl Host {
     /// Checks capabilities, BPF and cgroup v2.
     pub fn probe() -> Result<Self, HostError> {
-        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let read = |path: &str| {
+            fs::read_to_string(path).map_err(|source| HostError::Io { path: path.into(), source })
+        };
+        let status = read("/proc/self/status")?;
         let missing = missing_capabilities(&status);
         if !missing.is_empty() {
             return Err(HostError::Capabilities { missing: missing.join(", ") });
         }
         probe_bpf()?;
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let mounts = read("/proc/self/mountinfo")?;
         let cgroup2 = mount_point(&mounts, "cgroup2").ok_or(HostError::NoCgroup2)?;
         Ok(Self { cgroup2 })
     }

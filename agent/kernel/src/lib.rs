@@ -4,6 +4,8 @@
 //! "no system call on the path of an update" is a number that tests and benches can read.
 
 mod arena;
+#[cfg(feature = "faults")]
+pub mod faults;
 mod host;
 mod link;
 mod map;

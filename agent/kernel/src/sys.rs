@@ -43,6 +43,10 @@ pub(crate) fn attr() -> bpf_attr {
 /// Makes the call; the result is what the kernel returned, not negative.
 pub(crate) fn bpf(call: &'static str, cmd: bpf_cmd, attr: &mut bpf_attr) -> Result<i32, BpfError> {
     CALLS.fetch_add(1, Ordering::Relaxed);
+    #[cfg(feature = "faults")]
+    if let Some(errno) = crate::faults::due() {
+        return Err(BpfError { call, source: io::Error::from_raw_os_error(errno) });
+    }
     // SAFETY: `attr` is a whole, initialised bpf_attr; what its pointers point at is kept alive by the
     // callers in this crate until the call returns.
     let result = unsafe {

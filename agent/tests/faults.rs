@@ -1,0 +1,137 @@
+//! Every bpf(2) call of the agent's fails once, with every error that the kernel gives there: nothing
+//! panics, nothing leaks, and what was in force stays in force.
+//!
+//! Needs root and BPF. One test in a process of its own, as the failing call is counted process-wide.
+
+#[path = "kernel/config.rs"]
+#[expect(dead_code, reason = "the other tests build more")]
+mod config;
+
+use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, sync::Arc};
+
+use slotmesh_ads::{Sink as _, Update};
+use slotmesh_agent::{Agent, Decision, Options, StartError, metrics::Metrics};
+use slotmesh_kernel::faults;
+use slotmesh_slots::Config;
+use slotmesh_xds::{Resource, ResourceName, ResourceType};
+
+use config::{cluster, endpoints, tcp_listener};
+
+const ERRORS: [i32; 5] = [libc::ENOMEM, libc::EPERM, libc::E2BIG, libc::ENOSPC, libc::EBUSY];
+const OLD: &str = "10.0.0.1:8080";
+const NEW: &str = "10.0.0.2:8080";
+
+/// The pin root; goes when dropped.
+struct Root(PathBuf);
+
+impl Root {
+    fn start(&self) -> Result<Agent, StartError> {
+        let options = Options {
+            pin_root: self.0.clone(),
+            slots: Config { initial: 2, ..Config::default() },
+            growth_threads: NonZeroUsize::MIN,
+            workloads: Vec::new(),
+        };
+        Agent::start(options, Arc::new(Metrics::new()))
+    }
+
+    fn start_without_faults(&self) -> Agent {
+        self.start().unwrap_or_else(|error| panic!("doesn't start once nothing fails any more: {error}"))
+    }
+}
+
+impl Drop for Root {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn vip(n: u8) -> SocketAddr {
+    SocketAddr::from(([10, 96, 0, n], 80))
+}
+
+fn service(name: &str, vip: SocketAddr, to: &str) -> [(ResourceType, Resource); 3] {
+    let to: SocketAddr = to.parse().expect("an address");
+    [
+        (ResourceType::Cluster, cluster(name)),
+        (ResourceType::Endpoints, endpoints(name, &[(to, 1)])),
+        (ResourceType::Listener, tcp_listener(name, &[vip], &[(name.to_owned(), 1)])),
+    ]
+}
+
+/// Applies; what is refused is refused.
+fn apply(runtime: &tokio::runtime::Runtime, agent: &Agent, upserts: [(ResourceType, Resource); 3]) -> usize {
+    upserts
+        .into_iter()
+        .map(|(ty, resource)| {
+            let update = Update { ty, upserts: vec![resource], removed: Vec::new() };
+            runtime.block_on(agent.handle().apply(update)).len()
+        })
+        .sum()
+}
+
+fn remove(runtime: &tokio::runtime::Runtime, agent: &Agent, name: &str) {
+    for ty in [ResourceType::Listener, ResourceType::Endpoints, ResourceType::Cluster] {
+        let update = Update { ty, upserts: Vec::new(), removed: vec![ResourceName::from(name)] };
+        runtime.block_on(agent.handle().apply(update));
+    }
+}
+
+fn used(runtime: &tokio::runtime::Runtime, agent: &Agent) -> u64 {
+    let (stats, _) = runtime.block_on(agent.handle().stats()).expect("the agent runs");
+    stats.classes.iter().map(|(_, counts)| counts.used).sum()
+}
+
+fn target(agent: &Agent, vip: SocketAddr) -> Option<String> {
+    match agent.datapath().ask(vip, (0, 0)).expect("the question is answered") {
+        Decision::Redirect { to, .. } => Some(to.to_string()),
+        Decision::Pass => None,
+        Decision::Refuse => Some("refused".to_owned()),
+    }
+}
+
+/// Takes over, changes one service, adds and removes another. Whether it got that far.
+fn work(runtime: &tokio::runtime::Runtime, root: &Root) -> bool {
+    let Ok(agent) = root.start() else { return false };
+    apply(runtime, &agent, service("web", vip(1), NEW));
+    apply(runtime, &agent, service("db", vip(2), OLD));
+    remove(runtime, &agent, "db");
+    true
+}
+
+#[test]
+fn a_call_that_fails_costs_nothing_that_was_in_force() {
+    let root = Root(PathBuf::from(format!("/sys/fs/bpf/slotmesh-faults-{}", std::process::id())));
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let agent = root.start_without_faults();
+    assert_eq!(apply(&runtime, &agent, service("web", vip(1), OLD)), 0);
+    let baseline = used(&runtime, &agent);
+    drop(agent);
+
+    faults::arm(0, 0);
+    assert!(work(&runtime, &root));
+    let calls = faults::disarm();
+    println!("{calls} bpf(2) calls");
+    assert!(calls > 20, "{calls}");
+
+    let mut refused_starts = 0;
+    for errno in ERRORS {
+        for nth in 1..=calls {
+            let case =
+                format!("call {nth} of {calls} fails with {}", std::io::Error::from_raw_os_error(errno));
+            faults::arm(nth, errno);
+            refused_starts += u32::from(!work(&runtime, &root));
+            faults::disarm();
+
+            let agent = root.start_without_faults();
+            let found = target(&agent, vip(1));
+            assert!([OLD, NEW].map(Some).contains(&found.as_deref()), "{case}: web goes to {found:?}");
+            remove(&runtime, &agent, "db");
+            assert_eq!(target(&agent, vip(2)), None, "{case}");
+            assert_eq!(apply(&runtime, &agent, service("web", vip(1), OLD)), 0, "{case}");
+            assert_eq!(target(&agent, vip(1)).as_deref(), Some(OLD), "{case}");
+            assert_eq!(used(&runtime, &agent), baseline, "{case}: slots leak");
+        }
+    }
+    assert!(refused_starts > 0, "no failing call was one that a start needs");
+}
