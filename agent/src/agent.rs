@@ -132,7 +132,11 @@ impl Agent {
         let pin_error = |source| StartError::Pins { path: pin_root.clone(), source };
         let lock = Lock::take(&pin_root)?;
         let pins = Pins::new(&pin_root);
-        let found = pins.found().map_err(pin_error)?;
+        let found = pins.found().map_err(|error| {
+            // Taking the lock created it, where it was missing; else it isn't empty.
+            let _ = std::fs::remove_dir(&pin_root);
+            pin_error(error)
+        })?;
         // Dropped after all that is opened below, and before the lock.
         let mut undo = Undo { pins: &pins, found: Some(found.clone()) };
         pins.create().map_err(pin_error)?;
