@@ -42,8 +42,17 @@ impl Cgroup {
     }
 }
 
-impl Drop for Cgroup {
-    fn drop(&mut self) {
+impl Cgroup {
+    /// Removes it and makes it again: another cgroup in the same place.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn renew(&mut self) -> Result<()> {
+        self.remove();
+        fs::create_dir(&self.0).with_context(|| format!("create the cgroup {} again", self.0.display()))
+    }
+
+    fn remove(&self) {
         // A process that just ended is counted for a moment; one that didn't is ended with its cgroup.
         for attempt in 0..200 {
             match fs::remove_dir(&self.0) {
@@ -57,6 +66,12 @@ impl Drop for Cgroup {
             }
         }
         eprintln!("the cgroup {} stays: it can't be removed", self.0.display());
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        self.remove();
     }
 }
 

@@ -118,6 +118,12 @@ impl SliceBuilder {
         self.any_endpoint(ip, json!({"addresses": [ip], "conditions": {"ready": true}, "targetRef": target}))
     }
 
+    /// An endpoint with these conditions.
+    #[must_use]
+    pub fn endpoint_with(self, ip: &str, conditions: Value) -> Self {
+        self.any_endpoint(ip, json!({"addresses": [ip], "conditions": conditions}))
+    }
+
     /// An endpoint as it stands there, whatever it is.
     #[must_use]
     pub fn raw_endpoint(self, endpoint: Value) -> Self {

@@ -64,6 +64,8 @@ pub struct UpSpec {
     pub admin: u16,
     /// Whether the data path stays when it ends.
     pub keep: bool,
+    /// Further arguments.
+    pub args: Vec<String>,
 }
 
 impl UpSpec {
@@ -75,6 +77,7 @@ impl UpSpec {
             pin_root: pin_root.to_owned(),
             admin: names::admin_port(),
             keep: false,
+            args: Vec::new(),
         }
     }
 
@@ -97,6 +100,7 @@ impl UpSpec {
         if self.keep {
             command.arg("--keep");
         }
+        command.args(&self.args);
         command.env("NO_COLOR", "1").stdin(Stdio::null());
         // Ctrl-C is for whoever started it, who then ends it.
         command.process_group(0);

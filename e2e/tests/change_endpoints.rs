@@ -3,6 +3,8 @@
 use std::{thread, time::Duration};
 
 use anyhow::{Result, ensure};
+use nix::errno::Errno;
+use serde_json::{Value, json};
 use slotmesh_e2e::{
     Log, Mesh,
     client::LEAST,
@@ -122,6 +124,50 @@ fn pods_that_come_and_go_all_the_time_break_no_connection() {
         let strayed = log.connects.iter().find(|c| other::is_pod(c.backend.unwrap_or(0)) != (c.to == second));
         ensure!(strayed.is_none(), "a connect ended at the other service: {strayed:?}");
         ensure!(mesh.agent()?.metrics()?.nacked() == 0, "something was refused");
+        mesh.stop()
+    });
+}
+
+/// One service whose pods have these conditions, in turn; the number of a pod is its id.
+fn with_conditions(pods: &[Value]) -> Vec<Value> {
+    let numbered = pods.iter().zip(1_u16..);
+    let slice = numbered.fold(slice("web", "web").port(9999), |slice, (conditions, number)| {
+        slice.endpoint_with(&format!("127.6.0.{number}"), conditions.clone())
+    });
+    vec![service("web").ip("10.96.0.60").port(80).build(), slice.build()]
+}
+
+#[test]
+fn pods_that_are_ready_are_chosen_and_else_those_that_still_serve_while_they_end() {
+    let ready = || json!({"ready": true, "serving": true, "terminating": false});
+    let ending = || json!({"ready": false, "serving": true, "terminating": true});
+    let ended = || json!({"ready": false, "serving": false, "terminating": true});
+    let starting = || json!({"ready": false, "serving": false, "terminating": false});
+    let unknown = || json!({});
+    let cases: [([Value; 5], &[u16]); 6] = [
+        ([ready(), ending(), ended(), starting(), unknown()], &[1, 5]),
+        ([ending(), ending(), ended(), starting(), starting()], &[1, 2]),
+        ([ended(), ending(), ready(), starting(), ready()], &[3, 5]),
+        ([ended(), ended(), ended(), starting(), starting()], &[]),
+        ([ended(), ending(), ended(), starting(), starting()], &[2]),
+        ([ended(), ending(), ended(), starting(), unknown()], &[5]),
+    ];
+    isolated(move || {
+        let mut mesh = Mesh::with(&with_conditions(&[ready()]))?;
+        mesh.backends.open_all_v4(9999)?;
+        let to = at("10.96.0.60", 80);
+        for (pods, chosen) in cases {
+            mesh.agent()?
+                .published("endpoints", || mesh.manifests.write("mesh.yaml", &with_conditions(&pods)))?;
+            let log = mesh.connect(to, 200)?;
+            if chosen.is_empty() {
+                log.expect_errno(Errno::ECONNREFUSED)?;
+                continue;
+            }
+            log.expect_all(200)?;
+            let found: Vec<_> = log.by_backend().into_keys().collect();
+            ensure!(found == chosen, "{found:?} were chosen, not {chosen:?}, of {pods:?}");
+        }
         mesh.stop()
     });
 }

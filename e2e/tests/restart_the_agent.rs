@@ -136,6 +136,25 @@ fn with_another_workload_leaves_the_first_alone() {
     });
 }
 
+/// The kernel takes the links along with a cgroup: their pins stay and lead nowhere.
+#[test]
+fn with_a_workload_whose_cgroup_was_made_again_meanwhile() {
+    isolated(|| {
+        let mut mesh = Mesh::with(&reviews::objects())?;
+        reviews::open(&mut mesh.backends)?;
+        let [to, ..] = reviews::addresses();
+        for _ in 0..2 {
+            mesh.connect(to, 100)?.expect_all(100)?;
+            mesh.kill()?;
+            mesh.cgroup.renew()?;
+            mesh.connect(to, 3)?.expect_errno(Errno::ENETUNREACH)?;
+            mesh.start()?;
+        }
+        mesh.connect(to, 100)?.expect_all(100)?;
+        leave_nothing(mesh)
+    });
+}
+
 /// Stops the agent; no map, program, link or pin of it stays.
 fn leave_nothing(mut mesh: Mesh) -> Result<()> {
     let footprint = Footprint::of(mesh.agent()?)?;

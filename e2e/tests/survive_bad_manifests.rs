@@ -22,6 +22,19 @@ fn good() -> Vec<Value> {
     objects
 }
 
+/// Connects while a mistake is in force, beside those of the load: it stays until they are made, all of
+/// them to where they are routed.
+fn hold(mesh: &Mesh) -> Result<()> {
+    const CONNECTS: u64 = 500;
+    let [v4, v6, mapped] = reviews::addresses();
+    let spec = ClientSpec::to(v4).and(v6).and(mapped).count(CONNECTS).threads(2);
+    let log = spec.run(Some(&mesh.cgroup))?;
+    log.expect_all(CONNECTS as usize)?;
+    let routed: u64 = reviews::by_version(&log, [1, 2]).iter().sum();
+    ensure!(routed == CONNECTS, "{routed} of {CONNECTS} connects went to v1 and v2: {:?}", log.by_backend());
+    Ok(())
+}
+
 /// Runs `mistakes` under a load on what is good, which must go on as before, and ends alike.
 fn undisturbed(mistakes: impl FnOnce(&mut Mesh) -> Result<()> + Send + 'static) {
     isolated(|| {
@@ -58,6 +71,7 @@ fn reported(mesh: &Mesh, text: &str, words: &[&str]) -> Result<()> {
     mesh.manifests.write_text(FILE, text)?;
     agent.expect_report(words)?;
     ensure!(agent.said().contains(words[0]), "the log doesn't name {}: {}", words[0], agent.said());
+    hold(mesh)?;
     mesh.manifests.remove(FILE)?;
     agent.expect_no_report(words)
 }
@@ -89,6 +103,7 @@ fn broken_yaml_in_the_file_that_is_in_force() {
             // Written in place, as by an editor that truncates.
             fs::write(&path, format!("{broken}\n\t{{"))?;
             agent.expect_report(&["mesh.yaml", "stays in force"])?;
+            hold(mesh)?;
             fs::write(&path, &whole)?;
             agent.expect_no_report(&["mesh.yaml"])?;
         }
@@ -105,6 +120,7 @@ fn routes_to_what_is_not_there_and_weights_that_sum_to_0() {
             objects.push(virtual_service("reviews").http(host, weights).build());
             mesh.manifests.write("mesh.yaml", &objects)?;
             agent.expect_report(words)?;
+            hold(mesh)?;
             mesh.manifests.write("mesh.yaml", &good())?;
             agent.expect_no_report(words)
         };
@@ -211,11 +227,13 @@ fn a_manifest_directory_that_disappears_and_comes_back() {
         // Moved away and back, then removed and made again, empty at first.
         fs::rename(&dir, &away)?;
         agent.expect_report(&[&name, "disappeared"])?;
+        hold(mesh)?;
         fs::rename(&away, &dir)?;
         agent.expect_no_report(&[&name, "disappeared"])?;
         let whole = fs::read(dir.join("mesh.yaml"))?;
         fs::remove_dir_all(&dir)?;
         agent.expect_report(&[&name, "disappeared"])?;
+        hold(mesh)?;
         // It comes back whole: an empty directory would mean that nothing is wanted any more.
         fs::create_dir(&away)?;
         fs::write(away.join("mesh.yaml"), whole)?;
@@ -241,6 +259,7 @@ fn many_mistakes_at_once() {
         mesh.manifests.write("mistakes.yaml", &objects)?;
         let agent = mesh.agent()?;
         names.iter().try_for_each(|name| agent.expect_report(&[&format!("default/{name}")]))?;
+        hold(mesh)?;
         mesh.manifests.remove("mistakes.yaml")?;
         names.iter().try_for_each(|name| agent.expect_no_report(&[&format!("default/{name}")]))?;
         agent.reports()?.is_empty().then_some(()).context("a report stays")
