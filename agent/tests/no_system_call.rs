@@ -69,7 +69,7 @@ fn an_update_of_what_exists_makes_no_bpf_call() {
     let weighted = |n: u32| [("web".to_owned(), n + 1), ("other".to_owned(), 1)];
     let update = |n: u16| {
         // From a single slot to chunks and back.
-        let len = if n % 10 == 0 { 200 } else { n % 20 + 1 };
+        let len = if n.is_multiple_of(10) { 200 } else { n % 20 + 1 };
         assert_eq!(bench.upsert(Endpoints, vec![endpoints("web", &list(n, len))]), []);
         assert_eq!(bench.upsert(Cluster, vec![cluster("web"), cluster("other")]), []);
         assert_eq!(bench.upsert(Route, vec![route("r", &weighted(n.into()))]), []);
