@@ -107,6 +107,8 @@ async fn metrics(State(agent): State<Handle>) -> Response {
 async fn ready(State(agent): State<Handle>) -> Response {
     if agent.is_synced() {
         (StatusCode::OK, "ready\n").into_response()
+    } else if agent.has_ended() {
+        stopped()
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "not ready: waiting for the first sync\n").into_response()
     }
@@ -120,5 +122,5 @@ async fn slots(State(agent): State<Handle>) -> Response {
 }
 
 fn stopped() -> Response {
-    (StatusCode::SERVICE_UNAVAILABLE, "the agent is stopping\n").into_response()
+    (StatusCode::SERVICE_UNAVAILABLE, "the agent has stopped\n").into_response()
 }

@@ -283,7 +283,12 @@ impl Handle {
 
     /// Whether the first sync is over, and there is still somebody to apply what comes.
     pub fn is_synced(&self) -> bool {
-        *self.synced.borrow() && !self.ended.is_cancelled()
+        *self.synced.borrow() && !self.has_ended()
+    }
+
+    /// Whether the agent has stopped: what is in force stays, but nothing new is applied.
+    pub fn has_ended(&self) -> bool {
+        self.ended.is_cancelled()
     }
 
     /// The metrics of this agent.
