@@ -66,6 +66,8 @@ pub struct UpSpec {
     pub keep: bool,
     /// Further arguments.
     pub args: Vec<String>,
+    /// The only capabilities that it has, as setpriv(1) names them; all where it is empty.
+    pub capabilities: Vec<&'static str>,
 }
 
 impl UpSpec {
@@ -78,6 +80,7 @@ impl UpSpec {
             admin: names::admin_port(),
             keep: false,
             args: Vec::new(),
+            capabilities: Vec::new(),
         }
     }
 
@@ -120,6 +123,10 @@ impl UpSpec {
         let mut setpriv = Command::new("setpriv");
         // It ends gracefully when the thread that started it does, however that ends.
         setpriv.args(["--pdeathsig", "TERM"]);
+        if !self.capabilities.is_empty() {
+            let only: String = self.capabilities.iter().map(|name| format!(",+{name}")).collect();
+            setpriv.arg(format!("--bounding-set=-all{only}"));
+        }
         let mut command = self.command(setpriv, &names::binary("slotmesh", "slotmesh")?);
         let mut child = command.stderr(Stdio::piped()).spawn().context("start slotmesh up by setpriv")?;
         let stderr = child.stderr.take().context("its errors are piped")?;
