@@ -7,7 +7,7 @@ XTASK_BUILT := $(or $(CARGO_TARGET_DIR),target)/debug/xtask
 .DEFAULT_GOAL := help
 # The steps share cargo's target folder and wait for each other anyway.
 .NOTPARALLEL:
-.PHONY: help setup ebpf build test demo bench fmt lint deny clean root
+.PHONY: help setup ebpf build test kernels demo bench fmt lint deny clean root
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ build: ebpf ## Build everything
 
 test: root ebpf ## Build and run all tests (root)
 	cargo test --workspace --locked
+
+kernels: ebpf ## Run the tests that need the kernel on Linux 6.1 and 6.12, in QEMU
+	@$(XTASK) kernels
 
 demo: root ebpf ## Show live traffic shifting on an example shop (root)
 	cargo build -p slotmesh -p slotmesh-e2e --locked
@@ -47,7 +50,7 @@ deny: ## Check licenses, bans and sources of all dependencies
 
 clean: ## Remove everything built here (tools in the cache folder stay)
 	cargo clean
-	rm -rf target/bpf bpf-programs/programs/target
+	rm -rf target/bpf target/kernels bpf-programs/programs/target
 
 # Not a target for people: the tests, the demo and the benchmarks load eBPF programs.
 root:

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Result, bail};
@@ -37,7 +38,8 @@ fn not_installed<'a>(packages: &[&'a str], listing: &str) -> Vec<&'a str> {
 }
 
 /// Installs packages, or brings them up to date. `stale`: the lists are known to be too old.
-pub fn install(packages: &[&str], stale: bool) -> Result<()> {
+/// `otherwise`: what can be done where they are not to be had.
+pub fn install(packages: &[&str], stale: bool, otherwise: &str) -> Result<()> {
     let by_hand = format!("apt-get update && apt-get install --no-install-recommends {}", packages.join(" "));
     if !is_root()? {
         bail!("installing packages needs root. Run this as root, or let an administrator run\n    {by_hand}");
@@ -52,8 +54,7 @@ pub fn install(packages: &[&str], stale: bool) -> Result<()> {
             "not to be had from this machine's package sources: {}.\n\
              They are in Debian bookworm and its security updates. Is the network reachable (`apt-get update` \
              shows it), and do the sources name both bookworm and bookworm-security?\n\
-             Without them, use a rustup nightly with the rust-src component and a bpf-linker on PATH \
-             (docs/development.md).",
+             {otherwise}",
             unknown.join(", ")
         );
     }
@@ -78,6 +79,48 @@ fn install_now(packages: &[&str]) -> Result<()> {
     )
 }
 
+/// The newest package whose name starts and ends so, by the numbers in the name. `apt-get update` is the
+/// caller's matter.
+pub fn newest(prefix: &str, suffix: &str) -> Option<Candidate> {
+    let names = stdout_of(Command::new("apt-cache").args(["pkgnames", prefix]))?;
+    let names: Vec<&str> = names.lines().filter(|name| name.ends_with(suffix)).collect();
+    newest_of(&policy(&names))
+}
+
+fn newest_of(policy: &str) -> Option<Candidate> {
+    candidates(policy)
+        .into_iter()
+        .max_by_key(|(package, _)| numbers(package))
+        .map(|(package, version)| Candidate { package: package.to_owned(), version: version.to_owned() })
+}
+
+/// A package, and the version of it that apt would fetch.
+#[derive(Debug, PartialEq)]
+pub struct Candidate {
+    /// Its name.
+    pub package: String,
+    /// Its version.
+    pub version: String,
+}
+
+fn numbers(name: &str) -> Vec<u64> {
+    name.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse().ok()).collect()
+}
+
+/// Fetches a package's file to a folder, without installing it.
+pub fn download(candidate: &Candidate, dir: &Path) -> Result<()> {
+    let Candidate { package, version } = candidate;
+    run_quietly(apt_get().arg("download").arg(format!("{package}={version}")).current_dir(dir))
+}
+
+/// Fetches the package lists, or says who has to.
+pub fn refresh(why: &str) -> Result<()> {
+    if !is_root()? {
+        bail!("{why}. Run this as root, or let an administrator run\n    apt-get update");
+    }
+    update()
+}
+
 /// Fetches the package lists. apt doesn't wait for another apt at this step, so we do.
 fn update() -> Result<()> {
     step("fetching the package lists", || {
@@ -92,23 +135,32 @@ fn update() -> Result<()> {
 
 /// Those packages for which the lists name no version.
 fn unknown<'a>(packages: &[&'a str]) -> Vec<&'a str> {
-    let policy = stdout_of(Command::new("apt-cache").env("LC_ALL", "C").arg("policy").args(packages));
-    without_candidate(packages, &policy.unwrap_or_default())
+    without_candidate(packages, &policy(packages))
+}
+
+fn policy(packages: &[&str]) -> String {
+    stdout_of(Command::new("apt-cache").env("LC_ALL", "C").arg("policy").args(packages)).unwrap_or_default()
 }
 
 fn without_candidate<'a>(packages: &[&'a str], policy: &str) -> Vec<&'a str> {
+    let known = candidates(policy);
+    packages.iter().copied().filter(|package| known.iter().all(|(name, _)| name != package)).collect()
+}
+
+/// Names and versions.
+fn candidates(policy: &str) -> Vec<(&str, &str)> {
     let mut known = Vec::new();
     let mut package = "";
     for line in policy.lines() {
         if let Some(candidate) = line.strip_prefix("  Candidate: ") {
             if candidate != "(none)" {
-                known.push(package);
+                known.push((package, candidate));
             }
         } else if let Some(name) = line.strip_suffix(':').filter(|name| !name.starts_with(' ')) {
             package = name;
         }
     }
-    packages.iter().copied().filter(|package| !known.contains(package)).collect()
+    known
 }
 
 fn apt_get() -> Command {
@@ -142,5 +194,16 @@ mod tests {
             without_candidate(&["strace", "rustc-web", "llvm-22-dev"], policy),
             ["rustc-web", "llvm-22-dev"]
         );
+    }
+
+    #[test]
+    fn the_newest_is_told_by_numbers_and_only_among_what_can_be_fetched() {
+        let policy = "linux-image-6.1.0-9-cloud-amd64:\n  Candidate: 6.1.27-1\n\
+                      linux-image-6.1.0-56-cloud-amd64:\n  Candidate: 6.1.192-2\n\
+                      linux-image-6.1.0-0.deb11.99-cloud-amd64:\n  Candidate: 6.1.199-1~deb11u1\n\
+                      linux-image-6.1.0-57-cloud-amd64:\n  Candidate: (none)\n";
+        let newest = newest_of(policy).unwrap();
+        assert_eq!((&*newest.package, &*newest.version), ("linux-image-6.1.0-56-cloud-amd64", "6.1.192-2"));
+        assert_eq!(newest_of(""), None);
     }
 }

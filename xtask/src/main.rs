@@ -2,7 +2,7 @@
 //!
 //! `setup` makes the machine able to build the eBPF programs and to run the tests, `ebpf` builds the
 //! programs, `layers` and `deny` check who may depend on whom and on what. Each is idempotent and
-//! costs a fraction of a second when there is nothing to do.
+//! costs a fraction of a second when there is nothing to do. `kernels` runs tests on older kernels.
 
 use std::process::ExitCode;
 
@@ -13,6 +13,7 @@ mod chain;
 mod cmd;
 mod deny;
 mod ebpf;
+mod kernels;
 mod layers;
 mod setup;
 mod tool;
@@ -38,6 +39,8 @@ enum Task {
     Layers,
     /// Check licenses, bans and sources of all dependencies with cargo-deny.
     Deny,
+    /// Run the tests that need the kernel on Debian's kernels, in QEMU.
+    Kernels,
 }
 
 fn main() -> ExitCode {
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         Task::Ebpf => ebpf::run(&workspace),
         Task::Layers => layers::run(&workspace),
         Task::Deny => deny::run(&workspace),
+        Task::Kernels => kernels::run(&workspace),
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -18,6 +18,10 @@ const CHAIN_PACKAGES: [&str; 6] =
 /// Programs that tests and demo start, and the Debian packages that hold them.
 const RUN_TIME: [(&str, &str); 2] = [("ip", "iproute2"), ("strace", "strace")];
 
+/// What to do where the chain's packages are not to be had.
+const OTHERWISE: &str = "Without them, use a rustup nightly with the rust-src component and a bpf-linker on PATH \
+                         (docs/development.md).";
+
 /// `cargo xtask setup`
 pub fn run(_: &Workspace) -> Result<()> {
     let cache = cache_dir()?;
@@ -36,7 +40,7 @@ pub fn run(_: &Workspace) -> Result<()> {
 }
 
 /// One set-up at a time in a cache folder: clones share it.
-fn lock(cache: &Path) -> Result<File> {
+pub fn lock(cache: &Path) -> Result<File> {
     let path = cache.join("setup.lock");
     let file = File::create(&path).with_context(|| format!("can't write {}", path.display()))?;
     match file.try_lock() {
@@ -70,7 +74,7 @@ fn install_packages(kind: &Kind) -> Result<()> {
         wanted.extend(missing);
     }
     if !wanted.is_empty() {
-        apt::install(&wanted, stale)?;
+        apt::install(&wanted, stale, OTHERWISE)?;
     }
     match (kind, chain::debian_compiler_lacks()) {
         (Kind::Debian, Some(reason)) => bail!(

@@ -49,6 +49,11 @@ impl Workspace {
     pub fn bpf_object(&self) -> PathBuf {
         self.bpf_dir().join("slotmesh.bpf.o")
     }
+
+    /// The initramfs and the logs of the tests on other kernels.
+    pub fn kernels_dir(&self) -> PathBuf {
+        self.root.join("target/kernels")
+    }
 }
 
 /// The folder for tools that every clone of this user shares, created when missing.
