@@ -1,0 +1,51 @@
+//! The command line as a user meets it: help, environment variables, refusals of flags.
+//!
+//! For these tests cargo builds the `slotmesh` binary, which the scenarios in e2e/ start, too.
+
+use std::process::{Command, Output};
+
+fn slotmesh(args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_slotmesh"));
+    command.args(args).env_clear().output().expect("the binary starts")
+}
+
+fn refusal(args: &[&str]) -> String {
+    let output = slotmesh(args);
+    assert!(!output.status.success(), "{args:?} is accepted");
+    String::from_utf8(output.stderr).expect("UTF-8")
+}
+
+#[test]
+fn every_flag_of_up_has_an_environment_variable() {
+    let help = String::from_utf8(slotmesh(&["up", "--help"]).stdout).expect("UTF-8");
+    let flags: Vec<&str> = help
+        .lines()
+        .map(str::trim_start)
+        .filter(|line| line.starts_with("--") || line.starts_with("-h"))
+        .collect();
+    let without: Vec<_> =
+        flags.iter().filter(|flag| !flag.starts_with("-h") && !flag.starts_with("--help")).collect();
+    assert!(without.len() >= 10, "{help}");
+    let variables = help.matches("[env: SLOTMESH_").count();
+    assert_eq!(variables, without.len(), "{help}");
+}
+
+#[test]
+fn flags_that_contradict_each_other_are_refused_before_anything_is_created() {
+    let dir = std::env::temp_dir();
+    let dir = dir.to_str().expect("UTF-8");
+    let up = |flags: &[&str]| refusal(&[&["up", "--manifests", dir], flags].concat());
+    assert!(up(&["--slab-initial", "9", "--slab-cap", "8"]).contains("cap"));
+    assert!(up(&["--slab-high-watermark", "1"]).contains("high watermark"));
+    assert!(up(&["--slab-cap", "0"]).contains("--slab-cap"));
+    assert!(up(&["--growth", "sometimes"]).contains("on-demand"));
+    assert!(up(&["--workload", "shop=/x"]).contains("NAMESPACE/NAME=CGROUP"));
+    let twice = up(&["--workload", "a/b=/x", "--workload", "a/b=/y"]);
+    assert!(twice.contains("a/b"), "{twice}");
+}
+
+#[test]
+fn a_missing_agent_is_told_with_its_address() {
+    let text = refusal(&["slots", "--admin", "127.0.0.1:1"]);
+    assert!(text.contains("127.0.0.1:1") && text.contains("--admin"), "{text}");
+}
