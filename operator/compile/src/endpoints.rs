@@ -10,12 +10,13 @@ use std::{
 };
 
 use crate::{
-    Index, ObjectName,
+    Index, Kind, ObjectName, Report,
     clusters::backends,
     compiler::Compiled,
     envoy,
-    model::{Endpoint, Pod},
+    model::{Endpoint, Pod, Service},
     names::cluster_name,
+    report::Findings,
 };
 
 /// An endpoint of one Service port.
@@ -44,7 +45,35 @@ pub(crate) fn compile(index: &Index, name: &ObjectName) -> Compiled {
         });
         resources.push(envoy::assignment(&cluster_name(name, port, subset), chosen.into_iter()));
     }
-    Compiled { resources, reports: Vec::new() }
+    Compiled { resources, reports: mismatched(index, name, service) }
+}
+
+/// The slices whose ports have no name that a port of the Service has: their endpoints are never used.
+fn mismatched(index: &Index, name: &ObjectName, service: &Service) -> Vec<Report> {
+    let mut reports = Vec::new();
+    for (slice_name, slice) in index.slices(name) {
+        let named =
+            |(slice_port, _): &(String, u16)| service.ports.iter().any(|port| port.name == *slice_port);
+        if slice.endpoints.is_empty() || slice.ports.iter().any(named) {
+            continue;
+        }
+        let show = |names: Vec<&str>| match names.as_slice() {
+            [] => "none".to_owned(),
+            names => names.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", "),
+        };
+        let has = show(slice.ports.iter().map(|(port, _)| port.as_str()).collect());
+        let wanted = show(service.ports.iter().map(|port| port.name.as_str()).collect());
+        let mut found = Findings::new(index.object_ref(Kind::EndpointSlice, slice_name));
+        found.note(
+            "ports",
+            format!(
+                "its endpoints are not used: its TCP ports are named {has}, those of Service {name} {wanted}; \
+                 name them alike"
+            ),
+        );
+        reports.append(&mut found.reports);
+    }
+    reports
 }
 
 /// The endpoints of all slices that have this port, each address once.

@@ -319,7 +319,7 @@ impl Index {
         }
         let refused_with_good = match object {
             Object::Service(o) => put!(services, Service::read(o, &mut found)),
-            Object::EndpointSlice(o) => put!(slices, Some(EndpointSlice::read(o, name, &mut found))),
+            Object::EndpointSlice(o) => put!(slices, EndpointSlice::read(o, name, &mut found)),
             Object::Pod(o) => put!(pods, Some(Pod::read(o))),
             Object::VirtualService(o) => put!(virtual_services, VirtualService::read(o, name, &mut found)),
             Object::DestinationRule(o) => put!(rules, DestinationRule::read(o, name, &mut found)),

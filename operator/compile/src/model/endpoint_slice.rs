@@ -30,8 +30,10 @@ pub(crate) struct EndpointSlice {
 }
 
 impl EndpointSlice {
-    /// Reads a slice. What is wrong in it is refused piece by piece; the others work.
-    pub(crate) fn read(object: &v1::EndpointSlice, key: &ObjectName, found: &mut Findings) -> Self {
+    /// Reads a slice; `None` when it must be refused: a port that can't be, or an unknown address type,
+    /// would take every endpoint of the slice away. A single endpoint that is wrong is left out, and
+    /// the others work.
+    pub(crate) fn read(object: &v1::EndpointSlice, key: &ObjectName, found: &mut Findings) -> Option<Self> {
         let label = object.metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_LABEL));
         let service = label.map(|name| ObjectName::new(key.namespace.clone(), name.as_str()));
         if service.is_none() {
@@ -43,22 +45,27 @@ impl EndpointSlice {
         let v4 = match object.address_type.as_str() {
             "IPv4" => true,
             "IPv6" => false,
+            "FQDN" => {
+                found.unsupported("addressType", "endpoints of type \"FQDN\" are not used");
+                return Some(Self { service, ports: Vec::new(), endpoints: Vec::new() });
+            }
             other => {
-                found.unsupported("addressType", &format!("endpoints of type {other:?} are not used"));
-                return Self { service, ports: Vec::new(), endpoints: Vec::new() };
+                found.refuse("addressType", format!("{other:?} is no address type; it is IPv4 or IPv6"));
+                return None;
             }
         };
         let endpoints = object.endpoints.iter().enumerate();
-        Self {
+        Some(Self {
             service,
-            ports: read_ports(object, found),
+            ports: read_ports(object, found)?,
             endpoints: endpoints.filter_map(|(i, e)| read_endpoint(i, e, v4, key, found)).collect(),
-        }
+        })
     }
 }
 
-fn read_ports(object: &v1::EndpointSlice, found: &mut Findings) -> Vec<(String, u16)> {
-    let mut ports = Vec::new();
+/// `None` where one can't be.
+fn read_ports(object: &v1::EndpointSlice, found: &mut Findings) -> Option<Vec<(String, u16)>> {
+    let mut ports = Some(Vec::new());
     for (i, port) in object.ports.iter().flatten().enumerate() {
         if port.protocol.as_deref().is_some_and(|p| !matches!(p, "" | "TCP")) {
             // The Service's port says so already.
@@ -68,8 +75,15 @@ fn read_ports(object: &v1::EndpointSlice, found: &mut Findings) -> Vec<(String, 
         match port.port {
             None => found.unsupported(field, "a slice for all ports is not used"),
             Some(number) => match port_number(number) {
-                Some(number) => ports.push((port.name.clone().unwrap_or_default(), number)),
-                None => found.refuse(field, format!("{number} is not a port; ports are 1 to 65535")),
+                Some(number) => {
+                    ports
+                        .iter_mut()
+                        .for_each(|ports| ports.push((port.name.clone().unwrap_or_default(), number)));
+                }
+                None => {
+                    found.refuse(field, format!("{number} is not a port; ports are 1 to 65535"));
+                    ports = None;
+                }
             },
         }
     }

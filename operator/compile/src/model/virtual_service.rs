@@ -184,7 +184,9 @@ fn read_share(
     let field = format!("{at}.destination");
     found.unsupported_rest(at, &share.rest);
     found.unsupported_rest(&field, &destination.rest);
-    let weight = share.weight.unwrap_or(if single { 100 } else { 0 });
+    // A destination that stands alone gets everything: 0 can't be told from unset in Istio's own API.
+    let weight =
+        share.weight.filter(|&weight| !(single && weight == 0)).unwrap_or(if single { 100 } else { 0 });
     let Ok(weight) = u32::try_from(weight) else {
         found.refuse(format!("{at}.weight"), format!("{weight} is below 0; weights start at 0"));
         return None;

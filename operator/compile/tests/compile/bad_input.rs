@@ -195,6 +195,38 @@ fn an_endpoint_without_address_is_left_out_alone() {
 }
 
 #[test]
+fn a_slice_that_cannot_be_leaves_the_endpoints_as_they_were() {
+    let good = slice("web", "web").port(8080).endpoint("10.1.0.1");
+    let mut cluster_ = Cluster::with([service("web").ip("10.0.0.1").port(80).build(), good.clone().build()]);
+    let held = ["10.1.0.1 8080"];
+    assert_eq!(cluster_.endpoints(&cluster("web", 80, "")), held);
+    cluster_.apply([slice("web", "web").port(80_800).endpoint("10.1.0.1").build()]);
+    assert_eq!(cluster_.endpoints(&cluster("web", 80, "")), held);
+    assert!(cluster_.refused()[0].contains("80800 is not a port"), "{:?}", cluster_.refused());
+    let mut bad = good.clone();
+    "IPV4".clone_into(&mut bad.0.address_type);
+    cluster_.apply([bad.build()]);
+    assert_eq!(cluster_.endpoints(&cluster("web", 80, "")), held);
+    assert!(cluster_.refused()[0].contains("addressType"), "{:?}", cluster_.refused());
+    cluster_.apply([good.build()]);
+    assert_eq!(cluster_.refused(), [""; 0]);
+}
+
+#[test]
+fn a_slice_whose_ports_have_other_names_is_told() {
+    let cluster_ = Cluster::with([
+        service("web").ip("10.0.0.1").named_port("http", 80).build(),
+        slice("web", "web").port(8080).endpoint("10.1.0.1").build(),
+    ]);
+    let reports: Vec<String> = cluster_.compiler.reports().map(ToString::to_string).collect();
+    assert_eq!(
+        reports,
+        ["EndpointSlice default/web: its endpoints are not used: its TCP ports are named \"\", those of \
+             Service default/web \"http\"; name them alike"]
+    );
+}
+
+#[test]
 fn reports_name_where_an_object_was_read() {
     let mut cluster_ = Cluster::default();
     let source = Source { file: "shop/web.yaml".into(), document: Some(2) };
