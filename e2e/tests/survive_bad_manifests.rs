@@ -11,7 +11,7 @@ use slotmesh_e2e::{
     isolated,
     manifests::{service, slice, virtual_service},
     mesh::{at, reviews},
-    stats,
+    stats, wait,
 };
 
 const ROUTED: [(&str, i64); 2] = [("v1", 80), ("v2", 20)];
@@ -70,7 +70,8 @@ fn reported(mesh: &Mesh, text: &str, words: &[&str]) -> Result<()> {
     let agent = mesh.agent()?;
     mesh.manifests.write_text(FILE, text)?;
     agent.expect_report(words)?;
-    ensure!(agent.said().contains(words[0]), "the log doesn't name {}: {}", words[0], agent.said());
+    // What it says comes through a pipe, a moment later.
+    wait::until_true(&format!("{} in the log", words[0]), || Ok(agent.said().contains(words[0])))?;
     hold(mesh)?;
     mesh.manifests.remove(FILE)?;
     agent.expect_no_report(words)
