@@ -57,6 +57,17 @@ pub(crate) fn identity(dir: &Path) -> Option<(u64, u64)> {
     fs::metadata(dir).ok().filter(Metadata::is_dir).map(|meta| (meta.dev(), meta.ino()))
 }
 
+/// Whether a path lies in a folder that the scan leaves out because it is a link.
+pub(crate) fn is_behind_link(dir: &Path, path: &Path) -> bool {
+    let is_link = |folder: &Path| fs::symlink_metadata(folder).is_ok_and(|meta| meta.is_symlink());
+    path.ancestors().skip(1).take_while(|folder| *folder != dir).any(is_link)
+}
+
+/// Whether this is a file that was just made and has no content yet.
+pub(crate) fn is_new_and_empty(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() == 0 && meta.nlink() == 1)
+}
+
 /// Finds all manifest files below a directory.
 pub(crate) fn scan(dir: &Path) -> Scan {
     let mut scan = Scan::default();

@@ -9,7 +9,8 @@
 //!
 //! Editors save in several steps (truncate and write, write and rename), so a burst of events is
 //! waited out: until what was written to is closed and nothing happened for [`QUIET`], but never
-//! longer than [`BUSY`].
+//! longer than [`BUSY`]. A file that is still being written to then is left for a later burst, as it
+//! may be truncated, until it is closed or nothing was written to it for [`HELD`].
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,15 +26,15 @@ use std::{
 
 use kube_runtime::watcher;
 use notify::{
-    EventKind, RecommendedWatcher, RecursiveMode, Watcher,
-    event::{AccessKind, AccessMode, ModifyKind},
+    Config, EventKind, RecommendedWatcher, RecursiveMode, Watcher,
+    event::{AccessKind, AccessMode, CreateKind, MetadataKind, ModifyKind, RemoveKind},
 };
 use slotmesh_compile::{Kind, ObjectRef, Report, Severity};
 use tracing::{debug, info};
 
 use super::{
     ReportChanges, Update, WatchEvent,
-    files::{Signature, identity, is_manifest, may_matter, scan},
+    files::{Signature, identity, is_behind_link, is_manifest, is_new_and_empty, may_matter, scan},
     parse::parse,
     store::{Changed, Store},
 };
@@ -45,6 +46,10 @@ const QUIET: Duration = Duration::from_millis(20);
 const BUSY: Duration = Duration::from_millis(200);
 /// How often a directory that disappeared is looked for, in case inotify doesn't tell.
 const LOOK: Duration = Duration::from_millis(500);
+/// A file that isn't closed is read when nothing was written to it for this long.
+const HELD: Duration = Duration::from_secs(10);
+/// How often a directory that can't be watched is read.
+const RETRY: Duration = Duration::from_secs(2);
 
 /// A directory of manifests that is being followed. Dropping it ends that.
 #[derive(Debug)]
@@ -74,19 +79,29 @@ impl Manifests {
         let (wake, woken) = mpsc::channel();
         let sender = wake.clone();
         let unwatchable = |source| Error::Unwatchable { dir: dir.to_owned(), source };
-        let watcher = notify::recommended_watcher(move |event| {
+        let tell = move |event| {
             // Whoever listened is gone when this fails, and the watcher goes next.
             drop(sender.send(Wake::Event(event)));
-        })
-        .map_err(unwatchable)?;
+        };
+        // The scan doesn't follow links to folders either.
+        let config = Config::default().with_follow_symlinks(false);
+        let watcher = RecommendedWatcher::new(tell, config).map_err(unwatchable)?;
         let mut follower = Follower {
             shown: dir.to_owned(),
+            real: absolute.clone(),
+            here: absolute.clone(),
             dir: absolute,
             watcher,
+            watched: Vec::new(),
+            unwatchable: None,
+            retry: None,
             root: Some(root),
             store: Store::default(),
             seen: BTreeMap::new(),
-            about_dirs: Vec::new(),
+            writing: BTreeMap::new(),
+            overdue: BTreeSet::new(),
+            unreadable: Vec::new(),
+            about: Vec::new(),
             deliver: Box::new(deliver),
         };
         follower.watch().map_err(unwatchable)?;
@@ -112,11 +127,13 @@ struct Asked {
     writing: BTreeSet<PathBuf>,
     /// Something happened that isn't about one manifest.
     scan: bool,
+    /// The directory itself went or came, so the watch on it may be gone.
+    rewatch: bool,
 }
 
 impl Asked {
     fn is_empty(&self) -> bool {
-        self.files.is_empty() && !self.scan
+        self.files.is_empty() && !self.scan && !self.rewatch
     }
 }
 
@@ -132,33 +149,80 @@ struct Follower {
     /// The directory as the user named it.
     shown: PathBuf,
     dir: PathBuf,
+    /// The same without links, which is what inotify tells about.
+    real: PathBuf,
+    /// The same without links on the way there; the directory itself may be one.
+    here: PathBuf,
     watcher: RecommendedWatcher,
+    watched: Vec<PathBuf>,
+    /// Why not all can be watched, and when to try again.
+    unwatchable: Option<String>,
+    retry: Option<Instant>,
     /// Which directory is watched; `None` while there is none.
     root: Option<(u64, u64)>,
     store: Store,
     seen: BTreeMap<PathBuf, Seen>,
-    /// What is to be said about folders now.
-    about_dirs: Vec<Report>,
+    /// The files that are written to, and when that was seen last.
+    writing: BTreeMap<PathBuf, Instant>,
+    /// Those that were read although nobody closed them.
+    overdue: BTreeSet<PathBuf>,
+    /// The folders that couldn't be read, and why.
+    unreadable: Vec<(PathBuf, String)>,
+    /// What was last said about the directory, its folders and open files.
+    about: Vec<Report>,
     deliver: Box<dyn FnMut(Update) -> bool + Send>,
 }
 
 impl Follower {
     fn watch(&mut self) -> notify::Result<()> {
-        self.watcher.watch(&self.dir, RecursiveMode::Recursive)?;
-        // The parent tells when the directory itself goes and comes; polling does as well, later.
-        if let Some(parent) = self.dir.parent()
-            && let Err(error) = self.watcher.watch(parent, RecursiveMode::NonRecursive)
-        {
-            debug!(%error, dir = %parent.display(), "the parent directory can't be watched");
+        self.real = fs::canonicalize(&self.dir).map_err(notify::Error::io)?;
+        self.here = match (self.dir.parent().map(fs::canonicalize), self.dir.file_name()) {
+            (Some(Ok(parent)), Some(name)) => parent.join(name),
+            _ => self.real.clone(),
+        };
+        self.watched.push(self.real.clone());
+        self.watcher.watch(&self.real, RecursiveMode::Recursive)?;
+        // The parents tell when the directory itself goes and comes; polling does as well, later.
+        for path in [self.here.clone(), self.real.clone()] {
+            let Some(parent) = path.parent().filter(|parent| !parent.starts_with(&self.real)) else {
+                continue;
+            };
+            if self.watched.iter().any(|watched| watched == parent) {
+                continue;
+            }
+            match self.watcher.watch(parent, RecursiveMode::NonRecursive) {
+                Ok(()) => self.watched.push(parent.to_owned()),
+                Err(error) => {
+                    debug!(%error, dir = %parent.display(), "the parent directory can't be watched");
+                }
+            }
         }
         Ok(())
     }
 
     fn unwatch(&mut self) {
-        for dir in self.dir.clone().ancestors().take(2) {
+        for dir in std::mem::take(&mut self.watched) {
             // It fails when the directory is gone, and the watch with it.
-            drop(self.watcher.unwatch(dir));
+            drop(self.watcher.unwatch(&dir));
         }
+    }
+
+    /// Notes that not all can be watched.
+    fn cannot_watch(&mut self, error: &notify::Error) {
+        // A folder that goes while it is about to be watched is no trouble.
+        if matches!(error.kind, notify::ErrorKind::PathNotFound) {
+            self.retry = Some(Instant::now() + LOOK);
+            return;
+        }
+        self.retry = Some(Instant::now() + RETRY);
+        let remedy = match error.kind {
+            notify::ErrorKind::MaxFilesWatch => "; raise fs.inotify.max_user_watches",
+            _ => "",
+        };
+        self.unwatchable = Some(format!(
+            "can't be watched: {error}{remedy}; until it can, it is read every {} s",
+            RETRY.as_secs()
+        ));
     }
 
     fn run(mut self, woken: &Receiver<Wake>) {
@@ -189,10 +253,11 @@ impl Follower {
     }
 
     /// Waits for a burst of events and its end; `None` when it is time to stop.
-    fn next(&self, woken: &Receiver<Wake>, again: &mut Option<Instant>) -> Option<Asked> {
+    fn next(&mut self, woken: &Receiver<Wake>, again: &mut Option<Instant>) -> Option<Asked> {
         let mut asked = Asked::default();
         let look = self.root.is_none().then(|| Instant::now() + LOOK);
-        let mut until = [look, *again].into_iter().flatten().min();
+        let held = self.writing.values().min().map(|last| *last + HELD);
+        let mut until = [look, *again, self.retry, held].into_iter().flatten().min();
         let mut busy_until = None;
         loop {
             let wake = match until {
@@ -210,8 +275,22 @@ impl Follower {
                 }
                 Ok(Wake::Stop) | Err(RecvTimeoutError::Disconnected) => return None,
                 Err(RecvTimeoutError::Timeout) => {
-                    let due = again.is_some_and(|at| at <= Instant::now());
-                    asked.scan |= due || self.root.is_none();
+                    let now = Instant::now();
+                    asked.rewatch |= self.retry.take_if(|at| *at <= now).is_some();
+                    let due = again.is_some_and(|at| at <= now);
+                    asked.scan |= due || asked.rewatch || self.root.is_none();
+                    let is_due = |last: &Instant| *last + HELD <= now;
+                    let due: Vec<_> = self
+                        .writing
+                        .iter()
+                        .filter(|(_, last)| is_due(last))
+                        .map(|(p, _)| p.clone())
+                        .collect();
+                    for path in due {
+                        self.writing.remove(&path);
+                        self.overdue.insert(path.clone());
+                        asked.files.insert(path);
+                    }
                     return Some(asked);
                 }
             }
@@ -219,65 +298,119 @@ impl Follower {
     }
 
     /// Notes what an event asks for; whether it does.
-    fn ask(&self, event: notify::Result<notify::Event>, asked: &mut Asked) -> bool {
+    fn ask(&mut self, event: notify::Result<notify::Event>, asked: &mut Asked) -> bool {
         let event = match event {
             Ok(event) if !event.need_rescan() => event,
-            _ => {
+            Ok(_) => {
+                asked.scan = true;
+                return true;
+            }
+            Err(error) => {
+                self.cannot_watch(&error);
                 asked.scan = true;
                 return true;
             }
         };
-        let closed = event.kind == EventKind::Access(AccessKind::Close(AccessMode::Write));
-        let written = matches!(event.kind, EventKind::Modify(ModifyKind::Data(_)));
-        let content = match event.kind {
-            EventKind::Access(_) if !closed => return false,
-            EventKind::Modify(ModifyKind::Name(_)) => false,
-            EventKind::Access(_) | EventKind::Modify(_) => true,
-            _ => false,
-        };
+        if matches!(event.kind, EventKind::Access(kind) if kind != AccessKind::Close(AccessMode::Write)) {
+            return false;
+        }
+        let content = matches!(
+            event.kind,
+            EventKind::Access(_) | EventKind::Modify(ModifyKind::Data(_) | ModifyKind::Metadata(_))
+        );
         let mut asks = false;
-        for path in event.paths {
-            let Ok(below) = path.strip_prefix(&self.dir) else { continue };
-            if is_manifest(below) {
-                if written {
-                    asked.writing.insert(path.clone());
-                } else {
-                    asked.writing.remove(&path);
+        for path in &event.paths {
+            if *path == self.real || *path == self.here {
+                if !content {
+                    asked.rewatch = true;
+                    asked.scan = true;
+                    asks = true;
                 }
-                asked.files.insert(path);
-                asks = true;
-            } else if !content && may_matter(below) {
+                continue;
+            }
+            let Ok(below) = path.strip_prefix(&self.real) else { continue };
+            let path = self.dir.join(below);
+            if self.is_about_folder(event.kind, below, &path) {
                 asked.scan = true;
+                asks = true;
+            } else if is_manifest(below) {
+                match event.kind {
+                    EventKind::Modify(ModifyKind::Data(_)) => {
+                        self.hold(path, asked);
+                    }
+                    EventKind::Create(_) if is_new_and_empty(&path) => {
+                        // Whoever made it writes to it next, or closes it.
+                        self.hold(path, asked);
+                    }
+                    EventKind::Modify(ModifyKind::Metadata(_)) => {
+                        asked.files.insert(path);
+                    }
+                    _ => {
+                        self.writing.remove(&path);
+                        self.overdue.remove(&path);
+                        asked.writing.remove(&path);
+                        asked.files.insert(path);
+                    }
+                }
                 asks = true;
             }
         }
         asks
     }
 
+    /// Leaves a file alone until it is closed.
+    fn hold(&mut self, path: PathBuf, asked: &mut Asked) {
+        self.writing.insert(path.clone(), Instant::now());
+        asked.writing.insert(path);
+    }
+
+    /// Whether the event changes which files are there, other than by the one it names.
+    fn is_about_folder(&self, kind: EventKind, below: &Path, path: &Path) -> bool {
+        if !may_matter(below) {
+            return false;
+        }
+        let link = below.file_name().is_some_and(|name| name == "..data");
+        match kind {
+            EventKind::Create(CreateKind::Folder) | EventKind::Remove(RemoveKind::Folder) => true,
+            EventKind::Create(CreateKind::File) | EventKind::Remove(RemoveKind::File) => link,
+            EventKind::Modify(ModifyKind::Name(_)) => {
+                link || fs::symlink_metadata(path).is_ok_and(|meta| meta.is_dir())
+                    || self.is_known_folder(path)
+            }
+            EventKind::Modify(ModifyKind::Metadata(MetadataKind::Any)) => {
+                self.unreadable.iter().any(|(dir, _)| dir == path)
+            }
+            EventKind::Access(_) | EventKind::Modify(_) => false,
+            _ => true,
+        }
+    }
+
+    /// Whether there was a folder of this name that something was, or may have been, read from.
+    fn is_known_folder(&self, path: &Path) -> bool {
+        let below = |known: &PathBuf| known != path && known.starts_with(path);
+        self.seen.range(path.to_owned()..).take_while(|(p, _)| p.starts_with(path)).any(|(p, _)| below(p))
+            || self.unreadable.iter().any(|(dir, _)| dir.starts_with(path))
+    }
+
     /// Reads what is asked for.
     fn read(&mut self, mut asked: Asked) -> (Vec<Changed>, Vec<Report>, Vec<Report>) {
-        let mut about_dirs = self.about_dirs.clone();
-        asked.scan |= self.check_root();
+        asked.scan |= self.check_root(asked.rewatch);
         let mut gone = Vec::new();
         if self.root.is_none() {
             asked = Asked::default();
-            let message = "the directory has disappeared; all that it defined stays in force, and it is read \
-                           again as soon as it is back";
-            about_dirs = vec![self.about(&self.shown, message.to_owned())];
         }
+        asked.scan |= asked.files.iter().any(|path| match fs::symlink_metadata(path) {
+            Ok(meta) => meta.is_dir(),
+            Err(_) => self.is_known_folder(path),
+        });
         let mut files: BTreeMap<PathBuf, Option<Signature>> =
             asked.files.into_iter().map(|path| (path, None)).collect();
         if asked.scan {
             let found = scan(&self.dir);
-            about_dirs = found
-                .unreadable
-                .iter()
-                .map(|(dir, error)| {
-                    let message =
-                        format!("the directory can't be read: {error}; what it defined stays in force");
-                    self.about(Path::new(&*self.name(dir)), message)
-                })
-                .collect();
+            self.unreadable =
+                found.unreadable.iter().map(|(dir, error)| (dir.clone(), error.to_string())).collect();
+            self.writing.retain(|path, _| found.files.contains_key(path));
+            self.overdue.retain(|path| found.files.contains_key(path));
             let unknown = |path: &Path| found.unreadable.iter().any(|(dir, _)| path.starts_with(dir));
             gone.extend(self.seen.keys().filter(|p| !found.files.contains_key(*p) && !unknown(p)).cloned());
             for (path, signature) in found.files {
@@ -287,6 +420,9 @@ impl Follower {
             }
         }
         for (path, signature) in files {
+            if self.writing.contains_key(&path) {
+                continue;
+            }
             self.read_file(path, signature, &mut gone);
         }
         // While files were read the directory may have begun to go, file by file.
@@ -298,7 +434,8 @@ impl Follower {
         }
         let (changes, mut appeared, mut disappeared) = self.store.changes();
         let mut dirs = ReportChanges::default();
-        dirs.replace(std::mem::replace(&mut self.about_dirs, about_dirs.clone()), about_dirs);
+        let about = self.about_now();
+        dirs.replace(std::mem::replace(&mut self.about, about.clone()), about);
         let (more, fewer) = dirs.take();
         appeared.extend(more);
         disappeared.extend(fewer);
@@ -307,7 +444,14 @@ impl Follower {
 
     fn read_file(&mut self, path: PathBuf, signature: Option<Signature>, gone: &mut Vec<PathBuf>) {
         let name = self.name(&path);
-        let content = fs::read(&path).and_then(|content| {
+        // Whatever the scan would leave out is no manifest; to open a pipe would block.
+        let left_out = |meta: &fs::Metadata| !meta.is_file() || is_behind_link(&self.dir, &path);
+        let content = match fs::metadata(&path) {
+            Ok(meta) if left_out(&meta) => Err(io::ErrorKind::NotFound.into()),
+            Ok(_) => fs::read(&path),
+            Err(error) => Err(error),
+        };
+        let content = content.and_then(|content| {
             String::from_utf8(content)
                 .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8 text"))
         });
@@ -333,23 +477,53 @@ impl Follower {
     }
 
     /// Follows the directory when it goes, comes or is exchanged; whether all must be looked at.
-    fn check_root(&mut self) -> bool {
+    fn check_root(&mut self, rewatch: bool) -> bool {
         let now = identity(&self.dir);
-        if now == self.root {
+        if now == self.root && !rewatch {
             return false;
         }
+        let back = self.root.is_none() && now.is_some();
         self.unwatch();
         self.root = now;
+        (self.unwatchable, self.retry) = (None, None);
         if now.is_none() {
+            self.writing.clear();
+            self.overdue.clear();
             return false;
         }
-        info!(dir = %self.shown.display(), "the manifest directory is back");
+        if back {
+            info!(dir = %self.shown.display(), "the manifest directory is back");
+        }
         if let Err(error) = self.watch() {
             debug!(%error, dir = %self.shown.display(), "the directory can't be watched yet");
-            // It is looked at again, as if it weren't there.
-            self.root = None;
+            self.cannot_watch(&error);
         }
-        self.root.is_some()
+        true
+    }
+
+    /// What is to be said about the directory, its folders and open files.
+    fn about_now(&self) -> Vec<Report> {
+        if self.root.is_none() {
+            let message = "the directory has disappeared; all that it defined stays in force, and it is read \
+                           again as soon as it is back";
+            return vec![self.about("Directory", &self.dir, Severity::Refused, message.to_owned())];
+        }
+        let unreadable = self.unreadable.iter().map(|(dir, error)| {
+            let message = format!("the directory can't be read: {error}; what it defined stays in force");
+            self.about("Directory", dir, Severity::Refused, message)
+        });
+        let unwatchable = self
+            .unwatchable
+            .iter()
+            .map(|message| self.about("Directory", &self.dir, Severity::Refused, message.clone()));
+        let overdue = self.overdue.iter().map(|path| {
+            let message = format!(
+                "the file is open for writing, but nothing was written for {} s; it is read as it is",
+                HELD.as_secs()
+            );
+            self.about("File", path, Severity::Note, message)
+        });
+        unreadable.chain(unwatchable).chain(overdue).collect()
     }
 
     /// A path as it is shown to the user.
@@ -362,14 +536,10 @@ impl Follower {
         shown.to_string_lossy().into()
     }
 
-    fn about(&self, dir: &Path, message: String) -> Report {
-        let object = ObjectRef {
-            kind: "Directory".into(),
-            namespace: "".into(),
-            name: dir.to_string_lossy().into(),
-            source: None,
-        };
-        Report { object, field: None, severity: Severity::Refused, message }
+    fn about(&self, kind: &'static str, path: &Path, severity: Severity, message: String) -> Report {
+        let object =
+            ObjectRef { kind: kind.into(), namespace: "".into(), name: self.name(path), source: None };
+        Report { object, field: None, severity, message }
     }
 }
 

@@ -16,7 +16,7 @@ use slotmesh_compile::{
 use slotmesh_operator::{Error, Operator};
 use slotmesh_xds::{Change, ResourceType};
 
-use crate::support::{Site, yaml};
+use crate::support::{Site, replace, yaml};
 
 pub fn web(ip: &str) -> Object {
     service("web").ip(ip).port(80).build()
@@ -63,6 +63,84 @@ fn a_save_in_steps_is_one_change() {
         }
     }
     panic!("this machine never wrote a small file within 150 ms");
+}
+
+#[test]
+fn a_file_stays_in_force_while_it_is_truncated_and_until_it_is_closed() {
+    let site = Site::with(&[("web.yaml", yaml(&[web("10.0.0.1")]))]);
+    let before = site.all();
+    let mut file = File::create(site.path("web.yaml")).unwrap();
+    Site::settle();
+    assert_eq!(site.all(), before);
+    // Other files are read meanwhile, and folders are looked through.
+    fs::create_dir(site.path("sub")).unwrap();
+    site.write("sub/api.yaml", yaml(&[service("api").ip("10.0.0.9").port(80).build()]));
+    site.until("another file", |s| s.has_listener("10.0.0.9_80"));
+    Site::settle();
+    assert!(site.has_listener("10.0.0.1_80"));
+    file.write_all(yaml(&[web("10.0.0.2")]).as_bytes()).unwrap();
+    Site::settle();
+    assert!(site.has_listener("10.0.0.1_80"));
+    drop(file);
+    site.until("the file", |s| s.has_listener("10.0.0.2_80") && !s.has_listener("10.0.0.1_80"));
+    assert!(site.reports().is_empty(), "{:?}", site.reports());
+}
+
+#[test]
+fn a_directory_that_is_made_anew_at_once_is_followed() {
+    let site = Site::with(&[("web.yaml", yaml(&[web("10.0.0.1")]))]);
+    for i in 2..6 {
+        fs::remove_dir_all(&site.dir).unwrap();
+        fs::create_dir(&site.dir).unwrap();
+        Site::settle();
+        let listener = format!("10.0.0.{i}_80");
+        site.write("web.yaml", yaml(&[web(&format!("10.0.0.{i}"))]));
+        site.until("a file in the new directory", |s| s.has_listener(&listener));
+    }
+}
+
+#[test]
+fn links_to_folders_are_left_alone() {
+    let site = Site::with(&[]);
+    let other = tempfile::tempdir().unwrap();
+    symlink(other.path(), site.path("linked")).unwrap();
+    Site::settle();
+    replace(&other.path().join("web.yaml"), &yaml(&[web("10.0.0.1")]));
+    Site::settle();
+    assert!(!site.has_listener("10.0.0.1_80"));
+}
+
+#[test]
+fn a_directory_that_is_a_link_is_followed_and_so_is_the_link() {
+    let temp = tempfile::tempdir().unwrap();
+    for (folder, ip) in [("one", "10.0.0.1"), ("two", "10.0.0.2")] {
+        fs::create_dir(temp.path().join(folder)).unwrap();
+        replace(&temp.path().join(folder).join("web.yaml"), &yaml(&[web(ip)]));
+    }
+    let link = temp.path().join("link");
+    symlink("one", &link).unwrap();
+    let site = Site::on(temp, link.clone());
+    assert!(site.has_listener("10.0.0.1_80"));
+    site.write("web.yaml", yaml(&[web("10.0.0.3")]));
+    site.until("a change", |s| s.has_listener("10.0.0.3_80"));
+    symlink("two", link.with_extension("new")).unwrap();
+    fs::rename(link.with_extension("new"), &link).unwrap();
+    site.until("the other directory", |s| s.has_listener("10.0.0.2_80"));
+    site.write("web.yaml", yaml(&[web("10.0.0.4")]));
+    site.until("a change there", |s| s.has_listener("10.0.0.4_80"));
+}
+
+#[test]
+fn a_pipe_and_a_folder_named_like_a_manifest_block_nothing() {
+    let site = Site::with(&[]);
+    let made = std::process::Command::new("mkfifo").arg(site.path("pipe.yaml")).status().unwrap();
+    assert!(made.success());
+    fs::create_dir(site.path("folder.yaml")).unwrap();
+    site.write("folder.yaml/web.yaml", yaml(&[web("10.0.0.1")]));
+    site.until("a file in the folder", |s| s.has_listener("10.0.0.1_80"));
+    fs::rename(site.path("folder.yaml"), site.path(".hidden")).unwrap();
+    site.until("the folder to go", |s| s.names(ResourceType::Listener).is_empty());
+    assert!(site.reports().is_empty(), "{:?}", site.reports());
 }
 
 #[test]

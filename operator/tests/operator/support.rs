@@ -34,6 +34,11 @@ impl Site {
         for (name, text) in files {
             fs::write(dir.join(name), text).unwrap();
         }
+        Self::on(temp, dir)
+    }
+
+    /// Starts on this directory.
+    pub fn on(temp: TempDir, dir: PathBuf) -> Self {
         let published = Published::default();
         let sink = published.clone();
         let publish = move |changes: Vec<Change>| {
