@@ -1,10 +1,6 @@
-//! The engine: publication, retirement, growth.
+//! The engine: publication and retirement.
 
-use std::{
-    mem::offset_of,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{mem::offset_of, sync::Arc};
 
 use slotmesh_kernel::{Arena, MappedSlab};
 use slotmesh_records::{
@@ -14,74 +10,15 @@ use slotmesh_records::{
 };
 
 use crate::{
-    Backing, ClassStats, HandlePtr, RecoverError, Recovered, ResourceKind, SlotClass,
+    Backing, ClassStats, Config, Growth, HandlePtr, RecoverError, Recovered, ResourceKind, SlotClass,
     background::{Background, Done},
     directory::{Directory, PAGE_ENTRIES},
+    growth::GrowthFailed,
     handles::{Handles, Info},
     quarantine::{Item, Quarantine},
     recover,
     table::SlotTable,
 };
-
-/// When outer records are created.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Growth {
-    /// All up to the cap at start.
-    Eager,
-    /// `initial` at start, more in the background ahead of demand.
-    Background,
-    /// `initial` at start, more when a flush finds no slot.
-    OnDemand,
-}
-
-/// How many slabs there are to be. A slab is 64 KiB of records and costs 68 KiB of memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Config {
-    /// When slabs are created.
-    pub growth: Growth,
-    /// Slabs created before the engine is ready, and never given back; at least 1.
-    pub initial: u32,
-    /// The most slabs there are to be; at most `MAX_SLABS`.
-    pub cap: u32,
-    /// Background growth begins when fewer slabs than this are wholly idle.
-    pub low_watermark: u32,
-    /// Slabs are given back when more than this are wholly idle.
-    pub high_watermark: u32,
-    /// How many slabs growth creates at a time.
-    pub batch: u32,
-}
-
-impl Default for Config {
-    /// 2 MiB at start, at most 128 MiB, 512 KiB ahead of demand, at most 8 MiB unused.
-    fn default() -> Self {
-        Self {
-            growth: Growth::Background,
-            initial: 32,
-            cap: 2048,
-            low_watermark: 8,
-            high_watermark: 128,
-            batch: 32,
-        }
-    }
-}
-
-impl Config {
-    /// What contradicts itself, in words; `None` where nothing does.
-    pub fn contradiction(&self) -> Option<String> {
-        let Self { growth: _, initial, cap, low_watermark, high_watermark, batch } = *self;
-        if initial > cap {
-            return Some(format!("{initial} initial slabs are more than the cap, {cap}"));
-        }
-        // Else what growth creates would be given back at once.
-        let least = low_watermark.saturating_add(batch);
-        (high_watermark < least).then(|| {
-            format!(
-                "the high watermark, {high_watermark}, is below the low watermark and one batch, \
-                 {low_watermark} + {batch} = {least}"
-            )
-        })
-    }
-}
 
 /// Why a record found no slot. The flush is refused as a whole; what was current stays current.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
@@ -154,27 +91,15 @@ pub struct Engine {
     pub(crate) table: SlotTable,
     pub(crate) handles: Handles,
     pub(crate) directory: Directory,
-    quarantine: Quarantine,
-    background: Background,
-    config: Config,
-    growing: bool,
-    shrinking: bool,
-    growth_error: Option<GrowthFailed>,
-    grace_periods: u64,
+    pub(crate) quarantine: Quarantine,
+    pub(crate) background: Background,
+    pub(crate) config: Config,
+    pub(crate) growing: bool,
+    pub(crate) shrinking: bool,
+    pub(crate) growth_error: Option<GrowthFailed>,
+    pub(crate) grace_periods: u64,
     room: u64,
     pub(crate) scratch: Scratch,
-}
-
-/// How long growth ahead of demand rests after a first failure; doubles with each further one.
-const GROWTH_RETRY: Duration = Duration::from_millis(500);
-/// The longest rest.
-const GROWTH_RETRY_MOST: Duration = Duration::from_secs(60);
-
-/// The last growth, where it failed. A flush that needs a slot tries again at once.
-struct GrowthFailed {
-    reason: String,
-    wait: Duration,
-    at: Instant,
 }
 
 /// Buffers that every flush uses again.
@@ -374,7 +299,8 @@ impl Engine {
         }
     }
 
-    fn done(&mut self, done: Done) {
+    /// Takes one piece of finished background work over.
+    pub(crate) fn done(&mut self, done: Done) {
         match done {
             Done::Grown(Ok(slabs)) => {
                 self.growing = false;
@@ -396,12 +322,7 @@ impl Engine {
             Done::Grown(Err(error)) => {
                 tracing::warn!(%error, "growth failed");
                 self.growing = false;
-                let wait = self.growth_error.as_ref().map_or(GROWTH_RETRY, |failed| failed.wait * 2);
-                self.growth_error = Some(GrowthFailed {
-                    reason: error.to_string(),
-                    wait: wait.min(GROWTH_RETRY_MOST),
-                    at: Instant::now(),
-                });
+                self.growth_error = Some(GrowthFailed::after(self.growth_error.as_ref(), &error));
             }
             Done::Barrier(Ok(())) => {
                 self.grace_periods += 1;
@@ -419,111 +340,6 @@ impl Engine {
                 self.quarantine.failed();
             }
         }
-    }
-
-    fn grow_ahead(&mut self) {
-        let ahead = match self.config.growth {
-            Growth::Background => self.table.empty_slabs() < self.config.low_watermark,
-            // What a later, higher cap allows.
-            Growth::Eager => true,
-            Growth::OnDemand => false,
-        };
-        let due = self.growth_error.as_ref().is_none_or(|failed| failed.at.elapsed() >= failed.wait);
-        if ahead && due {
-            self.grow();
-        }
-    }
-
-    /// Gives slabs back that are wholly idle: above the high watermark, and all that exceed the cap.
-    fn give_back(&mut self) {
-        if self.growing || self.shrinking {
-            return;
-        }
-        let created = self.table.created();
-        let spare = match self.config.growth {
-            Growth::Eager => 0,
-            Growth::Background | Growth::OnDemand => self
-                .table
-                .empty_slabs()
-                .saturating_sub(self.config.high_watermark)
-                .min(created.saturating_sub(self.config.initial)),
-        };
-        let surplus = spare.max(created.saturating_sub(self.config.cap)).min(self.table.empty_slabs());
-        if surplus > 0 {
-            let slabs = self.table.take_empty(surplus as usize);
-            let slabs: Vec<_> = slabs.into_iter().map(|slab| self.arena.surrender(slab)).collect();
-            let created = self.table.created();
-            tracing::info!(given_back = slabs.len(), created, "gave outer records back");
-            self.shrinking = true;
-            self.background.shrink(slabs);
-        }
-    }
-
-    /// Asks for a batch of slabs, where the cap allows one. Whether growth is under way.
-    fn grow(&mut self) -> bool {
-        let room = self.config.cap.saturating_sub(self.table.created());
-        if !self.growing && room > 0 {
-            let batch = self.table.missing(self.config.batch.clamp(1, room) as usize);
-            if !batch.is_empty() {
-                self.growing = true;
-                self.background.grow(batch);
-            }
-        }
-        self.growing
-    }
-
-    fn take(&mut self, class: SlotClass) -> Result<SlotPtr, Full> {
-        self.table.take(class).map_or_else(|| self.take_slowly(class), Ok)
-    }
-
-    /// No slot is idle: wait for one batch of growth at most, and then for what is retired.
-    #[cold]
-    fn take_slowly(&mut self, class: SlotClass) -> Result<SlotPtr, Full> {
-        self.poll();
-        if let Some(ptr) = self.table.take(class) {
-            return Ok(ptr);
-        }
-        let can_grow = self.grow();
-        if !can_grow && let Some(ptr) = self.take_larger(class) {
-            return Ok(ptr);
-        }
-        if can_grow {
-            while self.growing {
-                let done = self.background.wait();
-                self.done(done);
-            }
-        }
-        // What is retired may be what is needed. A handle takes two grace periods: one for itself, one
-        // for the version behind it.
-        while self.quarantine.len() > 0 {
-            if let Some(ptr) = self.table.take(class).or_else(|| self.take_larger(class)) {
-                return Ok(ptr);
-            }
-            if self.quarantine.begin() {
-                self.background.barrier();
-            }
-            let done = self.background.wait();
-            let failed = matches!(done, Done::Barrier(Err(_)));
-            self.done(done);
-            if failed {
-                break;
-            }
-        }
-        self.table.take(class).or_else(|| self.take_larger(class)).ok_or_else(|| match &self.growth_error {
-            Some(failed) if can_grow => Full::Growth { class, reason: failed.reason.clone() },
-            _ => Full::Cap {
-                class,
-                cap: self.config.cap,
-                used: self.table.stats().map(|(class, stats)| stats.used * class.bytes() as u64).sum::<u64>()
-                    / 1024,
-                retired: self.quarantine.len(),
-            },
-        })
-    }
-
-    /// At the cap, a slot that is larger than needed is better than none.
-    fn take_larger(&mut self, class: SlotClass) -> Option<SlotPtr> {
-        SlotClass::all().filter(|&larger| larger > class).find_map(|larger| self.table.take(larger))
     }
 
     pub(crate) fn write<R: Record>(

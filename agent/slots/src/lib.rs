@@ -19,9 +19,11 @@
 mod background;
 mod backing;
 mod class;
+mod config;
 mod directory;
 mod draft;
 mod engine;
+mod growth;
 mod handles;
 mod quarantine;
 mod recover;
@@ -31,8 +33,9 @@ mod tests;
 
 pub use backing::{Backing, BackingError};
 pub use class::SlotClass;
+pub use config::{Config, Growth};
 pub use draft::Draft;
-pub use engine::{Config, Engine, Full, Growth, Stats};
+pub use engine::{Engine, Full, Stats};
 pub use handles::{HandlePtr, ResourceKind};
 pub use recover::{RecoverError, Recovered};
 pub use table::ClassStats;
