@@ -41,7 +41,8 @@ struct KnownPod {
 #[derive(Debug, Default)]
 struct Made {
     slices: BTreeMap<ObjectName, Arc<EndpointSlice>>,
-    reports: Vec<Report>,
+    /// Two ports may have the same to say; it holds until neither has.
+    reports: BTreeSet<Report>,
 }
 
 /// Makes EndpointSlices from Services and Pods.
@@ -175,7 +176,7 @@ impl SliceController {
             let mut note = |field: &str, message: String| {
                 let key = ObjectKey { kind: Kind::Pod, name: pod_name.clone() };
                 let object = ObjectRef::new(&key, known.source.clone());
-                made.reports.push(Report {
+                made.reports.insert(Report {
                     object,
                     field: Some(field.into()),
                     severity: Severity::Note,

@@ -5,7 +5,10 @@ use std::{
     fmt::Write as _,
     fs,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -23,6 +26,7 @@ pub struct Site {
     pub dir: PathBuf,
     pub operator: Operator,
     published: Published,
+    batches: Arc<AtomicUsize>,
 }
 
 impl Site {
@@ -41,8 +45,11 @@ impl Site {
     pub fn on(temp: TempDir, dir: PathBuf) -> Self {
         let published = Published::default();
         let sink = published.clone();
+        let batches = Arc::<AtomicUsize>::default();
+        let counted = batches.clone();
         let publish = move |changes: Vec<Change>| {
             let mut held = sink.lock().unwrap();
+            counted.fetch_add(1, Ordering::SeqCst);
             for change in changes {
                 match change {
                     Change::Upsert(r) => drop(held.insert((r.ty, r.name.to_string()), r.content.to_vec())),
@@ -51,7 +58,7 @@ impl Site {
             }
         };
         let operator = Operator::from_manifests(&dir, publish).unwrap();
-        let site = Self { _temp: temp, dir, operator, published };
+        let site = Self { _temp: temp, dir, operator, published, batches };
         site.until("the first sync", |site| site.status().synced);
         site
     }
@@ -83,6 +90,11 @@ impl Site {
             .filter(|(t, _)| *t == ty)
             .map(|(_, name)| name.clone())
             .collect()
+    }
+
+    /// How often anything was published.
+    pub fn batches(&self) -> usize {
+        self.batches.load(Ordering::SeqCst)
     }
 
     /// What is published of the type, with everything in it.

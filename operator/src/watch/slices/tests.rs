@@ -125,6 +125,32 @@ fn families_of_the_service_and_pods_without_address() {
 }
 
 #[test]
+fn what_two_ports_say_holds_until_neither_does() {
+    let asking = |ports: &[(&str, i32)]| {
+        let mut built = service("web").ip("10.0.0.1").selector("app", "web");
+        for (name, port) in ports {
+            built = built.full_port(ServicePort {
+                name: Some((*name).to_owned()),
+                port: *port,
+                target_port: Some(IntOrString::String("main".into())),
+                ..ServicePort::default()
+            });
+        }
+        Step::Apply(Sourced { object: built.build(), source: None })
+    };
+    let mut controller = SliceController::default();
+    controller.observe(&Step::Apply(Sourced { object: web_pod("a", "10.1.0.1").build(), source: None }));
+    controller.observe(&asking(&[("one", 80), ("two", 81)]));
+    let (_, appeared, _) = controller.flush();
+    assert_eq!(appeared.len(), 1, "{appeared:?}");
+    controller.observe(&asking(&[("one", 80)]));
+    let (_, appeared, disappeared) = controller.flush();
+    assert_eq!((appeared, disappeared), (Vec::new(), Vec::new()));
+    controller.observe(&asking(&[]));
+    assert_eq!(controller.flush().2.len(), 1);
+}
+
+#[test]
 fn a_long_name_leaves_room_for_the_suffix() {
     let long = "n".repeat(253);
     let mut controller = SliceController::default();
