@@ -30,7 +30,7 @@ kernels: ebpf ## Run the tests that need the kernel on Linux 6.1 and 6.12, in QE
 
 demo: root ebpf ## Show live traffic shifting on an example shop (root)
 	cargo build -p slotmesh -p slotmesh-e2e --locked
-	cargo run -p slotmesh-e2e --bin demo --locked
+	@$(or $(CARGO_TARGET_DIR),target)/debug/demo
 
 bench: root ebpf ## Run the benchmarks (root)
 	cargo bench -p slotmesh-bench --locked
