@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 
 use crate::cmd::{clean_cargo, host_cargo, is_executable, run, stdout_of, step};
 
-/// A program on crates.io.
+/// A program from the public crate registry.
 pub struct Tool {
     name: &'static str,
     version: &'static str,
