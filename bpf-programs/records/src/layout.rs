@@ -188,6 +188,9 @@ fn visit_shape(shape: &Shape, bytes: &[u8], visit: &mut impl FnMut(Points, SlotP
 
 /// Changes with any change of any record's layout. Records of another layout are never read: they lie
 /// under another pin root.
+///
+/// It can't see what a number means: whoever changes `VipKey::tag`, the encoding of `VipValue`,
+/// `choose`, the size of a unit or the numbers of resource types raises the number in its seed.
 pub const LAYOUT_HASH: u64 = {
     let mut hash = fnv1a(FNV_OFFSET, b"slotmesh records 1");
     let mut i = 0;

@@ -12,6 +12,10 @@
 //! longer than [`BUSY`]. A file that is still being written to then is left for a later burst, as it
 //! may be truncated, until it is closed or nothing was written to it for [`HELD`].
 
+mod events;
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
@@ -25,16 +29,13 @@ use std::{
 };
 
 use kube_runtime::watcher;
-use notify::{
-    Config, EventKind, RecommendedWatcher, RecursiveMode, Watcher,
-    event::{AccessKind, AccessMode, CreateKind, MetadataKind, ModifyKind, RemoveKind},
-};
+use notify::{Config, RecommendedWatcher, RecursiveMode, Watcher};
 use slotmesh_compile::{Kind, ObjectRef, Report, Severity};
 use tracing::{debug, info};
 
 use super::{
     ReportChanges, Update, WatchEvent,
-    files::{Signature, identity, is_behind_link, is_manifest, is_new_and_empty, may_matter, scan},
+    files::{Signature, identity, is_behind_link, scan},
     parse::parse,
     store::{Changed, Store},
 };
@@ -297,101 +298,6 @@ impl Follower {
         }
     }
 
-    /// Notes what an event asks for; whether it does.
-    fn ask(&mut self, event: notify::Result<notify::Event>, asked: &mut Asked) -> bool {
-        let event = match event {
-            Ok(event) if !event.need_rescan() => event,
-            Ok(_) => {
-                asked.scan = true;
-                return true;
-            }
-            Err(error) => {
-                self.cannot_watch(&error);
-                asked.scan = true;
-                return true;
-            }
-        };
-        if matches!(event.kind, EventKind::Access(kind) if kind != AccessKind::Close(AccessMode::Write)) {
-            return false;
-        }
-        let content = matches!(
-            event.kind,
-            EventKind::Access(_) | EventKind::Modify(ModifyKind::Data(_) | ModifyKind::Metadata(_))
-        );
-        let mut asks = false;
-        for path in &event.paths {
-            if *path == self.real || *path == self.here {
-                if !content {
-                    asked.rewatch = true;
-                    asked.scan = true;
-                    asks = true;
-                }
-                continue;
-            }
-            let Ok(below) = path.strip_prefix(&self.real) else { continue };
-            let path = self.dir.join(below);
-            if self.is_about_folder(event.kind, below, &path) {
-                asked.scan = true;
-                asks = true;
-            } else if is_manifest(below) {
-                match event.kind {
-                    EventKind::Modify(ModifyKind::Data(_)) => {
-                        self.hold(path, asked);
-                    }
-                    EventKind::Create(_) if is_new_and_empty(&path) => {
-                        // Whoever made it writes to it next, or closes it.
-                        self.hold(path, asked);
-                    }
-                    EventKind::Modify(ModifyKind::Metadata(_)) => {
-                        asked.files.insert(path);
-                    }
-                    _ => {
-                        self.writing.remove(&path);
-                        self.overdue.remove(&path);
-                        asked.writing.remove(&path);
-                        asked.files.insert(path);
-                    }
-                }
-                asks = true;
-            }
-        }
-        asks
-    }
-
-    /// Leaves a file alone until it is closed.
-    fn hold(&mut self, path: PathBuf, asked: &mut Asked) {
-        self.writing.insert(path.clone(), Instant::now());
-        asked.writing.insert(path);
-    }
-
-    /// Whether the event changes which files are there, other than by the one it names.
-    fn is_about_folder(&self, kind: EventKind, below: &Path, path: &Path) -> bool {
-        if !may_matter(below) {
-            return false;
-        }
-        let link = below.file_name().is_some_and(|name| name == "..data");
-        match kind {
-            EventKind::Create(CreateKind::Folder) | EventKind::Remove(RemoveKind::Folder) => true,
-            EventKind::Create(CreateKind::File) | EventKind::Remove(RemoveKind::File) => link,
-            EventKind::Modify(ModifyKind::Name(_)) => {
-                link || fs::symlink_metadata(path).is_ok_and(|meta| meta.is_dir())
-                    || self.is_known_folder(path)
-            }
-            EventKind::Modify(ModifyKind::Metadata(MetadataKind::Any)) => {
-                self.unreadable.iter().any(|(dir, _)| dir == path)
-            }
-            EventKind::Access(_) | EventKind::Modify(_) => false,
-            _ => true,
-        }
-    }
-
-    /// Whether there was a folder of this name that something was, or may have been, read from.
-    fn is_known_folder(&self, path: &Path) -> bool {
-        let below = |known: &PathBuf| known != path && known.starts_with(path);
-        self.seen.range(path.to_owned()..).take_while(|(p, _)| p.starts_with(path)).any(|(p, _)| below(p))
-            || self.unreadable.iter().any(|(dir, _)| dir.starts_with(path))
-    }
-
     /// Reads what is asked for.
     fn read(&mut self, mut asked: Asked) -> (Vec<Changed>, Vec<Report>, Vec<Report>) {
         asked.scan |= self.check_root(asked.rewatch);
@@ -550,57 +456,4 @@ fn event(Changed { old, new }: Changed) -> Option<WatchEvent> {
         (None, None) => return None,
     };
     Some(WatchEvent { kind: sourced.object.kind(), event: event(sourced) })
-}
-
-#[cfg(test)]
-mod tests {
-    use notify::event::DataChange;
-
-    use super::*;
-
-    const WAIT: Duration = Duration::from_secs(10);
-
-    fn said(reports: &[Report]) -> Vec<String> {
-        reports.iter().map(ToString::to_string).collect()
-    }
-
-    fn follow(dir: &Path) -> (Manifests, Receiver<Update>) {
-        let (sender, updates) = mpsc::channel();
-        let manifests = Manifests::follow(dir, move |update| sender.send(update).is_ok()).unwrap();
-        updates.recv_timeout(WAIT).unwrap();
-        (manifests, updates)
-    }
-
-    #[test]
-    fn a_directory_that_cannot_be_watched_is_named_and_tried_again() {
-        let dir = tempfile::tempdir().unwrap();
-        let (manifests, updates) = follow(dir.path());
-        let full = notify::Error::new(notify::ErrorKind::MaxFilesWatch);
-        manifests.wake.send(Wake::Event(Err(full))).unwrap();
-        let appeared = said(&updates.recv_timeout(WAIT).unwrap().appeared);
-        assert!(appeared[0].contains("can't be watched: "), "{appeared:?}");
-        assert!(appeared[0].contains("raise fs.inotify.max_user_watches"), "{appeared:?}");
-        let disappeared = said(&updates.recv_timeout(WAIT).unwrap().disappeared);
-        assert_eq!(disappeared, appeared);
-        // It is watched again.
-        fs::write(dir.path().join("new.yaml"), "kind: [").unwrap();
-        assert_eq!(updates.recv_timeout(WAIT).unwrap().appeared.len(), 1);
-    }
-
-    #[test]
-    fn a_file_that_nobody_closes_is_read_late_and_named() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("open.yaml");
-        let (manifests, updates) = follow(dir.path());
-        fs::write(&path, "").unwrap();
-        let event = |kind| Wake::Event(Ok(notify::Event::new(kind).add_path(path.clone())));
-        thread::sleep(BUSY);
-        let start = Instant::now();
-        manifests.wake.send(event(EventKind::Modify(ModifyKind::Data(DataChange::Any)))).unwrap();
-        let appeared = said(&updates.recv_timeout(WAIT).unwrap().appeared);
-        assert!(start.elapsed() >= HELD);
-        assert!(appeared[0].contains("the file is open for writing"), "{appeared:?}");
-        manifests.wake.send(event(EventKind::Access(AccessKind::Close(AccessMode::Write)))).unwrap();
-        assert_eq!(said(&updates.recv_timeout(WAIT).unwrap().disappeared), appeared);
-    }
 }
