@@ -2,7 +2,6 @@
 
 use std::{
     io,
-    num::NonZeroUsize,
     path::PathBuf,
     sync::{
         Arc, Mutex,
@@ -13,7 +12,7 @@ use std::{
 
 use slotmesh_ads::{Sink, Update};
 use slotmesh_kernel::{Host, HostError, Lock, Outer, OuterError, ensure_bpffs};
-use slotmesh_slots::{Config, Stats};
+use slotmesh_slots::{Config, Contradiction, Stats};
 use slotmesh_xds::{Rejection, ResourceName, ResourceType, Version};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -32,8 +31,6 @@ pub struct Options {
     pub pin_root: PathBuf,
     /// The slots.
     pub slots: Config,
-    /// How many threads share the creation of outer records.
-    pub growth_threads: NonZeroUsize,
     /// The workloads whose connections are routed.
     pub workloads: Vec<Workload>,
 }
@@ -55,7 +52,7 @@ pub enum StartError {
     Datapath(#[from] DatapathError),
     /// The settings of the slots contradict each other.
     #[error("the settings of outer records contradict each other: {0}")]
-    Contradiction(String),
+    Contradiction(#[from] Contradiction),
     /// A thread can't be started.
     #[error("the thread that owns the maps can't be started: {0}")]
     Thread(#[source] io::Error),
@@ -70,10 +67,22 @@ pub enum StartError {
     },
 }
 
+/// Why settings of the slots aren't taken.
+#[derive(Debug, thiserror::Error)]
+pub enum SetSlotsError {
+    /// They contradict each other.
+    #[error("the settings of outer records contradict each other: {0}")]
+    Contradiction(#[from] Contradiction),
+    /// The agent has stopped.
+    #[error("the agent has stopped")]
+    Stopped,
+}
+
 enum Command {
     Apply(Update, oneshot::Sender<Vec<Rejection>>),
     Held(oneshot::Sender<Vec<(ResourceType, ResourceName, Version)>>),
     Stats(oneshot::Sender<(Stats, usize)>),
+    SetSlots(Config, oneshot::Sender<Result<(), Contradiction>>),
     Synced,
     Wake,
     Stop,
@@ -119,11 +128,11 @@ impl Agent {
     /// Says what is missing and what to do. What this call created is gone then, but for a BPF file
     /// system that it mounted; what an earlier agent left is as it was.
     pub fn start(options: Options, metrics: Arc<Metrics>) -> Result<Self, StartError> {
-        let Options { pin_root, slots, growth_threads, workloads } = options;
+        let Options { pin_root, slots, workloads } = options;
         // All that can be checked, before anything is created.
         let host = Host::probe()?;
         if let Some(contradiction) = slots.contradiction() {
-            return Err(StartError::Contradiction(contradiction));
+            return Err(contradiction.into());
         }
         Datapath::check_object()?;
         Workload::check(&workloads, &host)?;
@@ -141,7 +150,7 @@ impl Agent {
         let mut undo = Undo { pins: &pins, found: Some(found.clone()) };
         pins.create().map_err(pin_error)?;
 
-        let (outer, arena) = Outer::open(&pins.records(), growth_threads)?;
+        let (outer, arena) = Outer::open(&pins.records(), slots.threads)?;
         let vips = Datapath::open_vips(&pins)?;
         let (commands, inbox) = channel();
         let wake = {
@@ -281,6 +290,14 @@ impl Handle {
         self.ask(Command::Stats).await
     }
 
+    /// Changes the settings of the slots while running: growth goes on as the new ones say.
+    ///
+    /// # Errors
+    /// Where they contradict each other, or the agent has stopped; then the old ones stay in force.
+    pub async fn set_slots(&self, config: Config) -> Result<(), SetSlotsError> {
+        Ok(self.ask(|reply| Command::SetSlots(config, reply)).await.ok_or(SetSlotsError::Stopped)??)
+    }
+
     /// Whether the first sync is over, and there is still somebody to apply what comes.
     pub fn is_synced(&self) -> bool {
         *self.synced.borrow() && !self.has_ended()
@@ -362,6 +379,7 @@ fn own(
             }
             Ok(Command::Held(reply)) => drop(reply.send(writer.held())),
             Ok(Command::Stats(reply)) => drop(reply.send(writer.stats())),
+            Ok(Command::SetSlots(config, reply)) => drop(reply.send(writer.set_slots(config))),
             Ok(Command::Synced) => {
                 if let Some(Err(error)) = at_sync.take().map(|run| run()) {
                     tracing::error!(%error, "the programs can't be replaced by this build's");

@@ -19,6 +19,6 @@ mod pins;
 mod vips;
 pub mod writer;
 
-pub use agent::{Agent, Handle, Options, StartError};
+pub use agent::{Agent, Handle, Options, SetSlotsError, StartError};
 pub use datapath::{Datapath, DatapathError, Decision, Workload};
 pub use pins::Pins;

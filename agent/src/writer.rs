@@ -17,7 +17,7 @@ use std::{
 use slotmesh_ads::Update;
 use slotmesh_kernel::{Arena, BpfError, Map, Outer};
 use slotmesh_records::{Handle, Listener, SlotPtr, VipKey};
-use slotmesh_slots::{Backing, Config, Engine, Full, HandlePtr, RecoverError, Stats};
+use slotmesh_slots::{Backing, Config, Contradiction, Engine, Full, HandlePtr, RecoverError, Stats};
 use slotmesh_xds::{Rejection, Resource, ResourceName, ResourceType, Version};
 
 use crate::{
@@ -309,6 +309,14 @@ impl Writer {
     /// The slot table, and how many addresses the VIP map holds.
     pub fn stats(&self) -> (Stats, usize) {
         (self.engine.stats(), self.vips.len())
+    }
+
+    /// Changes the settings of the slots.
+    ///
+    /// # Errors
+    /// Where they contradict each other; then the old ones stay in force.
+    pub fn set_slots(&mut self, config: Config) -> Result<(), Contradiction> {
+        self.engine.set_config(config)
     }
 
     /// Takes finished background work over.

@@ -7,7 +7,7 @@
 #[expect(dead_code, reason = "the other tests build more")]
 mod config;
 
-use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, sync::Arc};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use slotmesh_ads::{Sink as _, Update};
 use slotmesh_agent::{Agent, Decision, Options, StartError, metrics::Metrics};
@@ -29,7 +29,6 @@ impl Root {
         let options = Options {
             pin_root: self.0.clone(),
             slots: Config { initial: 2, ..Config::default() },
-            growth_threads: NonZeroUsize::MIN,
             workloads: Vec::new(),
         };
         Agent::start(options, Arc::new(Metrics::new()))

@@ -180,6 +180,7 @@ impl Up {
             low_watermark: slab_low_watermark,
             high_watermark: slab_high_watermark,
             batch: slab_batch,
+            threads: growth_threads.unwrap_or_else(default_growth_threads),
         };
         if let Some(contradiction) = slots.contradiction() {
             bail!(
@@ -210,8 +211,7 @@ impl Up {
                  the admin interface asks nobody who they are"
             );
         }
-        let growth_threads = growth_threads.unwrap_or_else(default_growth_threads);
-        let options = Options { pin_root, slots, growth_threads, workloads };
+        let options = Options { pin_root, slots, workloads };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         runtime.block_on(serve(manifests, options, admin, keep))
     }

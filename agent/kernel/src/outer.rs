@@ -15,7 +15,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicU8, Ordering},
+        atomic::{AtomicU8, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -109,7 +109,7 @@ pub struct Outer {
     /// How long the barrier took at start: what a batch is held against.
     grace_period: Duration,
     batch_cost: AtomicU8,
-    threads: NonZeroUsize,
+    threads: AtomicUsize,
 }
 
 impl Outer {
@@ -130,7 +130,7 @@ impl Outer {
             range,
             grace_period: Duration::ZERO,
             batch_cost: AtomicU8::new(BatchCost::Unknown as u8),
-            threads,
+            threads: AtomicUsize::new(threads.get()),
         };
         let started = Instant::now();
         outer.barrier()?;
@@ -141,6 +141,11 @@ impl Outer {
     /// Returns after every program run that was under way when it was called has ended.
     pub fn barrier(&self) -> Result<(), OuterError> {
         self.map.update(&MAX_SLABS, &self.barrier_fd()).map_err(bpf("wait for a grace period"))
+    }
+
+    /// From now on this many threads share the work of creating slabs.
+    pub fn set_threads(&self, threads: NonZeroUsize) {
+        self.threads.store(threads.get(), Ordering::Relaxed);
     }
 
     /// What was measured of this kernel.
@@ -230,7 +235,7 @@ impl Outer {
         items: &[T],
         work: impl Fn(&T) -> Result<R, OuterError> + Sync,
     ) -> Result<Vec<R>, OuterError> {
-        let share = items.len().div_ceil(self.threads.get()).max(LEAST_SHARE);
+        let share = items.len().div_ceil(self.threads.load(Ordering::Relaxed)).max(LEAST_SHARE);
         if items.len() <= share {
             return items.iter().map(work).collect();
         }

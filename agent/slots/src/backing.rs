@@ -1,5 +1,7 @@
 //! What the engine needs of the kernel: slabs and grace periods.
 
+use std::num::NonZeroUsize;
+
 use slotmesh_kernel::{MappedSlab, Outer};
 use slotmesh_records::SlabIndex;
 
@@ -19,6 +21,9 @@ pub trait Backing: Send + Sync + 'static {
     /// # Errors
     /// Then they may take memory until they are created again; none is in use.
     fn remove(&self, slabs: Vec<MappedSlab>) -> Result<(), BackingError>;
+
+    /// From now on this many threads share the creation of slabs.
+    fn set_threads(&self, _threads: NonZeroUsize) {}
 
     /// Returns after every program run that was under way at the call has ended.
     ///
@@ -40,6 +45,10 @@ impl Backing for Outer {
 
     fn remove(&self, slabs: Vec<MappedSlab>) -> Result<(), BackingError> {
         Ok(Self::remove(self, slabs)?)
+    }
+
+    fn set_threads(&self, threads: NonZeroUsize) {
+        Self::set_threads(self, threads);
     }
 
     fn barrier(&self) -> Result<(), BackingError> {

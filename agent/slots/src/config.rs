@@ -1,5 +1,9 @@
 //! Settings of the slot engine: how many slabs there are, and when they come.
 
+use std::num::NonZeroUsize;
+
+use slotmesh_records::MAX_SLABS;
+
 /// When outer records are created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Growth {
@@ -24,9 +28,16 @@ pub struct Config {
     pub low_watermark: u32,
     /// Slabs are given back when more than this are wholly idle.
     pub high_watermark: u32,
-    /// How many slabs growth creates at a time.
+    /// How many slabs growth creates at a time; at least 1.
     pub batch: u32,
+    /// How many threads share the creation of slabs.
+    pub threads: NonZeroUsize,
 }
+
+/// Settings that contradict each other, in words.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{0}")]
+pub struct Contradiction(pub String);
 
 impl Default for Config {
     /// 2 MiB at start, at most 128 MiB, 512 KiB ahead of demand, at most 8 MiB unused.
@@ -38,24 +49,35 @@ impl Default for Config {
             low_watermark: 8,
             high_watermark: 128,
             batch: 32,
+            threads: NonZeroUsize::MIN,
         }
     }
 }
 
 impl Config {
     /// What contradicts itself, in words; `None` where nothing does.
-    pub fn contradiction(&self) -> Option<String> {
-        let Self { growth: _, initial, cap, low_watermark, high_watermark, batch } = *self;
+    pub fn contradiction(&self) -> Option<Contradiction> {
+        let Self { growth: _, initial, cap, low_watermark, high_watermark, batch, threads: _ } = *self;
+        let contradiction = |text| Some(Contradiction(text));
+        if initial == 0 || cap == 0 || batch == 0 {
+            return contradiction("initial slabs, cap and batch are at least 1".to_owned());
+        }
+        if cap > MAX_SLABS {
+            return contradiction(format!(
+                "a cap of {cap} slabs is above the most there can be, {MAX_SLABS}"
+            ));
+        }
         if initial > cap {
-            return Some(format!("{initial} initial slabs are more than the cap, {cap}"));
+            return contradiction(format!("{initial} initial slabs are more than the cap, {cap}"));
         }
         // Else what growth creates would be given back at once.
         let least = low_watermark.saturating_add(batch);
-        (high_watermark < least).then(|| {
-            format!(
+        if high_watermark < least {
+            return contradiction(format!(
                 "the high watermark, {high_watermark}, is below the low watermark and one batch, \
                  {low_watermark} + {batch} = {least}"
-            )
-        })
+            ));
+        }
+        None
     }
 }

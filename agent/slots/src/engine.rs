@@ -10,7 +10,8 @@ use slotmesh_records::{
 };
 
 use crate::{
-    Backing, ClassStats, Config, Growth, HandlePtr, RecoverError, Recovered, ResourceKind, SlotClass,
+    Backing, ClassStats, Config, Contradiction, Growth, HandlePtr, RecoverError, Recovered, ResourceKind,
+    SlotClass,
     background::{Background, Done},
     directory::{Directory, PAGE_ENTRIES},
     growth::GrowthFailed,
@@ -93,6 +94,7 @@ pub struct Engine {
     pub(crate) directory: Directory,
     pub(crate) quarantine: Quarantine,
     pub(crate) background: Background,
+    backing: Arc<dyn Backing>,
     pub(crate) config: Config,
     pub(crate) growing: bool,
     pub(crate) shrinking: bool,
@@ -128,8 +130,9 @@ impl Engine {
         wake: Arc<dyn Fn() + Send + Sync>,
     ) -> Result<(Self, Recovered), RecoverError> {
         if let Some(contradiction) = config.contradiction() {
-            return Err(RecoverError::Config(contradiction));
+            return Err(contradiction.into());
         }
+        backing.set_threads(config.threads);
         let mut table = SlotTable::default();
         let mut adopt = |slabs: Vec<MappedSlab>, table: &mut SlotTable| {
             for slab in &slabs {
@@ -156,6 +159,7 @@ impl Engine {
             directory: found.directory,
             quarantine: Quarantine::default(),
             background,
+            backing: backing.clone(),
             config,
             growing: false,
             shrinking: false,
@@ -256,10 +260,28 @@ impl Engine {
         self.room
     }
 
-    /// Changes the most slabs there are to be. Above it, slabs are given back as they become idle.
-    pub fn set_cap(&mut self, cap: u32) {
-        self.config.cap = cap;
+    /// The settings in force.
+    pub const fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Changes the settings while running. Growth goes on as the new ones say; slabs above a lower cap
+    /// are given back as they become idle.
+    ///
+    /// # Errors
+    /// Where they contradict each other; then the old ones stay in force.
+    pub fn set_config(&mut self, config: Config) -> Result<(), Contradiction> {
+        if let Some(contradiction) = config.contradiction() {
+            return Err(contradiction);
+        }
+        if config.cap > self.config.cap {
+            // What was refused at the old cap may now be accepted.
+            self.room += 1;
+        }
+        self.backing.set_threads(config.threads);
+        self.config = config;
         self.poll();
+        Ok(())
     }
 
     /// Takes finished background work over and starts what is due. Call it after each batch of

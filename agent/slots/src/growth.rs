@@ -40,6 +40,8 @@ impl Engine {
             Growth::Eager => true,
             Growth::OnDemand => false,
         };
+        // Fewer than `initial` where that was raised while running.
+        let ahead = ahead || self.table.created() < self.config.initial;
         let due = self.growth_error.as_ref().is_none_or(GrowthFailed::is_over);
         if ahead && due {
             self.grow();

@@ -33,7 +33,7 @@ mod tests;
 
 pub use backing::{Backing, BackingError};
 pub use class::SlotClass;
-pub use config::{Config, Growth};
+pub use config::{Config, Contradiction, Growth};
 pub use draft::Draft;
 pub use engine::{Engine, Full, Stats};
 pub use handles::{HandlePtr, ResourceKind};

@@ -12,7 +12,7 @@ use slotmesh_records::{
 };
 
 use crate::{
-    BackingError, HandlePtr, ResourceKind, SlotClass,
+    BackingError, Contradiction, HandlePtr, ResourceKind, SlotClass,
     directory::{Directory, PAGE_BYTES, PAGE_ENTRIES},
     engine::read,
     handles::{Handles, Info},
@@ -24,7 +24,7 @@ use crate::{
 pub enum RecoverError {
     /// The settings contradict each other.
     #[error("slot settings: {0}")]
-    Config(String),
+    Config(#[from] Contradiction),
     /// The kernel refused.
     #[error("slabs can't be had: {0}")]
     Backing(#[source] BackingError),

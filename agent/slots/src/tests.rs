@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeMap,
     fs::File,
+    num::NonZeroUsize,
     os::fd::AsFd as _,
     sync::{Arc, Mutex},
 };
@@ -65,8 +66,15 @@ impl Backing for Files {
     }
 }
 
-const SMALL: Config =
-    Config { growth: Growth::Background, initial: 2, cap: 6, low_watermark: 1, high_watermark: 2, batch: 1 };
+const SMALL: Config = Config {
+    growth: Growth::Background,
+    initial: 2,
+    cap: 6,
+    low_watermark: 1,
+    high_watermark: 2,
+    batch: 1,
+    threads: NonZeroUsize::MIN,
+};
 
 fn open(pins: &Arc<Pins>, roots: &[SlotPtr]) -> (Engine, Recovered) {
     open_with(pins, roots, SMALL)
@@ -253,25 +261,51 @@ fn idle_slabs_are_given_back_and_can_be_created_again() {
 
 #[test]
 fn the_cap_can_change_while_running() {
-    let (mut engine, _) = open_with(&Arc::default(), &[], Config { growth: Growth::Eager, ..SMALL });
-    engine.set_cap(3);
+    let eager = Config { growth: Growth::Eager, ..SMALL };
+    let (mut engine, _) = open_with(&Arc::default(), &[], eager);
+    engine.set_config(Config { cap: 3, ..eager }).unwrap();
     engine.settle();
     assert_eq!(engine.stats().slabs, 3);
-    engine.set_cap(8);
+    let room = engine.room();
+    engine.set_config(Config { cap: 8, ..eager }).unwrap();
+    assert!(engine.room() > room, "what was refused may be accepted now");
     engine.settle();
     assert_eq!(engine.stats().slabs, 8);
     let (mut engine, _) = open(&Arc::default(), &[]);
     assignment(&mut engine, "web", &[1], 1).unwrap();
-    engine.set_cap(1);
+    engine.set_config(Config { cap: 1, initial: 1, ..SMALL }).unwrap();
     engine.settle();
     assert_eq!(ports(&engine, "web"), Some(vec![1]), "slabs in use stay");
 }
 
 #[test]
+fn all_settings_can_change_while_running() {
+    let config = Config { growth: Growth::OnDemand, initial: 1, ..SMALL };
+    let (mut engine, _) = open_with(&Arc::default(), &[], config);
+    engine.settle();
+    assert_eq!(engine.stats().slabs, 1);
+    engine.set_config(Config { initial: 4, ..config }).unwrap();
+    engine.settle();
+    assert_eq!(engine.stats().slabs, 4, "what is initial is there, in every mode");
+    let ahead = Config { growth: Growth::Background, low_watermark: 5, high_watermark: 6, ..config };
+    engine.set_config(ahead).unwrap();
+    engine.settle();
+    assert_eq!(engine.stats().empty_slabs, 5);
+    engine.set_config(SMALL).unwrap();
+    engine.settle();
+    assert_eq!(engine.stats().empty_slabs, SMALL.high_watermark);
+    engine.set_config(Config { initial: 7, ..SMALL }).unwrap_err();
+    assert_eq!(*engine.config(), SMALL, "refused settings change nothing");
+}
+
+#[test]
 fn settings_that_contradict_each_other_are_told() {
     assert_eq!(Config::default().contradiction(), None);
-    assert!(Config { initial: 7, ..SMALL }.contradiction().unwrap().contains("cap"));
-    assert!(Config { high_watermark: 1, ..SMALL }.contradiction().unwrap().contains("high watermark"));
+    let said = |config: Config| config.contradiction().unwrap().0;
+    assert!(said(Config { initial: 7, ..SMALL }).contains("cap"));
+    assert!(said(Config { high_watermark: 1, ..SMALL }).contains("high watermark"));
+    assert!(said(Config { cap: 20_000, ..SMALL }).contains("16384"));
+    assert!(said(Config { batch: 0, ..SMALL }).contains("at least 1"));
 }
 
 #[test]

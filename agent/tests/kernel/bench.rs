@@ -9,7 +9,7 @@ use std::{
 };
 
 use slotmesh_ads::{Sink as _, Update};
-use slotmesh_agent::{Agent, Options, metrics::Metrics};
+use slotmesh_agent::{Agent, Options, SetSlotsError, metrics::Metrics};
 use slotmesh_slots::Config;
 use slotmesh_xds::{Rejection, Resource, ResourceName, ResourceType};
 
@@ -39,12 +39,7 @@ impl Bench {
     }
 
     pub(crate) fn options(&self) -> Options {
-        Options {
-            pin_root: self.pin_root.clone(),
-            slots: self.slots,
-            growth_threads: std::num::NonZeroUsize::MIN,
-            workloads: Vec::new(),
-        }
+        Options { pin_root: self.pin_root.clone(), slots: self.slots, workloads: Vec::new() }
     }
 
     /// Ends the agent in order, and leaves the maps: its owner finishes the command it is at.
@@ -77,6 +72,10 @@ impl Bench {
 
     pub(crate) fn stats(&self) -> slotmesh_slots::Stats {
         self.runtime.block_on(self.agent().handle().stats()).expect("the agent runs").0
+    }
+
+    pub(crate) fn set_slots(&self, config: Config) -> Result<(), SetSlotsError> {
+        self.runtime.block_on(self.agent().handle().set_slots(config))
     }
 }
 

@@ -304,6 +304,21 @@ fn at_the_cap_a_flush_is_refused_whole_and_the_old_version_stays() {
 }
 
 #[test]
+fn a_cap_that_is_raised_while_running_makes_room() {
+    let config = Config { initial: 1, cap: 2, low_watermark: 0, batch: 1, ..Config::default() };
+    let bench = Bench::new(config);
+    let many: Vec<_> = (0..120).map(|i| (SocketAddr::from(([10, 0, 0, i], 80)), 1)).collect();
+    let fillers: Vec<_> = (0..30).map(|i| endpoints(&format!("c{i}"), &many)).collect();
+    let refused = bench.upsert(Endpoints, fillers.clone());
+    assert!(!refused.is_empty());
+    let text = bench.set_slots(Config { initial: 9, ..config }).unwrap_err().to_string();
+    assert!(text.contains("9 initial slabs are more than the cap, 2"), "{text}");
+    bench.set_slots(Config { cap: 8, ..config }).unwrap();
+    assert_eq!(bench.upsert(Endpoints, fillers), []);
+    assert!(bench.stats().slabs > 2);
+}
+
+#[test]
 fn a_second_agent_on_the_same_pin_root_is_refused() {
     let bench = Bench::new(Config { initial: 1, ..Config::default() });
     let Options { pin_root, .. } = bench.options();

@@ -124,12 +124,8 @@ fn isolated() -> anyhow::Result<()> {
     let cgroup = Cgroup::create()?;
     let workload =
         Workload { namespace: "bench".to_owned(), name: "client".to_owned(), cgroup: cgroup.0.clone() };
-    let options = Options {
-        pin_root: pin_root("connect"),
-        slots: Config::default(),
-        growth_threads: std::num::NonZeroUsize::MIN,
-        workloads: vec![workload],
-    };
+    let options =
+        Options { pin_root: pin_root("connect"), slots: Config::default(), workloads: vec![workload] };
     let agent = Agent::start(options, Arc::new(Metrics::new()))?;
     let result = measure(&agent, &cgroup);
     agent.remove()?;

@@ -81,7 +81,6 @@ impl Pipeline {
         let options = Options {
             pin_root: pin_root(&format!("pipeline-{services}")),
             slots: Config::default(),
-            growth_threads: std::num::NonZeroUsize::MIN,
             workloads: Vec::new(),
         };
         let agent = Agent::start(options, Arc::new(Metrics::new()))?;
