@@ -1,11 +1,13 @@
-//! Custom resources that slotmesh reads.
+//! Custom resources: slotmesh's own ([`own`]), and those of others that it reads.
 //!
-//! Invariant: nothing that a user wrote is lost when it is read. Only the supported fields are
-//! typed; at every level the others land in a `rest` map, so the compiler can name each of them by
-//! its exact path instead of ignoring it in silence. These types follow Istio's published API; the
-//! CRDs themselves are Istio's and are not generated from here (hence no schemas).
+//! Invariant of the latter: nothing that a user wrote is lost when it is read. Only the supported
+//! fields are typed; at every level the others land in a `rest` map, so the compiler can name each of
+//! them by its exact path instead of ignoring it in silence. These types follow Istio's published API;
+//! the CRDs themselves are Istio's and are not generated from here (hence no schemas). What slotmesh
+//! itself defines needs no such map: the API server refuses unknown fields, or drops them.
 
 mod destination_rule;
+pub mod own;
 mod virtual_service;
 
 pub use destination_rule::{DestinationRule, DestinationRuleSpec, LoadBalancer, RuleSubset, TrafficPolicy};

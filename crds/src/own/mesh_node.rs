@@ -1,0 +1,105 @@
+//! `MeshNode`: what the agent of one node has and does.
+
+#![expect(clippy::duplicated_attributes, reason = "each printcolumn has its own type and path")]
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::schema::{conditions, time};
+
+/// A MeshNode has no spec: it is written by slotmesh only.
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "slotmesh.dev",
+    version = "v1alpha1",
+    kind = "MeshNode",
+    shortname = "mn",
+    category = "slotmesh",
+    status = "MeshNodeStatus",
+    derive = "PartialEq",
+    no_spec,
+    doc = "What the agent of one node has in force and how many slots it has; written by slotmesh.",
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].status"
+    ),
+    printcolumn(name = "Version", type_ = "string", json_path = ".status.appliedVersion"),
+    printcolumn(name = "Used", type_ = "integer", json_path = ".status.slots.used"),
+    printcolumn(name = "Idle", type_ = "integer", json_path = ".status.slots.idle"),
+    printcolumn(name = "Remaining", type_ = "integer", json_path = ".status.slots.remaining"),
+    printcolumn(name = "Flush p99", type_ = "string", json_path = ".status.flushP99"),
+    printcolumn(name = "Last refusal", type_ = "string", json_path = ".status.lastRefusal.resource"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.lastRefusal.reason", priority = 1),
+    printcolumn(name = "Profile", type_ = "string", json_path = ".status.slotProfile", priority = 1),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+pub struct MeshNodeSpec {}
+
+/// What the agent of a node has in force.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MeshNodeStatus {
+    /// The version of slotmesh that the agent is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_version: Option<String>,
+    /// The newest version of the configuration that the agent has acknowledged in full.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub applied_version: Option<String>,
+    /// How many resources the agent has in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<u32>,
+    /// The slots, and the outer records that they are in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slots: Option<SlotUse>,
+    /// The SlotProfile in force; none where the agent's own flags are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slot_profile: Option<String>,
+    /// How long 99 of 100 flushes took at most, from a validated resource to records that programs read,
+    /// such as 41us.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(rename = "flushP99")]
+    pub flush_p99: Option<String>,
+    /// What the agent refused last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_refusal: Option<Refusal>,
+    /// Ready: the agent is connected and has all that is meant for the node. SlotsAvailable: nothing is
+    /// refused for want of slots.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "conditions")]
+    pub conditions: Vec<Condition>,
+}
+
+/// How many slots there are.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SlotUse {
+    /// Slots that hold a record.
+    pub used: u64,
+    /// Slots that can take a record at once.
+    pub idle: u64,
+    /// Slots that programs under way may still read.
+    pub retired: u64,
+    /// Outer records that exist.
+    pub outer_records: u32,
+    /// Outer records that are not created yet, up to the cap.
+    pub remaining: u32,
+    /// The most outer records there are to be.
+    pub cap: u32,
+}
+
+/// A resource that an agent refused.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Refusal {
+    /// The resource, by type and name.
+    pub resource: String,
+    /// Why, and what to do.
+    pub reason: String,
+    /// When.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "time")]
+    pub at: Option<Time>,
+}

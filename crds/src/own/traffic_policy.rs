@@ -1,0 +1,173 @@
+//! `TrafficPolicy`: how connections to a Service are spread, and how many there may be.
+
+#![expect(clippy::duplicated_attributes, reason = "each printcolumn has its own type and path")]
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::schema::conditions;
+
+/// How connections to Services are spread over their endpoints, and how many there may be. Attached to
+/// Services of its own namespace. Where several policies are attached to the same port, the oldest is in
+/// force, then the first by name; one for a port (sectionName) goes before one for the whole Service.
+#[derive(CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "slotmesh.dev",
+    version = "v1alpha1",
+    kind = "TrafficPolicy",
+    plural = "trafficpolicies",
+    namespaced,
+    shortname = "tp",
+    category = "slotmesh",
+    status = "PolicyStatus",
+    derive = "PartialEq",
+    doc = "How connections to Services are spread over their endpoints, and how many there may be.",
+    label("gateway.networking.k8s.io/policy", "Direct"),
+    printcolumn(name = "Service", type_ = "string", json_path = ".spec.targetRefs[0].name"),
+    printcolumn(name = "Balancing", type_ = "string", json_path = ".spec.loadBalancing.algorithm"),
+    printcolumn(name = "Max", type_ = "integer", json_path = ".spec.maxConnections"),
+    printcolumn(
+        name = "Accepted",
+        type_ = "string",
+        json_path = ".status.ancestors[0].conditions[?(@.type==\"Accepted\")].status"
+    ),
+    printcolumn(
+        name = "Programmed",
+        type_ = "string",
+        json_path = ".status.ancestors[0].conditions[?(@.type==\"Programmed\")].status"
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[x_kube(
+    validation = Rule::new("has(self.loadBalancing) || has(self.maxConnections)")
+        .message("the policy says nothing: set loadBalancing or maxConnections"),
+    validation = Rule::new(
+        "self.targetRefs.all(a, self.targetRefs.exists_one(b, a.name == b.name && (has(a.sectionName) ? a.sectionName : '') == (has(b.sectionName) ? b.sectionName : '')))"
+    )
+    .message("targetRefs must not name the same Service and port twice"),
+)]
+#[serde(rename_all = "camelCase")]
+pub struct TrafficPolicySpec {
+    /// The Services that the policy is for, in its own namespace.
+    #[schemars(length(min = 1, max = 16))]
+    pub target_refs: Vec<PolicyTarget>,
+    /// How a connection chooses its endpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load_balancing: Option<LoadBalancing>,
+    /// The most connections that each node may have open to a port of the Service at a time (or to a
+    /// subset of it, where a DestinationRule defines some). A connection beyond that is refused at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1000000))]
+    pub max_connections: Option<u32>,
+}
+
+/// A Service, or a port of it.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[x_kube(validation = Rule::new("self.group == '' && self.kind == 'Service'")
+    .message("a policy is attached to a Service: group '' and kind Service"))]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyTarget {
+    /// The API group of the target: the empty one, that of Services.
+    #[schemars(length(max = 253))]
+    pub group: String,
+    /// The kind of the target: Service.
+    #[schemars(length(min = 1, max = 63))]
+    pub kind: String,
+    /// The name of the Service.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// The name of one of its ports; all where it isn't set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub section_name: Option<String>,
+}
+
+/// How a connection chooses its endpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LoadBalancing {
+    /// The algorithm.
+    pub algorithm: Balancing,
+}
+
+/// Random: each connection chooses anew, by weight. RoundRobin: the endpoints take turns, on each
+/// node for itself. LeastConnections: of two endpoints chosen at random, the one to which the node has
+/// fewer connections. ConsistentHash: connections from the same source address go to the same
+/// endpoint, and most keep theirs when endpoints come and go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Balancing {
+    /// Each connection chooses anew.
+    Random,
+    /// The endpoints take turns.
+    RoundRobin,
+    /// The less busy of two.
+    LeastConnections,
+    /// By the source address.
+    ConsistentHash,
+}
+
+impl Balancing {
+    /// As it stands in a manifest.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Random => "Random",
+            Self::RoundRobin => "RoundRobin",
+            Self::LeastConnections => "LeastConnections",
+            Self::ConsistentHash => "ConsistentHash",
+        }
+    }
+}
+
+/// What became of a policy, for each Service that it is attached to.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct PolicyStatus {
+    /// One entry for each Service, by the conventions of Gateway API.
+    #[schemars(length(max = 16))]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    #[serde(default)]
+    pub ancestors: Vec<PolicyAncestor>,
+}
+
+/// What became of a policy at one Service.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyAncestor {
+    /// The Service.
+    pub ancestor_ref: AncestorRef,
+    /// Who wrote this: slotmesh.dev/operator.
+    #[schemars(length(min = 1, max = 253))]
+    pub controller_name: String,
+    /// Accepted: the policy can be acted on; what isn't supported is named by its field. Conflicted: an
+    /// older policy has the same target. Programmed: every node has acknowledged the result; the message
+    /// names those that didn't.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "conditions")]
+    pub conditions: Vec<Condition>,
+}
+
+/// The object that a policy is attached to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AncestorRef {
+    /// Its API group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub group: Option<String>,
+    /// Its kind.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub kind: Option<String>,
+    /// Its namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub namespace: Option<String>,
+    /// Its name.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// The port, where the policy is for one only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub section_name: Option<String>,
+}
