@@ -37,11 +37,11 @@ bench: root ebpf ## Run the benchmarks (root)
 
 fmt: ## Format the workspace and the eBPF programs
 	cargo fmt --all
-	cargo fmt --manifest-path bpf-programs/programs/Cargo.toml
+	cargo fmt --all --manifest-path bpf-programs/programs/Cargo.toml
 
 lint: ## Check format and dependency direction, run clippy
 	cargo fmt --all --check
-	cargo fmt --manifest-path bpf-programs/programs/Cargo.toml --check
+	cargo fmt --all --manifest-path bpf-programs/programs/Cargo.toml --check
 	@$(XTASK) layers
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 

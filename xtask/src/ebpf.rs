@@ -1,4 +1,4 @@
-//! Builds the eBPF programs to the object that the agent embeds.
+//! Builds the eBPF programs: to the object that the agent embeds, and to one with those of the tests.
 
 use std::env::consts::ARCH;
 use std::fs;
@@ -24,12 +24,13 @@ pub fn run(workspace: &Workspace) -> Result<()> {
         Kind::Debian => chain::debian(&cache_dir()?)?,
     };
     build(workspace, &chain)?;
-    let built = workspace.bpf_dir().join(TARGET).join("release/slotmesh");
-    let object = workspace.bpf_object();
-    let outcome = if copy_if_changed(&built, &object)? { "new" } else { "unchanged" };
-    let size = object.metadata()?.len().div_ceil(1024);
-    let shown = object.strip_prefix(workspace.root()).unwrap_or(&object).display();
-    eprintln!("ebpf: {shown} is {outcome} ({size} KiB)");
+    for (binary, object) in [("slotmesh", workspace.bpf_object()), ("probes", workspace.probes_object())] {
+        let built = workspace.bpf_dir().join(TARGET).join("release").join(binary);
+        let outcome = if copy_if_changed(&built, &object)? { "new" } else { "unchanged" };
+        let size = object.metadata()?.len().div_ceil(1024);
+        let shown = object.strip_prefix(workspace.root()).unwrap_or(&object).display();
+        eprintln!("ebpf: {shown} is {outcome} ({size} KiB)");
+    }
     Ok(())
 }
 
@@ -41,7 +42,16 @@ fn build(workspace: &Workspace, chain: &Chain) -> Result<()> {
             // Lets Debian's compiler, a stable one, use `build-std` and what aya-ebpf needs.
             .env("RUSTC_BOOTSTRAP", "1")
             .env("CARGO_ENCODED_RUSTFLAGS", flags(ARCH, &chain.linker))
-            .args(["build", "--release", "--locked", "-Z", "build-std=core", "--target", TARGET])
+            .args([
+                "build",
+                "--workspace",
+                "--release",
+                "--locked",
+                "-Z",
+                "build-std=core",
+                "--target",
+                TARGET,
+            ])
             .arg("--manifest-path")
             .arg(workspace.programs_manifest())
             .arg("--target-dir")

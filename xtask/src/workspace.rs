@@ -50,6 +50,11 @@ impl Workspace {
         self.bpf_dir().join("slotmesh.bpf.o")
     }
 
+    /// The object with the programs of the tests and benchmarks.
+    pub fn probes_object(&self) -> PathBuf {
+        self.bpf_dir().join("probes.bpf.o")
+    }
+
     /// The initramfs and the logs of the tests on other kernels.
     pub fn kernels_dir(&self) -> PathBuf {
         self.root.join("target/kernels")

@@ -7,13 +7,15 @@
 
 use core::mem::{offset_of, size_of};
 
-use bytemuck::Pod;
 use slotmesh_records::{
     Cluster, ClusterSet, Endpoint, EndpointChunk, EndpointIndex, Endpoints, Family, Handle, Listener, Record,
-    RecordHeader, Route, SLAB_BYTES, SlotPtr, VipKey, VipValue, WeightedCluster, choose,
+    RecordHeader, Route, SlotPtr, VipKey, VipValue, WeightedCluster, choose,
 };
 
-use crate::maps::{OUTER, Slab, VIPS};
+use crate::{
+    maps::VIPS,
+    place::{Place, tail},
+};
 
 /// Where a connection goes.
 #[derive(Clone, Copy)]
@@ -124,12 +126,6 @@ fn endpoint(assignment: SlotPtr, family: Family, random: &mut impl FnMut(Choice)
     if fraction < chosen.threshold { Some(chosen) } else { element(chosen.alias) }
 }
 
-/// The byte offset of element `i` of the tail of a `T`.
-#[inline(always)]
-fn tail<T, E>(i: u32) -> usize {
-    size_of::<T>() + i as usize * size_of::<E>()
-}
-
 /// The current version behind a handle.
 #[inline(always)]
 fn current(handle: SlotPtr) -> Option<Place> {
@@ -139,50 +135,4 @@ fn current(handle: SlotPtr) -> Option<Place> {
 #[inline(always)]
 fn record<T: Record>(at: &Place) -> Option<T> {
     at.read::<T>(0)
-}
-
-/// A slot: its slab, and the bytes from the slab's start.
-struct Place {
-    slab: *const Slab,
-    /// 64 bits wide, as the sums are: of a 32-bit sum the verifier forgets the bound that was checked.
-    offset: usize,
-}
-
-impl Place {
-    #[inline(always)]
-    fn of(ptr: SlotPtr) -> Option<Self> {
-        if ptr.is_null() {
-            return None;
-        }
-        let slab = OUTER.get_value_ptr_mut(ptr.slab_bits(), &0)?.cast_const();
-        Some(Self { slab, offset: ptr.offset() })
-    }
-
-    /// Reads a `T` at `offset` bytes from the slot's start, if it lies within the slab.
-    #[inline(always)]
-    fn read<T: Pod>(&self, offset: usize) -> Option<T> {
-        let at = self.checked::<T>(offset)?;
-        // SAFETY: within the slab, which stays mapped for this run; slots are aligned to 64 bytes and
-        // fields to their natural alignment. The agent doesn't change a record that can be reached.
-        Some(unsafe { at.read() })
-    }
-
-    /// The one load of a handle: its current version; `None` while it has none.
-    #[inline(always)]
-    fn load_current(&self) -> Option<SlotPtr> {
-        let at = self.checked::<u32>(offset_of!(Handle, current))?;
-        // SAFETY: as in `read`. Volatile: this is the word that changes, and it must be loaded once.
-        let ptr = SlotPtr::from_bits(unsafe { at.read_volatile() });
-        if ptr.is_null() { None } else { Some(ptr) }
-    }
-
-    #[inline(always)]
-    fn checked<T>(&self, offset: usize) -> Option<*const T> {
-        let at = self.offset + offset;
-        if at > SLAB_BYTES - size_of::<T>() {
-            return None;
-        }
-        // SAFETY: the check above keeps the whole `T` within the slab.
-        Some(unsafe { self.slab.cast::<u8>().add(at) }.cast::<T>())
-    }
 }

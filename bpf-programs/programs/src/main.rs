@@ -9,6 +9,7 @@ mod connect;
 mod getpeername;
 mod lookup;
 mod maps;
+mod place;
 mod question;
 
 #[cfg(not(test))]

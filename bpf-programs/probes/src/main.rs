@@ -1,0 +1,23 @@
+//! eBPF programs of the tests and benchmarks, in an object of their own (`target/bpf/probes.bpf.o`): no
+//! product embeds them. Each reads slots as the product's programs do, through the same code, and tells
+//! what it found.
+//!
+//! - [`tree`] lingers on the way from a VIP to its endpoints and checks every record that it meets.
+#![no_std]
+#![no_main]
+
+mod maps;
+#[path = "../../programs/src/place.rs"]
+mod place;
+mod report;
+mod tree;
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 4] = *b"GPL\0";
