@@ -14,6 +14,7 @@ mod alias;
 pub mod config;
 mod datapath;
 pub mod flatten;
+pub mod memory;
 pub mod metrics;
 mod pins;
 mod vips;

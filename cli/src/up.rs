@@ -14,11 +14,11 @@ use anyhow::{Context as _, anyhow, bail};
 use axum::{Json, Router, extract::State, routing::get};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
-use slotmesh_agent::{Agent, Options, Workload, admin, metrics::Metrics};
+use slotmesh_agent::{Agent, Options, Workload, admin, memory, metrics::Metrics};
 use slotmesh_compile::{Report, Severity};
 use slotmesh_operator::{Operator, Status};
 use slotmesh_serve::Store;
-use slotmesh_slots::{Config, Growth};
+use slotmesh_slots::{Config, Growth, MemoryBudget};
 use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
@@ -62,15 +62,20 @@ pub struct Up {
     #[arg(long, env = "SLOTMESH_GROWTH_THREADS", value_name = "THREADS")]
     growth_threads: Option<NonZeroUsize>,
 
-    /// Outer records (slabs of 64 KiB) to create before the agent is ready
-    #[arg(long, env = "SLOTMESH_SLAB_INITIAL", default_value_t = Config::default().initial,
+    /// Outer records (slabs of 64 KiB) to create before the agent is ready [default: 32, at most the cap]
+    #[arg(long, env = "SLOTMESH_SLAB_INITIAL", value_name = "SLABS",
         value_parser = clap::value_parser!(u32).range(1..=16_384))]
-    slab_initial: u32,
+    slab_initial: Option<u32>,
 
-    /// The most outer records to create; a flush that needs more is refused
-    #[arg(long, env = "SLOTMESH_SLAB_CAP", default_value_t = Config::default().cap,
+    /// The most outer records to create; a flush that needs more is refused [default: what the memory
+    /// budget holds]
+    #[arg(long, env = "SLOTMESH_SLAB_CAP", value_name = "SLABS",
         value_parser = clap::value_parser!(u32).range(1..=16_384))]
-    slab_cap: u32,
+    slab_cap: Option<u32>,
+
+    /// The most memory that outer records may take, such as 128Mi; one costs 68Ki [default: 136Mi]
+    #[arg(long, env = "SLOTMESH_MEMORY_BUDGET", value_name = "BYTES")]
+    memory_budget: Option<MemoryBudget>,
 
     /// Create more outer records in the background when fewer than this are wholly idle
     #[arg(long, env = "SLOTMESH_SLAB_LOW_WATERMARK", default_value_t = Config::default().low_watermark)]
@@ -122,6 +127,21 @@ fn default_growth_threads() -> NonZeroUsize {
     std::thread::available_parallelism().map_or(NonZeroUsize::MIN, |n| n.min(MOST_GROWTH_THREADS))
 }
 
+/// The cap that follows from the two settings that bound memory.
+fn cap(slab_cap: Option<u32>, budget: Option<MemoryBudget>) -> anyhow::Result<u32> {
+    match (slab_cap, budget) {
+        (Some(cap), Some(budget)) if cap > budget.cap() => bail!(
+            "--slab-cap {cap} costs {}, more than --memory-budget {budget}, which holds {} slabs; give only one \
+             of the two",
+            MemoryBudget::of_slabs(cap),
+            budget.cap()
+        ),
+        (Some(cap), _) => Ok(cap),
+        (None, Some(budget)) => Ok(budget.cap()),
+        (None, None) => Ok(Config::default().cap),
+    }
+}
+
 /// `NAMESPACE/NAME=CGROUP`
 #[derive(Clone, Debug)]
 struct WorkloadArg(Workload);
@@ -161,6 +181,7 @@ impl Up {
             growth_threads,
             slab_initial,
             slab_cap,
+            memory_budget,
             slab_low_watermark,
             slab_high_watermark,
             slab_batch,
@@ -173,10 +194,11 @@ impl Up {
             .with_ansi(std::io::stderr().is_terminal())
             .with_writer(std::io::stderr)
             .init();
+        let cap = cap(slab_cap, memory_budget)?;
         let slots = Config {
             growth: growth.into(),
-            initial: slab_initial,
-            cap: slab_cap,
+            initial: slab_initial.unwrap_or(Config::default().initial.min(cap)),
+            cap,
             low_watermark: slab_low_watermark,
             high_watermark: slab_high_watermark,
             batch: slab_batch,
@@ -186,6 +208,13 @@ impl Up {
             bail!(
                 "{contradiction} (--slab-initial, --slab-cap, --slab-low-watermark, --slab-high-watermark, --slab-batch)"
             );
+        }
+        if let Err(error) = memory::check(&slots) {
+            // Who names a budget means it; who doesn't may never need all of the default.
+            if memory_budget.is_some() {
+                bail!(error);
+            }
+            tracing::warn!(%error, "the memory limit may be met before the cap");
         }
         let workloads: Vec<Workload> = workloads.into_iter().map(|arg| arg.0).collect();
         let mut names = BTreeSet::new();
@@ -332,6 +361,16 @@ fn reports(status: watch::Receiver<Status>) -> Router {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_of_budget_and_cap_is_enough_and_they_may_not_contradict() {
+        let budget = |text: &str| Some(text.parse().unwrap());
+        assert_eq!(cap(None, None).unwrap(), Config::default().cap);
+        assert_eq!(cap(None, budget("68Mi")).unwrap(), 1024);
+        assert_eq!(cap(Some(1000), budget("68Mi")).unwrap(), 1000);
+        let error = cap(Some(1025), budget("68Mi")).unwrap_err().to_string();
+        assert!(error.contains("--slab-cap 1025") && error.contains("holds 1024 slabs"), "{error}");
+    }
 
     #[test]
     fn workloads_are_named_with_their_cgroup() {

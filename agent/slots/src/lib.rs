@@ -18,6 +18,7 @@
 
 mod background;
 mod backing;
+mod budget;
 mod class;
 mod config;
 mod directory;
@@ -32,6 +33,7 @@ mod table;
 mod tests;
 
 pub use backing::{Backing, BackingError};
+pub use budget::{InvalidBudget, MemoryBudget, SLAB_COST};
 pub use class::SlotClass;
 pub use config::{Config, Contradiction, Growth};
 pub use draft::Draft;
