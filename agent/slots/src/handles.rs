@@ -1,11 +1,19 @@
 //! What the engine knows of each handle beside the handle's own record.
+//!
+//! ```text
+//! name    -> hash table of numbers ---.
+//! pointer -> slab -> unit -> number ---+-> entries, dense, the number freed last reused first
+//! ```
+//!
+//! The tables hold only numbers, so that they stay in the processor's caches with 100,000 names, and
+//! the entries of what changes often lie close together: a flush costs what it costs among few.
 
-use std::sync::Arc;
+use std::{hash::BuildHasher as _, sync::Arc};
 
-use hashbrown::{Equivalent, HashMap};
-use slotmesh_records::{Handle, Ref, SlotPtr};
+use hashbrown::HashTable;
+use slotmesh_records::{Handle, MAX_SLABS, Ref, SlotPtr, UNITS_PER_SLAB};
 
-use crate::directory::Entry;
+use crate::directory::Entry as DirectoryEntry;
 
 /// The kind of a resource, a small number that the engine only compares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -42,35 +50,49 @@ pub(crate) struct Info {
     pub seen: bool,
     /// Whether the resource was published (and not removed since).
     pub published: bool,
-    pub entry: Entry,
+    pub entry: DirectoryEntry,
 }
 
-#[derive(Debug, PartialEq, Eq, Hash)]
-struct Key(ResourceKind, Arc<str>);
-
-#[derive(Hash)]
-struct Borrowed<'a>(ResourceKind, &'a str);
-
-impl Equivalent<Key> for Borrowed<'_> {
-    fn equivalent(&self, key: &Key) -> bool {
-        self.0 == key.0 && self.1 == &*key.1
-    }
+#[derive(Debug)]
+struct Entry {
+    handle: HandlePtr,
+    hash: u64,
+    info: Info,
 }
+
+/// A place in `entries`.
+type Number = u32;
+
+/// No entry's number.
+const NONE: Number = Number::MAX;
+
+type Page = Box<[Number; UNITS_PER_SLAB as usize]>;
 
 /// All handles, by pointer and by name.
 #[derive(Debug, Default)]
 pub(crate) struct Handles {
-    infos: HashMap<SlotPtr, Info, foldhash::fast::RandomState>,
-    names: HashMap<Key, HandlePtr, foldhash::fast::RandomState>,
+    entries: Vec<Option<Entry>>,
+    /// Places in `entries` that are free.
+    free: Vec<Number>,
+    names: HashTable<Number>,
+    /// By slab: which entry has its handle at which unit.
+    places: Vec<Option<Page>>,
+    hasher: foldhash::fast::RandomState,
 }
 
 impl Handles {
     pub fn find(&self, kind: ResourceKind, name: &str) -> Option<HandlePtr> {
-        self.names.get(&Borrowed(kind, name)).copied()
+        let hash = self.hash(kind, name);
+        let found = self.names.find(hash, |&number| {
+            self.entries[number as usize]
+                .as_ref()
+                .is_some_and(|entry| entry.info.kind == kind && &*entry.info.name == name)
+        });
+        found.and_then(|&number| Some(self.entries[number as usize].as_ref()?.handle))
     }
 
     pub fn get(&self, handle: HandlePtr) -> Option<&Info> {
-        self.infos.get(&handle.0)
+        Some(&self.entries[self.number(handle)? as usize].as_ref()?.info)
     }
 
     /// A handle that something refers to, and which therefore exists.
@@ -78,30 +100,102 @@ impl Handles {
     /// # Panics
     /// Where it doesn't: going on would lead connections astray.
     pub fn info(&mut self, handle: HandlePtr) -> &mut Info {
-        let info = self.infos.get_mut(&handle.0);
+        let info = self.get_mut(handle);
         info.unwrap_or_else(|| panic!("a record or draft refers to {:?}, which is no handle", handle.0))
     }
 
     pub fn get_mut(&mut self, handle: HandlePtr) -> Option<&mut Info> {
-        self.infos.get_mut(&handle.0)
+        let number = self.number(handle)?;
+        Some(&mut self.entries[number as usize].as_mut()?.info)
     }
 
     pub fn insert(&mut self, handle: HandlePtr, info: Info) {
-        self.names.insert(Key(info.kind, info.name.clone()), handle);
-        self.infos.insert(handle.0, info);
+        let hash = self.hash(info.kind, &info.name);
+        let entry = Some(Entry { handle, hash, info });
+        let number = match self.free.pop() {
+            Some(number) => {
+                self.entries[number as usize] = entry;
+                number
+            }
+            None => {
+                self.entries.push(entry);
+                self.entries.len() as Number - 1
+            }
+        };
+        let entries = &self.entries;
+        self.names.insert_unique(hash, number, |&number| {
+            entries[number as usize].as_ref().map_or(0, |entry| entry.hash)
+        });
+        let slab = handle.0.slab_bits() as usize;
+        debug_assert!(slab < MAX_SLABS as usize);
+        if self.places.len() <= slab {
+            self.places.resize_with(slab + 1, || None);
+        }
+        let page = self.places[slab].get_or_insert_with(|| Box::new([NONE; UNITS_PER_SLAB as usize]));
+        page[handle.0.unit() as usize] = number;
     }
 
     pub fn remove(&mut self, handle: HandlePtr) -> Option<Info> {
-        let info = self.infos.remove(&handle.0)?;
-        self.names.remove(&Borrowed(info.kind, &info.name));
+        let number = self.number(handle)?;
+        let Entry { handle, hash, info } = self.entries[number as usize].take()?;
+        if let Ok(found) = self.names.find_entry(hash, |&other| other == number) {
+            found.remove();
+        }
+        if let Some(page) = &mut self.places[handle.0.slab_bits() as usize] {
+            page[handle.0.unit() as usize] = NONE;
+        }
+        self.free.push(number);
         Some(info)
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (HandlePtr, &Info)> {
-        self.infos.iter().map(|(&ptr, info)| (HandlePtr(ptr), info))
+        self.entries.iter().flatten().map(|entry| (entry.handle, &entry.info))
     }
 
     pub fn len(&self) -> usize {
-        self.infos.len()
+        self.names.len()
+    }
+
+    fn number(&self, handle: HandlePtr) -> Option<Number> {
+        let page = self.places.get(handle.0.slab_bits() as usize)?.as_ref()?;
+        Some(page[handle.0.unit() as usize]).filter(|&number| number != NONE)
+    }
+
+    fn hash(&self, kind: ResourceKind, name: &str) -> u64 {
+        self.hasher.hash_one((kind, name))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::directory::Directory;
+
+    fn info(kind: u32, name: &str) -> Info {
+        let entry = Directory::entry(SlotPtr::from_bits(1), 0);
+        Info { kind: ResourceKind(kind), name: name.into(), refs: 0, seen: false, published: false, entry }
+    }
+
+    #[test]
+    fn handles_are_found_by_name_and_by_pointer_until_they_go() {
+        let mut handles = Handles::default();
+        let ptr = |i: u32| HandlePtr::new(SlotPtr::from_bits(1 + i * 37));
+        for i in 0..5_000 {
+            handles.insert(ptr(i), info(1 + i % 2, &format!("name-{}", i / 2)));
+        }
+        assert_eq!((handles.len(), handles.iter().count()), (5_000, 5_000));
+        for i in (0..5_000).step_by(3) {
+            assert_eq!(&*handles.remove(ptr(i)).unwrap().name, format!("name-{}", i / 2));
+            assert!(handles.remove(ptr(i)).is_none());
+        }
+        for i in 0..5_000 {
+            let found = handles.find(ResourceKind(1 + i % 2), &format!("name-{}", i / 2));
+            assert_eq!(found, (i % 3 != 0).then_some(ptr(i)));
+            assert_eq!(handles.get(ptr(i)).is_some(), i % 3 != 0);
+        }
+        assert!(handles.get(HandlePtr::new(SlotPtr::from_bits(u32::MAX))).is_none());
+        handles.insert(ptr(0), info(3, "again"));
+        assert_eq!(handles.find(ResourceKind(3), "again"), Some(ptr(0)));
+        assert_eq!(handles.iter().count(), handles.len());
     }
 }

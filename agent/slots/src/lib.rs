@@ -28,6 +28,7 @@ mod growth;
 mod handles;
 mod quarantine;
 mod recover;
+mod slab_set;
 mod table;
 #[cfg(test)]
 mod tests;

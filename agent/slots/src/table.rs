@@ -2,10 +2,14 @@
 //!
 //! A slab serves one class at a time. A slab whose slots are all idle belongs to no class and can
 //! take any; that needs no system call, as a class is only this table's way to cut a slab up.
+//!
+//! Nothing here takes longer the more slabs there are: a slab knows its place in its class's list, and
+//! which slabs are wholly idle or missing are sets of bits. A slab that is wholly idle is taken from the
+//! lowest index up and given back from the highest down, so that what is used stays together.
 
-use slotmesh_records::{SlabIndex, SlotPtr};
+use slotmesh_records::{MAX_SLABS, SlabIndex, SlotPtr};
 
-use crate::SlotClass;
+use crate::{SlotClass, slab_set::SlabSet};
 
 /// Slots of one class by state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,18 +31,30 @@ struct Slab {
     idle: Bits,
     used: Bits,
     idle_count: u16,
-    /// Whether the slab stands in its class's list of slabs with idle slots.
-    listed: bool,
+    /// Where the slab stands in its class's list of slabs with idle slots.
+    listed: Option<u32>,
 }
 
 /// See the module's comment.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct SlotTable {
     slabs: Vec<Option<Box<Slab>>>,
     open: [Vec<SlabIndex>; SlotClass::COUNT],
-    empty: Vec<SlabIndex>,
+    empty: SlabSet,
+    missing: SlabSet,
     stats: [ClassStats; SlotClass::COUNT],
-    created: u32,
+}
+
+impl Default for SlotTable {
+    fn default() -> Self {
+        Self {
+            slabs: Vec::new(),
+            open: Default::default(),
+            empty: SlabSet::default(),
+            missing: SlabSet::full(),
+            stats: Default::default(),
+        }
+    }
 }
 
 impl SlotTable {
@@ -50,9 +66,9 @@ impl SlotTable {
         }
         assert!(self.slabs[index].is_none(), "slab {slab} is added twice");
         self.slabs[index] =
-            Some(Box::new(Slab { class: None, idle: [0; 16], used: [0; 16], idle_count: 0, listed: false }));
-        self.empty.push(slab);
-        self.created += 1;
+            Some(Box::new(Slab { class: None, idle: [0; 16], used: [0; 16], idle_count: 0, listed: None }));
+        self.empty.insert(slab);
+        self.missing.remove(slab);
     }
 
     /// Takes an idle slot; `None` where there is none.
@@ -98,7 +114,7 @@ impl SlotTable {
             Some(found) if found != class => return Err(()),
             Some(_) => {}
             None => {
-                self.empty.retain(|&empty| empty != index);
+                self.empty.remove(index);
                 self.cut(index, class);
             }
         }
@@ -121,32 +137,31 @@ impl SlotTable {
 
     /// Slabs that belong to no class: wholly idle.
     pub fn empty_slabs(&self) -> u32 {
-        self.empty.len() as u32
+        self.empty.len()
     }
 
     /// Takes up to `count` wholly idle slabs out of the table, those with the highest indexes.
     pub fn take_empty(&mut self, count: usize) -> Vec<SlabIndex> {
-        self.empty.sort_unstable();
-        let taken = self.empty.split_off(self.empty.len().saturating_sub(count));
-        for slab in &taken {
+        let mut taken = Vec::with_capacity(count.min(self.empty.len() as usize));
+        while taken.len() < count
+            && let Some(slab) = self.empty.last()
+        {
+            self.empty.remove(slab);
+            self.missing.insert(slab);
             self.slabs[slab.get() as usize] = None;
-            self.created -= 1;
+            taken.push(slab);
         }
         taken
     }
 
     /// Slabs in the table.
     pub fn created(&self) -> u32 {
-        self.created
+        MAX_SLABS - self.missing.len()
     }
 
     /// The lowest indexes that have no slab.
     pub fn missing(&self, count: usize) -> Vec<SlabIndex> {
-        (0..)
-            .map_while(SlabIndex::new)
-            .filter(|index| self.slabs.get(index.get() as usize).is_none_or(Option::is_none))
-            .take(count)
-            .collect()
+        self.missing.iter().take(count).collect()
     }
 
     /// Slots by class and state.
@@ -156,7 +171,8 @@ impl SlotTable {
 
     /// Gives an empty slab to a class.
     fn assign(&mut self, class: SlotClass) -> Option<SlabIndex> {
-        let index = self.empty.pop()?;
+        let index = self.empty.first()?;
+        self.empty.remove(index);
         self.cut(index, class);
         Some(index)
     }
@@ -166,12 +182,13 @@ impl SlotTable {
         let slots = class.slots_per_slab();
         slab.class = Some(class);
         slab.idle_count = slots;
-        slab.listed = true;
+        let open = &mut self.open[class.index()];
+        slab.listed = Some(open.len() as u32);
+        open.push(index);
         for (word, bits) in slab.idle.iter_mut().enumerate() {
             let left = u32::from(slots).saturating_sub(word as u32 * 64);
             *bits = if left >= 64 { u64::MAX } else { (1 << left) - 1 };
         }
-        self.open[class.index()].push(index);
         self.stats[class.index()].idle += u64::from(slots);
     }
 
@@ -216,27 +233,31 @@ impl SlotTable {
             }
             State::Retired => stats.retired += 1,
         }
-        let open = &mut self.open[class.index()];
         if slab.idle_count == 0 {
-            // Only the last slab of the list is taken from, and recovery marks slabs in any order.
-            if open.last() == Some(&index) {
-                open.pop();
-            } else {
-                open.retain(|&listed| listed != index);
-            }
-            slab.listed = false;
+            self.unlist(index, class);
         } else if slab.idle_count == class.slots_per_slab() {
             // Wholly idle: any class may have it.
-            open.retain(|&listed| listed != index);
-            slab.listed = false;
             slab.class = None;
             slab.idle = [0; 16];
             slab.idle_count = 0;
             stats.idle -= u64::from(class.slots_per_slab());
-            self.empty.push(index);
-        } else if !slab.listed {
-            slab.listed = true;
+            self.unlist(index, class);
+            self.empty.insert(index);
+        } else if slab.listed.is_none() {
+            let open = &mut self.open[class.index()];
+            slab.listed = Some(open.len() as u32);
             open.push(index);
+        }
+    }
+
+    /// Takes a slab off its class's list, if it stands there; the last of the list takes its place.
+    fn unlist(&mut self, index: SlabIndex, class: SlotClass) {
+        let slab = self.slabs[index.get() as usize].as_mut().expect("the slab exists");
+        let Some(place) = slab.listed.take() else { return };
+        let open = &mut self.open[class.index()];
+        open.swap_remove(place as usize);
+        if let Some(&moved) = open.get(place as usize) {
+            self.slabs[moved.get() as usize].as_mut().expect("a listed slab exists").listed = Some(place);
         }
     }
 }
