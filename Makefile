@@ -7,10 +7,10 @@ XTASK_BUILT := $(or $(CARGO_TARGET_DIR),target)/debug/xtask
 .DEFAULT_GOAL := help
 # The steps share cargo's target folder and wait for each other anyway.
 .NOTPARALLEL:
-.PHONY: help setup ebpf build test kernels demo bench fmt lint deny clean root
+.PHONY: help setup ebpf control-plane build test kernels demo bench fmt lint deny clean root
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install what is missing to build and test (seconds when nothing is)
 	@test -x "$(XTASK_BUILT)" || echo "building xtask (about half a minute) …" >&2
@@ -19,10 +19,13 @@ setup: ## Install what is missing to build and test (seconds when nothing is)
 ebpf: setup ## Build the eBPF programs to target/bpf/slotmesh.bpf.o
 	@$(XTASK) ebpf
 
+control-plane: setup ## Build the Kubernetes control plane for the tests (5 minutes, once per machine)
+	@$(XTASK) control-plane
+
 build: ebpf ## Build everything
 	cargo build --workspace --locked
 
-test: root ebpf ## Build and run all tests (root)
+test: root ebpf control-plane ## Build and run all tests (root)
 	cargo test --workspace --locked
 
 kernels: ebpf ## Run the tests that need the kernel on Linux 6.1 and 6.12, in QEMU
@@ -50,7 +53,7 @@ deny: ## Check licenses, bans and sources of all dependencies
 
 clean: ## Remove everything built here (tools in the cache folder stay)
 	cargo clean
-	rm -rf target/bpf target/kernels bpf-programs/programs/target
+	rm -rf target/bpf target/control-plane target/kernels bpf-programs/programs/target
 
 # Not a target for people: the tests, the demo and the benchmarks load eBPF programs.
 root:

@@ -54,7 +54,12 @@ const ROOMS: &[Room] = &[
     room("slotmesh-crds", &[]),
     room("slotmesh-compile", &["slotmesh-crds", "slotmesh-xds"]),
     room("slotmesh-serve", &["slotmesh-xds"]),
-    room("slotmesh-operator", &["slotmesh-compile", "slotmesh-crds", "slotmesh-serve", "slotmesh-xds"]),
+    Room {
+        name: "slotmesh-operator",
+        uses: &["slotmesh-compile", "slotmesh-crds", "slotmesh-serve", "slotmesh-xds"],
+        // What it watches is tested on a real API server.
+        tests_use: &["slotmesh-cluster"],
+    },
     // Where the standalone mode is wired: both sides, and the types of their public settings and
     // reports. Never what lies below them (kernel, records, resource definitions).
     room(
@@ -69,7 +74,9 @@ const ROOMS: &[Room] = &[
             "slotmesh-xds",
         ],
     ),
-    room("slotmesh-e2e", &["slotmesh", "slotmesh-agent", "slotmesh-operator"]),
+    // A Kubernetes cluster for tests: knows nothing of the product.
+    room("slotmesh-cluster", &[]),
+    room("slotmesh-e2e", &["slotmesh", "slotmesh-agent", "slotmesh-cluster", "slotmesh-operator"]),
     // Measures the parts one by one, so it sees them all.
     room(
         "slotmesh-bench",

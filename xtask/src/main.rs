@@ -2,7 +2,8 @@
 //!
 //! `setup` makes the machine able to build the eBPF programs and to run the tests, `ebpf` builds the
 //! programs, `layers` and `deny` check who may depend on whom and on what. Each is idempotent and
-//! costs a fraction of a second when there is nothing to do. `kernels` runs tests on older kernels.
+//! costs a fraction of a second when there is nothing to do. `control-plane` builds what the end-to-end
+//! tests on a real API server start. `kernels` runs tests on older kernels.
 
 use std::process::ExitCode;
 
@@ -11,6 +12,7 @@ use clap::{Parser, Subcommand};
 mod apt;
 mod chain;
 mod cmd;
+mod control_plane;
 mod deny;
 mod ebpf;
 mod kernels;
@@ -35,6 +37,8 @@ enum Task {
     Setup,
     /// Build the eBPF programs to target/bpf/slotmesh.bpf.o.
     Ebpf,
+    /// Build the Kubernetes control plane for the end-to-end tests, once per machine.
+    ControlPlane,
     /// Check that workspace crates depend on each other in the designed direction only.
     Layers,
     /// Check licenses, bans and sources of all dependencies with cargo-deny.
@@ -48,6 +52,7 @@ fn main() -> ExitCode {
     let done = Workspace::locate().and_then(|workspace| match task {
         Task::Setup => setup::run(&workspace),
         Task::Ebpf => ebpf::run(&workspace),
+        Task::ControlPlane => control_plane::run(&workspace),
         Task::Layers => layers::run(&workspace),
         Task::Deny => deny::run(&workspace),
         Task::Kernels => kernels::run(&workspace),

@@ -55,6 +55,17 @@ impl Workspace {
         self.bpf_dir().join("probes.bpf.o")
     }
 
+    /// The Go module of the control plane for the end-to-end tests.
+    pub fn control_plane_module(&self) -> PathBuf {
+        self.root.join("e2e/control-plane")
+    }
+
+    /// Leads to the programs of that module, in the cache folder. Not moved by `CARGO_TARGET_DIR`: the
+    /// tests look here.
+    pub fn control_plane(&self) -> PathBuf {
+        self.root.join("target/control-plane")
+    }
+
     /// The initramfs and the logs of the tests on other kernels.
     pub fn kernels_dir(&self) -> PathBuf {
         self.root.join("target/kernels")
