@@ -7,7 +7,7 @@ XTASK_BUILT := $(or $(CARGO_TARGET_DIR),target)/debug/xtask
 .DEFAULT_GOAL := help
 # The steps share cargo's target folder and wait for each other anyway.
 .NOTPARALLEL:
-.PHONY: help setup ebpf control-plane build test kernels demo bench fmt lint deny clean root
+.PHONY: help setup ebpf control-plane build test stress kernels demo bench fmt lint deny clean root
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,10 @@ build: ebpf ## Build everything
 
 test: root ebpf control-plane ## Build and run all tests (root)
 	cargo test --workspace --locked
+
+stress: root ebpf ## Look for torn reads at length: 10^8 reads (root, some minutes)
+	SLOTMESH_TORN_READS=100000000 SLOTMESH_TORN_RUNS=10 \
+	  cargo test -p slotmesh-agent --locked --test torn_reads -- --nocapture
 
 kernels: ebpf ## Run the tests that need the kernel on Linux 6.1 and 6.12, in QEMU
 	@$(XTASK) kernels

@@ -1,5 +1,8 @@
 //! The slot table: which slots of which slabs are idle, used and retired.
 //!
+//! Slots are handed out last in, first out: what became idle last is taken first, while it is in the
+//! processor's caches.
+//!
 //! A slab serves one class at a time. A slab whose slots are all idle belongs to no class and can
 //! take any; that needs no system call, as a class is only this table's way to cut a slab up.
 //!
@@ -22,6 +25,9 @@ pub struct ClassStats {
     pub retired: u64,
 }
 
+/// How many slots of a class the table remembers as idle lately. What is beyond is found by its bit.
+const RECENT: usize = 1024;
+
 /// One bit a slot; the largest number of slots is that of the smallest class.
 type Bits = [u64; 16];
 
@@ -40,6 +46,9 @@ struct Slab {
 pub(crate) struct SlotTable {
     slabs: Vec<Option<Box<Slab>>>,
     open: [Vec<SlabIndex>; SlotClass::COUNT],
+    /// Slots that became idle, the last one last. Some may have been taken since, or be of another class
+    /// by now: the bits decide.
+    recent: [Vec<SlotPtr>; SlotClass::COUNT],
     empty: SlabSet,
     missing: SlabSet,
     stats: [ClassStats; SlotClass::COUNT],
@@ -50,6 +59,7 @@ impl Default for SlotTable {
         Self {
             slabs: Vec::new(),
             open: Default::default(),
+            recent: Default::default(),
             empty: SlabSet::default(),
             missing: SlabSet::full(),
             stats: Default::default(),
@@ -73,6 +83,12 @@ impl SlotTable {
 
     /// Takes an idle slot; `None` where there is none.
     pub fn take(&mut self, class: SlotClass) -> Option<SlotPtr> {
+        while let Some(ptr) = self.recent[class.index()].pop() {
+            if let Some((slab, slot)) = self.idle(ptr, class) {
+                self.move_bit(slab, slot, State::Idle, State::Used);
+                return Some(ptr);
+            }
+        }
         let index = match self.open[class.index()].last() {
             Some(&index) => index,
             None => self.assign(class)?,
@@ -101,6 +117,16 @@ impl SlotTable {
     pub fn give_back(&mut self, ptr: SlotPtr) {
         let (slab, slot) = self.locate(ptr);
         self.move_bit(slab, slot, State::Used, State::Idle);
+    }
+
+    /// Where an idle slot of this class lies; `None` where it isn't one.
+    fn idle(&self, ptr: SlotPtr, class: SlotClass) -> Option<(SlabIndex, u32)> {
+        let index = ptr.slab()?;
+        let slab = self.slabs.get(index.get() as usize)?.as_ref()?;
+        let units = u32::from(class.units());
+        let slot = ptr.unit() / units;
+        let idle = slab.class == Some(class) && slab.idle[slot as usize / 64] & 1 << (slot % 64) != 0;
+        (idle && ptr.unit().is_multiple_of(units)).then_some((index, slot))
     }
 
     /// Recovery found this slot in use. Whether it was not marked before.
@@ -226,6 +252,11 @@ impl SlotTable {
                 slab.idle[word] |= bit;
                 slab.idle_count += 1;
                 stats.idle += 1;
+                let recent = &mut self.recent[class.index()];
+                if recent.len() == RECENT {
+                    recent.drain(..RECENT / 2);
+                }
+                recent.extend(SlotPtr::new(index, slot * u32::from(class.units())));
             }
             State::Used => {
                 slab.used[word] |= bit;
@@ -305,6 +336,21 @@ mod tests {
         let slot = table.take(SlotClass::for_bytes(64).unwrap()).unwrap();
         table.retire(slot);
         table.retire(slot);
+    }
+
+    #[test]
+    fn what_became_idle_last_is_taken_first() {
+        let mut table = table(2);
+        let class = SlotClass::for_bytes(4096).unwrap();
+        let slots: Vec<_> = std::iter::from_fn(|| table.take(class)).collect();
+        assert_eq!(slots.len(), 32, "of both slabs");
+        for i in [3, 20, 7] {
+            table.retire(slots[i]);
+            table.reuse(slots[i]);
+        }
+        table.give_back(slots[30]);
+        let taken: Vec<_> = std::iter::from_fn(|| table.take(class)).collect();
+        assert_eq!(taken, [30, 7, 20, 3].map(|i: usize| slots[i]));
     }
 
     #[derive(Clone, Debug)]

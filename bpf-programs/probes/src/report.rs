@@ -124,7 +124,7 @@ pub const fn mix(version: u64, n: u32) -> u32 {
 #[inline(always)]
 pub const fn endpoint_count(version: u64) -> u32 {
     let m = mix(version, u32::MAX);
-    if m % 16 == 0 { 127 + (m >> 8) % (MOST_ENDPOINTS - 127) } else { 1 + (m >> 8) % 40 }
+    if m & 15 == 0 { 127 + (m >> 8) % (MOST_ENDPOINTS - 127) } else { 1 + (m >> 8) % 40 }
 }
 
 /// Endpoint `index` of a version; `sum` is the checksum over all before it, and then over it too.
