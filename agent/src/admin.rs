@@ -1,14 +1,16 @@
-//! The agent's admin interface, HTTP: `/metrics`, `/readyz`, `/slots`.
+//! The agent's admin interface, HTTP: `/metrics`, `/readyz`, `/slots`, and
+//! `/resources/TYPE/NAME`: what the kernel's records hold of a resource.
 
 use axum::{
     Json, Router,
-    extract::State,
+    extract::{Path, State},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
 };
 use serde::{Deserialize, Serialize};
 use slotmesh_slots::Stats;
+use slotmesh_xds::ResourceType;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -78,6 +80,7 @@ pub fn router(agent: Handle) -> Router {
         .route("/metrics", get(metrics))
         .route("/readyz", get(ready))
         .route("/slots", get(slots))
+        .route("/resources/{type}/{name}", get(resource))
         .with_state(agent)
 }
 
@@ -118,6 +121,18 @@ async fn slots(State(agent): State<Handle>) -> Response {
     match agent.stats().await {
         Some((stats, _)) => Json(SlotsReport::from(stats)).into_response(),
         None => stopped(),
+    }
+}
+
+async fn resource(State(agent): State<Handle>, Path((ty, name)): Path<(String, String)>) -> Response {
+    let Some(ty) = ResourceType::ALL.into_iter().find(|known| known.as_str() == ty) else {
+        let known = ResourceType::ALL.map(ResourceType::as_str).join(", ");
+        return (StatusCode::NOT_FOUND, format!("no type {ty:?}; there are {known}\n")).into_response();
+    };
+    match agent.show(ty, name.as_str().into()).await {
+        Some(shown) => Json(shown).into_response(),
+        None if agent.has_ended() => stopped(),
+        None => (StatusCode::NOT_FOUND, format!("no {ty} {name:?} is in force\n")).into_response(),
     }
 }
 

@@ -81,6 +81,7 @@ pub enum SetSlotsError {
 enum Command {
     Apply(Update, oneshot::Sender<Vec<Rejection>>),
     Held(oneshot::Sender<Vec<(ResourceType, ResourceName, Version)>>),
+    Show(ResourceType, ResourceName, oneshot::Sender<Option<serde_json::Value>>),
     Stats(oneshot::Sender<(Stats, usize)>),
     SetSlots(Config, oneshot::Sender<Result<(), Contradiction>>),
     Synced,
@@ -298,6 +299,12 @@ impl Handle {
         Ok(self.ask(|reply| Command::SetSlots(config, reply)).await.ok_or(SetSlotsError::Stopped)??)
     }
 
+    /// What the kernel's records hold of a resource, as JSON; `None` where it isn't in force, or the agent
+    /// has stopped.
+    pub async fn show(&self, ty: ResourceType, name: ResourceName) -> Option<serde_json::Value> {
+        self.ask(|reply| Command::Show(ty, name, reply)).await.flatten()
+    }
+
     /// Whether the first sync is over, and there is still somebody to apply what comes.
     pub fn is_synced(&self) -> bool {
         *self.synced.borrow() && !self.has_ended()
@@ -378,6 +385,7 @@ fn own(
                 let _ = reply.send(rejected);
             }
             Ok(Command::Held(reply)) => drop(reply.send(writer.held())),
+            Ok(Command::Show(ty, name, reply)) => drop(reply.send(writer.show(ty, name.as_str()))),
             Ok(Command::Stats(reply)) => drop(reply.send(writer.stats())),
             Ok(Command::SetSlots(config, reply)) => drop(reply.send(writer.set_slots(config))),
             Ok(Command::Synced) => {

@@ -9,15 +9,25 @@ pub struct Slot {
     pub alias: u32,
 }
 
+impl Slot {
+    /// Element `i` is itself: what all elements are where the weights are equal.
+    pub const fn always(i: usize) -> Self {
+        Self { threshold: u32::MAX, alias: i as u32 }
+    }
+}
+
+/// Whether no weight differs from another: then no table needs to be computed.
+pub fn are_equal(mut weights: impl Iterator<Item = u32>) -> bool {
+    weights.next().is_none_or(|first| weights.all(|weight| weight == first))
+}
+
 /// The alias table over these weights, none of which is 0. Each element's probability is its weight's
 /// share of the sum, to within 2^-32 per element.
 pub fn alias_table(weights: impl ExactSizeIterator<Item = u32> + Clone) -> Vec<Slot> {
     let n = weights.len() as u64;
     let sum: u64 = weights.clone().map(u64::from).sum();
-    let always = |i: usize| Slot { threshold: u32::MAX, alias: i as u32 };
-    let mut table: Vec<Slot> = (0..weights.len()).map(always).collect();
-    let first = weights.clone().next();
-    if weights.clone().all(|weight| Some(weight) == first) {
+    let mut table: Vec<Slot> = (0..weights.len()).map(Slot::always).collect();
+    if are_equal(weights.clone()) {
         return table;
     }
     // In these units the average element has `sum`; u128 as a weight times n can exceed 64 bits.

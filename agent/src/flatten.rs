@@ -3,22 +3,30 @@
 //! ```text
 //! Endpoints of up to 126    1 slot: header, IPv4 table, IPv6 table
 //! Endpoints of more         1 index slot and a slot per 126
-//! Cluster                   1 slot
-//! Route                     1 slot
-//! Listener                  1 slot, and 1 more where it has several clusters
+//! Cluster                   1 slot, and its endpoints where it is STATIC
+//! Route                     1 slot, a slot per 255 clusters of all its routes, and for addresses as
+//!                           domains 1 index slot and a slot per 64
+//! Listener                  1 slot, 1 more where chains match ports, 1 for a chain with several clusters
+//! names, localities         a slot per 4 KiB, where there are any
 //! ```
 //! and one slot for the handle of each, which holds the name.
 
 use bytemuck::Zeroable as _;
 use slotmesh_records::{
-    self as records, EndpointChunk, EndpointIndex, Owned, RecordHeader, Ref, Vip, VipKey,
+    self as records, ClusterRange, EndpointChunk, EndpointIndex, NO_LIMIT, Owned, RecordHeader, Ref, Text,
+    Vip, VipKey, Within, balance,
 };
 use slotmesh_slots::{Draft, Full, HandlePtr, ResourceKind};
 use slotmesh_xds::ResourceType;
 
 use crate::{
-    alias::alias_table,
-    config::{Action, Cluster, Endpoint, Endpoints, Listener, Model, WeightedCluster},
+    alias::{Slot, alias_table, are_equal},
+    config::{
+        Action, Balance, Chain, Cluster, Endpoint, Endpoints, Limits, Listener, Model, Route, Source,
+        WeightedCluster,
+    },
+    hosts,
+    packed::Packer,
 };
 
 /// The number under which the engine keeps a resource type; part of the records' layout.
@@ -40,38 +48,36 @@ pub fn resource_type(kind_: ResourceKind) -> Option<ResourceType> {
 ///
 /// # Errors
 /// Where no slot is to be had; nothing has changed then.
-pub fn flush(mut draft: Draft<'_>, name: &str, version: u64, model: &Model) -> Result<HandlePtr, Full> {
+pub fn flush(mut draft: Draft<'_>, name: &str, version: u64, model: &Model<'_>) -> Result<HandlePtr, Full> {
     match model {
         Model::Cluster(cluster) => {
-            let handle = draft.handle(kind(ResourceType::Cluster), name)?;
             let root = write_cluster(&mut draft, cluster, version)?;
-            draft.publish(handle, root);
-            Ok(handle)
+            publish(draft, ResourceType::Cluster, name, root)
         }
         Model::Endpoints(endpoints) => {
-            let handle = draft.handle(kind(ResourceType::Endpoints), name)?;
-            if let Some(root) = write_endpoints(&mut draft, endpoints, version)? {
-                draft.publish(handle, root);
-            } else {
-                let root = write_endpoint_index(&mut draft, endpoints, version)?;
-                draft.publish(handle, root);
-            }
-            Ok(handle)
+            let root = write_endpoints(&mut draft, endpoints, version)?;
+            publish(draft, ResourceType::Endpoints, name, root)
         }
         Model::Route(route) => {
-            let handle = draft.handle(kind(ResourceType::Route), name)?;
-            let tail = weighted(&mut draft, &route.clusters)?;
-            let root = draft.write_root(&records::Route { header: HEADER }, &tail, version)?;
-            draft.publish(handle, root);
-            Ok(handle)
+            let root = write_route(&mut draft, route, version)?;
+            publish(draft, ResourceType::Route, name, root)
         }
         Model::Listener(listener) => {
-            let handle = draft.handle(kind(ResourceType::Listener), name)?;
             let root = write_listener(&mut draft, listener, version)?;
-            draft.publish(handle, root);
-            Ok(handle)
+            publish(draft, ResourceType::Listener, name, root)
         }
     }
+}
+
+fn publish<R: records::Record>(
+    mut draft: Draft<'_>,
+    ty: ResourceType,
+    name: &str,
+    root: Owned<R>,
+) -> Result<HandlePtr, Full> {
+    let handle = draft.handle(kind(ty), name)?;
+    draft.publish(handle, root);
+    Ok(handle)
 }
 
 /// The engine fills it in.
@@ -80,80 +86,154 @@ const HEADER: RecordHeader =
 
 fn write_cluster(
     draft: &mut Draft<'_>,
-    cluster: &Cluster,
+    cluster: &Cluster<'_>,
     version: u64,
 ) -> Result<Owned<records::Cluster>, Full> {
-    let endpoints = draft.handle(kind(ResourceType::Endpoints), cluster.endpoints.as_str())?.as_ref();
-    let record =
-        records::Cluster { header: HEADER, endpoints, connect_timeout_ms: cluster.connect_timeout_ms };
+    let (endpoints, inline) = match &cluster.source {
+        Source::Assignment(name) => {
+            (draft.handle(kind(ResourceType::Endpoints), name)?.as_ref(), Owned::NULL)
+        }
+        Source::Inline(endpoints) => (Ref::NULL, write_endpoints(draft, endpoints, 0)?),
+    };
+    let Limits { connections, pending_requests, requests, retries } = cluster.limits;
+    let record = records::Cluster {
+        header: HEADER,
+        endpoints,
+        inline,
+        connect_timeout_ms: cluster.connect_timeout_ms,
+        balance: match cluster.balance {
+            Balance::Random => balance::RANDOM,
+            Balance::RoundRobin => balance::ROUND_ROBIN,
+        },
+        max_connections: connections.unwrap_or(NO_LIMIT),
+        max_pending_requests: pending_requests.unwrap_or(NO_LIMIT),
+        max_requests: requests.unwrap_or(NO_LIMIT),
+        max_retries: retries.unwrap_or(NO_LIMIT),
+    };
     draft.write_root(&record, &[], version)
 }
 
-/// The tables of both families behind each other; `None` where they don't fit one slot.
+/// The tables of both families behind each other, in one slot or, where they don't fit it, in chunks:
+/// then the record is an `EndpointIndex`, which begins alike.
 fn write_endpoints(
     draft: &mut Draft<'_>,
-    endpoints: &Endpoints,
+    endpoints: &Endpoints<'_>,
     version: u64,
-) -> Result<Option<Owned<records::Endpoints>>, Full> {
-    if endpoints.v4.len() + endpoints.v6.len() > EndpointChunk::CAPACITY as usize {
-        return Ok(None);
+) -> Result<Owned<records::Endpoints>, Full> {
+    let (v4, v6) = (endpoints.v4.len() as u32, endpoints.v6.len() as u32);
+    let mut elements = Vec::with_capacity(endpoints.v4.len() + endpoints.v6.len());
+    let mut flags = 0;
+    if table(&endpoints.v4, &mut elements) {
+        flags |= records::Endpoints::WEIGHTED_V4;
     }
-    let record =
-        records::Endpoints { header: HEADER, v4: endpoints.v4.len() as u32, v6: endpoints.v6.len() as u32 };
-    draft.write_root(&record, &tables(endpoints), version).map(Some)
-}
-
-fn write_endpoint_index(
-    draft: &mut Draft<'_>,
-    endpoints: &Endpoints,
-    version: u64,
-) -> Result<Owned<EndpointIndex>, Full> {
-    let chunks = tables(endpoints)
+    if table(&endpoints.v6, &mut elements) {
+        flags |= records::Endpoints::WEIGHTED_V6;
+    }
+    let localities = write_localities(draft, endpoints)?;
+    if elements.len() <= EndpointChunk::CAPACITY as usize {
+        let record = records::Endpoints { header: HEADER, v4, v6, flags, localities };
+        return draft.write_root(&record, &elements, version);
+    }
+    let chunks = elements
         .chunks(EndpointChunk::CAPACITY as usize)
         .map(|chunk| draft.write(&EndpointChunk { header: HEADER, reserved: [0; 4] }, chunk))
         .collect::<Result<Vec<_>, _>>()?;
-    let record =
-        EndpointIndex { header: HEADER, v4: endpoints.v4.len() as u32, v6: endpoints.v6.len() as u32 };
-    draft.write_root(&record, &chunks, version)
+    let record = EndpointIndex { header: HEADER, v4, v6, flags, localities };
+    Ok(Owned::new(draft.write_root(&record, &chunks, version)?.ptr()))
 }
 
-fn tables(endpoints: &Endpoints) -> Vec<records::Endpoint> {
-    let mut elements = Vec::with_capacity(endpoints.v4.len() + endpoints.v6.len());
-    for family in [&endpoints.v4, &endpoints.v6] {
-        let table = alias_table(family.iter().map(|endpoint: &Endpoint| endpoint.weight.get()));
-        elements.extend(family.iter().zip(table).map(|(endpoint, slot)| records::Endpoint {
-            addr: VipKey::new(endpoint.ip, 0, 0).addr,
-            port: endpoint.port.get().to_be(),
-            reserved: 0,
-            threshold: slot.threshold,
-            alias: slot.alias,
-            weight: endpoint.weight.get(),
-        }));
+/// Appends the alias table of one family; whether the weights differ.
+fn table(endpoints: &[Endpoint], elements: &mut Vec<records::Endpoint>) -> bool {
+    let element = |endpoint: &Endpoint, slot: Slot| records::Endpoint {
+        addr: records::words(endpoint.ip),
+        port: endpoint.port.get().to_be(),
+        locality: endpoint.locality,
+        threshold: slot.threshold,
+        alias: slot.alias,
+        weight: endpoint.weight.get(),
+    };
+    let weights = endpoints.iter().map(|endpoint| endpoint.weight.get());
+    if are_equal(weights.clone()) {
+        elements.extend(endpoints.iter().enumerate().map(|(i, endpoint)| element(endpoint, Slot::always(i))));
+        return false;
     }
-    elements
+    let table = alias_table(weights);
+    elements.extend(endpoints.iter().zip(table).map(|(endpoint, slot)| element(endpoint, slot)));
+    true
+}
+
+fn write_localities(draft: &mut Draft<'_>, endpoints: &Endpoints<'_>) -> Result<Owned<Text>, Full> {
+    let localities = &endpoints.localities;
+    if localities.iter().all(crate::config::Locality::is_anonymous) {
+        return Ok(Owned::NULL);
+    }
+    let mut text = Packer::with_capacity(64 * localities.len());
+    text.count(localities.len());
+    for locality in localities {
+        text.text(locality.region);
+        text.text(locality.zone);
+        text.text(locality.sub_zone);
+        text.number(locality.priority);
+        text.number(locality.weight.map_or(0, std::num::NonZeroU32::get));
+    }
+    write_text(draft, &text)
+}
+
+/// The last piece first: each points at the one behind it.
+fn write_text(draft: &mut Draft<'_>, text: &Packer) -> Result<Owned<Text>, Full> {
+    let mut next = Owned::NULL;
+    for piece in text.bytes().chunks(Text::CAPACITY).rev() {
+        next = draft.write(&Text { header: HEADER, next, reserved: 0 }, piece)?;
+    }
+    Ok(next)
 }
 
 fn write_listener(
     draft: &mut Draft<'_>,
-    listener: &Listener,
+    listener: &Listener<'_>,
     version: u64,
 ) -> Result<Owned<records::Listener>, Full> {
     let mut record = records::Listener::zeroed();
-    match &listener.action {
-        Action::Clusters(clusters) => {
-            if let [only] = clusters.as_slice() {
-                record.cluster = cluster_ref(draft, only)?;
-            } else {
-                let tail = weighted(draft, clusters)?;
-                record.clusters = draft.write(&records::ClusterSet { header: HEADER }, &tail)?;
-            }
+    let mut chains = Vec::with_capacity(listener.chains.len());
+    for Chain { name: _, port, action } in &listener.chains {
+        let action = write_action(draft, action)?;
+        match port {
+            None => record.any = action,
+            Some(port) => chains.push(records::Chain { port: port.get(), reserved: 0, action }),
         }
-        Action::Route(name) => {
-            record.route = draft.handle(kind(ResourceType::Route), name.as_str())?.as_ref();
+    }
+    if !chains.is_empty() {
+        record.chains = draft.write(&records::Chains { header: HEADER }, &chains)?;
+    }
+    if listener.chains.iter().any(|chain| !chain.name.is_empty()) {
+        let mut names = Packer::with_capacity(32 * listener.chains.len());
+        names.count(listener.chains.len());
+        for chain in &listener.chains {
+            names.number(chain.port.map_or(0, |port| port.get().into()));
+            names.text(chain.name);
         }
+        record.names = write_text(draft, &names)?;
+    }
+    if let [vip] = *listener.vips.as_slice() {
+        return draft.write_root(&record, &[Vip { key: vip_key(vip) }], version);
     }
     let vips: Vec<Vip> = listener.vips.iter().map(|vip| Vip { key: vip_key(*vip) }).collect();
     draft.write_root(&record, &vips, version)
+}
+
+fn write_action(draft: &mut Draft<'_>, action: &Action<'_>) -> Result<records::Action, Full> {
+    let mut record = records::Action::zeroed();
+    match action {
+        Action::Cluster(name) => record.cluster = draft.handle(kind(ResourceType::Cluster), name)?.as_ref(),
+        Action::Clusters(clusters) => {
+            let mut tail = Vec::with_capacity(clusters.len());
+            weighted(draft, clusters, &mut tail)?;
+            record.clusters = draft.write(&records::ClusterSet { header: HEADER }, &tail)?;
+        }
+        Action::Route(name) => record.route = draft.handle(kind(ResourceType::Route), name)?.as_ref(),
+        Action::Inline(route) => record.inline = write_route(draft, route, 0)?,
+    }
+    Ok(record)
 }
 
 /// The key of a TCP address in the VIP map.
@@ -161,25 +241,101 @@ pub const fn vip_key(vip: std::net::SocketAddr) -> VipKey {
     VipKey::new(vip.ip(), vip.port(), VipKey::TCP)
 }
 
-fn weighted(
-    draft: &mut Draft<'_>,
-    clusters: &[WeightedCluster],
-) -> Result<Vec<records::WeightedCluster>, Full> {
-    let table = alias_table(clusters.iter().map(|cluster| cluster.weight.get()));
-    clusters
-        .iter()
-        .zip(table)
-        .map(|(cluster, slot)| {
-            Ok(records::WeightedCluster {
-                cluster: cluster_ref(draft, cluster)?,
-                threshold: slot.threshold,
-                alias: slot.alias,
-                weight: cluster.weight.get(),
-            })
-        })
-        .collect()
+/// The clusters of all routes that a set holds, and which routes they are.
+struct Sets {
+    written: Vec<Owned<records::ClusterSet>>,
+    /// Of each route: the number of its set, its first element there, its count.
+    ranges: Vec<(u32, u16, u16)>,
 }
 
-fn cluster_ref(draft: &mut Draft<'_>, cluster: &WeightedCluster) -> Result<Ref<records::Handle>, Full> {
-    Ok(draft.handle(kind(ResourceType::Cluster), cluster.cluster.as_str())?.as_ref())
+fn write_sets(draft: &mut Draft<'_>, route: &Route<'_>) -> Result<Sets, Full> {
+    let mut sets = Sets { written: Vec::new(), ranges: Vec::with_capacity(route.routes.len()) };
+    let mut elements = Vec::with_capacity(route.clusters.len().min(records::ClusterSet::CAPACITY));
+    for entry in &route.routes {
+        let clusters = &route.clusters[entry.clusters.start as usize..entry.clusters.end as usize];
+        if elements.len() + clusters.len() > records::ClusterSet::CAPACITY {
+            sets.written.push(draft.write(&records::ClusterSet { header: HEADER }, &elements)?);
+            elements.clear();
+        }
+        sets.ranges.push((sets.written.len() as u32, elements.len() as u16, clusters.len() as u16));
+        weighted(draft, clusters, &mut elements)?;
+    }
+    sets.written.push(draft.write(&records::ClusterSet { header: HEADER }, &elements)?);
+    Ok(sets)
+}
+
+fn write_route(
+    draft: &mut Draft<'_>,
+    route: &Route<'_>,
+    version: u64,
+) -> Result<Owned<records::Route>, Full> {
+    let sets = write_sets(draft, route)?;
+    // The first route of a host is the one in force.
+    let range = |host: u32| {
+        let (set, first, count) = sets.ranges[route.hosts[host as usize].routes.start as usize];
+        ClusterRange { set: Within::new(sets.written[set as usize].ptr()), first, count }
+    };
+    let index = if route.addresses.is_empty() {
+        Owned::NULL
+    } else {
+        let hosts = route.addresses.iter().map(|&(key, host)| records::Host {
+            addr: records::words(key.ip),
+            port: key.port.to_be(),
+            reserved: 0,
+            clusters: range(host),
+        });
+        let table = hosts::table(hosts);
+        let chunks = hosts::chunks(&table)
+            .map(|chunk| draft.write(&records::HostChunk { header: HEADER }, chunk))
+            .collect::<Result<Vec<_>, _>>()?;
+        let size = table.places.len() as u32;
+        draft.write(&records::HostIndex { header: HEADER, size, seed: table.seed }, &chunks)?
+    };
+    let any = route.any.map_or(ClusterRange::zeroed(), range);
+    let text = write_text(draft, &route_text(route, &sets))?;
+    draft.write_root(&records::Route { header: HEADER, any, index, text }, &sets.written, version)
+}
+
+fn route_text(route: &Route<'_>, sets: &Sets) -> Packer {
+    let mut text = Packer::with_capacity(192 * route.hosts.len());
+    text.count(route.hosts.len());
+    for host in &route.hosts {
+        text.text(&host.name);
+        text.count(host.domains.len());
+        host.domains.iter().for_each(|domain| text.text(domain));
+        let routes = host.routes.start as usize..host.routes.end as usize;
+        text.count(routes.len());
+        for (entry, &(set, first, count)) in route.routes[routes.clone()].iter().zip(&sets.ranges[routes]) {
+            text.text(&entry.name);
+            text.number(set);
+            text.number(first.into());
+            text.number(count.into());
+        }
+    }
+    text
+}
+
+/// Appends the alias table over these clusters.
+fn weighted(
+    draft: &mut Draft<'_>,
+    clusters: &[WeightedCluster<'_>],
+    tail: &mut Vec<records::WeightedCluster>,
+) -> Result<(), Full> {
+    let mut element = |cluster: &WeightedCluster<'_>, slot: Slot| {
+        Ok(records::WeightedCluster {
+            cluster: draft.handle(kind(ResourceType::Cluster), &cluster.cluster)?.as_ref(),
+            threshold: slot.threshold,
+            alias: slot.alias,
+            weight: cluster.weight.get(),
+        })
+    };
+    if let [only] = clusters {
+        tail.push(element(only, Slot::always(0))?);
+        return Ok(());
+    }
+    let table = alias_table(clusters.iter().map(|cluster| cluster.weight.get()));
+    for (cluster, slot) in clusters.iter().zip(table) {
+        tail.push(element(cluster, slot)?);
+    }
+    Ok(())
 }

@@ -14,9 +14,12 @@ mod alias;
 pub mod config;
 mod datapath;
 pub mod flatten;
+mod hosts;
 pub mod memory;
 pub mod metrics;
+mod packed;
 mod pins;
+mod show;
 mod vips;
 pub mod writer;
 

@@ -21,8 +21,9 @@ use slotmesh_slots::{Backing, Config, Contradiction, Engine, Full, HandlePtr, Re
 use slotmesh_xds::{Rejection, Resource, ResourceName, ResourceType, Version};
 
 use crate::{
-    config::{Invalid, Model},
+    config::{Invalid, Message, Model},
     flatten::{flush, kind, resource_type, vip_key},
+    show::show,
     vips::{NotEntered, Vips},
 };
 
@@ -180,13 +181,11 @@ impl Writer {
     pub fn apply(&mut self, update: Update, mut flushed: impl FnMut(Flush)) -> Vec<Rejection> {
         let mut rejected = Vec::new();
         for resource in update.upserts {
-            match Model::decode(&resource).map_err(Refusal::from).and_then(|model| {
-                let started = Instant::now();
-                self.upsert(&resource, &model)?;
-                Ok(started.elapsed())
-            }) {
+            match self.decode_and_upsert(&resource) {
                 Ok(took) => {
-                    self.starved.remove(&(resource.ty, resource.name.clone()));
+                    if !self.starved.is_empty() {
+                        self.starved.remove(&(resource.ty, resource.name.clone()));
+                    }
                     flushed(Flush { ty: resource.ty, took });
                 }
                 Err(error) => {
@@ -206,12 +205,32 @@ impl Writer {
         rejected
     }
 
+    /// How long it took from the validated model on.
+    fn decode_and_upsert(&mut self, resource: &Resource) -> Result<Duration, Refusal> {
+        let message = Message::decode(resource)?;
+        let model = Model::new(resource.name.as_str(), &message)?;
+        let started = Instant::now();
+        self.upsert(resource.name.as_str(), resource.version, &model)?;
+        let took = started.elapsed();
+        if let Model::Route(route) = &model
+            && route.unreachable > 0
+        {
+            tracing::warn!(
+                route = %resource.name,
+                unreachable = route.unreachable,
+                of = route.hosts.len(),
+                "virtual hosts that have only host names as domains: a connection has an address, and can't choose them"
+            );
+        }
+        Ok(took)
+    }
+
     /// Makes a validated resource current.
     ///
     /// # Errors
     /// Then the version before it, if there is one, still is.
-    pub fn upsert(&mut self, resource: &Resource, model: &Model) -> Result<(), Refusal> {
-        let (name, version) = (resource.name.as_str(), resource.version.get());
+    pub fn upsert(&mut self, name: &str, version: Version, model: &Model<'_>) -> Result<(), Refusal> {
+        let version = version.get();
         let Model::Listener(listener) = model else {
             flush(self.engine.draft(), name, version, model)?;
             return Ok(());
@@ -304,6 +323,11 @@ impl Writer {
                 Some((resource_type(kind)?, name.into(), Version::from_u64(version)?))
             })
             .collect()
+    }
+
+    /// What the records hold of a resource, as JSON; `None` where it isn't in force.
+    pub fn show(&self, ty: ResourceType, name: &str) -> Option<serde_json::Value> {
+        show(&self.engine, ty, self.engine.find(kind(ty), name)?)
     }
 
     /// The slot table, and how many addresses the VIP map holds.

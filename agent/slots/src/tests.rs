@@ -12,7 +12,7 @@ use std::{
 use proptest::prelude::*;
 use slotmesh_kernel::{Arena, MappedSlab, Reservation};
 use slotmesh_records::{
-    Cluster, Endpoint, Endpoints, Ref, Route, SLAB_BYTES, SlabIndex, SlotPtr, WeightedCluster,
+    Cluster, ClusterSet, Endpoint, Endpoints, Ref, SLAB_BYTES, SlabIndex, SlotPtr, WeightedCluster,
 };
 
 use crate::{Backing, BackingError, Config, Engine, Full, Growth, HandlePtr, Recovered, ResourceKind};
@@ -87,11 +87,8 @@ fn open_with(pins: &Arc<Pins>, roots: &[SlotPtr], config: Config) -> (Engine, Re
 }
 
 fn assignment(engine: &mut Engine, name: &str, ports: &[u16], version: u64) -> Result<HandlePtr, Full> {
-    let tail: Vec<_> = ports
-        .iter()
-        .map(|&port| Endpoint { addr: [0; 4], port, reserved: 0, threshold: 0, alias: 0, weight: 1 })
-        .collect();
-    let fixed = Endpoints { header: header(), v4: tail.len() as u32, v6: 0 };
+    let tail: Vec<_> = ports.iter().map(|&port| Endpoint { port, ..bytemuck::Zeroable::zeroed() }).collect();
+    let fixed = Endpoints { v4: tail.len() as u32, ..bytemuck::Zeroable::zeroed() };
     let mut draft = engine.draft();
     let handle = draft.handle(ENDPOINTS, name)?;
     let root = draft.write_root(&fixed, &tail, version)?;
@@ -103,7 +100,8 @@ fn cluster(engine: &mut Engine, name: &str, endpoints: &str) -> Result<HandlePtr
     let mut draft = engine.draft();
     let handle = draft.handle(CLUSTER, name)?;
     let endpoints = draft.handle(ENDPOINTS, endpoints)?.as_ref();
-    let root = draft.write_root(&Cluster { header: header(), endpoints, connect_timeout_ms: 1 }, &[], 1)?;
+    let record = Cluster { endpoints, connect_timeout_ms: 1, ..bytemuck::Zeroable::zeroed() };
+    let root = draft.write_root(&record, &[], 1)?;
     draft.publish(handle, root);
     Ok(handle)
 }
@@ -146,7 +144,7 @@ fn a_draft_that_is_dropped_gives_everything_back() {
     let before = totals(&engine);
     let mut draft = engine.draft();
     draft.handle(CLUSTER, "never").unwrap();
-    draft.write(&Route { header: header() }, &[]).unwrap();
+    draft.write(&ClusterSet { header: header() }, &[]).unwrap();
     drop(draft);
     assert_eq!(totals(&engine), before);
     assert_eq!(engine.find(CLUSTER, "never"), None);
@@ -313,7 +311,7 @@ fn records_larger_than_the_largest_slot_are_refused() {
     let (mut engine, _) = open(&Arc::default(), &[]);
     let too_many: Vec<u16> = (0..200).collect();
     let refused = assignment(&mut engine, "web", &too_many, 1).unwrap_err();
-    assert_eq!(refused, Full::TooLarge { bytes: 24 + 200 * 32 });
+    assert_eq!(refused, Full::TooLarge { bytes: size_of::<Endpoints>() + 200 * size_of::<Endpoint>() });
     assert_eq!(engine.find(ENDPOINTS, "web"), None);
 }
 
@@ -389,7 +387,7 @@ proptest! {
                         let cluster = draft.handle(CLUSTER, &format!("c{cluster}")).unwrap().as_ref();
                         tail.push(WeightedCluster { cluster, threshold: 0, alias: 0, weight: 1 });
                     }
-                    let root = draft.write_root(&Route { header: header() }, &tail, version).unwrap();
+                    let root = draft.write_root(&ClusterSet { header: header() }, &tail, version).unwrap();
                     draft.publish(handle, root);
                     routes.insert(n, to);
                 }

@@ -1,33 +1,75 @@
 //! `envoy.config.cluster.v3.Cluster`
 
-use slotmesh_xds::{
-    ResourceName,
-    envoy::{
-        envoy::config::cluster::v3::{
+use slotmesh_xds::envoy::{
+    envoy::config::{
+        cluster::v3::{
             self as proto,
-            cluster::{ClusterDiscoveryType, CommonLbConfig, DiscoveryType, EdsClusterConfig, LbPolicy},
+            circuit_breakers::Thresholds,
+            cluster::{
+                ClusterDiscoveryType, CommonLbConfig, DiscoveryType, EdsClusterConfig, LbConfig, LbPolicy,
+                RoundRobinLbConfig,
+            },
         },
-        google::protobuf::Duration,
+        core::v3::RoutingPriority,
     },
+    google::protobuf::{Duration, UInt32Value},
 };
 
-use super::{Invalid, invalid, named, plain_socket, refuse_set, same_stream, unsupported};
+use super::{
+    At, Endpoints, Invalid, invalid, named, plain_socket, reference, refuse_set, same_stream, unsupported,
+};
 
 /// Envoy's default where `connect_timeout` is unset.
 const DEFAULT_CONNECT_TIMEOUT_MS: u32 = 5_000;
 
-/// A cluster whose endpoints are a load assignment of its own.
+/// A cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Cluster {
-    /// The load assignment's name.
-    pub endpoints: ResourceName,
+pub struct Cluster<'m> {
+    /// Where its endpoints come from.
+    pub source: Source<'m>,
     /// Connect timeout in milliseconds.
     pub connect_timeout_ms: u32,
+    /// How an endpoint is chosen.
+    pub balance: Balance,
+    /// How much there may be at a time.
+    pub limits: Limits,
 }
 
-impl Cluster {
+/// Where a cluster's endpoints come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source<'m> {
+    /// EDS: the load assignment with this name.
+    Assignment(&'m str),
+    /// STATIC: the load assignment within the cluster.
+    Inline(Endpoints<'m>),
+}
+
+/// How an endpoint is chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Balance {
+    /// By a random number.
+    Random,
+    /// One after the other.
+    RoundRobin,
+}
+
+/// The circuit breaker thresholds of the default priority; `None` is no limit. Envoy's default of 1024
+/// spares a proxy's resources; here there is no proxy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// The most connections at a time.
+    pub connections: Option<u32>,
+    /// The most requests that wait for a connection; there are none at connect time.
+    pub pending_requests: Option<u32>,
+    /// The most requests at a time; there are none at connect time.
+    pub requests: Option<u32>,
+    /// The most retries at a time; there are none at connect time.
+    pub retries: Option<u32>,
+}
+
+impl<'m> Cluster<'m> {
     #[expect(deprecated, reason = "every field is decided on, whatever its age")]
-    pub(super) fn from_proto(resource: &ResourceName, cluster: proto::Cluster) -> Result<Self, Invalid> {
+    pub(super) fn from_proto(resource: &str, cluster: &'m proto::Cluster) -> Result<Self, Invalid> {
         let proto::Cluster {
             name,
             cluster_discovery_type,
@@ -44,12 +86,11 @@ impl Cluster {
             outlier_detection,
             lb_subset_config,
             load_balancing_policy,
+            lb_config,
             upstream_bind_config,
             upstream_config,
             filters,
             close_connections_on_host_health_failure,
-            // With lb_policy RANDOM these have no effect in Envoy either.
-            lb_config: _,
             // Counting.
             alt_stat_name: _,
             stats_matcher: _,
@@ -76,7 +117,7 @@ impl Cluster {
             http2_protocol_options: _,
             typed_extension_protocol_options: _,
             protocol_selection: _,
-            // An EDS cluster asks no DNS server.
+            // No DNS server is asked.
             dns_refresh_rate: _,
             dns_jitter: _,
             dns_failure_refresh_rate: _,
@@ -86,59 +127,128 @@ impl Cluster {
             use_tcp_for_dns_lookups: _,
             dns_resolution_config: _,
             typed_dns_resolver_config: _,
-        } = &cluster;
+        } = cluster;
         named("name", resource, name)?;
-        match cluster_discovery_type {
-            Some(ClusterDiscoveryType::Type(ty)) if *ty == DiscoveryType::Eds as i32 => {}
-            _ => return Err(unsupported("type", "only EDS clusters are supported")),
-        }
-        if *lb_policy != LbPolicy::Random as i32 {
-            let policy = LbPolicy::try_from(*lb_policy).map_or("unknown", |policy| policy.as_str_name());
-            return Err(unsupported("lb_policy", format!("{policy}; RANDOM is supported")));
-        }
-        plain_socket("transport_socket", transport_socket.as_ref())?;
-        refuse_set!("",
+        let balance = match LbPolicy::try_from(*lb_policy) {
+            Ok(LbPolicy::Random) => Balance::Random,
+            Ok(LbPolicy::RoundRobin) => {
+                refuse_lb_config(lb_config.as_ref())?;
+                Balance::RoundRobin
+            }
+            other => {
+                let policy = other.map_or("unknown", |policy| policy.as_str_name());
+                return Err(unsupported(
+                    "lb_policy",
+                    format!("{policy}; RANDOM and ROUND_ROBIN are supported"),
+                ));
+            }
+        };
+        plain_socket(&At::ROOT.field("transport_socket"), transport_socket.as_ref())?;
+        refuse_set!(At::ROOT,
             "connections are made as the application makes them":
                 transport_socket_matches, transport_socket_matcher, upstream_config, filters;
             "the source address is the application's": upstream_bind_config;
-            "endpoints come from the load assignment of their own": load_assignment;
             "all endpoints that the load assignment calls healthy are chosen from":
                 health_checks, outlier_detection, lb_subset_config;
-            "only lb_policy RANDOM": load_balancing_policy;
+            "only lb_policy": load_balancing_policy;
             "connections that exist stay": close_connections_on_host_health_failure;
         );
-        breakers(circuit_breakers.as_ref())?;
+        let limits = limits(circuit_breakers.as_ref())?;
         if let Some(common) = common_lb_config {
             common_lb(common)?;
         }
-        let service = match eds_cluster_config {
-            Some(EdsClusterConfig { eds_config, service_name }) => {
-                same_stream("eds_cluster_config.eds_config", eds_config.as_ref())?;
-                Some(service_name.as_str()).filter(|name| !name.is_empty())
+        let ty = match cluster_discovery_type {
+            Some(ClusterDiscoveryType::Type(ty)) => DiscoveryType::try_from(*ty).ok(),
+            Some(ClusterDiscoveryType::ClusterType(_)) => None,
+            // As protobuf has it.
+            None => Some(DiscoveryType::Static),
+        };
+        let source = match ty {
+            Some(DiscoveryType::Eds) => {
+                refuse_set!(At::ROOT, "endpoints of an EDS cluster come from elsewhere": load_assignment;);
+                Source::Assignment(assignment(name, eds_cluster_config.as_ref())?)
             }
-            None => None,
+            Some(DiscoveryType::Static) => {
+                refuse_set!(At::ROOT, "endpoints of a STATIC cluster stand in it": eds_cluster_config;);
+                let at = At::ROOT.field("load_assignment");
+                let assignment = load_assignment.as_ref().ok_or_else(|| invalid(at, "there is none"))?;
+                Source::Inline(Endpoints::from_proto(&at, assignment)?)
+            }
+            _ => return Err(unsupported("type", "only EDS and STATIC clusters are supported")),
         };
         let connect_timeout_ms =
             connect_timeout.as_ref().map_or(Ok(DEFAULT_CONNECT_TIMEOUT_MS), milliseconds)?;
-        Ok(Self { endpoints: service.unwrap_or(name).into(), connect_timeout_ms })
+        Ok(Self { source, connect_timeout_ms, balance, limits })
     }
 }
 
-/// Limits without a bound, which Istio sets everywhere, are none. All but the limit of connections are
-/// about requests.
-fn breakers(breakers: Option<&proto::CircuitBreakers>) -> Result<(), Invalid> {
-    let Some(proto::CircuitBreakers { thresholds, per_host_thresholds }) = breakers else { return Ok(()) };
-    for (list, thresholds) in [("thresholds", thresholds), ("per_host_thresholds", per_host_thresholds)] {
-        for (i, threshold) in thresholds.iter().enumerate() {
-            if threshold.max_connections.is_some_and(|max| max.value != u32::MAX) {
-                return Err(unsupported(
-                    format!("circuit_breakers.{list}[{i}].max_connections"),
-                    "connections aren't limited",
-                ));
+/// The load assignment that an EDS cluster means: its own name where it gives none.
+fn assignment<'m>(name: &'m str, config: Option<&'m EdsClusterConfig>) -> Result<&'m str, Invalid> {
+    let Some(EdsClusterConfig { eds_config, service_name }) = config else { return Ok(name) };
+    let at = At::ROOT.field("eds_cluster_config");
+    same_stream(&at.field("eds_config"), eds_config.as_ref())?;
+    if service_name.is_empty() {
+        return Ok(name);
+    }
+    reference(&at.field("service_name"), service_name)?;
+    Ok(service_name)
+}
+
+/// Slow start would change what is chosen.
+fn refuse_lb_config(config: Option<&LbConfig>) -> Result<(), Invalid> {
+    match config {
+        None => Ok(()),
+        Some(LbConfig::RoundRobinLbConfig(config)) if *config == RoundRobinLbConfig::default() => Ok(()),
+        Some(_) => Err(unsupported("lb_config", "ROUND_ROBIN without slow start")),
+    }
+}
+
+/// The thresholds of the default priority. Envoy takes the first entry of a priority; connections have
+/// the default one. A limit without a bound, which Istio sets everywhere, is none.
+fn limits(breakers: Option<&proto::CircuitBreakers>) -> Result<Limits, Invalid> {
+    let mut limits = None;
+    let Some(proto::CircuitBreakers { thresholds, per_host_thresholds }) = breakers else {
+        return Ok(Limits::default());
+    };
+    let at = At::ROOT.field("circuit_breakers");
+    let value =
+        |limit: Option<&UInt32Value>| limit.map(|limit| limit.value).filter(|&value| value != u32::MAX);
+    for (i, threshold) in thresholds.iter().enumerate() {
+        let Thresholds {
+            priority,
+            max_connections,
+            max_pending_requests,
+            max_requests,
+            max_retries,
+            // Requests, a proxy's pools, counting.
+            retry_budget: _,
+            track_remaining: _,
+            max_connection_pools: _,
+        } = threshold;
+        let connections = value(max_connections.as_ref());
+        if *priority != RoutingPriority::Default as i32 {
+            if connections.is_some() {
+                let at = at.element("thresholds", i);
+                let what = "a connection has the default priority: limit that";
+                return Err(unsupported(at.field("max_connections"), what));
             }
+            continue;
+        }
+        limits.get_or_insert(Limits {
+            connections,
+            pending_requests: value(max_pending_requests.as_ref()),
+            requests: value(max_requests.as_ref()),
+            retries: value(max_retries.as_ref()),
+        });
+    }
+    for (i, threshold) in per_host_thresholds.iter().enumerate() {
+        if value(threshold.max_connections.as_ref()).is_some() {
+            let at = at.element("per_host_thresholds", i);
+            let what = "connections are limited by cluster, not by endpoint";
+            return Err(unsupported(at.field("max_connections"), what));
         }
     }
-    Ok(())
+    Ok(limits.unwrap_or_default())
 }
 
 fn common_lb(config: &CommonLbConfig) -> Result<(), Invalid> {
@@ -150,11 +260,11 @@ fn common_lb(config: &CommonLbConfig) -> Result<(), Invalid> {
         update_merge_window: _,
         // There are no health checks to wait for.
         ignore_new_hosts_until_first_hc: _,
-        // No effect with lb_policy RANDOM.
+        // No effect with lb_policy RANDOM or ROUND_ROBIN.
         consistent_hashing_lb_config: _,
         override_host_status: _,
     } = config;
-    refuse_set!("common_lb_config",
+    refuse_set!(At::ROOT.field("common_lb_config"),
         "connections that exist stay": close_connections_on_host_set_change;
         "all localities are chosen from alike": locality_config_specifier;
     );

@@ -5,23 +5,23 @@ use std::{
     num::{NonZeroU16, NonZeroU32},
 };
 
-use slotmesh_xds::{
-    ResourceName,
-    envoy::envoy::config::{
-        core::v3::HealthStatus,
-        endpoint::v3::{self as proto, cluster_load_assignment::Policy, lb_endpoint::HostIdentifier},
-    },
+use slotmesh_records::EndpointIndex;
+use slotmesh_xds::envoy::envoy::config::{
+    core::v3::HealthStatus,
+    endpoint::v3::{self as proto, cluster_load_assignment::Policy, lb_endpoint::HostIdentifier},
 };
 
-use super::{Invalid, invalid, named, refuse_set, socket_address, unsupported};
+use super::{At, Invalid, invalid, refuse_set, socket_address, unsupported};
 
 /// The endpoints that can be chosen, by family, in the order of the message.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Endpoints {
+pub struct Endpoints<'m> {
     /// IPv4, also where written in its IPv6-mapped form.
     pub v4: Vec<Endpoint>,
     /// IPv6.
     pub v6: Vec<Endpoint>,
+    /// Where they are.
+    pub localities: Vec<Locality<'m>>,
 }
 
 /// One endpoint.
@@ -31,19 +31,47 @@ pub struct Endpoint {
     pub ip: IpAddr,
     /// The TCP port.
     pub port: NonZeroU16,
+    /// The number of its locality.
+    pub locality: u16,
     /// The load balancing weight.
     pub weight: NonZeroU32,
 }
 
-impl Endpoints {
+/// Where endpoints are. All are chosen from alike.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Locality<'m> {
+    /// The region.
+    pub region: &'m str,
+    /// The zone within it.
+    pub zone: &'m str,
+    /// What is within the zone.
+    pub sub_zone: &'m str,
+    /// The priority, of which there is one, 0.
+    pub priority: u32,
+    /// The weight among localities; `None` where there is none.
+    pub weight: Option<NonZeroU32>,
+}
+
+impl Locality<'_> {
+    /// Whether it tells anything.
+    pub fn is_anonymous(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl<'m> Endpoints<'m> {
     pub(super) fn from_proto(
-        resource: &ResourceName,
-        assignment: proto::ClusterLoadAssignment,
+        at: &At<'_>,
+        assignment: &'m proto::ClusterLoadAssignment,
     ) -> Result<Self, Invalid> {
-        let proto::ClusterLoadAssignment { cluster_name, endpoints: localities, named_endpoints, policy } =
-            &assignment;
-        named("cluster_name", resource, cluster_name)?;
-        refuse_set!("", "endpoints by name; give their addresses": named_endpoints;);
+        let proto::ClusterLoadAssignment {
+            endpoints: localities,
+            named_endpoints,
+            policy,
+            // Whoever asks for it by its name has checked the name.
+            cluster_name: _,
+        } = assignment;
+        refuse_set!(at, "endpoints by name; give their addresses": named_endpoints;);
         if let Some(policy) = policy {
             let Policy {
                 drop_overloads,
@@ -52,34 +80,48 @@ impl Endpoints {
                 overprovisioning_factor: _,
                 weighted_priority_health: _,
             } = policy;
-            refuse_set!("policy",
+            refuse_set!(at.field("policy"),
                 "no connections are dropped": drop_overloads;
                 "endpoints stay until they are removed": endpoint_stale_after;
             );
         }
-        let mut endpoints = Self::default();
+        let count = localities.iter().map(|locality| locality.lb_endpoints.len()).sum();
+        bound(at, localities.len(), usize::from(u16::MAX), "localities")?;
+        bound(at, count, EndpointIndex::CAPACITY, "endpoints")?;
+        let mut endpoints = Self {
+            v4: Vec::with_capacity(count),
+            v6: Vec::new(),
+            localities: Vec::with_capacity(localities.len()),
+        };
         for (i, locality) in localities.iter().enumerate() {
-            let field = format!("endpoints[{i}]");
+            let at = at.element("endpoints", i);
             let proto::LocalityLbEndpoints {
                 lb_endpoints,
                 priority,
                 lb_config,
-                locality: _,
+                locality,
+                load_balancing_weight,
                 metadata: _,
-                // Have effect by what a cluster is refused for: locality_config_specifier, lb_policy.
-                load_balancing_weight: _,
+                // Has effect by an lb_policy that a cluster is refused for.
                 proximity: _,
             } = locality;
             if *priority != 0 {
-                return Err(unsupported(
-                    format!("{field}.priority"),
-                    format!("priority {priority}; all endpoints need priority 0"),
-                ));
+                let what = format!("priority {priority}; all endpoints need priority 0");
+                return Err(unsupported(at.field("priority"), what));
             }
-            refuse_set!(&field, "only lb_endpoints": lb_config;);
+            refuse_set!(at, "only lb_endpoints": lb_config;);
+            let (region, zone, sub_zone) = locality
+                .as_ref()
+                .map_or(("", "", ""), |locality| (&locality.region, &locality.zone, &locality.sub_zone));
+            // The weight has effect by what a cluster is refused for: locality_config_specifier.
+            let weight = load_balancing_weight.as_ref().and_then(|weight| NonZeroU32::new(weight.value));
+            endpoints.localities.push(Locality { region, zone, sub_zone, priority: *priority, weight });
             for (j, endpoint) in lb_endpoints.iter().enumerate() {
-                let field = format!("{field}.lb_endpoints[{j}]");
-                let Some(endpoint) = Endpoint::from_proto(&field, endpoint)? else { continue };
+                let Some(endpoint) =
+                    Endpoint::from_proto(&at.element("lb_endpoints", j), endpoint, i as u16)?
+                else {
+                    continue;
+                };
                 match endpoint.ip {
                     IpAddr::V4(_) => endpoints.v4.push(endpoint),
                     IpAddr::V6(_) => endpoints.v6.push(endpoint),
@@ -90,9 +132,17 @@ impl Endpoints {
     }
 }
 
+/// What the records can't hold is refused whole.
+fn bound(at: &At<'_>, count: usize, most: usize, what: &str) -> Result<(), Invalid> {
+    if count > most {
+        return Err(unsupported(at.field("endpoints"), format!("{count} {what}; at most {most}")));
+    }
+    Ok(())
+}
+
 impl Endpoint {
     /// `None` where its health says that it isn't to be chosen.
-    fn from_proto(field: &str, endpoint: &proto::LbEndpoint) -> Result<Option<Self>, Invalid> {
+    fn from_proto(at: &At<'_>, endpoint: &proto::LbEndpoint, locality: u16) -> Result<Option<Self>, Invalid> {
         let proto::LbEndpoint {
             health_status,
             load_balancing_weight,
@@ -104,11 +154,11 @@ impl Endpoint {
             Ok(HealthStatus::Unknown | HealthStatus::Healthy | HealthStatus::Degraded) => {}
             Ok(HealthStatus::Unhealthy | HealthStatus::Draining | HealthStatus::Timeout) => return Ok(None),
             Err(_) => {
-                return Err(unsupported(format!("{field}.health_status"), format!("status {health_status}")));
+                return Err(unsupported(at.field("health_status"), format!("status {health_status}")));
             }
         }
         let Some(HostIdentifier::Endpoint(host)) = host_identifier else {
-            return Err(unsupported(field, "an endpoint by name; give its address"));
+            return Err(unsupported(at, "an endpoint by name; give its address"));
         };
         let proto::Endpoint {
             address,
@@ -118,14 +168,14 @@ impl Endpoint {
             hostname: _,
             observability_name: _,
         } = host;
-        let within = format!("{field}.endpoint");
-        refuse_set!(&within, "give each address an endpoint of its own": additional_addresses;);
-        let (ip, port) = socket_address(&format!("{within}.address"), address.as_ref())?;
+        let within = at.field("endpoint");
+        refuse_set!(within, "give each address an endpoint of its own": additional_addresses;);
+        let (ip, port) = socket_address(&within.field("address"), address.as_ref())?;
         let weight = match load_balancing_weight {
             None => NonZeroU32::MIN,
             Some(weight) => NonZeroU32::new(weight.value)
-                .ok_or_else(|| invalid(format!("{field}.load_balancing_weight"), "0 is not a weight"))?,
+                .ok_or_else(|| invalid(at.field("load_balancing_weight"), "0 is not a weight"))?,
         };
-        Ok(Some(Self { ip: ip.to_canonical(), port, weight }))
+        Ok(Some(Self { ip: ip.to_canonical(), port, locality, weight }))
     }
 }

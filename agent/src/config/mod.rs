@@ -10,30 +10,40 @@
 //! on single HTTP requests (retries, rewrites, HTTP filters): there are none at connect time, and the
 //! operator reports them on the object. Fields that the protocol types don't know can't be seen.
 
+//!
+//! The model borrows its names from the message ([`Message`]), so that nothing is copied between the
+//! decoded message and the records.
+
 mod cluster;
 mod endpoints;
 mod listener;
+mod path;
 mod route;
 #[cfg(test)]
 mod tests;
+mod weighted;
 
-use std::{net::IpAddr, num::NonZeroU16};
+use std::{fmt, net::IpAddr, num::NonZeroU16};
 
-pub use cluster::Cluster;
-pub use endpoints::{Endpoint, Endpoints};
-pub use listener::{Action, Listener};
-use prost::Message;
-pub use route::{Route, WeightedCluster};
+pub use cluster::{Balance, Cluster, Limits, Source};
+pub use endpoints::{Endpoint, Endpoints, Locality};
+pub use listener::{Action, Chain, Listener};
+use path::At;
+pub use route::{HostKey, Route, RouteEntry, VirtualHost};
 use slotmesh_xds::{
-    Resource, ResourceName, ResourceType,
+    Resource, ResourceType,
     envoy::{
         envoy::config::{
+            cluster::v3::Cluster as ClusterProto,
             core::v3::{self as core, config_source::ConfigSourceSpecifier},
+            endpoint::v3::ClusterLoadAssignment,
+            listener::v3::Listener as ListenerProto,
             route::v3::RouteConfiguration,
         },
         google::protobuf::{Any, BoolValue},
     },
 };
+pub use weighted::WeightedCluster;
 
 /// What is wrong with a resource.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
@@ -64,68 +74,115 @@ pub enum Invalid {
     },
 }
 
-fn invalid(field: impl Into<String>, reason: impl Into<String>) -> Invalid {
-    Invalid::Field { field: field.into(), reason: reason.into() }
+fn invalid(field: impl fmt::Display, reason: impl Into<String>) -> Invalid {
+    Invalid::Field { field: field.to_string(), reason: reason.into() }
 }
 
-fn unsupported(field: impl Into<String>, what: impl Into<String>) -> Invalid {
-    Invalid::Unsupported { field: field.into(), what: what.into() }
+fn unsupported(field: impl fmt::Display, what: impl Into<String>) -> Invalid {
+    Invalid::Unsupported { field: field.to_string(), what: what.into() }
+}
+
+/// A decoded resource: what a [`Model`] borrows from.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "lives on the stack, one at a time, and isn't moved")]
+pub enum Message {
+    /// A cluster.
+    Cluster(ClusterProto),
+    /// A load assignment.
+    Endpoints(ClusterLoadAssignment),
+    /// A route configuration.
+    Route(RouteConfiguration),
+    /// A listener.
+    Listener(ListenerProto),
+}
+
+impl Message {
+    /// Decodes a resource.
+    ///
+    /// # Errors
+    /// Where its content isn't the message that its type says.
+    pub fn decode(resource: &Resource) -> Result<Self, Invalid> {
+        let content = resource.content.as_ref();
+        Ok(match resource.ty {
+            ResourceType::Cluster => Self::Cluster(decode("Cluster", content)?),
+            ResourceType::Endpoints => Self::Endpoints(decode("ClusterLoadAssignment", content)?),
+            ResourceType::Route => Self::Route(decode("RouteConfiguration", content)?),
+            ResourceType::Listener => Self::Listener(decode("Listener", content)?),
+        })
+    }
+
+    /// Its type.
+    pub const fn ty(&self) -> ResourceType {
+        match self {
+            Self::Cluster(_) => ResourceType::Cluster,
+            Self::Endpoints(_) => ResourceType::Endpoints,
+            Self::Route(_) => ResourceType::Route,
+            Self::Listener(_) => ResourceType::Listener,
+        }
+    }
 }
 
 /// A validated resource.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Model {
+pub enum Model<'m> {
     /// A cluster.
-    Cluster(Cluster),
+    Cluster(Cluster<'m>),
     /// A load assignment.
-    Endpoints(Endpoints),
+    Endpoints(Endpoints<'m>),
     /// A route configuration.
-    Route(Route),
+    Route(Route<'m>),
     /// A listener.
-    Listener(Listener),
+    Listener(Listener<'m>),
 }
 
-impl Model {
-    /// Decodes and validates a resource.
+impl<'m> Model<'m> {
+    /// Validates the message of the resource with this name.
     ///
     /// # Errors
     /// Names the field that is wrong.
-    pub fn decode(resource: &Resource) -> Result<Self, Invalid> {
-        let (name, content) = (&resource.name, resource.content.as_ref());
-        Ok(match resource.ty {
-            ResourceType::Cluster => Self::Cluster(Cluster::from_proto(name, decode("Cluster", content)?)?),
-            ResourceType::Endpoints => {
-                Self::Endpoints(Endpoints::from_proto(name, decode("ClusterLoadAssignment", content)?)?)
+    pub fn new(resource: &str, message: &'m Message) -> Result<Self, Invalid> {
+        Ok(match message {
+            Message::Cluster(cluster) => Self::Cluster(Cluster::from_proto(resource, cluster)?),
+            Message::Endpoints(assignment) => {
+                named("cluster_name", resource, &assignment.cluster_name)?;
+                Self::Endpoints(Endpoints::from_proto(&At::ROOT, assignment)?)
             }
-            ResourceType::Route => {
-                let config: RouteConfiguration = decode("RouteConfiguration", content)?;
-                named("name", name, &config.name)?;
-                Self::Route(Route::from_proto("", &config)?)
+            Message::Route(config) => {
+                named("name", resource, &config.name)?;
+                Self::Route(Route::from_proto(&At::ROOT, config)?)
             }
-            ResourceType::Listener => {
-                Self::Listener(Listener::from_proto(name, &decode("Listener", content)?)?)
-            }
+            Message::Listener(listener) => Self::Listener(Listener::from_proto(resource, listener)?),
         })
     }
 }
 
 /// What refers to a resource uses the name in its message; the handle has the resource's.
-fn named(field: &str, resource: &ResourceName, name: &str) -> Result<(), Invalid> {
-    if name.is_empty() {
-        return Err(invalid(field, "the name is empty"));
-    }
-    if name != resource.as_str() {
-        return Err(invalid(field, format!("{name:?} is not the resource's name, \"{resource}\"")));
+fn named(field: &str, resource: &str, name: &str) -> Result<(), Invalid> {
+    reference(&At::ROOT.field(field), name)?;
+    if name != resource {
+        return Err(invalid(field, format!("{name:?} is not the resource's name, {resource:?}")));
     }
     Ok(())
 }
 
-/// Refuses the fields of the message at `$within` (empty for the resource itself) that are set.
+/// The longest name of a resource: its handle has one slot.
+const LONGEST_NAME: usize = 4_000;
+
+/// The name of a resource, this one's or another's.
+fn reference(field: &At<'_>, name: &str) -> Result<(), Invalid> {
+    match name.len() {
+        0 => Err(invalid(field, "the name is empty")),
+        1..=LONGEST_NAME => Ok(()),
+        len => Err(unsupported(field, format!("a name of {len} bytes; at most {LONGEST_NAME}"))),
+    }
+}
+
+/// Refuses the fields of the message at `$within` that are set.
 macro_rules! refuse_set {
     ($within:expr, $($what:literal: $($field:ident),+;)+) => {
         $($(if $crate::config::is_set($field) {
-            let name = $crate::config::path($within, stringify!($field).trim_start_matches("r#"));
-            return Err($crate::config::unsupported(name, $what));
+            let name = stringify!($field).trim_start_matches("r#");
+            return Err($crate::config::unsupported($within.field(name), $what));
         })+)+
     };
 }
@@ -135,17 +192,13 @@ fn is_set<T: Default + PartialEq>(field: &T) -> bool {
     *field != T::default()
 }
 
-fn path(within: &str, field: &str) -> String {
-    if within.is_empty() { field.to_owned() } else { format!("{within}.{field}") }
-}
-
 /// Whether a wrapped flag that is off by default is on.
 fn is_on(flag: Option<&BoolValue>) -> bool {
     flag.is_some_and(|flag| flag.value)
 }
 
 /// TLS that is asked for is not quietly left out; a socket that adds nothing is what there is anyway.
-fn plain_socket(field: &str, socket: Option<&core::TransportSocket>) -> Result<(), Invalid> {
+fn plain_socket(field: &At<'_>, socket: Option<&core::TransportSocket>) -> Result<(), Invalid> {
     use core::transport_socket::ConfigType;
     const RAW: &str = "type.googleapis.com/envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
     let Some(core::TransportSocket { name, config_type }) = socket else { return Ok(()) };
@@ -156,24 +209,28 @@ fn plain_socket(field: &str, socket: Option<&core::TransportSocket>) -> Result<(
 }
 
 /// Everything comes from the stream that the referring resource came from.
-fn same_stream(field: &str, source: Option<&core::ConfigSource>) -> Result<(), Invalid> {
+fn same_stream(field: &At<'_>, source: Option<&core::ConfigSource>) -> Result<(), Invalid> {
     match source.and_then(|source| source.config_source_specifier.as_ref()) {
         None | Some(ConfigSourceSpecifier::Ads(_) | ConfigSourceSpecifier::Self_(_)) => Ok(()),
         Some(_) => Err(unsupported(field, "only ads and self")),
     }
 }
 
-fn decode<M: Message + Default>(ty: &'static str, content: &[u8]) -> Result<M, Invalid> {
+fn decode<M: prost::Message + Default>(ty: &'static str, content: &[u8]) -> Result<M, Invalid> {
     M::decode(content).map_err(|error| Invalid::Decode { ty, reason: error.to_string() })
 }
 
-fn decode_any<M: Message + Default>(field: &str, ty: &'static str, any: &Any) -> Result<M, Invalid> {
+fn decode_any<M: prost::Message + Default>(
+    field: &At<'_>,
+    ty: &'static str,
+    any: &Any,
+) -> Result<M, Invalid> {
     M::decode(any.value.as_slice())
         .map_err(|error| invalid(field, format!("not a valid {ty} message: {error}")))
 }
 
 /// A TCP socket address with a numeric port.
-fn socket_address(field: &str, address: Option<&core::Address>) -> Result<(IpAddr, NonZeroU16), Invalid> {
+fn socket_address(field: &At<'_>, address: Option<&core::Address>) -> Result<(IpAddr, NonZeroU16), Invalid> {
     use core::{address::Address, socket_address::PortSpecifier};
     let socket = match address.and_then(|address| address.address.as_ref()) {
         Some(Address::SocketAddress(socket)) => socket,
@@ -194,21 +251,21 @@ fn socket_address(field: &str, address: Option<&core::Address>) -> Result<(IpAdd
         "connections stay in the workload's network namespace": network_namespace_filepath;
     );
     if *protocol != core::socket_address::Protocol::Tcp as i32 {
-        return Err(unsupported(format!("{field}.protocol"), "only TCP is supported"));
+        return Err(unsupported(field.field("protocol"), "only TCP is supported"));
     }
     let ip = address
         .parse()
-        .map_err(|_| invalid(format!("{field}.address"), format!("{address:?} is not an IP address")))?;
+        .map_err(|_| invalid(field.field("address"), format!("{address:?} is not an IP address")))?;
     let port = match *port_specifier {
         Some(PortSpecifier::PortValue(port)) => {
             u16::try_from(port).ok().and_then(NonZeroU16::new).ok_or_else(|| {
-                invalid(format!("{field}.port_value"), format!("{port} is not a port from 1 to 65535"))
+                invalid(field.field("port_value"), format!("{port} is not a port from 1 to 65535"))
             })?
         }
         Some(PortSpecifier::NamedPort(_)) => {
-            return Err(unsupported(format!("{field}.named_port"), "use port_value"));
+            return Err(unsupported(field.field("named_port"), "use port_value"));
         }
-        None => return Err(invalid(format!("{field}.port_value"), "there is no port")),
+        None => return Err(invalid(field.field("port_value"), "there is no port")),
     };
     Ok((ip, port))
 }

@@ -1,51 +1,108 @@
 //! `envoy.config.route.v3.RouteConfiguration`: what of it can be decided at connect time.
+//!
+//! A connection has no host name, but an address: a virtual host is chosen when one of its domains is
+//! that address, with the port before without, else the one with `*`. Virtual hosts that have only
+//! other domains are kept, and never chosen.
 
-use std::num::NonZeroU32;
-
-use slotmesh_xds::{
-    ResourceName,
-    envoy::envoy::{
-        config::route::v3::{
-            self as proto, route::Action, route_action::ClusterSpecifier, route_match::PathSpecifier,
-            weighted_cluster::ClusterWeight,
-        },
-        extensions::filters::network::tcp_proxy::v3::{TcpProxy, tcp_proxy},
-    },
+use std::{
+    borrow::Cow,
+    collections::HashSet,
+    net::{IpAddr, SocketAddr},
+    ops::Range,
 };
 
-use super::{Invalid, invalid, path, refuse_set, unsupported};
+use slotmesh_records::{ClusterSet, HostIndex, Route as Sets};
+use slotmesh_xds::envoy::envoy::config::route::v3::{
+    self as proto, route::Action, route_match::PathSpecifier,
+};
 
-/// A route configuration: the clusters of its one route.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Route {
+use super::{At, Invalid, WeightedCluster, invalid, refuse_set, unsupported, weighted::route_clusters};
+
+/// A route configuration. Routes and clusters of all virtual hosts stand behind each other.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Route<'m> {
     /// At least one.
-    pub clusters: Vec<WeightedCluster>,
+    pub hosts: Vec<VirtualHost<'m>>,
+    /// At least one for each host; the first is in force, as it matches everything.
+    pub routes: Vec<RouteEntry<'m>>,
+    /// At least one for each route that is in force.
+    pub clusters: Vec<WeightedCluster<'m>>,
+    /// Which host an address leads to, by its place in `hosts`.
+    pub addresses: Vec<(HostKey, u32)>,
+    /// The host with the domain `*`.
+    pub any: Option<u32>,
+    /// How many hosts no connection can choose, having only host names.
+    pub unreachable: u32,
 }
 
-/// A cluster and its share.
+/// A virtual host.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WeightedCluster {
-    /// The cluster's name.
-    pub cluster: ResourceName,
-    /// Its share of the sum of all weights.
-    pub weight: NonZeroU32,
+pub struct VirtualHost<'m> {
+    /// Its name.
+    pub name: Cow<'m, str>,
+    /// Its domains as configured.
+    pub domains: Cow<'m, [String]>,
+    /// Its routes among those of the configuration.
+    pub routes: Range<u32>,
 }
 
-impl Route {
-    pub(super) fn from_proto(within: &str, config: &proto::RouteConfiguration) -> Result<Self, Invalid> {
+/// A route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouteEntry<'m> {
+    /// Its name.
+    pub name: Cow<'m, str>,
+    /// Its clusters among those of the configuration.
+    pub clusters: Range<u32>,
+}
+
+/// An address as a domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HostKey {
+    /// The address.
+    pub ip: IpAddr,
+    /// The port; 0 for all.
+    pub port: u16,
+}
+
+impl HostKey {
+    /// The address that a domain is, if it is one: `10.96.0.10`, `10.96.0.10:9080`, `[fd00::1]`,
+    /// `[fd00::1]:9080`, `fd00::1`.
+    fn parse(domain: &str) -> Option<Self> {
+        // Most domains are names, and no name ends with a number (RFC 1123) but for its port.
+        if !domain.starts_with(|c: char| c.is_ascii_hexdigit() || c == '[' || c == ':') {
+            return None;
+        }
+        if let Ok(address) = domain.parse::<SocketAddr>() {
+            return (address.port() != 0)
+                .then(|| Self { ip: address.ip().to_canonical(), port: address.port() });
+        }
+        let bare = domain.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(domain);
+        let ip = bare.parse::<IpAddr>().ok()?;
+        Some(Self { ip: ip.to_canonical(), port: 0 })
+    }
+}
+
+/// The most addresses: half of the places of an index.
+const MOST_ADDRESSES: usize = HostIndex::PLACES as usize / 2;
+
+/// The most clusters of all routes: two sets behind each other are more than half full.
+const MOST_CLUSTERS: usize = Sets::SETS * (ClusterSet::CAPACITY / 2);
+
+impl<'m> Route<'m> {
+    pub(super) fn from_proto(at: &At<'_>, config: &'m proto::RouteConfiguration) -> Result<Self, Invalid> {
         let proto::RouteConfiguration {
             virtual_hosts,
             vhds,
             route_specifiers,
             request_mirror_policies,
+            ignore_port_in_host_matching,
             // Whoever asks for it by its name has checked the name.
             name: _,
             metadata: _,
             // Only definitions; a route that uses one is refused.
             cluster_specifier_plugins: _,
-            // There is no choice of a host, and no wait for a cluster.
+            // There is no header, no path, and no wait for a cluster.
             vhost_header: _,
-            ignore_port_in_host_matching: _,
             ignore_path_parameters_in_path_matching: _,
             validate_clusters: _,
             // Requests.
@@ -58,34 +115,197 @@ impl Route {
             max_direct_response_body_size_bytes: _,
             typed_per_filter_config: _,
         } = config;
-        refuse_set!(within,
+        refuse_set!(at,
             "only virtual_hosts": vhds, route_specifiers;
             "a connection has one destination": request_mirror_policies;
         );
-        let [host] = virtual_hosts.as_slice() else {
-            return Err(unsupported(
-                path(within, "virtual_hosts"),
-                format!(
-                    "{} virtual hosts; a connection has no host name: one with domain \"*\" is supported",
-                    virtual_hosts.len()
-                ),
-            ));
-        };
-        let clusters = default_route(&path(within, "virtual_hosts[0]"), host)?;
-        Ok(Self { clusters })
+        if virtual_hosts.is_empty() {
+            return Err(invalid(at.field("virtual_hosts"), "there is none"));
+        }
+        let hosts = virtual_hosts.len();
+        let mut route = Self { hosts: Vec::with_capacity(hosts), ..Self::default() };
+        route.routes.reserve(hosts);
+        route.clusters.reserve(hosts);
+        let mut domains = Domains::new(*ignore_port_in_host_matching, virtual_hosts);
+        for (i, host) in virtual_hosts.iter().enumerate() {
+            route.add(&at.element("virtual_hosts", i), host, &mut domains)?;
+        }
+        if route.addresses.len() > MOST_ADDRESSES {
+            let what = format!("{} addresses as domains; at most {MOST_ADDRESSES}", route.addresses.len());
+            return Err(unsupported(at.field("virtual_hosts"), what));
+        }
+        if route.clusters.len() > MOST_CLUSTERS {
+            let what = format!("{} clusters in routes; at most {MOST_CLUSTERS}", route.clusters.len());
+            return Err(unsupported(at.field("virtual_hosts"), what));
+        }
+        Ok(route)
+    }
+
+    fn add(
+        &mut self,
+        at: &At<'_>,
+        host: &'m proto::VirtualHost,
+        seen: &mut Domains<'m>,
+    ) -> Result<(), Invalid> {
+        let number = self.hosts.len() as u32;
+        let (name, domains, routes) = host_parts(at, host)?;
+        let mut reachable = false;
+        for (i, domain) in domains.iter().enumerate() {
+            match seen.insert(&at.element("domains", i), domain)? {
+                Domain::All => {
+                    self.any = Some(number);
+                    reachable = true;
+                }
+                Domain::Address(key) => {
+                    self.addresses.push((key, number));
+                    reachable = true;
+                }
+                Domain::Name => {}
+            }
+        }
+        self.unreachable += u32::from(!reachable);
+        let first = self.routes.len() as u32;
+        for (i, route) in routes.iter().enumerate() {
+            let at = at.element("routes", i);
+            let from = self.clusters.len() as u32;
+            if i == 0 {
+                self.in_force(&at, route)?;
+            } else {
+                // The first matches everything, so that this one can't be chosen, in Envoy either.
+                self.dead(&at, route);
+            }
+            let clusters = from..self.clusters.len() as u32;
+            self.routes.push(RouteEntry { name: route.name.as_str().into(), clusters });
+        }
+        let routes = first..self.routes.len() as u32;
+        self.hosts.push(VirtualHost { name: name.into(), domains: domains.into(), routes });
+        Ok(())
+    }
+
+    #[expect(deprecated, reason = "every field is decided on, whatever its age")]
+    fn in_force(&mut self, at: &At<'_>, route: &'m proto::Route) -> Result<(), Invalid> {
+        let proto::Route {
+            r#match,
+            action,
+            route_specifiers,
+            name: _,
+            metadata: _,
+            stat_prefix: _,
+            // Requests.
+            decorator: _,
+            typed_per_filter_config: _,
+            request_headers_to_add: _,
+            request_headers_to_remove: _,
+            response_headers_to_add: _,
+            response_headers_to_remove: _,
+            tracing: _,
+            per_request_buffer_limit_bytes: _,
+            request_body_buffer_limit: _,
+        } = route;
+        refuse_set!(at, "only match and route": route_specifiers;);
+        matches_all(&at.field("match"), r#match.as_ref())?;
+        match action {
+            Some(Action::Route(action)) => route_clusters(&at.field("route"), action, &mut self.clusters),
+            _ => Err(unsupported(at.field("action"), "only route")),
+        }
+    }
+
+    /// Of a route that is never chosen, the clusters are kept where it has some.
+    fn dead(&mut self, at: &At<'_>, route: &'m proto::Route) {
+        let before = self.clusters.len();
+        if let Some(Action::Route(action)) = &route.action
+            && route_clusters(at, action, &mut self.clusters).is_err()
+        {
+            self.clusters.truncate(before);
+        }
+    }
+
+    /// The same, borrowing nothing.
+    pub(super) fn into_owned(self) -> Route<'static> {
+        let Self { hosts, routes, clusters, addresses, any, unreachable } = self;
+        Route {
+            hosts: hosts
+                .into_iter()
+                .map(|VirtualHost { name, domains, routes }| VirtualHost {
+                    name: name.into_owned().into(),
+                    domains: domains.into_owned().into(),
+                    routes,
+                })
+                .collect(),
+            routes: routes
+                .into_iter()
+                .map(|RouteEntry { name, clusters }| RouteEntry { name: name.into_owned().into(), clusters })
+                .collect(),
+            clusters: clusters.into_iter().map(WeightedCluster::into_owned).collect(),
+            addresses,
+            any,
+            unreachable,
+        }
     }
 }
 
+/// What a domain is to a connection.
+enum Domain {
+    All,
+    Address(HostKey),
+    Name,
+}
+
+/// The domains of a configuration, each of which may occur once.
+struct Domains<'m> {
+    ignore_port: bool,
+    names: HashSet<Cow<'m, str>, foldhash::fast::RandomState>,
+    addresses: HashSet<HostKey, foldhash::fast::RandomState>,
+}
+
+impl<'m> Domains<'m> {
+    fn new(ignore_port: bool, hosts: &[proto::VirtualHost]) -> Self {
+        let count = hosts.iter().map(|host| host.domains.len()).sum();
+        Self {
+            ignore_port,
+            names: HashSet::with_capacity_and_hasher(count, <_>::default()),
+            addresses: HashSet::default(),
+        }
+    }
+
+    fn insert(&mut self, at: &At<'_>, domain: &'m str) -> Result<Domain, Invalid> {
+        let twice = || Err(invalid(at, format!("{domain:?} is a domain twice")));
+        let name = if domain.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            Cow::Owned(domain.to_ascii_lowercase())
+        } else {
+            Cow::Borrowed(domain)
+        };
+        if !self.names.insert(name) {
+            return twice();
+        }
+        if domain == "*" {
+            return Ok(Domain::All);
+        }
+        Ok(match HostKey::parse(domain) {
+            // The port is cut off before domains are compared.
+            Some(key) if key.port != 0 && self.ignore_port => Domain::Name,
+            // Addresses may be written in several ways.
+            Some(key) if !self.addresses.insert(key) => return twice(),
+            Some(key) => Domain::Address(key),
+            None => Domain::Name,
+        })
+    }
+}
+
+/// Name, domains and routes of a virtual host; at least one of each list.
 #[expect(deprecated, reason = "every field is decided on, whatever its age")]
-fn default_route(within: &str, host: &proto::VirtualHost) -> Result<Vec<WeightedCluster>, Invalid> {
+fn host_parts<'m>(
+    at: &At<'_>,
+    host: &'m proto::VirtualHost,
+) -> Result<(&'m str, &'m [String], &'m [proto::Route]), Invalid> {
     let proto::VirtualHost {
+        name,
         domains,
         routes,
         matcher,
         require_tls,
         request_mirror_policies,
         route_specifiers,
-        name: _,
         metadata: _,
         // Requests.
         virtual_clusters: _,
@@ -105,50 +325,23 @@ fn default_route(within: &str, host: &proto::VirtualHost) -> Result<Vec<Weighted
         per_request_buffer_limit_bytes: _,
         request_body_buffer_limit: _,
     } = host;
-    if *domains != ["*"] {
-        return Err(unsupported(format!("{within}.domains"), format!("{domains:?}; only \"*\"")));
-    }
-    refuse_set!(within,
+    refuse_set!(at,
         "only routes": matcher, route_specifiers;
         "connections are made as the application makes them": require_tls;
         "a connection has one destination": request_mirror_policies;
     );
-    let [route] = routes.as_slice() else {
-        return Err(unsupported(
-            format!("{within}.routes"),
-            format!("{} routes; exactly one default route is supported", routes.len()),
-        ));
-    };
-    let within = format!("{within}.routes[0]");
-    let proto::Route {
-        r#match,
-        action,
-        route_specifiers,
-        name: _,
-        metadata: _,
-        stat_prefix: _,
-        // Requests.
-        decorator: _,
-        typed_per_filter_config: _,
-        request_headers_to_add: _,
-        request_headers_to_remove: _,
-        response_headers_to_add: _,
-        response_headers_to_remove: _,
-        tracing: _,
-        per_request_buffer_limit_bytes: _,
-        request_body_buffer_limit: _,
-    } = route;
-    refuse_set!(&within, "only match and route": route_specifiers;);
-    matches_all(&format!("{within}.match"), r#match.as_ref())?;
-    match action {
-        Some(Action::Route(action)) => clusters(&format!("{within}.route"), action),
-        _ => Err(unsupported(format!("{within}.action"), "only route")),
+    if domains.is_empty() {
+        return Err(invalid(at.field("domains"), "there is none"));
     }
+    if routes.is_empty() {
+        return Err(unsupported(at.field("routes"), "no routes; a default route is needed"));
+    }
+    Ok((name, domains, routes))
 }
 
 /// Fails for a condition: a route with one isn't the default.
-fn matches_all(within: &str, condition: Option<&proto::RouteMatch>) -> Result<(), Invalid> {
-    let Some(condition) = condition else { return Err(invalid(within, "there is none")) };
+fn matches_all(at: &At<'_>, condition: Option<&proto::RouteMatch>) -> Result<(), Invalid> {
+    let Some(condition) = condition else { return Err(invalid(at, "there is none")) };
     let proto::RouteMatch {
         path_specifier,
         runtime_fraction,
@@ -162,182 +355,12 @@ fn matches_all(within: &str, condition: Option<&proto::RouteMatch>) -> Result<()
         // "/" has no case.
         case_sensitive: _,
     } = condition;
-    if *path_specifier != Some(PathSpecifier::Prefix("/".to_owned())) {
-        return Err(unsupported(within, "a connection has no path: only prefix \"/\""));
+    if !matches!(path_specifier, Some(PathSpecifier::Prefix(prefix)) if prefix == "/") {
+        return Err(unsupported(at, "a connection has no path: only prefix \"/\""));
     }
-    refuse_set!(within,
+    refuse_set!(at,
         "a connection has no path or headers: only prefix \"/\"": headers, query_parameters, cookies, grpc;
         "only prefix \"/\"": runtime_fraction, tls_context, dynamic_metadata, filter_state;
     );
     Ok(())
-}
-
-#[expect(deprecated, reason = "every field is decided on, whatever its age")]
-fn clusters(within: &str, action: &proto::RouteAction) -> Result<Vec<WeightedCluster>, Invalid> {
-    let proto::RouteAction {
-        cluster_specifier,
-        metadata_match,
-        request_mirror_policies,
-        // Has no effect in Envoy either on a cluster with lb_policy RANDOM.
-        hash_policy: _,
-        // Of the limits of connections, which a cluster is refused for.
-        priority: _,
-        // Requests.
-        cluster_not_found_response_code: _,
-        prefix_rewrite: _,
-        regex_rewrite: _,
-        path_rewrite_policy: _,
-        path_rewrite: _,
-        append_x_forwarded_host: _,
-        host_rewrite_specifier: _,
-        timeout: _,
-        idle_timeout: _,
-        flush_timeout: _,
-        early_data_policy: _,
-        retry_policy: _,
-        retry_policy_typed_config: _,
-        rate_limits: _,
-        include_vh_rate_limits: _,
-        cors: _,
-        max_grpc_timeout: _,
-        grpc_timeout_offset: _,
-        upgrade_configs: _,
-        internal_redirect_policy: _,
-        internal_redirect_action: _,
-        max_internal_redirects: _,
-        hedge_policy: _,
-        max_stream_duration: _,
-    } = action;
-    refuse_set!(within,
-        "all endpoints of a cluster are chosen from": metadata_match;
-        "a connection has one destination": request_mirror_policies;
-    );
-    let weighted = match cluster_specifier {
-        Some(ClusterSpecifier::Cluster(name)) => return single(&format!("{within}.cluster"), name),
-        Some(ClusterSpecifier::WeightedClusters(weighted)) => weighted,
-        _ => return Err(unsupported(within, "only cluster and weighted_clusters")),
-    };
-    let within = format!("{within}.weighted_clusters");
-    let proto::WeightedCluster {
-        clusters,
-        total_weight,
-        random_value_specifier,
-        // There is no runtime that could hold other weights.
-        runtime_key_prefix: _,
-    } = weighted;
-    refuse_set!(&within, "the choice is random": random_value_specifier;);
-    for (i, entry) in clusters.iter().enumerate() {
-        let ClusterWeight {
-            name: _,
-            weight: _,
-            cluster_header,
-            metadata_match,
-            // Requests.
-            request_headers_to_add: _,
-            request_headers_to_remove: _,
-            response_headers_to_add: _,
-            response_headers_to_remove: _,
-            typed_per_filter_config: _,
-            host_rewrite_specifier: _,
-        } = entry;
-        refuse_set!(&format!("{within}.clusters[{i}]"),
-            "a connection has no headers: give the name": cluster_header;
-            "all endpoints of a cluster are chosen from": metadata_match;
-        );
-    }
-    let weight = |entry: &ClusterWeight| entry.weight.as_ref().map_or(0, |weight| weight.value);
-    let sum: u64 = clusters.iter().map(|entry| u64::from(weight(entry))).sum();
-    if let Some(total) = total_weight.filter(|total| u64::from(total.value) != sum) {
-        let reason = format!("{}, but the weights sum to {sum}", total.value);
-        return Err(invalid(format!("{within}.total_weight"), reason));
-    }
-    let entries = clusters.iter().map(|entry| (entry.name.as_str(), weight(entry)));
-    weighted_clusters(&format!("{within}.clusters"), entries)
-}
-
-/// The clusters of a TCP proxy.
-#[expect(deprecated, reason = "every field is decided on, whatever its age")]
-pub(super) fn tcp_clusters(within: &str, proxy: &TcpProxy) -> Result<Vec<WeightedCluster>, Invalid> {
-    let TcpProxy {
-        cluster_specifier,
-        metadata_match,
-        on_demand,
-        max_connect_attempts,
-        tunneling_config,
-        proxy_protocol_tlvs,
-        upstream_connect_mode,
-        // Has no effect in Envoy either on a cluster with lb_policy RANDOM.
-        hash_policy: _,
-        // Of more than one attempt, of TLVs, of other connect modes.
-        backoff_options: _,
-        proxy_protocol_tlv_merge_policy: _,
-        max_early_data_bytes: _,
-        // Counting and logging.
-        stat_prefix: _,
-        access_log: _,
-        access_log_flush_interval: _,
-        flush_access_log_on_connected: _,
-        access_log_options: _,
-        // When a proxy ends a connection.
-        idle_timeout: _,
-        downstream_idle_timeout: _,
-        upstream_idle_timeout: _,
-        max_downstream_connection_duration: _,
-        max_downstream_connection_duration_jitter_percentage: _,
-        check_drain_close: _,
-    } = proxy;
-    let max_connect_attempts = &max_connect_attempts.is_some_and(|attempts| attempts.value > 1);
-    refuse_set!(within,
-        "all endpoints of a cluster are chosen from": metadata_match;
-        "clusters come without being asked for": on_demand;
-        "a connect that fails is the application's to repeat": max_connect_attempts;
-        "connections are made as the application makes them":
-            tunneling_config, proxy_protocol_tlvs, upstream_connect_mode;
-    );
-    let weighted = match cluster_specifier {
-        Some(tcp_proxy::ClusterSpecifier::Cluster(name)) => {
-            return single(&format!("{within}.cluster"), name);
-        }
-        Some(tcp_proxy::ClusterSpecifier::WeightedClusters(weighted)) => weighted,
-        None => return Err(invalid(within, "neither cluster nor weighted_clusters is set")),
-    };
-    let within = format!("{within}.weighted_clusters.clusters");
-    for (i, entry) in weighted.clusters.iter().enumerate() {
-        let tcp_proxy::weighted_cluster::ClusterWeight { name: _, weight: _, metadata_match } = entry;
-        refuse_set!(&format!("{within}[{i}]"),
-            "all endpoints of a cluster are chosen from": metadata_match;
-        );
-    }
-    weighted_clusters(&within, weighted.clusters.iter().map(|entry| (entry.name.as_str(), entry.weight)))
-}
-
-fn single(field: &str, name: &str) -> Result<Vec<WeightedCluster>, Invalid> {
-    if name.is_empty() {
-        return Err(invalid(field, "the name is empty"));
-    }
-    Ok(vec![WeightedCluster { cluster: name.into(), weight: NonZeroU32::MIN }])
-}
-
-/// Clusters of weight 0 are never chosen and left out.
-fn weighted_clusters<'a>(
-    field: &str,
-    entries: impl Iterator<Item = (&'a str, u32)>,
-) -> Result<Vec<WeightedCluster>, Invalid> {
-    let mut clusters = Vec::new();
-    for (i, (name, weight)) in entries.enumerate() {
-        if name.is_empty() {
-            return Err(invalid(format!("{field}[{i}].name"), "the name is empty"));
-        }
-        if let Some(weight) = NonZeroU32::new(weight) {
-            clusters.push(WeightedCluster { cluster: name.into(), weight });
-        }
-    }
-    let sum: u64 = clusters.iter().map(|entry| u64::from(entry.weight.get())).sum();
-    if sum == 0 {
-        return Err(invalid(field, "the weights sum to 0; give at least one cluster a weight"));
-    }
-    if sum > u64::from(u32::MAX) {
-        return Err(invalid(field, format!("the weights sum to {sum}, above the largest sum, {}", u32::MAX)));
-    }
-    Ok(clusters)
 }

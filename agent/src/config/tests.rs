@@ -29,18 +29,20 @@ use slotmesh_xds::{
 };
 
 use super::{
-    Invalid, Model,
+    Invalid, Message, Model, Source,
     listener::{HTTP_CONNECTION_MANAGER, TCP_PROXY},
 };
 
 const NAME: &str = "web";
 
-fn decode(ty: ResourceType, message: &impl prost::Message) -> Result<Model, Invalid> {
-    Model::decode(&Resource::encode(ty, NAME, message))
+fn decode(ty: ResourceType, message: &impl prost::Message) -> Result<Model<'static>, Invalid> {
+    // A test's messages may stay until it ends.
+    let message = Box::leak(Box::new(Message::decode(&Resource::encode(ty, NAME, message))?));
+    Model::new(NAME, message)
 }
 
 /// The field for which it is refused.
-fn field(result: Result<Model, Invalid>) -> String {
+fn field(result: Result<Model<'_>, Invalid>) -> String {
     match result {
         Err(Invalid::Field { field, .. } | Invalid::Unsupported { field, .. }) => field,
         other => panic!("not refused by a field: {other:?}"),
@@ -180,8 +182,9 @@ fn clusters() {
     refused!(Cluster, cluster(), m;
         m.name.clear() => "name";
         m.name = "other".to_owned() => "name";
-        m.cluster_discovery_type = None => "type";
-        m.lb_policy = 0 => "lb_policy";
+        m.cluster_discovery_type = None => "eds_cluster_config";
+        m.cluster_discovery_type = Some(cluster::cluster::ClusterDiscoveryType::Type(1)) => "type";
+        m.lb_policy = 1 => "lb_policy";
         m.lb_policy = 77 => "lb_policy";
         m.transport_socket = Some(tls()) => "transport_socket";
         m.transport_socket = Some(core::TransportSocket::default()) => "transport_socket";
@@ -200,7 +203,11 @@ fn clusters() {
         m.connect_timeout = Some(Duration { seconds: i64::MIN, nanos: -1 }) => "connect_timeout";
         m.eds_cluster_config.as_mut().unwrap().eds_config = Some(from_a_file())
             => "eds_cluster_config.eds_config";
-        m.circuit_breakers = Some(limit(10)) => "circuit_breakers.thresholds[0].max_connections";
+        m.circuit_breakers = Some(limit(10, 1)) => "circuit_breakers.thresholds[0].max_connections";
+        m.circuit_breakers = Some(cluster::CircuitBreakers {
+            per_host_thresholds: limit(10, 0).thresholds, ..Default::default()
+        }) => "circuit_breakers.per_host_thresholds[0].max_connections";
+        slow_start(m) => "lb_config";
         common(m).close_connections_on_host_set_change = true
             => "common_lb_config.close_connections_on_host_set_change";
         common(m).locality_config_specifier = Some(
@@ -212,14 +219,20 @@ fn clusters() {
     harmless.alt_stat_name = "x".to_owned();
     harmless.metadata = Some(<_>::default());
     harmless.transport_socket = Some(transport("raw_buffer.v3.RawBuffer"));
-    harmless.circuit_breakers = Some(limit(u32::MAX));
+    harmless.circuit_breakers = Some(limit(u32::MAX, 0));
     harmless.http2_protocol_options = Some(<_>::default());
     assert_eq!(decode(ResourceType::Cluster, &harmless), decode(ResourceType::Cluster, &cluster()));
 }
 
-fn limit(max_connections: u32) -> cluster::CircuitBreakers {
+fn slow_start(cluster: &mut ClusterProto) {
+    let config = cluster::cluster::RoundRobinLbConfig { slow_start_config: Some(<_>::default()) };
+    cluster.lb_policy = 0;
+    cluster.lb_config = Some(cluster::cluster::LbConfig::RoundRobinLbConfig(config));
+}
+
+fn limit(max_connections: u32, priority: i32) -> cluster::CircuitBreakers {
     let max_connections = Some(UInt32Value { value: max_connections });
-    let threshold = cluster::circuit_breakers::Thresholds { max_connections, ..Default::default() };
+    let threshold = cluster::circuit_breakers::Thresholds { max_connections, priority, ..Default::default() };
     cluster::CircuitBreakers { thresholds: vec![threshold], ..Default::default() }
 }
 
@@ -232,7 +245,9 @@ fn a_cluster_names_its_load_assignment_and_rounds_its_timeout_up() {
     let mut message = cluster();
     message.connect_timeout = Some(Duration { seconds: 0, nanos: 1 });
     let of = |message: &ClusterProto| match decode(ResourceType::Cluster, message) {
-        Ok(Model::Cluster(cluster)) => (cluster.endpoints.to_string(), cluster.connect_timeout_ms),
+        Ok(Model::Cluster(super::Cluster {
+            source: Source::Assignment(name), connect_timeout_ms, ..
+        })) => (name.to_owned(), connect_timeout_ms),
         other => panic!("{other:?}"),
     };
     assert_eq!(of(&message), (NAME.to_owned(), 1));
@@ -283,7 +298,7 @@ fn load_assignments() {
     );
     let mut draining = assignment();
     lb(&mut draining).health_status = 3;
-    let empty = Model::Endpoints(super::Endpoints::default());
+    let empty = Model::Endpoints(super::Endpoints { localities: vec![<_>::default()], ..Default::default() });
     assert_eq!(decode(ResourceType::Endpoints, &draining), Ok(empty));
 }
 
@@ -319,7 +334,12 @@ fn routes() {
         m.route_specifiers.push(<_>::default()) => "route_specifiers";
         m.request_mirror_policies.push(<_>::default()) => "request_mirror_policies";
         m.virtual_hosts.clear() => "virtual_hosts";
-        m.virtual_hosts[0].domains[0] = "a.b".to_owned() => format!("{HOST}.domains");
+        m.virtual_hosts[0].domains.clear() => format!("{HOST}.domains");
+        m.virtual_hosts[0].domains.push("*".to_owned()) => format!("{HOST}.domains[1]");
+        m.virtual_hosts[0].domains.extend(["10.0.0.1", "[::ffff:10.0.0.1]"].map(str::to_owned))
+            => format!("{HOST}.domains[2]");
+        m.virtual_hosts.push(route::VirtualHost { domains: vec!["a.b".to_owned(), "A.b".to_owned()],
+            ..m.virtual_hosts[0].clone() }) => "virtual_hosts[1].domains[1]";
         m.virtual_hosts[0].matcher = Some(<_>::default()) => format!("{HOST}.matcher");
         m.virtual_hosts[0].require_tls = 2 => format!("{HOST}.require_tls");
         m.virtual_hosts[0].request_mirror_policies.push(<_>::default())
@@ -341,6 +361,7 @@ fn routes() {
             => format!("{ROUTE}.match.dynamic_metadata");
         matching(m).filter_state.push(FilterStateMatcher::default())
             => format!("{ROUTE}.match.filter_state");
+        action(m).priority = 1 => format!("{ROUTE}.route.priority");
         action(m).metadata_match = Some(<_>::default()) => format!("{ROUTE}.route.metadata_match");
         action(m).request_mirror_policies.push(<_>::default())
             => format!("{ROUTE}.route.request_mirror_policies");
@@ -380,6 +401,10 @@ fn listeners() {
         change(&mut proxy);
         listener_of(typed(TCP_PROXY, &proxy))
     }
+    fn on_port(value: u32) -> Option<listener::FilterChainMatch> {
+        let destination_port = Some(UInt32Value { value });
+        Some(listener::FilterChainMatch { destination_port, ..Default::default() })
+    }
     const ON: Option<BoolValue> = Some(BoolValue { value: true });
     const OFF: Option<BoolValue> = Some(BoolValue { value: false });
     const CHAIN: &str = "filter_chains[0]";
@@ -399,12 +424,19 @@ fn listeners() {
         m.address = Some(address("0.0.0.0")) => "address";
         m.additional_addresses.push(<_>::default()) => "additional_addresses[0].address";
         m.filter_chains.clear() => "filter_chains";
-        m.default_filter_chain = m.filter_chains.first().cloned() => "filter_chains";
+        m.default_filter_chain = m.filter_chains.first().cloned() => "default_filter_chain";
+        m.filter_chains.push(m.filter_chains[0].clone()) => "filter_chains[1].filter_chain_match";
+        m.filter_chains = vec![m.filter_chains[0].clone(); 65] => "filter_chains";
+        m.filter_chains[0].filter_chain_match = on_port(0)
+            => format!("{CHAIN}.filter_chain_match.destination_port");
+        m.filter_chains[0].filter_chain_match = on_port(65_536)
+            => format!("{CHAIN}.filter_chain_match.destination_port");
+        m.additional_addresses = vec![<_>::default(); 200] => "additional_addresses";
         m.filter_chains[0].use_proxy_proto = ON => format!("{CHAIN}.use_proxy_proto");
         m.filter_chains[0].transport_socket = Some(tls()) => format!("{CHAIN}.transport_socket");
         m.filter_chains[0].filter_chain_match = Some(listener::FilterChainMatch {
             transport_protocol: "tls".to_owned(), ..Default::default()
-        }) => format!("{CHAIN}.filter_chain_match");
+        }) => format!("{CHAIN}.filter_chain_match.transport_protocol");
         m.filter_chains[0].filters.clear() => format!("{CHAIN}.filters");
         m.filter_chains[0].filters[0].config_type = None => format!("{CHAIN}.filters[0]");
         *m = listener_of(typed("type.googleapis.com/x.Y", &())) => format!("{CHAIN}.filters[0]");
@@ -476,10 +508,11 @@ fn resource(ty: ResourceType, content: Vec<u8>) -> Resource {
 
 /// What is accepted can be flattened.
 fn check(resource: &Resource) {
-    match Model::decode(resource) {
+    let message = Message::decode(resource);
+    match message.as_ref().map_err(Clone::clone).and_then(|message| Model::new(NAME, message)) {
         Ok(Model::Listener(listener)) => assert!(!listener.vips.is_empty()),
         Ok(Model::Route(route)) => assert!(!route.clusters.is_empty()),
-        Ok(Model::Cluster(cluster)) => assert!(!cluster.endpoints.as_str().is_empty()),
+        Ok(Model::Cluster(cluster)) => assert_ne!(cluster.source, Source::Assignment("")),
         Ok(Model::Endpoints(endpoints)) => {
             assert!(endpoints.v4.iter().all(|endpoint| endpoint.ip.is_ipv4()));
             assert!(endpoints.v6.iter().all(|endpoint| endpoint.ip.is_ipv6()));

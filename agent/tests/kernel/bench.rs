@@ -70,6 +70,11 @@ impl Bench {
         held
     }
 
+    /// What the records hold of a resource.
+    pub(crate) fn show(&self, ty: ResourceType, name: &str) -> Option<serde_json::Value> {
+        self.runtime.block_on(self.agent().handle().show(ty, name.into()))
+    }
+
     pub(crate) fn stats(&self) -> slotmesh_slots::Stats {
         self.runtime.block_on(self.agent().handle().stats()).expect("the agent runs").0
     }

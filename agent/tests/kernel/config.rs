@@ -52,15 +52,19 @@ pub(crate) fn cluster(name: &str) -> Resource {
     Resource::encode(ResourceType::Cluster, name, &message)
 }
 
-pub(crate) fn endpoints(name: &str, endpoints: &[(SocketAddr, u32)]) -> Resource {
-    let lb_endpoints = endpoints.iter().map(|&(to, weight)| endpoint::LbEndpoint {
+pub(crate) fn lb_endpoint(to: SocketAddr, weight: u32) -> endpoint::LbEndpoint {
+    endpoint::LbEndpoint {
         host_identifier: Some(HostIdentifier::Endpoint(endpoint::Endpoint {
             address: Some(address(to)),
             ..Default::default()
         })),
         load_balancing_weight: Some(UInt32Value { value: weight }),
         ..Default::default()
-    });
+    }
+}
+
+pub(crate) fn endpoints(name: &str, endpoints: &[(SocketAddr, u32)]) -> Resource {
+    let lb_endpoints = endpoints.iter().map(|&(to, weight)| lb_endpoint(to, weight));
     let message = endpoint::ClusterLoadAssignment {
         cluster_name: name.to_owned(),
         endpoints: vec![endpoint::LocalityLbEndpoints {
@@ -72,7 +76,8 @@ pub(crate) fn endpoints(name: &str, endpoints: &[(SocketAddr, u32)]) -> Resource
     Resource::encode(ResourceType::Endpoints, name, &message)
 }
 
-pub(crate) fn route(name: &str, clusters: &[(String, u32)]) -> Resource {
+/// A route that matches everything.
+pub(crate) fn cluster_route(name: &str, clusters: &[(String, u32)]) -> route::Route {
     let weighted = route::WeightedCluster {
         clusters: clusters
             .iter()
@@ -84,22 +89,27 @@ pub(crate) fn route(name: &str, clusters: &[(String, u32)]) -> Resource {
             .collect(),
         ..Default::default()
     };
+    route::Route {
+        name: name.to_owned(),
+        r#match: Some(route::RouteMatch {
+            path_specifier: Some(route::route_match::PathSpecifier::Prefix("/".to_owned())),
+            ..Default::default()
+        }),
+        action: Some(Action::Route(route::RouteAction {
+            cluster_specifier: Some(ClusterSpecifier::WeightedClusters(weighted)),
+            ..Default::default()
+        })),
+        ..Default::default()
+    }
+}
+
+pub(crate) fn route(name: &str, clusters: &[(String, u32)]) -> Resource {
     let message = route::RouteConfiguration {
         name: name.to_owned(),
         virtual_hosts: vec![route::VirtualHost {
             name: name.to_owned(),
             domains: vec!["*".to_owned()],
-            routes: vec![route::Route {
-                r#match: Some(route::RouteMatch {
-                    path_specifier: Some(route::route_match::PathSpecifier::Prefix("/".to_owned())),
-                    ..Default::default()
-                }),
-                action: Some(Action::Route(route::RouteAction {
-                    cluster_specifier: Some(ClusterSpecifier::WeightedClusters(weighted)),
-                    ..Default::default()
-                })),
-                ..Default::default()
-            }],
+            routes: vec![cluster_route("", clusters)],
             ..Default::default()
         }],
         ..Default::default()
@@ -108,6 +118,10 @@ pub(crate) fn route(name: &str, clusters: &[(String, u32)]) -> Resource {
 }
 
 pub(crate) fn tcp_listener(name: &str, vips: &[SocketAddr], clusters: &[(String, u32)]) -> Resource {
+    listener_of(name, vips, vec![chain("", None, tcp_filter(clusters))], None)
+}
+
+pub(crate) fn tcp_filter(clusters: &[(String, u32)]) -> Any {
     let specifier = match clusters {
         [(only, _)] => tcp_proxy::ClusterSpecifier::Cluster(only.clone()),
         _ => tcp_proxy::ClusterSpecifier::WeightedClusters(WeightedCluster {
@@ -122,7 +136,7 @@ pub(crate) fn tcp_listener(name: &str, vips: &[SocketAddr], clusters: &[(String,
         }),
     };
     let proxy = TcpProxy { cluster_specifier: Some(specifier), ..Default::default() };
-    listener(name, vips, Any::from_message(&format!("{FILTERS}.tcp_proxy.v3.TcpProxy"), &proxy))
+    Any::from_message(&format!("{FILTERS}.tcp_proxy.v3.TcpProxy"), &proxy)
 }
 
 pub(crate) fn http_listener(name: &str, vips: &[SocketAddr], route: &str) -> Resource {
@@ -134,22 +148,36 @@ pub(crate) fn http_listener(name: &str, vips: &[SocketAddr], route: &str) -> Res
         ..Default::default()
     };
     let url = format!("{FILTERS}.http_connection_manager.v3.HttpConnectionManager");
-    listener(name, vips, Any::from_message(&url, &manager))
+    listener_of(name, vips, vec![chain("", None, Any::from_message(&url, &manager))], None)
 }
 
-fn listener(name: &str, vips: &[SocketAddr], filter: Any) -> Resource {
+/// A filter chain, of one destination port or of all.
+pub(crate) fn chain(name: &str, port: Option<u16>, filter: Any) -> listener::FilterChain {
+    let filter =
+        listener::Filter { config_type: Some(ConfigType::TypedConfig(filter)), ..Default::default() };
+    let destination_port = port.map(|port| UInt32Value { value: port.into() });
+    listener::FilterChain {
+        name: name.to_owned(),
+        filter_chain_match: port
+            .map(|_| listener::FilterChainMatch { destination_port, ..Default::default() }),
+        filters: vec![filter],
+        ..Default::default()
+    }
+}
+
+pub(crate) fn listener_of(
+    name: &str,
+    vips: &[SocketAddr],
+    filter_chains: Vec<listener::FilterChain>,
+    default_filter_chain: Option<listener::FilterChain>,
+) -> Resource {
     let additional = |&vip| listener::AdditionalAddress { address: Some(address(vip)), ..Default::default() };
     let message = listener::Listener {
         name: name.to_owned(),
         address: vips.first().map(|&vip| address(vip)),
         additional_addresses: vips.iter().skip(1).map(additional).collect(),
-        filter_chains: vec![listener::FilterChain {
-            filters: vec![listener::Filter {
-                config_type: Some(ConfigType::TypedConfig(filter)),
-                ..Default::default()
-            }],
-            ..Default::default()
-        }],
+        filter_chains,
+        default_filter_chain,
         ..Default::default()
     };
     Resource::encode(ResourceType::Listener, name, &message)

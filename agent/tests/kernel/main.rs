@@ -6,6 +6,7 @@ mod bench;
 mod config;
 mod readback;
 mod restart;
+mod rich;
 mod start;
 
 pub(crate) use bench::Bench;

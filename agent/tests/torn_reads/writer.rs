@@ -204,7 +204,8 @@ impl Writer {
         let mut draft = self.engine.draft();
         let handle = draft.handle(KIND_LISTENER, &tree.listener)?;
         let cluster = draft.handle(KIND_CLUSTER, &tree.cluster)?.as_ref();
-        let record = records::Listener { cluster, ..records::Listener::zeroed() };
+        let any = records::Action { cluster, ..records::Action::zeroed() };
+        let record = records::Listener { any, ..records::Listener::zeroed() };
         let root = draft.write_root(&record, &[Vip { key: tree.vip }], version)?;
         draft.publish(handle, root);
         Ok(())

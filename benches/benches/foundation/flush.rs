@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use slotmesh_agent::{
-    config::{Cluster, Endpoint, Endpoints, Model},
+    config::{Balance, Cluster, Endpoint, Endpoints, Limits, Locality, Model, Source},
     flatten::flush,
 };
 use slotmesh_bench::{Samples, row, show, time, verdict};
@@ -52,14 +52,21 @@ impl Drop for Bench {
     }
 }
 
-fn models(n: u16) -> (Model, Model) {
-    let cluster = Cluster { endpoints: "web".into(), connect_timeout_ms: 10_000 };
+fn models(n: u16) -> (Model<'static>, Model<'static>) {
+    let cluster = Cluster {
+        source: Source::Assignment("web"),
+        connect_timeout_ms: 10_000,
+        balance: Balance::Random,
+        limits: Limits::default(),
+    };
     let endpoint = |i: u16| Endpoint {
         ip: [192, 168, 127, (i % 250) as u8].into(),
         port: (9090 + i).try_into().expect("not zero"),
+        locality: 0,
         weight: std::num::NonZeroU32::MIN,
     };
-    let endpoints = Endpoints { v4: (n..n + 10).map(endpoint).collect(), v6: Vec::new() };
+    let localities = vec![Locality::default()];
+    let endpoints = Endpoints { v4: (n..n + 10).map(endpoint).collect(), v6: Vec::new(), localities };
     (Model::Cluster(cluster), Model::Endpoints(endpoints))
 }
 
@@ -68,7 +75,7 @@ fn flush_cluster(
     engine: &mut Engine,
     name: &str,
     version: u64,
-    models: &(Model, Model),
+    models: &(Model<'_>, Model<'_>),
 ) -> anyhow::Result<()> {
     flush(engine.draft(), name, version, &models.0)?;
     flush(engine.draft(), name, version, &models.1)?;

@@ -5,6 +5,7 @@
 //! - [`tree`] lingers on the way from a VIP to its endpoints and checks every record that it meets.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
 mod maps;
 #[path = "../../programs/src/place.rs"]

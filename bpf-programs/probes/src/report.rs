@@ -135,7 +135,7 @@ pub const fn endpoint(owner: u32, version: u64, index: u32, sum: &mut u32) -> En
     Endpoint {
         addr: [owner, (version >> 16) as u32, index, m],
         port: version as u16,
-        reserved: 0,
+        locality: 0,
         threshold: !m,
         alias: *sum,
         weight: m.rotate_left(7),

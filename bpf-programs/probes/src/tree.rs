@@ -118,7 +118,7 @@ impl Reader<'_> {
         let vip = valid(root.at.read::<Vip>(size_of::<Listener>()), root.slot)?;
         expect(Fault::Content, root.slot, 0, u64::from(tree.vip.tag()), u64::from(vip.key.tag()))?;
 
-        let root = self.follow(listener.cluster.ptr(), RESOURCE_CLUSTER, tree.cluster, CLUSTER)?;
+        let root = self.follow(listener.any.cluster.ptr(), RESOURCE_CLUSTER, tree.cluster, CLUSTER)?;
         let cluster = self.record::<Cluster>(&root, 0)?;
         let timeout = u64::from(mix(root.version, 0));
         expect(Fault::Content, root.slot, 0, timeout, u64::from(cluster.connect_timeout_ms))?;

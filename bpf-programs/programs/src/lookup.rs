@@ -1,15 +1,17 @@
-//! VIP -> listener -> route -> cluster -> endpoint: the one look-up that all programs share.
+//! VIP -> listener -> chain -> route -> cluster -> endpoint: the one look-up that all programs share.
 //!
 //! Each handle is loaded exactly once a run, by one volatile load, so a run sees the whole old or the
-//! whole new version of each resource. Every step is O(1): alias tables for clusters and endpoints.
+//! whole new version of each resource. Every step is O(1): alias tables for clusters and endpoints, a cuckoo
+//! table for virtual hosts, a binary search among at most 64 filter chains.
 //! A pointer or count that doesn't fit its slab ends the look-up with a refusal; it never reads past
 //! the slab.
 
-use core::mem::{offset_of, size_of};
+use core::mem::offset_of;
 
 use slotmesh_records::{
-    Cluster, ClusterSet, Endpoint, EndpointChunk, EndpointIndex, Endpoints, Family, Handle, Listener, Record,
-    RecordHeader, Route, SlotPtr, VipKey, VipValue, WeightedCluster, choose,
+    Action, Chain, Chains, Cluster, ClusterRange, ClusterSet, Endpoint, EndpointChunk, EndpointIndex,
+    Endpoints, Family, Handle, Host, HostChunk, HostIndex, Listener, Record, RecordHeader, Route,
+    SlotPtr, VipKey, VipValue, WeightedCluster, choose,
 };
 
 use crate::{
@@ -47,7 +49,7 @@ pub fn look_up(vip: &VipKey, family: Family, mut random: impl FnMut(Choice) -> u
     // has been deleted, and perhaps been entered again. Ask once more.
     let listener = value.listener(vip).or_else(|| entry(vip)?.listener(vip));
     let Some(listener) = listener else { return Found::Pass };
-    match target(listener, family, &mut random) {
+    match target(listener, vip, family, &mut random) {
         Some(target) => Found::Target(target),
         None => Found::Refuse,
     }
@@ -70,20 +72,28 @@ pub enum Choice {
 }
 
 #[inline(always)]
-fn target(listener: SlotPtr, family: Family, random: &mut impl FnMut(Choice) -> u32) -> Option<Target> {
+fn target(
+    listener: SlotPtr,
+    vip: &VipKey,
+    family: Family,
+    random: &mut impl FnMut(Choice) -> u32,
+) -> Option<Target> {
     let at = current(listener)?;
     let listener = record::<Listener>(&at)?;
-    let mut cluster = listener.cluster.ptr();
+    let action = chain(&listener, u16::from_be(vip.port))?;
+    let mut cluster = action.cluster.ptr();
     if cluster.is_null() {
-        // A weighted TCP route and an HTTP route are the same choice over another record.
-        let at = if listener.clusters.ptr().is_null() {
-            current(listener.route.ptr())?
+        // A weighted TCP route and an HTTP route are the same choice over another part of a set.
+        let (set, first, count) = if action.clusters.ptr().is_null() {
+            let range = route(&action, vip)?;
+            (Place::of(range.set.ptr())?, u32::from(range.first), u32::from(range.count))
         } else {
-            Place::of(listener.clusters.ptr())?
+            let set = Place::of(action.clusters.ptr())?;
+            let count = set.read::<RecordHeader>(0)?.count;
+            (set, 0, count)
         };
-        const { assert!(size_of::<Route>() == size_of::<ClusterSet>()) };
-        let count = at.read::<RecordHeader>(0)?.count;
-        let element = |i: u32| at.read::<WeightedCluster>(tail::<Route, WeightedCluster>(i));
+        let element =
+            |i: u32| set.read::<WeightedCluster>(tail::<ClusterSet, WeightedCluster>(first.wrapping_add(i)));
         let (i, fraction) = choose(random(Choice::Cluster), count);
         let mut chosen = element(i)?;
         if fraction >= chosen.threshold {
@@ -93,15 +103,67 @@ fn target(listener: SlotPtr, family: Family, random: &mut impl FnMut(Choice) -> 
     }
     let handle = Place::of(cluster)?;
     let at = Place::of(handle.load_current()?)?;
-    let cluster = handle.read::<u64>(offset_of!(Handle, name_hash))?;
-    let assignment = record::<Cluster>(&at)?.endpoints.ptr();
-    let endpoint = endpoint(assignment, family, random)?;
-    Some(Target { addr: endpoint.addr, port: endpoint.port, cluster })
+    let name = handle.read::<u64>(offset_of!(Handle, name_hash))?;
+    let cluster = record::<Cluster>(&at)?;
+    let inline = cluster.inline.ptr();
+    let endpoints = if inline.is_null() { current(cluster.endpoints.ptr())? } else { Place::of(inline)? };
+    let endpoint = endpoint(&endpoints, family, random)?;
+    Some(Target { addr: endpoint.addr, port: endpoint.port, cluster: name })
+}
+
+/// What the filter chain of a port does: the one that matches it, else the one that matches all.
+#[inline(always)]
+fn chain(listener: &Listener, port: u16) -> Option<Action> {
+    let chains = listener.chains.ptr();
+    if chains.is_null() {
+        return Some(listener.any);
+    }
+    let at = Place::of(chains)?;
+    let count = at.read::<RecordHeader>(0)?.count;
+    let port_of = |i: u32| at.read::<u16>(tail::<Chains, Chain>(i) + offset_of!(Chain, port));
+    // The last chain whose port is not above: a binary search by halving steps.
+    let mut found = 0;
+    let mut step = Chains::CAPACITY;
+    while step > 0 {
+        let next = found + step;
+        if next < count && port_of(next)? <= port {
+            found = next;
+        }
+        step /= 2;
+    }
+    if port_of(found)? == port {
+        return at.read::<Action>(tail::<Chains, Chain>(found) + offset_of!(Chain, action));
+    }
+    Some(listener.any)
+}
+
+/// The clusters that a route configuration has for an address: those of the virtual host that names
+/// the address with its port, else without, else of `*`.
+#[inline(always)]
+fn route(action: &Action, vip: &VipKey) -> Option<ClusterRange> {
+    let inline = action.inline.ptr();
+    let at = if inline.is_null() { current(action.route.ptr())? } else { Place::of(inline)? };
+    let route = record::<Route>(&at)?;
+    let index = route.index.ptr();
+    if index.is_null() {
+        return Some(route.any);
+    }
+    let at = Place::of(index)?;
+    let index = record::<HostIndex>(&at)?;
+    for port in [vip.port, 0] {
+        for place in HostIndex::places(vip.addr, port, index.size, index.seed) {
+            let chunk = at.read::<SlotPtr>(tail::<HostIndex, SlotPtr>(place / HostChunk::CAPACITY))?;
+            let host = Place::of(chunk)?.read::<Host>(tail::<HostChunk, Host>(place % HostChunk::CAPACITY))?;
+            if host.addr == vip.addr && host.port == port && !host.clusters.set.ptr().is_null() {
+                return Some(host.clusters);
+            }
+        }
+    }
+    Some(route.any)
 }
 
 #[inline(always)]
-fn endpoint(assignment: SlotPtr, family: Family, random: &mut impl FnMut(Choice) -> u32) -> Option<Endpoint> {
-    let at = current(assignment)?;
+fn endpoint(at: &Place, family: Family, random: &mut impl FnMut(Choice) -> u32) -> Option<Endpoint> {
     let head = at.read::<Endpoints>(0)?;
     let (first, count) = match family {
         Family::V4 => (0, head.v4),

@@ -4,6 +4,7 @@
 //! periods cover non-sleepable programs only.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
 mod connect;
 mod getpeername;

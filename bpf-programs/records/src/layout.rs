@@ -120,6 +120,10 @@ impl<T: 'static> Member for pointer::Owned<T> {
     const SHAPE: Shape = Shape { name: "Owned", size: 4, points: Points::Owned, fields: &[] };
 }
 
+impl<T: 'static> Member for pointer::Within<T> {
+    const SHAPE: Shape = Shape { name: "Within", size: 4, points: Points::Nothing, fields: &[] };
+}
+
 impl<T: 'static> Member for pointer::Ref<T> {
     const SHAPE: Shape = Shape { name: "Ref", size: 4, points: Points::Ref, fields: &[] };
 }
@@ -190,9 +194,10 @@ fn visit_shape(shape: &Shape, bytes: &[u8], visit: &mut impl FnMut(Points, SlotP
 /// under another pin root.
 ///
 /// It can't see what a number means: whoever changes `VipKey::tag`, the encoding of `VipValue`,
-/// `choose`, the size of a unit or the numbers of resource types raises the number in its seed.
+/// `choose`, `HostIndex::places`, what [`Text`](crate::Text) holds, the size of a unit or the numbers of
+/// resource types raises the number in its seed.
 pub const LAYOUT_HASH: u64 = {
-    let mut hash = fnv1a(FNV_OFFSET, b"slotmesh records 1");
+    let mut hash = fnv1a(FNV_OFFSET, b"slotmesh records 2");
     let mut i = 0;
     while i < model::LAYOUTS.len() {
         let layout = &model::LAYOUTS[i];

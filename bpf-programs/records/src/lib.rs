@@ -7,9 +7,14 @@
 //!
 //! ```text
 //! Superblock -> DirectoryPage -> Handle* -> current version of one xDS resource
-//! VIP map    -> Handle(listener) -> Listener -> Handle(cluster) -> Cluster -> Handle(endpoints) -> Endpoints
-//!                                   |-> ClusterSet -> Handle(cluster)*          (weighted TCP route)
-//!                                   |-> Handle(route) -> Route -> Handle(cluster)*
+//! VIP map    -> Handle(listener) -> Listener -> Chains
+//!               its chain  |-> Handle(cluster)                                  (TCP route)
+//!                          |-> ClusterSet -> Handle(cluster)*                   (weighted TCP route)
+//!                          |-> Handle(route) -> Route -> ClusterSet*            (HTTP route)
+//!                                                 |-> HostIndex -> HostChunk*   (virtual hosts by address)
+//! Handle(cluster) -> Cluster -> Handle(endpoints) -> Endpoints, EndpointIndex   (EDS)
+//!                       |-> Endpoints, EndpointIndex                            (STATIC)
+//! what only people read: names, domains, localities                -> Text
 //! ```
 //!
 //! Invariants: no implicit padding (`bytemuck::Pod` refuses it), every field at its natural
@@ -22,12 +27,19 @@ mod maps;
 mod model;
 mod pointer;
 mod question;
+mod route;
 
 pub use layout::{LAYOUT_HASH, Record, RecordHeader, RecordKind};
-pub use maps::{Identity, STATE_VERSION, SocketState, VipKey, VipValue, name_hash};
+pub use maps::{Identity, STATE_VERSION, SocketState, VipKey, VipValue, name_hash, words};
 pub use model::{
-    Cluster, ClusterSet, DirectoryPage, Endpoint, EndpointChunk, EndpointIndex, Endpoints, Handle, Listener,
-    Route, Superblock, Vip, WeightedCluster, choose,
+    Cluster, DirectoryPage, Endpoint, EndpointChunk, EndpointIndex, Endpoints, Handle, NO_LIMIT, Superblock,
+    Text, balance, choose,
 };
-pub use pointer::{MAX_SLABS, Owned, Ref, SLAB_BYTES, SlabIndex, SlotPtr, UNIT_BYTES, UNITS_PER_SLAB};
+pub use pointer::{
+    MAX_SLABS, Owned, Ref, SLAB_BYTES, SlabIndex, SlotPtr, UNIT_BYTES, UNITS_PER_SLAB, Within,
+};
 pub use question::{Answer, Family, Question, Verdict};
+pub use route::{
+    Action, Chain, Chains, ClusterRange, ClusterSet, Host, HostChunk, HostIndex, Listener, Route, Vip,
+    WeightedCluster,
+};

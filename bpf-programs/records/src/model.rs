@@ -1,11 +1,13 @@
-//! The records themselves.
+//! The records of the directory, of clusters and of endpoints; those that lead to clusters are in
+//! `route`.
 
 use bytemuck::{Pod, Zeroable};
 use slotmesh_records_derive::{Member, Record};
 
 use crate::{
-    Owned, Ref, SLAB_BYTES, SlotPtr, VipKey,
+    Owned, Ref, SLAB_BYTES, SlotPtr,
     layout::{Layout, Record as _, RecordHeader},
+    route::{Chains, ClusterSet, HostChunk, HostIndex, Listener, Route},
 };
 
 /// All records, the source of the layout hash.
@@ -20,6 +22,10 @@ pub(crate) const LAYOUTS: &[Layout] = &[
     Endpoints::LAYOUT,
     EndpointIndex::LAYOUT,
     EndpointChunk::LAYOUT,
+    Text::LAYOUT,
+    Chains::LAYOUT,
+    HostIndex::LAYOUT,
+    HostChunk::LAYOUT,
 ];
 
 /// The first slot of the first slab: the root from which every handle is found.
@@ -66,75 +72,59 @@ pub struct Handle {
     pub name_hash: u64,
 }
 
-/// `envoy.config.listener.v3.Listener`: where the connections of its VIPs go. Exactly one of
-/// `cluster`, `clusters` and `route` is not null.
+/// Text and numbers that only people and the agent read, packed one behind the other: what exactly
+/// follows from where the text hangs (`agent/src/packed.rs`). Beyond a slot it goes on in `next`.
 #[derive(Clone, Copy, Debug, Pod, Zeroable, Record)]
-#[record(kind = 4, tail = Vip)]
+#[record(kind = 11, tail = u8)]
 #[repr(C)]
-pub struct Listener {
+pub struct Text {
     /// Record header.
     pub header: RecordHeader,
-    /// The only cluster of a TCP route.
-    pub cluster: Ref<Handle>,
-    /// The clusters of a weighted TCP route.
-    pub clusters: Owned<ClusterSet>,
-    /// The route configuration of an HTTP listener.
-    pub route: Ref<Handle>,
+    /// What follows.
+    pub next: Owned<Text>,
     /// Zero.
     pub reserved: u32,
 }
 
-/// A virtual address of a listener, so that whoever replaces the listener knows which to remove.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable, Member)]
-#[repr(C)]
-pub struct Vip {
-    /// The key in the VIP map.
-    pub key: VipKey,
+impl Text {
+    /// Bytes in a full slot.
+    pub const CAPACITY: usize = 4096 - size_of::<Self>();
 }
 
-/// Clusters with an alias table over their weights.
-#[derive(Clone, Copy, Debug, Pod, Zeroable, Record)]
-#[record(kind = 5, tail = WeightedCluster)]
-#[repr(C)]
-pub struct ClusterSet {
-    /// Record header.
-    pub header: RecordHeader,
+/// A limit that isn't there.
+pub const NO_LIMIT: u32 = u32::MAX;
+
+/// How a cluster's endpoints are chosen: the numbers in [`Cluster::balance`].
+pub mod balance {
+    /// By a random number.
+    pub const RANDOM: u32 = 0;
+    /// One after the other, by weight.
+    pub const ROUND_ROBIN: u32 = 1;
 }
 
-/// `envoy.config.route.v3.RouteConfiguration`: its default route's clusters.
-#[derive(Clone, Copy, Debug, Pod, Zeroable, Record)]
-#[record(kind = 6, tail = WeightedCluster)]
-#[repr(C)]
-pub struct Route {
-    /// Record header.
-    pub header: RecordHeader,
-}
-
-/// An element of an alias table of clusters: see [`choose`].
-#[derive(Clone, Copy, Debug, Pod, Zeroable, Member)]
-#[repr(C)]
-pub struct WeightedCluster {
-    /// The cluster.
-    pub cluster: Ref<Handle>,
-    /// Below it this element is taken, else `alias`.
-    pub threshold: u32,
-    /// The element to take instead.
-    pub alias: u32,
-    /// The weight as configured.
-    pub weight: u32,
-}
-
-/// `envoy.config.cluster.v3.Cluster`
+/// `envoy.config.cluster.v3.Cluster`. One of `endpoints` and `inline` is not null.
 #[derive(Clone, Copy, Debug, Pod, Zeroable, Record)]
 #[record(kind = 7)]
 #[repr(C)]
 pub struct Cluster {
     /// Record header.
     pub header: RecordHeader,
-    /// Its load assignment.
+    /// EDS: its load assignment.
     pub endpoints: Ref<Handle>,
+    /// STATIC: its own load assignment, an [`Endpoints`] or [`EndpointIndex`] record.
+    pub inline: Owned<Endpoints>,
     /// Connect timeout in milliseconds.
     pub connect_timeout_ms: u32,
+    /// How an endpoint is chosen: see [`balance`].
+    pub balance: u32,
+    /// The most connections at a time; [`NO_LIMIT`] for none.
+    pub max_connections: u32,
+    /// The most requests that wait for a connection, as configured: there are none at connect time.
+    pub max_pending_requests: u32,
+    /// The most requests at a time, as configured.
+    pub max_requests: u32,
+    /// The most retries at a time, as configured.
+    pub max_retries: u32,
 }
 
 /// `envoy.config.endpoint.v3.ClusterLoadAssignment` that fits one slot: the IPv4 endpoints, then the
@@ -149,6 +139,17 @@ pub struct Endpoints {
     pub v4: u32,
     /// How many endpoints are IPv6.
     pub v6: u32,
+    /// [`WEIGHTED_V4`](Self::WEIGHTED_V4), [`WEIGHTED_V6`](Self::WEIGHTED_V6).
+    pub flags: u32,
+    /// Names, priorities and weights of the localities; null where there are none to tell of.
+    pub localities: Owned<Text>,
+}
+
+impl Endpoints {
+    /// The IPv4 endpoints differ in weight.
+    pub const WEIGHTED_V4: u32 = 1;
+    /// The IPv6 endpoints differ in weight.
+    pub const WEIGHTED_V6: u32 = 2;
 }
 
 /// A load assignment that needs several slots. Begins like [`Endpoints`]; endpoint `i` is element
@@ -163,6 +164,16 @@ pub struct EndpointIndex {
     pub v4: u32,
     /// How many endpoints are IPv6.
     pub v6: u32,
+    /// As in [`Endpoints::flags`].
+    pub flags: u32,
+    /// As in [`Endpoints::localities`].
+    pub localities: Owned<Text>,
+}
+
+impl EndpointIndex {
+    /// The most endpoints: what the chunks of a full slot hold.
+    pub const CAPACITY: usize =
+        (4096 - size_of::<Self>()) / size_of::<SlotPtr>() * EndpointChunk::CAPACITY as usize;
 }
 
 /// A piece of a long load assignment.
@@ -189,8 +200,8 @@ pub struct Endpoint {
     pub addr: [u32; 4],
     /// The port, network order.
     pub port: u16,
-    /// Zero.
-    pub reserved: u16,
+    /// The number of its locality in the message.
+    pub locality: u16,
     /// Below it this element is taken, else `alias`.
     pub threshold: u32,
     /// The element to take instead, counted from the start of its family's table.
@@ -212,8 +223,14 @@ const _: () = {
     assert!(size_of::<Superblock>() <= crate::UNIT_BYTES);
     assert!(size_of::<Handle>() == 32);
     assert!(size_of::<Endpoint>() == 32);
+    assert!(size_of::<Cluster>() <= crate::UNIT_BYTES);
+    assert!(
+        size_of::<Endpoints>() + EndpointChunk::CAPACITY as usize * size_of::<Endpoint>() <= 4096,
+        "what isn't chunked fits one slot"
+    );
     assert!(size_of::<EndpointChunk>() + EndpointChunk::CAPACITY as usize * size_of::<Endpoint>() <= 4096);
     assert!(core::mem::offset_of!(Endpoints, v4) == core::mem::offset_of!(EndpointIndex, v4));
+    assert!(size_of::<Endpoints>() == size_of::<EndpointIndex>());
     assert!(core::mem::offset_of!(Handle, current) % 4 == 0 && SLAB_BYTES == 65_536);
     let mut i = 0;
     while i < LAYOUTS.len() {
@@ -232,11 +249,15 @@ mod tests {
     use std::{vec, vec::Vec};
 
     use super::*;
-    use crate::layout::{Malformed, Points, pointers};
+    use crate::{
+        WeightedCluster,
+        layout::{Malformed, Points, pointers},
+    };
 
-    fn route(clusters: &[u32]) -> Vec<u8> {
-        let header = RecordHeader { kind: Route::KIND, units: 1, count: clusters.len() as u32, version: 1 };
-        let mut bytes = bytemuck::bytes_of(&Route { header }).to_vec();
+    fn set(clusters: &[u32]) -> Vec<u8> {
+        let header =
+            RecordHeader { kind: ClusterSet::KIND, units: 1, count: clusters.len() as u32, version: 1 };
+        let mut bytes = bytemuck::bytes_of(&ClusterSet { header }).to_vec();
         for &cluster in clusters {
             let element = WeightedCluster {
                 cluster: Ref::new(SlotPtr::from_bits(cluster)),
@@ -250,13 +271,13 @@ mod tests {
     #[test]
     fn pointers_follow_from_the_field_types() {
         let mut found = vec![];
-        pointers(&route(&[5, 0, 9]), |points, ptr| found.push((points, ptr.bits()))).unwrap();
+        pointers(&set(&[5, 0, 9]), |points, ptr| found.push((points, ptr.bits()))).unwrap();
         assert_eq!(found, [(Points::Ref, 5), (Points::Ref, 9)]);
     }
 
     #[test]
     fn damaged_records_are_refused() {
-        let good = route(&[5, 6]);
+        let good = set(&[5, 6]);
         assert_eq!(pointers(&good[..good.len() - 1], |_, _| {}).unwrap_err(), Malformed::TooShort);
         assert_eq!(pointers(&good[..7], |_, _| {}).unwrap_err(), Malformed::TooShort);
         let mut unknown = good.clone();

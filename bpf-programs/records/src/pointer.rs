@@ -143,6 +143,11 @@ typed_pointer! {
     /// A reference to a [`Handle`](crate::Handle), which has a life of its own.
     Ref
 }
+typed_pointer! {
+    /// A shortcut to a record that the same version owns by another path: it lives as long, and whoever
+    /// walks the records gets there by its owner.
+    Within
+}
 
 #[cfg(test)]
 mod tests {

@@ -1,0 +1,207 @@
+//! What the kernel's records hold of a resource, read back for people: JSON with names for pointers.
+
+use serde_json::{Value, json};
+use slotmesh_records::{
+    Action, Chains, Cluster, ClusterSet, Endpoint, EndpointChunk, EndpointIndex, Endpoints, Handle,
+    HostChunk, HostIndex, Listener, NO_LIMIT, Owned, Ref, Route, SlotPtr, Text, VipKey, balance, name_hash,
+};
+use slotmesh_slots::{Engine, HandlePtr};
+use slotmesh_xds::{ResourceType, Version};
+
+use crate::packed::Unpacker;
+
+/// The current version behind a handle; `None` where it has none.
+pub(crate) fn show(engine: &Engine, ty: ResourceType, handle: HandlePtr) -> Option<Value> {
+    let root = engine.current(handle);
+    let records = Records(engine);
+    let mut shown = match ty {
+        ResourceType::Cluster => records.cluster(root),
+        ResourceType::Endpoints => records.endpoints(root),
+        ResourceType::Route => records.route(root),
+        ResourceType::Listener => records.listener(root),
+    }?;
+    shown["name"] = engine.name(handle)?.into();
+    shown["version"] = Version::from_u64(records.version(ty, root)?)?.to_string().into();
+    Some(shown)
+}
+
+struct Records<'e>(&'e Engine);
+
+impl Records<'_> {
+    fn version(&self, ty: ResourceType, root: SlotPtr) -> Option<u64> {
+        let header = match ty {
+            ResourceType::Cluster => self.0.record::<Cluster>(root)?.0.header,
+            ResourceType::Endpoints => match self.0.record::<Endpoints>(root) {
+                Some((record, _)) => record.header,
+                None => self.0.record::<EndpointIndex>(root)?.0.header,
+            },
+            ResourceType::Route => self.0.record::<Route>(root)?.0.header,
+            ResourceType::Listener => self.0.record::<Listener>(root)?.0.header,
+        };
+        Some(header.version)
+    }
+
+    fn cluster(&self, root: SlotPtr) -> Option<Value> {
+        let (cluster, _) = self.0.record::<Cluster>(root)?;
+        let limit = |limit: u32| (limit != NO_LIMIT).then_some(limit);
+        Some(json!({
+            "balance": match cluster.balance {
+                balance::RANDOM => "random",
+                balance::ROUND_ROBIN => "round robin",
+                _ => "unknown",
+            },
+            "connectTimeoutMs": cluster.connect_timeout_ms,
+            "maxConnections": limit(cluster.max_connections),
+            "maxPendingRequests": limit(cluster.max_pending_requests),
+            "maxRequests": limit(cluster.max_requests),
+            "maxRetries": limit(cluster.max_retries),
+            "assignment": self.name(cluster.endpoints),
+            "endpoints": self.endpoints(cluster.inline.ptr()),
+        }))
+    }
+
+    fn endpoints(&self, root: SlotPtr) -> Option<Value> {
+        let mut elements: Vec<Endpoint> = Vec::new();
+        let localities = if let Some((record, tail)) = self.0.record::<Endpoints>(root) {
+            elements.extend(tail);
+            record.localities
+        } else {
+            let (record, chunks) = self.0.record::<EndpointIndex>(root)?;
+            for chunk in chunks {
+                elements.extend(self.0.record::<EndpointChunk>(chunk.ptr())?.1);
+            }
+            record.localities
+        };
+        let address = |endpoint: &Endpoint| {
+            VipKey { addr: endpoint.addr, port: endpoint.port, protocol: 0, reserved: 0 }.socket_addr()
+        };
+        let elements = elements.iter().map(|endpoint| {
+            json!({
+                "address": address(endpoint).to_string(),
+                "weight": endpoint.weight,
+                "locality": endpoint.locality,
+            })
+        });
+        Some(json!({ "endpoints": elements.collect::<Vec<_>>(), "localities": self.localities(localities)? }))
+    }
+
+    fn localities(&self, text: Owned<Text>) -> Option<Vec<Value>> {
+        let bytes = self.text(text)?;
+        let mut text = Unpacker(&bytes);
+        let count = if bytes.is_empty() { 0 } else { text.number()? };
+        (0..count)
+            .map(|_| {
+                Some(json!({
+                    "region": text.text()?,
+                    "zone": text.text()?,
+                    "subZone": text.text()?,
+                    "priority": text.number()?,
+                    "weight": Some(text.number()?).filter(|&weight| weight != 0),
+                }))
+            })
+            .collect()
+    }
+
+    fn listener(&self, root: SlotPtr) -> Option<Value> {
+        let (listener, vips) = self.0.record::<Listener>(root)?;
+        let mut chains: Vec<(Option<u16>, Action)> = Vec::new();
+        if !listener.chains.ptr().is_null() {
+            let (_, matching) = self.0.record::<Chains>(listener.chains.ptr())?;
+            chains.extend(matching.iter().map(|chain| (Some(chain.port), chain.action)));
+        }
+        let names = self.text(listener.names)?;
+        let mut names = Unpacker(&names);
+        let mut named = std::collections::BTreeMap::new();
+        for _ in 0..names.number().unwrap_or(0) {
+            named.insert(names.number()?, names.text()?);
+        }
+        chains.push((None, listener.any));
+        let chains = chains.into_iter().filter_map(|(port, action)| {
+            Some(json!({
+                "name": named.get(&port.map_or(0, u32::from)),
+                "port": port,
+                "to": self.action(&action)?,
+            }))
+        });
+        let vips: Vec<String> = vips.iter().map(|vip| vip.key.socket_addr().to_string()).collect();
+        Some(json!({ "addresses": vips, "chains": chains.collect::<Vec<_>>() }))
+    }
+
+    /// `None` where it leads nowhere.
+    fn action(&self, action: &Action) -> Option<Value> {
+        if let Some(cluster) = self.name(action.cluster) {
+            return Some(json!({ "cluster": cluster }));
+        }
+        if let Some(route) = self.name(action.route) {
+            return Some(json!({ "route": route }));
+        }
+        if let Some((_, set)) = self.0.record::<ClusterSet>(action.clusters.ptr()) {
+            let clusters: Vec<Value> = set.iter().map(|cluster| self.weighted(cluster)).collect();
+            return Some(json!({ "clusters": clusters }));
+        }
+        self.route(action.inline.ptr())
+    }
+
+    fn weighted(&self, element: &slotmesh_records::WeightedCluster) -> Value {
+        json!({ "cluster": self.name(element.cluster), "weight": element.weight })
+    }
+
+    fn route(&self, root: SlotPtr) -> Option<Value> {
+        let (route, sets) = self.0.record::<Route>(root)?;
+        let bytes = self.text(route.text)?;
+        let mut text = Unpacker(&bytes);
+        let hosts = (0..text.number()?)
+            .map(|_| {
+                let name = text.text()?;
+                let domains =
+                    (0..text.number()?).map(|_| Some(text.text()?.to_owned())).collect::<Option<Vec<_>>>()?;
+                let routes = (0..text.number()?)
+                    .map(|_| {
+                        let name = text.text()?;
+                        let (set, first, count) = (text.number()?, text.number()?, text.number()?);
+                        let (_, set) = self.0.record::<ClusterSet>(sets.get(set as usize)?.ptr())?;
+                        let clusters = set.get(first as usize..)?.get(..count as usize)?;
+                        let clusters: Vec<Value> = clusters.iter().map(|one| self.weighted(one)).collect();
+                        Some(json!({ "name": name, "clusters": clusters }))
+                    })
+                    .collect::<Option<Vec<_>>>()?;
+                Some(json!({ "name": name, "domains": domains, "routes": routes }))
+            })
+            .collect::<Option<Vec<_>>>()?;
+        Some(json!({ "virtualHosts": hosts, "addresses": self.addresses(route.index)? }))
+    }
+
+    /// How many addresses virtual hosts can be chosen by.
+    fn addresses(&self, index: Owned<HostIndex>) -> Option<usize> {
+        if index.ptr().is_null() {
+            return Some(0);
+        }
+        let (_, chunks) = self.0.record::<HostIndex>(index.ptr())?;
+        chunks
+            .iter()
+            .map(|chunk| {
+                let (_, hosts) = self.0.record::<HostChunk>(chunk.ptr())?;
+                Some(hosts.iter().filter(|host| !host.clusters.set.ptr().is_null()).count())
+            })
+            .sum()
+    }
+
+    /// The name of the resource behind a handle; `None` for null.
+    fn name(&self, handle: Ref<Handle>) -> Option<&str> {
+        let (record, name) = self.0.record::<Handle>(handle.ptr())?;
+        let name = std::str::from_utf8(name).ok()?;
+        debug_assert_eq!(record.name_hash, name_hash(name));
+        Some(name)
+    }
+
+    /// All pieces of a text behind each other.
+    fn text(&self, mut at: Owned<Text>) -> Option<Vec<u8>> {
+        let mut bytes = Vec::new();
+        while !at.ptr().is_null() {
+            let (record, piece) = self.0.record::<Text>(at.ptr())?;
+            bytes.extend_from_slice(piece);
+            at = record.next;
+        }
+        Some(bytes)
+    }
+}
