@@ -7,6 +7,7 @@ use std::{
     num::NonZeroUsize,
     os::fd::AsFd as _,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use proptest::prelude::*;
@@ -23,7 +24,11 @@ const ROUTE: ResourceKind = ResourceKind(3);
 
 /// Slabs that outlive an engine, as pinned maps do.
 #[derive(Default)]
-struct Pins(Mutex<BTreeMap<u32, File>>);
+struct Pins {
+    files: Mutex<BTreeMap<u32, File>>,
+    /// How long a barrier takes.
+    grace_period: Duration,
+}
 
 struct Files {
     pins: Arc<Pins>,
@@ -32,7 +37,7 @@ struct Files {
 
 impl Backing for Files {
     fn create(&self, slabs: &[SlabIndex]) -> Result<Vec<MappedSlab>, BackingError> {
-        let mut pins = self.pins.0.lock().unwrap();
+        let mut pins = self.pins.files.lock().unwrap();
         slabs
             .iter()
             .map(|&index| {
@@ -46,7 +51,7 @@ impl Backing for Files {
     }
 
     fn remove(&self, slabs: Vec<MappedSlab>) -> Result<(), BackingError> {
-        let mut pins = self.pins.0.lock().unwrap();
+        let mut pins = self.pins.files.lock().unwrap();
         for slab in slabs {
             pins.remove(&slab.index().get());
             self.range.unmap(slab)?;
@@ -55,11 +60,12 @@ impl Backing for Files {
     }
 
     fn barrier(&self) -> Result<(), BackingError> {
+        std::thread::sleep(self.pins.grace_period);
         Ok(())
     }
 
     fn existing(&self) -> Result<Vec<MappedSlab>, BackingError> {
-        let pins = self.pins.0.lock().unwrap();
+        let pins = self.pins.files.lock().unwrap();
         pins.iter()
             .map(|(&index, file)| Ok(self.range.map(SlabIndex::new(index).unwrap(), file.as_fd())?))
             .collect()
@@ -253,7 +259,7 @@ fn idle_slabs_are_given_back_and_can_be_created_again() {
     assert!(full >= 5, "{full}");
     let stats = empty(&mut engine);
     assert!(stats.slabs < full && stats.empty_slabs <= SMALL.high_watermark, "{stats:?}");
-    assert_eq!(pins.0.lock().unwrap().len(), stats.slabs as usize);
+    assert_eq!(pins.files.lock().unwrap().len(), stats.slabs as usize);
     assert_eq!(fill(&mut engine), full);
 }
 
@@ -294,6 +300,35 @@ fn all_settings_can_change_while_running() {
     assert_eq!(engine.stats().empty_slabs, SMALL.high_watermark);
     engine.set_config(Config { initial: 7, ..SMALL }).unwrap_err();
     assert_eq!(*engine.config(), SMALL, "refused settings change nothing");
+}
+
+/// As fast as the owner can, against grace periods that take their time: what is in quarantine stays
+/// bounded by what two of them see retired, and no update is refused, however few slots there are.
+#[test]
+fn sustained_churn_never_runs_out_of_slots() {
+    const NAMES: usize = 16;
+    const UPDATES: usize = 60_000;
+    let config = Config { initial: 4, cap: 4, high_watermark: 4, ..SMALL };
+    let pins: Arc<Pins> = Arc::new(Pins { grace_period: Duration::from_micros(500), ..Pins::default() });
+    let (mut engine, _) = open_with(&pins, &[], config);
+    let slots = 4 * 1024 / 8;
+    let mut most = 0;
+    for i in 0..UPDATES {
+        let ports: Vec<u16> = (0..12).map(|port| port + i as u16).collect();
+        assignment(&mut engine, &format!("service-{}", i % NAMES), &ports, i as u64 + 1).unwrap();
+        engine.poll();
+        most = most.max(engine.stats().quarantined);
+    }
+    assert!(most < slots, "{most} slots in quarantine of {slots}");
+    for n in 0..NAMES {
+        assert_eq!(ports(&engine, &format!("service-{n}")).unwrap().len(), 12);
+    }
+    engine.settle();
+    let stats = engine.stats();
+    assert_eq!((stats.quarantined, totals(&engine).1), (0, 0));
+    assert_eq!(totals(&engine).0 as usize, 2 * NAMES + 2, "handles, versions, superblock, directory page");
+    let periods = stats.grace_periods;
+    assert!(periods > 10 && periods < UPDATES as u64 / 10, "{periods} grace periods free many slots each");
 }
 
 #[test]
