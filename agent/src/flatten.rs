@@ -16,7 +16,7 @@ use slotmesh_records::{
     self as records, ClusterRange, EndpointChunk, EndpointIndex, NO_LIMIT, Owned, RecordHeader, Ref, Text,
     Vip, VipKey, Within, balance,
 };
-use slotmesh_slots::{Draft, Full, HandlePtr, ResourceKind};
+use slotmesh_slots::{HandlePtr, Records, ResourceKind};
 use slotmesh_xds::ResourceType;
 
 use crate::{
@@ -48,7 +48,12 @@ pub fn resource_type(kind_: ResourceKind) -> Option<ResourceType> {
 ///
 /// # Errors
 /// Where no slot is to be had; nothing has changed then.
-pub fn flush(mut draft: Draft<'_>, name: &str, version: u64, model: &Model<'_>) -> Result<HandlePtr, Full> {
+pub fn flush<D: Records>(
+    mut draft: D,
+    name: &str,
+    version: u64,
+    model: &Model<'_>,
+) -> Result<HandlePtr, D::Error> {
     match model {
         Model::Cluster(cluster) => {
             let root = write_cluster(&mut draft, cluster, version)?;
@@ -69,14 +74,14 @@ pub fn flush(mut draft: Draft<'_>, name: &str, version: u64, model: &Model<'_>) 
     }
 }
 
-fn publish<R: records::Record>(
-    mut draft: Draft<'_>,
+fn publish<D: Records, R: records::Record>(
+    mut draft: D,
     ty: ResourceType,
     name: &str,
     root: Owned<R>,
-) -> Result<HandlePtr, Full> {
+) -> Result<HandlePtr, D::Error> {
     let handle = draft.handle(kind(ty), name)?;
-    draft.publish(handle, root);
+    draft.publish(handle, root)?;
     Ok(handle)
 }
 
@@ -84,11 +89,11 @@ fn publish<R: records::Record>(
 const HEADER: RecordHeader =
     RecordHeader { kind: records::RecordKind::new(0), units: 0, count: 0, version: 0 };
 
-fn write_cluster(
-    draft: &mut Draft<'_>,
+fn write_cluster<D: Records>(
+    draft: &mut D,
     cluster: &Cluster<'_>,
     version: u64,
-) -> Result<Owned<records::Cluster>, Full> {
+) -> Result<Owned<records::Cluster>, D::Error> {
     let (endpoints, inline) = match &cluster.source {
         Source::Assignment(name) => {
             (draft.handle(kind(ResourceType::Endpoints), name)?.as_ref(), Owned::NULL)
@@ -115,11 +120,11 @@ fn write_cluster(
 
 /// The tables of both families behind each other, in one slot or, where they don't fit it, in chunks:
 /// then the record is an `EndpointIndex`, which begins alike.
-fn write_endpoints(
-    draft: &mut Draft<'_>,
+fn write_endpoints<D: Records>(
+    draft: &mut D,
     endpoints: &Endpoints<'_>,
     version: u64,
-) -> Result<Owned<records::Endpoints>, Full> {
+) -> Result<Owned<records::Endpoints>, D::Error> {
     let (v4, v6) = (endpoints.v4.len() as u32, endpoints.v6.len() as u32);
     let mut elements = Vec::with_capacity(endpoints.v4.len() + endpoints.v6.len());
     let mut flags = 0;
@@ -162,7 +167,7 @@ fn table(endpoints: &[Endpoint], elements: &mut Vec<records::Endpoint>) -> bool 
     true
 }
 
-fn write_localities(draft: &mut Draft<'_>, endpoints: &Endpoints<'_>) -> Result<Owned<Text>, Full> {
+fn write_localities<D: Records>(draft: &mut D, endpoints: &Endpoints<'_>) -> Result<Owned<Text>, D::Error> {
     let localities = &endpoints.localities;
     if localities.iter().all(crate::config::Locality::is_anonymous) {
         return Ok(Owned::NULL);
@@ -180,7 +185,7 @@ fn write_localities(draft: &mut Draft<'_>, endpoints: &Endpoints<'_>) -> Result<
 }
 
 /// The last piece first: each points at the one behind it.
-fn write_text(draft: &mut Draft<'_>, text: &Packer) -> Result<Owned<Text>, Full> {
+fn write_text<D: Records>(draft: &mut D, text: &Packer) -> Result<Owned<Text>, D::Error> {
     let mut next = Owned::NULL;
     for piece in text.bytes().chunks(Text::CAPACITY).rev() {
         next = draft.write(&Text { header: HEADER, next, reserved: 0 }, piece)?;
@@ -188,11 +193,11 @@ fn write_text(draft: &mut Draft<'_>, text: &Packer) -> Result<Owned<Text>, Full>
     Ok(next)
 }
 
-fn write_listener(
-    draft: &mut Draft<'_>,
+fn write_listener<D: Records>(
+    draft: &mut D,
     listener: &Listener<'_>,
     version: u64,
-) -> Result<Owned<records::Listener>, Full> {
+) -> Result<Owned<records::Listener>, D::Error> {
     let mut record = records::Listener::zeroed();
     let mut chains = Vec::with_capacity(listener.chains.len());
     for Chain { name: _, port, action } in &listener.chains {
@@ -221,7 +226,7 @@ fn write_listener(
     draft.write_root(&record, &vips, version)
 }
 
-fn write_action(draft: &mut Draft<'_>, action: &Action<'_>) -> Result<records::Action, Full> {
+fn write_action<D: Records>(draft: &mut D, action: &Action<'_>) -> Result<records::Action, D::Error> {
     let mut record = records::Action::zeroed();
     match action {
         Action::Cluster(name) => record.cluster = draft.handle(kind(ResourceType::Cluster), name)?.as_ref(),
@@ -248,7 +253,7 @@ struct Sets {
     ranges: Vec<(u32, u16, u16)>,
 }
 
-fn write_sets(draft: &mut Draft<'_>, route: &Route<'_>) -> Result<Sets, Full> {
+fn write_sets<D: Records>(draft: &mut D, route: &Route<'_>) -> Result<Sets, D::Error> {
     let mut sets = Sets { written: Vec::new(), ranges: Vec::with_capacity(route.routes.len()) };
     let mut elements = Vec::with_capacity(route.clusters.len().min(records::ClusterSet::CAPACITY));
     for entry in &route.routes {
@@ -264,11 +269,11 @@ fn write_sets(draft: &mut Draft<'_>, route: &Route<'_>) -> Result<Sets, Full> {
     Ok(sets)
 }
 
-fn write_route(
-    draft: &mut Draft<'_>,
+fn write_route<D: Records>(
+    draft: &mut D,
     route: &Route<'_>,
     version: u64,
-) -> Result<Owned<records::Route>, Full> {
+) -> Result<Owned<records::Route>, D::Error> {
     let sets = write_sets(draft, route)?;
     // The first route of a host is the one in force.
     let range = |host: u32| {
@@ -316,11 +321,11 @@ fn route_text(route: &Route<'_>, sets: &Sets) -> Packer {
 }
 
 /// Appends the alias table over these clusters.
-fn weighted(
-    draft: &mut Draft<'_>,
+fn weighted<D: Records>(
+    draft: &mut D,
     clusters: &[WeightedCluster<'_>],
     tail: &mut Vec<records::WeightedCluster>,
-) -> Result<(), Full> {
+) -> Result<(), D::Error> {
     let mut element = |cluster: &WeightedCluster<'_>, slot: Slot| {
         Ok(records::WeightedCluster {
             cluster: draft.handle(kind(ResourceType::Cluster), &cluster.cluster)?.as_ref(),

@@ -13,6 +13,45 @@ impl Engine {
     }
 }
 
+/// Where the records of one resource's next version go: what whoever makes records needs to know of
+/// slots. [`Draft`] is the one that programs read; the benchmarks hold others against it.
+pub trait Records: Sized {
+    /// Why a record can't be written.
+    type Error;
+
+    /// Writes a record. Children first: `fixed` and `tail` already point at them. The header is the
+    /// store's; what stands in `fixed` doesn't matter.
+    ///
+    /// # Errors
+    /// Where there is no room.
+    fn write<R: Record>(&mut self, fixed: &R, tail: &[R::Tail]) -> Result<Owned<R>, Self::Error> {
+        self.write_root(fixed, tail, 0)
+    }
+
+    /// Writes the record that a handle will lead to, with the version of the resource.
+    ///
+    /// # Errors
+    /// Where there is no room.
+    fn write_root<R: Record>(
+        &mut self,
+        fixed: &R,
+        tail: &[R::Tail],
+        version: u64,
+    ) -> Result<Owned<R>, Self::Error>;
+
+    /// The handle of a resource, which need not exist yet: it then leads nowhere until it does.
+    ///
+    /// # Errors
+    /// Where there is no room.
+    fn handle(&mut self, kind: ResourceKind, name: &str) -> Result<HandlePtr, Self::Error>;
+
+    /// Makes the records current, and gives up the version before them.
+    ///
+    /// # Errors
+    /// Where the store can't; [`Draft`] always can.
+    fn publish<R: Record>(self, handle: HandlePtr, root: Owned<R>) -> Result<(), Self::Error>;
+}
+
 /// The next version of one resource: records that no program can reach yet.
 ///
 /// Dropped without [`publish`](Self::publish), it gives everything back.
@@ -66,6 +105,23 @@ impl Draft<'_> {
     pub fn publish<R: Record>(mut self, handle: HandlePtr, root: Owned<R>) {
         self.slots.clear();
         self.engine.make_current(handle, root.ptr());
+    }
+}
+
+impl Records for Draft<'_> {
+    type Error = Full;
+
+    fn write_root<R: Record>(&mut self, fixed: &R, tail: &[R::Tail], version: u64) -> Result<Owned<R>, Full> {
+        Draft::write_root(self, fixed, tail, version)
+    }
+
+    fn handle(&mut self, kind: ResourceKind, name: &str) -> Result<HandlePtr, Full> {
+        Draft::handle(self, kind, name)
+    }
+
+    fn publish<R: Record>(self, handle: HandlePtr, root: Owned<R>) -> Result<(), Full> {
+        Draft::publish(self, handle, root);
+        Ok(())
     }
 }
 

@@ -24,7 +24,8 @@ pub struct ResourceKind(pub u32);
 pub struct HandlePtr(SlotPtr);
 
 impl HandlePtr {
-    pub(crate) const fn new(ptr: SlotPtr) -> Self {
+    /// Says that there is a handle at this slot. Only who has put it there knows.
+    pub const fn new(ptr: SlotPtr) -> Self {
         Self(ptr)
     }
 

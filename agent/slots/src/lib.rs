@@ -37,7 +37,7 @@ pub use backing::{Backing, BackingError};
 pub use budget::{InvalidBudget, MemoryBudget, SLAB_COST};
 pub use class::SlotClass;
 pub use config::{Config, Contradiction, Growth};
-pub use draft::Draft;
+pub use draft::{Draft, Records};
 pub use engine::{Engine, Full, Stats};
 pub use handles::{HandlePtr, ResourceKind};
 pub use recover::{RecoverError, Recovered};

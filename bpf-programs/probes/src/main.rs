@@ -3,14 +3,17 @@
 //! what it found.
 //!
 //! - [`tree`] lingers on the way from a VIP to its endpoints and checks every record that it meets.
+//! - [`stores`] reads single lines of records, in each of the stores that the benchmarks compare.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod line;
 mod maps;
 #[path = "../../programs/src/place.rs"]
 mod place;
 mod report;
+mod stores;
 mod tree;
 
 #[cfg(not(test))]
