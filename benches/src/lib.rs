@@ -1,6 +1,10 @@
 //! Measuring two or more sides in turn, so that a machine whose speed drifts slows all of them.
 
+pub mod report;
+
 use std::time::{Duration, Instant};
+
+pub use report::{row, section};
 
 /// Quantiles of a set of durations.
 #[derive(Clone, Debug)]
@@ -46,11 +50,6 @@ pub fn show(duration: Duration) -> String {
         ns if ns < 1e9 => format!("{:.2} ms", ns / 1e6),
         ns => format!("{:.2} s", ns / 1e9),
     }
-}
-
-/// One line of a report: what was measured, the figure, and what it is to be.
-pub fn row(what: &str, figure: &str, target: &str) {
-    println!("{what:<58} {figure:>22}   {target}");
 }
 
 /// Whether a target is met, in words.

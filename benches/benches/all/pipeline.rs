@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context as _, ensure};
 use slotmesh_ads::{Client, FromStreams, Sink, Subscription, Update};
 use slotmesh_agent::{Agent, Handle, Options, metrics::Metrics};
-use slotmesh_bench::{Samples, row, show, verdict};
+use slotmesh_bench::{Samples, row, section, show, verdict};
 use slotmesh_operator::Operator;
 use slotmesh_slots::Config;
 use slotmesh_xds::{Rejection, ResourceName, ResourceType, Version};
@@ -170,7 +170,9 @@ fn write(dir: &Path, service: usize, generation: usize) -> anyhow::Result<()> {
 }
 
 pub fn run() -> anyhow::Result<()> {
-    println!("\n# pipeline: manifests to kernel maps ({ENDPOINTS} endpoints a service, one file a service)");
+    section(&format!(
+        "pipeline: manifests to kernel maps ({ENDPOINTS} endpoints a service, one file a service)"
+    ));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let (small, _) = Pipeline::start(SMALL, &runtime)?;
     let (large, start) = Pipeline::start(LARGE, &runtime)?;

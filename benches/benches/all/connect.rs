@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context as _, ensure};
 use slotmesh_ads::{Sink as _, Update};
 use slotmesh_agent::{Agent, Options, Workload, metrics::Metrics};
-use slotmesh_bench::{Samples, row, show, time, verdict};
+use slotmesh_bench::{Samples, row, section, show, time, verdict};
 use slotmesh_kernel::Host;
 use slotmesh_slots::Config;
 use slotmesh_xds::{
@@ -27,7 +27,7 @@ use slotmesh_xds::{
         listener::v3::{self as listener, filter::ConfigType},
     },
     envoy::envoy::extensions::filters::network::tcp_proxy::v3::{TcpProxy, tcp_proxy::ClusterSpecifier},
-    envoy::google::protobuf::Any,
+    envoy::google::protobuf::{Any, UInt32Value},
 };
 use socket2::{Domain, SockRef, Socket, Type};
 
@@ -38,10 +38,10 @@ const BATCH: usize = 200;
 const VIP: &str = "10.96.0.10:80";
 
 /// A cgroup that goes when dropped.
-struct Cgroup(PathBuf);
+pub struct Cgroup(pub PathBuf);
 
 impl Cgroup {
-    fn create() -> anyhow::Result<Self> {
+    pub fn create() -> anyhow::Result<Self> {
         let path = Host::probe()?.cgroup2.join(format!("slotmesh-bench-{}", std::process::id()));
         fs::create_dir(&path).with_context(|| path.display().to_string())?;
         Ok(Self(path))
@@ -66,24 +66,33 @@ fn socket_address(to: SocketAddr) -> core::Address {
     }
 }
 
-/// One service with one endpoint.
-fn resources(vip: SocketAddr, to: SocketAddr) -> [Resource; 3] {
-    let cluster = cluster::Cluster {
-        name: "web".to_owned(),
-        cluster_discovery_type: Some(ClusterDiscoveryType::Type(cluster::cluster::DiscoveryType::Eds as i32)),
-        lb_policy: cluster::cluster::LbPolicy::Random as i32,
-        ..Default::default()
-    };
+/// A load assignment that names the same endpoint so many times.
+pub fn assignment(name: &str, to: SocketAddr, count: usize, weight: u32) -> Resource {
     let endpoint = endpoint::LbEndpoint {
         host_identifier: Some(HostIdentifier::Endpoint(endpoint::Endpoint {
             address: Some(socket_address(to)),
             ..Default::default()
         })),
+        load_balancing_weight: Some(UInt32Value { value: weight }),
         ..Default::default()
     };
     let assignment = endpoint::ClusterLoadAssignment {
-        cluster_name: "web".to_owned(),
-        endpoints: vec![endpoint::LocalityLbEndpoints { lb_endpoints: vec![endpoint], ..Default::default() }],
+        cluster_name: name.to_owned(),
+        endpoints: vec![endpoint::LocalityLbEndpoints {
+            lb_endpoints: vec![endpoint; count],
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    Resource::encode(ResourceType::Endpoints, name, &assignment)
+}
+
+/// One service with one endpoint.
+pub fn resources(vip: SocketAddr, to: SocketAddr) -> [Resource; 3] {
+    let cluster = cluster::Cluster {
+        name: "web".to_owned(),
+        cluster_discovery_type: Some(ClusterDiscoveryType::Type(cluster::cluster::DiscoveryType::Eds as i32)),
+        lb_policy: cluster::cluster::LbPolicy::Random as i32,
         ..Default::default()
     };
     let proxy = TcpProxy {
@@ -107,13 +116,13 @@ fn resources(vip: SocketAddr, to: SocketAddr) -> [Resource; 3] {
     };
     [
         Resource::encode(ResourceType::Cluster, "web", &cluster),
-        Resource::encode(ResourceType::Endpoints, "web", &assignment),
+        assignment("web", to, 1, 1),
         Resource::encode(ResourceType::Listener, "web", &listener),
     ]
 }
 
 pub fn run() -> anyhow::Result<()> {
-    println!("\n# connect(): through a VIP beside direct, loopback");
+    section("connect(): through a VIP beside direct, loopback");
     // Only this thread and what it starts are in the new namespace, which has no way out.
     std::thread::scope(|scope| scope.spawn(isolated).join().map_err(|_| anyhow::anyhow!("panicked"))?)
 }

@@ -13,7 +13,7 @@ use slotmesh_agent::{
     config::{Balance, Cluster, Endpoint, Endpoints, Limits, Locality, Model, Source},
     flatten::flush,
 };
-use slotmesh_bench::{Samples, row, show, time, verdict};
+use slotmesh_bench::{Samples, row, section, show, time, verdict};
 use slotmesh_kernel::{Lock, Outer, bpf_calls, ensure_bpffs};
 use slotmesh_slots::{Backing, Config, Engine};
 
@@ -83,7 +83,7 @@ fn flush_cluster(
 }
 
 pub fn run() -> anyhow::Result<()> {
-    println!("\n# flush: a cluster with 10 endpoints, from validated message to current");
+    section("flush: a cluster with 10 endpoints, from validated message to current");
     let mut bench = Bench::new("flush")?;
     let models: Vec<_> = (0..8).map(models).collect();
     for i in 0..1_000 {
@@ -124,17 +124,22 @@ pub fn run() -> anyhow::Result<()> {
         &verdict(calls == BTreeSet::from([0]), "0"),
     );
     drop(bench);
-    let (count, traced) = strace()?;
-    let figure = format!("{traced} in {count} updates");
+    const COUNT: usize = 1_000;
+    let (traced, own) = strace("child-flush", COUNT)?;
+    ensure!(own == traced, "own count {own}, strace's {traced}");
+    let figure = format!("{traced} in {COUNT} updates");
     row("bpf(2) calls of the writing thread (strace)", &figure, &verdict(traced == 0, "0"));
+    let (traced, own) = strace("child-hash", COUNT)?;
+    let figure = format!("{traced} and {own} in {COUNT} updates");
+    row("the same of hash packed: strace and own count", &figure, &verdict(traced == own, "equal"));
     Ok(())
 }
 
-/// Flushes in a process of its own, under strace: updates made, bpf(2) calls of the thread that made them.
-fn strace() -> anyhow::Result<(usize, usize)> {
-    const COUNT: usize = 1_000;
+/// Flushes in a process of its own, under strace: bpf(2) calls of the thread that flushed, as strace saw
+/// them and as the process counted them.
+fn strace(child: &str, count: usize) -> anyhow::Result<(u64, u64)> {
     let mut child = Command::new(std::env::current_exe()?)
-        .args(["child-flush", &COUNT.to_string()])
+        .args([child, &count.to_string()])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()?;
@@ -153,14 +158,31 @@ fn strace() -> anyhow::Result<(usize, usize)> {
     ensure!(attached.contains("attached"), "strace: {attached}");
     child.stdin.take().context("piped")?.write_all(b"go\n")?;
     let done = lines.next().context("the child says that it is done")??;
-    ensure!(done == "done", "{done}");
+    let own = done.strip_prefix("done ").with_context(|| format!("the child said {done:?}"))?.parse()?;
     ensure!(child.wait()?.success(), "the child failed");
     strace.wait()?;
     let text = std::fs::read_to_string(trace.path())?;
     // The one call that the child makes on purpose, last, shows that calls are seen at all.
-    let calls = text.lines().filter(|line| line.starts_with("bpf(")).count();
+    let calls = text.lines().filter(|line| line.starts_with("bpf(")).count() as u64;
     ensure!(calls >= 1, "strace saw no call, not even the child's last:\n{text}");
-    Ok((COUNT, calls - 1))
+    Ok((calls - 1, own))
+}
+
+/// Tells that it is ready, waits, does the work, and tells how many bpf(2) calls it took; then makes one
+/// more.
+fn traced(
+    mut work: impl FnMut() -> anyhow::Result<()>,
+    last: impl FnOnce() -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    println!("ready");
+    let mut go = String::new();
+    std::io::stdin().read_line(&mut go)?;
+    let before = bpf_calls();
+    work()?;
+    let calls = bpf_calls() - before;
+    last()?;
+    println!("done {calls}");
+    Ok(())
 }
 
 pub fn child(count: usize) -> anyhow::Result<()> {
@@ -168,13 +190,34 @@ pub fn child(count: usize) -> anyhow::Result<()> {
     let models: Vec<_> = (0..8).map(models).collect();
     flush_cluster(&mut bench.engine, "web", 1, &models[0])?;
     bench.engine.settle();
-    println!("ready");
-    let mut go = String::new();
-    std::io::stdin().read_line(&mut go)?;
-    for i in 0..count {
-        flush_cluster(&mut bench.engine, "web", i as u64 + 2, &models[i % models.len()])?;
-    }
-    bench.outer.barrier()?;
-    println!("done");
-    Ok(())
+    let outer = bench.outer.clone();
+    traced(
+        || {
+            for i in 0..count {
+                flush_cluster(&mut bench.engine, "web", i as u64 + 2, &models[i % models.len()])?;
+            }
+            Ok(())
+        },
+        || Ok(outer.barrier()?),
+    )
+}
+
+/// The same of a side that makes system calls, so that the two counts can be held against each other.
+pub fn child_hash(count: usize) -> anyhow::Result<()> {
+    let mut side = crate::sides::hash("packed", 0)?;
+    let sample = crate::messages::Sample::new(crate::messages::Kind::Cluster, 1);
+    side.flush(&sample.name, &sample.message)?;
+    let last = slotmesh_kernel::Map::<u32, u32>::create(
+        &slotmesh_kernel::MapSpec {
+            name: "bench_last",
+            kind: slotmesh_kernel::MapKind::Array,
+            max_entries: 1,
+            flags: 0,
+        },
+        None,
+    )?;
+    traced(
+        || (0..count).try_for_each(|_| side.flush(&sample.name, &sample.message)),
+        || Ok(last.update(&0, &1)?),
+    )
 }

@@ -1,0 +1,102 @@
+//! All benchmarks: the comparison of stores and flattens, start, recovery, memory and churn of the slot
+//! engine, and the whole agent. Each figure beside its alternative, in the same run; the tables are
+//! printed and written to `docs/benchmarks.md`.
+//!
+//! Root; makes cgroups, network namespaces and pins of its own and removes them. With
+//! `SLOTMESH_BENCH=quick` a tenth of the rounds is made and the page is left alone; further words name
+//! the parts to run: compare, figures, churn, flush, connect, pipeline. `profile KIND COUNT` only updates,
+//! for a profiler.
+
+mod churn;
+mod compare;
+mod connect;
+mod figures;
+mod flush;
+#[path = "../../../bpf-programs/probes/src/line.rs"]
+mod line;
+mod messages;
+mod pipeline;
+mod published;
+mod readback;
+mod session;
+mod sides;
+mod store;
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use slotmesh_bench::report;
+
+fn main() -> anyhow::Result<()> {
+    // The benchmark starts itself again for what must run in a process of its own.
+    let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        ["child-flush", count] => return flush::child(count.parse()?),
+        ["child-hash", count] => return flush::child_hash(count.parse()?),
+        ["child-connect", rounds, batch, target] => {
+            return connect::child(rounds.parse()?, batch.parse()?, target.parse()?);
+        }
+        ["profile", kind, count] => return compare::profile(kind, count.parse()?),
+        ["child-churn", target] => return churn::child(target.parse()?),
+        _ => {}
+    }
+    introduce()?;
+    let is_wanted = |part: &str| args.is_empty() || args.iter().any(|arg| arg == part);
+    if is_wanted("compare") {
+        let outcome = compare::run()?;
+        outcome.print();
+        outcome.judge();
+    }
+    if is_wanted("figures") {
+        figures::run()?;
+    }
+    if is_wanted("churn") {
+        churn::run()?;
+    }
+    for (part, run) in [
+        ("flush", flush::run as fn() -> anyhow::Result<()>),
+        ("connect", connect::run),
+        ("pipeline", pipeline::run),
+    ] {
+        if is_wanted(part) {
+            run()?;
+        }
+    }
+    if args.is_empty() && !is_quick() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/benchmarks.md");
+        let page = format!("{}\n{}", include_str!("page.md").trim_end(), report::take_page());
+        std::fs::write(path, page).with_context(|| path.to_owned())?;
+        println!("\nwritten to docs/benchmarks.md");
+    }
+    Ok(())
+}
+
+/// Machine, kernel and date.
+fn introduce() -> anyhow::Result<()> {
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let cpus = std::fs::read_to_string("/proc/cpuinfo")?;
+    let model = cpus.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    let (_, model) = model.unwrap_or(("", " unknown processor"));
+    let count = std::thread::available_parallelism()?;
+    let date = std::process::Command::new("date").args(["-u", "+%F"]).output().context("date")?;
+    report::line(&format!(
+        "\nMeasured on {}, Linux {}, {count} processors of the kind{model}, in a virtual machine.",
+        String::from_utf8_lossy(&date.stdout).trim(),
+        kernel.trim()
+    ));
+    Ok(())
+}
+
+fn is_quick() -> bool {
+    std::env::var("SLOTMESH_BENCH").is_ok_and(|value| value == "quick")
+}
+
+/// So many rounds, or a tenth of them.
+fn effort(rounds: usize) -> usize {
+    if is_quick() { rounds.div_ceil(10) } else { rounds }
+}
+
+/// A pin root of this run.
+fn pin_root(name: &str) -> PathBuf {
+    PathBuf::from(format!("/sys/fs/bpf/slotmesh-bench-{}-{name}", std::process::id()))
+}
