@@ -28,9 +28,11 @@ build: ebpf ## Build everything
 test: root ebpf control-plane ## Build and run all tests (root)
 	cargo test --workspace --locked
 
-stress: root ebpf ## Look for torn reads at length: 10^8 reads (root, some minutes)
+stress: root ebpf ## Look for rare mistakes: 10^8 reads, 1,000 kills (root, a quarter of an hour)
 	SLOTMESH_TORN_READS=100000000 SLOTMESH_TORN_RUNS=10 \
 	  cargo test -p slotmesh-agent --locked --test torn_reads -- --nocapture
+	cargo build -p slotmesh -p slotmesh-e2e --locked
+	SLOTMESH_KILLS=1000 cargo test -p slotmesh-e2e --locked --test be_killed_at_any_instant -- --nocapture
 
 kernels: ebpf ## Run the tests that need the kernel on Linux 6.1 and 6.12, in QEMU
 	@$(XTASK) kernels

@@ -23,12 +23,16 @@ pub struct ClientSpec {
     least: u64,
     threads: usize,
     gap: u64,
+    limit: u64,
 }
+
+/// Seconds after which a client ends, where nothing else is said.
+const LIMIT: u64 = 60;
 
 impl ClientSpec {
     /// Connects to `to`; an IPv4-mapped address by an IPv6 socket.
     pub fn to(to: SocketAddr) -> Self {
-        Self { to: vec![to], count: 1, least: 0, threads: 1, gap: 0 }
+        Self { to: vec![to], count: 1, least: 0, threads: 1, gap: 0, limit: LIMIT }
     }
 
     /// Connects there as well, in turn.
@@ -66,6 +70,13 @@ impl ClientSpec {
         self
     }
 
+    /// It ends after that many seconds, if nothing ends it before.
+    #[must_use]
+    pub fn limit(mut self, seconds: u64) -> Self {
+        self.limit = seconds;
+        self
+    }
+
     /// A load that goes on until it is stopped, and then until it has made [`LEAST`] connects: some
     /// thousand connects a second, to these in turn.
     ///
@@ -74,7 +85,7 @@ impl ClientSpec {
     pub fn load(to: &[SocketAddr]) -> Self {
         const GAP: u64 = 100;
         assert!(!to.is_empty(), "a load goes somewhere");
-        Self { to: to.to_vec(), count: u64::MAX, least: LEAST as u64, threads: 2, gap: GAP }
+        Self { to: to.to_vec(), count: u64::MAX, least: LEAST as u64, threads: 2, gap: GAP, limit: LIMIT }
     }
 
     /// Starts a client process in this cgroup (or outside all) and lets it go.
@@ -88,6 +99,7 @@ impl ClientSpec {
             .args(["--least", &self.least.to_string()])
             .args(["--threads", &self.threads.to_string()])
             .args(["--gap", &self.gap.to_string()])
+            .args(["--limit", &self.limit.to_string()])
             // Ctrl-C is for whoever started it, who then ends it.
             .process_group(0)
             .stdin(Stdio::piped())
