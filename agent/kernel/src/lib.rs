@@ -21,6 +21,6 @@ pub use link::{Hook, Link};
 pub use map::{Map, MapKind, MapSpec};
 pub use mapped::MappedArray;
 pub use memory::MemoryLimit;
-pub use outer::{BatchCost, Outer, OuterError};
+pub use outer::{BatchCost, Outer, OuterError, Puts};
 pub use program::test_run;
 pub use sys::{BpfError, bpf_calls};

@@ -15,7 +15,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicU8, AtomicUsize, Ordering},
+        atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -99,6 +99,17 @@ pub enum BatchCost {
     PerRecord,
 }
 
+/// How records were put into the outer map so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Puts {
+    /// Records put with a call for many.
+    pub batched: u64,
+    /// Records put with a call each.
+    pub one_by_one: u64,
+    /// The most threads that shared these calls.
+    pub threads: u64,
+}
+
 /// The outer map and the pins of its slabs, under one directory of bpffs.
 #[derive(Debug)]
 pub struct Outer {
@@ -110,6 +121,9 @@ pub struct Outer {
     grace_period: Duration,
     batch_cost: AtomicU8,
     threads: AtomicUsize,
+    batched: AtomicU64,
+    one_by_one: AtomicU64,
+    most_threads: AtomicU64,
 }
 
 impl Outer {
@@ -130,6 +144,9 @@ impl Outer {
             range,
             grace_period: Duration::ZERO,
             batch_cost: AtomicU8::new(BatchCost::Unknown as u8),
+            batched: AtomicU64::new(0),
+            one_by_one: AtomicU64::new(0),
+            most_threads: AtomicU64::new(0),
             threads: AtomicUsize::new(threads.get()),
         };
         let started = Instant::now();
@@ -155,6 +172,20 @@ impl Outer {
             cost if cost == BatchCost::PerRecord as u8 => BatchCost::PerRecord,
             _ => BatchCost::Unknown,
         }
+    }
+
+    /// How records were put into it.
+    pub fn puts(&self) -> Puts {
+        Puts {
+            batched: self.batched.load(Ordering::Relaxed),
+            one_by_one: self.one_by_one.load(Ordering::Relaxed),
+            threads: self.most_threads.load(Ordering::Relaxed),
+        }
+    }
+
+    /// How long the barrier took when the map was opened: what a batch is held against.
+    pub fn grace_period(&self) -> Duration {
+        self.grace_period
     }
 
     /// Creates slabs, puts them into the outer map, pins and maps them. On an error none of them is in
@@ -198,11 +229,15 @@ impl Outer {
     fn put(&self, records: &[(u32, u32)]) -> Result<(), OuterError> {
         let failed = || bpf("put slabs into the outer map");
         if self.batch_cost() == BatchCost::PerRecord {
+            self.one_by_one.fetch_add(records.len() as u64, Ordering::Relaxed);
+            let threads = records.len().div_ceil(self.share(records.len()).max(1));
+            self.most_threads.fetch_max(threads as u64, Ordering::Relaxed);
             return self.shared(records, |(key, fd)| self.map.update(key, fd).map_err(failed())).map(drop);
         }
         let (keys, fds): (Vec<u32>, Vec<u32>) = records.iter().copied().unzip();
         let started = Instant::now();
         self.map.update_batch(&keys, &fds).map_err(failed())?;
+        self.batched.fetch_add(records.len() as u64, Ordering::Relaxed);
         if self.batch_cost() == BatchCost::Unknown && records.len() >= LEAST_PROBE {
             // One grace period or `LEAST_PROBE` and more of them: nothing lies in between.
             let once = started.elapsed() < self.grace_period * (LEAST_PROBE as u32) / 2;
@@ -235,7 +270,7 @@ impl Outer {
         items: &[T],
         work: impl Fn(&T) -> Result<R, OuterError> + Sync,
     ) -> Result<Vec<R>, OuterError> {
-        let share = items.len().div_ceil(self.threads.load(Ordering::Relaxed)).max(LEAST_SHARE);
+        let share = self.share(items.len());
         if items.len() <= share {
             return items.iter().map(work).collect();
         }
@@ -251,6 +286,11 @@ impl Outer {
             }
             Ok(all)
         })
+    }
+
+    /// How many of so many items a thread works on.
+    fn share(&self, items: usize) -> usize {
+        items.div_ceil(self.threads.load(Ordering::Relaxed)).max(LEAST_SHARE)
     }
 
     fn barrier_fd(&self) -> u32 {

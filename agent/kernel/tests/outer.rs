@@ -1,8 +1,8 @@
 //! The outer map on the real kernel. Needs root and BPF; fails with the reason where they are missing.
 
-use std::{fs, num::NonZeroUsize, path::PathBuf};
+use std::{fs, num::NonZeroUsize, path::PathBuf, time::Instant};
 
-use slotmesh_kernel::{BatchCost, MappedSlab, Outer, ensure_bpffs};
+use slotmesh_kernel::{BatchCost, MappedSlab, Outer, Puts, ensure_bpffs};
 use slotmesh_records::{SlabIndex, SlotPtr};
 
 /// A directory on bpffs that goes when dropped.
@@ -56,6 +56,33 @@ fn what_was_created_is_found_again_with_its_content_and_what_was_given_back_is_n
     again.iter().for_each(|slab| arena.adopt(slab));
     let fresh = SlotPtr::new(SlabIndex::new(30).expect("in range"), 0).expect("in range");
     assert!(arena.slot(fresh, 64).expect("in use").iter().all(|&byte| byte == 0));
+}
+
+/// Whichever way this kernel waits for a batch: the other way isn't taken. `make kernels` shows the line.
+#[test]
+fn records_are_put_in_the_way_that_waits_least_on_this_kernel() {
+    let root = Root::new("batch");
+    let threads = NonZeroUsize::new(4).expect("not zero");
+    let (outer, _arena) = Outer::open(&root.0, threads).expect("root and BPF");
+    outer.create(&slabs(0..32)).expect("the batch that tells");
+    assert_eq!(outer.puts(), Puts { batched: 32, one_by_one: 0, threads: 0 });
+    let started = Instant::now();
+    outer.create(&slabs(32..96)).expect("64 more");
+    let (took, puts, cost) = (started.elapsed(), outer.puts(), outer.batch_cost());
+    let how = match cost {
+        BatchCost::PerCall => "with one call".to_owned(),
+        BatchCost::PerRecord => format!("one by one on {} threads", puts.threads),
+        BatchCost::Unknown => panic!("32 records tell"),
+    };
+    println!(
+        "measured: a grace period takes {:.1} ms, and the kernel waits {cost:?}; 64 records {how}: {:.1} ms",
+        outer.grace_period().as_secs_f32() * 1e3,
+        took.as_secs_f32() * 1e3
+    );
+    match cost {
+        BatchCost::PerCall => assert_eq!(puts, Puts { batched: 96, one_by_one: 0, threads: 0 }),
+        _ => assert_eq!(puts, Puts { batched: 32, one_by_one: 64, threads: 4 }),
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! Needs root and BPF; fails with the reason where they are missing.
 
 mod bench;
+mod cgroup;
 mod config;
 mod readback;
 mod restart;

@@ -156,7 +156,7 @@ fn no_read_is_torn_and_without_grace_periods_some_are() {
     let root = Root::new("with");
     let Outcome { report, counts, took } = run(&root.0, Barrier::Real, reads, READ_IN);
     println!(
-        "with grace periods: {} reads, {} complete ({} records), {} null, {} lingered, {} bad; {counts}; {:.1} s",
+        "measured: with grace periods {} reads, {} complete ({} records), {} null, {} lingered, {} bad; {counts}; {:.1} s",
         report.reads,
         report.complete,
         report.records,
@@ -178,7 +178,7 @@ fn no_read_is_torn_and_without_grace_periods_some_are() {
         let root = Root::new("without");
         let Outcome { report, counts, took } = run(&root.0, Barrier::LeftOut, u64::MAX, NOTICED);
         println!(
-            "without, run {n} of {runs}: {} bad after {} reads and {:.3} s: {}; {counts}",
+            "measured: without them, run {n} of {runs}, {} bad after {} reads and {:.3} s: {}; {counts}",
             report.bad,
             report.reads,
             took.as_secs_f32(),
