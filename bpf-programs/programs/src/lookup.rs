@@ -10,8 +10,8 @@ use core::mem::offset_of;
 
 use slotmesh_records::{
     Action, Chain, Chains, Cluster, ClusterRange, ClusterSet, Endpoint, EndpointChunk, EndpointIndex,
-    Endpoints, Family, Handle, Host, HostChunk, HostIndex, Listener, Record, RecordHeader, Route,
-    SlotPtr, VipKey, VipValue, WeightedCluster, choose,
+    Endpoints, Family, Handle, Host, HostChunk, HostIndex, Listener, Record, RecordHeader, Route, SlotPtr,
+    VipKey, VipValue, WeightedCluster, choose,
 };
 
 use crate::{
@@ -153,7 +153,8 @@ fn route(action: &Action, vip: &VipKey) -> Option<ClusterRange> {
     for port in [vip.port, 0] {
         for place in HostIndex::places(vip.addr, port, index.size, index.seed) {
             let chunk = at.read::<SlotPtr>(tail::<HostIndex, SlotPtr>(place / HostChunk::CAPACITY))?;
-            let host = Place::of(chunk)?.read::<Host>(tail::<HostChunk, Host>(place % HostChunk::CAPACITY))?;
+            let host =
+                Place::of(chunk)?.read::<Host>(tail::<HostChunk, Host>(place % HostChunk::CAPACITY))?;
             if host.addr == vip.addr && host.port == port && !host.clusters.set.ptr().is_null() {
                 return Some(host.clusters);
             }
