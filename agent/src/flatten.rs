@@ -36,6 +36,8 @@ pub const fn kind(ty: ResourceType) -> ResourceKind {
         ResourceType::Endpoints => 2,
         ResourceType::Route => 3,
         ResourceType::Listener => 4,
+        // In no record: settings are the agent's, not the programs'.
+        ResourceType::Settings => 5,
     })
 }
 

@@ -85,7 +85,10 @@ impl Metrics {
             growth_failing: Gauge::default(),
         };
         for ty in ResourceType::ALL {
-            drop(metrics.flush.get_or_create(&label(ty)));
+            // Settings are put in force without a flush.
+            if ty != ResourceType::Settings {
+                drop(metrics.flush.get_or_create(&label(ty)));
+            }
             drop(metrics.rejected.get_or_create(&label(ty)));
         }
         let registry = &mut metrics.registry;

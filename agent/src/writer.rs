@@ -21,8 +21,9 @@ use slotmesh_slots::{Backing, Config, Contradiction, Engine, Full, HandlePtr, Re
 use slotmesh_xds::{Rejection, Resource, ResourceName, ResourceType, Version};
 
 use crate::{
-    config::{Invalid, Message, Model},
+    config::{Invalid, Message, Model, Settings},
     flatten::{flush, kind, resource_type, vip_key},
+    memory,
     show::show,
     vips::{NotEntered, Vips},
 };
@@ -110,6 +111,10 @@ pub struct Writer {
     /// Rises with each listener that gives addresses up.
     addresses_freed: u64,
     retried: Instant,
+    /// The settings of the slots that the agent was started with.
+    flags: Config,
+    /// Whose settings are in force instead, if any.
+    settings: Option<(ResourceName, Version)>,
 }
 
 impl Writer {
@@ -139,6 +144,8 @@ impl Writer {
             room: 0,
             addresses_freed: 0,
             retried: Instant::now(),
+            flags: config,
+            settings: None,
         };
         let mut listeners: Vec<_> = recovered
             .resources
@@ -181,6 +188,13 @@ impl Writer {
     pub fn apply(&mut self, update: Update, mut flushed: impl FnMut(Flush)) -> Vec<Rejection> {
         let mut rejected = Vec::new();
         for resource in update.upserts {
+            if resource.ty == ResourceType::Settings {
+                if let Err(error) = self.configure(&resource) {
+                    tracing::warn!(resource = %resource.name, %error, "refused settings of the slots");
+                    rejected.push(Rejection { name: resource.name, reason: error.to_string() });
+                }
+                continue;
+            }
             match self.decode_and_upsert(&resource) {
                 Ok(took) => {
                     if !self.starved.is_empty() {
@@ -223,6 +237,36 @@ impl Writer {
             );
         }
         Ok(took)
+    }
+
+    /// Puts settings of the slots in force, over those of the agent's flags.
+    fn configure(&mut self, resource: &Resource) -> Result<(), Refusal> {
+        let Settings { profile, slots } = Settings::decode(resource, self.flags)?;
+        // The flags' own cap was looked at when the agent started.
+        if slots.cap != self.flags.cap {
+            memory::check(&slots).map_err(|error| Invalid::Field {
+                field: format!("SlotProfile {profile}"),
+                reason: error.to_string(),
+            })?;
+        }
+        self.engine.set_config(slots).map_err(Invalid::from)?;
+        tracing::info!(profile, ?slots, "settings of the slots are in force");
+        self.settings = Some((resource.name.clone(), resource.version));
+        Ok(())
+    }
+
+    /// The settings are no more: those of the agent's flags are in force again.
+    fn unconfigure(&mut self, name: &ResourceName) {
+        if self.settings.as_ref().is_none_or(|(held, _)| held != name) {
+            return;
+        }
+        // The agent was started with them, so they contradict nothing.
+        if let Err(error) = self.engine.set_config(self.flags) {
+            tracing::error!(%error, "the agent's own settings of the slots can't be put back");
+            return;
+        }
+        tracing::info!(slots = ?self.flags, "the agent's own settings of the slots are in force again");
+        self.settings = None;
     }
 
     /// Makes a validated resource current.
@@ -269,6 +313,9 @@ impl Writer {
 
     /// A resource is no more.
     pub fn remove(&mut self, ty: ResourceType, name: &ResourceName) {
+        if ty == ResourceType::Settings {
+            return self.unconfigure(name);
+        }
         self.starved.remove(&(ty, name.clone()));
         let Some(handle) = self.engine.find(kind(ty), name.as_str()) else { return };
         if ty == ResourceType::Listener {
@@ -317,12 +364,12 @@ impl Writer {
 
     /// What is in force: type, name, version.
     pub fn held(&self) -> Vec<(ResourceType, ResourceName, Version)> {
-        self.engine
-            .resources()
-            .filter_map(|(kind, name, version)| {
-                Some((resource_type(kind)?, name.into(), Version::from_u64(version)?))
-            })
-            .collect()
+        let settings =
+            self.settings.iter().map(|(name, version)| (ResourceType::Settings, name.clone(), *version));
+        let records = self.engine.resources().filter_map(|(kind, name, version)| {
+            Some((resource_type(kind)?, name.into(), Version::from_u64(version)?))
+        });
+        settings.chain(records).collect()
     }
 
     /// What the records hold of a resource, as JSON; `None` where it isn't in force.
@@ -335,12 +382,15 @@ impl Writer {
         (self.engine.stats(), self.vips.len())
     }
 
-    /// Changes the settings of the slots.
+    /// Changes the settings of the slots, as if the agent had been started with these.
     ///
     /// # Errors
     /// Where they contradict each other; then the old ones stay in force.
     pub fn set_slots(&mut self, config: Config) -> Result<(), Contradiction> {
-        self.engine.set_config(config)
+        self.engine.set_config(config)?;
+        self.flags = config;
+        self.settings = None;
+        Ok(())
     }
 
     /// Takes finished background work over.

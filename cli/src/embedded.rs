@@ -32,7 +32,12 @@ impl Stream {
         });
         let (client, subscriptions) = Client::new(Config::new(node), connector, sink);
         for ty in ResourceType::ALL {
-            subscriptions.set(ty, Subscription::Wildcard);
+            let wanted = match ty {
+                // Of those of all nodes, its own.
+                ResourceType::Settings => [node].into_iter().collect(),
+                _ => Subscription::Wildcard,
+            };
+            subscriptions.set(ty, wanted);
         }
         Self {
             server: tokio::spawn(async move { serving.await.map_err(Into::into) }),

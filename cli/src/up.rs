@@ -16,7 +16,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 use slotmesh_agent::{Agent, Options, Workload, admin, memory, metrics::Metrics};
 use slotmesh_compile::{Report, Severity};
-use slotmesh_operator::{Operator, Status};
+use slotmesh_operator::{Operator, Status, watch::LocalNode};
 use slotmesh_serve::Store;
 use slotmesh_slots::{Config, Growth, MemoryBudget};
 use tokio::{
@@ -44,6 +44,14 @@ pub struct Up {
         value_name = "NAMESPACE/NAME=CGROUP"
     )]
     workloads: Vec<WorkloadArg>,
+
+    /// The name of this node: SlotProfiles that name it, or have a label of it, are for it
+    #[arg(long, env = "SLOTMESH_NODE_NAME", default_value = "standalone", value_name = "NAME")]
+    node_name: String,
+
+    /// The labels of this node, by which SlotProfiles select it
+    #[arg(long, env = "SLOTMESH_NODE_LABELS", value_delimiter = ',', value_name = "KEY=VALUE")]
+    node_labels: Vec<Label>,
 
     /// Where maps and links are pinned: a directory of its own on a BPF file system. Where there is none,
     /// one is mounted on the directory above, if that is /sys/fs/bpf, empty or missing
@@ -142,6 +150,21 @@ fn cap(slab_cap: Option<u32>, budget: Option<MemoryBudget>) -> anyhow::Result<u3
     }
 }
 
+/// `KEY=VALUE`
+#[derive(Clone, Debug)]
+struct Label(String, String);
+
+impl FromStr for Label {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            Some((key, value)) if !key.is_empty() => Ok(Self(key.to_owned(), value.to_owned())),
+            _ => Err("expected KEY=VALUE, such as topology.kubernetes.io/zone=a".to_owned()),
+        }
+    }
+}
+
 /// `NAMESPACE/NAME=CGROUP`
 #[derive(Clone, Debug)]
 struct WorkloadArg(Workload);
@@ -175,6 +198,8 @@ impl Up {
         let Self {
             manifests,
             workloads,
+            node_name,
+            node_labels,
             pin_root,
             admin,
             growth,
@@ -223,6 +248,11 @@ impl Up {
                 bail!("--workload {}/{} is given twice", workload.namespace, workload.name);
             }
         }
+        if node_name.is_empty() {
+            bail!("--node-name is empty; leave it out, or give the node a name");
+        }
+        let labels = node_labels.into_iter().map(|Label(key, value)| (key, value)).collect();
+        let node = LocalNode { name: node_name, labels };
         if !manifests.is_dir() {
             bail!(
                 "--manifests {}: no such directory; create it (mkdir -p {0}), or name the one with your \
@@ -242,11 +272,17 @@ impl Up {
         }
         let options = Options { pin_root, slots, workloads };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-        runtime.block_on(serve(manifests, options, admin, keep))
+        runtime.block_on(serve(manifests, node, options, admin, keep))
     }
 }
 
-async fn serve(manifests: PathBuf, options: Options, admin: SocketAddr, keep: bool) -> anyhow::Result<()> {
+async fn serve(
+    manifests: PathBuf,
+    node: LocalNode,
+    options: Options,
+    admin: SocketAddr,
+    keep: bool,
+) -> anyhow::Result<()> {
     let interrupt = signal(SignalKind::interrupt())?;
     let terminate = signal(SignalKind::terminate())?;
     let socket = TcpListener::bind(admin)
@@ -255,7 +291,7 @@ async fn serve(manifests: PathBuf, options: Options, admin: SocketAddr, keep: bo
 
     let metrics = Arc::new(Metrics::new());
     let agent = tokio::task::block_in_place(|| Agent::start(options, metrics))?;
-    let outcome = run(&manifests, &agent, socket, [interrupt, terminate]).await;
+    let outcome = run(&manifests, &node, &agent, socket, [interrupt, terminate]).await;
     tokio::task::block_in_place(|| match outcome {
         // As after a kill: what is in force stays so until the next start.
         Err(error) if agent.ended().is_cancelled() => {
@@ -284,6 +320,7 @@ async fn serve(manifests: PathBuf, options: Options, admin: SocketAddr, keep: bo
 /// Runs until a signal comes, or the agent ends.
 async fn run(
     manifests: &Path,
+    node: &LocalNode,
     agent: &Agent,
     socket: TcpListener,
     signals: [Signal; 2],
@@ -294,9 +331,9 @@ async fn run(
     let store = Store::new();
     let operator = {
         let store = store.clone();
-        Operator::from_manifests(manifests, move |changes| store.apply(changes))?
+        Operator::from_manifests_on(Some(node), manifests, move |changes| store.apply(changes))?
     };
-    let stream = Stream::start(store, agent.handle(), "standalone", &stop);
+    let stream = Stream::start(store, agent.handle(), &node.name, &stop);
     let router = admin::router(agent.handle()).merge(reports(operator.status()));
     let admin_server = tokio::spawn(admin::serve(socket, router, stop.clone()));
 

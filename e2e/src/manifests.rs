@@ -230,3 +230,13 @@ impl RouteBuilder {
         self
     }
 }
+
+/// A SlotProfile with this spec.
+pub fn slot_profile(name: &str, spec: &Value) -> Value {
+    json!({
+        "apiVersion": "slotmesh.dev/v1alpha1",
+        "kind": "SlotProfile",
+        "metadata": {"name": name},
+        "spec": spec,
+    })
+}

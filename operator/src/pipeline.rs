@@ -20,7 +20,7 @@ use tracing::{debug, info, warn};
 
 use crate::{
     Error,
-    watch::{Intake, Manifests, SliceController, Step, Update},
+    watch::{Intake, LocalNode, Manifests, SliceController, Step, Update},
 };
 
 /// Whoever serves the compiled resources.
@@ -77,6 +77,18 @@ impl Operator {
     /// # Errors
     /// When there is no such directory or it can't be watched.
     pub fn from_manifests(dir: &Path, publish: impl Publish) -> Result<Self, Error> {
+        Self::from_manifests_on(None, dir, publish)
+    }
+
+    /// As [`from_manifests`](Self::from_manifests), with a node that no manifest has to describe.
+    ///
+    /// # Errors
+    /// As [`from_manifests`](Self::from_manifests).
+    pub fn from_manifests_on(
+        node: Option<&LocalNode>,
+        dir: &Path,
+        publish: impl Publish,
+    ) -> Result<Self, Error> {
         let (updates, waiting) = mpsc::channel();
         let (sender, status) = watch::channel(Status::default());
         let pipeline = Pipeline {
@@ -86,7 +98,7 @@ impl Operator {
             publish,
             status: sender,
         };
-        let source = follow(dir, updates)?;
+        let source = follow(node, dir, updates)?;
         let run = move || pipeline.run(&waiting);
         let thread = thread::Builder::new().name("compile".to_owned()).spawn(run).map_err(Error::Thread)?;
         Ok(Self { status, source: Some(source), thread: Some(thread) })
@@ -107,8 +119,8 @@ impl Operator {
     }
 }
 
-fn follow(dir: &Path, updates: Sender<Update>) -> Result<Manifests, Error> {
-    Manifests::follow(dir, move |update| updates.send(update).is_ok())
+fn follow(node: Option<&LocalNode>, dir: &Path, updates: Sender<Update>) -> Result<Manifests, Error> {
+    Manifests::follow_on(node, dir, move |update| updates.send(update).is_ok())
 }
 
 impl Drop for Operator {

@@ -7,9 +7,11 @@ mod nack;
 mod parts;
 mod per_type;
 mod resource;
+mod settings;
 
 pub use envoy_types::pb as envoy;
 pub use nack::{Rejection, rejections_from_status, status_from_rejections};
 pub use parts::{more_follows, system_version_info};
 pub use per_type::PerType;
 pub use resource::{Change, Resource, ResourceName, ResourceType, UnknownTypeUrl, Version};
+pub use settings::{SlotGrowth, SlotSettings};

@@ -5,12 +5,16 @@ use std::{fmt, str::FromStr, sync::Arc};
 use bytes::Bytes;
 use prost::Message;
 
+use crate::SlotSettings;
+
 /// The resource types that slotmesh exchanges.
 ///
 /// The order is make-before-break order: what others refer to comes before what refers to it. Adds
 /// and updates are applied in this order, removals in reverse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ResourceType {
+    /// [`SlotSettings`]: first, because what follows may need the room that they give.
+    Settings,
     /// `envoy.config.cluster.v3.Cluster`
     Cluster,
     /// `envoy.config.endpoint.v3.ClusterLoadAssignment`
@@ -28,11 +32,12 @@ pub struct UnknownTypeUrl(pub String);
 
 impl ResourceType {
     /// All types in make-before-break order.
-    pub const ALL: [Self; 4] = [Self::Cluster, Self::Endpoints, Self::Route, Self::Listener];
+    pub const ALL: [Self; 5] = [Self::Settings, Self::Cluster, Self::Endpoints, Self::Route, Self::Listener];
 
     /// The type URL in discovery requests and in `google.protobuf.Any`.
     pub const fn type_url(self) -> &'static str {
         match self {
+            Self::Settings => SlotSettings::TYPE_URL,
             Self::Cluster => "type.googleapis.com/envoy.config.cluster.v3.Cluster",
             Self::Endpoints => "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",
             Self::Route => "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
@@ -40,9 +45,16 @@ impl ResourceType {
         }
     }
 
+    /// Whether an agent is in sync only once the control plane has answered for this type. Settings are
+    /// slotmesh's own: another control plane never answers for them.
+    pub const fn is_awaited(self) -> bool {
+        !matches!(self, Self::Settings)
+    }
+
     /// The short name used in logs, metrics and messages.
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::Settings => "settings",
             Self::Cluster => "cluster",
             Self::Endpoints => "endpoints",
             Self::Route => "route",

@@ -27,7 +27,8 @@ pub enum Full {
     /// The cap is reached.
     #[error(
         "no idle slot of {class} bytes: all {cap} slabs are in use ({used} KiB of records, {retired} slots \
-         waiting for a grace period); raise --memory-budget or --slab-cap"
+         waiting for a grace period); raise --memory-budget or --slab-cap, or those of the node's \
+         SlotProfile"
     )]
     Cap {
         /// The slot size that was asked for.

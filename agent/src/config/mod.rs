@@ -19,6 +19,7 @@ mod endpoints;
 mod listener;
 mod path;
 mod route;
+mod settings;
 #[cfg(test)]
 mod tests;
 mod weighted;
@@ -30,6 +31,7 @@ pub use endpoints::{Endpoint, Endpoints, Locality};
 pub use listener::{Action, Chain, Listener};
 use path::At;
 pub use route::{HostKey, Route, RouteEntry, VirtualHost};
+pub use settings::Settings;
 use slotmesh_xds::{
     Resource, ResourceType,
     envoy::{
@@ -74,6 +76,12 @@ pub enum Invalid {
     },
 }
 
+impl From<slotmesh_slots::Contradiction> for Invalid {
+    fn from(contradiction: slotmesh_slots::Contradiction) -> Self {
+        invalid("settings", contradiction.to_string())
+    }
+}
+
 fn invalid(field: impl fmt::Display, reason: impl Into<String>) -> Invalid {
     Invalid::Field { field: field.to_string(), reason: reason.into() }
 }
@@ -104,6 +112,8 @@ impl Message {
     pub fn decode(resource: &Resource) -> Result<Self, Invalid> {
         let content = resource.content.as_ref();
         Ok(match resource.ty {
+            // They act on the agent: see `Settings`.
+            ResourceType::Settings => return Err(invalid("type", "settings have no records")),
             ResourceType::Cluster => Self::Cluster(decode("Cluster", content)?),
             ResourceType::Endpoints => Self::Endpoints(decode("ClusterLoadAssignment", content)?),
             ResourceType::Route => Self::Route(decode("RouteConfiguration", content)?),

@@ -508,6 +508,9 @@ fn resource(ty: ResourceType, content: Vec<u8>) -> Resource {
 
 /// What is accepted can be flattened.
 fn check(resource: &Resource) {
+    if let Err(error) = super::Settings::decode(resource, slotmesh_slots::Config::default()) {
+        assert!(!error.to_string().is_empty());
+    }
     let message = Message::decode(resource);
     match message.as_ref().map_err(Clone::clone).and_then(|message| Model::new(NAME, message)) {
         Ok(Model::Listener(listener)) => assert!(!listener.vips.is_empty()),

@@ -190,12 +190,13 @@ impl Session {
         (request, rejections)
     }
 
-    /// All types that are subscribed to have been answered in full, and there is at least one.
+    /// All types that are subscribed to and have to be answered were answered in full, and there is at
+    /// least one.
     pub(crate) fn in_sync(&self) -> bool {
-        let mut types = self.progress.iter();
-        let answered = self.progress.iter().any(|(_, progress)| *progress == Progress::Answered);
+        let types = || self.progress.iter().filter(|(ty, _)| ty.is_awaited());
+        let answered = types().any(|(_, progress)| *progress == Progress::Answered);
         answered
-            && types.all(|(ty, progress)| match progress {
+            && types().all(|(ty, progress)| match progress {
                 Progress::Answered => true,
                 Progress::Idle | Progress::Requested => self.subscriptions[ty].is_empty(),
             })

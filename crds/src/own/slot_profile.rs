@@ -53,6 +53,10 @@ pub const SLAB_COST: u64 = 68 * 1024;
     )
     .message("highWatermark must be at least lowWatermark and batch together, or what growth creates would be given back at once"),
     validation = Rule::new(
+        "!has(self.memoryBudget) || !isQuantity(self.memoryBudget) || !has(self.cap) || quantity(self.memoryBudget).compareTo(quantity(string(self.cap * 68) + 'Ki')) >= 0"
+    )
+    .message("memoryBudget must have room for cap outer records, of 68Ki each; set only one of the two"),
+    validation = Rule::new(
         "!has(self.memoryBudget) || !isQuantity(self.memoryBudget) || !has(self.initial) || quantity(self.memoryBudget).compareTo(quantity(string(self.initial * 68) + 'Ki')) >= 0"
     )
     .message("memoryBudget must have room for the initial outer records, of 68Ki each"),
@@ -95,9 +99,8 @@ pub struct SlotProfileSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 16384))]
     pub batch: Option<u32>,
-    /// The most memory that outer records may take, such as 64Mi; one takes 68Ki. It lowers the cap to
-    /// what fits, and sets it where cap isn't set. Keep the memory limit of the agent's container above
-    /// it, at least by 64Mi.
+    /// The most memory that outer records may take, such as 64Mi; one takes 68Ki. Another way to set cap,
+    /// to what fits. Keep the memory limit of the agent's container above it, at least by 64Mi.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 32))]
     #[x_kube(validation = Rule::new(

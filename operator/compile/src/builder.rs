@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::{
     api::{
-        core::v1::{ObjectReference, Pod, PodCondition, PodIP, PodStatus, Service, ServicePort, ServiceSpec},
+        core::v1::{
+            Node, ObjectReference, Pod, PodCondition, PodIP, PodStatus, Service, ServicePort, ServiceSpec,
+        },
         discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice},
     },
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
@@ -43,7 +45,15 @@ macro_rules! meta_setters {
         }
     )*};
 }
-meta_setters!(ServiceBuilder, SliceBuilder, PodBuilder, VirtualServiceBuilder, RuleBuilder);
+meta_setters!(
+    ServiceBuilder,
+    SliceBuilder,
+    PodBuilder,
+    VirtualServiceBuilder,
+    RuleBuilder,
+    NodeBuilder,
+    ProfileBuilder
+);
 
 /// Builds a Service.
 #[derive(Clone, Debug)]
@@ -205,6 +215,63 @@ impl PodBuilder {
             status: if ready { "True" } else { "False" }.to_owned(),
             ..PodCondition::default()
         });
+        self
+    }
+}
+
+/// Builds a Node.
+#[derive(Clone, Debug)]
+pub struct NodeBuilder(pub Node);
+
+/// A Node.
+pub fn node(name: &str) -> NodeBuilder {
+    NodeBuilder(Node { metadata: meta(name), ..Node::default() })
+}
+
+impl NodeBuilder {
+    /// One more label.
+    #[must_use]
+    pub fn label(mut self, key: &str, value: &str) -> Self {
+        self.0.metadata.labels.get_or_insert_default().insert(key.to_owned(), value.to_owned());
+        self
+    }
+}
+
+/// Builds a SlotProfile.
+#[derive(Clone, Debug)]
+pub struct ProfileBuilder(pub crds::own::SlotProfile);
+
+/// A SlotProfile for all nodes that sets nothing.
+pub fn profile(name: &str) -> ProfileBuilder {
+    ProfileBuilder(crds::own::SlotProfile::new(name, crds::own::SlotProfileSpec::default()))
+}
+
+impl ProfileBuilder {
+    /// For nodes with this label only.
+    #[must_use]
+    pub fn select(mut self, key: &str, value: &str) -> Self {
+        self.0.spec.node_selector.insert(key.to_owned(), value.to_owned());
+        self
+    }
+
+    /// For the node of this name, and others that are named.
+    #[must_use]
+    pub fn on(mut self, node: &str) -> Self {
+        self.0.spec.node_names.push(node.to_owned());
+        self
+    }
+
+    /// With this cap.
+    #[must_use]
+    pub fn cap(mut self, cap: u32) -> Self {
+        self.0.spec.cap = Some(cap);
+        self
+    }
+
+    /// With these settings.
+    #[must_use]
+    pub fn set(mut self, set: impl FnOnce(&mut crds::own::SlotProfileSpec)) -> Self {
+        set(&mut self.0.spec);
         self
     }
 }

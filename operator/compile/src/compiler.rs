@@ -13,6 +13,7 @@ use slotmesh_xds::{Change, Resource, ResourceName, ResourceType, Version};
 use crate::{
     Index, Object, ObjectKey, ObjectName, Report, Source, Unit, clusters, endpoints,
     routing::{self, Memory},
+    settings,
 };
 
 /// What one unit compiles to.
@@ -131,6 +132,8 @@ impl Compiler {
             }
             Unit::Clusters(name) => clusters::compile(&self.index, name),
             Unit::Endpoints(name) => endpoints::compile(&self.index, name),
+            Unit::Settings(node) => settings::compile(&self.index, node),
+            Unit::Profile(name) => settings::report(&self.index, name),
             Unit::Routing(name) => {
                 let mut memory = self.routed.remove(name).unwrap_or_default();
                 let compiled = routing::compile(&self.index, name, &mut memory);

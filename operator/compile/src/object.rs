@@ -4,14 +4,14 @@ use std::{fmt, sync::Arc};
 
 use k8s_openapi::{
     api::{
-        core::v1::{Pod, Service},
+        core::v1::{Namespace, Node, Pod, Service},
         discovery::v1::EndpointSlice,
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
-use slotmesh_crds::{DestinationRule, VirtualService};
+use slotmesh_crds::{DestinationRule, VirtualService, own::SlotProfile};
 
-/// The kinds of objects that are compiled.
+/// The kinds of objects that are watched. All but Namespace are compiled; that one says who takes part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
     /// `v1` Service
@@ -20,16 +20,30 @@ pub enum Kind {
     EndpointSlice,
     /// `v1` Pod
     Pod,
+    /// `v1` Namespace
+    Namespace,
+    /// `v1` Node
+    Node,
     /// `networking.istio.io` VirtualService
     VirtualService,
     /// `networking.istio.io` DestinationRule
     DestinationRule,
+    /// `slotmesh.dev` SlotProfile
+    SlotProfile,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 5] =
-        [Self::Service, Self::EndpointSlice, Self::Pod, Self::VirtualService, Self::DestinationRule];
+    pub const ALL: [Self; 8] = [
+        Self::Service,
+        Self::EndpointSlice,
+        Self::Pod,
+        Self::Namespace,
+        Self::Node,
+        Self::VirtualService,
+        Self::DestinationRule,
+        Self::SlotProfile,
+    ];
 
     /// The kind as it stands in a manifest.
     pub const fn as_str(self) -> &'static str {
@@ -37,9 +51,17 @@ impl Kind {
             Self::Service => "Service",
             Self::EndpointSlice => "EndpointSlice",
             Self::Pod => "Pod",
+            Self::Namespace => "Namespace",
+            Self::Node => "Node",
             Self::VirtualService => "VirtualService",
             Self::DestinationRule => "DestinationRule",
+            Self::SlotProfile => "SlotProfile",
         }
+    }
+
+    /// Whether its objects lie in namespaces.
+    pub const fn is_namespaced(self) -> bool {
+        !matches!(self, Self::Namespace | Self::Node | Self::SlotProfile)
     }
 }
 
@@ -64,14 +86,21 @@ impl ObjectName {
         Self { namespace: namespace.into(), name: name.into() }
     }
 
-    fn of(meta: &ObjectMeta) -> Self {
-        Self::new(meta.namespace.as_deref().unwrap_or("default"), meta.name.as_deref().unwrap_or_default())
+    /// The name of the object of this kind with this metadata. An object without namespace is in
+    /// `default`; one whose kind has none is in "".
+    pub fn of(kind: Kind, meta: &ObjectMeta) -> Self {
+        let namespace =
+            if kind.is_namespaced() { meta.namespace.as_deref().unwrap_or("default") } else { "" };
+        Self::new(namespace, meta.name.as_deref().unwrap_or_default())
     }
 }
 
 impl fmt::Display for ObjectName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
+        match &*self.namespace {
+            "" => f.write_str(&self.name),
+            namespace => write!(f, "{namespace}/{}", self.name),
+        }
     }
 }
 
@@ -117,10 +146,16 @@ pub enum Object {
     EndpointSlice(Arc<EndpointSlice>),
     /// A Pod.
     Pod(Arc<Pod>),
+    /// A Namespace.
+    Namespace(Arc<Namespace>),
+    /// A Node.
+    Node(Arc<Node>),
     /// A VirtualService.
     VirtualService(Arc<VirtualService>),
     /// A DestinationRule.
     DestinationRule(Arc<DestinationRule>),
+    /// A SlotProfile.
+    SlotProfile(Arc<SlotProfile>),
 }
 
 macro_rules! object_from {
@@ -132,7 +167,7 @@ macro_rules! object_from {
         }
     )*};
 }
-object_from!(Service, EndpointSlice, Pod, VirtualService, DestinationRule);
+object_from!(Service, EndpointSlice, Pod, Namespace, Node, VirtualService, DestinationRule, SlotProfile);
 
 impl Object {
     /// The object's metadata.
@@ -141,8 +176,11 @@ impl Object {
             Self::Service(o) => &o.metadata,
             Self::EndpointSlice(o) => &o.metadata,
             Self::Pod(o) => &o.metadata,
+            Self::Namespace(o) => &o.metadata,
+            Self::Node(o) => &o.metadata,
             Self::VirtualService(o) => &o.metadata,
             Self::DestinationRule(o) => &o.metadata,
+            Self::SlotProfile(o) => &o.metadata,
         }
     }
 
@@ -152,13 +190,16 @@ impl Object {
             Self::Service(_) => Kind::Service,
             Self::EndpointSlice(_) => Kind::EndpointSlice,
             Self::Pod(_) => Kind::Pod,
+            Self::Namespace(_) => Kind::Namespace,
+            Self::Node(_) => Kind::Node,
             Self::VirtualService(_) => Kind::VirtualService,
             Self::DestinationRule(_) => Kind::DestinationRule,
+            Self::SlotProfile(_) => Kind::SlotProfile,
         }
     }
 
-    /// What identifies the object. An object without namespace is in `default`.
+    /// What identifies the object.
     pub fn key(&self) -> ObjectKey {
-        ObjectKey { kind: self.kind(), name: ObjectName::of(self.meta()) }
+        ObjectKey { kind: self.kind(), name: ObjectName::of(self.kind(), self.meta()) }
     }
 }

@@ -7,6 +7,17 @@ use std::{
     hash::Hash,
 };
 
+/// By what nodes are looked up.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Selection {
+    /// Every node.
+    All,
+    /// The node with this name.
+    Name(String),
+    /// Nodes with this label and value.
+    Label(String, String),
+}
+
 /// Pairs of `L` and `R`, found by `L`, in the order of `R`.
 #[derive(Debug)]
 pub(crate) struct Relation<L, R>(HashMap<L, BTreeSet<R>>);
@@ -33,6 +44,11 @@ impl<L: Hash + Eq, R: Ord> Relation<L, R> {
 
     pub(crate) fn of(&self, left: &L) -> impl DoubleEndedIterator<Item = &R> + Clone {
         self.0.get(left).into_iter().flatten()
+    }
+
+    /// Every right one; one that stands on the right of several comes several times.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &R> {
+        self.0.values().flatten()
     }
 
     pub(crate) fn first(&self, left: &L) -> Option<&R> {

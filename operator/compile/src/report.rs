@@ -5,7 +5,7 @@
 
 use std::{borrow::Cow, fmt, sync::Arc};
 
-use crate::{ObjectKey, Source};
+use crate::{ObjectKey, ObjectName, Source};
 
 /// How serious a [`Report`] is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -16,6 +16,40 @@ pub enum Severity {
     NotSupported,
     /// Worth knowing.
     Note,
+}
+
+/// Why something is said of an object, for machines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Reason {
+    /// The object, or a part of it, can't be acted on.
+    Invalid,
+    /// Another object has what this one wants.
+    Conflicted,
+    /// What the object is for isn't there.
+    TargetNotFound,
+    /// What the object leads to isn't there.
+    BackendNotFound,
+    /// The object leads to another namespace, which doesn't allow it.
+    RefNotPermitted,
+    /// A field has no effect.
+    NotSupported,
+    /// Nothing is wrong.
+    Note,
+}
+
+impl Reason {
+    /// As it stands in a condition.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Invalid => "Invalid",
+            Self::Conflicted => "Conflicted",
+            Self::TargetNotFound => "TargetNotFound",
+            Self::BackendNotFound => "BackendNotFound",
+            Self::RefNotPermitted => "RefNotPermitted",
+            Self::NotSupported => "NotSupported",
+            Self::Note => "Note",
+        }
+    }
 }
 
 /// The object that a [`Report`] is about.
@@ -67,8 +101,24 @@ pub struct Report {
     pub field: Option<String>,
     /// How serious it is.
     pub severity: Severity,
+    /// Why, for machines.
+    pub reason: Reason,
+    /// The Service at which it is so; `None` where it is so for the object as a whole.
+    pub at: Option<ObjectName>,
     /// What is the matter and what to do, for a person.
     pub message: String,
+}
+
+impl Report {
+    /// A report about an object as a whole, with the most common reason for its severity.
+    pub const fn new(object: ObjectRef, field: Option<String>, severity: Severity, message: String) -> Self {
+        let reason = match severity {
+            Severity::Refused => Reason::Invalid,
+            Severity::NotSupported => Reason::NotSupported,
+            Severity::Note => Reason::Note,
+        };
+        Self { object, field, severity, reason, at: None, message }
+    }
 }
 
 impl fmt::Display for Report {
@@ -96,12 +146,18 @@ impl Findings {
 
     fn push(&mut self, severity: Severity, field: impl Into<String>, message: String) {
         let field = Some(field.into());
-        self.reports.push(Report { object: self.object.clone(), field, severity, message });
+        self.reports.push(Report::new(self.object.clone(), field, severity, message));
     }
 
     /// Something the user asked for is not in force.
     pub(crate) fn refuse(&mut self, field: impl Into<String>, message: impl Into<String>) {
         self.push(Severity::Refused, field, message.into());
+    }
+
+    /// As [`refuse`](Self::refuse), for another reason than that it can't be acted on.
+    pub(crate) fn refuse_as(&mut self, reason: Reason, field: impl Into<String>, message: impl Into<String>) {
+        let report = Report::new(self.object.clone(), Some(field.into()), Severity::Refused, message.into());
+        self.reports.push(Report { reason, ..report });
     }
 
     /// The field is ignored; `consequence` says what that means where it isn't obvious.

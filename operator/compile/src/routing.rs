@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    Index, Kind, ObjectName, ObjectRef, Report, Severity,
+    Index, Kind, ObjectName, ObjectRef, Reason, Report, Severity,
     clusters::backends,
     compiler::Compiled,
     envoy::{self, Forward},
@@ -112,7 +112,11 @@ fn without_effect(
         let ports = ports.collect::<Vec<_>>().join(", ");
         format!("no route that can be decided applies to a port of Service {name}; it has {ports}")
     };
-    Some(Report { severity: Severity::Note, ..about(index, vs, host_field(object, name), reason) })
+    Some(Report {
+        severity: Severity::Note,
+        reason: Reason::Note,
+        ..about(index, vs, host_field(object, name), reason)
+    })
 }
 
 /// The route in force for connections to a port, if any.
@@ -231,5 +235,5 @@ fn lost(index: &Index, host: &ObjectName, winner: &ObjectName, loser: &ObjectNam
 
 fn about(index: &Index, vs: &ObjectName, field: &str, message: String) -> Report {
     let object: ObjectRef = index.object_ref(Kind::VirtualService, vs);
-    Report { object, field: Some(field.to_owned()), severity: Severity::Refused, message }
+    Report::new(object, Some(field.to_owned()), Severity::Refused, message)
 }

@@ -1,14 +1,15 @@
 //! One walk of an agent from what it has to one generation of the store, in make-before-break order.
 //!
 //! ```text
-//! clusters -> endpoints -> routes -> listeners -> gone listeners -> gone routes -> gone endpoints -> gone clusters
+//! settings -> clusters -> endpoints -> routes -> listeners
+//!          -> gone listeners -> gone routes -> gone endpoints -> gone clusters -> gone settings
 //! ```
 //!
 //! A stage begins when every response of the stage before it is acknowledged. What a round sends is
 //! fixed when it begins: were a route taken from a newer generation in mid-round, the clusters that
 //! it needs would already have been passed over; and were the round restarted on each change,
 //! routes would never be sent while changes keep coming. Changes that arrive meanwhile make the
-//! next round, each name once, at its latest content. Each round has at most eight stages, so
+//! next round, each name once, at its latest content. Each round has at most ten stages, so
 //! nothing waits for ever as long as the agent answers.
 
 use std::{collections::HashMap, mem};
@@ -39,6 +40,7 @@ pub(crate) enum Stage {
 
 impl Stage {
     const ORDER: [Self; 2 * ResourceType::ALL.len()] = [
+        Self::Make(ResourceType::Settings),
         Self::Make(ResourceType::Cluster),
         Self::Make(ResourceType::Endpoints),
         Self::Make(ResourceType::Route),
@@ -47,6 +49,7 @@ impl Stage {
         Self::Break(ResourceType::Route),
         Self::Break(ResourceType::Endpoints),
         Self::Break(ResourceType::Cluster),
+        Self::Break(ResourceType::Settings),
     ];
 }
 
@@ -81,7 +84,7 @@ impl Round {
     pub(crate) fn begin(trackers: &mut PerType<Tracker>, resources: &Resources) -> Self {
         let needs = PerType::from_fn(|ty| trackers[ty].take_needs(resources));
         let mut stages = Stage::ORDER.iter();
-        let stage = *stages.next().unwrap_or(&Stage::Make(ResourceType::Cluster));
+        let stage = *stages.next().unwrap_or(&Stage::Make(ResourceType::Settings));
         Self { generation: resources.generation(), needs, stages, stage }
     }
 

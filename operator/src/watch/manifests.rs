@@ -28,15 +28,16 @@ use std::{
     time::{Duration, Instant},
 };
 
+use k8s_openapi::{api::core::v1::Node, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube_runtime::watcher;
 use notify::{Config, RecommendedWatcher, RecursiveMode, Watcher};
-use slotmesh_compile::{Kind, ObjectRef, Report, Severity};
+use slotmesh_compile::{Kind, ObjectRef, Report, Severity, Source};
 use tracing::{debug, info};
 
 use super::{
-    ReportChanges, Update, WatchEvent,
+    LocalNode, ReportChanges, Sourced, Update, WatchEvent,
     files::{Signature, identity, is_behind_link, scan},
-    parse::parse,
+    parse::{Lost, Parsed, parse},
     store::{Changed, Store},
 };
 use crate::Error;
@@ -73,6 +74,18 @@ impl Manifests {
     /// # Errors
     /// When there is no such directory or it can't be watched.
     pub fn follow(dir: &Path, deliver: impl FnMut(Update) -> bool + Send + 'static) -> Result<Self, Error> {
+        Self::follow_on(None, dir, deliver)
+    }
+
+    /// As [`follow`](Self::follow), with a node that no manifest has to describe.
+    ///
+    /// # Errors
+    /// As [`follow`](Self::follow).
+    pub fn follow_on(
+        node: Option<&LocalNode>,
+        dir: &Path,
+        deliver: impl FnMut(Update) -> bool + Send + 'static,
+    ) -> Result<Self, Error> {
         let not_a_directory = || Error::NotADirectory { dir: dir.to_owned() };
         let absolute =
             std::path::absolute(dir).map_err(|source| Error::Unreadable { dir: dir.to_owned(), source })?;
@@ -97,7 +110,7 @@ impl Manifests {
             unwatchable: None,
             retry: None,
             root: Some(root),
-            store: Store::default(),
+            store: node.map(store_with).unwrap_or_default(),
             seen: BTreeMap::new(),
             writing: BTreeMap::new(),
             overdue: BTreeSet::new(),
@@ -110,6 +123,22 @@ impl Manifests {
         let thread = thread::Builder::new().name("manifests".to_owned()).spawn(run).map_err(Error::Thread)?;
         Ok(Self { wake, thread: Some(thread) })
     }
+}
+
+/// What the flags say comes before all manifests.
+fn store_with(node: &LocalNode) -> Store {
+    let file: Arc<str> = "--node-name".into();
+    let metadata = ObjectMeta {
+        name: Some(node.name.clone()),
+        labels: Some(node.labels.clone()),
+        ..ObjectMeta::default()
+    };
+    let object = Node { metadata, ..Node::default() }.into();
+    let source = Some(Source { file: file.clone(), document: None });
+    let mut store = Store::default();
+    let lost = Lost::These(BTreeSet::new());
+    store.set(&file, Parsed { objects: vec![Sourced { object, source }], reports: Vec::new(), lost });
+    store
 }
 
 impl Drop for Manifests {
@@ -445,7 +474,7 @@ impl Follower {
     fn about(&self, kind: &'static str, path: &Path, severity: Severity, message: String) -> Report {
         let object =
             ObjectRef { kind: kind.into(), namespace: "".into(), name: self.name(path), source: None };
-        Report { object, field: None, severity, message }
+        Report::new(object, None, severity, message)
     }
 }
 

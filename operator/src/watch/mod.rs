@@ -19,6 +19,15 @@ use std::collections::BTreeMap;
 
 use slotmesh_compile::{Kind, Object, Report, Source};
 
+/// The node on which the agent of the embedded mode runs: no manifest has to describe it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LocalNode {
+    /// Its name, as its agent calls itself.
+    pub name: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+}
+
 /// An object and where it was read.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sourced {

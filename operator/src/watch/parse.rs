@@ -8,7 +8,7 @@ use std::{borrow::Cow, collections::BTreeSet, sync::Arc};
 use serde::de::DeserializeOwned;
 use serde_norway::Value;
 use slotmesh_compile::{Kind, Object, ObjectKey, ObjectName, ObjectRef, Report, Severity, Source};
-use slotmesh_crds::{ISTIO_GROUP, ISTIO_VERSIONS};
+use slotmesh_crds::{ISTIO_GROUP, ISTIO_VERSIONS, own};
 
 use super::Sourced;
 
@@ -93,11 +93,13 @@ fn split(text: &str) -> Vec<(usize, &str)> {
 fn known_kind(api_version: &str, kind: &str) -> Option<Kind> {
     let istio =
         || api_version.split_once('/').is_some_and(|(g, v)| g == ISTIO_GROUP && ISTIO_VERSIONS.contains(&v));
+    let own = || api_version.split_once('/') == Some((own::GROUP, own::VERSION));
     let kind = Kind::ALL.into_iter().find(|k| k.as_str() == kind)?;
     let matches = match kind {
-        Kind::Service | Kind::Pod => api_version == "v1",
+        Kind::Service | Kind::Pod | Kind::Namespace | Kind::Node => api_version == "v1",
         Kind::EndpointSlice => api_version == "discovery.k8s.io/v1",
         Kind::VirtualService | Kind::DestinationRule => istio(),
+        Kind::SlotProfile => own(),
     };
     matches.then_some(kind)
 }
@@ -122,7 +124,7 @@ impl Parser {
     }
 
     fn report(&mut self, object: ObjectRef, field: Option<String>, severity: Severity, message: String) {
-        self.out.reports.push(Report { object, field, severity, message });
+        self.out.reports.push(Report::new(object, field, severity, message));
     }
 
     /// The document can't be read at all.
@@ -197,6 +199,7 @@ impl Parser {
             self.out.lost = Lost::Unknown;
             return;
         }
+        let namespace = if known.is_namespaced() { namespace } else { "" };
         let key = ObjectKey { kind: known, name: ObjectName::new(namespace, name) };
         match typed(known, value, place) {
             Ok(object) => {
@@ -222,6 +225,7 @@ fn in_namespace(mut object: Object) -> Object {
     macro_rules! set {
         ($($kind:ident),*) => {
             match &mut object {
+                Object::Namespace(_) | Object::Node(_) | Object::SlotProfile(_) => {}
                 $(Object::$kind(o) => {
                     let namespace = &mut Arc::make_mut(o).metadata.namespace;
                     if namespace.as_deref().unwrap_or_default().is_empty() {
@@ -248,8 +252,11 @@ fn typed(kind: Kind, value: &Value, place: Option<(usize, &str)>) -> Result<Obje
         Kind::Service => read::<v1::Service>(value, place).map(Object::from),
         Kind::EndpointSlice => read::<discovery::EndpointSlice>(value, place).map(Object::from),
         Kind::Pod => read::<v1::Pod>(value, place).map(Object::from),
+        Kind::Namespace => read::<v1::Namespace>(value, place).map(Object::from),
+        Kind::Node => read::<v1::Node>(value, place).map(Object::from),
         Kind::VirtualService => read::<slotmesh_crds::VirtualService>(value, place).map(Object::from),
         Kind::DestinationRule => read::<slotmesh_crds::DestinationRule>(value, place).map(Object::from),
+        Kind::SlotProfile => read::<own::SlotProfile>(value, place).map(Object::from),
     }
 }
 

@@ -73,14 +73,14 @@ impl SliceController {
                         self.pod(&name, Some(KnownPod { pod: pod.clone(), source: source.clone() }));
                     }
                     Object::EndpointSlice(slice) => self.given(&name, Some(slice)),
-                    Object::VirtualService(_) | Object::DestinationRule(_) => {}
+                    _ => {}
                 }
             }
             Step::Delete(ObjectKey { kind, name }) => match kind {
                 Kind::Service => self.service(name, None),
                 Kind::Pod => self.pod(name, None),
                 Kind::EndpointSlice => self.given(name, None),
-                Kind::VirtualService | Kind::DestinationRule => {}
+                _ => {}
             },
         }
     }
@@ -176,12 +176,7 @@ impl SliceController {
             let mut note = |field: &str, message: String| {
                 let key = ObjectKey { kind: Kind::Pod, name: pod_name.clone() };
                 let object = ObjectRef::new(&key, known.source.clone());
-                made.reports.insert(Report {
-                    object,
-                    field: Some(field.into()),
-                    severity: Severity::Note,
-                    message,
-                });
+                made.reports.insert(Report::new(object, Some(field.into()), Severity::Note, message));
             };
             let mut ports = Vec::new();
             for port in spec.ports.iter().flatten() {

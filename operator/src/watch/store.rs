@@ -83,7 +83,7 @@ impl Store {
             source: Some(Source { file: path.clone(), document: None }),
         };
         let message = format!("the file can't be read: {reason}; what it defined before stays in force");
-        let report = Report { object, field: None, severity: Severity::Refused, message };
+        let report = Report::new(object, None, Severity::Refused, message);
         let old = std::mem::replace(&mut file.reports, vec![report.clone()]);
         self.reports.replace(old, [report]);
     }
@@ -146,7 +146,7 @@ fn duplicate(key: &ObjectKey, loser: Option<Source>, winner: &Sourced) -> Report
     let first = winner.source.as_ref().map(ToString::to_string).unwrap_or_default();
     let message =
         format!("already defined in {first}, which comes first; this definition has no effect; remove one");
-    Report { object: ObjectRef::new(key, loser), field: None, severity: Severity::Refused, message }
+    Report::new(ObjectRef::new(key, loser), None, Severity::Refused, message)
 }
 
 #[cfg(test)]

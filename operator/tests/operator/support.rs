@@ -142,6 +142,9 @@ pub fn yaml(objects: &[Object]) -> String {
             Object::Pod(o) => serde_norway::to_string(&**o),
             Object::VirtualService(o) => serde_norway::to_string(&**o),
             Object::DestinationRule(o) => serde_norway::to_string(&**o),
+            Object::Namespace(o) => serde_norway::to_string(&**o),
+            Object::Node(o) => serde_norway::to_string(&**o),
+            Object::SlotProfile(o) => serde_norway::to_string(&**o),
         };
         write!(text, "---\n{}", document.unwrap()).unwrap();
     }

@@ -1,6 +1,6 @@
 //! The state machine against scripted responses, without sockets.
 
-use ResourceType::{Cluster, Endpoints, Listener, Route};
+use ResourceType::{Cluster, Endpoints, Listener, Route, Settings};
 use envoy_types::pb::google::protobuf::{Any, Duration};
 use slotmesh_xds::{rejections_from_status, system_version_info};
 
@@ -43,11 +43,11 @@ fn names(update: &Update) -> Vec<&str> {
 
 #[test]
 fn types_are_requested_in_make_before_break_order_and_the_node_once() {
-    let (_, requests) = session(&[Listener, Route, Endpoints, Cluster]);
+    let (_, requests) = session(&[Listener, Route, Endpoints, Cluster, Settings]);
     let urls: Vec<_> = requests.iter().map(|request| request.type_url.as_str()).collect();
     assert_eq!(urls, ResourceType::ALL.map(ResourceType::type_url));
     let nodes: Vec<_> = requests.iter().map(|request| request.node.is_some()).collect();
-    assert_eq!(nodes, [true, false, false, false]);
+    assert_eq!(nodes, [true, false, false, false, false]);
 }
 
 #[test]
@@ -174,4 +174,18 @@ fn in_sync_when_the_last_part_of_every_type_is_applied() {
     assert!(!apply(&mut session, Cluster, true));
     assert!(apply(&mut session, Cluster, false));
     assert!(!Session::new(Node::default()).in_sync(), "nothing asked, nothing in sync");
+}
+
+#[test]
+fn a_control_plane_that_does_not_know_settings_is_in_sync_without_them() {
+    let (mut session, requests) = session(&[Settings, Cluster]);
+    assert_eq!(requests[0].type_url, Settings.type_url());
+    let (_, unanswered) = session.on_response(response(Cluster, vec![], &[])).unwrap();
+    session.answer(unanswered, vec![], &mut Foreign::default());
+    assert!(session.in_sync());
+    // One that answers to everything, with nothing, is heard as well.
+    let (update, unanswered) = session.on_response(response(Settings, vec![], &[])).unwrap();
+    assert!(update.upserts.is_empty());
+    assert!(session.answer(unanswered, vec![], &mut Foreign::default()).0.error_detail.is_none());
+    assert!(session.in_sync());
 }

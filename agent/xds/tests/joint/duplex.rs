@@ -1,7 +1,7 @@
 //! The client against the operator's real server, over in-memory pipes.
 
 use crate::support::{Memory, MemorySink, Mesh, remove, upsert};
-use ResourceType::{Cluster, Endpoints, Listener, Route};
+use ResourceType::{Cluster, Endpoints, Listener, Route, Settings};
 use slotmesh_ads::Subscription;
 use slotmesh_serve::{Acknowledgement, Store};
 use slotmesh_xds::{Resource, ResourceName, ResourceType, Version};
@@ -27,9 +27,13 @@ async fn everything_arrives_in_order_and_then_the_client_is_in_sync() {
         upsert(Route, "r", "1"),
         upsert(Endpoints, "c", "1"),
         upsert(Cluster, "c", "1"),
+        upsert(Settings, "s", "1"),
     ]));
     mesh.sink.until("synced", |memory| memory.synced == 1).await;
-    assert_eq!(mesh.sink.take_log(), ["cluster +c", "endpoints +c", "route +r", "listener +l"]);
+    assert_eq!(
+        mesh.sink.take_log(),
+        ["settings +s", "cluster +c", "endpoints +c", "route +r", "listener +l"]
+    );
     mesh.settled().await;
     let agents = mesh.store.agents();
     assert_eq!(agents[0].node.as_str(), "node-a");

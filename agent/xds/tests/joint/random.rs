@@ -174,7 +174,7 @@ fn nothing_dangles(memory: &Memory) {
         let needs: &[ResourceType] = match ty {
             ResourceType::Listener => &[ResourceType::Route],
             ResourceType::Route => &[ResourceType::Cluster, ResourceType::Endpoints],
-            ResourceType::Cluster | ResourceType::Endpoints => &[],
+            ResourceType::Settings | ResourceType::Cluster | ResourceType::Endpoints => &[],
         };
         for needed in needs {
             assert!(

@@ -5,14 +5,18 @@
 
 mod destination_rule;
 mod endpoint_slice;
+mod node;
 mod pod;
 mod service;
+mod slot_profile;
 mod virtual_service;
 
 pub(crate) use destination_rule::DestinationRule;
 pub(crate) use endpoint_slice::{Endpoint, EndpointSlice};
+pub(crate) use node::Node;
 pub(crate) use pod::Pod;
 pub(crate) use service::{Protocol, Service, ServicePort};
+pub(crate) use slot_profile::SlotProfile;
 pub(crate) use virtual_service::{Applies, Route, RouteKind, Share, VirtualService};
 
 use std::net::IpAddr;

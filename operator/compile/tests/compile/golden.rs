@@ -5,7 +5,7 @@ use std::{env, fmt::Write as _, fs, path::Path};
 use prost::Message as _;
 use slotmesh_compile::builder::{pod, rule, service, slice, to, virtual_service};
 use slotmesh_xds::{
-    ResourceType,
+    ResourceType, SlotSettings,
     envoy::envoy::config::{
         cluster::v3::Cluster as EnvoyCluster, endpoint::v3::ClusterLoadAssignment, listener::v3::Listener,
         route::v3::RouteConfiguration,
@@ -41,6 +41,7 @@ fn the_shop_compiles_to_the_golden_file() {
     for ((ty, name), content) in cluster.served() {
         let content = content.as_slice();
         let debug = match ty {
+            ResourceType::Settings => format!("{:#?}", SlotSettings::decode(content).unwrap()),
             ResourceType::Cluster => format!("{:#?}", EnvoyCluster::decode(content).unwrap()),
             ResourceType::Endpoints => format!("{:#?}", ClusterLoadAssignment::decode(content).unwrap()),
             ResourceType::Route => format!("{:#?}", RouteConfiguration::decode(content).unwrap()),

@@ -3,6 +3,7 @@
 mod bad_input;
 mod cost;
 mod golden;
+mod profiles;
 mod properties;
 mod routes;
 mod services;

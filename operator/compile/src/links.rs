@@ -1,0 +1,240 @@
+//! The reverse indexes: what each kind of object takes part in, and what depends on it.
+//!
+//! Invariant: `link` and `unlink` of the same model cancel each other out; `touch` marks every unit
+//! whose compilation reads the model, as the relations are at that moment.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use crate::{
+    ObjectName, Unit,
+    model::{Age, DestinationRule, EndpointSlice, Node, Pod, Service, SlotProfile, VirtualService},
+    relation::{Relation, Selection},
+};
+
+/// The reverse indexes. "Service" means its name; it need not exist.
+#[derive(Debug, Default)]
+pub(crate) struct Relations {
+    /// Cluster IP and port -> the Services that claim it, the oldest first.
+    pub(crate) claims: Relation<(IpAddr, u16), (Age, ObjectName)>,
+    /// Service -> its slices.
+    pub(crate) slices: Relation<ObjectName, ObjectName>,
+    /// Pod -> (Service, slice) that name it.
+    by_pod: Relation<ObjectName, (ObjectName, ObjectName)>,
+    /// Address -> (Service, slice) that hold it.
+    by_ip: Relation<IpAddr, (ObjectName, ObjectName)>,
+    /// Address -> pods that have it.
+    pub(crate) pods: Relation<IpAddr, ObjectName>,
+    /// Service -> the VirtualServices that name it as host, the oldest first.
+    pub(crate) routes: Relation<ObjectName, (Age, ObjectName)>,
+    /// Service -> (routed Service, VirtualService) that send connections to it.
+    destinations: Relation<ObjectName, (ObjectName, ObjectName)>,
+    /// Service -> the DestinationRules for it, the oldest first.
+    pub(crate) rules: Relation<ObjectName, (Age, ObjectName)>,
+    /// What can be said of nodes -> those of which it is true.
+    pub(crate) nodes: Relation<Selection, ObjectName>,
+    /// What can be said of nodes -> the SlotProfiles that look for it, the oldest first.
+    pub(crate) profiles: Relation<Selection, (Age, ObjectName)>,
+}
+
+impl Relations {
+    /// All whose routes lead to this Service.
+    fn touch_routes_to(&self, service: &ObjectName, dirty: &mut BTreeSet<Unit>) {
+        dirty.extend(self.destinations.of(service).map(|(routed, _)| Unit::Routing(routed.clone())));
+    }
+
+    /// The assignments that may choose by this Pod's labels.
+    fn touch_selection<'a>(
+        &self,
+        services: impl Iterator<Item = &'a (ObjectName, ObjectName)>,
+        dirty: &mut BTreeSet<Unit>,
+    ) {
+        let with_subsets = services.filter(|(service, _)| self.rules.first(service).is_some());
+        dirty.extend(with_subsets.map(|(service, _)| Unit::Endpoints(service.clone())));
+    }
+}
+
+/// How a model takes part in the reverse indexes.
+pub(crate) trait Model: PartialEq {
+    fn link(&self, key: &ObjectName, to: &mut Relations);
+    fn unlink(&self, key: &ObjectName, from: &mut Relations);
+    /// As `unlink` and then `link` of `new`; worth its own way where most pairs stay.
+    fn relink(&self, new: &Self, key: &ObjectName, relations: &mut Relations) {
+        self.unlink(key, relations);
+        new.link(key, relations);
+    }
+    /// Marks all that depends on this model.
+    fn touch(&self, key: &ObjectName, relations: &Relations, dirty: &mut BTreeSet<Unit>);
+}
+
+impl Service {
+    fn claims(&self) -> impl Iterator<Item = (IpAddr, u16)> {
+        self.vips.iter().flat_map(|ip| self.ports.iter().map(|port| (*ip, port.number)))
+    }
+}
+
+impl Model for Service {
+    fn link(&self, key: &ObjectName, to: &mut Relations) {
+        self.claims().for_each(|vip| to.claims.link(vip, (self.age, key.clone())));
+    }
+
+    fn unlink(&self, key: &ObjectName, from: &mut Relations) {
+        self.claims().for_each(|vip| from.claims.unlink(&vip, &(self.age, key.clone())));
+    }
+
+    fn touch(&self, key: &ObjectName, relations: &Relations, dirty: &mut BTreeSet<Unit>) {
+        dirty.insert(Unit::Clusters(key.clone()));
+        dirty.insert(Unit::Endpoints(key.clone()));
+        dirty.insert(Unit::Routing(key.clone()));
+        relations.touch_routes_to(key, dirty);
+        for vip in self.claims() {
+            dirty.extend(relations.claims.of(&vip).map(|(_, claimant)| Unit::Routing(claimant.clone())));
+        }
+    }
+}
+
+impl EndpointSlice {
+    fn pods(&self) -> BTreeSet<&ObjectName> {
+        self.endpoints.iter().filter_map(|endpoint| endpoint.pod.as_ref()).collect()
+    }
+}
+
+impl Model for EndpointSlice {
+    fn link(&self, key: &ObjectName, to: &mut Relations) {
+        let Some(service) = &self.service else { return };
+        to.slices.link(service.clone(), key.clone());
+        for endpoint in &self.endpoints {
+            to.by_ip.link(endpoint.ip, (service.clone(), key.clone()));
+            if let Some(pod) = &endpoint.pod {
+                to.by_pod.link(pod.clone(), (service.clone(), key.clone()));
+            }
+        }
+    }
+
+    fn unlink(&self, key: &ObjectName, from: &mut Relations) {
+        let Some(service) = &self.service else { return };
+        from.slices.unlink(service, key);
+        let pair = (service.clone(), key.clone());
+        for endpoint in &self.endpoints {
+            from.by_ip.unlink(&endpoint.ip, &pair);
+            if let Some(pod) = &endpoint.pod {
+                from.by_pod.unlink(pod, &pair);
+            }
+        }
+    }
+
+    /// One endpoint more costs one pair, not all of the slice: each pair is a few cache misses.
+    fn relink(&self, new: &Self, key: &ObjectName, relations: &mut Relations) {
+        let Some(service) = self.service.as_ref().filter(|_| self.service == new.service) else {
+            self.unlink(key, relations);
+            return new.link(key, relations);
+        };
+        let pair = (service.clone(), key.clone());
+        let ips = |slice: &Self| slice.endpoints.iter().map(|e| e.ip).collect::<BTreeSet<_>>();
+        let (before, after) = (ips(self), ips(new));
+        before.difference(&after).for_each(|ip| relations.by_ip.unlink(ip, &pair));
+        after.difference(&before).for_each(|ip| relations.by_ip.link(*ip, pair.clone()));
+        let (before, after) = (self.pods(), new.pods());
+        before.difference(&after).for_each(|pod| relations.by_pod.unlink(pod, &pair));
+        after.difference(&before).for_each(|pod| relations.by_pod.link((*pod).clone(), pair.clone()));
+    }
+
+    fn touch(&self, _: &ObjectName, _: &Relations, dirty: &mut BTreeSet<Unit>) {
+        dirty.extend(self.service.clone().map(Unit::Endpoints));
+    }
+}
+
+impl Model for Pod {
+    fn link(&self, key: &ObjectName, to: &mut Relations) {
+        self.ips.iter().for_each(|ip| to.pods.link(*ip, key.clone()));
+    }
+
+    fn unlink(&self, key: &ObjectName, from: &mut Relations) {
+        self.ips.iter().for_each(|ip| from.pods.unlink(ip, key));
+    }
+
+    fn touch(&self, key: &ObjectName, relations: &Relations, dirty: &mut BTreeSet<Unit>) {
+        relations.touch_selection(relations.by_pod.of(key), dirty);
+        for ip in &self.ips {
+            relations.touch_selection(relations.by_ip.of(ip), dirty);
+        }
+    }
+}
+
+impl Model for VirtualService {
+    fn link(&self, key: &ObjectName, to: &mut Relations) {
+        for (_, host) in &self.hosts {
+            to.routes.link(host.clone(), (self.age, key.clone()));
+            for service in self.destinations() {
+                to.destinations.link(service.clone(), (host.clone(), key.clone()));
+            }
+        }
+    }
+
+    fn unlink(&self, key: &ObjectName, from: &mut Relations) {
+        for (_, host) in &self.hosts {
+            from.routes.unlink(host, &(self.age, key.clone()));
+            let pair = (host.clone(), key.clone());
+            self.destinations().for_each(|service| from.destinations.unlink(service, &pair));
+        }
+    }
+
+    fn touch(&self, _: &ObjectName, _: &Relations, dirty: &mut BTreeSet<Unit>) {
+        dirty.extend(self.hosts.iter().map(|(_, host)| Unit::Routing(host.clone())));
+    }
+}
+
+impl Model for DestinationRule {
+    fn link(&self, key: &ObjectName, to: &mut Relations) {
+        to.rules.link(self.service.clone(), (self.age, key.clone()));
+    }
+
+    fn unlink(&self, key: &ObjectName, from: &mut Relations) {
+        from.rules.unlink(&self.service, &(self.age, key.clone()));
+    }
+
+    fn touch(&self, _: &ObjectName, relations: &Relations, dirty: &mut BTreeSet<Unit>) {
+        dirty.insert(Unit::Clusters(self.service.clone()));
+        dirty.insert(Unit::Endpoints(self.service.clone()));
+        relations.touch_routes_to(&self.service, dirty);
+    }
+}
+
+impl Model for Node {
+    fn link(&self, key: &ObjectName, to: &mut Relations) {
+        self.selections(key).for_each(|selection| to.nodes.link(selection, key.clone()));
+    }
+
+    fn unlink(&self, key: &ObjectName, from: &mut Relations) {
+        self.selections(key).for_each(|selection| from.nodes.unlink(&selection, key));
+    }
+
+    fn touch(&self, key: &ObjectName, relations: &Relations, dirty: &mut BTreeSet<Unit>) {
+        dirty.insert(Unit::Settings(key.clone()));
+        for selection in self.selections(key) {
+            let profiles = relations.profiles.of(&selection);
+            dirty.extend(profiles.map(|(_, profile)| Unit::Profile(profile.clone())));
+        }
+    }
+}
+
+impl Model for SlotProfile {
+    fn link(&self, key: &ObjectName, to: &mut Relations) {
+        let selections = self.selections().into_iter();
+        selections.for_each(|selection| to.profiles.link(selection, (self.age, key.clone())));
+    }
+
+    fn unlink(&self, key: &ObjectName, from: &mut Relations) {
+        let selections = self.selections().into_iter();
+        selections.for_each(|selection| from.profiles.unlink(&selection, &(self.age, key.clone())));
+    }
+
+    /// A node that this profile selects may have been, or become, another's. Which others select it
+    /// isn't looked up: there are few profiles.
+    fn touch(&self, key: &ObjectName, relations: &Relations, dirty: &mut BTreeSet<Unit>) {
+        dirty.insert(Unit::Profile(key.clone()));
+        for selection in self.selections() {
+            dirty.extend(relations.nodes.of(&selection).map(|node| Unit::Settings(node.clone())));
+        }
+        dirty.extend(relations.profiles.all().map(|(_, profile)| Unit::Profile(profile.clone())));
+    }
+}

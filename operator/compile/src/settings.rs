@@ -1,0 +1,54 @@
+//! Settings of the slots of each node: the oldest SlotProfile that selects it says so.
+
+use slotmesh_xds::{Resource, ResourceType};
+
+use crate::{Index, Kind, ObjectName, Reason, compiler::Compiled, report::Findings};
+
+/// How many nodes a report names.
+const NAMED: usize = 5;
+
+/// Compiles the settings of a node.
+pub(crate) fn compile(index: &Index, node: &ObjectName) -> Compiled {
+    let mut compiled = Compiled::default();
+    if let Some(profile) = index.profile_of(node).and_then(|name| index.profile(name)) {
+        compiled.resources.push(Resource::encode(ResourceType::Settings, &*node.name, &profile.settings));
+    }
+    compiled
+}
+
+/// The nodes that a profile selects, and on which of them another is in force.
+pub(crate) fn report(index: &Index, name: &ObjectName) -> Compiled {
+    let mut compiled = Compiled::default();
+    if index.profile(name).is_none() {
+        return compiled;
+    }
+    let mut found = Findings::new(index.object_ref(Kind::SlotProfile, name));
+    let nodes = index.nodes_of(name);
+    let mut lost: Vec<(&ObjectName, &ObjectName)> = nodes
+        .iter()
+        .filter_map(|node| Some((*node, index.profile_of(node)?)))
+        .filter(|(_, winner)| *winner != name)
+        .collect();
+    lost.sort();
+    if nodes.is_empty() {
+        found.note("spec.nodeSelector", "no node is selected, so the profile has no effect");
+    } else if let Some((_, winner)) = lost.first() {
+        let winner = index.object_ref(Kind::SlotProfile, winner);
+        let mut names = lost.iter().take(NAMED).map(|(node, _)| &*node.name).collect::<Vec<_>>().join(", ");
+        if lost.len() > NAMED {
+            names += ", …";
+        }
+        found.refuse_as(
+            Reason::Conflicted,
+            "spec.nodeSelector",
+            format!(
+                "on {} of {} nodes ({names}) another profile is in force, such as {winner}, which is older or first \
+                 by name; let each node be selected by one profile",
+                lost.len(),
+                nodes.len()
+            ),
+        );
+    }
+    compiled.reports = found.reports;
+    compiled
+}
