@@ -62,6 +62,9 @@ pub struct TrafficPolicy {
     /// How to choose an endpoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub load_balancer: Option<LoadBalancer>,
+    /// How many connections there may be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connection_pool: Option<ConnectionPool>,
     /// Everything else.
     #[serde(flatten)]
     pub rest: Rest,
@@ -74,6 +77,29 @@ pub struct LoadBalancer {
     /// Istio's name of the algorithm, such as `RANDOM`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub simple: Option<String>,
+    /// Everything else.
+    #[serde(flatten)]
+    pub rest: Rest,
+}
+
+/// How many connections there may be.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ConnectionPool {
+    /// TCP connections, whatever is spoken on them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tcp: Option<TcpPool>,
+    /// Everything else.
+    #[serde(flatten)]
+    pub rest: Rest,
+}
+
+/// How many TCP connections there may be.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TcpPool {
+    /// The most connections at a time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_connections: Option<i32>,
     /// Everything else.
     #[serde(flatten)]
     pub rest: Rest,

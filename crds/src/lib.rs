@@ -2,15 +2,19 @@
 //!
 //! Invariant of the latter: nothing that a user wrote is lost when it is read. Only the supported
 //! fields are typed; at every level the others land in a `rest` map, so the compiler can name each of
-//! them by its exact path instead of ignoring it in silence. These types follow Istio's published API;
-//! the CRDs themselves are Istio's and are not generated from here (hence no schemas). What slotmesh
+//! them by its exact path instead of ignoring it in silence. These types follow the published APIs of
+//! Istio and Gateway API ([`gateway`]); the CRDs themselves are theirs and are not generated from here
+//! (hence no schemas). What slotmesh
 //! itself defines needs no such map: the API server refuses unknown fields, or drops them.
 
 mod destination_rule;
+pub mod gateway;
 pub mod own;
 mod virtual_service;
 
-pub use destination_rule::{DestinationRule, DestinationRuleSpec, LoadBalancer, RuleSubset, TrafficPolicy};
+pub use destination_rule::{
+    ConnectionPool, DestinationRule, DestinationRuleSpec, LoadBalancer, RuleSubset, TcpPool, TrafficPolicy,
+};
 pub use virtual_service::{
     Destination, HttpMatch, HttpRoute, PortSelector, RouteDestination, TcpMatch, TcpRoute, VirtualService,
     VirtualServiceSpec,

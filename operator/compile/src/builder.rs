@@ -52,7 +52,11 @@ meta_setters!(
     VirtualServiceBuilder,
     RuleBuilder,
     NodeBuilder,
-    ProfileBuilder
+    ProfileBuilder,
+    PolicyBuilder,
+    HttpRouteBuilder,
+    TcpRouteBuilder,
+    GrantBuilder
 );
 
 /// Builds a Service.
@@ -357,6 +361,157 @@ impl RuleBuilder {
     pub fn balance(mut self, simple: &str) -> Self {
         let policy = self.0.spec.traffic_policy.get_or_insert_default();
         policy.load_balancer.get_or_insert_default().simple = Some(simple.to_owned());
+        self
+    }
+}
+
+/// Builds a TrafficPolicy.
+#[derive(Clone, Debug)]
+pub struct PolicyBuilder(pub crds::own::TrafficPolicy);
+
+/// A TrafficPolicy in namespace `default` for this Service, or for a port of it: `service/port`.
+pub fn policy(name: &str, target: &str) -> PolicyBuilder {
+    let policy = crds::own::TrafficPolicy::new(name, crds::own::TrafficPolicySpec::default());
+    PolicyBuilder(policy).target(target)
+}
+
+impl PolicyBuilder {
+    /// One more Service, or port of one: `service/port`.
+    #[must_use]
+    pub fn target(mut self, target: &str) -> Self {
+        let (name, section) = match target.split_once('/') {
+            Some((name, section)) => (name, Some(section.to_owned())),
+            None => (target, None),
+        };
+        self.0.spec.target_refs.push(crds::own::PolicyTarget {
+            group: String::new(),
+            kind: "Service".to_owned(),
+            name: name.to_owned(),
+            section_name: section,
+        });
+        self
+    }
+
+    /// Balances by this algorithm.
+    #[must_use]
+    pub fn balance(mut self, algorithm: crds::own::Balancing) -> Self {
+        self.0.spec.load_balancing = Some(crds::own::LoadBalancing { algorithm });
+        self
+    }
+
+    /// Allows this many connections.
+    #[must_use]
+    pub fn max(mut self, connections: u32) -> Self {
+        self.0.spec.max_connections = Some(connections);
+        self
+    }
+}
+
+/// A backend of a route with a weight: `service:port`, or `namespace/service:port`.
+///
+/// # Panics
+/// Where it is written otherwise.
+pub fn backend(text: &str, weight: i32) -> crds::gateway::BackendRef {
+    let (place, port) = text.split_once(':').expect("service:port");
+    let (namespace, name) = match place.split_once('/') {
+        Some((namespace, name)) => (Some(namespace.to_owned()), name),
+        None => (None, place),
+    };
+    crds::gateway::BackendRef {
+        namespace,
+        name: name.to_owned(),
+        port: Some(port.parse().expect("a port")),
+        weight: Some(weight),
+        ..Default::default()
+    }
+}
+
+/// A parent that is a Service: `service`, or `service:port`.
+///
+/// # Panics
+/// Where it is written otherwise.
+pub fn parent(text: &str) -> crds::gateway::ParentRef {
+    let (name, port) = match text.split_once(':') {
+        Some((name, port)) => (name, Some(port.parse().expect("a port"))),
+        None => (text, None),
+    };
+    crds::gateway::ParentRef {
+        group: Some(String::new()),
+        kind: Some("Service".to_owned()),
+        name: name.to_owned(),
+        port,
+        ..Default::default()
+    }
+}
+
+/// Builds an HTTPRoute.
+#[derive(Clone, Debug)]
+pub struct HttpRouteBuilder(pub crds::gateway::HttpRoute);
+
+/// An HTTPRoute in namespace `default` for this Service: `service`, or `service:port`.
+pub fn http_route(name: &str, service: &str) -> HttpRouteBuilder {
+    let spec = crds::gateway::HttpRouteSpec { parent_refs: vec![parent(service)], ..Default::default() };
+    HttpRouteBuilder(crds::gateway::HttpRoute::new(name, spec))
+}
+
+impl HttpRouteBuilder {
+    /// A rule for all connections.
+    #[must_use]
+    pub fn to(self, backends: impl IntoIterator<Item = crds::gateway::BackendRef>) -> Self {
+        let backend_refs = backends.into_iter().collect();
+        self.rule(crds::gateway::HttpRule { backend_refs, ..Default::default() })
+    }
+
+    /// Any rule.
+    #[must_use]
+    pub fn rule(mut self, rule: crds::gateway::HttpRule) -> Self {
+        self.0.spec.rules.push(rule);
+        self
+    }
+}
+
+/// Builds a TCPRoute.
+#[derive(Clone, Debug)]
+pub struct TcpRouteBuilder(pub crds::gateway::TcpRoute);
+
+/// A TCPRoute in namespace `default` for this Service: `service`, or `service:port`.
+pub fn tcp_route(name: &str, service: &str) -> TcpRouteBuilder {
+    let spec = crds::gateway::TcpRouteSpec { parent_refs: vec![parent(service)], ..Default::default() };
+    TcpRouteBuilder(crds::gateway::TcpRoute::new(name, spec))
+}
+
+impl TcpRouteBuilder {
+    /// A rule for all connections.
+    #[must_use]
+    pub fn to(mut self, backends: impl IntoIterator<Item = crds::gateway::BackendRef>) -> Self {
+        let backend_refs = backends.into_iter().collect();
+        self.0.spec.rules.push(crds::gateway::TcpRule { backend_refs, ..Default::default() });
+        self
+    }
+}
+
+/// Builds a ReferenceGrant.
+#[derive(Clone, Debug)]
+pub struct GrantBuilder(pub crds::gateway::ReferenceGrant);
+
+/// A ReferenceGrant in namespace `default` that lets routes of this kind and namespace lead to all of its
+/// Services.
+pub fn grant(name: &str, kind: &str, namespace: &str) -> GrantBuilder {
+    let from = crds::gateway::GrantFrom {
+        group: crds::gateway::GATEWAY_GROUP.to_owned(),
+        kind: kind.to_owned(),
+        namespace: namespace.to_owned(),
+    };
+    let to = crds::gateway::GrantTo { group: String::new(), kind: "Service".to_owned(), name: None };
+    let spec = crds::gateway::ReferenceGrantSpec { from: vec![from], to: vec![to], ..Default::default() };
+    GrantBuilder(crds::gateway::ReferenceGrant::new(name, spec))
+}
+
+impl GrantBuilder {
+    /// To this Service only.
+    #[must_use]
+    pub fn only(mut self, service: &str) -> Self {
+        self.0.spec.to.iter_mut().for_each(|to| to.name = Some(service.to_owned()));
         self
     }
 }

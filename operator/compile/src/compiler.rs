@@ -11,7 +11,8 @@ use std::{
 use slotmesh_xds::{Change, Resource, ResourceName, ResourceType, Version};
 
 use crate::{
-    Index, Object, ObjectKey, ObjectName, Report, Source, Unit, clusters, endpoints,
+    Conditions, Index, Object, ObjectKey, ObjectName, ObjectRef, Reason, Report, Severity, Source, Unit,
+    clusters, conditions, endpoints,
     routing::{self, Memory},
     settings,
 };
@@ -33,6 +34,8 @@ pub struct Output {
     pub appeared: Vec<Report>,
     /// Reports that held before and do no longer, sorted.
     pub disappeared: Vec<Report>,
+    /// The objects whose [`Compiler::conditions`] may have changed; those that are gone, too.
+    pub affected: BTreeSet<ObjectKey>,
 }
 
 /// How much work was done since the start.
@@ -61,6 +64,8 @@ pub struct Compiler {
     dirty: BTreeSet<Unit>,
     /// What reading found, for the next flush.
     read: HashMap<ObjectKey, Vec<Report>>,
+    /// The objects that came or went since the last flush, and have a status.
+    events: BTreeSet<ObjectKey>,
     compiled: HashMap<Unit, Compiled>,
     /// The last good versions of routes, by Service.
     routed: HashMap<ObjectName, Memory>,
@@ -83,6 +88,9 @@ impl Compiler {
     }
 
     fn read(&mut self, key: ObjectKey, reports: Vec<Report>) {
+        if key.kind.has_conditions() {
+            self.events.insert(key.clone());
+        }
         // Most objects have nothing to say, now or before.
         let unit = Unit::Object(key.clone());
         if !reports.is_empty() || self.compiled.contains_key(&unit) || self.read.contains_key(&key) {
@@ -96,13 +104,49 @@ impl Compiler {
         !self.dirty.is_empty()
     }
 
+    /// What there is to say of an object in its status, as of the last flush; `None` when there is no
+    /// such object, or its kind has no status.
+    pub fn conditions(&self, object: &ObjectKey) -> Option<Conditions> {
+        let generation = self.index.generation(object).filter(|_| object.kind.has_conditions())?;
+        let mut places = conditions::attachments(&self.index, object);
+        if places.is_empty() {
+            places.push((None, Vec::new()));
+        }
+        let ancestors = places.into_iter().map(|(at, units)| {
+            let compiled = units.iter().filter_map(|unit| self.compiled.get(unit));
+            let resources = compiled.flat_map(|compiled| &compiled.resources);
+            conditions::ancestor(object.kind, at, self.reports_about(object), resources)
+        });
+        Some(Conditions { object: object.clone(), generation, ancestors: ancestors.collect() })
+    }
+
+    /// The reports that hold about an object.
+    fn reports_about(&self, object: &ObjectKey) -> impl Iterator<Item = &Report> {
+        let first = Report {
+            object: ObjectRef::new(object, None),
+            field: None,
+            severity: Severity::Refused,
+            reason: Reason::Invalid,
+            at: None,
+            message: String::new(),
+        };
+        let is = move |report: &&Report| {
+            report.object.kind == object.kind.as_str()
+                && report.object.namespace == object.name.namespace
+                && report.object.name == object.name.name
+        };
+        self.reports.range(first..).map(|(report, _)| report).take_while(is)
+    }
+
     /// Compiles what depends on the events since the last flush.
     pub fn flush(&mut self) -> Output {
         let mut before: HashMap<(ResourceType, ResourceName), Version> = HashMap::new();
         let mut after: Vec<Resource> = Vec::new();
         let mut said: BTreeMap<Report, isize> = BTreeMap::new();
+        let mut affected = mem::take(&mut self.events);
         for unit in mem::take(&mut self.dirty) {
             let new = self.compile(&unit);
+            affected.extend(conditions::parties(&self.index, &unit));
             after.extend(new.resources.iter().cloned());
             for report in &new.reports {
                 *said.entry(report.clone()).or_default() += 1;
@@ -118,7 +162,7 @@ impl Compiler {
                 *said.entry(report).or_default() -= 1;
             }
         }
-        let mut output = Output { changes: changes(before, after), ..Output::default() };
+        let mut output = Output { changes: changes(before, after), affected, ..Output::default() };
         for (report, difference) in said {
             self.count(report, difference, &mut output);
         }

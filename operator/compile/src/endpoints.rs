@@ -36,7 +36,7 @@ pub(crate) fn compile(index: &Index, name: &ObjectName) -> Compiled {
             let port_name = service.port(port).map_or("", |p| &p.name);
             of_port = (port, candidates(index, name, port_name));
         }
-        let labels = index.rule(name).and_then(|rule| rule.subsets.get(subset));
+        let labels = index.rule(name).and_then(|rule| rule.subsets.get(subset)).map(|subset| &subset.labels);
         let chosen = choose(&of_port.1, |candidate| {
             labels.is_none_or(|labels| {
                 let has = |pod: &Pod| labels.iter().all(|(k, v)| pod.labels.get(k) == Some(v));

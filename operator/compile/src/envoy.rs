@@ -11,10 +11,10 @@ use slotmesh_xds::{
     envoy::{
         envoy::{
             config::{
-                cluster::v3::{Cluster, cluster},
+                cluster::v3::{CircuitBreakers, Cluster, circuit_breakers, cluster},
                 core::v3::{
-                    Address, AggregatedConfigSource, ApiVersion, ConfigSource, SocketAddress,
-                    TrafficDirection, address, config_source, socket_address,
+                    Address, AggregatedConfigSource, ApiVersion, ConfigSource, RoutingPriority,
+                    SocketAddress, TrafficDirection, address, config_source, socket_address,
                 },
                 endpoint::v3::{
                     ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints, lb_endpoint,
@@ -34,7 +34,10 @@ use slotmesh_xds::{
     },
 };
 
-use crate::names::listener_name;
+use crate::{
+    model::{Balance, Traffic},
+    names::listener_name,
+};
 
 const TCP_PROXY: &str = "envoy.filters.network.tcp_proxy";
 const HTTP_CONNECTION_MANAGER: &str = "envoy.filters.network.http_connection_manager";
@@ -70,7 +73,11 @@ fn address(ip: IpAddr, port: u16) -> Address {
     }
 }
 
-pub(crate) fn cluster(name: &str) -> Resource {
+pub(crate) fn cluster(name: &str, traffic: Traffic) -> Resource {
+    let policy = match traffic.balance {
+        None | Some(Balance::Random) => cluster::LbPolicy::Random,
+        Some(Balance::RoundRobin) => cluster::LbPolicy::RoundRobin,
+    };
     let message = Cluster {
         name: name.to_owned(),
         cluster_discovery_type: Some(cluster::ClusterDiscoveryType::Type(cluster::DiscoveryType::Eds.into())),
@@ -79,10 +86,21 @@ pub(crate) fn cluster(name: &str) -> Resource {
             service_name: name.to_owned(),
         }),
         connect_timeout: Some(Duration { seconds: CONNECT_TIMEOUT_SECONDS, nanos: 0 }),
-        lb_policy: cluster::LbPolicy::Random.into(),
+        lb_policy: policy.into(),
+        circuit_breakers: traffic.max_connections.map(limit),
         ..Default::default()
     };
     Resource::encode(ResourceType::Cluster, name, &message)
+}
+
+/// At most this many connections at a time.
+fn limit(max_connections: u32) -> CircuitBreakers {
+    let thresholds = circuit_breakers::Thresholds {
+        priority: RoutingPriority::Default.into(),
+        max_connections: Some(UInt32Value { value: max_connections }),
+        ..Default::default()
+    };
+    CircuitBreakers { thresholds: vec![thresholds], ..Default::default() }
 }
 
 /// `endpoints` in the order in which they are to appear.

@@ -15,7 +15,10 @@ use std::collections::{BTreeSet, HashMap};
 use crate::{
     Kind, Object, ObjectKey, ObjectName, ObjectRef, Report, Severity, Source,
     links::{Model, Relations},
-    model::{DestinationRule, Endpoint, EndpointSlice, Node, Pod, Service, SlotProfile, VirtualService},
+    model::{
+        DestinationRule, Endpoint, EndpointSlice, Node, Pod, ReferenceGrant, Routes, Service, SlotProfile,
+        TrafficPolicy, read_http, read_tcp, read_virtual_service,
+    },
     names::name_fault,
     report::Findings,
 };
@@ -42,6 +45,8 @@ pub enum Unit {
 struct Entry<M> {
     good: Option<M>,
     source: Option<Source>,
+    /// The `metadata.generation` that was read last, good or not.
+    generation: Option<i64>,
 }
 
 type Entries<M> = HashMap<ObjectName, Entry<M>>;
@@ -96,7 +101,11 @@ pub struct Index {
     services: Entries<Service>,
     slices: Entries<EndpointSlice>,
     pods: Entries<Pod>,
-    virtual_services: Entries<VirtualService>,
+    virtual_services: Entries<Routes>,
+    http_routes: Entries<Routes>,
+    tcp_routes: Entries<Routes>,
+    grants: Entries<ReferenceGrant>,
+    policies: Entries<TrafficPolicy>,
     rules: Entries<DestinationRule>,
     nodes: Entries<Node>,
     profiles: Entries<SlotProfile>,
@@ -135,8 +144,9 @@ impl Index {
             ($entries:ident, $read:expr) => {{
                 let read = if named { $read } else { None };
                 let refused = read.is_none();
-                let vacant = || Entry { good: None, source: None };
+                let vacant = || Entry { good: None, source: None, generation: None };
                 let entry = self.$entries.entry(name.clone()).or_insert_with(vacant);
+                entry.generation = object.meta().generation;
                 put(entry, name, read, source, &mut self.relations, dirty);
                 refused.then_some(entry.good.is_some())
             }};
@@ -147,7 +157,11 @@ impl Index {
             Object::Pod(o) => put!(pods, Some(Pod::read(o))),
             Object::Namespace(_) => None,
             Object::Node(o) => put!(nodes, Some(Node::read(o))),
-            Object::VirtualService(o) => put!(virtual_services, VirtualService::read(o, name, &mut found)),
+            Object::VirtualService(o) => put!(virtual_services, read_virtual_service(o, name, &mut found)),
+            Object::HttpRoute(o) => put!(http_routes, read_http(o, name, &mut found)),
+            Object::TcpRoute(o) => put!(tcp_routes, read_tcp(o, name, &mut found)),
+            Object::ReferenceGrant(o) => put!(grants, Some(ReferenceGrant::read(o))),
+            Object::TrafficPolicy(o) => put!(policies, TrafficPolicy::read(o, name, &mut found)),
             Object::DestinationRule(o) => put!(rules, DestinationRule::read(o, name, &mut found)),
             Object::SlotProfile(o) => put!(profiles, SlotProfile::read(o, name, &mut found)),
         };
@@ -174,6 +188,10 @@ impl Index {
             Kind::Namespace => {}
             Kind::Node => take(&mut self.nodes, name, relations, dirty),
             Kind::VirtualService => take(&mut self.virtual_services, name, relations, dirty),
+            Kind::HttpRoute => take(&mut self.http_routes, name, relations, dirty),
+            Kind::TcpRoute => take(&mut self.tcp_routes, name, relations, dirty),
+            Kind::ReferenceGrant => take(&mut self.grants, name, relations, dirty),
+            Kind::TrafficPolicy => take(&mut self.policies, name, relations, dirty),
             Kind::DestinationRule => take(&mut self.rules, name, relations, dirty),
             Kind::SlotProfile => take(&mut self.profiles, name, relations, dirty),
         }
@@ -183,8 +201,35 @@ impl Index {
         self.services.get(name)?.good.as_ref()
     }
 
-    pub(crate) fn virtual_service(&self, name: &ObjectName) -> Option<&VirtualService> {
-        self.virtual_services.get(name)?.good.as_ref()
+    /// The routes of an object of a kind that has some.
+    pub(crate) fn routes(&self, key: &ObjectKey) -> Option<&Routes> {
+        let entries = match key.kind {
+            Kind::VirtualService => &self.virtual_services,
+            Kind::HttpRoute => &self.http_routes,
+            Kind::TcpRoute => &self.tcp_routes,
+            _ => return None,
+        };
+        entries.get(&key.name)?.good.as_ref()
+    }
+
+    /// Whether this object may send connections to the Service: one of its own namespace, or one that a
+    /// ReferenceGrant there lets it. Istio's objects may send connections to all.
+    pub(crate) fn permits(&self, by: &ObjectKey, service: &ObjectName) -> bool {
+        let (kind, namespace) = (by.kind, &by.name.namespace);
+        let mut grants = self.relations.grants.of(&service.namespace);
+        let allows = |grant: &ObjectName| {
+            let grant = self.grants.get(grant).and_then(|entry| entry.good.as_ref());
+            grant.is_some_and(|grant| grant.allows(kind, namespace, &service.name))
+        };
+        kind == Kind::VirtualService || *namespace == service.namespace || grants.any(allows)
+    }
+
+    pub(crate) fn policy(&self, name: &ObjectName) -> Option<&TrafficPolicy> {
+        self.policies.get(name)?.good.as_ref()
+    }
+
+    pub(crate) fn rule_named(&self, name: &ObjectName) -> Option<&DestinationRule> {
+        self.rules.get(name)?.good.as_ref()
     }
 
     /// The DestinationRule in force for a Service: the oldest.
@@ -230,17 +275,36 @@ impl Index {
         selections.iter().flat_map(|s| self.relations.nodes.of(s)).filter(selected).collect()
     }
 
-    pub(crate) fn object_ref(&self, kind: Kind, name: &ObjectName) -> ObjectRef {
-        let source = match kind {
-            Kind::Service => self.services.get(name).and_then(|e| e.source.clone()),
-            Kind::EndpointSlice => self.slices.get(name).and_then(|e| e.source.clone()),
-            Kind::Pod => self.pods.get(name).and_then(|e| e.source.clone()),
+    /// Where the object was read, and the generation that was read last; `None` where it isn't held.
+    fn read_of(&self, kind: Kind, name: &ObjectName) -> Option<(Option<Source>, Option<i64>)> {
+        macro_rules! of {
+            ($entries:ident) => {
+                self.$entries.get(name).map(|entry| (entry.source.clone(), entry.generation))
+            };
+        }
+        match kind {
+            Kind::Service => of!(services),
+            Kind::EndpointSlice => of!(slices),
+            Kind::Pod => of!(pods),
             Kind::Namespace => None,
-            Kind::Node => self.nodes.get(name).and_then(|e| e.source.clone()),
-            Kind::VirtualService => self.virtual_services.get(name).and_then(|e| e.source.clone()),
-            Kind::DestinationRule => self.rules.get(name).and_then(|e| e.source.clone()),
-            Kind::SlotProfile => self.profiles.get(name).and_then(|e| e.source.clone()),
-        };
+            Kind::Node => of!(nodes),
+            Kind::VirtualService => of!(virtual_services),
+            Kind::DestinationRule => of!(rules),
+            Kind::HttpRoute => of!(http_routes),
+            Kind::TcpRoute => of!(tcp_routes),
+            Kind::ReferenceGrant => of!(grants),
+            Kind::TrafficPolicy => of!(policies),
+            Kind::SlotProfile => of!(profiles),
+        }
+    }
+
+    /// The generation of the object that was read last; `None` where the object isn't held.
+    pub(crate) fn generation(&self, key: &ObjectKey) -> Option<Option<i64>> {
+        self.read_of(key.kind, &key.name).map(|(_, generation)| generation)
+    }
+
+    pub(crate) fn object_ref(&self, kind: Kind, name: &ObjectName) -> ObjectRef {
+        let source = self.read_of(kind, name).and_then(|(source, _)| source);
         ObjectRef::new(&ObjectKey { kind, name: name.clone() }, source)
     }
 }

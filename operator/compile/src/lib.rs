@@ -19,6 +19,7 @@
 pub mod builder;
 mod clusters;
 mod compiler;
+mod conditions;
 mod endpoints;
 mod envoy;
 mod index;
@@ -33,6 +34,7 @@ mod routing;
 mod settings;
 
 pub use compiler::{Compiler, Output, Stats};
+pub use conditions::{Ancestor, At, Condition, ConditionType, Conditions, ResourceVersion};
 pub use index::{Index, Unit};
 pub use names::{CLUSTER_DOMAIN, cluster_name, listener_name, route_name};
 pub use object::{Kind, Object, ObjectKey, ObjectName, Source};

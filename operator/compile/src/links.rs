@@ -3,13 +3,46 @@
 //! Invariant: `link` and `unlink` of the same model cancel each other out; `touch` marks every unit
 //! whose compilation reads the model, as the relations are at that moment.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use crate::{
-    ObjectName, Unit,
-    model::{Age, DestinationRule, EndpointSlice, Node, Pod, Service, SlotProfile, VirtualService},
+    Kind, ObjectKey, ObjectName, Unit,
+    model::{
+        Age, DestinationRule, EndpointSlice, Node, Pod, ReferenceGrant, Routes, Service, SlotProfile,
+        TrafficPolicy,
+    },
     relation::{Relation, Selection},
 };
+
+/// What counts before age.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Rank {
+    /// Istio's VirtualService.
+    Istio,
+    /// Gateway API's HTTPRoute.
+    Http,
+    /// Gateway API's TCPRoute.
+    Tcp,
+}
+
+impl Rank {
+    const fn of(kind: Kind) -> Self {
+        match kind {
+            Kind::VirtualService => Self::Istio,
+            Kind::TcpRoute => Self::Tcp,
+            _ => Self::Http,
+        }
+    }
+}
+
+/// An object that routes connections, as it stands among the others for the same Service: the first
+/// counts.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Ranked {
+    pub(crate) rank: Rank,
+    pub(crate) age: Age,
+    pub(crate) key: ObjectKey,
+}
 
 /// The reverse indexes. "Service" means its name; it need not exist.
 #[derive(Debug, Default)]
@@ -24,10 +57,16 @@ pub(crate) struct Relations {
     by_ip: Relation<IpAddr, (ObjectName, ObjectName)>,
     /// Address -> pods that have it.
     pub(crate) pods: Relation<IpAddr, ObjectName>,
-    /// Service -> the VirtualServices that name it as host, the oldest first.
-    pub(crate) routes: Relation<ObjectName, (Age, ObjectName)>,
-    /// Service -> (routed Service, VirtualService) that send connections to it.
-    destinations: Relation<ObjectName, (ObjectName, ObjectName)>,
+    /// Service -> the objects that route its connections, in the order in which they count.
+    pub(crate) routes: Relation<ObjectName, Ranked>,
+    /// Service -> (routed Service, by what) that send connections to it.
+    destinations: Relation<ObjectName, (ObjectName, ObjectKey)>,
+    /// Namespace -> (routed Service, by what) that send connections there from another namespace.
+    crossing: Relation<Arc<str>, (ObjectName, ObjectKey)>,
+    /// Namespace -> its ReferenceGrants.
+    pub(crate) grants: Relation<Arc<str>, ObjectName>,
+    /// Service -> the TrafficPolicies for it, the oldest first.
+    pub(crate) policies: Relation<ObjectName, (Age, ObjectName)>,
     /// Service -> the DestinationRules for it, the oldest first.
     pub(crate) rules: Relation<ObjectName, (Age, ObjectName)>,
     /// What can be said of nodes -> those of which it is true.
@@ -160,26 +199,76 @@ impl Model for Pod {
     }
 }
 
-impl Model for VirtualService {
+impl Routes {
+    /// How the object with these routes stands among those for a Service.
+    fn ranked(&self, key: &ObjectName) -> Ranked {
+        let key = ObjectKey { kind: self.kind, name: key.clone() };
+        Ranked { rank: Rank::of(self.kind), age: self.age, key }
+    }
+}
+
+impl Model for Routes {
     fn link(&self, key: &ObjectName, to: &mut Relations) {
-        for (_, host) in &self.hosts {
-            to.routes.link(host.clone(), (self.age, key.clone()));
-            for service in self.destinations() {
-                to.destinations.link(service.clone(), (host.clone(), key.clone()));
+        let by = self.ranked(key);
+        for host in &self.hosts {
+            let service = &host.service;
+            to.routes.link(service.clone(), by.clone());
+            for destination in self.destinations() {
+                to.destinations.link(destination.clone(), (service.clone(), by.key.clone()));
+                if destination.namespace != key.namespace {
+                    to.crossing.link(destination.namespace.clone(), (service.clone(), by.key.clone()));
+                }
             }
         }
     }
 
     fn unlink(&self, key: &ObjectName, from: &mut Relations) {
-        for (_, host) in &self.hosts {
-            from.routes.unlink(host, &(self.age, key.clone()));
-            let pair = (host.clone(), key.clone());
-            self.destinations().for_each(|service| from.destinations.unlink(service, &pair));
+        let by = self.ranked(key);
+        for host in &self.hosts {
+            from.routes.unlink(&host.service, &by);
+            let pair = (host.service.clone(), by.key.clone());
+            for destination in self.destinations() {
+                from.destinations.unlink(destination, &pair);
+                from.crossing.unlink(&destination.namespace, &pair);
+            }
         }
     }
 
     fn touch(&self, _: &ObjectName, _: &Relations, dirty: &mut BTreeSet<Unit>) {
-        dirty.extend(self.hosts.iter().map(|(_, host)| Unit::Routing(host.clone())));
+        dirty.extend(self.hosts.iter().map(|host| Unit::Routing(host.service.clone())));
+    }
+}
+
+impl Model for ReferenceGrant {
+    fn link(&self, key: &ObjectName, to: &mut Relations) {
+        to.grants.link(key.namespace.clone(), key.clone());
+    }
+
+    fn unlink(&self, key: &ObjectName, from: &mut Relations) {
+        from.grants.unlink(&key.namespace, key);
+    }
+
+    fn touch(&self, key: &ObjectName, relations: &Relations, dirty: &mut BTreeSet<Unit>) {
+        let routed = relations.crossing.of(&key.namespace).map(|(routed, _)| routed);
+        dirty.extend(routed.map(|routed| Unit::Routing(routed.clone())));
+    }
+}
+
+impl Model for TrafficPolicy {
+    fn link(&self, key: &ObjectName, to: &mut Relations) {
+        for target in &self.targets {
+            to.policies.link(target.service.clone(), (self.age, key.clone()));
+        }
+    }
+
+    fn unlink(&self, key: &ObjectName, from: &mut Relations) {
+        for target in &self.targets {
+            from.policies.unlink(&target.service, &(self.age, key.clone()));
+        }
+    }
+
+    fn touch(&self, _: &ObjectName, _: &Relations, dirty: &mut BTreeSet<Unit>) {
+        dirty.extend(self.targets.iter().map(|target| Unit::Clusters(target.service.clone())));
     }
 }
 

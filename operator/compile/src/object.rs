@@ -9,7 +9,11 @@ use k8s_openapi::{
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
-use slotmesh_crds::{DestinationRule, VirtualService, own::SlotProfile};
+use slotmesh_crds::{
+    DestinationRule, VirtualService,
+    gateway::{HttpRoute, ReferenceGrant, TcpRoute},
+    own::{SlotProfile, TrafficPolicy},
+};
 
 /// The kinds of objects that are watched. All but Namespace are compiled; that one says who takes part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -28,13 +32,21 @@ pub enum Kind {
     VirtualService,
     /// `networking.istio.io` DestinationRule
     DestinationRule,
+    /// `gateway.networking.k8s.io` HTTPRoute
+    HttpRoute,
+    /// `gateway.networking.k8s.io` TCPRoute
+    TcpRoute,
+    /// `gateway.networking.k8s.io` ReferenceGrant
+    ReferenceGrant,
+    /// `slotmesh.dev` TrafficPolicy
+    TrafficPolicy,
     /// `slotmesh.dev` SlotProfile
     SlotProfile,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 12] = [
         Self::Service,
         Self::EndpointSlice,
         Self::Pod,
@@ -42,6 +54,10 @@ impl Kind {
         Self::Node,
         Self::VirtualService,
         Self::DestinationRule,
+        Self::HttpRoute,
+        Self::TcpRoute,
+        Self::ReferenceGrant,
+        Self::TrafficPolicy,
         Self::SlotProfile,
     ];
 
@@ -55,6 +71,10 @@ impl Kind {
             Self::Node => "Node",
             Self::VirtualService => "VirtualService",
             Self::DestinationRule => "DestinationRule",
+            Self::HttpRoute => "HTTPRoute",
+            Self::TcpRoute => "TCPRoute",
+            Self::ReferenceGrant => "ReferenceGrant",
+            Self::TrafficPolicy => "TrafficPolicy",
             Self::SlotProfile => "SlotProfile",
         }
     }
@@ -154,6 +174,14 @@ pub enum Object {
     VirtualService(Arc<VirtualService>),
     /// A DestinationRule.
     DestinationRule(Arc<DestinationRule>),
+    /// An HTTPRoute.
+    HttpRoute(Arc<HttpRoute>),
+    /// A TCPRoute.
+    TcpRoute(Arc<TcpRoute>),
+    /// A ReferenceGrant.
+    ReferenceGrant(Arc<ReferenceGrant>),
+    /// A TrafficPolicy.
+    TrafficPolicy(Arc<TrafficPolicy>),
     /// A SlotProfile.
     SlotProfile(Arc<SlotProfile>),
 }
@@ -167,7 +195,20 @@ macro_rules! object_from {
         }
     )*};
 }
-object_from!(Service, EndpointSlice, Pod, Namespace, Node, VirtualService, DestinationRule, SlotProfile);
+object_from!(
+    Service,
+    EndpointSlice,
+    Pod,
+    Namespace,
+    Node,
+    VirtualService,
+    DestinationRule,
+    HttpRoute,
+    TcpRoute,
+    ReferenceGrant,
+    TrafficPolicy,
+    SlotProfile
+);
 
 impl Object {
     /// The object's metadata.
@@ -180,6 +221,10 @@ impl Object {
             Self::Node(o) => &o.metadata,
             Self::VirtualService(o) => &o.metadata,
             Self::DestinationRule(o) => &o.metadata,
+            Self::HttpRoute(o) => &o.metadata,
+            Self::TcpRoute(o) => &o.metadata,
+            Self::ReferenceGrant(o) => &o.metadata,
+            Self::TrafficPolicy(o) => &o.metadata,
             Self::SlotProfile(o) => &o.metadata,
         }
     }
@@ -194,6 +239,10 @@ impl Object {
             Self::Node(_) => Kind::Node,
             Self::VirtualService(_) => Kind::VirtualService,
             Self::DestinationRule(_) => Kind::DestinationRule,
+            Self::HttpRoute(_) => Kind::HttpRoute,
+            Self::TcpRoute(_) => Kind::TcpRoute,
+            Self::ReferenceGrant(_) => Kind::ReferenceGrant,
+            Self::TrafficPolicy(_) => Kind::TrafficPolicy,
             Self::SlotProfile(_) => Kind::SlotProfile,
         }
     }

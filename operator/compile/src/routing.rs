@@ -1,16 +1,17 @@
 //! Listeners and route configurations of a Service: where connections to its cluster IPs go.
 //!
-//! The oldest VirtualService for the Service decides; its first route that applies to the port and
-//! can be decided is in force. Invariant: a choice in force names only clusters that exist.
+//! For each port the first object decides that has a route for it which can be decided: the oldest
+//! VirtualService, then the oldest HTTPRoute, then the oldest TCPRoute. Invariant: a choice in force
+//! names only clusters that exist, and that the object may send connections to.
 
 use std::collections::BTreeMap;
 
 use crate::{
-    Index, Kind, ObjectName, ObjectRef, Reason, Report, Severity,
+    Index, Kind, ObjectKey, ObjectName, Reason, Report, Severity,
     clusters::backends,
     compiler::Compiled,
     envoy::{self, Forward},
-    model::{Applies, Protocol, Route, RouteKind, Service, ServicePort, Share, VirtualService},
+    model::{Applies, Host, Protocol, Route, RouteKind, Routes, Service, ServicePort, Share},
     names::{cluster_name, route_name},
     report::Findings,
 };
@@ -32,7 +33,7 @@ impl Backend {
 /// The last good version of the routes of one port.
 #[derive(Clone, Debug)]
 pub(crate) struct Routed {
-    by: ObjectName,
+    by: ObjectKey,
     kind: RouteKind,
     choice: Vec<(Backend, u32)>,
 }
@@ -40,59 +41,148 @@ pub(crate) struct Routed {
 /// The last good versions of a Service's routes by port.
 pub(crate) type Memory = BTreeMap<u16, Routed>;
 
+/// An object with routes for the Service.
+type Candidate<'a> = (&'a ObjectKey, &'a Routes);
+
+/// A destination that a route can't lead to.
+struct Missing {
+    field: String,
+    reason: Reason,
+    fault: String,
+}
+
 /// Compiles the listeners and routes of a Service. `memory` is what was in force of its routes.
 pub(crate) fn compile(index: &Index, name: &ObjectName, memory: &mut Memory) -> Compiled {
     let mut out = Compiled::default();
-    let routes = index.relations.routes.of(name).map(|(_, vs)| vs);
-    let winner = routes.clone().next().and_then(|vs| Some((vs, index.virtual_service(vs)?)));
-    if let Some((vs, _)) = winner {
-        for loser in routes.skip(1) {
-            out.reports.push(lost(index, name, vs, loser));
-        }
-    }
+    let candidates = candidates(index, name, &mut out);
     let before = std::mem::take(memory);
     let Some(service) = index.service(name) else {
-        if let Some((vs, object)) = winner {
+        for (key, routes) in &candidates {
             let fault = format!("there is no Service {name}; the routes take effect when it appears");
-            out.reports.push(about(index, vs, host_field(object, name), fault));
+            out.reports.push(about(
+                index,
+                key,
+                name,
+                host_field(routes, name),
+                Reason::TargetNotFound,
+                fault,
+            ));
         }
         return out;
     };
+    // For each object that has no effect where it could have: the one that has, and the ports.
+    let mut lost: BTreeMap<&ObjectKey, (&ObjectKey, Vec<u16>)> = BTreeMap::new();
     for port in &service.ports {
+        let mut applying = candidates.iter().filter_map(|(key, routes)| {
+            route_for(routes, name, port).map(|(kind, route)| (*key, kind, route))
+        });
         let mut routed = None;
-        if let Some((vs, object)) = winner
-            && let Some((kind, route)) = route_for(object, port)
-        {
-            let mut missing = Vec::new();
-            let choice = resolve(index, route, port.number, &mut missing);
-            if missing.is_empty() {
-                routed = Some(Routed { by: vs.clone(), kind, choice });
-            } else {
-                routed = before.get(&port.number).filter(|last| last.by == *vs).cloned();
+        if let Some((key, kind, route)) = applying.next() {
+            for (loser, ..) in applying {
+                lost.entry(loser).or_insert((key, Vec::new())).1.push(port.number);
             }
-            let usable =
-                routed.as_ref().is_some_and(|r| r.choice.iter().all(|(backend, _)| backend.exists(index)));
-            if !missing.is_empty() {
-                let kept = if usable {
-                    "keeps the route's last good version"
-                } else {
-                    "goes to the Service's own endpoints"
-                };
-                out.reports.extend(missing.into_iter().map(|(field, fault)| {
-                    about(index, vs, &field, format!("{fault}; until it exists, port {} {kept}", port.number))
-                }));
-            }
-            if let Some(routed) = &routed {
+            routed = decide(index, name, port, (key, kind, route), before.get(&port.number), &mut out);
+            if let Some((routed, _)) = &routed {
                 memory.insert(port.number, routed.clone());
             }
-            routed = routed.filter(|_| usable);
         }
-        listen(index, name, service, port, routed.as_ref(), &mut out);
+        let usable = routed.as_ref().filter(|(_, usable)| *usable).map(|(routed, _)| routed);
+        listen(index, name, service, port, usable, &mut out);
     }
-    if let Some((vs, object)) = winner {
-        out.reports.extend(without_effect(index, name, service, vs, object));
+    for (loser, (winner, ports)) in lost {
+        let ports = ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", ");
+        let winner = index.object_ref(winner.kind, &winner.name);
+        let field = index.routes(loser).map_or("spec.parentRefs", |routes| host_field(routes, name));
+        let fault = format!(
+            "port {ports} of Service {name} is already routed by {winner}, which goes before; these routes have no \
+             effect there for as long"
+        );
+        out.reports.push(about(index, loser, name, field, Reason::Conflicted, fault));
+    }
+    for (key, routes) in candidates {
+        no_such_port(index, name, service, key, routes, &mut out);
+        out.reports.extend(without_effect(index, name, service, key, routes));
     }
     out
+}
+
+/// The objects whose routes can be in force, the first goes first. Of VirtualServices that is one only.
+fn candidates<'a>(index: &'a Index, name: &ObjectName, out: &mut Compiled) -> Vec<Candidate<'a>> {
+    let mut candidates: Vec<Candidate<'a>> = Vec::new();
+    for ranked in index.relations.routes.of(name) {
+        let Some(routes) = index.routes(&ranked.key) else { continue };
+        match candidates.first() {
+            Some((winner, _))
+                if winner.kind == Kind::VirtualService && ranked.key.kind == Kind::VirtualService =>
+            {
+                let winner = index.object_ref(winner.kind, &winner.name);
+                let fault = format!(
+                    "Service {name} is already routed by {winner}, which is older or first by name; these routes have \
+                     no effect on it for as long; put the routes of both into one"
+                );
+                let field = host_field(routes, name);
+                out.reports.push(about(index, &ranked.key, name, field, Reason::Conflicted, fault));
+            }
+            _ => candidates.push((&ranked.key, routes)),
+        }
+    }
+    candidates
+}
+
+/// What of a route comes into force: the route itself, or its last good version; and whether it can be
+/// used now.
+fn decide(
+    index: &Index,
+    name: &ObjectName,
+    port: &ServicePort,
+    (key, kind, route): (&ObjectKey, RouteKind, &Route),
+    before: Option<&Routed>,
+    out: &mut Compiled,
+) -> Option<(Routed, bool)> {
+    let mut missing = Vec::new();
+    let choice = resolve(index, key, route, port.number, &mut missing);
+    let routed = if missing.is_empty() {
+        Some(Routed { by: key.clone(), kind, choice })
+    } else if missing.iter().any(|m| m.reason == Reason::RefNotPermitted) {
+        // What was allowed once and isn't any more doesn't stay.
+        None
+    } else {
+        before.filter(|last| last.by == *key).cloned()
+    };
+    let usable = routed.as_ref().is_some_and(|r| r.choice.iter().all(|(backend, _)| backend.exists(index)));
+    let kept =
+        if usable { "keeps the route's last good version" } else { "goes to the Service's own endpoints" };
+    out.reports.extend(missing.into_iter().map(|Missing { field, reason, fault }| {
+        let until = if reason == Reason::RefNotPermitted { "allows it" } else { "exists" };
+        let fault = format!("{fault}; until it {until}, port {} {kept}", port.number);
+        about(index, key, name, &field, reason, fault)
+    }));
+    routed.map(|routed| (routed, usable))
+}
+
+/// Says so where an object is for a port that the Service hasn't.
+fn no_such_port(
+    index: &Index,
+    name: &ObjectName,
+    service: &Service,
+    key: &ObjectKey,
+    routes: &Routes,
+    out: &mut Compiled,
+) {
+    for host in routes.hosts.iter().filter(|host| host.service == *name) {
+        let Host { field, port, section, .. } = host;
+        if (port.is_some() || section.is_some()) && !service.ports.iter().any(|port| host.covers(port)) {
+            let wanted = port.map(|port| port.to_string()).or(section.clone()).unwrap_or_default();
+            let fault = format!("Service {name} has no TCP port {wanted} (it has {})", ports(service));
+            out.reports.push(about(index, key, name, field, Reason::TargetNotFound, fault));
+        }
+    }
+}
+
+/// The ports of a Service, to be shown.
+fn ports(service: &Service) -> String {
+    let ports: Vec<_> = service.ports.iter().map(|p| p.number.to_string()).collect();
+    if ports.is_empty() { "none".to_owned() } else { ports.join(", ") }
 }
 
 /// Says so when the routes can't have an effect on any connection.
@@ -100,29 +190,33 @@ fn without_effect(
     index: &Index,
     name: &ObjectName,
     service: &Service,
-    vs: &ObjectName,
-    object: &VirtualService,
+    key: &ObjectKey,
+    routes: &Routes,
 ) -> Option<Report> {
     let reason = if service.vips.is_empty() {
         format!("Service {name} has no cluster IP, so these routes have no effect on it")
-    } else if service.ports.iter().any(|port| route_for(object, port).is_some()) {
+    } else if service.ports.iter().any(|port| route_for(routes, name, port).is_some()) {
         return None;
     } else {
         let ports = service.ports.iter().map(|p| format!("{} ({})", p.number, p.protocol.as_str()));
         let ports = ports.collect::<Vec<_>>().join(", ");
         format!("no route that can be decided applies to a port of Service {name}; it has {ports}")
     };
-    Some(Report {
-        severity: Severity::Note,
-        reason: Reason::Note,
-        ..about(index, vs, host_field(object, name), reason)
-    })
+    let report = about(index, key, name, host_field(routes, name), Reason::Note, reason);
+    Some(Report { severity: Severity::Note, ..report })
 }
 
 /// The route in force for connections to a port, if any.
-fn route_for<'a>(vs: &'a VirtualService, port: &ServicePort) -> Option<(RouteKind, &'a Route)> {
-    let http = vs.http.iter().map(|route| (RouteKind::Http, route));
-    let tcp = vs.tcp.iter().map(|route| (RouteKind::Tcp, route));
+fn route_for<'a>(
+    routes: &'a Routes,
+    name: &ObjectName,
+    port: &ServicePort,
+) -> Option<(RouteKind, &'a Route)> {
+    if !routes.hosts.iter().any(|host| host.service == *name && host.covers(port)) {
+        return None;
+    }
+    let http = routes.http.iter().map(|route| (RouteKind::Http, route));
+    let tcp = routes.tcp.iter().map(|route| (RouteKind::Tcp, route));
     let allowed = |kind| match port.protocol {
         Protocol::Http => kind == RouteKind::Http,
         Protocol::Tcp => kind == RouteKind::Tcp,
@@ -132,36 +226,53 @@ fn route_for<'a>(vs: &'a VirtualService, port: &ServicePort) -> Option<(RouteKin
     http.chain(tcp).find(|(kind, route)| allowed(*kind) && route.applies(port.number) == Applies::Yes)
 }
 
-/// The clusters that a route leads to; what doesn't exist goes to `missing` with its field.
+/// The clusters that a route leads to; what it can't lead to goes to `missing`.
 fn resolve(
     index: &Index,
+    by: &ObjectKey,
     route: &Route,
     port: u16,
-    missing: &mut Vec<(String, String)>,
+    missing: &mut Vec<Missing>,
 ) -> Vec<(Backend, u32)> {
     let mut choice = Vec::new();
     for share in &route.shares {
-        match backend(index, share, port) {
+        match backend(index, by, share, port) {
             Ok(backend) => choice.push((backend, share.weight)),
-            Err((field, fault)) => missing.push((format!("{}.{field}", share.field), fault)),
+            Err(what) => missing.push(what),
         }
     }
     choice
 }
 
-fn backend(index: &Index, share: &Share, port: u16) -> Result<Backend, (&'static str, String)> {
+fn backend(index: &Index, by: &ObjectKey, share: &Share, port: u16) -> Result<Backend, Missing> {
     let Share { service: name, subset, .. } = share;
-    let service = index.service(name).ok_or_else(|| ("host", format!("there is no Service {name}")))?;
+    let [of_name, of_port] = match by.kind {
+        Kind::VirtualService => ["host", "port.number"],
+        _ => ["name", "port"],
+    };
+    let missing = |field: &str, fault: String| Missing {
+        field: format!("{}.{field}", share.field),
+        reason: Reason::BackendNotFound,
+        fault,
+    };
+    // First, so that nobody learns what is in a namespace that doesn't let him.
+    if !index.permits(by, name) {
+        let fault = format!(
+            "no ReferenceGrant in namespace {} lets {} of namespace {} send connections to Service {}",
+            name.namespace, by.kind, by.name.namespace, name.name
+        );
+        return Err(Missing { reason: Reason::RefNotPermitted, ..missing("namespace", fault) });
+    }
+    let service =
+        index.service(name).ok_or_else(|| missing(of_name, format!("there is no Service {name}")))?;
     let number = match (share.port, &service.ports[..]) {
         (Some(number), _) => number,
         (None, [only]) => only.number,
         (None, _) => port,
     };
     if service.port(number).is_none() {
-        let ports: Vec<_> = service.ports.iter().map(|p| p.number.to_string()).collect();
-        let has = if ports.is_empty() { "none".to_owned() } else { ports.join(", ") };
-        let fault = format!("Service {name} has no TCP port {number} (it has {has})");
-        return Err(("port.number", fault));
+        let fault = format!("Service {name} has no TCP port {number} (it has {})", ports(service));
+        return Err(missing(of_port, fault));
     }
     let subsets = index.rule(name).map(|rule| &rule.subsets);
     if !subset.is_empty() && !subsets.is_some_and(|s| s.contains_key(subset)) {
@@ -169,7 +280,7 @@ fn backend(index: &Index, share: &Share, port: u16) -> Result<Backend, (&'static
         let has = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
         let fault =
             format!("no DestinationRule in force defines subset {subset} of Service {name} (defined: {has})");
-        return Err(("subset", fault));
+        return Err(missing("subset", fault));
     }
     Ok(Backend { service: name.clone(), port: number, subset: subset.clone() })
 }
@@ -218,22 +329,21 @@ fn listen(
     }
 }
 
-/// The field in which a VirtualService names this host.
-fn host_field<'a>(vs: &'a VirtualService, host: &ObjectName) -> &'a str {
-    vs.hosts.iter().find(|(_, name)| name == host).map_or("spec.hosts", |(field, _)| field)
+/// The field in which an object names this Service.
+fn host_field<'a>(routes: &'a Routes, service: &ObjectName) -> &'a str {
+    routes.hosts.iter().find(|host| host.service == *service).map_or("spec", |host| &host.field)
 }
 
-fn lost(index: &Index, host: &ObjectName, winner: &ObjectName, loser: &ObjectName) -> Report {
-    let field = index.virtual_service(loser).map_or("spec.hosts", |vs| host_field(vs, host));
-    let winner = index.object_ref(Kind::VirtualService, winner);
-    let fault = format!(
-        "Service {host} is already routed by {winner}, which is older or first by name; these routes have no \
-         effect on it for as long; put the routes of both into one"
-    );
-    about(index, loser, field, fault)
-}
-
-fn about(index: &Index, vs: &ObjectName, field: &str, message: String) -> Report {
-    let object: ObjectRef = index.object_ref(Kind::VirtualService, vs);
-    Report::new(object, Some(field.to_owned()), Severity::Refused, message)
+/// Something that an object doesn't get at a Service.
+fn about(
+    index: &Index,
+    key: &ObjectKey,
+    at: &ObjectName,
+    field: &str,
+    reason: Reason,
+    message: String,
+) -> Report {
+    let object = index.object_ref(key.kind, &key.name);
+    let report = Report::new(object, Some(field.to_owned()), Severity::Refused, message);
+    Report { reason, at: Some(at.clone()), ..report }
 }

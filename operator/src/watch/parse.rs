@@ -8,7 +8,11 @@ use std::{borrow::Cow, collections::BTreeSet, sync::Arc};
 use serde::de::DeserializeOwned;
 use serde_norway::Value;
 use slotmesh_compile::{Kind, Object, ObjectKey, ObjectName, ObjectRef, Report, Severity, Source};
-use slotmesh_crds::{ISTIO_GROUP, ISTIO_VERSIONS, own};
+use slotmesh_crds::{
+    ISTIO_GROUP, ISTIO_VERSIONS,
+    gateway::{self, GATEWAY_GROUP},
+    own,
+};
 
 use super::Sourced;
 
@@ -93,13 +97,19 @@ fn split(text: &str) -> Vec<(usize, &str)> {
 fn known_kind(api_version: &str, kind: &str) -> Option<Kind> {
     let istio =
         || api_version.split_once('/').is_some_and(|(g, v)| g == ISTIO_GROUP && ISTIO_VERSIONS.contains(&v));
+    let gateway = |versions: &[&str]| {
+        api_version.split_once('/').is_some_and(|(g, v)| g == GATEWAY_GROUP && versions.contains(&v))
+    };
     let own = || api_version.split_once('/') == Some((own::GROUP, own::VERSION));
     let kind = Kind::ALL.into_iter().find(|k| k.as_str() == kind)?;
     let matches = match kind {
         Kind::Service | Kind::Pod | Kind::Namespace | Kind::Node => api_version == "v1",
         Kind::EndpointSlice => api_version == "discovery.k8s.io/v1",
         Kind::VirtualService | Kind::DestinationRule => istio(),
-        Kind::SlotProfile => own(),
+        Kind::HttpRoute => gateway(&["v1", "v1beta1"]),
+        Kind::TcpRoute => gateway(&["v1", "v1alpha2"]),
+        Kind::ReferenceGrant => gateway(&["v1", "v1beta1"]),
+        Kind::SlotProfile | Kind::TrafficPolicy => own(),
     };
     matches.then_some(kind)
 }
@@ -235,7 +245,17 @@ fn in_namespace(mut object: Object) -> Object {
             }
         };
     }
-    set!(Service, EndpointSlice, Pod, VirtualService, DestinationRule);
+    set!(
+        Service,
+        EndpointSlice,
+        Pod,
+        VirtualService,
+        DestinationRule,
+        HttpRoute,
+        TcpRoute,
+        ReferenceGrant,
+        TrafficPolicy
+    );
     object
 }
 
@@ -256,6 +276,10 @@ fn typed(kind: Kind, value: &Value, place: Option<(usize, &str)>) -> Result<Obje
         Kind::Node => read::<v1::Node>(value, place).map(Object::from),
         Kind::VirtualService => read::<slotmesh_crds::VirtualService>(value, place).map(Object::from),
         Kind::DestinationRule => read::<slotmesh_crds::DestinationRule>(value, place).map(Object::from),
+        Kind::HttpRoute => read::<gateway::HttpRoute>(value, place).map(Object::from),
+        Kind::TcpRoute => read::<gateway::TcpRoute>(value, place).map(Object::from),
+        Kind::ReferenceGrant => read::<gateway::ReferenceGrant>(value, place).map(Object::from),
+        Kind::TrafficPolicy => read::<own::TrafficPolicy>(value, place).map(Object::from),
         Kind::SlotProfile => read::<own::SlotProfile>(value, place).map(Object::from),
     }
 }

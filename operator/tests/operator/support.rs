@@ -144,6 +144,10 @@ pub fn yaml(objects: &[Object]) -> String {
             Object::DestinationRule(o) => serde_norway::to_string(&**o),
             Object::Namespace(o) => serde_norway::to_string(&**o),
             Object::Node(o) => serde_norway::to_string(&**o),
+            Object::HttpRoute(o) => serde_norway::to_string(&**o),
+            Object::TcpRoute(o) => serde_norway::to_string(&**o),
+            Object::ReferenceGrant(o) => serde_norway::to_string(&**o),
+            Object::TrafficPolicy(o) => serde_norway::to_string(&**o),
             Object::SlotProfile(o) => serde_norway::to_string(&**o),
         };
         write!(text, "---\n{}", document.unwrap()).unwrap();

@@ -1,10 +1,10 @@
-//! DestinationRules: named subsets of a Service.
+//! DestinationRules: named subsets of a Service, and how connections to them are treated.
 
 use std::collections::BTreeMap;
 
 use slotmesh_crds as crds;
 
-use super::Age;
+use super::{Age, Balance, Traffic};
 use crate::{
     ObjectName,
     names::{name_fault, resolve_host},
@@ -16,8 +16,18 @@ use crate::{
 pub(crate) struct DestinationRule {
     pub(crate) age: Age,
     pub(crate) service: ObjectName,
-    /// Name of the subset, and the labels that its pods carry.
-    pub(crate) subsets: BTreeMap<String, BTreeMap<String, String>>,
+    /// How connections to the Service are treated, where the subset doesn't say.
+    pub(crate) traffic: Traffic,
+    /// The subsets by name.
+    pub(crate) subsets: BTreeMap<String, Subset>,
+}
+
+/// A part of a Service's pods.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Subset {
+    /// The labels that its pods carry.
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) traffic: Traffic,
 }
 
 impl DestinationRule {
@@ -34,7 +44,7 @@ impl DestinationRule {
             found
                 .refuse("spec.host", format!("{:?} is not the host of a Service of this cluster", spec.host));
         }
-        policy("spec.trafficPolicy", spec.traffic_policy.as_ref(), found);
+        let traffic = policy("spec.trafficPolicy", spec.traffic_policy.as_ref(), found);
         found.unsupported_rest("spec", &spec.rest);
         let mut subsets = BTreeMap::new();
         for (i, subset) in spec.subsets.iter().enumerate() {
@@ -42,34 +52,54 @@ impl DestinationRule {
             if let Some(fault) = name_fault(&subset.name) {
                 found.refuse(format!("{at}.name"), format!("the subset's name {fault}"));
             }
-            if subsets.insert(subset.name.clone(), subset.labels.clone()).is_some() {
+            let traffic = policy(&format!("{at}.trafficPolicy"), subset.traffic_policy.as_ref(), found);
+            let read = Subset { labels: subset.labels.clone(), traffic };
+            if subsets.insert(subset.name.clone(), read).is_some() {
                 found.refuse(
                     format!("{at}.name"),
                     format!("subset {} is defined twice; remove one", subset.name),
                 );
             }
-            policy(&format!("{at}.trafficPolicy"), subset.traffic_policy.as_ref(), found);
             found.unsupported_rest(&at, &subset.rest);
         }
         let service = service.filter(|_| !found.refused())?;
-        Some(Self { age: Age::of(&object.metadata), service, subsets })
+        Some(Self { age: Age::of(&object.metadata), service, traffic, subsets })
     }
 }
 
-fn policy(at: &str, policy: Option<&crds::TrafficPolicy>, found: &mut Findings) {
-    let Some(policy) = policy else { return };
+fn policy(at: &str, policy: Option<&crds::TrafficPolicy>, found: &mut Findings) -> Traffic {
+    let mut traffic = Traffic::default();
+    let Some(policy) = policy else { return traffic };
     found.unsupported_rest(at, &policy.rest);
-    let Some(balancer) = &policy.load_balancer else { return };
-    match balancer.simple.as_deref() {
-        None | Some("" | "UNSPECIFIED" | "RANDOM") => {}
-        Some(other) => {
-            let consequence = format!("{other} is not there yet, RANDOM is used instead");
-            found.unsupported(format!("{at}.loadBalancer.simple"), &consequence);
+    if let Some(balancer) = &policy.load_balancer {
+        traffic.balance = match balancer.simple.as_deref() {
+            None | Some("" | "UNSPECIFIED") => None,
+            Some("RANDOM") => Some(Balance::Random),
+            Some("ROUND_ROBIN") => Some(Balance::RoundRobin),
+            Some(other) => {
+                let consequence = format!("{other} is not there yet, RANDOM is used instead");
+                found.unsupported(format!("{at}.loadBalancer.simple"), &consequence);
+                None
+            }
+        };
+        for name in balancer.rest.keys() {
+            found.unsupported(format!("{at}.loadBalancer.{name}"), "RANDOM is used instead");
         }
     }
-    for name in balancer.rest.keys() {
-        found.unsupported(format!("{at}.loadBalancer.{name}"), "RANDOM is used instead");
+    if let Some(pool) = &policy.connection_pool {
+        found.unsupported_rest(&format!("{at}.connectionPool"), &pool.rest);
+        if let Some(tcp) = &pool.tcp {
+            let at = format!("{at}.connectionPool.tcp");
+            found.unsupported_rest(&at, &tcp.rest);
+            // 0 and unset are the same in Istio's own API.
+            match tcp.max_connections.map(u32::try_from) {
+                None | Some(Ok(0)) => {}
+                Some(Ok(most)) => traffic.max_connections = Some(most),
+                Some(Err(_)) => found.refuse(format!("{at}.maxConnections"), "it is below 0"),
+            }
+        }
     }
+    traffic
 }
 
 /// One node serves callers of all namespaces, and what each of them may see isn't told apart yet.

@@ -5,19 +5,27 @@
 
 mod destination_rule;
 mod endpoint_slice;
+mod gateway;
 mod node;
 mod pod;
+mod routes;
 mod service;
 mod slot_profile;
+mod traffic;
+mod traffic_policy;
 mod virtual_service;
 
 pub(crate) use destination_rule::DestinationRule;
 pub(crate) use endpoint_slice::{Endpoint, EndpointSlice};
+pub(crate) use gateway::{ReferenceGrant, read_http, read_tcp};
 pub(crate) use node::Node;
 pub(crate) use pod::Pod;
+pub(crate) use routes::{Applies, Host, Match, Route, RouteKind, Routes, Share};
 pub(crate) use service::{Protocol, Service, ServicePort};
 pub(crate) use slot_profile::SlotProfile;
-pub(crate) use virtual_service::{Applies, Route, RouteKind, Share, VirtualService};
+pub(crate) use traffic::{Balance, Traffic};
+pub(crate) use traffic_policy::{Target, TrafficPolicy};
+pub(crate) use virtual_service::read as read_virtual_service;
 
 use std::net::IpAddr;
 

@@ -2,133 +2,56 @@
 
 use slotmesh_crds as crds;
 
-use super::{Age, destination_rule::refuse_export, port_number};
-use crate::{ObjectName, names::resolve_host, report::Findings};
+use super::{Age, Host, Match, Route, Routes, Share, destination_rule::refuse_export, port_number};
+use crate::{Kind, ObjectName, names::resolve_host, report::Findings};
 
 const MESH: &str = "mesh";
 
-/// Whether a route applies to connections to a port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Applies {
-    Yes,
-    No,
-    /// That depends on what only a request would tell.
-    Undecidable,
-}
-
-/// The two lists of routes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum RouteKind {
-    Http,
-    Tcp,
-}
-
-/// One way to match; all that isn't the port can't be decided.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Match {
-    port: Option<u32>,
-    decidable: bool,
-}
-
-/// A destination and its share of the connections.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Share {
-    /// The field of the destination.
-    pub(crate) field: String,
-    pub(crate) service: ObjectName,
-    /// Empty for the Service as a whole.
-    pub(crate) subset: String,
-    pub(crate) port: Option<u16>,
-    pub(crate) weight: u32,
-}
-
-/// A route. Its shares all have a weight above 0.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Route {
-    matches: Vec<Match>,
-    pub(crate) shares: Vec<Share>,
-}
-
-impl Route {
-    /// Whether the route applies to connections to this port.
-    pub(crate) fn applies(&self, port: u16) -> Applies {
-        if self.shares.is_empty() {
-            return Applies::Undecidable;
-        }
-        if self.matches.is_empty() {
-            return Applies::Yes;
-        }
-        let mut applies = Applies::No;
-        for m in self.matches.iter().filter(|m| m.port.is_none_or(|p| p == u32::from(port))) {
-            if m.decidable {
-                return Applies::Yes;
-            }
-            applies = Applies::Undecidable;
-        }
-        applies
+/// Reads a VirtualService; `None` when it must be refused.
+pub(crate) fn read(object: &crds::VirtualService, key: &ObjectName, found: &mut Findings) -> Option<Routes> {
+    let spec = &object.spec;
+    refuse_export(&spec.export_to, found);
+    found.unsupported_rest("spec", &spec.rest);
+    let for_mesh = spec.gateways.is_empty() || spec.gateways.iter().any(|g| g == MESH);
+    if !for_mesh {
+        found.note("spec.gateways", "the object is for gateways only; it has no effect in the mesh");
     }
+    let hosts = if for_mesh { read_hosts(&spec.hosts, key, found) } else { Vec::new() };
+    let http = spec.http.iter().enumerate().map(|(i, route)| {
+        let at = format!("spec.http[{i}]");
+        found.unsupported_rest(&at, &route.rest);
+        let matches = route.matches.iter().map(|m| (m.port, &m.rest)).collect::<Vec<_>>();
+        read_route(&at, &matches, &route.route, key, found)
+    });
+    let http = http.collect();
+    let tcp = spec.tcp.iter().enumerate().map(|(i, route)| {
+        let at = format!("spec.tcp[{i}]");
+        found.unsupported_rest(&at, &route.rest);
+        let matches = route.matches.iter().map(|m| (m.port, &m.rest)).collect::<Vec<_>>();
+        read_route(&at, &matches, &route.route, key, found)
+    });
+    let tcp = tcp.collect();
+    (!found.refused()).then(|| Routes {
+        kind: Kind::VirtualService,
+        age: Age::of(&object.metadata),
+        hosts,
+        http,
+        tcp,
+    })
 }
 
-/// A valid VirtualService.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct VirtualService {
-    pub(crate) age: Age,
-    /// The Services whose connections it routes, with the field of each; none when it isn't for the mesh.
-    pub(crate) hosts: Vec<(String, ObjectName)>,
-    pub(crate) http: Vec<Route>,
-    pub(crate) tcp: Vec<Route>,
-}
-
-impl VirtualService {
-    /// Reads a VirtualService; `None` when it must be refused.
-    pub(crate) fn read(
-        object: &crds::VirtualService,
-        key: &ObjectName,
-        found: &mut Findings,
-    ) -> Option<Self> {
-        let spec = &object.spec;
-        refuse_export(&spec.export_to, found);
-        found.unsupported_rest("spec", &spec.rest);
-        let for_mesh = spec.gateways.is_empty() || spec.gateways.iter().any(|g| g == MESH);
-        if !for_mesh {
-            found.note("spec.gateways", "the object is for gateways only; it has no effect in the mesh");
-        }
-        let hosts = if for_mesh { read_hosts(&spec.hosts, key, found) } else { Vec::new() };
-        let http = spec.http.iter().enumerate().map(|(i, route)| {
-            let at = format!("spec.http[{i}]");
-            found.unsupported_rest(&at, &route.rest);
-            let matches = route.matches.iter().map(|m| (m.port, &m.rest)).collect::<Vec<_>>();
-            read_route(&at, &matches, &route.route, key, found)
-        });
-        let http = http.collect();
-        let tcp = spec.tcp.iter().enumerate().map(|(i, route)| {
-            let at = format!("spec.tcp[{i}]");
-            found.unsupported_rest(&at, &route.rest);
-            let matches = route.matches.iter().map(|m| (m.port, &m.rest)).collect::<Vec<_>>();
-            read_route(&at, &matches, &route.route, key, found)
-        });
-        let tcp = tcp.collect();
-        (!found.refused()).then(|| Self { age: Age::of(&object.metadata), hosts, http, tcp })
-    }
-
-    /// All destinations of all routes.
-    pub(crate) fn destinations(&self) -> impl Iterator<Item = &ObjectName> {
-        self.http.iter().chain(&self.tcp).flat_map(|route| &route.shares).map(|share| &share.service)
-    }
-}
-
-fn read_hosts(hosts: &[String], key: &ObjectName, found: &mut Findings) -> Vec<(String, ObjectName)> {
+fn read_hosts(hosts: &[String], key: &ObjectName, found: &mut Findings) -> Vec<Host> {
     if hosts.is_empty() {
         found.refuse("spec.hosts", "no host is given; name the Service whose connections are to be routed");
     }
-    let mut resolved: Vec<(String, ObjectName)> = Vec::new();
+    let mut resolved: Vec<Host> = Vec::new();
     for (i, host) in hosts.iter().enumerate() {
         let field = format!("spec.hosts[{i}]");
         match resolve_host(host, &key.namespace) {
-            Some(service) if resolved.iter().any(|(_, s)| *s == service) => {
+            Some(service) if resolved.iter().any(|host| host.service == service) => {
                 found.note(field, format!("{host} stands there twice"));
             }
-            Some(service) => resolved.push((field, service)),
+            Some(service) => resolved.push(Host { field, service, port: None, section: None }),
             None => {
                 found.unsupported(field, &format!("{host:?} is not the host of a Service of this cluster"))
             }

@@ -1,8 +1,11 @@
 //! What the compiler makes of objects, by its public interface only.
 
 mod bad_input;
+mod conditions;
 mod cost;
+mod gateway;
 mod golden;
+mod policies;
 mod profiles;
 mod properties;
 mod routes;

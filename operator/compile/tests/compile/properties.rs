@@ -1,11 +1,14 @@
 //! The result depends on the objects only: not on the order of events, not on what was before.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use slotmesh_compile::{
-    Compiler, Object, ObjectKey, Report,
-    builder::{pod, rule, service, slice, to, virtual_service},
+    Compiler, Conditions, Object, ObjectKey, Report,
+    builder::{
+        backend, grant, http_route, node, pod, policy, profile, rule, service, slice, tcp_route, to,
+        virtual_service,
+    },
 };
 use slotmesh_xds::Resource;
 
@@ -48,18 +51,76 @@ fn object() -> impl Strategy<Value = Object> {
             Some(subset) => to(&format!("{host}/{subset}"), weight),
             None => to(host, weight),
         });
-    let routes = (name.clone(), name, age, any::<bool>(), prop::collection::vec(destination, 1..3)).prop_map(
+    let routes =
+        (name.clone(), name.clone(), age.clone(), any::<bool>(), prop::collection::vec(destination, 1..3))
+            .prop_map(|(name, host, age, http, to)| {
+                let built = virtual_service(name, host);
+                let built = if http { built.http(to) } else { built.tcp(to) };
+                age.map_or(built.clone(), |age| built.created(age)).build()
+            });
+    let backends = prop::collection::vec((name.clone(), 0..2_i32), 1..3);
+    let gateway = (name.clone(), name.clone(), age.clone(), any::<bool>(), backends).prop_map(
         |(name, host, age, http, to)| {
-            let built = virtual_service(name, host);
-            let built = if http { built.http(to) } else { built.tcp(to) };
+            // Some lead to another namespace, which allows it or doesn't.
+            let to = to.into_iter().enumerate().map(|(i, (name, weight))| {
+                let place = if i == 1 { format!("other/{name}:80") } else { format!("{name}:80") };
+                backend(&place, weight)
+            });
+            let to: Vec<_> = to.collect();
+            let age = age.unwrap_or(9);
+            if http {
+                http_route(name, host).to(to).created(age).build()
+            } else {
+                tcp_route(name, host).to(to).created(age).build()
+            }
+        },
+    );
+    let others = (name.clone(), 4..6_u8)
+        .prop_map(|(name, ip)| service(name).namespace("other").ip(&format!("10.0.0.{ip}")).port(80).build());
+    let grants =
+        (name.clone(), any::<bool>(), prop::option::of(name.clone())).prop_map(|(name, http, only)| {
+            let built =
+                grant(name, if http { "HTTPRoute" } else { "TCPRoute" }, "default").namespace("other");
+            only.map_or(built.clone(), |only| built.only(only)).build()
+        });
+    let policies = (name.clone(), name, prop::option::of(Just("http")), age.clone(), 0..3_u32).prop_map(
+        |(name, service, port, age, most)| {
+            let target = port.map_or(service.to_owned(), |port| format!("{service}/{port}"));
+            let built = policy(name, &target).max(most);
             age.map_or(built.clone(), |age| built.created(age)).build()
         },
     );
-    prop_oneof![2 => services, 2 => slices, 1 => pods, 1 => rules, 2 => routes]
+    let label = prop::sample::select(vec!["a", "b"]);
+    let nodes = (label.clone(), label.clone()).prop_map(|(name, value)| node(name).label("l", value).build());
+    let profiles =
+        (label.clone(), prop::option::of(label), 0..3_u32, age).prop_map(|(name, select, cap, age)| {
+            let built = profile(name).cap(cap);
+            let built = select.map_or(built.clone(), |value| built.select("l", value));
+            age.map_or(built.clone(), |age| built.created(age)).build()
+        });
+    prop_oneof![
+        2 => services, 2 => slices, 1 => pods, 1 => rules, 2 => routes, 2 => gateway, 1 => others, 1 => grants,
+        1 => policies, 1 => nodes, 1 => profiles
+    ]
 }
 
 fn state(compiler: &Compiler) -> (Vec<Resource>, Vec<Report>) {
     (compiler.resources(), compiler.reports().cloned().collect())
+}
+
+/// Follows the conditions of all objects by what each flush says may have changed.
+#[derive(Default)]
+struct Statuses(BTreeMap<ObjectKey, Conditions>);
+
+impl Statuses {
+    fn follow(&mut self, compiler: &Compiler, affected: BTreeSet<ObjectKey>) {
+        for key in affected {
+            match compiler.conditions(&key) {
+                Some(conditions) => drop(self.0.insert(key, conditions)),
+                None => drop(self.0.remove(&key)),
+            }
+        }
+    }
 }
 
 fn by_key(objects: Vec<Object>) -> BTreeMap<ObjectKey, Object> {
@@ -98,17 +159,26 @@ proptest! {
     ) {
         let mut held = BTreeMap::new();
         let mut incremental = Cluster::default();
+        let mut statuses = Statuses::default();
         for (object, delete) in events {
             let key = object.key();
             if held.remove(&key).is_some() {
-                incremental.delete(&object);
+                let output = incremental.delete(&object);
+                statuses.follow(&incremental.compiler, output.affected);
             }
             if !delete {
-                incremental.apply([object.clone()]);
+                let output = incremental.apply([object.clone()]);
+                statuses.follow(&incremental.compiler, output.affected);
                 held.insert(key, object);
             }
         }
+        let keys: Vec<_> = held.keys().cloned().collect();
         let fresh = Cluster::with(held.into_values());
+        // Whoever asks only for what is said to have changed misses nothing.
+        for key in keys {
+            prop_assert_eq!(statuses.0.remove(&key), fresh.compiler.conditions(&key), "{}", key);
+        }
+        prop_assert!(statuses.0.is_empty());
         // A route whose destination went keeps its own last good version, which is the same content:
         // it is not usable now and was never usable in the fresh compiler.
         prop_assert_eq!(state(&fresh.compiler), state(&incremental.compiler));
@@ -127,6 +197,11 @@ fn nothing_is_left_when_all_is_deleted() {
         virtual_service("web", "web").http([to("web/v1", 1)]).build(),
         virtual_service("lost", "nowhere").http([to("web/v9", 1)]).build(),
         pod("a").label("version", "v1").ip("10.1.0.1").build(),
+        http_route("h", "web").to([backend("other/web:80", 1)]).build(),
+        grant("g", "HTTPRoute", "default").namespace("other").build(),
+        policy("p", "web").max(1).build(),
+        node("n").label("l", "1").build(),
+        profile("n").select("l", "1").build(),
     ];
     cluster.apply(objects.clone());
     objects.iter().for_each(|object| cluster.compiler.delete(&object.key()));

@@ -8,6 +8,7 @@ use slotmesh_xds::{
     Change, ResourceType,
     envoy::envoy::{
         config::{
+            cluster::v3::Cluster as EnvoyCluster,
             core::v3::{Address, address::Address::SocketAddress, socket_address::PortSpecifier},
             endpoint::v3::{ClusterLoadAssignment, lb_endpoint::HostIdentifier},
             listener::v3::{Listener, filter::ConfigType},
@@ -87,6 +88,18 @@ impl Cluster {
                 HostIdentifier::EndpointName(name) => panic!("an endpoint by name: {name}"),
             })
             .collect()
+    }
+
+    /// How a cluster's connections are spread, and how many there may be: `ROUND_ROBIN 7`.
+    pub fn traffic(&self, cluster: &str) -> String {
+        let content = self.content(ResourceType::Cluster, cluster).expect("the cluster exists");
+        let message = EnvoyCluster::decode(content).unwrap();
+        let limit = message.circuit_breakers.clone().map(|breakers| {
+            let [threshold] = &breakers.thresholds[..] else { panic!("one threshold") };
+            assert_eq!(threshold.priority, 0, "of the default priority");
+            format!(" {}", threshold.max_connections.unwrap().value)
+        });
+        format!("{}{}", message.lb_policy().as_str_name(), limit.unwrap_or_default())
     }
 
     /// Where a listener sends connections: `cluster`, or `cluster=weight …`, with `http:` in front

@@ -1,0 +1,26 @@
+//! How connections to a cluster are spread, and how many there may be: what TrafficPolicies and
+//! DestinationRules have in common.
+
+/// How a connection chooses its endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Balance {
+    Random,
+    RoundRobin,
+}
+
+/// What somebody says of a cluster's connections; what isn't said is left to others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Traffic {
+    pub(crate) balance: Option<Balance>,
+    pub(crate) max_connections: Option<u32>,
+}
+
+impl Traffic {
+    /// What `self` doesn't say, `other` does.
+    pub(crate) fn or(self, other: Self) -> Self {
+        Self {
+            balance: self.balance.or(other.balance),
+            max_connections: self.max_connections.or(other.max_connections),
+        }
+    }
+}

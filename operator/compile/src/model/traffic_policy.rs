@@ -1,0 +1,74 @@
+//! TrafficPolicies: how connections to Services, or ports of them, are spread and bounded.
+
+use slotmesh_crds::own::{self, Balancing};
+
+use super::{Age, Balance, Traffic};
+use crate::{ObjectName, names::name_fault, report::Findings};
+
+/// What a policy is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Target {
+    /// The field that says so.
+    pub(crate) field: String,
+    pub(crate) service: ObjectName,
+    /// The name of a port; `None` for all.
+    pub(crate) port: Option<String>,
+}
+
+/// A valid TrafficPolicy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct TrafficPolicy {
+    pub(crate) age: Age,
+    pub(crate) targets: Vec<Target>,
+    pub(crate) traffic: Traffic,
+}
+
+impl TrafficPolicy {
+    /// Reads a policy; `None` when it must be refused.
+    pub(crate) fn read(object: &own::TrafficPolicy, key: &ObjectName, found: &mut Findings) -> Option<Self> {
+        let own::TrafficPolicySpec { target_refs, load_balancing, max_connections } = &object.spec;
+        if target_refs.is_empty() {
+            found.refuse("spec.targetRefs", "the policy is attached to nothing; name a Service");
+        }
+        if load_balancing.is_none() && max_connections.is_none() {
+            found.refuse("spec", "the policy says nothing; set loadBalancing or maxConnections");
+        }
+        if *max_connections == Some(0) {
+            found.refuse("spec.maxConnections", "0 would refuse every connection; the least is 1");
+        }
+        let balance = match load_balancing.as_ref().map(|balancing| balancing.algorithm) {
+            None => None,
+            Some(Balancing::Random) => Some(Balance::Random),
+            Some(Balancing::RoundRobin) => Some(Balance::RoundRobin),
+            Some(other @ (Balancing::LeastConnections | Balancing::ConsistentHash)) => {
+                let fault = format!("{} is not there yet; Random and RoundRobin are", other.as_str());
+                found.refuse("spec.loadBalancing.algorithm", fault);
+                None
+            }
+        };
+        let targets = read_targets(target_refs, key, found);
+        let traffic = Traffic { balance, max_connections: *max_connections };
+        (!found.refused()).then(|| Self { age: Age::of(&object.metadata), targets, traffic })
+    }
+}
+
+fn read_targets(refs: &[own::PolicyTarget], key: &ObjectName, found: &mut Findings) -> Vec<Target> {
+    let mut targets: Vec<Target> = Vec::new();
+    for (i, own::PolicyTarget { group, kind, name, section_name }) in refs.iter().enumerate() {
+        let field = format!("spec.targetRefs[{i}]");
+        if !group.is_empty() || kind != "Service" {
+            let fault = format!("{kind} of group {group:?} can't have a policy; Services (group \"\") can");
+            found.refuse(format!("{field}.kind"), fault);
+        }
+        if let Some(fault) = name_fault(name) {
+            found.refuse(format!("{field}.name"), format!("the name {fault}"));
+        }
+        let service = ObjectName::new(key.namespace.clone(), name.as_str());
+        if targets.iter().any(|target| target.service == service && target.port == *section_name) {
+            found.refuse(field, format!("{name} stands there twice; remove one"));
+            continue;
+        }
+        targets.push(Target { field, service, port: section_name.clone() });
+    }
+    targets
+}

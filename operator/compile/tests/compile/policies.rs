@@ -1,0 +1,114 @@
+//! TrafficPolicies and the traffic policies of DestinationRules: how clusters spread connections.
+
+use slotmesh_compile::{
+    Severity,
+    builder::{policy, rule, service, slice},
+};
+use slotmesh_crds::{
+    ConnectionPool, TcpPool,
+    own::Balancing::{ConsistentHash, LeastConnections, Random, RoundRobin},
+};
+
+use crate::support::{Cluster, cluster};
+
+fn web() -> slotmesh_compile::Object {
+    service("web").ip("10.0.0.1").named_port("http", 80).named_port("tcp", 81).build()
+}
+
+#[test]
+fn a_policy_acts_on_all_ports_and_goes_with_it() {
+    let mut cluster_ = Cluster::with([web(), policy("p", "web").balance(RoundRobin).max(7).build()]);
+    for port in [80, 81] {
+        assert_eq!(cluster_.traffic(&cluster("web", port, "")), "ROUND_ROBIN 7");
+    }
+    cluster_.apply([policy("p", "web").balance(Random).build()]);
+    assert_eq!(cluster_.traffic(&cluster("web", 80, "")), "RANDOM");
+    let output = cluster_.delete(&policy("p", "web").build());
+    assert!(output.changes.is_empty(), "Random is what there is without a policy");
+    assert_eq!(cluster_.compiler.reports().count(), 0);
+}
+
+#[test]
+fn a_policy_for_a_port_goes_before_one_for_the_service() {
+    let cluster_ = Cluster::with([
+        web(),
+        policy("all", "web").created(1).max(1).build(),
+        policy("port", "web/tcp").created(2).balance(RoundRobin).build(),
+    ]);
+    assert_eq!(cluster_.traffic(&cluster("web", 80, "")), "RANDOM 1");
+    assert_eq!(cluster_.traffic(&cluster("web", 81, "")), "ROUND_ROBIN");
+    assert_eq!(cluster_.compiler.reports().count(), 0);
+}
+
+#[test]
+fn the_oldest_policy_is_in_force_and_the_others_are_told() {
+    let mut cluster_ = Cluster::with([
+        web(),
+        policy("young", "web").created(2).max(2).build(),
+        policy("old", "web").created(1).max(1).build(),
+        policy("ageless", "web").max(3).build(),
+    ]);
+    assert_eq!(cluster_.traffic(&cluster("web", 80, "")), "RANDOM 1");
+    let refused = cluster_.refused();
+    assert_eq!(refused.len(), 2);
+    assert_eq!(
+        refused[1],
+        "TrafficPolicy default/young: spec.targetRefs[0]: Service default/web already has TrafficPolicy default/old, \
+         which is older or first by name; this policy has no effect on it for as long; put both into one"
+    );
+    cluster_.delete(&policy("old", "web").build());
+    assert_eq!(cluster_.traffic(&cluster("web", 80, "")), "RANDOM 2");
+}
+
+#[test]
+fn a_policy_goes_before_a_destination_rule_field_by_field() {
+    let pool = |most| {
+        let tcp = Some(TcpPool { max_connections: Some(most), ..Default::default() });
+        Some(ConnectionPool { tcp, ..Default::default() })
+    };
+    let mut balanced = rule("r", "web").version("v1").version("v2").balance("ROUND_ROBIN");
+    balanced.0.spec.traffic_policy.as_mut().unwrap().connection_pool = pool(5);
+    let of_v2 = balanced.0.spec.subsets[1].traffic_policy.get_or_insert_default();
+    of_v2.connection_pool = pool(6);
+    let mut cluster_ = Cluster::with([web(), balanced.build(), slice("web", "web").port(1).build()]);
+    assert_eq!(cluster_.traffic(&cluster("web", 80, "")), "ROUND_ROBIN 5");
+    assert_eq!(cluster_.traffic(&cluster("web", 80, "v1")), "ROUND_ROBIN 5");
+    assert_eq!(cluster_.traffic(&cluster("web", 80, "v2")), "ROUND_ROBIN 6");
+    cluster_.apply([policy("p", "web").max(9).build()]);
+    assert_eq!(cluster_.traffic(&cluster("web", 80, "v2")), "ROUND_ROBIN 9");
+    cluster_.apply([policy("p", "web").balance(Random).build()]);
+    assert_eq!(cluster_.traffic(&cluster("web", 80, "v2")), "RANDOM 6");
+}
+
+#[test]
+fn what_is_wrong_with_a_policy_is_said_by_field() {
+    let mut nothing = policy("nothing", "web");
+    nothing.0.spec.target_refs[0].kind = "Pod".to_owned();
+    nothing.0.spec.target_refs.push(nothing.0.spec.target_refs[0].clone());
+    let cluster_ = Cluster::with([
+        web(),
+        nothing.build(),
+        policy("zero", "web").max(0).build(),
+        policy("hash", "web").balance(ConsistentHash).build(),
+        policy("least", "web").balance(LeastConnections).build(),
+        policy("lost", "nowhere").target("web/admin").max(1).build(),
+    ]);
+    assert_eq!(cluster_.traffic(&cluster("web", 80, "")), "RANDOM");
+    let refused = cluster_.refused();
+    for said in [
+        "default/nothing: spec: the policy says nothing",
+        "default/nothing: spec.targetRefs[0].kind: Pod of group",
+        "default/nothing: spec.targetRefs[1]: web stands there twice",
+        "default/zero: spec.maxConnections: 0 would refuse every connection",
+        "default/hash: spec.loadBalancing.algorithm: ConsistentHash is not there yet; Random and RoundRobin are",
+        "default/least: spec.loadBalancing.algorithm: LeastConnections is not there yet",
+        "default/lost: spec.targetRefs[0].name: there is no Service default/nowhere; the policy takes effect when",
+        "default/lost: spec.targetRefs[1].sectionName: Service default/web has no TCP port named admin (it has http, tcp)",
+    ] {
+        assert!(
+            refused.iter().any(|r| r.starts_with(&format!("TrafficPolicy {said}"))),
+            "{said}: {refused:#?}"
+        );
+    }
+    assert!(cluster_.said(Severity::NotSupported).is_empty());
+}
