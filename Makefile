@@ -7,7 +7,7 @@ XTASK_BUILT := $(or $(CARGO_TARGET_DIR),target)/debug/xtask
 .DEFAULT_GOAL := help
 # The steps share cargo's target folder and wait for each other anyway.
 .NOTPARALLEL:
-.PHONY: help setup ebpf control-plane build test stress kernels demo bench fmt lint deny clean root
+.PHONY: help setup ebpf control-plane build test stress kernels demo bench images fmt lint deny clean root
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ demo: root ebpf ## Show live traffic shifting on an example shop (root)
 
 bench: root ebpf ## Run the benchmarks (root)
 	cargo bench -p slotmesh-bench --locked
+
+images: ebpf ## Build the container images of operator and agent to target/images (buildah)
+	@$(XTASK) images
 
 fmt: ## Format the workspace and the eBPF programs
 	cargo fmt --all

@@ -3,7 +3,8 @@
 //! `setup` makes the machine able to build the eBPF programs and to run the tests, `ebpf` builds the
 //! programs, `layers` and `deny` check who may depend on whom and on what. Each is idempotent and
 //! costs a fraction of a second when there is nothing to do. `control-plane` builds what the end-to-end
-//! tests on a real API server start. `kernels` runs tests on older kernels.
+//! tests on a real API server start. `kernels` runs tests on older kernels, `images` builds the container
+//! images.
 
 use std::process::ExitCode;
 
@@ -15,6 +16,7 @@ mod cmd;
 mod control_plane;
 mod deny;
 mod ebpf;
+mod images;
 mod kernels;
 mod layers;
 mod setup;
@@ -43,6 +45,8 @@ enum Task {
     Layers,
     /// Check licenses, bans and sources of all dependencies with cargo-deny.
     Deny,
+    /// Build the container images to target/images, with buildah.
+    Images(images::Images),
     /// Run the tests that need the kernel on Debian's kernels, in QEMU.
     Kernels,
 }
@@ -55,6 +59,7 @@ fn main() -> ExitCode {
         Task::ControlPlane => control_plane::run(&workspace),
         Task::Layers => layers::run(&workspace),
         Task::Deny => deny::run(&workspace),
+        Task::Images(images) => images::run(&workspace, &images),
         Task::Kernels => kernels::run(&workspace),
     });
     match done {
