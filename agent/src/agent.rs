@@ -159,7 +159,8 @@ impl Agent {
             // The owner may be gone already; then there is nobody to wake.
             move || drop(commands.lock().map(|commands| commands.send(Command::Wake)))
         };
-        let writer = Writer::open(outer, arena, vips, slots, Arc::new(wake))?;
+        let mut writer = Writer::open(outer, arena, vips, slots, Arc::new(wake))?;
+        writer.keep_running_state(Datapath::open_clusters(&pins)?);
         let held = writer.held().len();
         let (stats, _) = writer.stats();
         tracing::info!(

@@ -10,11 +10,11 @@ use std::{
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
-    programs::{CgroupSockAddr, ProgramError, SchedClassifier},
+    programs::{CgroupSockAddr, ProgramError, SchedClassifier, SockOps},
 };
 use bytemuck::Zeroable as _;
 use slotmesh_kernel::{BpfError, Hook, Host, HostError, Link, Map, MapKind, MapSpec, cgroup_id, test_run};
-use slotmesh_records::{Answer, Identity, LAYOUT_HASH, Question, Verdict, VipKey, name_hash};
+use slotmesh_records::{Answer, ClusterState, Identity, LAYOUT_HASH, Question, Verdict, VipKey, name_hash};
 
 use crate::pins::Pins;
 
@@ -176,6 +176,16 @@ impl Datapath {
         Map::open_or_create(&pins.records().join("vips"), &VIPS, None).map_err(bpf("open the VIP map"))
     }
 
+    /// Opens the map of what runs of each cluster, or creates it, before the programs that use it.
+    ///
+    /// # Errors
+    /// Where the kernel refuses, or another kind of map is pinned there.
+    pub fn open_clusters(pins: &Pins) -> Result<Map<u64, ClusterState>, DatapathError> {
+        const CLUSTERS: MapSpec =
+            MapSpec { name: "slotmesh_clust", kind: MapKind::Hash, max_entries: 65_536, flags: 1 };
+        Map::open_or_create(&pins.clusters(), &CLUSTERS, None).map_err(bpf("open what runs of clusters"))
+    }
+
     /// Loads the programs over the maps that are pinned.
     ///
     /// # Errors
@@ -192,6 +202,7 @@ impl Datapath {
             .map_pin_path("VIPS", pins.records().join("vips"))
             .map_pin_path("SOCKETS", pins.state().join("sockets"))
             .map_pin_path("IDENTITY", identity_path)
+            .map_pin_path("CLUSTERS", pins.clusters())
             .load(OBJECT)?;
         let hooks = Hook::ALL
             .into_iter()
@@ -324,6 +335,13 @@ pub enum Decision {
 
 fn load_hook(object: &mut Ebpf, hook: Hook) -> Result<OwnedFd, DatapathError> {
     let program = hook.as_str();
+    if hook == Hook::SockOps {
+        let loaded: &mut SockOps = find(object, program)?;
+        return load(program, || {
+            loaded.load()?;
+            duplicate(loaded.fd()?.as_fd())
+        });
+    }
     let loaded: &mut CgroupSockAddr = find(object, program)?;
     load(program, || {
         loaded.load()?;

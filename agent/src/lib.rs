@@ -19,6 +19,7 @@ pub mod memory;
 pub mod metrics;
 mod packed;
 mod pins;
+mod running;
 mod show;
 mod vips;
 pub mod writer;

@@ -3,7 +3,7 @@
 //! ```text
 //! <pin root>/                         flock: one agent
 //!   records-<layout hash>/            outer, vips, slabs/<index>     goes with a record layout
-//!   state-v<version>/                 sockets, identity              outlives record layouts
+//!   state-v<version>/                 sockets, identity, clusters    outlives record layouts
 //!   links/<workload>/<hook>                                          fixed
 //! ```
 
@@ -59,6 +59,11 @@ impl Pins {
     /// Per-socket and identity state.
     pub fn state(&self) -> PathBuf {
         self.root.join(format!("{STATE}{STATE_VERSION}"))
+    }
+
+    /// What runs of each cluster.
+    pub fn clusters(&self) -> PathBuf {
+        self.state().join("clusters")
     }
 
     /// The links of all workloads.

@@ -16,7 +16,7 @@ use std::{
 
 use slotmesh_ads::Update;
 use slotmesh_kernel::{Arena, BpfError, Map, Outer};
-use slotmesh_records::{Handle, Listener, SlotPtr, VipKey};
+use slotmesh_records::{ClusterState, Handle, Listener, SlotPtr, VipKey, name_hash};
 use slotmesh_slots::{Backing, Config, Contradiction, Engine, Full, HandlePtr, RecoverError, Stats};
 use slotmesh_xds::{Rejection, Resource, ResourceName, ResourceType, Version};
 
@@ -24,6 +24,7 @@ use crate::{
     config::{Invalid, Message, Model, Settings},
     flatten::{flush, kind, resource_type, vip_key},
     memory,
+    running::Running,
     show::show,
     vips::{NotEntered, Vips},
 };
@@ -104,6 +105,7 @@ pub struct Writer {
     vips: Vips,
     /// Removed listeners of which an address could not be taken out of the map yet.
     leaving: Vec<HandlePtr>,
+    running: Running,
     /// What was refused for want of room, and isn't in force.
     starved: BTreeSet<(ResourceType, ResourceName)>,
     /// The room there was when something was refused last.
@@ -140,6 +142,7 @@ impl Writer {
             engine,
             vips,
             leaving: Vec::new(),
+            running: Running::default(),
             starved: BTreeSet::new(),
             room: 0,
             addresses_freed: 0,
@@ -275,6 +278,9 @@ impl Writer {
     /// Then the version before it, if there is one, still is.
     pub fn upsert(&mut self, name: &str, version: Version, model: &Model<'_>) -> Result<(), Refusal> {
         let version = version.get();
+        if matches!(model, Model::Cluster(_)) {
+            self.running.stay(name);
+        }
         let Model::Listener(listener) = model else {
             flush(self.engine.draft(), name, version, model)?;
             return Ok(());
@@ -322,7 +328,21 @@ impl Writer {
             self.give_up(handle);
         } else {
             self.engine.remove(handle);
+            if ty == ResourceType::Cluster {
+                self.running.depart(name_hash(name.as_str()));
+            }
         }
+    }
+
+    /// From now on, what runs of clusters that are removed goes with their last connection.
+    pub fn keep_running_state(&mut self, map: Map<u64, ClusterState>) {
+        let clusters: HashSet<u64> = self
+            .engine
+            .resources()
+            .filter(|&(resource, ..)| resource == kind(ResourceType::Cluster))
+            .map(|(_, name, _)| name_hash(name))
+            .collect();
+        self.running.open(map, |cluster| clusters.contains(&cluster));
     }
 
     /// Removes a listener: from the directory, from the VIP map, and after a grace period its records.
@@ -396,6 +416,7 @@ impl Writer {
     /// Takes finished background work over.
     pub fn poll(&mut self) {
         self.go_on_leaving();
+        self.running.poll();
         self.engine.poll();
     }
 

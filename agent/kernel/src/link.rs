@@ -20,12 +20,15 @@ pub enum Hook {
     GetPeerName4,
     /// getpeername(2) of an IPv6 socket.
     GetPeerName6,
+    /// The life of TCP sockets.
+    SockOps,
 }
 
 impl Hook {
     /// All hooks, in the order in which they are attached. One that decides nothing comes first: its
     /// attachment makes the cgroup's storage, where the identity is stored before anything decides.
-    pub const ALL: [Self; 4] = [Self::GetPeerName4, Self::GetPeerName6, Self::Connect4, Self::Connect6];
+    pub const ALL: [Self; 5] =
+        [Self::GetPeerName4, Self::GetPeerName6, Self::SockOps, Self::Connect4, Self::Connect6];
 
     /// The program's name in the object, and the link's name among the pins.
     pub const fn as_str(self) -> &'static str {
@@ -34,6 +37,7 @@ impl Hook {
             Self::Connect6 => "connect6",
             Self::GetPeerName4 => "getpeername4",
             Self::GetPeerName6 => "getpeername6",
+            Self::SockOps => "sock_ops",
         }
     }
 
@@ -43,6 +47,7 @@ impl Hook {
             Self::Connect6 => bpf_attach_type::BPF_CGROUP_INET6_CONNECT as u32,
             Self::GetPeerName4 => bpf_attach_type::BPF_CGROUP_INET4_GETPEERNAME as u32,
             Self::GetPeerName6 => bpf_attach_type::BPF_CGROUP_INET6_GETPEERNAME as u32,
+            Self::SockOps => bpf_attach_type::BPF_CGROUP_SOCK_OPS as u32,
         }
     }
 }
@@ -108,6 +113,6 @@ mod tests {
     fn what_decides_is_attached_last() {
         let decides: Vec<bool> =
             Hook::ALL.iter().map(|hook| matches!(hook, Hook::Connect4 | Hook::Connect6)).collect();
-        assert_eq!(decides, [false, false, true, true]);
+        assert_eq!(decides, [false, false, false, true, true]);
     }
 }

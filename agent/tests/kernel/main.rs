@@ -8,6 +8,7 @@ mod config;
 mod readback;
 mod restart;
 mod rich;
+mod running;
 mod start;
 
 pub(crate) use bench::Bench;

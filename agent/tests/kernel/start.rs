@@ -33,7 +33,7 @@ fn start(bench: &Bench, workloads: &[Workload]) -> Result<Agent, StartError> {
 }
 
 /// A bench whose agent has these workloads.
-fn bench(workloads: &[Workload]) -> Bench {
+pub(crate) fn bench(workloads: &[Workload]) -> Bench {
     let mut bench = Bench::new(Config { initial: 4, ..Config::default() });
     bench.agent.take().expect("the agent runs").remove().expect("the pins can be removed");
     bench.agent = Some(start(&bench, workloads).unwrap());

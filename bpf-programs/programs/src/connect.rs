@@ -8,11 +8,12 @@ use aya_ebpf::{
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
-use slotmesh_records::{Family, SocketState, VipKey};
+use slotmesh_records::{Family, SocketState, VipKey, balance};
 
 use crate::{
-    lookup::{Found, Target, look_up},
+    lookup::{Choice, Found, Target, look_up},
     maps::{IDENTITY, SOCKETS},
+    running,
 };
 
 const ALLOW: i32 = 1;
@@ -72,11 +73,19 @@ fn decide(
         // getpeername is to answer with what was asked for then.
         return None;
     }
-    // SAFETY: the helper has no preconditions.
-    let found = look_up(vip, family, |_| unsafe { bpf_get_prandom_u32() });
+    let found = look_up(vip, family, |choice| {
+        if let Choice::Endpoint { cluster, balance: balance::ROUND_ROBIN, count, weighted } = choice
+            && let Some(turn) = running::turn(cluster, count, weighted)
+        {
+            return turn;
+        }
+        // SAFETY: the helper has no preconditions.
+        unsafe { bpf_get_prandom_u32() }
+    });
     let target = match found {
-        Found::Target(target) => target,
-        Found::Refuse => {
+        // Only TCP sockets are counted; a VIP of another protocol isn't there.
+        Found::Target(target) if !running::is_full(target.cluster, target.max_connections) => target,
+        Found::Target(_) | Found::Refuse => {
             // SAFETY: the helper has no preconditions; with a refusal it sets what connect returns.
             unsafe { bpf_set_retval(-ECONNREFUSED) };
             return Some(DENY);
@@ -96,7 +105,7 @@ fn decide(
     let mut state = SocketState {
         original: *vip,
         target_port: target.port,
-        reserved: 0,
+        counted: 0,
         target: target.addr,
         cluster: target.cluster,
         workload: identity.workload,

@@ -28,6 +28,8 @@ pub struct Target {
     pub port: u16,
     /// The name hash of the chosen cluster.
     pub cluster: u64,
+    /// The most connections that it may have.
+    pub max_connections: u32,
 }
 
 /// What the look-up found.
@@ -67,8 +69,17 @@ fn entry(vip: &VipKey) -> Option<VipValue> {
 pub enum Choice {
     /// Which of the route's clusters.
     Cluster,
-    /// Which of the cluster's endpoints.
-    Endpoint,
+    /// Which of a cluster's endpoints, of `count` (not 0).
+    Endpoint {
+        /// The name hash of the cluster.
+        cluster: u64,
+        /// Its way of choosing, see [`slotmesh_records::balance`].
+        balance: u32,
+        /// How many there are.
+        count: u32,
+        /// Whether they differ in weight.
+        weighted: bool,
+    },
 }
 
 #[inline(always)]
@@ -107,8 +118,11 @@ fn target(
     let cluster = record::<Cluster>(&at)?;
     let inline = cluster.inline.ptr();
     let endpoints = if inline.is_null() { current(cluster.endpoints.ptr())? } else { Place::of(inline)? };
-    let endpoint = endpoint(&endpoints, family, random)?;
-    Some(Target { addr: endpoint.addr, port: endpoint.port, cluster: name })
+    let endpoint = endpoint(&endpoints, family, |count, weighted| {
+        random(Choice::Endpoint { cluster: name, balance: cluster.balance, count, weighted })
+    })?;
+    let max_connections = cluster.max_connections;
+    Some(Target { addr: endpoint.addr, port: endpoint.port, cluster: name, max_connections })
 }
 
 /// What the filter chain of a port does: the one that matches it, else the one that matches all.
@@ -164,11 +178,11 @@ fn route(action: &Action, vip: &VipKey) -> Option<ClusterRange> {
 }
 
 #[inline(always)]
-fn endpoint(at: &Place, family: Family, random: &mut impl FnMut(Choice) -> u32) -> Option<Endpoint> {
+fn endpoint(at: &Place, family: Family, random: impl FnOnce(u32, bool) -> u32) -> Option<Endpoint> {
     let head = at.read::<Endpoints>(0)?;
-    let (first, count) = match family {
-        Family::V4 => (0, head.v4),
-        Family::V6 => (head.v4, head.v6),
+    let (first, count, weighted) = match family {
+        Family::V4 => (0, head.v4, Endpoints::WEIGHTED_V4),
+        Family::V6 => (head.v4, head.v6, Endpoints::WEIGHTED_V6),
     };
     if count == 0 {
         return None;
@@ -184,7 +198,7 @@ fn endpoint(at: &Place, family: Family, random: &mut impl FnMut(Choice) -> u32) 
             at.read::<Endpoint>(tail::<Endpoints, Endpoint>(i))
         }
     };
-    let (i, fraction) = choose(random(Choice::Endpoint), count);
+    let (i, fraction) = choose(random(count, head.flags & weighted != 0), count);
     let chosen = element(i)?;
     if fraction < chosen.threshold { Some(chosen) } else { element(chosen.alias) }
 }

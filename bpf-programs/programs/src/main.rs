@@ -12,6 +12,8 @@ mod lookup;
 mod maps;
 mod place;
 mod question;
+mod running;
+mod sock_ops;
 
 #[cfg(not(test))]
 #[panic_handler]

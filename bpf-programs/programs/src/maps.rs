@@ -10,7 +10,7 @@ use aya_ebpf::{
     btf_maps::{Array, ArrayOfMaps, CgroupStorage, HashMap, SkStorage},
     macros::btf_map,
 };
-use slotmesh_records::{Identity, MAX_SLABS, SLAB_BYTES, SocketState, VipKey};
+use slotmesh_records::{ClusterState, Identity, MAX_SLABS, SLAB_BYTES, SocketState, VipKey};
 
 /// The one element of an inner map.
 #[repr(C, align(8))]
@@ -32,3 +32,7 @@ pub static SOCKETS: SkStorage<SocketState> = SkStorage::new();
 /// Whose program runs.
 #[btf_map]
 pub static IDENTITY: CgroupStorage<Identity> = CgroupStorage::new();
+
+/// What runs of each cluster, by the hash of its name.
+#[btf_map]
+pub static CLUSTERS: HashMap<u64, ClusterState, 65_536, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();

@@ -26,7 +26,7 @@ fn answer(question: &Question) -> Answer {
     let family = if question.vip.is_v4() { Family::V4 } else { Family::V6 };
     let found = look_up(&question.vip, family, |choice| match choice {
         Choice::Cluster => question.cluster_random,
-        Choice::Endpoint => question.endpoint_random,
+        Choice::Endpoint { .. } => question.endpoint_random,
     });
     let mut answer = Answer {
         layout: LAYOUT_HASH,

@@ -30,7 +30,7 @@ mod question;
 mod route;
 
 pub use layout::{LAYOUT_HASH, Record, RecordHeader, RecordKind};
-pub use maps::{Identity, STATE_VERSION, SocketState, VipKey, VipValue, name_hash, words};
+pub use maps::{ClusterState, Identity, STATE_VERSION, SocketState, VipKey, VipValue, name_hash, words};
 pub use model::{
     Cluster, DirectoryPage, Endpoint, EndpointChunk, EndpointIndex, Endpoints, Handle, NO_LIMIT, Superblock,
     Text, balance, choose,

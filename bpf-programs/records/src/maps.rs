@@ -140,8 +140,8 @@ pub struct SocketState {
     pub original: VipKey,
     /// Where it was redirected to: the port, network order.
     pub target_port: u16,
-    /// Zero.
-    pub reserved: u16,
+    /// 1 while it counts among the connections of its cluster, else 0.
+    pub counted: u16,
     /// Where it was redirected to: the address. A program that runs after this one's, further up in the
     /// cgroup hierarchy, sees a connect to it.
     pub target: [u32; 4],
@@ -149,6 +149,18 @@ pub struct SocketState {
     pub cluster: u64,
     /// [`Identity::workload`] of the caller.
     pub workload: u64,
+}
+
+/// What runs of a cluster, whatever version of it is current: no flush touches it. Keyed by the
+/// [`name_hash`] of the cluster; made by the first connection, removed by the agent some time after the
+/// cluster. Versioned as [`SocketState`] is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct ClusterState {
+    /// TCP connections that count: from the SYN until the socket is closed.
+    pub active: u64,
+    /// How many connections were given an endpoint in turn.
+    pub cursor: u64,
 }
 
 /// Who a program's caller is, in the cgroup storage of the program's attachment.

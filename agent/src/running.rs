@@ -1,0 +1,63 @@
+//! What runs of clusters (connections, turns) outlives every flush; here it ends, some time after its
+//! cluster. The programs make the entries; the agent only removes them, so an update makes no call.
+
+use std::collections::VecDeque;
+
+use slotmesh_kernel::Map;
+use slotmesh_records::{ClusterState, name_hash};
+
+/// How many departed clusters are looked at in one go.
+const AT_ONCE: usize = 32;
+
+/// The state of clusters, and which of them have gone.
+#[derive(Default)]
+pub(crate) struct Running {
+    map: Option<Map<u64, ClusterState>>,
+    departed: VecDeque<u64>,
+}
+
+impl Running {
+    /// Takes the map over. What an earlier agent left of clusters that aren't there any more goes.
+    pub fn open(&mut self, map: Map<u64, ClusterState>, exists: impl Fn(u64) -> bool) {
+        match map.keys() {
+            Ok(keys) => self.departed.extend(keys.into_iter().filter(|&cluster| !exists(cluster))),
+            Err(error) => tracing::warn!(%error, "what runs of clusters that are gone can't be removed"),
+        }
+        self.map = Some(map);
+    }
+
+    /// A cluster has been removed.
+    pub fn depart(&mut self, cluster: u64) {
+        self.departed.push_back(cluster);
+    }
+
+    /// A cluster of this name is there (again).
+    pub fn stay(&mut self, name: &str) {
+        if !self.departed.is_empty() {
+            let cluster = name_hash(name);
+            self.departed.retain(|&departed| departed != cluster);
+        }
+    }
+
+    /// Removes what has no connections any more, of a bounded number of departed clusters.
+    pub fn poll(&mut self) {
+        let Some(map) = &self.map else { return };
+        for _ in 0..AT_ONCE.min(self.departed.len()) {
+            let Some(cluster) = self.departed.pop_front() else { return };
+            let removed = match map.get(&cluster) {
+                Ok(None) => Ok(true),
+                Ok(Some(ClusterState { active: 0, .. })) => map.delete(&cluster).map(|_| true),
+                Ok(Some(_)) => Ok(false),
+                Err(error) => Err(error),
+            };
+            match removed {
+                Ok(true) => {}
+                Ok(false) => self.departed.push_back(cluster),
+                Err(error) => {
+                    tracing::warn!(%error, "what runs of a cluster that is gone can't be removed");
+                    self.departed.push_back(cluster);
+                }
+            }
+        }
+    }
+}

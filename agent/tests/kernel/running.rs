@@ -1,0 +1,162 @@
+//! What runs of a cluster: its limit of connections, and whose turn it is. With real sockets.
+
+use std::{
+    io::{BufRead as _, BufReader, ErrorKind},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use slotmesh_agent::Pins;
+use slotmesh_kernel::Map;
+use slotmesh_records::{ClusterState, name_hash};
+use slotmesh_xds::{
+    Resource,
+    ResourceType::{Cluster, Listener},
+    envoy::{
+        envoy::config::{
+            cluster::v3::{self as cluster, circuit_breakers::Thresholds, cluster::ClusterDiscoveryType},
+            endpoint::v3::{ClusterLoadAssignment, LocalityLbEndpoints},
+        },
+        google::protobuf::UInt32Value,
+    },
+};
+
+use crate::{
+    Bench,
+    cgroup::Cgroup,
+    config::{lb_endpoint, tcp_listener},
+    start::bench,
+};
+
+/// A cluster, chosen from in turn, with at most so many connections.
+fn publish(bench: &Bench, vip: SocketAddr, to: &[(SocketAddr, u32)], most: Option<u32>) {
+    let thresholds =
+        Thresholds { max_connections: most.map(|value| UInt32Value { value }), ..Default::default() };
+    let message = cluster::Cluster {
+        name: "web".to_owned(),
+        cluster_discovery_type: Some(ClusterDiscoveryType::Type(0)),
+        load_assignment: Some(ClusterLoadAssignment {
+            endpoints: vec![LocalityLbEndpoints {
+                lb_endpoints: to.iter().map(|&(to, weight)| lb_endpoint(to, weight)).collect(),
+                ..Default::default()
+            }],
+            ..Default::default()
+        }),
+        circuit_breakers: Some(cluster::CircuitBreakers {
+            thresholds: vec![thresholds],
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    assert_eq!(bench.upsert(Cluster, vec![Resource::encode(Cluster, "web", &message)]), []);
+    assert_eq!(bench.upsert(Listener, vec![tcp_listener("l", &[vip], &[("web".to_owned(), 1)])]), []);
+}
+
+fn state(bench: &Bench) -> Option<ClusterState> {
+    let map: Map<u64, ClusterState> =
+        Map::open(&Pins::new(&bench.options().pin_root).clusters()).unwrap().expect("it is pinned");
+    map.get(&name_hash("web")).unwrap()
+}
+
+fn active(bench: &Bench) -> u64 {
+    state(bench).map_or(0, |state| state.active)
+}
+
+fn until(what: &str, mut reached: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !reached() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn is_refused(connected: std::io::Result<TcpStream>) -> bool {
+    connected.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+}
+
+#[test]
+fn a_cluster_has_at_most_its_connections() {
+    let pod = Cgroup::new();
+    let bench = bench(&[pod.workload("pod")]);
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (vip, to) = ("198.18.8.1:80".parse().unwrap(), [(server.local_addr().unwrap(), 1)]);
+    publish(&bench, vip, &to, Some(2));
+    let first = pod.connect(vip).unwrap();
+    let second = pod.connect(vip).unwrap();
+    assert_eq!(active(&bench), 2);
+    assert!(is_refused(pod.connect(vip)), "the third");
+    // A flush doesn't touch what runs.
+    publish(&bench, vip, &to, Some(3));
+    assert_eq!(active(&bench), 2);
+    let third = pod.connect(vip).unwrap();
+    assert!(is_refused(pod.connect(vip)), "the fourth");
+    // Whichever side closes first.
+    drop(server.accept().unwrap());
+    drop(first);
+    until("the first has ended", || active(&bench) == 2);
+
+    // A process that is killed has closed its connections.
+    let script = format!(
+        "echo $$ > {}/cgroup.procs; exec 3<>/dev/tcp/{}/{}; echo up; read -r line",
+        pod.0.display(),
+        vip.ip(),
+        vip.port()
+    );
+    let mut child = Command::new("bash")
+        .args(["-c", &script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("bash can be started");
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!((line.as_str(), active(&bench)), ("up\n", 3));
+    assert!(is_refused(pod.connect(vip)), "the killed one's place isn't free yet");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    drop(server);
+    until("the killed one has ended", || active(&bench) <= 2);
+
+    // With the server gone every connect fails, and none counts afterwards.
+    drop(third);
+    for _ in 0..10 {
+        assert!(is_refused(pod.connect(vip)));
+    }
+    drop(second);
+    until("all have ended", || active(&bench) == 0);
+    bench.remove(Cluster, &["web"]);
+    until("what ran goes with its cluster", || {
+        bench.remove(Listener, &["another"]);
+        state(&bench).is_none()
+    });
+}
+
+#[test]
+fn endpoints_have_their_turns() {
+    let pod = Cgroup::new();
+    let bench = bench(&[pod.workload("pod")]);
+    let server = TcpListener::bind("0.0.0.0:0").unwrap();
+    let port = server.local_addr().unwrap().port();
+    let ip = |i: u8| Ipv4Addr::new(127, 0, 0, 10 + i);
+    let vip = "198.18.8.2:80".parse().unwrap();
+    let taken = |count: usize| -> Vec<IpAddr> {
+        (0..count)
+            .map(|_| {
+                let _client = pod.connect(vip).unwrap();
+                server.accept().unwrap().0.local_addr().unwrap().ip()
+            })
+            .collect()
+    };
+    let equal: Vec<(SocketAddr, u32)> = (0..3).map(|i| (SocketAddr::from((ip(i), port)), 1)).collect();
+    publish(&bench, vip, &equal, None);
+    let expected: Vec<IpAddr> = (0..12).map(|i| ip(i % 3).into()).collect();
+    assert_eq!(taken(12), expected);
+    // Three to one: any twelve in a row have nearly that.
+    publish(&bench, vip, &[(equal[0].0, 3), (equal[1].0, 1)], None);
+    let taken = taken(48);
+    for window in taken.windows(12) {
+        let lesser = window.iter().filter(|&&at| at == IpAddr::from(ip(1))).count();
+        assert!((2..=4).contains(&lesser), "{lesser} of 12: {window:?}");
+    }
+}
