@@ -1,18 +1,13 @@
 //! The threads that wait for grace periods, so that the engine's owner never does.
 
-use std::{
-    sync::{
-        Arc,
-        mpsc::{Receiver, Sender, channel},
-    },
-    thread::{self, JoinHandle},
-    time::Duration,
-};
+use std::{sync::Arc, thread, time::Duration};
 
-use slotmesh_kernel::MappedSlab;
 use slotmesh_records::SlabIndex;
 
-use crate::{Backing, BackingError};
+use crate::{
+    Backing, BackingError,
+    sync::{self, JoinHandle, MappedSlab, Receiver, Sender, channel},
+};
 
 /// How long a failed barrier is held back before it is reported, so that a kernel that refuses isn't
 /// asked in a tight loop.
@@ -74,7 +69,7 @@ impl Background {
             let (backing, finished, wake) = (backing.clone(), finished.clone(), wake.clone());
             move || {
                 let _obituary = Obituary { thread: GROWTH, finished: finished.clone(), wake: wake.clone() };
-                for job in growth {
+                while let Ok(job) = growth.recv() {
                     let done = match job {
                         Job::Grow(batch) => Done::Grown(backing.create(&batch)),
                         Job::Shrink(slabs) => Done::Shrunk(backing.remove(slabs)),
@@ -89,10 +84,10 @@ impl Background {
         let backing = backing.clone();
         let waiter = move || {
             let _obituary = Obituary { thread: GRACE, finished: finished.clone(), wake: wake.clone() };
-            for () in periods {
+            while let Ok(()) = periods.recv() {
                 let result = backing.barrier();
                 if result.is_err() {
-                    thread::sleep(BARRIER_RETRY);
+                    sync::sleep(BARRIER_RETRY);
                 }
                 if finished.send(Done::Barrier(result)).is_err() {
                     return;
@@ -101,8 +96,8 @@ impl Background {
             }
         };
         let threads = vec![
-            thread::Builder::new().name(GROWTH.to_owned()).spawn(grower)?,
-            thread::Builder::new().name(GRACE.to_owned()).spawn(waiter)?,
+            sync::Builder::new().name(GROWTH.to_owned()).spawn(grower)?,
+            sync::Builder::new().name(GRACE.to_owned()).spawn(waiter)?,
         ];
         Ok(Self { jobs: Some(jobs), barrier: Some(barrier), done, threads })
     }

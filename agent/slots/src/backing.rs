@@ -2,8 +2,11 @@
 
 use std::num::NonZeroUsize;
 
-use slotmesh_kernel::{MappedSlab, Outer};
+#[cfg(not(loom))]
+use slotmesh_kernel::Outer;
 use slotmesh_records::SlabIndex;
+
+use crate::sync::MappedSlab;
 
 /// Why the kernel didn't.
 pub type BackingError = Box<dyn std::error::Error + Send + Sync>;
@@ -38,6 +41,7 @@ pub trait Backing: Send + Sync + 'static {
     fn existing(&self) -> Result<Vec<MappedSlab>, BackingError>;
 }
 
+#[cfg(not(loom))]
 impl Backing for Outer {
     fn create(&self, slabs: &[SlabIndex]) -> Result<Vec<MappedSlab>, BackingError> {
         Ok(Self::create(self, slabs)?)

@@ -6,10 +6,9 @@
 
 use std::mem::offset_of;
 
-use slotmesh_kernel::Arena;
 use slotmesh_records::{DirectoryPage, SlotPtr, Superblock};
 
-use crate::HandlePtr;
+use crate::{HandlePtr, sync::Arena};
 
 /// Handles in a page of 4 KiB.
 pub(crate) const PAGE_ENTRIES: u32 = ((4096 - size_of::<DirectoryPage>()) / size_of::<SlotPtr>()) as u32;

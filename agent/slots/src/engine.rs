@@ -2,7 +2,6 @@
 
 use std::{mem::offset_of, sync::Arc};
 
-use slotmesh_kernel::{Arena, MappedSlab};
 use slotmesh_records::{
     DirectoryPage, Handle, LAYOUT_HASH, Owned, Record, RecordHeader, Ref, SlotPtr, Superblock,
     layout::{Points, pointers},
@@ -18,6 +17,7 @@ use crate::{
     handles::{Handles, Info},
     quarantine::{Item, Quarantine},
     recover,
+    sync::{Arena, MappedSlab},
     table::SlotTable,
 };
 

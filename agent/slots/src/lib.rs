@@ -26,11 +26,14 @@ mod draft;
 mod engine;
 mod growth;
 mod handles;
+#[cfg(loom)]
+mod model;
 mod quarantine;
 mod recover;
 mod slab_set;
+mod sync;
 mod table;
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests;
 
 pub use backing::{Backing, BackingError};

@@ -27,6 +27,10 @@ pub(crate) struct Quarantine {
 impl Quarantine {
     /// Puts something in.
     pub fn push(&mut self, item: Item) {
+        #[cfg(loom)]
+        if self.running && crate::model::is_faulty(crate::model::Fault::EarlyBarrier) {
+            return self.waiting.push(item);
+        }
         self.pending.push(item);
     }
 

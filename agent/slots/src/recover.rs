@@ -5,7 +5,6 @@
 
 use std::collections::HashSet;
 
-use slotmesh_kernel::Arena;
 use slotmesh_records::{
     DirectoryPage, Handle, LAYOUT_HASH, Record, RecordHeader, SlotPtr, Superblock,
     layout::{Malformed, Points, pointers},
@@ -16,6 +15,7 @@ use crate::{
     directory::{Directory, PAGE_BYTES, PAGE_ENTRIES},
     engine::read,
     handles::{Handles, Info},
+    sync::Arena,
     table::SlotTable,
 };
 

@@ -1,6 +1,8 @@
 //! The engine as a whole, over slabs that are files: what a program would read, and what a new engine
 //! finds after the old one is gone.
 
+mod pressure;
+
 use std::{
     collections::BTreeMap,
     fs::File,

@@ -1,0 +1,30 @@
+//! Mistakes in the protocol, made on purpose: a model that doesn't find them proves nothing.
+
+use std::cell::Cell;
+
+/// A mistake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// A grace period ends at once.
+    NoBarrier,
+    /// What is retired while a barrier is under way is freed by that barrier.
+    EarlyBarrier,
+    /// The store that publishes doesn't order what was written before it.
+    UnorderedPublication,
+}
+
+thread_local! {
+    /// All threads of a model run on the thread of its test.
+    static FAULT: Cell<Option<Fault>> = const { Cell::new(None) };
+}
+
+/// Whether this mistake is to be made.
+pub(crate) fn is_faulty(fault: Fault) -> bool {
+    FAULT.get() == Some(fault)
+}
+
+/// From now on this mistake is made.
+#[cfg(test)]
+pub(crate) fn make(fault: Option<Fault>) {
+    FAULT.set(fault);
+}
