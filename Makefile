@@ -7,7 +7,7 @@ XTASK_BUILT := $(or $(CARGO_TARGET_DIR),target)/debug/xtask
 .DEFAULT_GOAL := help
 # The steps share cargo's target folder and wait for each other anyway.
 .NOTPARALLEL:
-.PHONY: help setup ebpf control-plane build test stress kernels demo bench images fmt lint deny clean root
+.PHONY: help setup ebpf control-plane build test fuzz stress kernels demo bench images fmt lint deny clean root
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,7 +26,14 @@ build: ebpf ## Build everything
 	cargo build --workspace --locked
 
 test: root ebpf control-plane ## Build and run all tests (root)
+	@$(XTASK) loom
+	@$(XTASK) asan
+	@$(XTASK) fuzz --seconds 10
 	cargo test --workspace --locked
+
+# FUZZ="config --seconds 3600" fuzzes one target for an hour.
+fuzz: setup ## Fuzz all that is decoded from outside, 5 minutes each
+	@$(XTASK) fuzz $(FUZZ)
 
 stress: root ebpf ## Look for rare mistakes: 10^8 reads, 1,000 kills (root, a quarter of an hour)
 	SLOTMESH_TORN_READS=100000000 SLOTMESH_TORN_RUNS=10 \
@@ -62,7 +69,7 @@ deny: ## Check licenses, bans and sources of all dependencies
 
 clean: ## Remove everything built here (tools in the cache folder stay)
 	cargo clean
-	rm -rf target/bpf target/control-plane target/kernels bpf-programs/programs/target
+	rm -rf target/bpf target/control-plane target/fuzz target/kernels target/loom bpf-programs/programs/target
 
 # Not a target for people: the tests, the demo and the benchmarks load eBPF programs.
 root:

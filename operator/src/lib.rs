@@ -10,6 +10,8 @@
 //! each change once, in make-before-break order.
 
 mod error;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod pipeline;
 pub mod watch;
 

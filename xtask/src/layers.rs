@@ -93,6 +93,20 @@ const ROOMS: &[Room] = &[
             "slotmesh-xds",
         ],
     ),
+    // Feeds both sides what comes from outside, and each what the other makes of it.
+    room(
+        "slotmesh-fuzz",
+        &[
+            "slotmesh-ads",
+            "slotmesh-agent",
+            "slotmesh-kernel",
+            "slotmesh-operator",
+            "slotmesh-records",
+            "slotmesh-serve",
+            "slotmesh-slots",
+            "slotmesh-xds",
+        ],
+    ),
     room("xtask", &[]),
 ];
 

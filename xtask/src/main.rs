@@ -3,8 +3,8 @@
 //! `setup` makes the machine able to build the eBPF programs and to run the tests, `ebpf` builds the
 //! programs, `layers` and `deny` check who may depend on whom and on what. Each is idempotent and
 //! costs a fraction of a second when there is nothing to do. `control-plane` builds what the end-to-end
-//! tests on a real API server start. `kernels` runs tests on older kernels, `images` builds the container
-//! images.
+//! tests on a real API server start. `kernels` runs tests on older kernels; `loom`, `asan` and `fuzz`
+//! prove what tests can only try; `images` builds the container images.
 
 use std::process::ExitCode;
 
@@ -19,6 +19,7 @@ mod ebpf;
 mod images;
 mod kernels;
 mod layers;
+mod proofs;
 mod setup;
 mod tool;
 mod workspace;
@@ -47,11 +48,20 @@ enum Task {
     Deny,
     /// Build the container images to target/images, with buildah.
     Images(images::Images),
+    /// Try the interleavings of the slot engine's threads with loom.
+    Loom,
+    /// Run the tests that need no kernel with the address sanitizer.
+    Asan,
+    /// Fuzz all that is decoded from outside.
+    Fuzz(proofs::Fuzz),
     /// Run the tests that need the kernel on Debian's kernels, in QEMU.
     Kernels,
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = proofs::as_rustc() {
+        return code;
+    }
     let Cli { task } = Cli::parse();
     let done = Workspace::locate().and_then(|workspace| match task {
         Task::Setup => setup::run(&workspace),
@@ -60,6 +70,9 @@ fn main() -> ExitCode {
         Task::Layers => layers::run(&workspace),
         Task::Deny => deny::run(&workspace),
         Task::Images(images) => images::run(&workspace, &images),
+        Task::Loom => proofs::loom(&workspace),
+        Task::Asan => proofs::asan(&workspace),
+        Task::Fuzz(options) => proofs::fuzz(&workspace, &options),
         Task::Kernels => kernels::run(&workspace),
     });
     match done {

@@ -15,8 +15,8 @@ use crate::workspace::{Workspace, cache_dir};
 const CHAIN_PACKAGES: [&str; 6] =
     ["rustc-web", "rust-web-src", "llvm-22-dev", "libpolly-22-dev", "zlib1g-dev", "libzstd-dev"];
 
-/// Programs that tests and demo start, and the Debian packages that hold them.
-const RUN_TIME: [(&str, &str); 2] = [("ip", "iproute2"), ("strace", "strace")];
+/// Programs that tests and demo start or (g++) that libFuzzer is built with, and the Debian packages that hold them.
+const RUN_TIME: [(&str, &str); 3] = [("ip", "iproute2"), ("strace", "strace"), ("g++", "g++")];
 
 /// What to do where the chain's packages are not to be had.
 const OTHERWISE: &str = "Without them, use a rustup nightly with the rust-src component and a bpf-linker on PATH \

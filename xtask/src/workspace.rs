@@ -66,6 +66,11 @@ impl Workspace {
         self.root.join("target/control-plane")
     }
 
+    /// A build or its results, apart from the others. Not moved by `CARGO_TARGET_DIR` either.
+    pub fn target(&self, name: &str) -> PathBuf {
+        self.root.join("target").join(name)
+    }
+
     /// The initramfs and the logs of the tests on other kernels.
     pub fn kernels_dir(&self) -> PathBuf {
         self.root.join("target/kernels")

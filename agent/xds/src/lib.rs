@@ -16,6 +16,8 @@
 mod backoff;
 mod client;
 mod connect;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod session;
 mod sink;
 mod stats;

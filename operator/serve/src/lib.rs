@@ -16,6 +16,8 @@
 //! store at one generation (minus what it refused), and on the way from one generation to the next
 //! nothing that it holds refers to what it has not got.
 
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod listen;
 mod round;
 mod service;

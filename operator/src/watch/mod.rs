@@ -14,6 +14,8 @@ mod store;
 pub(crate) use intake::{Intake, Step};
 pub use manifests::Manifests;
 pub(crate) use slices::SliceController;
+#[cfg(feature = "fuzz")]
+pub(crate) use {parse::parse, store::Store as Definitions};
 
 use std::collections::BTreeMap;
 

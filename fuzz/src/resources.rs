@@ -1,0 +1,194 @@
+//! Resources and manifests: bytes -> model -> records, and slabs that are damaged.
+
+use std::{collections::BTreeMap, sync::OnceLock};
+
+use prost::Message as _;
+use slotmesh_agent::{config::Model, flatten};
+use slotmesh_operator::fuzz::Manifests;
+use slotmesh_records::SlotPtr;
+use slotmesh_slots::Engine;
+use slotmesh_xds::{Change, Resource, ResourceName, ResourceType, Version, envoy::envoy};
+
+use crate::{
+    Frames,
+    memory::{self, Image},
+    seeds::examples,
+};
+
+/// In the code of a frame of [`config`]: the resource of that name is removed.
+pub const REMOVE: u8 = 0x80;
+
+/// Frames of resources, written into one engine one after the other: what the decoder accepts can be
+/// flattened, is current afterwards with its version, and leaves nothing behind when it is removed.
+/// The two lowest bits of a frame's code are the type.
+pub fn config(data: &[u8]) {
+    let mut engine = memory::engine();
+    let mut current: BTreeMap<(ResourceType, String), Version> = BTreeMap::new();
+    for (code, content) in Frames::new(data) {
+        let ty = ResourceType::ALL[usize::from(code & 3)];
+        if code & REMOVE != 0 {
+            let name = String::from_utf8_lossy(content).into_owned();
+            if let Some(handle) = engine.find(flatten::kind(ty), &name) {
+                engine.remove(handle);
+            }
+            current.remove(&(ty, name));
+        } else if let Some(name) = name_of(ty, content)
+            && let Some(version) = write(&mut engine, &resource(ty, &name, content))
+        {
+            current.insert((ty, name), version);
+        }
+        engine.poll();
+        assert_eq!(in_force(&engine), current, "after a frame of type {ty}");
+    }
+    clear(&mut engine);
+}
+
+/// The name that a message tells: the control plane gives the resource the same.
+fn name_of(ty: ResourceType, content: &[u8]) -> Option<String> {
+    use envoy::config::{cluster, endpoint, listener, route};
+    Some(match ty {
+        ResourceType::Cluster => cluster::v3::Cluster::decode(content).ok()?.name,
+        ResourceType::Endpoints => endpoint::v3::ClusterLoadAssignment::decode(content).ok()?.cluster_name,
+        ResourceType::Route => route::v3::RouteConfiguration::decode(content).ok()?.name,
+        ResourceType::Listener => listener::v3::Listener::decode(content).ok()?.name,
+    })
+}
+
+fn resource(ty: ResourceType, name: &str, content: &[u8]) -> Resource {
+    Resource { ty, name: name.into(), version: Version::of(content), content: content.to_vec().into() }
+}
+
+/// Writes a resource, unless it is refused; the version that is current then.
+fn write(engine: &mut Engine, resource: &Resource) -> Option<Version> {
+    let model = Model::decode(resource).ok()?;
+    flatten::flush(engine.draft(), resource.name.as_str(), resource.version.get(), &model).ok()?;
+    Some(resource.version)
+}
+
+fn in_force(engine: &Engine) -> BTreeMap<(ResourceType, String), Version> {
+    let known = |(kind, name, version): (_, &str, _)| {
+        let ty = flatten::resource_type(kind).expect("only types of xDS were written");
+        ((ty, name.to_owned()), Version::from_u64(version).expect("versions are never 0"))
+    };
+    engine.resources().map(known).collect()
+}
+
+/// Removes all resources: then only the superblock and the directory are left.
+fn clear(engine: &mut Engine) {
+    let all: Vec<_> = engine.resources().map(|(kind, name, _)| (kind, name.to_owned())).collect();
+    for (kind, name) in all {
+        let handle = engine.find(kind, &name).expect("a resource in force has a handle");
+        engine.remove(handle);
+    }
+    engine.settle();
+    let stats = engine.stats();
+    assert_eq!((stats.handles, stats.quarantined), (0, 0), "{stats:?}");
+    let used: u64 = stats.classes.iter().map(|(_, class)| class.used).sum();
+    assert!(used <= 2, "{used} slots are left of the superblock and one page: {stats:?}");
+}
+
+/// Frames of manifests, saved one after the other: nothing is lost between reading and compiling, and
+/// what is compiled is what the agent accepts.
+pub fn manifests(data: &[u8]) {
+    const FILES: [&str; 4] = ["a.yaml", "b.yaml", "c.yaml", "d.json"];
+    let mut manifests = Manifests::default();
+    let mut engine = memory::engine();
+    let mut served: BTreeMap<(ResourceType, ResourceName), Version> = BTreeMap::new();
+    for (code, text) in Frames::new(data) {
+        let file = FILES[usize::from(code & 3)];
+        let text = (code & 0x80 == 0).then(|| String::from_utf8_lossy(text));
+        for change in manifests.save(file, text.as_deref()) {
+            match change {
+                Change::Upsert(resource) => {
+                    let key = (resource.ty, resource.name.clone());
+                    let model = Model::decode(&resource)
+                        .unwrap_or_else(|error| panic!("the agent would refuse {key:?}: {error}"));
+                    let written = flatten::flush(
+                        engine.draft(),
+                        resource.name.as_str(),
+                        resource.version.get(),
+                        &model,
+                    );
+                    // The engine is small, and a refused flush changes nothing.
+                    drop(written);
+                    served.insert(key, resource.version);
+                }
+                Change::Remove(ty, name) => {
+                    if let Some(handle) = engine.find(flatten::kind(ty), name.as_str()) {
+                        engine.remove(handle);
+                    }
+                    assert!(served.remove(&(ty, name)).is_some(), "only what was served is removed");
+                }
+            }
+        }
+    }
+    for file in FILES {
+        for change in manifests.save(file, None) {
+            let Change::Remove(ty, name) = change else { panic!("a file that goes brings {change:?}") };
+            served.remove(&(ty, name));
+        }
+    }
+    assert!(served.is_empty(), "left without any file: {served:?}");
+}
+
+/// The slabs of an agent that ended, with bytes changed: frames of a place (slab and byte, 4 bytes)
+/// and what to write there. The engine refuses them, or takes them over and works.
+///
+/// A frame whose code is odd clears everything first; one whose highest bit is set names a root.
+pub fn recovery(data: &[u8]) {
+    let mut image = sound().clone();
+    let mut roots = Vec::new();
+    for (code, bytes) in Frames::new(data) {
+        if code & 1 != 0 {
+            image.iter_mut().for_each(|slab| slab.fill(0));
+        }
+        let Some((&[slab, _, low, high], bytes)) = bytes.split_first_chunk() else { continue };
+        if code & 0x80 != 0 {
+            let bits = u32::from(slab) << 10 | u32::from(u16::from_le_bytes([low, high]) & 1023);
+            roots.push(SlotPtr::from_bits(bits));
+            continue;
+        }
+        let slabs = image.len();
+        let place = &mut image[usize::from(slab) % slabs][usize::from(u16::from_le_bytes([low, high]))..];
+        let length = bytes.len().min(place.len());
+        place[..length].copy_from_slice(&bytes[..length]);
+    }
+    let Ok((mut engine, recovered)) = memory::recover(&image, &roots) else { return };
+    for orphan in recovered.orphans {
+        engine.retire(orphan);
+    }
+    engine.settle();
+    let names: std::collections::BTreeSet<_> =
+        recovered.resources.iter().map(|resource| (resource.kind, resource.name.clone())).collect();
+    assert_eq!(names.len(), recovered.resources.len(), "no name twice");
+    for resource in &recovered.resources {
+        assert_eq!(engine.find(resource.kind, &resource.name), Some(resource.handle));
+        let _ = engine.current(resource.handle);
+    }
+    let stats = engine.stats();
+    let whole: u64 = stats
+        .classes
+        .iter()
+        .map(|(class, slots)| (slots.used + slots.idle + slots.retired) / u64::from(class.slots_per_slab()))
+        .sum();
+    assert_eq!(whole + u64::from(stats.empty_slabs), u64::from(stats.slabs), "no slab is lost: {stats:?}");
+    for resource in examples() {
+        write(&mut engine, resource);
+    }
+    for resource in recovered.resources {
+        engine.remove(resource.handle);
+    }
+    engine.settle();
+}
+
+/// What an agent leaves that holds a few resources of each type.
+fn sound() -> &'static Image {
+    static SOUND: OnceLock<Image> = OnceLock::new();
+    SOUND.get_or_init(|| {
+        memory::image(|engine| {
+            for resource in examples() {
+                write(engine, resource).expect("an example is valid");
+            }
+        })
+    })
+}

@@ -1,0 +1,167 @@
+//! Inputs to start from: what the operator makes of the example shop, whole and in pieces. Made, not
+//! stored, so that they follow the code.
+
+use std::sync::OnceLock;
+
+use prost::Message as _;
+use slotmesh_operator::fuzz::Manifests;
+use slotmesh_records::UNIT_BYTES;
+use slotmesh_xds::{
+    Change, Resource, ResourceType,
+    envoy::{
+        envoy::{
+            config::core::v3::Node,
+            service::discovery::v3::{
+                DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource as WireResource,
+            },
+        },
+        google::protobuf::Any,
+    },
+    status_from_rejections,
+};
+
+use crate::{NAMES, REMOVE, config, frame, manifests, recovery, request_code, requests, responses};
+
+/// A fuzz target.
+#[derive(Clone, Copy)]
+pub struct Target {
+    /// The name of its binary.
+    pub name: &'static str,
+    /// What it runs.
+    pub run: fn(&[u8]),
+    /// What it starts from.
+    pub seeds: fn() -> Vec<Vec<u8>>,
+}
+
+/// All fuzz targets.
+pub const TARGETS: [Target; 5] = [
+    Target { name: "config", run: config, seeds: of_config },
+    Target { name: "manifests", run: manifests, seeds: of_manifests },
+    Target { name: "recovery", run: recovery, seeds: of_recovery },
+    Target { name: "requests", run: requests, seeds: of_requests },
+    Target { name: "responses", run: responses, seeds: of_responses },
+];
+
+const SHOP: [&str; 5] = [
+    include_str!("../../e2e/shop/web.yaml"),
+    include_str!("../../e2e/shop/reviews.yaml"),
+    include_str!("../../e2e/shop/reviews-v1.yaml"),
+    include_str!("../../e2e/shop/reviews-v2.yaml"),
+    include_str!("../../e2e/shop/canary.yaml"),
+];
+
+/// What the operator makes of the shop.
+pub(crate) fn examples() -> &'static [Resource] {
+    static EXAMPLES: OnceLock<Vec<Resource>> = OnceLock::new();
+    EXAMPLES.get_or_init(|| {
+        let mut manifests = Manifests::default();
+        let upsert = |change| match change {
+            Change::Upsert(resource) => Some(resource),
+            Change::Remove(..) => None,
+        };
+        manifests.save("shop.yaml", Some(&SHOP.join("\n---\n"))).into_iter().filter_map(upsert).collect()
+    })
+}
+
+fn code_of(ty: ResourceType) -> u8 {
+    ResourceType::ALL.iter().position(|&other| other == ty).expect("ALL holds all") as u8
+}
+
+fn of_config() -> Vec<Vec<u8>> {
+    let write = |resource: &Resource| frame(code_of(resource.ty), &resource.content);
+    let remove =
+        |resource: &Resource| frame(code_of(resource.ty) | REMOVE, resource.name.as_str().as_bytes());
+    let mut seeds: Vec<Vec<u8>> = examples().iter().map(write).collect();
+    seeds
+        .push(examples().iter().map(write).chain(examples().iter().map(remove)).collect::<Vec<_>>().concat());
+    // Referred to before it exists, and written twice.
+    seeds.push(examples().iter().rev().chain(examples()).map(write).collect::<Vec<_>>().concat());
+    seeds
+}
+
+fn of_manifests() -> Vec<Vec<u8>> {
+    let mut seeds: Vec<Vec<u8>> = SHOP.iter().map(|text| frame(0, text.as_bytes())).collect();
+    seeds.push((0..).zip(SHOP).map(|(i, text)| frame(i & 3, text.as_bytes())).collect::<Vec<_>>().concat());
+    seeds
+}
+
+fn of_recovery() -> Vec<Vec<u8>> {
+    let at = |code, slab: u8, byte: u16, bytes: &[u8]| {
+        let [low, high] = byte.to_le_bytes();
+        frame(code, &[&[slab, 0, low, high][..], bytes].concat())
+    };
+    let unit = UNIT_BYTES as u16;
+    // Nothing, everything, each word of the superblock and of the first handles, and a root.
+    let mut seeds = vec![Vec::new(), at(1, 0, 0, &[]), at(0x80, 0, 1, &[])];
+    seeds.extend((0..8 * unit).step_by(4).map(|byte| at(0, 0, byte, &1_u32.to_le_bytes())));
+    seeds.extend((0..2 * unit).step_by(4).map(|byte| at(0, 1, byte, &u32::MAX.to_le_bytes())));
+    seeds
+}
+
+fn of_requests() -> Vec<Vec<u8>> {
+    let node = || Some(Node { id: "node".to_owned(), ..Node::default() });
+    let request = |request: DeltaDiscoveryRequest| frame(request_code::REQUEST, &request.encode_to_vec());
+    let subscribe = |ty: ResourceType, names: &[&str]| {
+        request(DeltaDiscoveryRequest {
+            node: node(),
+            type_url: ty.type_url().to_owned(),
+            resource_names_subscribe: names.iter().map(|name| (*name).to_owned()).collect(),
+            initial_resource_versions: [("web".to_owned(), "0123456789abcdef".to_owned())].into(),
+            ..Default::default()
+        })
+    };
+    let change = |ty, name: u8, content: &str| {
+        frame(request_code::CHANGE, &[&[code_of(ty) | name << 2], content.as_bytes()].concat())
+    };
+    let (accept, refuse) = (frame(request_code::ACCEPT, &[]), frame(request_code::REFUSE, &[]));
+    let all = ResourceType::ALL.map(|ty| subscribe(ty, &["*"])).concat();
+    let nack = request(DeltaDiscoveryRequest {
+        type_url: ResourceType::Cluster.type_url().to_owned(),
+        response_nonce: "1-1".to_owned(),
+        error_detail: Some(status_from_rejections(&[slotmesh_xds::Rejection {
+            name: NAMES[0].into(),
+            reason: "no".to_owned(),
+        }])),
+        resource_names_unsubscribe: vec!["web".to_owned(), "*".to_owned()],
+        ..Default::default()
+    });
+    let (cluster, route) = (ResourceType::Cluster, ResourceType::Route);
+    vec![
+        all.clone(),
+        [change(cluster, 0, "1"), all.clone(), accept.clone(), change(cluster, 0, "2"), refuse].concat(),
+        [subscribe(cluster, &["web"]), change(cluster, 0, "1"), nack, accept.clone()].concat(),
+        [subscribe(cluster, &["web", "api"]), change(route, 1, "1"), change(cluster, 1 | 0x20, "")].concat(),
+        [all, change(cluster, 2, "1"), accept, change(cluster, 2 | 0x20, "")].concat(),
+    ]
+}
+
+fn of_responses() -> Vec<Vec<u8>> {
+    let response = |ty: ResourceType, resources: &[Resource], removed: &[&str], more: bool| {
+        let wire = |resource: &Resource| WireResource {
+            name: resource.name.to_string(),
+            version: resource.version.to_string(),
+            resource: Some(Any {
+                type_url: resource.ty.type_url().to_owned(),
+                value: resource.content.to_vec(),
+            }),
+            ..WireResource::default()
+        };
+        DeltaDiscoveryResponse {
+            type_url: ty.type_url().to_owned(),
+            nonce: "1-1".to_owned(),
+            system_version_info: slotmesh_xds::system_version_info(1, more),
+            resources: resources.iter().filter(|resource| resource.ty == ty).map(wire).collect(),
+            removed_resources: removed.iter().map(|name| (*name).to_owned()).collect(),
+            ..DeltaDiscoveryResponse::default()
+        }
+        .encode_to_vec()
+    };
+    let whole = |more| ResourceType::ALL.map(|ty| frame(0, &response(ty, examples(), &[], more))).concat();
+    let mut seeds = vec![whole(false), [whole(true), whole(false)].concat()];
+    for ty in ResourceType::ALL {
+        let twice: Vec<Resource> = examples().iter().chain(examples()).cloned().collect();
+        seeds.push(frame(1, &response(ty, examples(), &["gone", "web"], false)));
+        seeds.push(frame(0, &response(ty, &twice, &["gone"], true)));
+    }
+    seeds
+}
