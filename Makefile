@@ -7,10 +7,10 @@ XTASK_BUILT := $(or $(CARGO_TARGET_DIR),target)/debug/xtask
 .DEFAULT_GOAL := help
 # The steps share cargo's target folder and wait for each other anyway.
 .NOTPARALLEL:
-.PHONY: help setup ebpf control-plane build test fuzz stress kernels demo bench images fmt lint deny clean root
+.PHONY: help setup ebpf control-plane build test e2e fuzz stress kernels demo bench images fmt lint deny clean root
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install what is missing to build and test (seconds when nothing is)
 	@test -x "$(XTASK_BUILT)" || echo "building xtask (about half a minute) …" >&2
@@ -40,6 +40,10 @@ stress: root ebpf ## Look for rare mistakes: 10^8 reads, 1,000 kills (root, a qu
 	  cargo test -p slotmesh-agent --locked --test torn_reads -- --nocapture
 	cargo build -p slotmesh -p slotmesh-e2e --locked
 	SLOTMESH_KILLS=1000 cargo test -p slotmesh-e2e --locked --test be_killed_at_any_instant -- --nocapture
+
+e2e: root ebpf control-plane ## Run the end-to-end scenarios, on one agent and on a cluster (part of `test`; root)
+	cargo build -p slotmesh -p slotmesh-cluster -p slotmesh-e2e --locked
+	cargo test -p slotmesh-cluster -p slotmesh-e2e --locked
 
 kernels: ebpf ## Run the tests that need the kernel on Linux 6.1 and 6.12, in QEMU
 	@$(XTASK) kernels
