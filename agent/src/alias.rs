@@ -47,6 +47,22 @@ pub fn alias_table(weights: impl ExactSizeIterator<Item = u32> + Clone) -> Vec<S
     table
 }
 
+/// [`alias_table`] of two elements, which most sets of weights have: without a list, and with the division
+/// that the processor has.
+pub fn alias_pair(weights: [u32; 2]) -> [Slot; 2] {
+    let mut table = [Slot::always(0), Slot::always(1)];
+    let lesser = usize::from(weights[1] < weights[0]);
+    if weights[0] != weights[1] {
+        let (part, sum) = (2 * u64::from(weights[lesser]), u64::from(weights[0]) + u64::from(weights[1]));
+        let threshold = match u32::try_from(part) {
+            Ok(part) => (u64::from(part) << 32) / sum,
+            Err(_) => ((u128::from(part) << 32) / u128::from(sum)) as u64,
+        };
+        table[lesser] = Slot { threshold: threshold as u32, alias: 1 - lesser as u32 };
+    }
+    table
+}
+
 /// The probability of each element, as the table has it.
 #[cfg(test)]
 fn probabilities(table: &[Slot]) -> Vec<f64> {
@@ -73,6 +89,15 @@ mod tests {
             for (i, probability) in probabilities(&table).into_iter().enumerate() {
                 let share = f64::from(weights[i]) / sum;
                 prop_assert!((probability - share).abs() < 1e-8, "{i}: {probability} for {share}");
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_pair_is_a_table(first in 1..=u32::MAX, second in 1..=u32::MAX) {
+            for weights in [[first, second], [first, first], [second % 100 + 1, first % 100 + 1]] {
+                prop_assert_eq!(alias_pair(weights).to_vec(), alias_table(weights.into_iter()));
             }
         }
     }

@@ -20,7 +20,7 @@ use slotmesh_slots::{HandlePtr, Records, ResourceKind};
 use slotmesh_xds::ResourceType;
 
 use crate::{
-    alias::{Slot, alias_table, are_equal},
+    alias::{Slot, alias_pair, alias_table, are_equal},
     config::{
         Action, Balance, Chain, Cluster, Endpoint, Endpoints, Limits, Listener, Model, Route, Source,
         WeightedCluster,
@@ -338,6 +338,11 @@ fn weighted<D: Records>(
     };
     if let [only] = clusters {
         tail.push(element(only, Slot::always(0))?);
+        return Ok(());
+    }
+    if let [first, second] = clusters {
+        let [one, two] = alias_pair([first.weight.get(), second.weight.get()]);
+        tail.extend([element(first, one)?, element(second, two)?]);
         return Ok(());
     }
     let table = alias_table(clusters.iter().map(|cluster| cluster.weight.get()));

@@ -153,6 +153,74 @@ impl core::fmt::Display for Malformed {
 
 impl core::error::Error for Malformed {}
 
+/// Where the pointers of a struct stand: what walking its shape finds, walked once by the compiler.
+#[derive(Clone, Copy)]
+struct Offsets {
+    found: [(u16, Points); Self::MOST],
+    len: usize,
+}
+
+impl Offsets {
+    /// The most pointers of a struct; the compiler says where it is too few.
+    const MOST: usize = 16;
+
+    const fn of(self, shape: &Shape, base: usize) -> Self {
+        let mut offsets = self;
+        if !matches!(shape.points, Points::Nothing) {
+            offsets.found[offsets.len] = (base as u16, shape.points);
+            offsets.len += 1;
+        }
+        let mut i = 0;
+        while i < shape.fields.len() {
+            offsets = offsets.of(shape.fields[i].shape, base + shape.fields[i].offset);
+            i += 1;
+        }
+        offsets
+    }
+
+    const NONE: Self = Self { found: [(0, Points::Nothing); Self::MOST], len: 0 };
+
+    fn visit(&self, bytes: &[u8], visit: &mut impl FnMut(Points, SlotPtr)) {
+        for &(offset, points) in &self.found[..self.len] {
+            let at = usize::from(offset);
+            let ptr: SlotPtr = bytemuck::pod_read_unaligned(&bytes[at..at + size_of::<SlotPtr>()]);
+            if !ptr.is_null() {
+                visit(points, ptr);
+            }
+        }
+    }
+}
+
+/// A record's pointers, and the sizes that bound them.
+#[derive(Clone, Copy)]
+struct Walk {
+    fixed: usize,
+    element: usize,
+    in_fixed: Offsets,
+    in_element: Offsets,
+}
+
+/// Kinds are below this.
+const KINDS: usize = 64;
+
+/// By kind.
+static WALKS: [Option<Walk>; KINDS] = {
+    let mut walks = [None; KINDS];
+    let mut i = 0;
+    while i < model::LAYOUTS.len() {
+        let layout = &model::LAYOUTS[i];
+        let (element, in_element) = match layout.tail {
+            Some(tail) => (tail.size, Offsets::NONE.of(tail, 0)),
+            None => (0, Offsets::NONE),
+        };
+        let in_fixed = Offsets::NONE.of(layout.fixed, 0);
+        walks[layout.kind.get() as usize] =
+            Some(Walk { fixed: layout.fixed.size, element, in_fixed, in_element });
+        i += 1;
+    }
+    walks
+};
+
 /// Calls `visit` for each slot pointer that is not null in the record at the start of `slot`.
 ///
 /// # Errors
@@ -161,33 +229,17 @@ pub fn pointers(slot: &[u8], mut visit: impl FnMut(Points, SlotPtr)) -> Result<R
     let header: RecordHeader =
         bytemuck::try_pod_read_unaligned(slot.get(..size_of::<RecordHeader>()).ok_or(Malformed::TooShort)?)
             .map_err(|_| Malformed::TooShort)?;
-    let layout = layout_of(header.kind).ok_or(Malformed::UnknownKind(header.kind))?;
-    let tail_bytes = layout.tail.map_or(0, |tail| tail.size * header.count as usize);
-    let slot = slot.get(..layout.fixed.size + tail_bytes).ok_or(Malformed::TooShort)?;
-    let (fixed, tail) = slot.split_at(layout.fixed.size);
-    visit_shape(layout.fixed, fixed, &mut visit);
-    if let Some(element) = layout.tail.filter(|element| has_pointers(element)) {
-        for bytes in tail.chunks_exact(element.size) {
-            visit_shape(element, bytes, &mut visit);
+    let walk = WALKS.get(usize::from(header.kind.get())).and_then(Option::as_ref);
+    let walk = walk.ok_or(Malformed::UnknownKind(header.kind))?;
+    let slot = slot.get(..walk.fixed + walk.element * header.count as usize).ok_or(Malformed::TooShort)?;
+    let (fixed, tail) = slot.split_at(walk.fixed);
+    walk.in_fixed.visit(fixed, &mut visit);
+    if walk.in_element.len > 0 {
+        for bytes in tail.chunks_exact(walk.element) {
+            walk.in_element.visit(bytes, &mut visit);
         }
     }
     Ok(header)
-}
-
-fn has_pointers(shape: &Shape) -> bool {
-    shape.points != Points::Nothing || shape.fields.iter().any(|field| has_pointers(field.shape))
-}
-
-fn visit_shape(shape: &Shape, bytes: &[u8], visit: &mut impl FnMut(Points, SlotPtr)) {
-    if shape.points != Points::Nothing {
-        let ptr: SlotPtr = bytemuck::pod_read_unaligned(&bytes[..size_of::<SlotPtr>()]);
-        if !ptr.is_null() {
-            visit(shape.points, ptr);
-        }
-    }
-    for field in shape.fields {
-        visit_shape(field.shape, &bytes[field.offset..field.offset + field.shape.size], visit);
-    }
 }
 
 /// Changes with any change of any record's layout. Records of another layout are never read: they lie
