@@ -3,10 +3,13 @@
 use std::{collections::BTreeMap, sync::OnceLock};
 
 use prost::Message as _;
-use slotmesh_agent::{config::Model, flatten};
+use slotmesh_agent::{
+    config::{Message, Model, Settings},
+    flatten,
+};
 use slotmesh_operator::fuzz::Manifests;
 use slotmesh_records::SlotPtr;
-use slotmesh_slots::Engine;
+use slotmesh_slots::{Config, Engine};
 use slotmesh_xds::{Change, Resource, ResourceName, ResourceType, Version, envoy::envoy};
 
 use crate::{
@@ -20,12 +23,16 @@ pub const REMOVE: u8 = 0x80;
 
 /// Frames of resources, written into one engine one after the other: what the decoder accepts can be
 /// flattened, is current afterwards with its version, and leaves nothing behind when it is removed.
-/// The two lowest bits of a frame's code are the type.
+/// The three lowest bits of a frame's code are the type.
 pub fn config(data: &[u8]) {
     let mut engine = memory::engine();
     let mut current: BTreeMap<(ResourceType, String), Version> = BTreeMap::new();
     for (code, content) in Frames::new(data) {
-        let ty = ResourceType::ALL[usize::from(code & 3)];
+        let ty = type_of(code);
+        if ty == ResourceType::Settings {
+            settings(&resource(ty, "node", content));
+            continue;
+        }
         if code & REMOVE != 0 {
             let name = String::from_utf8_lossy(content).into_owned();
             if let Some(handle) = engine.find(flatten::kind(ty), &name) {
@@ -43,10 +50,24 @@ pub fn config(data: &[u8]) {
     clear(&mut engine);
 }
 
+/// The type that the three lowest bits of a code name.
+pub(crate) fn type_of(code: u8) -> ResourceType {
+    ResourceType::ALL[usize::from(code & 7) % ResourceType::ALL.len()]
+}
+
+/// What is accepted doesn't contradict itself.
+fn settings(resource: &Resource) {
+    if let Ok(settings) = Settings::decode(resource, Config::default()) {
+        assert_eq!(settings.slots.contradiction(), None);
+    }
+}
+
 /// The name that a message tells: the control plane gives the resource the same.
 fn name_of(ty: ResourceType, content: &[u8]) -> Option<String> {
     use envoy::config::{cluster, endpoint, listener, route};
     Some(match ty {
+        // Named after a node, which the message doesn't tell.
+        ResourceType::Settings => return None,
         ResourceType::Cluster => cluster::v3::Cluster::decode(content).ok()?.name,
         ResourceType::Endpoints => endpoint::v3::ClusterLoadAssignment::decode(content).ok()?.cluster_name,
         ResourceType::Route => route::v3::RouteConfiguration::decode(content).ok()?.name,
@@ -60,7 +81,8 @@ fn resource(ty: ResourceType, name: &str, content: &[u8]) -> Resource {
 
 /// Writes a resource, unless it is refused; the version that is current then.
 fn write(engine: &mut Engine, resource: &Resource) -> Option<Version> {
-    let model = Model::decode(resource).ok()?;
+    let message = Message::decode(resource).ok()?;
+    let model = Model::new(resource.name.as_str(), &message).ok()?;
     flatten::flush(engine.draft(), resource.name.as_str(), resource.version.get(), &model).ok()?;
     Some(resource.version)
 }
@@ -101,8 +123,16 @@ pub fn manifests(data: &[u8]) {
             match change {
                 Change::Upsert(resource) => {
                     let key = (resource.ty, resource.name.clone());
-                    let model = Model::decode(&resource)
-                        .unwrap_or_else(|error| panic!("the agent would refuse {key:?}: {error}"));
+                    if resource.ty == ResourceType::Settings {
+                        // Whether they fit the agent's flags, the compiler can't know.
+                        settings(&resource);
+                        served.insert(key, resource.version);
+                        continue;
+                    }
+                    let refused = |error| -> ! { panic!("the agent would refuse {key:?}: {error}") };
+                    let message = Message::decode(&resource).unwrap_or_else(|error| refused(error));
+                    let model =
+                        Model::new(resource.name.as_str(), &message).unwrap_or_else(|error| refused(error));
                     let written = flatten::flush(
                         engine.draft(),
                         resource.name.as_str(),

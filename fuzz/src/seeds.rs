@@ -111,7 +111,7 @@ fn of_requests() -> Vec<Vec<u8>> {
         })
     };
     let change = |ty, name: u8, content: &str| {
-        frame(request_code::CHANGE, &[&[code_of(ty) | name << 2], content.as_bytes()].concat())
+        frame(request_code::CHANGE, &[&[code_of(ty) | name << 3], content.as_bytes()].concat())
     };
     let (accept, refuse) = (frame(request_code::ACCEPT, &[]), frame(request_code::REFUSE, &[]));
     let all = ResourceType::ALL.map(|ty| subscribe(ty, &["*"])).concat();
@@ -130,8 +130,8 @@ fn of_requests() -> Vec<Vec<u8>> {
         all.clone(),
         [change(cluster, 0, "1"), all.clone(), accept.clone(), change(cluster, 0, "2"), refuse].concat(),
         [subscribe(cluster, &["web"]), change(cluster, 0, "1"), nack, accept.clone()].concat(),
-        [subscribe(cluster, &["web", "api"]), change(route, 1, "1"), change(cluster, 1 | 0x20, "")].concat(),
-        [all, change(cluster, 2, "1"), accept, change(cluster, 2 | 0x20, "")].concat(),
+        [subscribe(cluster, &["web", "api"]), change(route, 1, "1"), change(cluster, 1 | 0x10, "")].concat(),
+        [all, change(cluster, 2, "1"), accept, change(cluster, 2 | 0x10, "")].concat(),
     ]
 }
 

@@ -3,11 +3,11 @@
 use prost::Message as _;
 use slotmesh_serve::fuzz::Step;
 use slotmesh_xds::{
-    Change, Resource, ResourceType, Version,
+    Change, Resource, Version,
     envoy::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse},
 };
 
-use crate::Frames;
+use crate::{Frames, resources::type_of};
 
 /// The names in the server's store.
 pub const NAMES: [&str; 4] = ["web", "api", "shop", "*"];
@@ -45,7 +45,7 @@ pub fn requests(data: &[u8]) {
 
 fn change(bytes: &[u8]) -> Option<Change> {
     let (&code, content) = bytes.split_first()?;
-    let (ty, name) = (ResourceType::ALL[usize::from(code & 3)], NAMES[usize::from(code >> 2 & 3)].into());
+    let (ty, name) = (type_of(code), NAMES[usize::from(code >> 3 & 3)].into());
     Some(if code & 0x80 == 0 {
         let content = content.to_vec();
         Change::Upsert(Resource { ty, name, version: Version::of(&content), content: content.into() })

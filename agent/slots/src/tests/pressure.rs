@@ -181,7 +181,7 @@ impl Scene {
         // A handle and a root for each; superblock and, with the first handle, a page.
         let fixed = used - 2 * self.model.len() as u64;
         prop_assert!((1..=2).contains(&fixed) && retired == 0, "{fixed} besides, {retired} retired");
-        prop_assert_eq!(self.pins.0.lock().unwrap().len(), stats.slabs as usize, "every slab is pinned");
+        prop_assert_eq!(self.pins.files.lock().unwrap().len(), stats.slabs as usize, "every slab is pinned");
         prop_assert!(stats.slabs <= self.config.cap || stats.empty_slabs == 0, "above the cap, none is idle");
         Ok(())
     }
