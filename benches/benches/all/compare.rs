@@ -67,8 +67,8 @@ pub struct Outcome {
 
 /// Names used by the measured operations: none of those present.
 const MEASURED: u32 = 90_000;
-/// The name of the operation that begins a round.
-const WARM: u32 = MEASURED - 2;
+/// Names of the operations that begin a turn.
+const WARM: u32 = MEASURED + 1_000;
 
 /// The name of the resource that is there all the time.
 const KNOWN: u32 = MEASURED - 3;
@@ -177,7 +177,8 @@ fn fill(measured: &mut Measured, from: u32, to: u32) -> Result<(), String> {
 fn measure(all: &mut [Measured], step: usize, k: u8, kind: Kind) -> anyhow::Result<()> {
     let names: u32 = if kind == Kind::Route { 8 } else { 32 };
     let samples: Vec<Sample> = (0..names).map(|n| Sample::new(kind, MEASURED + n)).collect();
-    let rounds = effort(50);
+    let warm: Vec<Sample> = (0..names).map(|n| Sample::new(kind, WARM + n)).collect();
+    let rounds = effort(40);
     for measured in
         all.iter_mut().filter(|measured| measured.out.is_none() && measured.label.store != "naive")
     {
@@ -196,12 +197,27 @@ fn measure(all: &mut [Measured], step: usize, k: u8, kind: Kind) -> anyhow::Resu
             }
             let samples = if slow { &samples[..1] } else { &samples[..] };
             let ops: &[Op] = if slow { &Op::ALL[..3] } else { &Op::ALL };
-            if let Err(error) = one_round(measured, samples, ops, step, k, kind) {
+            if let Err(error) = warm_up(measured, if slow { &[] } else { &warm }, kind)
+                .and_then(|()| one_round(measured, samples, ops, step, k, kind))
+            {
                 measured.out = Some((step, error.to_string()));
             }
         }
     }
     Ok(())
+}
+
+/// The sides before it have left nothing of this one in the processor's caches: a turn begins with
+/// operations that don't count.
+fn warm_up(measured: &mut Measured, samples: &[Sample], kind: Kind) -> anyhow::Result<()> {
+    for sample in samples {
+        measured.side.flush(&sample.name, &sample.message)?;
+        measured.side.flush(&sample.name, &sample.message)?;
+    }
+    for sample in samples {
+        measured.side.remove(kind, &sample.name)?;
+    }
+    measured.side.poll()
 }
 
 fn one_round(
@@ -212,13 +228,6 @@ fn one_round(
     k: u8,
     kind: Kind,
 ) -> anyhow::Result<()> {
-    // The sides before it have left nothing of this one in the processor's caches: a round begins with an
-    // operation that doesn't count, where one takes microseconds.
-    if ops.len() == Op::ALL.len() {
-        let warm = Sample::new(kind, WARM);
-        measured.side.flush(&warm.name, &warm.message)?;
-        measured.side.remove(kind, &warm.name)?;
-    }
     for &op in ops {
         // What is created from bytes was deleted before, in the order of `Op::ALL`.
         for sample in samples {
