@@ -36,6 +36,7 @@ fn resolve(rules: &Value, capabilities: &BTreeSet<String>) -> Result<Value> {
     }
     let added: Vec<&str> =
         ADDED.iter().filter(|(name, _)| capabilities.contains(*name)).map(|a| a.1).collect();
+    let mut applied = Vec::new();
     for rule in rules["syscalls"].as_array().context("the filter has rules")? {
         let arches = named(rule, "includes", "arches");
         let not_arches = named(rule, "excludes", "arches");
@@ -46,13 +47,29 @@ fn resolve(rules: &Value, capabilities: &BTreeSet<String>) -> Result<Value> {
         if !applies {
             continue;
         }
+        applied.push(rule);
+    }
+    // Some calls are allowed to all and then denied to some: the narrower rule holds.
+    let denies = |rule: &&&Value| {
+        rule["action"] != "SCMP_ACT_ALLOW" && rule["args"].as_array().is_none_or(Vec::is_empty)
+    };
+    let names = |rule: &Value| rule["names"].as_array().cloned().unwrap_or_default();
+    let denied: Vec<Value> = applied.iter().filter(denies).flat_map(|rule| names(rule)).collect();
+    for rule in applied {
+        let allows = rule["action"] == "SCMP_ACT_ALLOW";
         let mut rule = rule.clone();
         let fields = rule.as_object_mut().context("a rule is an object")?;
         fields.retain(|name, value| {
             ["names", "action", "errnoRet", "args"].contains(&name.as_str()) && !value.is_null()
         });
         if let Some(names) = fields.get_mut("names").and_then(Value::as_array_mut) {
-            names.retain(|name| !added.iter().any(|added| name == added));
+            names.retain(|name| {
+                let settled = added.iter().any(|added| name == added) || (allows && denied.contains(name));
+                !settled
+            });
+            if names.is_empty() {
+                continue;
+            }
         }
         syscalls.push(rule);
     }
