@@ -7,10 +7,10 @@ XTASK_BUILT := $(or $(CARGO_TARGET_DIR),target)/debug/xtask
 .DEFAULT_GOAL := help
 # The steps share cargo's target folder and wait for each other anyway.
 .NOTPARALLEL:
-.PHONY: help setup ebpf control-plane build test stress kernels demo bench fmt lint deny clean root
+.PHONY: help setup ebpf control-plane build test e2e stress kernels demo bench fmt lint deny clean root
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install what is missing to build and test (seconds when nothing is)
 	@test -x "$(XTASK_BUILT)" || echo "building xtask (about half a minute) …" >&2
@@ -27,6 +27,10 @@ build: ebpf ## Build everything
 
 test: root ebpf control-plane ## Build and run all tests (root)
 	cargo test --workspace --locked
+
+e2e: root ebpf control-plane ## Run the end-to-end scenarios, on one agent and on a cluster (part of `test`; root)
+	cargo build -p slotmesh -p slotmesh-cluster -p slotmesh-e2e --locked
+	cargo test -p slotmesh-cluster -p slotmesh-e2e --locked
 
 stress: root ebpf ## Look for rare mistakes: 10^8 reads, 1,000 kills (root, a quarter of an hour)
 	SLOTMESH_TORN_READS=100000000 SLOTMESH_TORN_RUNS=10 \

@@ -16,7 +16,16 @@ const CHAIN_PACKAGES: [&str; 6] =
     ["rustc-web", "rust-web-src", "llvm-22-dev", "libpolly-22-dev", "zlib1g-dev", "libzstd-dev"];
 
 /// Programs that tests and demo start, and the Debian packages that hold them.
-const RUN_TIME: [(&str, &str); 2] = [("ip", "iproute2"), ("strace", "strace")];
+const RUN_TIME: [(&str, &str); 5] = [
+    ("busybox", "busybox-static"),
+    ("crun", "crun"),
+    ("ip", "iproute2"),
+    ("nft", "nftables"),
+    ("strace", "strace"),
+];
+
+/// Packages that tests need and that hold no program: the filter of system calls that containers have.
+const DATA: [&str; 1] = ["golang-github-containers-common"];
 
 /// What to do where the chain's packages are not to be had.
 const OTHERWISE: &str = "Without them, use a rustup nightly with the rust-src component and a bpf-linker on PATH \
@@ -63,6 +72,7 @@ fn install_packages(kind: &Kind) -> Result<()> {
         return without_apt(kind, &absent);
     }
     let mut wanted: Vec<&str> = absent.iter().map(|(_, package)| *package).collect();
+    wanted.extend(apt::missing(&DATA));
     let mut stale = false;
     if matches!(kind, Kind::Debian) {
         let missing = apt::missing(&CHAIN_PACKAGES);

@@ -22,6 +22,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::{
     Api, Client, Config,
@@ -48,7 +49,7 @@ const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
 
 /// The controllers of an installed application: its workloads, endpoints, accounts and their removal.
 /// (All of them take seconds longer to start.)
-pub const CONTROLLERS: [&str; 14] = [
+pub const CONTROLLERS: [&str; 15] = [
     "clusterrole-aggregation-controller",
     "daemonset-controller",
     "deployment-controller",
@@ -57,6 +58,7 @@ pub const CONTROLLERS: [&str; 14] = [
     "garbage-collector-controller",
     "job-controller",
     "namespace-controller",
+    "node-lifecycle-controller",
     "pod-garbage-collector-controller",
     "replicaset-controller",
     "root-ca-certificate-publisher-controller",
@@ -187,27 +189,31 @@ impl ControlPlane {
         let identity = self.authority.client(file, user, group)?;
         let server = self.spec.address.map_or_else(|| self.url(), |address| self.url_at(address));
         let path = self.dir.path().join(format!("{file}.kubeconfig"));
-        let text = serde_json::to_string_pretty(&self.kubeconfig_of(&server, &identity))?;
+        let text = serde_json::to_string_pretty(&self.kubeconfig_of(&server, &identity)?)?;
         fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
         Ok(path)
     }
 
-    /// JSON, which is YAML.
-    fn kubeconfig_of(&self, server: &str, identity: &Identity) -> Value {
-        json!({
+    /// JSON, which is YAML; with what it needs within, so that it can be read anywhere.
+    fn kubeconfig_of(&self, server: &str, identity: &Identity) -> Result<Value> {
+        let data = |file: &Path| -> Result<String> {
+            let bytes = fs::read(file).with_context(|| file.display().to_string())?;
+            Ok(BASE64_STANDARD.encode(bytes))
+        };
+        Ok(json!({
             "apiVersion": "v1",
             "kind": "Config",
             "clusters": [{"name": "e2e", "cluster": {
                 "server": server,
-                "certificate-authority": self.authority.certificate(),
+                "certificate-authority-data": data(&self.authority.certificate())?,
             }}],
             "users": [{"name": "user", "user": {
-                "client-certificate": identity.certificate,
-                "client-key": identity.key,
+                "client-certificate-data": data(&identity.certificate)?,
+                "client-key-data": data(&identity.key)?,
             }}],
             "contexts": [{"name": "e2e", "context": {"cluster": "e2e", "user": "user"}}],
             "current-context": "e2e",
-        })
+        }))
     }
 
     /// A client of the administrator, for the runtime that this is called in.

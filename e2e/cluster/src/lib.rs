@@ -1,7 +1,8 @@
 //! A real Kubernetes cluster on one machine, for tests.
 //!
 //! [`ControlPlane`] is etcd, API server and controllers as processes on loopback, with certificates
-//! and role-based access control as a cluster has them. Nothing here knows slotmesh.
+//! and role-based access control as a cluster has them. [`Cluster`] adds nodes: machines that are namespaces,
+//! joined by a bridge, which run the pods that are bound to them. Nothing here knows slotmesh.
 //!
 //! ```no_run
 //! # async fn example() -> anyhow::Result<()> {
@@ -20,11 +21,18 @@
 //!   owns it is killed, it ends too ([`process`]).
 //! - Every wait has a deadline and says what it waited for.
 
+pub mod cgroups;
+pub mod cluster;
 pub mod control_plane;
+pub mod fabric;
+pub mod images;
+pub mod node;
 pub mod pki;
 pub mod ports;
 pub mod process;
 pub mod programs;
+pub mod scenarios;
 pub mod wait;
 
+pub use cluster::Cluster;
 pub use control_plane::{ControlPlane, Spec};

@@ -181,7 +181,7 @@ impl Drop for Process {
 
 /// The last lines of a log, with its name.
 pub fn tail(log: &Path) -> String {
-    const LINES: usize = 40;
+    const LINES: usize = 15;
     let text = String::from_utf8_lossy(&fs::read(log).unwrap_or_default()).into_owned();
     let lines: Vec<_> = text.lines().collect();
     let mut shown = format!("--- the end of {}:\n", log.display());
