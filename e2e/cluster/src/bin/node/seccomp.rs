@@ -64,7 +64,8 @@ fn resolve(rules: &Value, capabilities: &BTreeSet<String>) -> Result<Value> {
         });
         if let Some(names) = fields.get_mut("names").and_then(Value::as_array_mut) {
             names.retain(|name| {
-                !added.iter().any(|added| name == added) && !(allows && denied.contains(name))
+                let settled = added.iter().any(|added| name == added) || (allows && denied.contains(name));
+                !settled
             });
             if names.is_empty() {
                 continue;
