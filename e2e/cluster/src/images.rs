@@ -111,7 +111,9 @@ impl Images {
         };
         let index = json(&layout.join("index.json"))?;
         let manifest = json(&blob(&index["manifests"][0]["digest"])?)?;
-        let config = json(&blob(&manifest["config"]["digest"])?)?;
+        let mut config = json(&blob(&manifest["config"]["digest"])?)?["config"].take();
+        // What isn't set may be absent or null.
+        config.as_object_mut().context("an image has a config")?.retain(|_, value| !value.is_null());
         let dir = self.fresh(name)?;
         let root = dir.join("rootfs");
         fs::create_dir_all(&root)?;
@@ -121,7 +123,7 @@ impl Images {
             let said = String::from_utf8_lossy(&output.stderr);
             ensure!(output.status.success(), "unpack {}: {said}", file.display());
         }
-        self.finish(&dir, name, &serde_json::from_value(config["config"].clone())?)
+        self.finish(&dir, name, &serde_json::from_value(config)?)
     }
 
     fn fresh(&self, name: &str) -> Result<PathBuf> {
@@ -178,6 +180,34 @@ fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A layout as builders write it, with one layer.
+    #[test]
+    fn an_image_of_an_oci_layout_is_unpacked() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = dir.path().join("layout");
+        let blobs = layout.join("blobs/sha256");
+        fs::create_dir_all(&blobs).unwrap();
+        fs::create_dir(dir.path().join("layer")).unwrap();
+        fs::write(dir.path().join("layer/hello"), "there").unwrap();
+        let mut tar = Command::new("tar");
+        tar.arg("-czf").arg(blobs.join("1")).arg("-C").arg(dir.path().join("layer")).arg("hello");
+        assert!(tar.status().unwrap().success());
+        let config = serde_json::json!({"config": {"Entrypoint": ["/hello"], "Cmd": null, "User": "65532"}});
+        fs::write(blobs.join("2"), config.to_string()).unwrap();
+        let manifest = serde_json::json!({
+            "config": {"digest": "sha256:2"}, "layers": [{"digest": "sha256:1"}],
+        });
+        fs::write(blobs.join("3"), manifest.to_string()).unwrap();
+        let index = serde_json::json!({"manifests": [{"digest": "sha256:3"}]});
+        fs::write(layout.join("index.json"), index.to_string()).unwrap();
+
+        let images = Images::in_folder(&dir.path().join("images")).unwrap();
+        images.import("a.test/c", &layout).unwrap();
+        let (root, start) = images.open("a.test/c").unwrap();
+        assert_eq!(fs::read_to_string(root.join("hello")).unwrap(), "there");
+        assert_eq!((start.entrypoint, start.user), (vec!["/hello".to_owned()], "65532".to_owned()));
+    }
 
     #[test]
     fn an_image_of_a_program_runs_in_its_own_root() {
