@@ -240,3 +240,54 @@ pub fn slot_profile(name: &str, spec: &Value) -> Value {
         "spec": spec,
     })
 }
+
+/// A TrafficPolicy for a Service with this spec besides its target.
+pub fn traffic_policy(name: &str, service: &str, spec: &Value) -> Value {
+    let mut spec = spec.clone();
+    spec["targetRefs"] = json!([{"group": "", "kind": "Service", "name": service}]);
+    json!({
+        "apiVersion": "slotmesh.dev/v1alpha1",
+        "kind": "TrafficPolicy",
+        "metadata": {"name": name},
+        "spec": spec,
+    })
+}
+
+builder!(
+    /// Builds an HTTPRoute or TCPRoute.
+    GatewayRouteBuilder
+);
+
+/// A route of this kind for a Service, to port 80 of `service` or `namespace/service` by weight.
+pub fn gateway_route(kind: &str, name: &str, parent: &str, weights: &[(&str, i64)]) -> GatewayRouteBuilder {
+    let version = if kind == "TCPRoute" { "v1alpha2" } else { "v1" };
+    let backend = |(to, weight): &(&str, i64)| match to.split_once('/') {
+        Some((namespace, name)) => {
+            json!({"namespace": namespace, "name": name, "port": 80, "weight": weight})
+        }
+        None => json!({"name": to, "port": 80, "weight": weight}),
+    };
+    let backends: Vec<_> = weights.iter().map(backend).collect();
+    GatewayRouteBuilder(json!({
+        "apiVersion": format!("gateway.networking.k8s.io/{version}"),
+        "kind": kind,
+        "metadata": {"name": name},
+        "spec": {
+            "parentRefs": [{"group": "", "kind": "Service", "name": parent}],
+            "rules": [{"backendRefs": backends}],
+        },
+    }))
+}
+
+/// A ReferenceGrant in `namespace` that lets objects of this kind and namespace lead to its Services.
+pub fn reference_grant(name: &str, namespace: &str, kind: &str, from: &str) -> Value {
+    json!({
+        "apiVersion": "gateway.networking.k8s.io/v1beta1",
+        "kind": "ReferenceGrant",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {
+            "from": [{"group": "gateway.networking.k8s.io", "kind": kind, "namespace": from}],
+            "to": [{"group": "", "kind": "Service"}],
+        },
+    })
+}
