@@ -12,7 +12,7 @@ use loom::{
 
 use super::{
     faults::{Fault, make},
-    world::{LISTENER, SMALL, World, flush},
+    world::{RESOURCE, SMALL, World, flush},
 };
 use crate::{ClassStats, Config, Engine, Full};
 
@@ -159,7 +159,7 @@ fn exhaustion() {
     loom::explore();
     let refused = flush(&mut engine, "web", 2);
     assert!(matches!(refused, Err(Full::Cap { .. })), "{refused:?}");
-    assert_eq!(engine.find(LISTENER, "web"), Some(handle), "what was current stays");
+    assert_eq!(engine.find(RESOURCE, "web"), Some(handle), "what was current stays");
     engine.retire_all(held);
     flush(&mut engine, "web", 3).unwrap();
     engine.settle();

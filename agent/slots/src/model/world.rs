@@ -10,9 +10,7 @@ use loom::sync::{
     Condvar, Mutex as Lock,
     atomic::{AtomicU32, Ordering},
 };
-use slotmesh_records::{
-    ClusterSet, Handle, Listener, Owned, Record, RecordHeader, Ref, SlabIndex, SlotPtr, WeightedCluster,
-};
+use slotmesh_records::{DirectoryPage, Handle, Owned, Record, RecordHeader, SlabIndex, SlotPtr};
 
 use super::{
     Fault, is_faulty,
@@ -23,7 +21,7 @@ use crate::{
     quarantine::Item,
 };
 
-pub(super) const LISTENER: ResourceKind = ResourceKind(1);
+pub(super) const RESOURCE: ResourceKind = ResourceKind(1);
 
 /// One slab for the superblock and what is small, one for the directory's pages, one for the rest.
 pub(super) const SMALL: Config = Config {
@@ -122,14 +120,13 @@ impl World {
         if current.is_null() {
             return None;
         }
-        let listener: Listener = self.read(current, 0);
-        assert_eq!(listener.header.kind, Listener::KIND, "the handle leads to a listener");
-        let child = listener.clusters.ptr();
-        let header: RecordHeader = self.read(child, 0);
-        assert_eq!((header.kind, header.count), (ClusterSet::KIND, 1), "the listener leads to its clusters");
-        let tail: WeightedCluster = self.read(child, size_of::<ClusterSet>());
-        assert_eq!(u64::from(tail.weight), listener.header.version, "parent and child are of one version");
-        Some(listener.header.version)
+        let root: DirectoryPage = self.read(current, 0);
+        assert_eq!(root.header.kind, DirectoryPage::KIND, "the handle leads to a version's root");
+        let child: DirectoryPage = self.read(root.next.ptr(), 0);
+        assert_eq!(child.header.kind, DirectoryPage::KIND, "the root leads to its child");
+        let version = root.header.version;
+        assert_eq!(u64::from(child.reserved), version, "parent and child are of one version");
+        Some(version)
     }
 
     fn slab(&self, ptr: SlotPtr) -> Arc<Slab> {
@@ -141,15 +138,15 @@ impl World {
     }
 }
 
-/// Writes a listener with one child, and makes it current.
+/// Writes a version of a resource, a root with one child, and makes it current. (Of the record types,
+/// that of the directory's pages serves: the engine's own, and one that owns another.)
 pub(super) fn flush(engine: &mut Engine, name: &str, version: u32) -> Result<HandlePtr, Full> {
     let header: RecordHeader = bytemuck::Zeroable::zeroed();
+    let record = |next| DirectoryPage { header, next, reserved: version };
     let mut draft = engine.draft();
-    let handle = draft.handle(LISTENER, name)?;
-    let cluster = WeightedCluster { cluster: Ref::NULL, threshold: 0, alias: 0, weight: version };
-    let clusters = draft.write(&ClusterSet { header }, &[cluster])?;
-    let listener = Listener { clusters, route: Ref::NULL, cluster: Ref::NULL, header, reserved: 0 };
-    let root: Owned<Listener> = draft.write_root(&listener, &[], version.into())?;
+    let handle = draft.handle(RESOURCE, name)?;
+    let child = draft.write(&record(Owned::NULL), &[])?;
+    let root = draft.write_root(&record(child), &[], version.into())?;
     draft.publish(handle, root);
     Ok(handle)
 }
