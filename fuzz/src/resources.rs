@@ -1,6 +1,9 @@
 //! Resources and manifests: bytes -> model -> records, and slabs that are damaged.
 
-use std::{collections::BTreeMap, sync::OnceLock};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::OnceLock,
+};
 
 use prost::Message as _;
 use slotmesh_agent::{
@@ -109,56 +112,63 @@ fn clear(engine: &mut Engine) {
     assert!(used <= 2, "{used} slots are left of the superblock and one page: {stats:?}");
 }
 
-/// Frames of manifests, saved one after the other: nothing is lost between reading and compiling, and
-/// what is compiled is what the agent accepts.
+/// Frames of manifests, saved one after the other: what is compiled is what the agent accepts, and once
+/// all files are gone, nothing is left.
 pub fn manifests(data: &[u8]) {
     const FILES: [&str; 4] = ["a.yaml", "b.yaml", "c.yaml", "d.json"];
-    let mut manifests = Manifests::default();
-    let mut engine = memory::engine();
-    let mut served: BTreeMap<(ResourceType, ResourceName), Version> = BTreeMap::new();
+    let mut mesh =
+        Mesh { manifests: Manifests::default(), engine: memory::engine(), served: BTreeSet::new() };
     for (code, text) in Frames::new(data) {
-        let file = FILES[usize::from(code & 3)];
-        let text = (code & 0x80 == 0).then(|| String::from_utf8_lossy(text));
-        for change in manifests.save(file, text.as_deref()) {
+        let text = (code & REMOVE == 0).then(|| String::from_utf8_lossy(text));
+        mesh.save(FILES[usize::from(code & 3)], text.as_deref());
+    }
+    for file in FILES {
+        mesh.save(file, None);
+    }
+    assert!(mesh.served.is_empty(), "left without any file: {:?}", mesh.served);
+    clear(&mut mesh.engine);
+}
+
+/// An operator without files and threads, and what its agent makes of what it says.
+struct Mesh {
+    manifests: Manifests,
+    engine: Engine,
+    served: BTreeSet<(ResourceType, ResourceName)>,
+}
+
+impl Mesh {
+    fn save(&mut self, file: &str, text: Option<&str>) {
+        for change in self.manifests.save(file, text) {
             match change {
                 Change::Upsert(resource) => {
-                    let key = (resource.ty, resource.name.clone());
-                    if resource.ty == ResourceType::Settings {
-                        // Whether they fit the agent's flags, the compiler can't know.
-                        settings(&resource);
-                        served.insert(key, resource.version);
-                        continue;
-                    }
-                    let refused = |error| -> ! { panic!("the agent would refuse {key:?}: {error}") };
-                    let message = Message::decode(&resource).unwrap_or_else(|error| refused(error));
-                    let model =
-                        Model::new(resource.name.as_str(), &message).unwrap_or_else(|error| refused(error));
-                    let written = flatten::flush(
-                        engine.draft(),
-                        resource.name.as_str(),
-                        resource.version.get(),
-                        &model,
-                    );
-                    // The engine is small, and a refused flush changes nothing.
-                    drop(written);
-                    served.insert(key, resource.version);
+                    self.accept(&resource);
+                    self.served.insert((resource.ty, resource.name));
                 }
                 Change::Remove(ty, name) => {
-                    if let Some(handle) = engine.find(flatten::kind(ty), name.as_str()) {
-                        engine.remove(handle);
+                    if ty != ResourceType::Settings
+                        && let Some(handle) = self.engine.find(flatten::kind(ty), name.as_str())
+                    {
+                        self.engine.remove(handle);
                     }
-                    assert!(served.remove(&(ty, name)).is_some(), "only what was served is removed");
+                    assert!(self.served.remove(&(ty, name)), "only what was served is removed");
                 }
             }
         }
     }
-    for file in FILES {
-        for change in manifests.save(file, None) {
-            let Change::Remove(ty, name) = change else { panic!("a file that goes brings {change:?}") };
-            served.remove(&(ty, name));
+
+    fn accept(&mut self, resource: &Resource) {
+        let (ty, name) = (resource.ty, resource.name.as_str());
+        if ty == ResourceType::Settings {
+            // Whether they fit the agent's flags, the compiler can't know.
+            return settings(resource);
         }
+        let message = Message::decode(resource).expect("the operator encoded it");
+        if let Err(error) = Model::new(name, &message) {
+            panic!("the agent would refuse {ty} {name:?}: {error}");
+        }
+        // The engine is small, and a refused flush changes nothing.
+        write(&mut self.engine, resource);
     }
-    assert!(served.is_empty(), "left without any file: {served:?}");
 }
 
 /// The slabs of an agent that ended, with bytes changed: frames of a place (slab and byte, 4 bytes)
@@ -188,7 +198,7 @@ pub fn recovery(data: &[u8]) {
         engine.retire(orphan);
     }
     engine.settle();
-    let names: std::collections::BTreeSet<_> =
+    let names: BTreeSet<_> =
         recovered.resources.iter().map(|resource| (resource.kind, resource.name.clone())).collect();
     assert_eq!(names.len(), recovered.resources.len(), "no name twice");
     for resource in &recovered.resources {

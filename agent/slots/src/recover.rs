@@ -123,6 +123,9 @@ pub(crate) fn recover(
             let (handle, name, current) = marker.handle(ptr)?;
             let kind = ResourceKind(handle.resource);
             let published = !current.is_null();
+            if found.handles.find(kind, &name).is_some() {
+                return Err(damaged("a second handle of the same name", ptr));
+            }
             let handle = HandlePtr::new(ptr);
             found.handles.insert(
                 handle,

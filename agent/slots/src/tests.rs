@@ -1,6 +1,7 @@
 //! The engine as a whole, over slabs that are files: what a program would read, and what a new engine
 //! finds after the old one is gone.
 
+mod damage;
 mod pressure;
 
 use std::{
