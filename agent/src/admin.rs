@@ -1,5 +1,7 @@
-//! The agent's admin interface, HTTP: `/metrics`, `/readyz`, `/slots`, and
+//! The agent's admin interface, HTTP: `/metrics`, `/readyz`, `/livez`, `/slots`, and
 //! `/resources/TYPE/NAME`: what the kernel's records hold of a resource.
+
+use std::sync::Arc;
 
 use axum::{
     Json, Router,
@@ -74,14 +76,30 @@ impl From<Stats> for SlotsReport {
     }
 }
 
+/// Metrics that somebody adds to those of the agent: complete lines of exposition text.
+type More = Arc<dyn Fn() -> String + Send + Sync>;
+
+/// What the routes answer from.
+#[derive(Clone)]
+struct Admin {
+    agent: Handle,
+    more: More,
+}
+
 /// The routes of an agent.
 pub fn router(agent: Handle) -> Router {
+    router_with(agent, String::new)
+}
+
+/// The routes of an agent, with metrics besides its own: complete lines of exposition text.
+pub fn router_with(agent: Handle, more: impl Fn() -> String + Send + Sync + 'static) -> Router {
     Router::new()
+        .route("/livez", get(live))
         .route("/metrics", get(metrics))
         .route("/readyz", get(ready))
         .route("/slots", get(slots))
         .route("/resources/{type}/{name}", get(resource))
-        .with_state(agent)
+        .with_state(Admin { agent, more: Arc::new(more) })
 }
 
 /// Serves `router` until `shutdown`.
@@ -96,18 +114,31 @@ pub async fn serve(
     axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await
 }
 
-async fn metrics(State(agent): State<Handle>) -> Response {
+async fn metrics(State(Admin { agent, more }): State<Admin>) -> Response {
     match agent.stats().await {
         Some((stats, vips)) => (
             [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")],
-            agent.metrics().render(&stats, vips),
+            with_more(agent.metrics().render(&stats, vips), &more()),
         )
             .into_response(),
         None => stopped(),
     }
 }
 
-async fn ready(State(agent): State<Handle>) -> Response {
+/// The end mark of the exposition comes once.
+fn with_more(mut text: String, more: &str) -> String {
+    const END: &str = "# EOF\n";
+    if let Some(lines) = text.strip_suffix(END) {
+        text.truncate(lines.len());
+    }
+    text + more + END
+}
+
+async fn live(State(Admin { agent, .. }): State<Admin>) -> Response {
+    if agent.has_ended() { stopped() } else { (StatusCode::OK, "live\n").into_response() }
+}
+
+async fn ready(State(Admin { agent, .. }): State<Admin>) -> Response {
     if agent.is_synced() {
         (StatusCode::OK, "ready\n").into_response()
     } else if agent.has_ended() {
@@ -117,16 +148,19 @@ async fn ready(State(agent): State<Handle>) -> Response {
     }
 }
 
-async fn slots(State(agent): State<Handle>) -> Response {
+async fn slots(State(Admin { agent, .. }): State<Admin>) -> Response {
     match agent.stats().await {
         Some((stats, _)) => Json(SlotsReport::from(stats)).into_response(),
         None => stopped(),
     }
 }
 
-async fn resource(State(agent): State<Handle>, Path((ty, name)): Path<(String, String)>) -> Response {
-    let Some(ty) = ResourceType::ALL.into_iter().find(|known| known.as_str() == ty) else {
-        let known = ResourceType::ALL.map(ResourceType::as_str).join(", ");
+async fn resource(
+    State(Admin { agent, .. }): State<Admin>,
+    Path((ty, name)): Path<(String, String)>,
+) -> Response {
+    let Some(ty) = ResourceType::RECORDS.into_iter().find(|known| known.as_str() == ty) else {
+        let known = ResourceType::RECORDS.map(ResourceType::as_str).join(", ");
         return (StatusCode::NOT_FOUND, format!("no type {ty:?}; there are {known}\n")).into_response();
     };
     match agent.show(ty, name.as_str().into()).await {

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
@@ -103,6 +103,29 @@ pub struct Agent {
     _lock: Lock,
 }
 
+/// Removes everything that an agent left at a pin root: programs detach, maps go. Connections go
+/// unrouted from then on.
+///
+/// # Errors
+/// While an agent runs there, or where a pin can't be removed.
+pub fn cleanup(pin_root: &Path) -> Result<(), StartError> {
+    let pins = |source| StartError::Pins { path: pin_root.to_owned(), source };
+    if !pin_root.try_exists().map_err(pins)? {
+        return Ok(());
+    }
+    let _lock = Lock::take(pin_root)?;
+    Pins::new(pin_root).remove_all().map_err(pins)
+}
+
+/// Who says which workloads are attached.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Attachment {
+    /// The options: these and no others.
+    Exactly,
+    /// An enrolment, while the agent runs.
+    Later,
+}
+
 /// Removes what a start created that fails half-way; what an earlier agent left, it leaves.
 struct Undo<'p> {
     pins: &'p Pins,
@@ -129,6 +152,20 @@ impl Agent {
     /// Says what is missing and what to do. What this call created is gone then, but for a BPF file
     /// system that it mounted; what an earlier agent left is as it was.
     pub fn start(options: Options, metrics: Arc<Metrics>) -> Result<Self, StartError> {
+        Self::begin(options, metrics, Attachment::Exactly)
+    }
+
+    /// As [`start`](Self::start), but the workloads are enrolled later, by an
+    /// [`Enrolment`](crate::Enrolment). Those that an earlier agent enrolled stay so until that one
+    /// knows better; `options.workloads` is left aside.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_enrolling(options: Options, metrics: Arc<Metrics>) -> Result<Self, StartError> {
+        Self::begin(options, metrics, Attachment::Later)
+    }
+
+    fn begin(options: Options, metrics: Arc<Metrics>, attachment: Attachment) -> Result<Self, StartError> {
         let Options { pin_root, slots, workloads } = options;
         // All that can be checked, before anything is created.
         let host = Host::probe()?;
@@ -170,7 +207,9 @@ impl Agent {
             "slots are ready"
         );
         let datapath = Arc::new(Datapath::load(pins.clone(), host)?);
-        if found.is_upgrade() {
+        if attachment == Attachment::Later {
+            tracing::info!("programs are attached to workloads as they are enrolled");
+        } else if found.is_upgrade() {
             tracing::info!("programs with records of another layout stay in force until the first sync");
         } else {
             datapath.attach(&workloads)?;
@@ -181,7 +220,7 @@ impl Agent {
         let at_sync = {
             let datapath = datapath.clone();
             move || {
-                if found.is_upgrade() {
+                if found.is_upgrade() && attachment == Attachment::Exactly {
                     datapath.attach(&workloads)?;
                     tracing::info!(workloads = workloads.len(), "programs are replaced");
                 }

@@ -233,7 +233,44 @@ impl Datapath {
                 return Err(error);
             }
         }
-        let wanted: HashSet<PathBuf> = workloads.iter().map(|w| self.pins.links_of(w.id())).collect();
+        self.retain(workloads)
+    }
+
+    /// Attaches the programs to a workload: in place where they are attached already, and anew where
+    /// its cgroup has been made again.
+    ///
+    /// # Errors
+    /// Where it can't be attached; what this call attached is detached again.
+    pub fn enrol(&self, workload: &Workload) -> Result<(), DatapathError> {
+        let mut new = Vec::new();
+        self.attach_one(workload, &mut new).inspect_err(|_| {
+            for dir in new {
+                // The error that led here says more than one that follows from it.
+                let _ = fs::remove_dir_all(dir);
+            }
+        })
+    }
+
+    /// Detaches the programs from a workload, if they are attached to it.
+    ///
+    /// # Errors
+    /// Where a pin can't be removed.
+    pub fn release(&self, workload: &Workload) -> Result<(), DatapathError> {
+        let path = self.pins.links_of(workload.id());
+        match fs::remove_dir_all(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(DatapathError::Pin { path, source })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Detaches the programs from all but these workloads.
+    ///
+    /// # Errors
+    /// Where a pin can't be removed.
+    pub fn retain<'w>(&self, workloads: impl IntoIterator<Item = &'w Workload>) -> Result<(), DatapathError> {
+        let wanted: HashSet<PathBuf> = workloads.into_iter().map(|w| self.pins.links_of(w.id())).collect();
         let links = self.pins.links();
         let pin = |path: &Path| {
             let path = path.to_owned();
@@ -247,6 +284,11 @@ impl Datapath {
             }
         }
         Ok(())
+    }
+
+    /// What was found on the host.
+    pub fn host(&self) -> &Host {
+        &self.host
     }
 
     /// The directory of the links goes to `new` where it was missing.

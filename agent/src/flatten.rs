@@ -38,12 +38,14 @@ pub const fn kind(ty: ResourceType) -> ResourceKind {
         ResourceType::Listener => 4,
         // In no record: settings are the agent's, not the programs'.
         ResourceType::Settings => 5,
+        // Never kept: a workload is attached, not written down.
+        ResourceType::Workload => u32::MAX,
     })
 }
 
 /// The resource type that the engine keeps under this number.
 pub fn resource_type(kind_: ResourceKind) -> Option<ResourceType> {
-    ResourceType::ALL.into_iter().find(|&ty| kind(ty) == kind_)
+    ResourceType::RECORDS.into_iter().find(|&ty| kind(ty) == kind_)
 }
 
 /// Writes the records of a resource and makes them current.

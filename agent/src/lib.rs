@@ -13,6 +13,7 @@ mod agent;
 mod alias;
 pub mod config;
 mod datapath;
+mod enrol;
 pub mod flatten;
 mod hosts;
 pub mod memory;
@@ -24,6 +25,7 @@ mod show;
 mod vips;
 pub mod writer;
 
-pub use agent::{Agent, Handle, Options, SetSlotsError, StartError};
+pub use agent::{Agent, Handle, Options, SetSlotsError, StartError, cleanup};
 pub use datapath::{Datapath, DatapathError, Decision, Workload};
+pub use enrol::{Enrolled, Enrolment, NoPods};
 pub use pins::Pins;

@@ -1,5 +1,9 @@
 //! The agent's Prometheus metrics.
 
+mod node;
+
+pub use node::NodeMetrics;
+
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
@@ -85,8 +89,8 @@ impl Metrics {
             growth_failing: Gauge::default(),
         };
         for ty in ResourceType::ALL {
-            // Settings are put in force without a flush.
-            if ty != ResourceType::Settings {
+            // The others are put in force without a flush.
+            if ResourceType::RECORDS.contains(&ty) {
                 drop(metrics.flush.get_or_create(&label(ty)));
             }
             drop(metrics.rejected.get_or_create(&label(ty)));

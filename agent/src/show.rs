@@ -20,7 +20,7 @@ pub(crate) fn show(engine: &Engine, ty: ResourceType, handle: HandlePtr) -> Opti
         ResourceType::Route => records.route(root),
         ResourceType::Listener => records.listener(root),
         // They have no records.
-        ResourceType::Settings => None,
+        ResourceType::Settings | ResourceType::Workload => None,
     }?;
     shown["name"] = engine.name(handle)?.into();
     shown["version"] = Version::from_u64(records.version(ty, root)?)?.to_string().into();
@@ -39,7 +39,7 @@ impl Records<'_> {
             },
             ResourceType::Route => self.0.record::<Route>(root)?.0.header,
             ResourceType::Listener => self.0.record::<Listener>(root)?.0.header,
-            ResourceType::Settings => return None,
+            ResourceType::Settings | ResourceType::Workload => return None,
         };
         Some(header.version)
     }

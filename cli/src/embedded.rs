@@ -35,6 +35,8 @@ impl Stream {
             let wanted = match ty {
                 // Of those of all nodes, its own.
                 ResourceType::Settings => [node].into_iter().collect(),
+                // Named by flags.
+                ResourceType::Workload => continue,
                 _ => Subscription::Wildcard,
             };
             subscriptions.set(ty, wanted);

@@ -1,6 +1,10 @@
 //! The `slotmesh` command line.
 
+mod agent;
 mod embedded;
+mod flags;
+mod operator;
+mod reports;
 mod slots;
 mod up;
 
@@ -18,6 +22,10 @@ struct Cli {
 enum Command {
     /// Run standalone: manifests in, connections of workloads on this node routed in the kernel
     Up(up::Up),
+    /// Run the operator of a cluster: compile its objects and serve them to the agents of its nodes
+    Operator(operator::OperatorCommand),
+    /// Run the agent of a cluster's node: route the connections of its enrolled pods in the kernel
+    Agent(agent::AgentCommand),
     /// Print the slot table of a running agent
     Slots(slots::Slots),
 }
@@ -26,6 +34,8 @@ fn main() -> anyhow::Result<()> {
     let Cli { command } = Cli::parse();
     match command {
         Command::Up(up) => up.run(),
+        Command::Operator(operator) => operator.run(),
+        Command::Agent(agent) => agent.run(),
         Command::Slots(slots) => slots.run(),
     }
 }

@@ -2,18 +2,25 @@
 //!
 //! ```text
 //!  watch::manifests --Update--> pipeline: Intake -> SliceController -> Compiler --Vec<Change>--> Publish
-//!  (kube watchers, later) --+                                               +--> Status (reports, synced)
+//!  watch::cluster ----------+                                               +--> Status (reports, synced)
 //! ```
 //!
 //! Invariant: everything flows one way. A source never waits for the compiler, the compiler never
 //! knows where an object came from (except for its name in a report), and whoever publishes gets
 //! each change once, in make-before-break order.
 
+mod access;
+pub mod certs;
+mod enrol;
 mod error;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
+mod metrics;
 mod pipeline;
 pub mod watch;
 
+pub use access::Tokens;
+pub use enrol::{MESH, Scoped};
 pub use error::Error;
+pub use metrics::Metrics;
 pub use pipeline::{Operator, Publish, Status};

@@ -6,22 +6,30 @@
 use std::{
     collections::BTreeSet,
     path::Path,
-    sync::{
-        Arc,
-        mpsc::{self, Receiver, Sender},
-    },
+    sync::Arc,
     thread::{self, JoinHandle},
 };
 
-use slotmesh_compile::{Compiler, Report, Severity, Stats};
+use kube::Client;
+use slotmesh_compile::{Compiler, Kind, Report, Severity, Stats};
 use slotmesh_xds::Change;
-use tokio::sync::watch;
+use tokio::sync::{
+    mpsc::{self, Receiver, Sender},
+    watch,
+};
 use tracing::{debug, info, warn};
 
 use crate::{
     Error,
-    watch::{Intake, LocalNode, Manifests, SliceController, Step, Update},
+    enrol::Enrolment,
+    watch::{Cluster, Intake, LocalNode, Manifests, SliceController, Step, Update},
 };
+
+/// Updates that may wait for the compiler; a source that has more waits itself.
+const WAITING: usize = 1_024;
+/// The most updates that are compiled together, so that a stream of them that never ends is
+/// published all the same.
+const TOGETHER: usize = 16_384;
 
 /// Whoever serves the compiled resources.
 ///
@@ -43,6 +51,8 @@ impl<F: FnMut(Vec<Change>) + Send + 'static> Publish for F {
 pub struct Status {
     /// Whether all that the source held at the start has been compiled and published.
     pub synced: bool,
+    /// The kinds that have not been listed yet; none once synced.
+    pub outstanding: Vec<Kind>,
     /// Every report that holds, sorted by object.
     pub reports: Arc<BTreeSet<Report>>,
     /// How much was compiled since the start.
@@ -67,8 +77,15 @@ pub struct Status {
 pub struct Operator {
     status: watch::Receiver<Status>,
     /// Goes first: it feeds the thread, which ends when nobody does any more.
-    source: Option<Manifests>,
+    source: Option<Source>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// Where the objects come from; dropping it ends that.
+#[derive(Debug)]
+enum Source {
+    Manifests(#[expect(dead_code, reason = "held to be dropped")] Manifests),
+    Cluster(#[expect(dead_code, reason = "held to be dropped")] Cluster),
 }
 
 impl Operator {
@@ -89,17 +106,31 @@ impl Operator {
         dir: &Path,
         publish: impl Publish,
     ) -> Result<Self, Error> {
-        let (updates, waiting) = mpsc::channel();
+        Self::start(Some(SliceController::default()), None, publish, |updates| follow(node, dir, updates))
+    }
+
+    /// Starts an operator on a cluster, on tasks of the current tokio runtime.
+    ///
+    /// # Errors
+    /// When no thread can be started. An API server that can't be reached is waited for.
+    pub fn from_cluster(client: Client, publish: impl Publish) -> Result<Self, Error> {
+        let source = |updates| Ok(Source::Cluster(Cluster::follow(client, updates)));
+        Self::start(None, Some(Enrolment::default()), publish, source)
+    }
+
+    fn start(
+        slices: Option<SliceController>,
+        enrolment: Option<Enrolment>,
+        publish: impl Publish,
+        source: impl FnOnce(Sender<Update>) -> Result<Source, Error>,
+    ) -> Result<Self, Error> {
+        let (updates, waiting) = mpsc::channel(WAITING);
         let (sender, status) = watch::channel(Status::default());
-        let pipeline = Pipeline {
-            intake: Intake::default(),
-            slices: Some(SliceController::default()),
-            compiler: Compiler::default(),
-            publish,
-            status: sender,
-        };
-        let source = follow(node, dir, updates)?;
-        let run = move || pipeline.run(&waiting);
+        let intake = Intake::default();
+        let compiler = Compiler::default();
+        let pipeline = Pipeline { intake, slices, enrolment, compiler, publish, status: sender };
+        let source = source(updates)?;
+        let run = move || pipeline.run(waiting);
         let thread = thread::Builder::new().name("compile".to_owned()).spawn(run).map_err(Error::Thread)?;
         Ok(Self { status, source: Some(source), thread: Some(thread) })
     }
@@ -119,8 +150,9 @@ impl Operator {
     }
 }
 
-fn follow(node: Option<&LocalNode>, dir: &Path, updates: Sender<Update>) -> Result<Manifests, Error> {
-    Manifests::follow_on(node, dir, move |update| updates.send(update).is_ok())
+fn follow(node: Option<&LocalNode>, dir: &Path, updates: Sender<Update>) -> Result<Source, Error> {
+    let deliver = move |update| updates.blocking_send(update).is_ok();
+    Manifests::follow_on(node, dir, deliver).map(Source::Manifests)
 }
 
 impl Drop for Operator {
@@ -135,17 +167,20 @@ struct Pipeline<P> {
     intake: Intake,
     /// Only where no EndpointSlice controller runs.
     slices: Option<SliceController>,
+    /// Only where workloads are named by the operator.
+    enrolment: Option<Enrolment>,
     compiler: Compiler,
     publish: P,
     status: watch::Sender<Status>,
 }
 
 impl<P: Publish> Pipeline<P> {
-    fn run(mut self, waiting: &Receiver<Update>) {
-        while let Ok(first) = waiting.recv() {
+    fn run(mut self, mut waiting: Receiver<Update>) {
+        while let Some(first) = waiting.blocking_recv() {
             let (mut appeared, mut disappeared) = (Vec::new(), Vec::new());
             let mut events = 0;
-            for update in std::iter::once(first).chain(waiting.try_iter()) {
+            let more = std::iter::from_fn(|| waiting.try_recv().ok()).take(TOGETHER);
+            for update in std::iter::once(first).chain(more) {
                 appeared.extend(update.appeared);
                 settle(&mut appeared, &mut disappeared, update.disappeared);
                 for event in update.events {
@@ -153,6 +188,9 @@ impl<P: Publish> Pipeline<P> {
                     for step in self.intake.steps(event) {
                         if let Some(slices) = &mut self.slices {
                             slices.observe(&step);
+                        }
+                        if let Some(enrolment) = &mut self.enrolment {
+                            enrolment.observe(&step);
                         }
                         self.step(step);
                     }
@@ -171,9 +209,11 @@ impl<P: Publish> Pipeline<P> {
                 let output = self.compiler.flush();
                 appeared.extend(output.appeared);
                 disappeared.extend(output.disappeared);
-                debug!(events, changes = output.changes.len(), "compiled");
-                if first || !output.changes.is_empty() {
-                    self.publish.publish(output.changes);
+                let mut changes = output.changes;
+                changes.extend(self.enrolment.iter_mut().flat_map(Enrolment::flush));
+                debug!(events, changes = changes.len(), "compiled");
+                if first || !changes.is_empty() {
+                    self.publish.publish(changes);
                 }
             }
             self.tell(&appeared, &disappeared);
@@ -192,7 +232,8 @@ impl<P: Publish> Pipeline<P> {
         for report in disappeared {
             debug!(object = %report.object, message = report.message, "settled");
         }
-        let synced = self.intake.synced();
+        let outstanding: Vec<_> = self.intake.outstanding().collect();
+        let synced = outstanding.is_empty();
         let compiled = self.compiler.stats();
         self.status.send_if_modified(|status| {
             let reports = !appeared.is_empty() || !disappeared.is_empty();
@@ -206,8 +247,11 @@ impl<P: Publish> Pipeline<P> {
             if synced && !status.synced {
                 info!(units = compiled.units, resources = compiled.resources, "all objects are compiled");
             }
-            let changed = reports || synced != status.synced || compiled != status.compiled;
-            (status.synced, status.compiled) = (synced, compiled);
+            let changed = reports
+                || outstanding != status.outstanding
+                || synced != status.synced
+                || compiled != status.compiled;
+            (status.synced, status.outstanding, status.compiled) = (synced, outstanding, compiled);
             changed
         });
     }

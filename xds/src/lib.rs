@@ -8,6 +8,7 @@ mod parts;
 mod per_type;
 mod resource;
 mod settings;
+mod workload;
 
 pub use envoy_types::pb as envoy;
 pub use nack::{Rejection, rejections_from_status, status_from_rejections};
@@ -15,3 +16,4 @@ pub use parts::{more_follows, system_version_info};
 pub use per_type::PerType;
 pub use resource::{Change, Resource, ResourceName, ResourceType, UnknownTypeUrl, Version};
 pub use settings::{SlotGrowth, SlotSettings};
+pub use workload::Workload;

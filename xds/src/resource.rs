@@ -23,6 +23,9 @@ pub enum ResourceType {
     Route,
     /// `envoy.config.listener.v3.Listener`
     Listener,
+    /// [`Workload`](crate::Workload): a pod whose connections are routed. It comes last, so that a
+    /// workload is routed only when what it can reach is known.
+    Workload,
 }
 
 /// A type URL that slotmesh does not exchange.
@@ -32,7 +35,11 @@ pub struct UnknownTypeUrl(pub String);
 
 impl ResourceType {
     /// All types in make-before-break order.
-    pub const ALL: [Self; 5] = [Self::Settings, Self::Cluster, Self::Endpoints, Self::Route, Self::Listener];
+    pub const ALL: [Self; 6] =
+        [Self::Settings, Self::Cluster, Self::Endpoints, Self::Route, Self::Listener, Self::Workload];
+
+    /// The types that become records in kernel maps, in make-before-break order.
+    pub const RECORDS: [Self; 4] = [Self::Cluster, Self::Endpoints, Self::Route, Self::Listener];
 
     /// The type URL in discovery requests and in `google.protobuf.Any`.
     pub const fn type_url(self) -> &'static str {
@@ -42,6 +49,7 @@ impl ResourceType {
             Self::Endpoints => "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",
             Self::Route => "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
             Self::Listener => "type.googleapis.com/envoy.config.listener.v3.Listener",
+            Self::Workload => "type.googleapis.com/slotmesh.v1.Workload",
         }
     }
 
@@ -59,6 +67,7 @@ impl ResourceType {
             Self::Endpoints => "endpoints",
             Self::Route => "route",
             Self::Listener => "listener",
+            Self::Workload => "workload",
         }
     }
 }

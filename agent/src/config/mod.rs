@@ -118,6 +118,12 @@ impl Message {
             ResourceType::Endpoints => Self::Endpoints(decode("ClusterLoadAssignment", content)?),
             ResourceType::Route => Self::Route(decode("RouteConfiguration", content)?),
             ResourceType::Listener => Self::Listener(decode("Listener", content)?),
+            ResourceType::Workload => {
+                return Err(unsupported(
+                    "type_url",
+                    "workloads are named by --workload here, not by the control plane",
+                ));
+            }
         })
     }
 

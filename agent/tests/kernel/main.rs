@@ -5,6 +5,7 @@
 mod bench;
 mod cgroup;
 mod config;
+mod enrol;
 mod readback;
 mod restart;
 mod rich;

@@ -20,7 +20,7 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Status, Streaming};
+use tonic::{Request, Status, Streaming};
 
 use crate::{
     Backoff, ConnectError, Connector, Sink, Stats, Subscription, Update,
@@ -246,10 +246,14 @@ impl<C: Connector, S: Sink> Client<C, S> {
         let (requests, outgoing) = mpsc::channel(REQUESTS);
         let mut stream = Stream { session: Session::new(self.config.node.clone()), requests };
         self.resubscribe(&mut stream, shutdown).await?;
+        let mut opening = Request::new(ReceiverStream::new(outgoing));
+        if let Some(token) = self.connector.token()? {
+            opening.metadata_mut().insert("authorization", token);
+        }
         // A server may keep its headers back until the first response, so requests have to be on
         // their way before, and more of them may follow.
         let mut responses = {
-            let mut opening = pin!(service.delta_aggregated_resources(ReceiverStream::new(outgoing)));
+            let mut opening = pin!(service.delta_aggregated_resources(opening));
             loop {
                 // Until it is opened, nothing may take the requests out of the channel.
                 let room = stream.requests.capacity() >= ResourceType::ALL.len();

@@ -7,7 +7,10 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::UnixStream,
 };
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{
+    metadata::{Ascii, MetadataValue},
+    transport::{Channel, Endpoint, Uri},
+};
 
 /// A connection that is silent for this long is probed: a node that lost its network, or a control
 /// plane that lost power, sends no FIN.
@@ -21,18 +24,43 @@ const WINDOW: u32 = 4 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// The address isn't one.
-    #[error("{0:?} is not the address of a control plane: use a URL such as http://host:15010")]
+    #[error(
+        "{0:?} is not the address of a control plane: use a URL such as https://host:15010 (http:// without TLS)"
+    )]
     Address(String),
     /// The transport failed.
     #[error(transparent)]
     Transport(#[from] tonic::transport::Error),
+    /// A file that is needed to connect can't be read, or isn't what it should be.
+    #[error("{what} {path}: {reason}; {remedy}")]
+    File {
+        /// What it is for.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+        /// What to do.
+        remedy: &'static str,
+    },
 }
 
 /// Yields a new connection at each attempt.
 pub trait Connector: Send + Sync + 'static {
     /// Connects once.
     fn connect(&self) -> impl Future<Output = Result<Channel, ConnectError>> + Send;
+
+    /// The token with which to open a stream, read anew for each.
+    ///
+    /// # Errors
+    /// Where there should be one and isn't.
+    fn token(&self) -> Result<Option<BearerToken>, ConnectError> {
+        Ok(None)
+    }
 }
+
+/// A token as it goes into the headers of a stream. It is marked as sensitive, so that nothing logs it.
+pub type BearerToken = MetadataValue<Ascii>;
 
 /// Connects by TCP, or as the given endpoint says (TLS).
 #[derive(Clone, Debug)]

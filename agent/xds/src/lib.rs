@@ -22,11 +22,13 @@ mod session;
 mod sink;
 mod stats;
 mod subscriptions;
+mod tls;
 mod versions;
 
 pub use backoff::Backoff;
 pub use client::{Client, Config, Handle};
-pub use connect::{ConnectError, Connector, FromStreams, Tcp, Unix};
+pub use connect::{BearerToken, ConnectError, Connector, FromStreams, Tcp, Unix};
 pub use sink::{Sink, Update};
 pub use stats::Stats;
 pub use subscriptions::Subscription;
+pub use tls::Tls;

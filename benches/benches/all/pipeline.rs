@@ -101,7 +101,7 @@ impl Pipeline {
         });
         let sink = Counting { agent: agent.handle(), progress: progress.clone() };
         let (client, subscriptions) = Client::new(slotmesh_ads::Config::new("bench"), connector, sink);
-        for ty in ResourceType::ALL {
+        for ty in ResourceType::RECORDS {
             subscriptions.set(ty, Subscription::Wildcard);
         }
         runtime.spawn(client.run(stop.clone()));

@@ -10,24 +10,31 @@
 //!   each stream's inbox, only the names that it touched.
 //! - `stream` is a state machine without sockets, clock or tasks: requests and dirty names in,
 //!   responses out. It decides what an agent lacks and in which order it is sent.
+//! - `access` and `scope` ask whoever wires this who may open a stream, and what a node may see.
 //! - `service` moves messages between tonic and the state machine; `listen` serves connections.
 //!
 //! Invariant: between two rounds of a stream, what the agent has acknowledged is the content of the
 //! store at one generation (minus what it refused), and on the way from one generation to the next
 //! nothing that it holds refers to what it has not got.
 
+mod access;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
 mod listen;
 mod round;
+mod scope;
 mod service;
 mod status;
 mod store;
 mod stream;
 mod subscription;
+mod tls;
 mod tracker;
 
+pub use access::{Admission, Admitted, Answer, Denied, Reason, Refusals, Token};
 pub use listen::serve;
+pub use scope::Scope;
 pub use service::{Config, DeltaAds, server};
 pub use status::{Acknowledgement, AgentStatus, NodeName, Rejected, StreamId, TypeStatus};
 pub use store::Store;
+pub use tls::tls_connections;

@@ -10,7 +10,8 @@ use tonic::transport::{Error, Server, server::Connected};
 use crate::{Config, Store, service::tracked_server};
 
 /// Serves `store` on the connections of `incoming` until `shutdown` is cancelled, then ends the
-/// streams and waits for the connections, at most for [`Config::drain`].
+/// streams, spread over [`Config::stagger`], and waits for the connections, at most for
+/// [`Config::drain`].
 ///
 /// It also returns, once the connections have ended, when `incoming` ends.
 pub async fn serve<C>(
@@ -23,7 +24,7 @@ where
     C: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
 {
     let tasks = TaskTracker::new();
-    let drain = config.drain;
+    let drain = config.drain + config.stagger;
     // Streams also end when this future is dropped.
     let streams = shutdown.child_token();
     let end_streams = streams.clone().drop_guard();

@@ -1,8 +1,8 @@
 //! One walk of an agent from what it has to one generation of the store, in make-before-break order.
 //!
 //! ```text
-//! settings -> clusters -> endpoints -> routes -> listeners
-//!          -> gone listeners -> gone routes -> gone endpoints -> gone clusters -> gone settings
+//! settings -> clusters -> endpoints -> routes -> listeners -> workloads -> gone workloads
+//!     -> gone listeners -> gone routes -> gone endpoints -> gone clusters -> gone settings
 //! ```
 //!
 //! A stage begins when every response of the stage before it is acknowledged. What a round sends is
@@ -21,7 +21,7 @@ use envoy_types::pb::{
 use slotmesh_xds::{PerType, Resource, ResourceName, ResourceType, system_version_info};
 
 use crate::{
-    store::Resources,
+    scope::View,
     tracker::{Needs, Sent, Tracker},
 };
 
@@ -45,6 +45,8 @@ impl Stage {
         Self::Make(ResourceType::Endpoints),
         Self::Make(ResourceType::Route),
         Self::Make(ResourceType::Listener),
+        Self::Make(ResourceType::Workload),
+        Self::Break(ResourceType::Workload),
         Self::Break(ResourceType::Listener),
         Self::Break(ResourceType::Route),
         Self::Break(ResourceType::Endpoints),
@@ -81,7 +83,7 @@ pub(crate) struct Round {
 
 impl Round {
     /// Takes from the trackers what the agent lacks of this generation.
-    pub(crate) fn begin(trackers: &mut PerType<Tracker>, resources: &Resources) -> Self {
+    pub(crate) fn begin(trackers: &mut PerType<Tracker>, resources: View<'_>) -> Self {
         let needs = PerType::from_fn(|ty| trackers[ty].take_needs(resources));
         let mut stages = Stage::ORDER.iter();
         let stage = *stages.next().unwrap_or(&Stage::Make(ResourceType::Settings));

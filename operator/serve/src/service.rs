@@ -4,7 +4,12 @@
 //! the agent reads, and a response is built only when there is room to send it. So a slow agent
 //! costs its state and one message, and gets the latest content when it is ready.
 
-use std::{future::pending, pin::Pin, time::Duration};
+use std::{
+    future::pending,
+    pin::{Pin, pin},
+    sync::Arc,
+    time::Duration,
+};
 
 use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
@@ -14,10 +19,11 @@ use futures::{Stream as FuturesStream, stream::Empty};
 use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::{
     Store,
+    access::{Admission, Admitted, Denied, Reason, Refusals, Token},
     store::Registration,
     stream::{Awaiting, Refused},
 };
@@ -34,8 +40,15 @@ pub struct Config {
     pub ack_patience: Duration,
     /// How often an idle connection is probed, so that agents that vanished are noticed.
     pub keepalive: Duration,
-    /// How long a graceful shutdown waits for connections to end.
+    /// How long a graceful shutdown waits for connections to end, after the last stream was to end.
     pub drain: Duration,
+    /// Over how long a graceful shutdown spreads the ends of the streams, so that their agents don't
+    /// all come back at once. They are served until then.
+    pub stagger: Duration,
+    /// Who checks the tokens of agents; `None` lets everybody in, who must then be kept out otherwise.
+    pub admission: Option<Arc<dyn Admission>>,
+    /// Counts the streams that are refused.
+    pub refusals: Arc<Refusals>,
 }
 
 impl Default for Config {
@@ -45,6 +58,9 @@ impl Default for Config {
             ack_patience: Duration::from_secs(30),
             keepalive: Duration::from_secs(30),
             drain: Duration::from_secs(5),
+            stagger: Duration::ZERO,
+            admission: None,
+            refusals: Arc::default(),
         }
     }
 }
@@ -101,16 +117,60 @@ impl AggregatedDiscoveryService for DeltaAds {
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        let admitted = self.admit(&request).await?;
         let (sender, receiver) = mpsc::channel(1);
+        let registration = self.store.register(self.config.max_message);
+        let mut until = None;
+        if let Some(Admitted { node, lasts }) = admitted {
+            registration.restrict(node);
+            until = lasts.map(|lasts| Instant::now() + lasts);
+        }
         let driver = Driver {
-            registration: self.store.register(self.config.max_message),
+            registration,
             requests: request.into_inner(),
             responses: sender,
             ack_patience: self.config.ack_patience,
+            stagger: self.config.stagger,
+            until,
+            refusals: Arc::clone(&self.config.refusals),
         };
         self.tasks.spawn(driver.run(self.shutdown.clone()));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
+}
+
+impl DeltaAds {
+    /// Asks who it is that opens a stream.
+    async fn admit<T>(&self, request: &Request<T>) -> Result<Option<Admitted>, Status> {
+        let Some(admission) = &self.config.admission else { return Ok(None) };
+        let peer = request.remote_addr().map(|address| address.to_string()).unwrap_or_default();
+        let Some(token) = bearer(request) else {
+            self.config.refusals.add(Reason::NoToken);
+            tracing::warn!(peer, "stream refused: no token");
+            return Err(Status::unauthenticated(
+                "a stream needs the agent's token (authorization: Bearer …)",
+            ));
+        };
+        match admission.admit(token).await {
+            Ok(admitted) => Ok(Some(admitted)),
+            Err(denied @ Denied::Refused(_)) => {
+                self.config.refusals.add(Reason::BadToken);
+                tracing::warn!(peer, error = %denied, "stream refused: bad token");
+                Err(Status::unauthenticated(denied.to_string()))
+            }
+            Err(denied @ Denied::Unavailable(_)) => {
+                tracing::warn!(peer, error = %denied, "stream put off");
+                Err(Status::unavailable(denied.to_string()))
+            }
+        }
+    }
+}
+
+fn bearer<T>(request: &Request<T>) -> Option<Token> {
+    let value = request.metadata().get("authorization")?.to_str().ok()?;
+    let (scheme, token) = value.split_once(' ')?;
+    let token = token.trim();
+    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then(|| Token::from(token))
 }
 
 type Sender = mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>;
@@ -121,6 +181,10 @@ struct Driver {
     requests: Streaming<DeltaDiscoveryRequest>,
     responses: Sender,
     ack_patience: Duration,
+    stagger: Duration,
+    /// When the permission of the agent ends.
+    until: Option<Instant>,
+    refusals: Arc<Refusals>,
 }
 
 /// What wakes the task.
@@ -153,12 +217,16 @@ impl Driver {
     async fn run(mut self, shutdown: CancellationToken) {
         let stream = self.registration.id();
         let end = self.serve(&shutdown).await;
-        let Self { registration, requests, responses, .. } = self;
+        let Self { registration, requests, responses, refusals, .. } = self;
         drop((registration, requests));
         match end {
             End::Closed => tracing::info!(%stream, "agent disconnected"),
             End::Failed(error) => tracing::info!(%stream, %error, "stream failed"),
             End::Refused(status) => {
+                refusals.add(match status.code() {
+                    Code::PermissionDenied => Reason::OtherNode,
+                    _ => Reason::Protocol,
+                });
                 tracing::warn!(%stream, error = %status, "stream refused");
                 // An agent that doesn't read isn't told.
                 tokio::select! {
@@ -166,6 +234,11 @@ impl Driver {
                     () = shutdown.cancelled() => {}
                     _ = tokio::time::timeout(LAST_WORD, responses.send(Err(status))) => {}
                 }
+            }
+            End::Expired => {
+                tracing::info!(%stream, "the agent's token has expired");
+                let last = Status::unauthenticated("the token has expired: connect again with a new one");
+                _ = tokio::time::timeout(LAST_WORD, responses.send(Err(last))).await;
             }
             End::Shutdown => {
                 _ = responses.try_send(Err(Status::unavailable("the server is shutting down")));
@@ -176,6 +249,18 @@ impl Driver {
     async fn serve(&mut self, shutdown: &CancellationToken) -> End {
         let mut output = Output::Nothing;
         let mut patience = Patience::Idle;
+        let stagger = self.stagger.mul_f64(self.registration.id().spread());
+        let mut over = pin!(async {
+            shutdown.cancelled().await;
+            tokio::time::sleep(stagger).await;
+        });
+        let expires = self.until;
+        let mut expired = pin!(async {
+            match expires {
+                Some(until) => tokio::time::sleep_until(until).await,
+                None => pending().await,
+            }
+        });
         loop {
             let until = match patience {
                 Patience::Waiting { until, .. } => Some(until),
@@ -183,7 +268,8 @@ impl Driver {
             };
             let event = tokio::select! {
                 biased;
-                () = shutdown.cancelled() => return End::Shutdown,
+                () = &mut over => return End::Shutdown,
+                () = &mut expired => return End::Expired,
                 event = next_event(
                     &mut self.requests, &self.registration, &self.responses, output, until,
                 ) => event,
@@ -244,6 +330,7 @@ enum End {
     Closed,
     Failed(Status),
     Refused(Status),
+    Expired,
     Shutdown,
 }
 
@@ -276,6 +363,9 @@ impl From<Refused> for Status {
             Refused::NoNode => {
                 Status::invalid_argument("the first request of a stream has to name its node: set node.id")
             }
+            Refused::OtherNode { admitted, claimed } => Status::permission_denied(format!(
+                "the token is that of node {admitted}'s agent, but the stream is for node {claimed}"
+            )),
             Refused::TooManyNames { ty, limit } => Status::resource_exhausted(format!(
                 "more than {limit} {ty} names on one stream: subscribe to \"*\" instead"
             )),

@@ -34,6 +34,15 @@ impl fmt::Display for NodeName {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StreamId(pub(crate) u64);
 
+impl StreamId {
+    /// A number from 0 to 1; those of consecutive streams lie far from each other, and any number of
+    /// them evenly.
+    pub(crate) fn spread(self) -> f64 {
+        // Multiples of the golden ratio, without their whole part.
+        (f64::from((self.0 & 0xffff_ffff) as u32) * 0.618_033_988_749_895).fract()
+    }
+}
+
 impl fmt::Display for StreamId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.0)

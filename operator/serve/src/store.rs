@@ -20,6 +20,7 @@ use slotmesh_xds::{Change, PerType, Resource, ResourceName, ResourceType, Versio
 use tokio::sync::{Notify, watch};
 
 use crate::{
+    scope::Scope,
     status::{Acknowledgement, AgentStatus, NodeName, StreamId},
     stream::{Awaiting, Stream},
 };
@@ -32,6 +33,7 @@ pub(crate) type Dirty = PerType<HashSet<ResourceName>>;
 pub(crate) struct Resources {
     by_type: PerType<HashMap<ResourceName, Resource>>,
     generation: u64,
+    scope: Option<Arc<dyn Scope>>,
 }
 
 impl Resources {
@@ -67,6 +69,11 @@ impl Resources {
     /// The names of all resources of a type; for a new wildcard subscription only.
     pub(crate) fn names(&self, ty: ResourceType) -> impl Iterator<Item = &ResourceName> {
         self.by_type[ty].keys()
+    }
+
+    /// What decides which node sees what; `None` where all see all.
+    pub(crate) fn scope(&self) -> Option<&dyn Scope> {
+        self.scope.as_deref()
     }
 
     /// How many batches have been applied. Zero means that nothing is known yet, and an agent must
@@ -126,12 +133,39 @@ impl Store {
         Self::default()
     }
 
+    /// An empty store of which each node sees what `scope` says.
+    pub fn with_scope(scope: Arc<dyn Scope>) -> Self {
+        let store = Self::default();
+        store.0.state.write().unwrap_or_else(PoisonError::into_inner).resources.scope = Some(scope);
+        store
+    }
+
     /// Applies a batch of changes as a whole and wakes the streams.
     ///
     /// Costs what the batch touches, for each stream; an upsert of equal content costs nothing.
     pub fn apply(&self, changes: Vec<Change>) {
+        self.apply_for(changes, &HashSet::new());
+    }
+
+    /// As [`apply`](Self::apply); and what the nodes in `rescoped` may see has changed just before. For
+    /// these, all resources are compared.
+    pub fn apply_for(&self, changes: Vec<Change>, rescoped: &HashSet<NodeName>) {
+        // Before the resources are locked: see the lock order.
+        let of_these = |connected: &Connected| {
+            lock(&connected.stream).node().is_some_and(|node| rescoped.contains(node))
+        };
+        let streams = if rescoped.is_empty() { Vec::new() } else { self.streams() };
+        let streams = streams.into_iter().filter(|(_, connected)| of_these(connected));
+        let inboxes: Vec<_> = streams.map(|(_, connected)| connected.inbox).collect();
         let mut state = self.0.state.write().unwrap_or_else(PoisonError::into_inner);
         let dirty = state.resources.apply(changes);
+        for inbox in inboxes {
+            let mut theirs = lock(&inbox.dirty);
+            for ty in ResourceType::ALL {
+                theirs[ty].extend(state.resources.names(ty).cloned());
+            }
+            inbox.wake.notify_one();
+        }
         let first = state.resources.generation() == 1;
         if !first && dirty.iter().all(|(_, names)| names.is_empty()) {
             return;
@@ -226,6 +260,11 @@ pub(crate) struct Registration {
 impl Registration {
     pub(crate) fn id(&self) -> StreamId {
         self.id
+    }
+
+    /// Refuses the stream if it turns out to be for another node.
+    pub(crate) fn restrict(&self, node: NodeName) {
+        lock(&self.stream).restrict(node);
     }
 
     pub(crate) fn inbox(&self) -> &Inbox {

@@ -13,6 +13,7 @@ use slotmesh_xds::{PerType, ResourceName, ResourceType, Version, rejections_from
 
 use crate::{
     round::{InFlight, Round, Stage, Step, Unacknowledged},
+    scope::View,
     status::{Acknowledgement, AgentStatus, NodeName, StreamId},
     store::{Dirty, Resources},
     subscription::TooManyNames,
@@ -29,6 +30,8 @@ const MAX_STRANGERS: usize = 16;
 pub(crate) enum Refused {
     /// The first request names no node.
     NoNode,
+    /// The first request names another node than the one that the agent was let in for.
+    OtherNode { admitted: NodeName, claimed: NodeName },
     /// Too many names of one type.
     TooManyNames { ty: ResourceType, limit: usize },
 }
@@ -45,6 +48,8 @@ pub(crate) struct Awaiting {
 pub(crate) struct Stream {
     id: StreamId,
     node: Option<NodeName>,
+    /// The only node that the stream may be for.
+    only: Option<NodeName>,
     trackers: PerType<Tracker>,
     round: Option<Round>,
     unacknowledged: Unacknowledged,
@@ -58,6 +63,7 @@ impl Stream {
         Self {
             id,
             node: None,
+            only: None,
             trackers: PerType::from_fn(Tracker::new),
             round: None,
             unacknowledged: HashMap::new(),
@@ -65,6 +71,11 @@ impl Stream {
             strangers: HashSet::new(),
             max_message,
         }
+    }
+
+    /// Lets the stream be for this node only.
+    pub(crate) fn restrict(&mut self, node: NodeName) {
+        self.only = Some(node);
     }
 
     /// Takes in a request.
@@ -75,8 +86,12 @@ impl Stream {
     ) -> Result<(), Refused> {
         if self.node.is_none() {
             let id = request.node.map(|node| node.id).filter(|id| !id.is_empty()).ok_or(Refused::NoNode)?;
-            tracing::info!(stream = %self.id, node = id, "agent connected");
-            self.node = Some(id.into());
+            let claimed = NodeName::from(id);
+            if let Some(admitted) = self.only.as_ref().filter(|only| **only != claimed) {
+                return Err(Refused::OtherNode { admitted: admitted.clone(), claimed });
+            }
+            tracing::info!(stream = %self.id, node = %claimed, "agent connected");
+            self.node = Some(claimed);
         }
         let Ok(ty) = request.type_url.parse::<ResourceType>() else {
             self.stranger(request.type_url);
@@ -90,7 +105,7 @@ impl Stream {
                 request.resource_names_subscribe,
                 request.resource_names_unsubscribe,
                 request.initial_resource_versions,
-                resources,
+                View::new(resources, self.node.as_ref()),
             )
             .map_err(|TooManyNames { limit }| Refused::TooManyNames { ty, limit })
     }
@@ -98,8 +113,9 @@ impl Stream {
     /// Takes in names that changed in the store.
     pub(crate) fn absorb(&mut self, dirty: Dirty, resources: &Resources) {
         let mut dirty = dirty;
+        let view = View::new(resources, self.node.as_ref());
         for (ty, tracker) in self.trackers.iter_mut() {
-            tracker.absorb(std::mem::take(&mut dirty[ty]), resources);
+            tracker.absorb(std::mem::take(&mut dirty[ty]), view);
         }
     }
 
@@ -109,7 +125,8 @@ impl Stream {
             && resources.generation() > 0
             && self.trackers.iter().any(|(_, tracker)| tracker.wants_round());
         if begin {
-            self.round = Some(Round::begin(&mut self.trackers, resources));
+            let view = View::new(resources, self.node.as_ref());
+            self.round = Some(Round::begin(&mut self.trackers, view));
         }
         begin
     }

@@ -9,8 +9,8 @@ use std::collections::{HashMap, HashSet, hash_map::Entry};
 use slotmesh_xds::{Resource, ResourceName, ResourceType, Version};
 
 use crate::{
+    scope::View,
     status::{Acknowledgement, Rejected, TypeStatus},
-    store::Resources,
     subscription::{Subscription, TooManyNames},
 };
 
@@ -96,7 +96,7 @@ impl Tracker {
         subscribe: Vec<String>,
         unsubscribe: Vec<String>,
         initial: HashMap<String, String>,
-        resources: &Resources,
+        resources: View<'_>,
     ) -> Result<(), TooManyNames> {
         let first = self.subscription.is_none();
         let mut subscription = self.subscription.take().unwrap_or_default();
@@ -131,7 +131,7 @@ impl Tracker {
     }
 
     /// Takes in names that changed in the store.
-    pub(crate) fn absorb(&mut self, dirty: HashSet<ResourceName>, resources: &Resources) {
+    pub(crate) fn absorb(&mut self, dirty: HashSet<ResourceName>, resources: View<'_>) {
         let Some(subscription) = &self.subscription else { return };
         for name in dirty {
             if !subscription.covers(&name) {
@@ -159,7 +159,7 @@ impl Tracker {
     }
 
     /// Compares the pending names with the store and returns what the agent lacks.
-    pub(crate) fn take_needs(&mut self, resources: &Resources) -> Needs {
+    pub(crate) fn take_needs(&mut self, resources: View<'_>) -> Needs {
         let mut needs = Needs { answer: std::mem::take(&mut self.answer_owed), ..Needs::default() };
         self.ever_answered |= self.subscription.is_some();
         for (name, why) in std::mem::take(&mut self.pending) {

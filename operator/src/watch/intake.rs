@@ -46,13 +46,18 @@ impl Intake {
                 listing.held.insert(name);
                 vec![Step::Apply(sourced)]
             }
-            Event::Delete(sourced) => {
-                let key = sourced.object.key();
-                if let Some(listed) = &mut listing.listed {
-                    listed.remove(&key.name);
+            Event::Keep(name) => {
+                if let Some(listed) = listing.listed.as_mut().filter(|_| listing.held.contains(&name)) {
+                    listed.insert(name);
                 }
-                let held = listing.held.remove(&key.name);
-                held.then_some(Step::Delete(key)).into_iter().collect()
+                Vec::new()
+            }
+            Event::Delete(name) => {
+                if let Some(listed) = &mut listing.listed {
+                    listed.remove(&name);
+                }
+                let held = listing.held.remove(&name);
+                held.then_some(Step::Delete(ObjectKey { kind, name })).into_iter().collect()
             }
             Event::InitDone => {
                 listing.synced = true;
@@ -66,7 +71,13 @@ impl Intake {
 
     /// Whether every kind has been listed once.
     pub(crate) fn synced(&self) -> bool {
-        Kind::ALL.iter().all(|kind| self.0.get(kind).is_some_and(|listing| listing.synced))
+        self.outstanding().next().is_none()
+    }
+
+    /// The kinds that have not been listed yet.
+    pub(crate) fn outstanding(&self) -> impl Iterator<Item = Kind> {
+        let listed = |kind: &Kind| self.0.get(kind).is_some_and(|listing| listing.synced);
+        Kind::ALL.into_iter().filter(move |kind| !listed(kind))
     }
 }
 
@@ -95,7 +106,25 @@ mod tests {
         assert_eq!(intake.steps(event(Event::Init)), []);
         assert_eq!(intake.steps(event(Event::InitApply(sourced("b")))), [Step::Apply(sourced("b"))]);
         assert_eq!(intake.steps(event(Event::InitDone)), [Step::Delete(sourced("a").object.key())]);
-        assert_eq!(intake.steps(event(Event::Delete(sourced("a")))), []);
+        assert_eq!(intake.steps(event(Event::Delete(sourced("a").object.key().name))), []);
+    }
+
+    #[test]
+    fn what_can_not_be_read_any_more_stays_and_what_never_could_is_not_held() {
+        let mut intake = Intake::default();
+        let name = |name| sourced(name).object.key().name;
+        for e in [Event::Init, Event::InitApply(sourced("a")), Event::InitDone, Event::Init] {
+            intake.steps(event(e));
+        }
+        for kept in ["a", "b"] {
+            assert_eq!(intake.steps(event(Event::Keep(name(kept)))), []);
+        }
+        assert_eq!(intake.steps(event(Event::InitDone)), []);
+        assert_eq!(intake.steps(event(Event::Delete(name("b")))), []);
+        assert_eq!(
+            intake.steps(event(Event::Delete(name("a")))),
+            [Step::Delete(ObjectKey { kind: Kind::Service, name: name("a") })]
+        );
     }
 
     #[test]

@@ -29,13 +29,12 @@ use std::{
 };
 
 use k8s_openapi::{api::core::v1::Node, apimachinery::pkg::apis::meta::v1::ObjectMeta};
-use kube_runtime::watcher;
 use notify::{Config, RecommendedWatcher, RecursiveMode, Watcher};
 use slotmesh_compile::{Kind, ObjectRef, Report, Severity, Source};
 use tracing::{debug, info};
 
 use super::{
-    LocalNode, ReportChanges, Sourced, Update, WatchEvent,
+    Event, LocalNode, ReportChanges, Sourced, Update, WatchEvent,
     files::{Signature, identity, is_behind_link, scan},
     parse::{Lost, Parsed, parse},
     store::{Changed, Store},
@@ -259,10 +258,10 @@ impl Follower {
         let mut first = Vec::new();
         let (changed, mut appeared, disappeared) = self.read(Asked { scan: true, ..Asked::default() });
         for kind in Kind::ALL {
-            first.push(WatchEvent { kind, event: watcher::Event::Init });
+            first.push(WatchEvent { kind, event: Event::Init });
             let of_kind = changed.iter().filter_map(|c| c.new.as_ref()).filter(|s| s.object.kind() == kind);
-            first.extend(of_kind.map(|s| WatchEvent { kind, event: watcher::Event::InitApply(s.clone()) }));
-            first.push(WatchEvent { kind, event: watcher::Event::InitDone });
+            first.extend(of_kind.map(|s| WatchEvent { kind, event: Event::InitApply(s.clone()) }));
+            first.push(WatchEvent { kind, event: Event::InitDone });
         }
         appeared.sort();
         let mut listening = (self.deliver)(Update { events: first, appeared, disappeared });
@@ -479,10 +478,13 @@ impl Follower {
 }
 
 fn event(Changed { old, new }: Changed) -> Option<WatchEvent> {
-    let (sourced, event): (_, fn(_) -> _) = match (new, old) {
-        (Some(new), _) => (new, watcher::Event::Apply),
-        (None, Some(old)) => (old, watcher::Event::Delete),
+    let (kind, event) = match (new, old) {
+        (Some(new), _) => (new.object.kind(), Event::Apply(new)),
+        (None, Some(old)) => {
+            let key = old.object.key();
+            (key.kind, Event::Delete(key.name))
+        }
         (None, None) => return None,
     };
-    Some(WatchEvent { kind: sourced.object.kind(), event: event(sourced) })
+    Some(WatchEvent { kind, event })
 }

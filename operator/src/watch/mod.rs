@@ -4,6 +4,7 @@
 //! `Delete`, as if by one kube watcher for each kind. Events that belong together (the files of one
 //! save) travel in one [`Update`], so no state between them is ever compiled.
 
+mod cluster;
 mod files;
 mod intake;
 mod manifests;
@@ -11,6 +12,7 @@ mod parse;
 mod slices;
 mod store;
 
+pub use cluster::Cluster;
 pub(crate) use intake::{Intake, Step};
 pub use manifests::Manifests;
 pub(crate) use slices::SliceController;
@@ -19,7 +21,7 @@ pub(crate) use {parse::parse, store::Store as Definitions};
 
 use std::collections::BTreeMap;
 
-use slotmesh_compile::{Kind, Object, Report, Source};
+use slotmesh_compile::{Kind, Object, ObjectName, Report, Source};
 
 /// The node on which the agent of the embedded mode runs: no manifest has to describe it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,7 +42,21 @@ pub struct Sourced {
 }
 
 /// What happened to an object, or to the list of all of its kind.
-pub type Event = kube_runtime::watcher::Event<Sourced>;
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// A list of all objects begins.
+    Init,
+    /// An object of that list.
+    InitApply(Sourced),
+    /// The list is complete: what isn't in it is gone.
+    InitDone,
+    /// An object is new or has changed.
+    Apply(Sourced),
+    /// An object is there, but can't be read: what was read of it before stays in force.
+    Keep(ObjectName),
+    /// An object is gone.
+    Delete(ObjectName),
+}
 
 /// An event of the watcher for one kind.
 #[derive(Clone, Debug)]

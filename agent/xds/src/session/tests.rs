@@ -1,6 +1,6 @@
 //! The state machine against scripted responses, without sockets.
 
-use ResourceType::{Cluster, Endpoints, Listener, Route, Settings};
+use ResourceType::{Cluster, Endpoints, Listener, Route, Settings, Workload};
 use envoy_types::pb::google::protobuf::{Any, Duration};
 use slotmesh_xds::{rejections_from_status, system_version_info};
 
@@ -43,11 +43,11 @@ fn names(update: &Update) -> Vec<&str> {
 
 #[test]
 fn types_are_requested_in_make_before_break_order_and_the_node_once() {
-    let (_, requests) = session(&[Listener, Route, Endpoints, Cluster, Settings]);
+    let (_, requests) = session(&[Workload, Listener, Route, Endpoints, Cluster, Settings]);
     let urls: Vec<_> = requests.iter().map(|request| request.type_url.as_str()).collect();
     assert_eq!(urls, ResourceType::ALL.map(ResourceType::type_url));
     let nodes: Vec<_> = requests.iter().map(|request| request.node.is_some()).collect();
-    assert_eq!(nodes, [true, false, false, false, false]);
+    assert_eq!(nodes, [true, false, false, false, false, false]);
 }
 
 #[test]

@@ -23,6 +23,7 @@ fn store(changes: Vec<slotmesh_xds::Change>) -> Store {
 #[tokio::test(start_paused = true)]
 async fn everything_arrives_in_order_and_then_the_client_is_in_sync() {
     let mesh = Mesh::start(store(vec![
+        upsert(ResourceType::Workload, "w", "1"),
         upsert(Listener, "l", "1"),
         upsert(Route, "r", "1"),
         upsert(Endpoints, "c", "1"),
@@ -32,7 +33,7 @@ async fn everything_arrives_in_order_and_then_the_client_is_in_sync() {
     mesh.sink.until("synced", |memory| memory.synced == 1).await;
     assert_eq!(
         mesh.sink.take_log(),
-        ["settings +s", "cluster +c", "endpoints +c", "route +r", "listener +l"]
+        ["settings +s", "cluster +c", "endpoints +c", "route +r", "listener +l", "workload +w"]
     );
     mesh.settled().await;
     let agents = mesh.store.agents();

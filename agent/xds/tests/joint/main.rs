@@ -5,3 +5,4 @@ mod outage;
 mod random;
 mod sockets;
 mod support;
+mod tls;

@@ -151,6 +151,7 @@ fn compiled(
     let mut all = BTreeMap::new();
     for (listener, route) in listeners {
         let cluster = routes[route];
+        all.insert((ResourceType::Workload, format!("w{listener}")), format!("l{listener}"));
         all.insert((ResourceType::Listener, format!("l{listener}")), format!("r{route}"));
         all.insert((ResourceType::Route, format!("r{route}")), format!("c{cluster}"));
         all.insert((ResourceType::Cluster, format!("c{cluster}")), "cluster".to_owned());
@@ -172,6 +173,7 @@ fn nothing_dangles(memory: &Memory) {
     for ((ty, name), resource) in &memory.held {
         let target = String::from_utf8_lossy(&resource.content).into_owned();
         let needs: &[ResourceType] = match ty {
+            ResourceType::Workload => &[ResourceType::Listener],
             ResourceType::Listener => &[ResourceType::Route],
             ResourceType::Route => &[ResourceType::Cluster, ResourceType::Endpoints],
             ResourceType::Settings | ResourceType::Cluster | ResourceType::Endpoints => &[],

@@ -42,6 +42,7 @@ fn the_shop_compiles_to_the_golden_file() {
         let content = content.as_slice();
         let debug = match ty {
             ResourceType::Settings => format!("{:#?}", SlotSettings::decode(content).unwrap()),
+            ResourceType::Workload => unreachable!("compiled from no object"),
             ResourceType::Cluster => format!("{:#?}", EnvoyCluster::decode(content).unwrap()),
             ResourceType::Endpoints => format!("{:#?}", ClusterLoadAssignment::decode(content).unwrap()),
             ResourceType::Route => format!("{:#?}", RouteConfiguration::decode(content).unwrap()),

@@ -178,7 +178,7 @@ fn every_type_is_answered_once_even_without_content() {
     for ty in ResourceType::ALL {
         scene.send(request(ty));
     }
-    assert_eq!(scene.settle(), ["settings", "cluster", "endpoints", "route", "listener"]);
+    assert_eq!(scene.settle(), ["settings", "cluster", "endpoints", "route", "listener", "workload"]);
     assert_eq!(scene.next(), None);
 }
 

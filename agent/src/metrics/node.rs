@@ -1,0 +1,105 @@
+//! Metrics that only the agent of a cluster's node has: its operator and its pods.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use prometheus_client::{
+    encoding::text::encode_registry,
+    metrics::{counter::Counter, gauge::Gauge},
+    registry::Registry,
+};
+use slotmesh_ads::Stats;
+
+use crate::Enrolled;
+
+/// Reads what it shows when it is scraped.
+pub struct NodeMetrics {
+    registry: Registry,
+    stats: Arc<Stats>,
+    connected: Gauge,
+    in_sync: Gauge,
+    connects: Total,
+    failures: Total,
+    named: Gauge,
+    attached: Gauge,
+}
+
+/// A counter that follows one kept elsewhere.
+#[derive(Default)]
+struct Total(Counter, AtomicU64);
+
+impl Total {
+    fn follow(&self, total: u64) {
+        let before = self.1.swap(total, Ordering::Relaxed);
+        self.0.inc_by(total.saturating_sub(before));
+    }
+}
+
+impl NodeMetrics {
+    /// Shows what the client counts.
+    pub fn new(stats: Arc<Stats>) -> Self {
+        let mut metrics = Self {
+            registry: Registry::with_prefix("slotmesh_agent"),
+            stats,
+            connected: Gauge::default(),
+            in_sync: Gauge::default(),
+            connects: Total::default(),
+            failures: Total::default(),
+            named: Gauge::default(),
+            attached: Gauge::default(),
+        };
+        let registry = &mut metrics.registry;
+        registry.register("connected", "1 while a stream to the operator is open", metrics.connected.clone());
+        registry.register(
+            "in_sync",
+            "1 while a stream is open on which all types have been answered",
+            metrics.in_sync.clone(),
+        );
+        registry.register("connects", "Streams to the operator that were opened", metrics.connects.0.clone());
+        registry.register(
+            "connect_failures",
+            "Attempts to reach the operator that failed",
+            metrics.failures.0.clone(),
+        );
+        registry.register("pods_named", "Pods of this node that take part", metrics.named.clone());
+        registry.register(
+            "pods_attached",
+            "Of these, pods whose connections are routed",
+            metrics.attached.clone(),
+        );
+        metrics
+    }
+
+    /// The lines of the exposition, without its end mark.
+    pub fn render(&self, enrolled: Enrolled) -> String {
+        let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        self.connected.set(i64::from(self.stats.connected()));
+        self.in_sync.set(i64::from(self.stats.in_sync()));
+        self.connects.follow(self.stats.connects());
+        self.failures.follow(self.stats.failures());
+        self.named.set(gauge(enrolled.named));
+        self.attached.set(gauge(enrolled.attached));
+        let mut text = String::new();
+        encode_registry(&mut text, &self.registry).expect("writing to a string doesn't fail");
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shown_is_what_holds_at_the_scrape() {
+        let metrics = NodeMetrics::new(Arc::default());
+        let text = metrics.render(Enrolled { named: 3, attached: 2 });
+        for line in
+            ["slotmesh_agent_connected 0", "slotmesh_agent_pods_named 3", "slotmesh_agent_pods_attached 2"]
+        {
+            assert!(text.lines().any(|l| l == line), "{line}: {text}");
+        }
+        assert!(!text.contains("# EOF"));
+    }
+}

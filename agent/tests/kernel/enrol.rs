@@ -1,0 +1,176 @@
+//! Pods are attached as the operator names them and as their cgroups come and go.
+
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use slotmesh_ads::{Sink as _, Update};
+use slotmesh_agent::{Agent, Enrolled, Enrolment, Handle, Pins, Workload as Attached};
+use slotmesh_kernel::{Hook, Host, Link};
+use slotmesh_slots::Config;
+use slotmesh_xds::{Rejection, Resource, ResourceType, Workload};
+use tokio::runtime::Runtime;
+
+use crate::{Bench, cgroup::Cgroup};
+
+const TY: ResourceType = ResourceType::Workload;
+
+/// A node: its agent, and a cgroup tree of its own.
+struct Node {
+    // Dropped in this order: cgroups from the innermost, after what is attached to them.
+    enrolment: Option<Enrolment<Handle>>,
+    bench: Bench,
+    cgroups: Vec<Cgroup>,
+    runtime: Runtime,
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.enrolment = None;
+        while self.cgroups.pop().is_some() {}
+    }
+}
+
+impl Node {
+    fn new() -> Self {
+        let mut bench = Bench::new(Config { initial: 4, ..Config::default() });
+        bench.agent.take().expect("the agent runs").remove().expect("the pins can be removed");
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let mut node = Self { enrolment: None, bench, cgroups: vec![Cgroup::new()], runtime };
+        node.start();
+        node
+    }
+
+    fn start(&mut self) {
+        let agent = Agent::start_enrolling(self.bench.options(), self.bench.metrics.clone()).unwrap();
+        let root = self.cgroups[0].0.clone();
+        self.enrolment = Some(Enrolment::new(agent.handle(), agent.datapath().clone(), root).unwrap());
+        self.bench.agent = Some(agent);
+    }
+
+    fn stop(&mut self) {
+        self.enrolment = None;
+        self.bench.stop();
+    }
+
+    /// Creates a cgroup, with those above it.
+    fn cgroup(&mut self, path: &str) -> PathBuf {
+        let mut at = self.cgroups[0].0.clone();
+        for part in path.split('/') {
+            at.push(part);
+            if !at.exists() {
+                self.cgroups.push(Cgroup::at(at.clone()));
+            }
+        }
+        at
+    }
+
+    fn remove_last_cgroup(&mut self) {
+        drop(self.cgroups.pop());
+    }
+
+    fn apply(&self, named: &[(&str, &str)], taken_back: &[&str]) -> Vec<Rejection> {
+        let workload = |(uid, name): &(&str, &str)| {
+            let workload = Workload {
+                uid: (*uid).to_owned(),
+                namespace: "shop".to_owned(),
+                name: (*name).to_owned(),
+                service_account: "default".to_owned(),
+                node: "n".to_owned(),
+            };
+            Resource::encode(TY, workload.resource_name(), &workload)
+        };
+        let upserts = named.iter().map(workload).collect();
+        let removed = taken_back.iter().map(|uid| format!("n/{uid}").into()).collect();
+        let enrolment = self.enrolment.as_ref().unwrap();
+        self.runtime.block_on(enrolment.apply(Update { ty: TY, upserts, removed }))
+    }
+
+    fn enrolled(&self) -> Enrolled {
+        self.enrolment.as_ref().unwrap().enrolled()
+    }
+
+    /// The cgroup to which all programs of a pod are attached; 0 where that is gone, `None` where none are.
+    fn attached(&self, name: &str) -> Option<u64> {
+        let id = Attached { namespace: "shop".into(), name: name.into(), cgroup: PathBuf::new() }.id();
+        let links = Pins::new(&self.bench.options().pin_root).links_of(id);
+        let mut cgroups = Hook::ALL.into_iter().map(|hook| {
+            let link = Link::open(&links.join(hook.as_str())).unwrap()?;
+            Some(link.target(hook).unwrap().0)
+        });
+        let first = cgroups.next().flatten();
+        assert!(cgroups.all(|cgroup| cgroup == first), "all programs, or none");
+        first
+    }
+
+    fn until_attached(&self, name: &str, to: &Path) {
+        let host = Host::probe().unwrap();
+        let cgroup = slotmesh_kernel::cgroup_id(&host.cgroup(to).unwrap()).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while self.attached(name) != Some(cgroup) {
+            assert!(Instant::now() < deadline, "{name} is attached to {:?}", self.attached(name));
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+#[test]
+fn a_pod_is_attached_when_its_cgroup_comes_and_detached_when_it_is_taken_back() {
+    let mut node = Node::new();
+    let there = node.cgroup("kubepods/burstable/podaaaa-1");
+    assert_eq!(node.apply(&[("aaaa-1", "a"), ("bbbb-2", "b")], &[]), []);
+    node.until_attached("a", &there);
+    assert_eq!(node.attached("b"), None);
+    assert_eq!(node.enrolled(), Enrolled { named: 2, attached: 1 });
+    // In the other layout, in cgroups that come one by one.
+    let later = node.cgroup("kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-podbbbb_2.slice");
+    node.until_attached("b", &later);
+    // A cgroup that is made again.
+    node.remove_last_cgroup();
+    let again = node.cgroup("kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-podbbbb_2.slice");
+    node.until_attached("b", &again);
+    assert_eq!(node.apply(&[], &["aaaa-1"]), []);
+    assert_eq!(node.attached("a"), None);
+    assert_eq!(node.enrolled(), Enrolled { named: 1, attached: 1 });
+}
+
+#[test]
+fn a_pod_that_is_made_again_under_its_name_stays_attached_when_the_old_one_is_taken_back() {
+    let mut node = Node::new();
+    let old = node.cgroup("kubepods/podaaaa-1");
+    node.apply(&[("aaaa-1", "a")], &[]);
+    node.until_attached("a", &old);
+    let new = node.cgroup("kubepods/podaaaa-2");
+    node.apply(&[("aaaa-2", "a")], &[]);
+    node.until_attached("a", &new);
+    node.apply(&[], &["aaaa-1"]);
+    node.until_attached("a", &new);
+}
+
+#[test]
+fn what_an_earlier_agent_attached_stays_until_all_pods_are_named() {
+    let mut node = Node::new();
+    let (stays, goes) = (node.cgroup("kubepods/podaaaa-1"), node.cgroup("kubepods/podbbbb-2"));
+    node.apply(&[("aaaa-1", "a"), ("bbbb-2", "b")], &[]);
+    node.until_attached("a", &stays);
+    node.stop();
+    node.start();
+    node.until_attached("a", &stays);
+    node.until_attached("b", &goes);
+    node.apply(&[("aaaa-1", "a")], &[]);
+    node.until_attached("b", &goes);
+    node.enrolment.as_ref().unwrap().synced();
+    node.until_attached("a", &stays);
+    assert_eq!(node.attached("b"), None);
+}
+
+#[test]
+fn a_pod_that_can_not_be_is_refused_with_the_reason() {
+    let node = Node::new();
+    let refused = node.apply(&[("../x", "a"), ("ok", "")], &[]);
+    assert_eq!(refused.len(), 2);
+    assert!(refused[0].reason.contains("uid"), "{refused:?}");
+    assert!(refused[1].reason.contains("name"), "{refused:?}");
+    assert_eq!(node.enrolled(), Enrolled::default());
+}

@@ -1,0 +1,201 @@
+//! Who an agent is, by its service account token.
+//!
+//! The API server says whether a token is good (TokenReview, with an audience of our own, so that a
+//! token for anything else is none here), whose it is and on which node its pod runs. Good answers are
+//! remembered until the token expires; of a token only its SHA-256 is kept.
+//!
+//! Invariant: nobody gets a stream for a node without a token of the agent's service account that
+//! Kubernetes bound to a pod on that node.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, UserInfo};
+use kube::{Api, Client, api::PostParams};
+use ring::digest::{SHA256, digest};
+use serde::Deserialize;
+use slotmesh_serve::{Admission, Admitted, Answer, Denied, NodeName, Token};
+
+/// Where Kubernetes tells the node of the pod to which a token is bound (1.30 and later; always on since
+/// 1.32).
+const NODE: &str = "authentication.kubernetes.io/node-name";
+/// More tokens than this aren't remembered; each node has one at a time.
+const REMEMBERED: usize = 16_384;
+/// A good answer is asked for anew after this long at the latest: the pod may have been deleted.
+const LONGEST: Duration = Duration::from_secs(600);
+/// How long the API server may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+type Digest = [u8; 32];
+
+/// Checks the tokens of agents.
+pub struct Tokens {
+    reviews: Api<TokenReview>,
+    audience: String,
+    /// `system:serviceaccount:<namespace>:<name>`
+    user: String,
+    remembered: Mutex<HashMap<Digest, Remembered>>,
+}
+
+#[derive(Clone, Debug)]
+struct Remembered {
+    node: NodeName,
+    expires: Option<Instant>,
+    ask_again: Instant,
+}
+
+impl std::fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokens")
+            .field("audience", &self.audience)
+            .field("user", &self.user)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Tokens {
+    /// Lets in the agents that run as this service account, with tokens for `audience`.
+    pub fn new(client: Client, audience: &str, namespace: &str, service_account: &str) -> Self {
+        Self {
+            reviews: Api::all(client),
+            audience: audience.to_owned(),
+            user: format!("system:serviceaccount:{namespace}:{service_account}"),
+            remembered: Mutex::default(),
+        }
+    }
+
+    async fn review(&self, token: &Token) -> Result<Admitted, Denied> {
+        let key = key(token);
+        let now = Instant::now();
+        if let Some(known) = self.recall(&key, now) {
+            return Ok(known);
+        }
+        let review = TokenReview {
+            spec: TokenReviewSpec {
+                audiences: Some(vec![self.audience.clone()]),
+                token: Some(token.reveal().to_owned()),
+            },
+            ..TokenReview::default()
+        };
+        let params = PostParams::default();
+        let status = tokio::time::timeout(PATIENCE, self.reviews.create(&params, &review))
+            .await
+            .map_err(|_elapsed| Denied::Unavailable(format!("no answer within {PATIENCE:?}")))?
+            .map_err(|error| Denied::Unavailable(error.to_string()))?
+            .status
+            .ok_or_else(|| Denied::Unavailable("the answer says nothing".to_owned()))?;
+        if status.authenticated != Some(true) {
+            let reason = status.error.unwrap_or_else(|| "it isn't authentic".to_owned());
+            return Err(Denied::Refused(format!("the token is refused: {reason}")));
+        }
+        if !status.audiences.unwrap_or_default().contains(&self.audience) {
+            return Err(Denied::Refused(format!("the token isn't for the audience {:?}", self.audience)));
+        }
+        let node = node_of(&status.user.unwrap_or_default(), &self.user).map_err(Denied::Refused)?;
+        let lasts = expiry(token.reveal()).map(|at| at.duration_since(SystemTime::now()).unwrap_or_default());
+        self.remember(key, &node, lasts, now);
+        Ok(Admitted { node, lasts })
+    }
+
+    fn recall(&self, key: &Digest, now: Instant) -> Option<Admitted> {
+        let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = remembered.get(key)?;
+        if known.ask_again <= now {
+            remembered.remove(key);
+            return None;
+        }
+        let lasts = known.expires.map(|at| at.saturating_duration_since(now));
+        Some(Admitted { node: known.node.clone(), lasts })
+    }
+
+    fn remember(&self, key: Digest, node: &NodeName, lasts: Option<Duration>, now: Instant) {
+        let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        if remembered.len() >= REMEMBERED {
+            remembered.retain(|_, known| known.ask_again > now);
+        }
+        if remembered.len() < REMEMBERED {
+            let ask_again = now + lasts.unwrap_or(LONGEST).min(LONGEST);
+            let expires = lasts.map(|lasts| now + lasts);
+            remembered.insert(key, Remembered { node: node.clone(), expires, ask_again });
+        }
+    }
+}
+
+impl Admission for Tokens {
+    fn admit(&self, token: Token) -> Answer<'_> {
+        Box::pin(async move { self.review(&token).await })
+    }
+}
+
+fn key(token: &Token) -> Digest {
+    let mut key = [0; 32];
+    key.copy_from_slice(digest(&SHA256, token.reveal().as_bytes()).as_ref());
+    key
+}
+
+/// The node of the agent, from what the API server says of the token.
+fn node_of(user: &UserInfo, expected: &str) -> Result<NodeName, String> {
+    let name = user.username.as_deref().unwrap_or_default();
+    if name != expected {
+        return Err(format!("the token is that of {name:?}; agents run as {expected:?}"));
+    }
+    let claims = user.extra.as_ref().and_then(|extra| extra.get(NODE));
+    match claims.map(Vec::as_slice) {
+        Some([node]) if !node.is_empty() => Ok(NodeName::from(node.as_str())),
+        _ => Err(format!(
+            "the token is bound to no pod on a node ({NODE}); project it into the agent's pod, on Kubernetes 1.32 or \
+             later"
+        )),
+    }
+}
+
+/// When a token expires, as it says itself. To be asked only about a token that the API server has
+/// found authentic.
+fn expiry(token: &str) -> Option<SystemTime> {
+    #[derive(Deserialize)]
+    struct Claims {
+        exp: u64,
+    }
+    let claims = URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
+    let Claims { exp } = serde_json::from_slice(&claims).ok()?;
+    UNIX_EPOCH.checked_add(Duration::from_secs(exp))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    const AGENT: &str = "system:serviceaccount:slotmesh-system:slotmesh-agent";
+
+    fn user(name: &str, node: Option<&str>) -> UserInfo {
+        let extra = node.map(|node| BTreeMap::from([(NODE.to_owned(), vec![node.to_owned()])]));
+        UserInfo { username: Some(name.to_owned()), extra, ..UserInfo::default() }
+    }
+
+    #[test]
+    fn only_the_agents_account_on_a_node_is_let_in() {
+        assert_eq!(node_of(&user(AGENT, Some("n1")), AGENT), Ok("n1".into()));
+        let other = node_of(&user("system:serviceaccount:shop:default", Some("n1")), AGENT).unwrap_err();
+        assert!(other.contains("shop:default") && other.contains(AGENT), "{other}");
+        for nowhere in [None, Some("")] {
+            let error = node_of(&user(AGENT, nowhere), AGENT).unwrap_err();
+            assert!(error.contains("1.32"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_token_tells_when_it_expires() {
+        let payload = URL_SAFE_NO_PAD.encode(r#"{"aud":["x"],"exp":1700000000}"#);
+        let at = UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+        assert_eq!(expiry(&format!("e30.{payload}.sig")), Some(at));
+        for odd in ["", "opaque", "a.b.c", "a.!.c"] {
+            assert_eq!(expiry(odd), None, "{odd:?}");
+        }
+    }
+}

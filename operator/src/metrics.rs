@@ -1,0 +1,151 @@
+//! The operator's Prometheus metrics, read when they are scraped.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+use slotmesh_compile::Severity;
+use slotmesh_serve::{Reason, Refusals, Store};
+use slotmesh_xds::ResourceType;
+use tokio::sync::watch;
+
+use crate::Status;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TypeLabel {
+    r#type: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SeverityLabel {
+    severity: &'static str,
+}
+
+/// See the module's comment.
+pub struct Metrics {
+    registry: Registry,
+    store: Store,
+    status: watch::Receiver<Status>,
+    refusals: Arc<Refusals>,
+    synced: Gauge,
+    resources: Family<TypeLabel, Gauge>,
+    agents: Gauge,
+    up_to_date: Gauge,
+    rejected: Family<TypeLabel, Gauge>,
+    refused: Family<ReasonLabel, Counter>,
+    reports: Family<SeverityLabel, Gauge>,
+    compiled: Counter,
+    /// What the counters, which only rise, have seen.
+    seen: [AtomicU64; 1 + Reason::ALL.len()],
+}
+
+impl Metrics {
+    /// Shows what is served, to whom, and what is to be said about it.
+    pub fn new(store: Store, status: watch::Receiver<Status>, refusals: Arc<Refusals>) -> Self {
+        let mut metrics = Self {
+            registry: Registry::with_prefix("slotmesh_operator"),
+            store,
+            status,
+            refusals,
+            synced: Gauge::default(),
+            resources: Family::default(),
+            agents: Gauge::default(),
+            up_to_date: Gauge::default(),
+            rejected: Family::default(),
+            refused: Family::default(),
+            reports: Family::default(),
+            compiled: Counter::default(),
+            seen: Default::default(),
+        };
+        let registry = &mut metrics.registry;
+        registry.register("synced", "1 once all objects are compiled", metrics.synced.clone());
+        registry.register("resources", "Resources that are served, by type", metrics.resources.clone());
+        registry.register("agents", "Agents with a stream to this replica", metrics.agents.clone());
+        registry.register(
+            "agents_up_to_date",
+            "Of these, agents that have answered to all that is served",
+            metrics.up_to_date.clone(),
+        );
+        registry.register(
+            "rejected_resources",
+            "Resources that agents refuse at present, by type, summed over the agents",
+            metrics.rejected.clone(),
+        );
+        registry.register("refused_streams", "Streams that were refused, by reason", metrics.refused.clone());
+        registry.register(
+            "reports",
+            "What is to be said about objects at present, by severity",
+            metrics.reports.clone(),
+        );
+        registry.register("compiled_units", "Units compiled since the start", metrics.compiled.clone());
+        metrics
+    }
+
+    /// The exposition text.
+    pub fn render(&self) -> String {
+        let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        let status = self.status.borrow().clone();
+        self.synced.set(i64::from(status.synced));
+        let agents = self.store.agents();
+        self.agents.set(gauge(agents.len()));
+        self.up_to_date.set(gauge(agents.iter().filter(|agent| agent.up_to_date).count()));
+        for ty in ResourceType::ALL {
+            let label = TypeLabel { r#type: ty.as_str() };
+            let rejected = agents.iter().map(|agent| agent.types[ty].rejected.len()).sum();
+            self.resources.get_or_create(&label).set(gauge(self.store.count(ty)));
+            self.rejected.get_or_create(&label).set(gauge(rejected));
+        }
+        for (severity, name) in [
+            (Severity::Refused, "refused"),
+            (Severity::NotSupported, "not_supported"),
+            (Severity::Note, "note"),
+        ] {
+            let count = status.reports.iter().filter(|report| report.severity == severity).count();
+            self.reports.get_or_create(&SeverityLabel { severity: name }).set(gauge(count));
+        }
+        self.follow(0, &self.compiled, status.compiled.units);
+        for (i, reason) in Reason::ALL.into_iter().enumerate() {
+            let counter = self.refused.get_or_create(&ReasonLabel { reason: reason.as_str() }).clone();
+            self.follow(i + 1, &counter, self.refusals.count(reason));
+        }
+        let mut text = String::new();
+        encode(&mut text, &self.registry).expect("writing to a string doesn't fail");
+        text
+    }
+
+    fn follow(&self, at: usize, counter: &Counter, total: u64) {
+        let before = self.seen[at].swap(total, Ordering::Relaxed);
+        counter.inc_by(total.saturating_sub(before));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_and_type_is_shown_from_the_start() {
+        let (_sender, status) = watch::channel(Status::default());
+        let metrics = Metrics::new(Store::new(), status, Arc::default());
+        let text = metrics.render();
+        for line in [
+            "slotmesh_operator_synced 0",
+            "slotmesh_operator_resources{type=\"workload\"} 0",
+            "slotmesh_operator_refused_streams_total{reason=\"other_node\"} 0",
+            "slotmesh_operator_reports{severity=\"refused\"} 0",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line}: {text}");
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! The Kubernetes API as a source: one watcher for each kind.
+//!
+//! ```text
+//!  API server --watch--> follow(kind): decode, prune --Update--> pipeline
+//!             --watch--> presence: CRDs come and go --wake--^
+//! ```
+//!
+//! Invariants:
+//! - What is gone is noticed, however it went: a watch that can't be resumed (410) lists again, and
+//!   what isn't in the list is deleted when the list is complete, not before.
+//! - An API server that is away takes nothing out of force.
+//! - An object that can't be read is reported by name and field, and keeps its last good version.
+//! - A custom resource that isn't installed counts as listed, with no objects. When it is installed,
+//!   its objects come; when it is removed, they go.
+//! - An object is pruned before it leaves the watcher, so what waits for the compiler is small; and
+//!   it is a bounded number of updates that may wait.
+
+mod decode;
+mod kinds;
+mod presence;
+mod prune;
+mod reading;
+
+use std::{sync::Arc, time::Duration};
+
+use futures::StreamExt as _;
+use kube::{Api, Client, core::ApiResource};
+use kube_runtime::{
+    WatchStreamExt as _,
+    watcher::{self, DefaultBackoff, InitialListStrategy},
+};
+use slotmesh_compile::Kind;
+use tokio::{sync::mpsc, task::JoinSet};
+use tracing::{debug, info, warn};
+
+use self::{
+    decode::{Decode, Raw},
+    presence::Presence,
+    reading::Reading,
+};
+use super::{Event, Update, WatchEvent};
+
+/// How long to wait before the API server is asked again whether a resource is there, after an error.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// The minor version of Kubernetes 1 from which lists are streamed by default.
+const STREAMING_LISTS: u32 = 32;
+
+/// The watchers of all kinds. Dropping it ends them.
+#[derive(Debug)]
+pub struct Cluster {
+    _tasks: JoinSet<()>,
+}
+
+impl Cluster {
+    /// Watches all kinds, on tasks of the current tokio runtime. What they see goes to `updates`.
+    pub fn follow(client: Client, updates: mpsc::Sender<Update>) -> Self {
+        let mut tasks = JoinSet::new();
+        let presence = Presence::watch(client.clone(), &mut tasks);
+        let context = Arc::new(Context { client, updates, presence });
+        kinds::follow_all(&context, &mut tasks);
+        Self { _tasks: tasks }
+    }
+}
+
+/// What all watchers share.
+struct Context {
+    client: Client,
+    updates: mpsc::Sender<Update>,
+    presence: Presence,
+}
+
+/// Where the objects of a kind are found.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    kind: Kind,
+    group: &'static str,
+    /// The versions that are read, the best first; their content is the same.
+    versions: &'static [&'static str],
+    plural: &'static str,
+    decode: Decode,
+}
+
+impl Place {
+    /// Whether every API server has it.
+    fn is_built_in(&self) -> bool {
+        matches!(self.group, "" | "discovery.k8s.io")
+    }
+
+    fn resource(&self, version: &str) -> ApiResource {
+        let api_version =
+            if self.group.is_empty() { version.to_owned() } else { format!("{}/{version}", self.group) };
+        ApiResource {
+            group: self.group.to_owned(),
+            version: version.to_owned(),
+            api_version,
+            kind: self.kind.as_str().to_owned(),
+            plural: self.plural.to_owned(),
+        }
+    }
+}
+
+/// Nobody listens any more.
+struct Over;
+
+/// Watches one kind until nobody listens any more.
+async fn follow(context: Arc<Context>, place: Place) {
+    let mut reading = Reading::new(place.kind, place.decode);
+    let built_in = place.is_built_in();
+    loop {
+        let version = if built_in {
+            place.versions[0]
+        } else {
+            match context.presence.find(&context.client, &place).await {
+                Some(version) => version,
+                None => {
+                    info!(kind = %place.kind, group = place.group, "the cluster doesn't have this resource; waiting for it");
+                    if context.tell(reading.none()).await.is_err() {
+                        return;
+                    }
+                    context.presence.wait_for(&context.client, &place).await
+                }
+            }
+        };
+        debug!(kind = %place.kind, version, "watching");
+        match watch(&context, place.resource(version), &mut reading, built_in).await {
+            Ok(()) => info!(kind = %place.kind, "the resource is gone"),
+            Err(Over) => return,
+        }
+    }
+}
+
+impl Context {
+    async fn tell(&self, update: Update) -> Result<(), Over> {
+        self.updates.send(update).await.map_err(|_closed| Over)
+    }
+
+    /// Streamed lists need no pages in memory, on either side.
+    async fn config(&self) -> watcher::Config {
+        let config = watcher::Config::default();
+        match self.client.apiserver_version().await {
+            Ok(version) if minor(&version.minor) >= STREAMING_LISTS && version.major == "1" => {
+                config.streaming_lists()
+            }
+            Ok(_) => config,
+            Err(error) => {
+                debug!(%error, "the API server doesn't tell its version");
+                config
+            }
+        }
+    }
+}
+
+/// Clouds write "32+".
+fn minor(text: &str) -> u32 {
+    text.trim_end_matches(|c: char| !c.is_ascii_digit()).parse().unwrap_or(0)
+}
+
+/// Watches a resource that was there a moment ago; returns when it is gone.
+async fn watch(
+    context: &Context,
+    resource: ApiResource,
+    reading: &mut Reading,
+    built_in: bool,
+) -> Result<(), Over> {
+    let api: Api<Raw> = Api::all_with(context.client.clone(), &resource);
+    let mut config = context.config().await;
+    'again: loop {
+        let events = watcher::watcher(api.clone(), config.clone()).backoff(DefaultBackoff::default());
+        let mut events = std::pin::pin!(events);
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(event) => context.tell(reading.take(event)).await?,
+                Err(error) => {
+                    let code = status_code(&error);
+                    // 400 and 422: it doesn't stream lists after all.
+                    if matches!(code, Some(400 | 422))
+                        && config.initial_list_strategy == InitialListStrategy::StreamingList
+                    {
+                        debug!(kind = resource.kind, %error, "lists aren't streamed");
+                        config.initial_list_strategy = InitialListStrategy::ListWatch;
+                        continue 'again;
+                    }
+                    if code == Some(404) && !built_in {
+                        return Ok(());
+                    }
+                    match code {
+                        Some(410) => {
+                            info!(kind = resource.kind, "the watch is too old to be resumed; listing again")
+                        }
+                        Some(403) => warn!(
+                            kind = resource.kind, %error,
+                            "not allowed to watch; grant list and watch (what is in force stays in force)"
+                        ),
+                        _ => {
+                            warn!(kind = resource.kind, error = %Chain(&error), "the watch failed; trying again")
+                        }
+                    }
+                }
+            }
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+fn status_code(error: &watcher::Error) -> Option<u16> {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchFailed(kube::Error::Api(status))
+        | watcher::Error::WatchError(status) => Some(status.code),
+        _ => None,
+    }
+}
+
+/// An error with its causes in one line.
+struct Chain<'a>(&'a (dyn std::error::Error + 'static));
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        let (mut said, mut cause) = (self.0.to_string(), self.0.source());
+        while let Some(error) = cause {
+            // Some errors repeat their cause.
+            let text = error.to_string();
+            if !said.contains(&text) {
+                write!(f, ": {text}")?;
+                said = text;
+            }
+            cause = error.source();
+        }
+        Ok(())
+    }
+}
+
+/// The events of one kind as an update.
+fn update(kind: Kind, events: impl IntoIterator<Item = Event>) -> Update {
+    let events = events.into_iter().map(|event| WatchEvent { kind, event }).collect();
+    Update { events, ..Update::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn minor_versions_of_clouds_are_understood() {
+        assert_eq!((minor("33"), minor("32+"), minor(""), minor("x")), (33, 32, 0, 0));
+    }
+}

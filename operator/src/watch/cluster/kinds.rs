@@ -1,0 +1,50 @@
+//! Which kinds are watched, and where: one line each.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::{core::v1, discovery::v1 as discovery};
+use slotmesh_compile::Kind;
+use slotmesh_crds::{
+    self as crds, ISTIO_GROUP, ISTIO_VERSIONS,
+    gateway::{self, GATEWAY_GROUP},
+    own,
+};
+use tokio::task::JoinSet;
+
+use super::{Context, Place, decode::decode, follow};
+
+/// Starts the watcher of each kind on a task of its own.
+pub(super) fn follow_all(context: &Arc<Context>, tasks: &mut JoinSet<()>) {
+    macro_rules! watch {
+        ($($kind:ident: $type:ty = $group:expr, $versions:expr, $plural:literal;)*) => {
+            $({
+                let place = Place {
+                    kind: Kind::$kind,
+                    group: $group,
+                    versions: &$versions,
+                    plural: $plural,
+                    decode: decode::<$type>,
+                };
+                tasks.spawn(follow(Arc::clone(context), place));
+            })*
+            // Whoever adds a kind is told by the compiler to add its line.
+            match Kind::Service {
+                $(Kind::$kind => {})*
+            }
+        };
+    }
+    watch! {
+        Service: v1::Service = "", ["v1"], "services";
+        EndpointSlice: discovery::EndpointSlice = "discovery.k8s.io", ["v1"], "endpointslices";
+        Pod: v1::Pod = "", ["v1"], "pods";
+        Namespace: v1::Namespace = "", ["v1"], "namespaces";
+        Node: v1::Node = "", ["v1"], "nodes";
+        VirtualService: crds::VirtualService = ISTIO_GROUP, ISTIO_VERSIONS, "virtualservices";
+        DestinationRule: crds::DestinationRule = ISTIO_GROUP, ISTIO_VERSIONS, "destinationrules";
+        HttpRoute: gateway::HttpRoute = GATEWAY_GROUP, ["v1", "v1beta1"], "httproutes";
+        TcpRoute: gateway::TcpRoute = GATEWAY_GROUP, ["v1", "v1alpha2"], "tcproutes";
+        ReferenceGrant: gateway::ReferenceGrant = GATEWAY_GROUP, ["v1", "v1beta1"], "referencegrants";
+        TrafficPolicy: own::TrafficPolicy = own::GROUP, [own::VERSION], "trafficpolicies";
+        SlotProfile: own::SlotProfile = own::GROUP, [own::VERSION], "slotprofiles";
+    }
+}

@@ -1,0 +1,128 @@
+//! Which custom resources the cluster has.
+//!
+//! Nobody asks over and over: a watch on the CustomResourceDefinitions (their metadata only) says
+//! when to look again. Where that watch isn't allowed, a slow look-up replaces it.
+
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::{Api, Client, core::PartialObjectMeta};
+use kube_runtime::{
+    WatchStreamExt as _,
+    watcher::{self, DefaultBackoff},
+};
+use tokio::{sync::watch, task::JoinSet};
+use tracing::{debug, warn};
+
+use super::{AGAIN, Chain, Place};
+
+/// How often to look where CustomResourceDefinitions can't be watched.
+const LOOK: Duration = Duration::from_secs(30);
+/// A new resource is served a moment after its definition appears. The looks that follow one change.
+const LOOKS: [Duration; 6] = [
+    Duration::ZERO,
+    Duration::from_millis(50),
+    Duration::from_millis(150),
+    Duration::from_millis(500),
+    Duration::from_secs(1),
+    Duration::from_secs(3),
+];
+
+/// What is known of the definitions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Seen {
+    /// Counts what happened to any of them.
+    changes: u64,
+    /// Whether the watch works.
+    watched: bool,
+}
+
+/// Tells when to look again.
+#[derive(Clone, Debug)]
+pub(super) struct Presence(watch::Receiver<Seen>);
+
+impl Presence {
+    /// Watches the definitions on a task of `tasks`.
+    pub(super) fn watch(client: Client, tasks: &mut JoinSet<()>) -> Self {
+        let (sender, receiver) = watch::channel(Seen { changes: 0, watched: false });
+        tasks.spawn(async move {
+            let definitions: Api<PartialObjectMeta<CustomResourceDefinition>> = Api::all(client);
+            let events = watcher::watcher(definitions, watcher::Config::default());
+            let mut events = std::pin::pin!(events.backoff(DefaultBackoff::default()));
+            while let Some(event) = events.next().await {
+                let watched = match &event {
+                    Ok(_) => true,
+                    Err(error) => {
+                        debug!(error = %Chain(error), "custom resource definitions can't be watched");
+                        false
+                    }
+                };
+                sender.send_modify(|seen| {
+                    seen.changes += u64::from(watched);
+                    seen.watched = watched;
+                });
+            }
+        });
+        Self(receiver)
+    }
+
+    /// The best version of the resource that is served; `None` when it isn't there. Asks until the
+    /// API server answers.
+    pub(super) async fn find(&self, client: &Client, place: &Place) -> Option<&'static str> {
+        loop {
+            match look(client, place).await {
+                Ok(found) => return found,
+                Err(error) => {
+                    warn!(kind = %place.kind, error = %Chain(&error), "can't find out whether the resource is there");
+                    tokio::time::sleep(AGAIN).await;
+                }
+            }
+        }
+    }
+
+    /// Waits until the resource is there.
+    pub(super) async fn wait_for(&self, client: &Client, place: &Place) -> &'static str {
+        let mut seen = self.0.clone();
+        loop {
+            seen.mark_unchanged();
+            let mut looks = LOOKS.into_iter();
+            loop {
+                if let Some(version) = self.find(client, place).await {
+                    return version;
+                }
+                let watched = seen.borrow().watched;
+                let next = looks.next().or((!watched).then_some(LOOK));
+                tokio::select! {
+                    changed = seen.changed() => match changed {
+                        Ok(()) => break,
+                        // Nobody watches any more; all of this is about to end.
+                        Err(_ended) => std::future::pending().await,
+                    },
+                    () = sleep(next) => {}
+                }
+            }
+        }
+    }
+}
+
+async fn sleep(time: Option<Duration>) {
+    match time {
+        Some(time) => tokio::time::sleep(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn look(client: &Client, place: &Place) -> kube::Result<Option<&'static str>> {
+    for version in place.versions {
+        match client.list_api_group_resources(&place.resource(version).api_version).await {
+            Ok(list) if list.resources.iter().any(|resource| resource.name == place.plural) => {
+                return Ok(Some(version));
+            }
+            Ok(_) => {}
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
+}

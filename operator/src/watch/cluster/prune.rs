@@ -1,0 +1,146 @@
+//! What is kept of an object: no more than is compiled, shown or compared.
+//!
+//! Invariant: nothing that the compiler or enrolment reads is pruned here.
+
+use k8s_openapi::{
+    api::{
+        core::v1::{Namespace, Node, NodeSpec, NodeStatus, Pod, PodSpec, PodStatus, Service},
+        discovery::v1::EndpointSlice,
+    },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use slotmesh_crds::{
+    DestinationRule, VirtualService,
+    gateway::{HttpRoute, ReferenceGrant, TcpRoute},
+    own::{SlotProfile, TrafficPolicy},
+};
+
+use crate::enrol::STATIC_POD;
+
+/// Annotations with this prefix are ours and are kept.
+const OURS: &str = "slotmesh.dev/";
+
+/// Drops what nobody reads.
+pub(super) trait Prune {
+    /// Drops it.
+    fn prune(&mut self);
+}
+
+/// What every object drops.
+fn metadata(meta: &mut ObjectMeta) {
+    meta.managed_fields = None;
+    meta.finalizers = None;
+    meta.self_link = None;
+    if let Some(annotations) = &mut meta.annotations {
+        annotations.retain(|name, _| name.starts_with(OURS) || name == STATIC_POD);
+        if annotations.is_empty() {
+            meta.annotations = None;
+        }
+    }
+}
+
+macro_rules! only_metadata {
+    ($($kind:ty),*) => {$(
+        impl Prune for $kind {
+            fn prune(&mut self) {
+                metadata(&mut self.metadata);
+            }
+        }
+    )*};
+}
+only_metadata!(
+    EndpointSlice,
+    VirtualService,
+    DestinationRule,
+    HttpRoute,
+    TcpRoute,
+    ReferenceGrant,
+    TrafficPolicy,
+    SlotProfile
+);
+
+impl Prune for Service {
+    fn prune(&mut self) {
+        metadata(&mut self.metadata);
+        self.status = None;
+    }
+}
+
+impl Prune for Namespace {
+    fn prune(&mut self) {
+        metadata(&mut self.metadata);
+        (self.spec, self.status) = (None, None);
+    }
+}
+
+impl Prune for Node {
+    fn prune(&mut self) {
+        metadata(&mut self.metadata);
+        if let Some(status) = self.status.take() {
+            self.status = Some(NodeStatus { addresses: status.addresses, ..NodeStatus::default() });
+        }
+        if let Some(spec) = self.spec.take() {
+            let (pod_cidr, pod_cidrs) = (spec.pod_cidr, spec.pod_cidrs);
+            self.spec = Some(NodeSpec { pod_cidr, pod_cidrs, ..NodeSpec::default() });
+        }
+    }
+}
+
+impl Prune for Pod {
+    fn prune(&mut self) {
+        metadata(&mut self.metadata);
+        if let Some(spec) = self.spec.take() {
+            self.spec = Some(PodSpec {
+                node_name: spec.node_name,
+                service_account_name: spec.service_account_name,
+                host_network: spec.host_network,
+                ..PodSpec::default()
+            });
+        }
+        if let Some(status) = self.status.take() {
+            self.status = Some(PodStatus {
+                phase: status.phase,
+                pod_ip: status.pod_ip,
+                pod_ips: status.pod_ips,
+                ..PodStatus::default()
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_pod_keeps_address_node_account_labels_owner_and_our_annotations() {
+        let mut pod: Pod = serde_json::from_value(json!({
+            "metadata": {
+                "name": "web-0", "namespace": "shop", "uid": "u", "labels": {"app": "web"},
+                "annotations": {"slotmesh.dev/x": "y", "kubectl.kubernetes.io/last-applied-configuration": "{}"},
+                "ownerReferences": [{"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "web", "uid": "o"}],
+                "managedFields": [{"manager": "kubelet"}],
+            },
+            "spec": {"nodeName": "n1", "serviceAccountName": "web", "containers": [{"name": "c"}]},
+            "status": {"phase": "Running", "podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.1"}],
+                       "conditions": [{"type": "Ready", "status": "True"}]},
+        }))
+        .unwrap();
+        pod.prune();
+        assert_eq!(
+            serde_json::to_value(&pod).unwrap(),
+            json!({
+                "apiVersion": "v1", "kind": "Pod",
+                "metadata": {
+                    "name": "web-0", "namespace": "shop", "uid": "u", "labels": {"app": "web"},
+                    "annotations": {"slotmesh.dev/x": "y"},
+                    "ownerReferences": [{"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "web", "uid": "o"}],
+                },
+                "spec": {"nodeName": "n1", "serviceAccountName": "web", "containers": []},
+                "status": {"phase": "Running", "podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.1"}]},
+            })
+        );
+    }
+}

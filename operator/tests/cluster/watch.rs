@@ -1,0 +1,121 @@
+//! What happens in the cluster happens in what is published, whatever happens to the API server.
+
+use anyhow::{Result, ensure};
+use serde_json::{Value, json};
+use slotmesh_cluster::{ControlPlane, wait};
+use slotmesh_compile::Severity;
+use slotmesh_xds::ResourceType::{Cluster, Endpoints, Listener, Route, Workload};
+
+use crate::support::{Watched, apply, delete, namespace, pod, service};
+
+/// Istio's own, with as little schema as the API server takes.
+fn virtual_services() -> Value {
+    json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": "virtualservices.networking.istio.io"},
+        "spec": {
+            "group": "networking.istio.io", "scope": "Namespaced",
+            "names": {"plural": "virtualservices", "singular": "virtualservice", "kind": "VirtualService"},
+            "versions": [{"name": "v1beta1", "served": true, "storage": true, "schema": {"openAPIV3Schema":
+                {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}}],
+        },
+    })
+}
+
+fn virtual_service(hosts: Value) -> Value {
+    json!({
+        "apiVersion": "networking.istio.io/v1beta1", "kind": "VirtualService",
+        "metadata": {"name": "web", "namespace": "shop"},
+        "spec": {"hosts": hosts, "http": [{"route": [{"destination": {"host": "api"}}]}]},
+    })
+}
+
+/// One story, on one control plane.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_happens_in_the_cluster_is_published() -> Result<()> {
+    let mut cluster = ControlPlane::start().await?;
+    let client = cluster.client().await?;
+    for object in [
+        json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}}),
+        namespace("shop", json!({})),
+        service("web"),
+    ] {
+        apply(&client, object).await?;
+    }
+    wait::until_true("the account of pods", async || {
+        Ok(apply(&client, pod("web-0", "web", "n1", "10.1.0.7")).await.is_ok())
+    })
+    .await?;
+    let watched = Watched::start(&cluster).await?;
+    let services = "web.shop.svc.cluster.local";
+    watched.has(Cluster, services, true).await?;
+    watched.has(Listener, "_80", true).await?;
+    watched.says(Endpoints, services, "10.1.0.7").await?;
+
+    // A namespace joins, and its pods with it; a pod that says no stays out.
+    ensure!(watched.names(Workload).is_empty());
+    apply(&client, namespace("shop", json!({"slotmesh.dev/mesh": "enabled"}))).await?;
+    watched.has(Workload, "n1/", true).await?;
+    let mut out = pod("out", "out", "n1", "10.1.0.9");
+    out["metadata"]["labels"]["slotmesh.dev/mesh"] = "disabled".into();
+    apply(&client, out).await?;
+    apply(&client, pod("web-1", "web", "n1", "10.1.0.8")).await?;
+    watched.says(Endpoints, services, "10.1.0.8").await?;
+    wait::until_true("two workloads", async || Ok(watched.names(Workload).len() == 2)).await?;
+
+    // Custom resources that come, can't be read, can be again, and go with their definition.
+    apply(&client, service("api")).await?;
+    watched.has(Cluster, "api.shop", true).await?;
+    apply(&client, virtual_services()).await?;
+    wait::until_true("the definition to be served", async || {
+        Ok(apply(&client, virtual_service(json!(["web"]))).await.is_ok())
+    })
+    .await?;
+    watched.says(Route, "web.shop", "api.shop").await?;
+    apply(&client, virtual_service(json!(7))).await?;
+    wait::until_true("the report", async || {
+        let status = watched.status();
+        let report = status.reports.iter().find(|report| report.field.as_deref() == Some("spec.hosts"));
+        Ok(report.is_some_and(|report| report.severity == Severity::Refused && &*report.object.name == "web"))
+    })
+    .await?;
+    watched.says(Route, "web.shop", "api.shop").await?;
+    apply(&client, virtual_service(json!(["web"]))).await?;
+    wait::until_true("no report", async || {
+        Ok(!watched.status().reports.iter().any(|report| report.severity == Severity::Refused))
+    })
+    .await?;
+    delete(&client, &virtual_services()).await?;
+    let leads_to_api = async || {
+        wait::until_true("the route to go", async || {
+            Ok(!watched.names(Route).iter().any(|name| name.contains("web.shop")))
+        })
+        .await
+    };
+    leads_to_api().await?;
+    // And again, into the same operator.
+    apply(&client, virtual_services()).await?;
+    wait::until_true("the definition to be served again", async || {
+        Ok(apply(&client, virtual_service(json!(["web"]))).await.is_ok())
+    })
+    .await?;
+    watched.says(Route, "web.shop", "api.shop").await?;
+
+    // The API server goes and comes back without its history; what was deleted meanwhile is noticed, and
+    // nothing else is lost.
+    let before = watched.names(Cluster);
+    cluster.stop_api_server()?;
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    ensure!(watched.names(Cluster) == before, "an API server that is away takes nothing away");
+    cluster.start_api_server().await?;
+    let client = cluster.client().await?;
+    delete(&client, &service("api")).await?;
+    delete(&client, &pod("web-1", "web", "n1", "")).await?;
+    cluster.compact()?;
+    cluster.stop_api_server()?;
+    cluster.start_api_server().await?;
+    watched.has(Cluster, "api.shop", false).await?;
+    wait::until_true("one workload", async || Ok(watched.names(Workload).len() == 1)).await?;
+    watched.has(Cluster, services, true).await?;
+    Ok(())
+}
