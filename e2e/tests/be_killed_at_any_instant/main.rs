@@ -129,7 +129,6 @@ impl Scenario {
             self.shop().reset()?;
             wait::until_true("all slots to be as if no agent had been killed", || Ok(slots(&up)? == fresh))
                 .with_context(|| format!("{:?} instead of {fresh:?}", slots(&up)))?;
-            self.forget_before_now();
         }
         println!(
             "{} kills, {} of them before the agent was ready; {connects} connects, none astray; {} s",
@@ -144,13 +143,6 @@ impl Scenario {
 
     fn shop(&self) -> MutexGuard<'_, Shop> {
         lock(&self.shop)
-    }
-
-    /// All that was before the reset is over.
-    fn forget_before_now(&self) {
-        let mut shop = self.shop();
-        let places = shop.places();
-        shop.settled(&places, now());
     }
 
     fn load(&self) -> Result<Client> {

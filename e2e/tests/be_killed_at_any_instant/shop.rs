@@ -222,6 +222,12 @@ impl Service {
         }
     }
 
+    /// The places in the history at which this was one of the pods.
+    fn versions_with(&self, id: u16) -> Vec<usize> {
+        let has = |since: &Since| since.pods.as_ref().is_some_and(|pods| pods.contains(&id));
+        (0..self.history.len()).filter(|&place| has(&self.history[place])).collect()
+    }
+
     fn check(&self, connect: &Connect, start: u64) -> Result<()> {
         let (began, ended) = (start + connect.at, start + connect.at + connect.took);
         let settled = self.settled.iter().rev().find(|(ready, _)| *ready <= began);
@@ -232,7 +238,18 @@ impl Service {
         match connect.backend {
             Some(id) => {
                 let right = possible.iter().any(|since| since.pods.as_ref().is_some_and(|p| p.contains(&id)));
-                ensure!(right, "{}: pod {id} isn't one of its pods then: {connect}", self.name());
+                ensure!(
+                    right,
+                    "{}: pod {id} isn't one of its pods then: {connect}; it was one in the versions {:?}, and from {} to {} \
+                     were possible: an agent that knew the first was ready {:?} us before the connect, the last came {} us \
+                     before its end",
+                    self.name(),
+                    self.versions_with(id),
+                    oldest,
+                    newest - 1,
+                    settled.map(|(ready, _)| began - ready),
+                    ended - self.history[newest - 1].when,
+                );
             }
             // Without the Service its address isn't ours, and leads nowhere; while it goes, or comes, there
             // may be nothing to connect to.
