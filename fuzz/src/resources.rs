@@ -69,8 +69,8 @@ fn settings(resource: &Resource) {
 fn name_of(ty: ResourceType, content: &[u8]) -> Option<String> {
     use envoy::config::{cluster, endpoint, listener, route};
     Some(match ty {
-        // Named after a node, which the message doesn't tell.
-        ResourceType::Settings => return None,
+        // They have no records, and names that their messages don't tell.
+        ResourceType::Settings | ResourceType::Workload => return None,
         ResourceType::Cluster => cluster::v3::Cluster::decode(content).ok()?.name,
         ResourceType::Endpoints => endpoint::v3::ClusterLoadAssignment::decode(content).ok()?.cluster_name,
         ResourceType::Route => route::v3::RouteConfiguration::decode(content).ok()?.name,
