@@ -58,8 +58,6 @@ enum KeepError {
     Api(#[from] kube::Error),
     #[error(transparent)]
     Cert(#[from] CertError),
-    #[error("the Secret has no {AUTHORITY}; delete it to have a new authority made")]
-    Empty,
     #[error("somebody else was faster")]
     Conflict,
 }
@@ -154,7 +152,7 @@ impl Keeper {
 
     /// The stored authority as it has to be now.
     async fn authority(&self, now: Moment) -> Result<Authority, KeepError> {
-        let Some(mut secret) = self.secrets.get_opt(&self.names.secret).await? else {
+        let Some(secret) = self.secrets.get_opt(&self.names.secret).await? else {
             let authority = Authority::new(now, &self.lifetimes)?;
             let secret = Secret {
                 metadata: ObjectMeta { name: Some(self.names.secret.clone()), ..ObjectMeta::default() },
@@ -167,16 +165,27 @@ impl Keeper {
             info!(secret = self.names.secret, "made a new certificate authority");
             return Ok(authority);
         };
-        let stored = secret.data.as_ref().and_then(|data| data.get(AUTHORITY)).ok_or(KeepError::Empty)?;
+        let Some(stored) = secret.data.as_ref().and_then(|data| data.get(AUTHORITY)) else {
+            // Made empty by whoever installed slotmesh, so that no right to create Secrets is needed.
+            let authority = Authority::new(now, &self.lifetimes)?;
+            self.replace(secret, &authority).await?;
+            info!(secret = self.names.secret, "made a new certificate authority");
+            return Ok(authority);
+        };
         let authority = Authority::read(&stored.0)?;
         let Some(new) = authority.step(now, &self.lifetimes)? else { return Ok(authority) };
-        secret.data = Some(data(&new)?);
-        secret.metadata.managed_fields = None;
-        let params = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
-        // It carries the resource version that was read.
-        conflict(self.secrets.replace(&self.names.secret, &params, &secret).await)?;
+        self.replace(secret, &new).await?;
         info!(secret = self.names.secret, "the certificate authority was rotated by one step");
         Ok(new)
+    }
+
+    /// Writes an authority to the Secret, which carries the resource version that was read.
+    async fn replace(&self, mut secret: Secret, authority: &Authority) -> Result<(), KeepError> {
+        secret.data = Some(data(authority)?);
+        secret.metadata.managed_fields = None;
+        let params = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
+        conflict(self.secrets.replace(&self.names.secret, &params, &secret).await)?;
+        Ok(())
     }
 
     async fn publish(&self, bundle: &str) -> Result<(), KeepError> {
