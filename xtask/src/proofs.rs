@@ -78,7 +78,10 @@ pub fn loom(workspace: &Workspace) -> Result<()> {
 pub fn asan(workspace: &Workspace) -> Result<()> {
     step("building and running tests with the address sanitizer", || {
         for (name, filter) in TESTED {
-            run(sanitized(workspace, "test")?.args(["--lib", "-p", name, "--", filter]))?;
+            run(sanitized(workspace, "test")?
+                .args(["--lib", "-p", name, "--", filter])
+                // Under the sanitizer a case takes ten times as long, and it looks at every access.
+                .env("PROPTEST_CASES", "16"))?;
         }
         run(sanitized(workspace, "test")?.args(["--workspace", "--test", "seeds"]))
     })
