@@ -103,14 +103,17 @@ impl<S: Sink> Enrolment<S> {
         }
         let watcher = Arc::new(Mutex::new(watcher));
         let on_parent = {
-            let watcher = Arc::downgrade(&watcher);
+            let (watcher, state) = (Arc::downgrade(&watcher), Arc::downgrade(&state));
             move |dir: &Path| {
-                let Some(watcher) = watcher.upgrade() else { return };
+                let (watcher, state, dir) = (watcher.clone(), state.clone(), dir.to_owned());
                 // Not from the watcher's own thread: it would wait for itself.
-                let dir = dir.to_owned();
                 std::thread::spawn(move || {
+                    let Some(watcher) = watcher.upgrade() else { return };
                     if let Err(error) = watch(&mut lock(&watcher), &dir) {
                         tracing::warn!(%error, "pods below it aren't noticed");
+                    }
+                    if let Some(state) = state.upgrade() {
+                        lock(&state).watched(&dir);
                     }
                 });
             }
@@ -146,6 +149,17 @@ impl State {
             } else if let Some((_, pod)) = self.pods.iter_mut().find(|(_, pod)| pod.uid.is_cgroup(path)) {
                 // Also when it is attached: to a cgroup of this name that was removed.
                 attach(&self.datapath, pod, path.clone());
+            }
+        }
+    }
+
+    /// What was created in a cgroup before it was watched was told by nobody.
+    fn watched(&mut self, dir: &Path) {
+        self.tree.look_below(dir);
+        for pod in self.pods.values_mut() {
+            // Also when it is attached: its cgroup may have been made again.
+            if let Some(cgroup) = self.tree.find(&pod.uid).filter(|cgroup| cgroup.parent() == Some(dir)) {
+                attach(&self.datapath, pod, cgroup);
             }
         }
     }

@@ -127,6 +127,11 @@ impl Tree {
         self.add(path.to_owned(), true);
     }
 
+    /// Looks for further cgroups that hold pods, in one of them.
+    pub(super) fn look_below(&mut self, path: &Path) {
+        self.add_below(path);
+    }
+
     /// The cgroup of a pod, if it exists.
     pub(super) fn find(&self, uid: &PodUid) -> Option<PathBuf> {
         self.parents.iter().find_map(|parent| {
