@@ -54,7 +54,14 @@ fn by_turns_and_by_chance() {
         ensure!(off(&by_turns) <= MOST_OFF, "by turns: {by_turns:?}");
 
         agent.published("cluster", || mesh.manifests.remove("policy.yaml"))?;
-        let by_chance = counts(&mesh)?;
+        // Chance, too, may be that even once, in a few of a hundred tries.
+        let mut by_chance = counts(&mesh)?;
+        for _ in 0..5 {
+            if off(&by_chance) > MOST_OFF {
+                break;
+            }
+            by_chance = counts(&mesh)?;
+        }
         ensure!(off(&by_chance) > MOST_OFF, "by chance: {by_chance:?}");
         println!("by turns {by_turns:?}, by chance {by_chance:?}");
         mesh.stop()
