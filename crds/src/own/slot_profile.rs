@@ -53,11 +53,11 @@ pub const SLAB_COST: u64 = 68 * 1024;
     )
     .message("highWatermark must be at least lowWatermark and batch together, or what growth creates would be given back at once"),
     validation = Rule::new(
-        "!has(self.memoryBudget) || !isQuantity(self.memoryBudget) || !has(self.cap) || quantity(self.memoryBudget).compareTo(quantity(string(self.cap * 68) + 'Ki')) >= 0"
+        "!has(self.memoryBudget) || !isQuantity(self.memoryBudget) || !has(self.cap) || quantity(self.memoryBudget).asApproximateFloat() >= double(self.cap) * 69632.0"
     )
     .message("memoryBudget must have room for cap outer records, of 68Ki each; set only one of the two"),
     validation = Rule::new(
-        "!has(self.memoryBudget) || !isQuantity(self.memoryBudget) || !has(self.initial) || quantity(self.memoryBudget).compareTo(quantity(string(self.initial * 68) + 'Ki')) >= 0"
+        "!has(self.memoryBudget) || !isQuantity(self.memoryBudget) || !has(self.initial) || quantity(self.memoryBudget).asApproximateFloat() >= double(self.initial) * 69632.0"
     )
     .message("memoryBudget must have room for the initial outer records, of 68Ki each"),
 )]
