@@ -13,6 +13,8 @@ mod maps;
 #[path = "../../programs/src/place.rs"]
 mod place;
 mod report;
+#[path = "../../programs/src/slabs.rs"]
+mod slabs;
 mod stores;
 mod tree;
 

@@ -21,12 +21,13 @@ use slotmesh_records::{
 };
 
 use crate::{
-    maps::{REPORT, TREES, VIPS},
+    maps::{REPORT, TREES},
     place::{Place, tail},
     report::{
         self, CLUSTER, ENDPOINTS, Fault, LISTENER, MOST_ENDPOINTS, Owner, Report, Request, endpoint_count,
         is_of, mix,
     },
+    slabs::VIPS,
 };
 
 const ETHERNET: usize = 14;

@@ -15,8 +15,8 @@ use slotmesh_records::{
 };
 
 use crate::{
-    maps::VIPS,
     place::{Place, tail},
+    slabs::VIPS,
 };
 
 /// Where a connection goes.

@@ -13,6 +13,7 @@ mod maps;
 mod place;
 mod question;
 mod running;
+mod slabs;
 mod sock_ops;
 
 #[cfg(not(test))]

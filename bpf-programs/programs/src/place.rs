@@ -8,7 +8,7 @@ use core::{
 use bytemuck::Pod;
 use slotmesh_records::{Handle, SLAB_BYTES, SlotPtr};
 
-use crate::maps::{OUTER, Slab};
+use crate::slabs::{OUTER, Slab};
 
 /// A slot: its slab, and the bytes from the slab's start.
 pub struct Place {

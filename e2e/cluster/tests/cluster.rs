@@ -221,13 +221,14 @@ fn rights(cluster: &mut Cluster) -> Story<'_> {
 
 fn probes(cluster: &mut Cluster) -> Story<'_> {
     Box::pin(async move {
-        let often = "periodSeconds: 1, failureThreshold: 1";
+        // A probe that takes long on a busy machine is no failure of what it asks.
+        let often = "periodSeconds: 1, failureThreshold: 1, timeoutSeconds: 30";
         cluster.apply(&pod(
             "probed",
             "touch() { echo > $1; }; touch /tmp/live; busybox sleep 1; touch /tmp/started; trap exit TERM; \
              while true; do busybox sleep 1 & wait; done",
             &format!(
-                "startupProbe: {{exec: {{command: [/bin/busybox, test, -f, /tmp/started]}}, periodSeconds: 1, failureThreshold: 30}},
+                "startupProbe: {{exec: {{command: [/bin/busybox, test, -f, /tmp/started]}}, periodSeconds: 1, failureThreshold: 30, timeoutSeconds: 30}},
                  readinessProbe: {{exec: {{command: [/bin/busybox, test, -f, /tmp/ready]}}, {often}}},
                  livenessProbe: {{exec: {{command: [/bin/busybox, test, -f, /tmp/live]}}, {often}}},"
             ),

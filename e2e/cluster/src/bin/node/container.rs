@@ -20,7 +20,7 @@ use slotmesh_cluster::node::{MEMORY, POD_LOGS, bundle};
 use tokio::{
     sync::{mpsc, watch},
     task::{JoinSet, spawn_blocking},
-    time::{sleep, timeout},
+    time::timeout,
 };
 
 use crate::{
@@ -230,12 +230,7 @@ async fn probing(target: Target, board: Arc<Board>, unhealthy: mpsc::Sender<Stri
     };
     tokio::join!(ready, live);
     // Nothing is asked any more: the channel stays open, or the container would seem unhealthy.
-    loop {
-        sleep(Duration::from_secs(3600)).await;
-        if unhealthy.is_closed() {
-            return;
-        }
-    }
+    unhealthy.closed().await;
 }
 
 /// Limits a container's memory, by the hierarchy that has the controller.

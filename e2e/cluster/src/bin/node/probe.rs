@@ -109,8 +109,7 @@ pub enum Verdict {
 
 /// Asks for ever, and tells each verdict (not only changes). The last reason of a failure goes along.
 pub async fn run(target: Target, probe: Probe, mut tell: impl FnMut(Verdict, Option<String>)) {
-    sleep(Duration::from_secs(probe.initial_delay_seconds.and_then(|n| u64::try_from(n).ok()).unwrap_or(0)))
-        .await;
+    sleep(seconds(probe.initial_delay_seconds, 0)).await;
     let (wanted, tolerated) = (probe.success_threshold.unwrap_or(1), probe.failure_threshold.unwrap_or(3));
     let (mut good, mut bad) = (0, 0);
     loop {
