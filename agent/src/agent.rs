@@ -12,6 +12,7 @@ use std::{
 
 use slotmesh_ads::{Sink, Update};
 use slotmesh_kernel::{Host, HostError, Lock, Outer, OuterError, ensure_bpffs};
+use slotmesh_records::ClusterState;
 use slotmesh_slots::{Config, Contradiction, Stats};
 use slotmesh_xds::{Rejection, ResourceName, ResourceType, Version};
 use tokio::sync::{Notify, oneshot, watch};
@@ -82,6 +83,7 @@ enum Command {
     Apply(Update, oneshot::Sender<Vec<Rejection>>),
     Held(oneshot::Sender<Vec<(ResourceType, ResourceName, Version)>>),
     Show(ResourceType, ResourceName, oneshot::Sender<Option<serde_json::Value>>),
+    Running(oneshot::Sender<Vec<(String, ClusterState)>>),
     Stats(oneshot::Sender<(Stats, usize)>),
     SetSlots(Config, oneshot::Sender<Result<(), Contradiction>>),
     Synced,
@@ -331,6 +333,11 @@ impl Handle {
         self.ask(Command::Stats).await
     }
 
+    /// What runs of the clusters that are in force; nothing once the agent has stopped.
+    pub async fn running(&self) -> Vec<(String, ClusterState)> {
+        self.ask(Command::Running).await.unwrap_or_default()
+    }
+
     /// Changes the settings of the slots while running: growth goes on as the new ones say.
     ///
     /// # Errors
@@ -426,6 +433,7 @@ fn own(
             }
             Ok(Command::Held(reply)) => drop(reply.send(writer.held())),
             Ok(Command::Show(ty, name, reply)) => drop(reply.send(writer.show(ty, name.as_str()))),
+            Ok(Command::Running(reply)) => drop(reply.send(writer.running())),
             Ok(Command::Stats(reply)) => drop(reply.send(writer.stats())),
             Ok(Command::SetSlots(config, reply)) => drop(reply.send(writer.set_slots(config))),
             Ok(Command::Synced) => {

@@ -1,7 +1,11 @@
 //! The agent's Prometheus metrics.
 
+mod clusters;
 mod node;
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
+pub(crate) use clusters::render as render_clusters;
 pub use node::NodeMetrics;
 
 use prometheus_client::{
@@ -58,7 +62,7 @@ pub struct Metrics {
     remaining: Gauge,
     cap: Gauge,
     quarantined: Gauge,
-    grace_periods: Counter,
+    grace_periods: Total,
     handles: Gauge,
     vips: Gauge,
     growth_failing: Gauge,
@@ -83,7 +87,7 @@ impl Metrics {
             remaining: Gauge::default(),
             cap: Gauge::default(),
             quarantined: Gauge::default(),
-            grace_periods: Counter::default(),
+            grace_periods: Total::default(),
             handles: Gauge::default(),
             vips: Gauge::default(),
             growth_failing: Gauge::default(),
@@ -134,7 +138,7 @@ impl Metrics {
         registry.register(
             "grace_periods",
             "Grace periods that have passed since the agent started",
-            metrics.grace_periods.clone(),
+            metrics.grace_periods.0.clone(),
         );
         registry.register("handles", "Named resources that have a handle", metrics.handles.clone());
         metrics
@@ -169,14 +173,24 @@ impl Metrics {
         self.remaining.set(i64::from(stats.remaining()));
         self.cap.set(i64::from(stats.cap));
         self.quarantined.set(gauge(stats.quarantined));
-        // The engine counts; between two scrapes it only rises.
-        self.grace_periods.inc_by(stats.grace_periods.saturating_sub(self.grace_periods.get()));
+        self.grace_periods.follow(stats.grace_periods);
         self.handles.set(gauge(stats.handles));
         self.vips.set(gauge(vips));
         self.growth_failing.set(i64::from(stats.growth_error.is_some()));
         let mut text = String::new();
         encode(&mut text, &self.registry).expect("writing to a string doesn't fail");
         text
+    }
+}
+
+/// A counter that follows one kept elsewhere.
+#[derive(Default)]
+struct Total(Counter, AtomicU64);
+
+impl Total {
+    fn follow(&self, total: u64) {
+        let before = self.1.swap(total, Ordering::Relaxed);
+        self.0.inc_by(total.saturating_sub(before));
     }
 }
 

@@ -26,6 +26,15 @@ impl Running {
         self.map = Some(map);
     }
 
+    /// What runs now, by the hash of the cluster's name.
+    pub fn entries(&self) -> Vec<(u64, ClusterState)> {
+        let Some(map) = &self.map else { return Vec::new() };
+        map.entries().unwrap_or_else(|error| {
+            tracing::warn!(%error, "what runs of clusters can't be read");
+            Vec::new()
+        })
+    }
+
     /// A cluster has been removed.
     pub fn depart(&mut self, cluster: u64) {
         self.departed.push_back(cluster);

@@ -336,13 +336,14 @@ impl Writer {
 
     /// From now on, what runs of clusters that are removed goes with their last connection.
     pub fn keep_running_state(&mut self, map: Map<u64, ClusterState>) {
-        let clusters: HashSet<u64> = self
-            .engine
-            .resources()
-            .filter(|&(resource, ..)| resource == kind(ResourceType::Cluster))
-            .map(|(_, name, _)| name_hash(name))
-            .collect();
+        let clusters: HashSet<u64> = self.clusters().map(name_hash).collect();
         self.running.open(map, |cluster| clusters.contains(&cluster));
+    }
+
+    /// The names of the clusters that are in force.
+    fn clusters(&self) -> impl Iterator<Item = &str> {
+        let all = self.engine.resources();
+        all.filter(|&(resource, ..)| resource == kind(ResourceType::Cluster)).map(|(_, name, _)| name)
     }
 
     /// Removes a listener: from the directory, from the VIP map, and after a grace period its records.
@@ -395,6 +396,16 @@ impl Writer {
     /// What the records hold of a resource, as JSON; `None` where it isn't in force.
     pub fn show(&self, ty: ResourceType, name: &str) -> Option<serde_json::Value> {
         show(&self.engine, ty, self.engine.find(kind(ty), name)?)
+    }
+
+    /// What runs of the clusters that are in force, of those that had a connection.
+    pub fn running(&self) -> Vec<(String, ClusterState)> {
+        let states: std::collections::HashMap<u64, ClusterState> =
+            self.running.entries().into_iter().collect();
+        if states.is_empty() {
+            return Vec::new();
+        }
+        self.clusters().filter_map(|name| Some((name.to_owned(), *states.get(&name_hash(name))?))).collect()
     }
 
     /// The slot table, and how many addresses the VIP map holds.

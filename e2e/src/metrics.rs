@@ -38,6 +38,11 @@ impl Scrape {
         self.get(&format!("slotmesh_agent_flush_seconds_sum{{type=\"{of}\"}}"))
     }
 
+    /// What is counted of a cluster's connections: `active`, `total` or `refused_total`.
+    pub fn connections(&self, what: &str, cluster: &str) -> u64 {
+        self.get(&format!("slotmesh_agent_cluster_connections_{what}{{cluster=\"{cluster}\"}}")) as u64
+    }
+
     /// How many resources were refused.
     pub fn nacked(&self) -> u64 {
         let refused =

@@ -175,6 +175,44 @@ impl<K: Pod, V: Pod> Map<K, V> {
         }
     }
 
+    /// All elements of a hash map, while others add some: each that was there before and stays is among
+    /// them. One call for some thousands (`BPF_MAP_LOOKUP_BATCH`, kernel 5.6).
+    pub fn entries(&self) -> Result<Vec<(K, V)>, BpfError> {
+        let mut all = Vec::new();
+        // The kernel's place in the map: the number of a bucket.
+        let (mut place, mut after) = (0_u32, 0_u32);
+        let mut first = true;
+        let mut room = 4_096;
+        loop {
+            let (mut keys, mut values) = (vec![K::zeroed(); room], vec![V::zeroed(); room]);
+            let mut attr = attr();
+            attr.batch.map_fd = self.fd.as_raw_fd() as u32;
+            attr.batch.in_batch = if first { 0 } else { (&raw mut place) as u64 };
+            attr.batch.out_batch = (&raw mut after) as u64;
+            attr.batch.keys = keys.as_mut_ptr() as u64;
+            attr.batch.values = values.as_mut_ptr() as u64;
+            attr.batch.count = room as u32;
+            let result = bpf("BPF_MAP_LOOKUP_BATCH", bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr);
+            let at_end = match result {
+                Ok(_) => false,
+                Err(error) if error.errno() == Some(libc::ENOENT) => true,
+                // A bucket has more than there is room for.
+                Err(error) if error.errno() == Some(libc::ENOSPC) => {
+                    room *= 2;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            // SAFETY: the kernel has set the count, to at most what it was.
+            let count = unsafe { attr.batch.count } as usize;
+            all.extend(keys.into_iter().zip(values).take(count));
+            if at_end {
+                return Ok(all);
+            }
+            (place, first) = (after, false);
+        }
+    }
+
     fn element(&self, key: &K) -> sys::bpf_attr {
         let mut attr = attr();
         attr.__bindgen_anon_2.map_fd = self.fd.as_raw_fd() as u32;

@@ -1,17 +1,11 @@
 //! Metrics that only the agent of a cluster's node has: its operator and its pods.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
-};
+use std::sync::Arc;
 
-use prometheus_client::{
-    encoding::text::encode_registry,
-    metrics::{counter::Counter, gauge::Gauge},
-    registry::Registry,
-};
+use prometheus_client::{encoding::text::encode_registry, metrics::gauge::Gauge, registry::Registry};
 use slotmesh_ads::Stats;
 
+use super::Total;
 use crate::Enrolled;
 
 /// Reads what it shows when it is scraped.
@@ -24,17 +18,6 @@ pub struct NodeMetrics {
     failures: Total,
     named: Gauge,
     attached: Gauge,
-}
-
-/// A counter that follows one kept elsewhere.
-#[derive(Default)]
-struct Total(Counter, AtomicU64);
-
-impl Total {
-    fn follow(&self, total: u64) {
-        let before = self.1.swap(total, Ordering::Relaxed);
-        self.0.inc_by(total.saturating_sub(before));
-    }
 }
 
 impl NodeMetrics {

@@ -91,6 +91,8 @@ fn a_cluster_has_at_most_its_connections() {
     assert_eq!(active(&bench), 2);
     let third = pod.connect(vip).unwrap();
     assert!(is_refused(pod.connect(vip)), "the fourth");
+    let now = state(&bench).unwrap();
+    assert_eq!((now.opened, now.refused), (3, 2));
     // Whichever side closes first.
     drop(server.accept().unwrap());
     drop(first);

@@ -82,10 +82,13 @@ fn decide(
         // SAFETY: the helper has no preconditions.
         unsafe { bpf_get_prandom_u32() }
     });
-    let target = match found {
+    let target = match &found {
         // Only TCP sockets are counted; a VIP of another protocol isn't there.
         Found::Target(target) if !running::is_full(target.cluster, target.max_connections) => target,
         Found::Target(_) | Found::Refuse => {
+            if let Found::Target(full) = &found {
+                running::refuse(full.cluster);
+            }
             // SAFETY: the helper has no preconditions; with a refusal it sets what connect returns.
             unsafe { bpf_set_retval(-ECONNREFUSED) };
             return Some(DENY);
@@ -118,7 +121,7 @@ fn decide(
         // SAFETY: not null, and the storage lives as long as the socket.
         unsafe { *stored = state };
     }
-    redirect(&target);
+    redirect(target);
     Some(ALLOW)
 }
 

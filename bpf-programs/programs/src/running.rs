@@ -14,7 +14,8 @@ fn state(cluster: u64) -> Option<*mut ClusterState> {
         return Some(state);
     }
     // Another CPU may make it at the same time: then that one's is found.
-    let _ = CLUSTERS.insert(cluster, ClusterState { active: 0, cursor: 0 }, u64::from(BPF_NOEXIST));
+    let new = ClusterState { active: 0, cursor: 0, opened: 0, refused: 0 };
+    let _ = CLUSTERS.insert(cluster, new, u64::from(BPF_NOEXIST));
     CLUSTERS.get_ptr_mut(cluster)
 }
 
@@ -52,9 +53,21 @@ pub fn is_full(cluster: u64, most: u32) -> bool {
 #[inline(always)]
 pub fn begin(cluster: u64) -> bool {
     let Some(state) = state(cluster) else { return false };
-    // SAFETY: a word of an element.
-    unsafe { fetch_add(&raw mut (*state).active, 1) };
+    // SAFETY: words of an element.
+    unsafe {
+        fetch_add(&raw mut (*state).active, 1);
+        fetch_add(&raw mut (*state).opened, 1);
+    }
     true
+}
+
+/// A connect was refused because the cluster is full.
+#[inline(always)]
+pub fn refuse(cluster: u64) {
+    if let Some(state) = state(cluster) {
+        // SAFETY: a word of an element.
+        unsafe { fetch_add(&raw mut (*state).refused, 1) };
+    }
 }
 
 /// One connection less.

@@ -161,6 +161,10 @@ pub struct ClusterState {
     pub active: u64,
     /// How many connections were given an endpoint in turn.
     pub cursor: u64,
+    /// TCP connections that have counted since the entry was made.
+    pub opened: u64,
+    /// Connects refused because there were as many connections as there may be.
+    pub refused: u64,
 }
 
 /// Who a program's caller is, in the cgroup storage of the program's attachment.
