@@ -9,7 +9,8 @@ impl Engine {
     pub fn draft(&mut self) -> Draft<'_> {
         let slots = std::mem::take(&mut self.scratch.slots);
         let handles = std::mem::take(&mut self.scratch.handles);
-        Draft { engine: self, slots, handles }
+        let created = std::mem::take(&mut self.scratch.created);
+        Draft { engine: self, slots, handles, created }
     }
 }
 
@@ -39,7 +40,8 @@ pub trait Records: Sized {
         version: u64,
     ) -> Result<Owned<R>, Self::Error>;
 
-    /// The handle of a resource, which need not exist yet: it then leads nowhere until it does.
+    /// The handle of a resource, which need not exist yet: it then leads nowhere until it does. For each
+    /// time that a record refers to a handle, it is asked for once; and once to publish.
     ///
     /// # Errors
     /// Where there is no room.
@@ -60,6 +62,8 @@ pub struct Draft<'e> {
     slots: Vec<SlotPtr>,
     /// Each is held by a reference of the draft's, so that none goes while the draft waits for a slot.
     handles: Vec<HandlePtr>,
+    /// Those that no program can have seen yet.
+    created: Vec<HandlePtr>,
 }
 
 impl Draft<'_> {
@@ -87,24 +91,47 @@ impl Draft<'_> {
         Ok(Owned::new(ptr))
     }
 
-    /// The handle of a resource, which need not exist yet: it then leads nowhere until it does.
+    /// The handle of a resource, which need not exist yet: it then leads nowhere until it does. For each
+    /// time that a record refers to a handle, it is asked for once.
     ///
     /// # Errors
     /// Where no slot is to be had.
     pub fn handle(&mut self, kind: ResourceKind, name: &str) -> Result<HandlePtr, Full> {
-        let handle = match self.engine.find(kind, name) {
+        let handle = match self.engine.handles.hold(kind, name) {
             Some(handle) => handle,
-            None => self.engine.create_handle(kind, name)?,
+            None => {
+                let handle = self.engine.create_handle(kind, name)?;
+                self.engine.handles.info(handle).refs += 1;
+                self.created.push(handle);
+                handle
+            }
         };
-        self.engine.handles.info(handle).refs += 1;
         self.handles.push(handle);
         Ok(handle)
     }
 
     /// Makes the records current with one release store, and retires the version before them.
     pub fn publish<R: Record>(mut self, handle: HandlePtr, root: Owned<R>) {
+        // The draft's references become those of the new version, but for the one that is the resource's
+        // own handle. They count before the old version's are given up, so that no handle is dropped in
+        // between.
+        let own = self.handles.iter().rposition(|&held| held == handle);
+        if let Some(own) = own {
+            self.handles.swap_remove(own);
+        }
+        debug_assert!(
+            self.engine.refers_to_exactly(root.ptr(), &self.handles),
+            "each reference in a record is a handle that was asked for, and the other way round"
+        );
+        for handle in self.created.drain(..) {
+            self.engine.handles.info(handle).seen = true;
+        }
         self.slots.clear();
+        self.handles.clear();
         self.engine.make_current(handle, root.ptr());
+        if own.is_some() {
+            self.engine.release(handle);
+        }
     }
 }
 
@@ -134,6 +161,8 @@ impl Drop for Draft<'_> {
             self.engine.release(handle);
         }
         self.engine.scratch.slots = std::mem::take(&mut self.slots);
+        self.created.clear();
         self.engine.scratch.handles = std::mem::take(&mut self.handles);
+        self.engine.scratch.created = std::mem::take(&mut self.created);
     }
 }

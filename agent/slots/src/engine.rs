@@ -110,6 +110,7 @@ pub struct Engine {
 pub(crate) struct Scratch {
     pub(crate) slots: Vec<SlotPtr>,
     pub(crate) handles: Vec<HandlePtr>,
+    pub(crate) created: Vec<HandlePtr>,
     refs: Vec<SlotPtr>,
     tree: Vec<SlotPtr>,
 }
@@ -400,18 +401,10 @@ impl Engine {
         Ok(handle)
     }
 
-    /// Makes `root` the current version behind `handle`, and retires the version before it.
+    /// Makes `root`, whose references count already, the current version behind `handle`, and retires the
+    /// version before it.
     pub(crate) fn make_current(&mut self, handle: HandlePtr, root: SlotPtr) {
         let old = self.current(handle);
-        // New references count before old ones are given up, so that no handle is dropped in between.
-        let mut refs = std::mem::take(&mut self.scratch.refs);
-        self.tree(root, &mut refs);
-        for ptr in refs.drain(..) {
-            let info = self.handles.info(HandlePtr::new(ptr));
-            info.refs += 1;
-            info.seen = true;
-        }
-        self.scratch.refs = refs;
         let info = self.handles.info(handle);
         info.published = true;
         info.seen = true;
@@ -419,6 +412,16 @@ impl Engine {
         if !old.is_null() {
             self.give_up(old);
         }
+    }
+
+    /// Whether these are the references of a version, each as often as it stands there.
+    pub(crate) fn refers_to_exactly(&mut self, root: SlotPtr, handles: &[HandlePtr]) -> bool {
+        let (mut refs, mut handles) = (Vec::new(), handles.to_vec());
+        self.tree(root, &mut refs);
+        let mut refs: Vec<HandlePtr> = refs.into_iter().map(HandlePtr::new).collect();
+        refs.sort_unstable();
+        handles.sort_unstable();
+        refs == handles
     }
 
     /// Retires a version: its slots, and its references.

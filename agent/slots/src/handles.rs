@@ -83,13 +83,25 @@ pub(crate) struct Handles {
 
 impl Handles {
     pub fn find(&self, kind: ResourceKind, name: &str) -> Option<HandlePtr> {
-        let hash = self.hash(kind, name);
-        let found = self.names.find(hash, |&number| {
+        let number = self.named(kind, name)?;
+        Some(self.entries[number as usize].as_ref()?.handle)
+    }
+
+    /// The handle of this name, with one reference more.
+    pub fn hold(&mut self, kind: ResourceKind, name: &str) -> Option<HandlePtr> {
+        let number = self.named(kind, name)?;
+        let entry = self.entries[number as usize].as_mut()?;
+        entry.info.refs += 1;
+        Some(entry.handle)
+    }
+
+    fn named(&self, kind: ResourceKind, name: &str) -> Option<Number> {
+        let found = self.names.find(self.hash(kind, name), |&number| {
             self.entries[number as usize]
                 .as_ref()
                 .is_some_and(|entry| entry.info.kind == kind && &*entry.info.name == name)
         });
-        found.and_then(|&number| Some(self.entries[number as usize].as_ref()?.handle))
+        found.copied()
     }
 
     pub fn get(&self, handle: HandlePtr) -> Option<&Info> {

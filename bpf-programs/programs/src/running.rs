@@ -43,8 +43,11 @@ unsafe fn fetch_add(word: *mut u64, mut add: u64) -> u64 {
 pub fn is_full(cluster: u64, most: u32) -> bool {
     most != NO_LIMIT
         && match CLUSTERS.get_ptr_mut(cluster) {
+            // Signed: see `end`.
             // SAFETY: the helper's pointer is valid for this run.
-            Some(state) => (unsafe { (&raw const (*state).active).read_volatile() }) >= u64::from(most),
+            Some(state) => {
+                (unsafe { (&raw const (*state).active).read_volatile() }) as i64 >= i64::from(most)
+            }
             None => most == 0,
         }
 }
@@ -70,12 +73,17 @@ pub fn refuse(cluster: u64) {
     }
 }
 
-/// One connection less.
+/// One connection less. One that began while the agent removed the entry of a cluster that was gone isn't
+/// among those of an entry made since: then the count is below zero for a moment, and no longer.
 #[inline(always)]
 pub fn end(cluster: u64) {
     if let Some(state) = CLUSTERS.get_ptr_mut(cluster) {
         // SAFETY: a word of an element.
-        unsafe { fetch_add(&raw mut (*state).active, u64::MAX) };
+        unsafe {
+            if fetch_add(&raw mut (*state).active, u64::MAX) == 0 {
+                fetch_add(&raw mut (*state).active, 1);
+            }
+        }
     }
 }
 
