@@ -16,7 +16,7 @@ setup: ## Install what is missing to build and test (seconds when nothing is)
 	@test -x "$(XTASK_BUILT)" || echo "building xtask (about half a minute) …" >&2
 	@$(XTASK) setup
 
-ebpf: setup ## Build the eBPF programs to target/bpf/slotmesh.bpf.o
+ebpf: setup ## Build the eBPF programs to target/bpf/
 	@$(XTASK) ebpf
 
 control-plane: setup ## Build the Kubernetes control plane for the tests (5 minutes, once per machine)
@@ -42,7 +42,7 @@ stress: root ebpf ## Look for rare mistakes: 10^8 reads, 1,000 kills (root, a qu
 	SLOTMESH_KILLS=1000 cargo test -p slotmesh-e2e --locked --test be_killed_at_any_instant -- --nocapture
 
 e2e: root ebpf control-plane ## Run the end-to-end scenarios, on one agent and on a cluster (part of `test`; root)
-	cargo build -p slotmesh -p slotmesh-cluster -p slotmesh-e2e --locked
+	cargo build -p slotmesh -p slotmesh-next -p slotmesh-cluster -p slotmesh-e2e --locked
 	cargo test -p slotmesh-cluster -p slotmesh-e2e --locked
 
 kernels: ebpf ## Run the tests that need the kernel on Linux 6.1 and 6.12, in QEMU

@@ -2,7 +2,8 @@
 //!
 //! The object is built by another compiler (`cargo xtask ebpf`), so this only copies it, from
 //! `SLOTMESH_BPF_OBJECT` or from `target/bpf/` of the workspace. Without it the agent still builds,
-//! with an empty object that it refuses to load.
+//! with an empty object that it refuses to load. A build with another record layout (`next-layout`)
+//! has an object of its own.
 
 use std::env;
 use std::fs::{self, File};
@@ -12,14 +13,17 @@ use std::time::SystemTime;
 const VARIABLE: &str = "SLOTMESH_BPF_OBJECT";
 
 fn main() {
-    let object = env::var_os(VARIABLE).filter(|path| !path.is_empty()).map_or_else(
+    let next_layout = env::var_os("CARGO_FEATURE_NEXT_LAYOUT").is_some();
+    let named = env::var_os(VARIABLE).filter(|path| !path.is_empty() && !next_layout);
+    let object = named.map_or_else(
         || {
-            let object = manifest_dir().join("../target/bpf/slotmesh.bpf.o");
+            let name = if next_layout { "next.bpf.o" } else { "slotmesh.bpf.o" };
+            let object = root().join("target/bpf").join(name);
             leave_something_to_watch(&object);
             object
         },
         // A relative path would mean another file to cargo, to this script and to whoever set it.
-        |path| manifest_dir().join("..").join(path),
+        |path| root().join(path),
     );
     println!("cargo:rerun-if-env-changed={VARIABLE}");
     println!("cargo:rerun-if-changed={}", object.display());
@@ -36,8 +40,12 @@ fn main() {
     fs::write(&out, bytes).unwrap_or_else(|error| panic!("can't write {}: {error}", out.display()));
 }
 
-fn manifest_dir() -> PathBuf {
-    env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from).expect("cargo sets CARGO_MANIFEST_DIR")
+/// The root of the workspace: the script serves packages at different depths.
+fn root() -> PathBuf {
+    let package =
+        env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from).expect("cargo sets CARGO_MANIFEST_DIR");
+    let root = package.ancestors().find(|dir| dir.join("Cargo.lock").is_file());
+    root.unwrap_or_else(|| panic!("{} lies in no workspace", package.display())).to_owned()
 }
 
 /// cargo takes a watched file that doesn't exist for changed, in every build, and would rebuild the

@@ -11,6 +11,9 @@
 //! ```
 //! and one slot for the handle of each, which holds the name.
 
+#[cfg(feature = "next-layout")]
+mod next;
+
 use bytemuck::Zeroable as _;
 use slotmesh_records::{
     self as records, ClusterRange, EndpointChunk, EndpointIndex, NO_LIMIT, Owned, RecordHeader, Ref, Text,
@@ -118,6 +121,10 @@ fn write_cluster<D: Records>(
         max_pending_requests: pending_requests.unwrap_or(NO_LIMIT),
         max_requests: requests.unwrap_or(NO_LIMIT),
         max_retries: retries.unwrap_or(NO_LIMIT),
+        #[cfg(feature = "next-layout")]
+        added: next::write_added(draft, cluster, endpoints)?,
+        #[cfg(feature = "next-layout")]
+        reserved: 0,
     };
     draft.write_root(&record, &[], version)
 }

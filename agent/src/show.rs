@@ -1,5 +1,8 @@
 //! What the kernel's records hold of a resource, read back for people: JSON with names for pointers.
 
+#[cfg(feature = "next-layout")]
+mod next;
+
 use serde_json::{Value, json};
 use slotmesh_records::{
     Action, Chains, Cluster, ClusterSet, Endpoint, EndpointChunk, EndpointIndex, Endpoints, Handle,
@@ -22,6 +25,10 @@ pub(crate) fn show(engine: &Engine, ty: ResourceType, handle: HandlePtr) -> Opti
         // They have no records.
         ResourceType::Settings | ResourceType::Workload => None,
     }?;
+    #[cfg(feature = "next-layout")]
+    if ty == ResourceType::Cluster {
+        shown["added"] = records.added(root)?;
+    }
     shown["name"] = engine.name(handle)?.into();
     shown["version"] = Version::from_u64(records.version(ty, root)?)?.to_string().into();
     Some(shown)

@@ -1,4 +1,5 @@
-//! Builds the eBPF programs: to the object that the agent embeds, and to one with those of the tests.
+//! Builds the eBPF programs: to the object that the agent embeds, to one with those of the tests, and to
+//! one for the agent with another record layout that tests upgrade to.
 
 use std::env::consts::ARCH;
 use std::fs;
@@ -23,18 +24,25 @@ pub fn run(workspace: &Workspace) -> Result<()> {
         Kind::Nightly(chain) => chain,
         Kind::Debian => chain::debian(&cache_dir()?)?,
     };
-    build(workspace, &chain)?;
-    for (binary, object) in [("slotmesh", workspace.bpf_object()), ("probes", workspace.probes_object())] {
-        let built = workspace.bpf_dir().join(TARGET).join("release").join(binary);
-        let outcome = if copy_if_changed(&built, &object)? { "new" } else { "unchanged" };
-        let size = object.metadata()?.len().div_ceil(1024);
-        let shown = object.strip_prefix(workspace.root()).unwrap_or(&object).display();
-        eprintln!("ebpf: {shown} is {outcome} ({size} KiB)");
-    }
+    build(workspace, &chain, &["--workspace"])?;
+    take(workspace, "slotmesh", &workspace.bpf_object())?;
+    take(workspace, "probes", &workspace.probes_object())?;
+    // The same sources and the same binary's name: it is taken before and after.
+    build(workspace, &chain, &["--package", "slotmesh-programs", "--features", "next-layout"])?;
+    take(workspace, "slotmesh", &workspace.next_object())
+}
+
+/// Puts a binary that was built where the agent's build, or a test, looks for it.
+fn take(workspace: &Workspace, binary: &str, object: &Path) -> Result<()> {
+    let built = workspace.bpf_dir().join(TARGET).join("release").join(binary);
+    let outcome = if copy_if_changed(&built, object)? { "new" } else { "unchanged" };
+    let size = object.metadata()?.len().div_ceil(1024);
+    let shown = object.strip_prefix(workspace.root()).unwrap_or(object).display();
+    eprintln!("ebpf: {shown} is {outcome} ({size} KiB)");
     Ok(())
 }
 
-fn build(workspace: &Workspace, chain: &Chain) -> Result<()> {
+fn build(workspace: &Workspace, chain: &Chain, what: &[&str]) -> Result<()> {
     run_command(
         clean_cargo(&chain.cargo.clone().unwrap_or_else(host_cargo))
             .env_remove("RUSTUP_TOOLCHAIN")
@@ -42,16 +50,8 @@ fn build(workspace: &Workspace, chain: &Chain) -> Result<()> {
             // Lets Debian's compiler, a stable one, use `build-std` and what aya-ebpf needs.
             .env("RUSTC_BOOTSTRAP", "1")
             .env("CARGO_ENCODED_RUSTFLAGS", flags(ARCH, &chain.linker))
-            .args([
-                "build",
-                "--workspace",
-                "--release",
-                "--locked",
-                "-Z",
-                "build-std=core",
-                "--target",
-                TARGET,
-            ])
+            .args(["build", "--release", "--locked", "-Z", "build-std=core", "--target", TARGET])
+            .args(what)
             .arg("--manifest-path")
             .arg(workspace.programs_manifest())
             .arg("--target-dir")

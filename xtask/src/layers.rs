@@ -4,14 +4,16 @@
 //! records <- slots <- agent -> xds        crds <- operator -> xds
 //! ```
 //!
-//! operator and agent never meet but in `cli`, `e2e` and the benches, which wire them. Two rules:
+//! operator and agent never meet but in `cli`, `e2e` and the benches, which wire them. Three rules:
 //!
 //! 1. [`ROOMS`] names, for each workspace crate, every workspace crate that it may use. A crate that
 //!    is not in the table fails the check, so a new crate is placed on purpose.
 //! 2. [`NEVER`] names outside crates that don't belong in a room: the slot engine knows no xDS, the
 //!    compiler no socket, the server no Kubernetes object, the agent no Kubernetes at all.
+//! 3. A variant, such as `slotmesh-agent-next` (the agent with another record layout, see
+//!    `e2e/next-layout`), has the place of its original, and only variants use variants.
 //!
-//! Both look at direct dependencies: what lies behind an allowed crate is that crate's matter, and
+//! All look at direct dependencies: what lies behind an allowed crate is that crate's matter, and
 //! has its own line.
 
 use std::collections::BTreeSet;
@@ -34,6 +36,21 @@ struct Room {
 const fn room(name: &'static str, uses: &'static [&'static str]) -> Room {
     Room { name, uses, tests_use: &[] }
 }
+
+/// What follows the name of the original in that of a variant.
+const VARIANT: &str = "-next";
+
+/// What the command line wires for the standalone mode: both sides, and the types of their public
+/// settings and reports. Never what lies below them (kernel, records, resource definitions).
+const COMMAND_LINE: &[&str] = &[
+    "slotmesh-ads",
+    "slotmesh-agent",
+    "slotmesh-compile",
+    "slotmesh-operator",
+    "slotmesh-serve",
+    "slotmesh-slots",
+    "slotmesh-xds",
+];
 
 const ROOMS: &[Room] = &[
     room("slotmesh-records-derive", &[]),
@@ -60,20 +77,13 @@ const ROOMS: &[Room] = &[
         // What it watches is tested on a real API server.
         tests_use: &["slotmesh-cluster"],
     },
-    // Where the standalone mode is wired: both sides, and the types of their public settings and
-    // reports. Never what lies below them (kernel, records, resource definitions).
-    room(
-        "slotmesh",
-        &[
-            "slotmesh-ads",
-            "slotmesh-agent",
-            "slotmesh-compile",
-            "slotmesh-operator",
-            "slotmesh-serve",
-            "slotmesh-slots",
-            "slotmesh-xds",
-        ],
-    ),
+    room("slotmesh", COMMAND_LINE),
+    Room {
+        name: "slotmesh-next",
+        uses: COMMAND_LINE,
+        // In what they differ, it and its original.
+        tests_use: &["slotmesh-records"],
+    },
     // A Kubernetes cluster for tests: knows nothing of the product.
     room("slotmesh-cluster", &[]),
     room("slotmesh-e2e", &["slotmesh", "slotmesh-agent", "slotmesh-cluster", "slotmesh-operator"]),
@@ -180,9 +190,19 @@ fn graph(metadata: &Metadata) -> (BTreeSet<&str>, Vec<Edge<'_>>) {
     (members, edges)
 }
 
+/// The crate of which this one is a variant; else itself.
+fn original(name: &str) -> &str {
+    name.strip_suffix(VARIANT).unwrap_or(name)
+}
+
+fn is_variant(name: &str) -> bool {
+    original(name) != name
+}
+
 /// What is wrong with a graph, one sentence each.
 fn check(members: &BTreeSet<&str>, edges: &[Edge<'_>]) -> Vec<String> {
-    let find = |name: &str| ROOMS.iter().find(|room| room.name == name);
+    let exactly = |name: &str| ROOMS.iter().find(|room| room.name == name);
+    let find = |name: &str| exactly(name).or_else(|| exactly(original(name)));
     let mut violations: Vec<String> = members
         .iter()
         .filter(|member| find(member).is_none())
@@ -190,13 +210,17 @@ fn check(members: &BTreeSet<&str>, edges: &[Edge<'_>]) -> Vec<String> {
         .collect();
     for &Edge { from, to, test_only } in edges {
         let Some(room) = find(from) else { continue };
-        let allowed = room.uses.contains(&to) || (test_only && room.tests_use.contains(&to));
+        let place = original(to);
+        let allowed = room.uses.contains(&place) || (test_only && room.tests_use.contains(&place));
         if members.contains(to) && !allowed {
             let what =
                 if test_only { "must not depend on it, not even in tests" } else { "must not depend on it" };
             violations.push(format!("{from} -> {to}: {from} {what}"));
         }
-        let never = NEVER.iter().filter(|(name, _)| *name == from).flat_map(|(_, groups)| *groups);
+        if is_variant(to) && !is_variant(from) {
+            violations.push(format!("{from} -> {to}: only variants use variants"));
+        }
+        let never = NEVER.iter().filter(|(name, _)| *name == original(from)).flat_map(|(_, groups)| *groups);
         if never.clone().any(|group| group.contains(&to)) {
             violations.push(format!("{from} -> {to}: this outside crate doesn't belong there"));
         }
@@ -263,6 +287,31 @@ mod tests {
     fn what_tests_may_use_the_product_may_not() {
         assert!(check(&members(), &[tests_use("slotmesh-ads", "slotmesh-serve")]).is_empty());
         assert_eq!(check(&members(), &[uses("slotmesh-ads", "slotmesh-serve")]).len(), 1);
+    }
+
+    #[test]
+    fn a_variant_has_the_place_of_its_original() {
+        let mut members = members();
+        members.extend(["slotmesh-records-next", "slotmesh-slots-next", "slotmesh-agent-next"]);
+        for allowed in [
+            uses("slotmesh-slots-next", "slotmesh-records-next"),
+            uses("slotmesh-agent-next", "slotmesh-ads"),
+            uses("slotmesh-next", "slotmesh-agent-next"),
+            tests_use("slotmesh-next", "slotmesh-records-next"),
+        ] {
+            let found = check(&members, &[allowed]);
+            assert_eq!(found, Vec::<String>::new());
+        }
+        for forbidden in [
+            uses("slotmesh-records-next", "slotmesh-slots-next"),
+            uses("slotmesh-next", "slotmesh-records-next"),
+            uses("slotmesh-agent-next", "kube"),
+            uses("slotmesh-slots", "slotmesh-records-next"),
+            uses("slotmesh", "slotmesh-agent-next"),
+        ] {
+            let found = check(&members, &[forbidden]);
+            assert_eq!(found.len(), 1, "{} -> {}: {found:?}", forbidden.from, forbidden.to);
+        }
     }
 
     #[test]

@@ -38,7 +38,7 @@ struct Cli {
 enum Task {
     /// Install what is missing to build the eBPF programs and to run tests and demo.
     Setup,
-    /// Build the eBPF programs to target/bpf/slotmesh.bpf.o.
+    /// Build the eBPF programs to target/bpf/.
     Ebpf,
     /// Build the Kubernetes control plane for the end-to-end tests, once per machine.
     ControlPlane,

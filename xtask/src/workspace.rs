@@ -50,6 +50,11 @@ impl Workspace {
         self.bpf_dir().join("slotmesh.bpf.o")
     }
 
+    /// The object that the agent with another record layout embeds.
+    pub fn next_object(&self) -> PathBuf {
+        self.bpf_dir().join("next.bpf.o")
+    }
+
     /// The object with the programs of the tests and benchmarks.
     pub fn probes_object(&self) -> PathBuf {
         self.bpf_dir().join("probes.bpf.o")

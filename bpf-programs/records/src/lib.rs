@@ -25,6 +25,8 @@
 pub mod layout;
 mod maps;
 mod model;
+#[cfg(feature = "next-layout")]
+mod next;
 mod pointer;
 mod question;
 mod route;
@@ -35,6 +37,8 @@ pub use model::{
     Cluster, DirectoryPage, Endpoint, EndpointChunk, EndpointIndex, Endpoints, Handle, NO_LIMIT, Superblock,
     Text, balance, choose,
 };
+#[cfg(feature = "next-layout")]
+pub use next::Added;
 pub use pointer::{
     MAX_SLABS, Owned, Ref, SLAB_BYTES, SlabIndex, SlotPtr, UNIT_BYTES, UNITS_PER_SLAB, Within,
 };

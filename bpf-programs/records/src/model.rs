@@ -26,6 +26,8 @@ pub(crate) const LAYOUTS: &[Layout] = &[
     Chains::LAYOUT,
     HostIndex::LAYOUT,
     HostChunk::LAYOUT,
+    #[cfg(feature = "next-layout")]
+    crate::Added::LAYOUT,
 ];
 
 /// The first slot of the first slab: the root from which every handle is found.
@@ -125,6 +127,12 @@ pub struct Cluster {
     pub max_requests: u32,
     /// The most retries at a time, as configured.
     pub max_retries: u32,
+    /// Where its endpoints come from, once more.
+    #[cfg(feature = "next-layout")]
+    pub added: Owned<crate::Added>,
+    /// Zero.
+    #[cfg(feature = "next-layout")]
+    pub reserved: u32,
 }
 
 /// `envoy.config.endpoint.v3.ClusterLoadAssignment` that fits one slot: the IPv4 endpoints, then the
