@@ -436,12 +436,14 @@ fn own(
             Ok(Command::Running(reply)) => drop(reply.send(writer.running())),
             Ok(Command::Stats(reply)) => drop(reply.send(writer.stats())),
             Ok(Command::SetSlots(config, reply)) => drop(reply.send(writer.set_slots(config))),
-            Ok(Command::Synced) => {
-                if let Some(Err(error)) = at_sync.take().map(|run| run()) {
+            Ok(Command::Synced) => match at_sync.take().map(|run| run()) {
+                Some(Ok(())) => writer.synced(),
+                Some(Err(error)) => {
                     tracing::error!(%error, "the programs can't be replaced by this build's");
                     return;
                 }
-            }
+                None => {}
+            },
             Ok(Command::Wake) => writer.poll(),
             Err(RecvTimeoutError::Timeout) => {
                 writer.retrying();

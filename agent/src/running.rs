@@ -17,13 +17,21 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// Takes the map over. What an earlier agent left of clusters that aren't there any more goes.
-    pub fn open(&mut self, map: Map<u64, ClusterState>, exists: impl Fn(u64) -> bool) {
-        match map.keys() {
+    /// Takes the map over, with all that an earlier agent left there.
+    pub fn open(&mut self, map: Map<u64, ClusterState>) {
+        self.map = Some(map);
+    }
+
+    /// What an earlier agent left of clusters that aren't there any more goes.
+    ///
+    /// Not before the first sync: in an upgrade to other records there are no clusters until then, while the
+    /// earlier agent's programs go on counting. What they count at the moment of a removal would be lost, and
+    /// its end would bring the count below zero.
+    pub fn leave_behind(&mut self, exists: impl Fn(u64) -> bool) {
+        match self.map.as_ref().map_or(Ok(Vec::new()), Map::keys) {
             Ok(keys) => self.departed.extend(keys.into_iter().filter(|&cluster| !exists(cluster))),
             Err(error) => tracing::warn!(%error, "what runs of clusters that are gone can't be removed"),
         }
-        self.map = Some(map);
     }
 
     /// What runs now, by the hash of the cluster's name.

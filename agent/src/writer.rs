@@ -336,8 +336,13 @@ impl Writer {
 
     /// From now on, what runs of clusters that are removed goes with their last connection.
     pub fn keep_running_state(&mut self, map: Map<u64, ClusterState>) {
+        self.running.open(map);
+    }
+
+    /// The first sync is over: what an earlier agent left that nothing leads to goes.
+    pub fn synced(&mut self) {
         let clusters: HashSet<u64> = self.clusters().map(name_hash).collect();
-        self.running.open(map, |cluster| clusters.contains(&cluster));
+        self.running.leave_behind(|cluster| clusters.contains(&cluster));
     }
 
     /// The names of the clusters that are in force.
