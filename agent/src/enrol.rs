@@ -11,6 +11,8 @@
 //!   kubelet creates it, which is before the pod's first container starts.
 //! - What an earlier agent attached stays attached until the operator has named all pods; then those
 //!   that it didn't name are detached. Without an operator nothing is.
+//! - Of pods with the same namespace and name only the one that was named last is attached: the others
+//!   are on their way out.
 //! - A pod's cgroup takes its links along when it goes; their dead pins are collected when the
 //!   operator takes the pod back.
 
@@ -45,6 +47,11 @@ struct Pod {
 }
 
 impl Pod {
+    /// What all pods with its namespace and name have.
+    fn id(&self) -> u64 {
+        self.workload(PathBuf::new()).id()
+    }
+
     fn workload(&self, cgroup: PathBuf) -> Workload {
         Workload { namespace: self.namespace.clone(), name: self.name.clone(), cgroup }
     }
@@ -54,6 +61,8 @@ struct State {
     datapath: Arc<Datapath>,
     tree: Tree,
     pods: HashMap<ResourceName, Pod>,
+    /// By [`Workload::id`]: of the pods with the same namespace and name, the one that was named last.
+    latest: HashMap<u64, ResourceName>,
 }
 
 /// A sink that takes workloads, and hands the rest on. Clones are handles of the same.
@@ -82,7 +91,8 @@ impl<S: Sink> Enrolment<S> {
         let mut tree = Tree::new(root);
         tree.check()?;
         // Dropped together: the state's watcher calls back into the state.
-        let state = Arc::new(Mutex::new(State { datapath, tree, pods: HashMap::new() }));
+        let state =
+            Arc::new(Mutex::new(State { datapath, tree, pods: HashMap::new(), latest: HashMap::new() }));
         let weak = Arc::downgrade(&state);
         let told = move |event: notify::Result<notify::Event>| {
             let Some(state) = weak.upgrade() else { return };
@@ -146,7 +156,9 @@ impl State {
                 // Whatever was created in it before it was watched would be missed.
                 self.tree.found_parent(path);
                 self.look();
-            } else if let Some((_, pod)) = self.pods.iter_mut().find(|(_, pod)| pod.uid.is_cgroup(path)) {
+            } else if let Some((name, pod)) = self.pods.iter_mut().find(|(_, pod)| pod.uid.is_cgroup(path))
+                && self.latest.get(&pod.id()) == Some(name)
+            {
                 // Also when it is attached: to a cgroup of this name that was removed.
                 attach(&self.datapath, pod, path.clone());
             }
@@ -156,18 +168,21 @@ impl State {
     /// What was created in a cgroup before it was watched was told by nobody.
     fn watched(&mut self, dir: &Path) {
         self.tree.look_below(dir);
-        for pod in self.pods.values_mut() {
-            // Also when it is attached: its cgroup may have been made again.
-            if let Some(cgroup) = self.tree.find(&pod.uid).filter(|cgroup| cgroup.parent() == Some(dir)) {
-                attach(&self.datapath, pod, cgroup);
-            }
-        }
+        // Also when they are attached: their cgroups may have been made again.
+        self.attach_all(|_, cgroup| cgroup.parent() == Some(dir));
     }
 
     /// Looks for the cgroups of all pods that aren't attached.
     fn look(&mut self) {
-        for pod in self.pods.values_mut().filter(|pod| pod.attached.is_none()) {
-            if let Some(cgroup) = self.tree.find(&pod.uid) {
+        self.attach_all(|pod, _| pod.attached.is_none());
+    }
+
+    /// Attaches the pods that are wanted and have a cgroup.
+    fn attach_all(&mut self, is_wanted: impl Fn(&Pod, &Path) -> bool) {
+        for (name, pod) in &mut self.pods {
+            if self.latest.get(&pod.id()) == Some(name)
+                && let Some(cgroup) = self.tree.find(&pod.uid).filter(|cgroup| is_wanted(pod, cgroup))
+            {
                 attach(&self.datapath, pod, cgroup);
             }
         }
@@ -186,6 +201,7 @@ impl State {
             None => tracing::debug!(pod = %resource.name, "the pod's cgroup doesn't exist yet"),
         }
         let failed = pod.failed.clone();
+        self.latest.insert(pod.id(), resource.name.clone());
         if let Some(old) = self.pods.insert(resource.name.clone(), pod).and_then(|old| old.attached) {
             self.detach(&old);
         }
@@ -195,8 +211,15 @@ impl State {
 
     fn taken_back(&mut self, name: &ResourceName) -> Result<(), String> {
         let Some(pod) = self.pods.remove(name) else { return Ok(()) };
-        if let Some(workload) = pod.attached {
-            self.detach(&workload);
+        if let Some(workload) = &pod.attached {
+            self.detach(workload);
+        }
+        if self.latest.get(&pod.id()) == Some(name) {
+            self.latest.remove(&pod.id());
+            if let Some((other, _)) = self.pods.iter().find(|(_, other)| other.id() == pod.id()) {
+                self.latest.insert(pod.id(), other.clone());
+                self.attach_all(|other, _| other.id() == pod.id());
+            }
         }
         Ok(())
     }

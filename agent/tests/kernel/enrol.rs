@@ -152,6 +152,27 @@ fn a_pod_that_is_made_again_under_its_name_stays_attached_when_the_old_one_is_ta
 }
 
 #[test]
+fn a_pod_whose_name_another_has_taken_over_does_not_take_it_back() {
+    let mut node = Node::new();
+    let new = node.cgroup("kubepods/podaaaa-2");
+    let old = node.cgroup("kubepods/podaaaa-1");
+    node.apply(&[("aaaa-1", "a")], &[]);
+    node.until_attached("a", &old);
+    node.apply(&[("aaaa-2", "a")], &[]);
+    node.until_attached("a", &new);
+    node.remove_last_cgroup();
+    let old = node.cgroup("kubepods/podaaaa-1");
+    // When what was made later has been noticed, this has been, too.
+    node.apply(&[("bbbb-1", "b")], &[]);
+    let later = node.cgroup("kubepods/podbbbb-1");
+    node.until_attached("b", &later);
+    node.until_attached("a", &new);
+    // Should the later one go first, it is the earlier one's again.
+    node.apply(&[], &["aaaa-2"]);
+    node.until_attached("a", &old);
+}
+
+#[test]
 fn what_an_earlier_agent_attached_stays_until_all_pods_are_named() {
     let mut node = Node::new();
     let (stays, goes) = (node.cgroup("kubepods/podaaaa-1"), node.cgroup("kubepods/podbbbb-2"));
