@@ -65,9 +65,17 @@ impl Footprint {
     /// # Errors
     /// When it can't be looked at.
     pub fn of(up: &Up) -> Result<Self> {
-        let pin_root = up.spec().pin_root.clone();
+        Self::at(up.pid(), &up.spec().pin_root)
+    }
+
+    /// The same for the agent that is this process, with the pin root as this process sees it.
+    ///
+    /// # Errors
+    /// When it can't be looked at.
+    pub fn at(agent: u32, pin_root: &Path) -> Result<Self> {
+        let pin_root = pin_root.to_owned();
         let mut objects = Objects::default();
-        let fds = format!("/proc/{}/fdinfo", up.pid());
+        let fds = format!("/proc/{agent}/fdinfo");
         for entry in fs::read_dir(&fds).with_context(|| fds.clone())? {
             // A file may be closed meanwhile.
             let info = fs::read_to_string(entry?.path()).unwrap_or_default();

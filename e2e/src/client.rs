@@ -93,31 +93,37 @@ impl ClientSpec {
     /// # Errors
     /// When it can't be started or moved.
     pub fn start(&self, cgroup: Option<&Cgroup>) -> Result<Client> {
-        let mut child = Command::new(names::binary("slotmesh-e2e", "client")?)
-            .args(self.to.iter().map(ToString::to_string))
-            .args(["--count", &self.count.to_string()])
-            .args(["--least", &self.least.to_string()])
-            .args(["--threads", &self.threads.to_string()])
-            .args(["--gap", &self.gap.to_string()])
-            .args(["--limit", &self.limit.to_string()])
-            // Ctrl-C is for whoever started it, who then ends it.
-            .process_group(0)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("start a client")?;
-        let mut stdout = child.stdout.take().context("its output is piped")?;
-        let reader = thread::spawn(move || {
-            let mut output = String::new();
-            stdout.read_to_string(&mut output).map(|_| output)
-        });
-        let stdin = child.stdin.take();
-        let mut client = Client { child, stdin, reader: Some(reader) };
+        let client =
+            Client::start(Command::new(names::binary("slotmesh-e2e", "client")?).args(self.arguments()))?;
         if let Some(cgroup) = cgroup {
             cgroup.add(client.child.id())?;
         }
-        client.stdin.as_mut().context("its input is piped")?.write_all(b"go\n").context("let a client go")?;
-        Ok(client)
+        client.go()
+    }
+
+    /// Starts a client by a command that takes its arguments ([`ClientSpec::arguments`]), wherever that runs it,
+    /// and lets it go.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn start_by(command: &mut Command) -> Result<Client> {
+        Client::start(command)?.go()
+    }
+
+    /// What the client program is told.
+    pub fn arguments(&self) -> Vec<String> {
+        let Self { to, count, least, threads, gap, limit } = self;
+        let mut all: Vec<String> = to.iter().map(ToString::to_string).collect();
+        for (flag, value) in [
+            ("--count", count),
+            ("--least", least),
+            ("--threads", &(*threads as u64)),
+            ("--gap", gap),
+            ("--limit", limit),
+        ] {
+            all.extend([flag.to_owned(), value.to_string()]);
+        }
+        all
     }
 
     /// Starts a client in this cgroup and waits for its end.
@@ -138,6 +144,29 @@ pub struct Client {
 }
 
 impl Client {
+    /// Starts one, which waits to be let go.
+    fn start(command: &mut Command) -> Result<Self> {
+        let mut child = command
+            // Ctrl-C is for whoever started it, who then ends it.
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("start a client")?;
+        let mut stdout = child.stdout.take().context("its output is piped")?;
+        let reader = thread::spawn(move || {
+            let mut output = String::new();
+            stdout.read_to_string(&mut output).map(|_| output)
+        });
+        let stdin = child.stdin.take();
+        Ok(Self { child, stdin, reader: Some(reader) })
+    }
+
+    fn go(mut self) -> Result<Self> {
+        self.stdin.as_mut().context("its input is piped")?.write_all(b"go\n").context("let a client go")?;
+        Ok(self)
+    }
+
     /// Waits until all its connects are made (the client has a time limit of its own).
     ///
     /// # Errors

@@ -18,7 +18,7 @@ use std::{
     env, fs,
     io::Write as _,
     path::{Path, PathBuf},
-    process::{self, Command, Output},
+    process::{self, Command},
     sync::atomic::{AtomicU32, Ordering},
     thread,
 };
@@ -243,31 +243,6 @@ impl Cluster {
         })
         .await
         .with_context(|| self.logs())
-    }
-
-    /// Runs a command in a container of a pod, as `kubectl exec` does.
-    ///
-    /// # Errors
-    /// When the pod doesn't run.
-    pub async fn exec(&self, pod: &Pod, container: &str, command: &[&str]) -> Result<Output> {
-        let api: Api<Pod> = Api::namespaced(self.client().await?, &pod.namespace().unwrap_or_default());
-        let pod = api.get(&pod.name_any()).await?;
-        let statuses = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
-        let id =
-            statuses.filter(|status| status.name == container).find_map(|status| status.container_id.clone());
-        let id = id.with_context(|| format!("{container} of {} doesn't run", pod.name_any()))?;
-        let id = id.rsplit('/').next().unwrap_or_default().to_owned();
-        let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).context("it has no node")?;
-        let config = self.node_config(node)?;
-        let process = node::beside(&config.inside(&node::bundle(&id)), command)?;
-        let mut file = tempfile::NamedTempFile::new_in(config.inside(Path::new("/tmp")))?;
-        file.write_all(&serde_json::to_vec(&process)?)?;
-        let seen = Path::new("/tmp").join(file.path().file_name().context("a file has a name")?);
-        let mut crun = self.on_node(node)?;
-        crun.args(["crun", "exec", "--process"]).arg(seen).arg(&id);
-        let output = tokio::task::spawn_blocking(move || crun.output()).await?.context("run nsenter")?;
-        drop(file);
-        Ok(output)
     }
 
     /// Begins a command that runs on a node, in all of its namespaces.

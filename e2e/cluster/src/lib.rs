@@ -24,6 +24,7 @@
 pub mod cgroups;
 pub mod cluster;
 pub mod control_plane;
+pub mod exec;
 pub mod fabric;
 pub mod images;
 pub mod node;

@@ -1,0 +1,135 @@
+//! What may happen to slotmesh while pods connect all the time. Every connect is logged, and none may fail, or
+//! leave the route.
+
+use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt as _;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd,
+};
+use slotmesh_cluster::{Cluster, scenarios::Story, wait};
+use slotmesh_e2e::{ClientSpec, client::LEAST};
+
+use crate::world::{SYSTEM, World, agents, all_ready, enrolled, on_node, operators, reached};
+
+/// Does something to the cluster while pods of two nodes connect, `LEAST` times at least; then the mesh
+/// must still do what it is told.
+async fn meanwhile(cluster: &mut Cluster, fault: impl AsyncFnOnce(&mut Cluster) -> Result<()>) -> Result<()> {
+    all_ready(cluster).await?;
+    enrolled(cluster).await?;
+    let world = World::look(cluster).await?;
+    world.lead_to(cluster, &world.v2).await?;
+    let load = ClientSpec::load(&[world.vip]).least(LEAST as u64 / 2).gap(1_000).limit(300);
+    let near = world.start(cluster, &world.near, &load).await?;
+    let far = world.start(cluster, &world.far, &load).await?;
+    fault(cluster).await?;
+    for (name, running) in [("near", near), ("far", far)] {
+        let log = running.client.stop()?;
+        log.expect_all(LEAST / 2).with_context(|| format!("connects from {name}"))?;
+        ensure!(reached(&log) == world.v2, "connects from {name} left the route: {:?}", log.by_backend());
+        let other = log.connects.iter().find(|connect| connect.peer != Some(world.vip));
+        ensure!(other.is_none(), "getpeername says {other:?}");
+    }
+    all_ready(cluster).await?;
+    world.lead_to(cluster, &world.v1).await
+}
+
+pub fn agent_replaced(cluster: &mut Cluster) -> Story<'_> {
+    Box::pin(async move {
+        meanwhile(cluster, async |cluster| {
+            for node in ["a", "b"] {
+                let before = agents(cluster).await?;
+                let old = on_node(&before, node)?;
+                cluster.kubectl(&["delete", "pod", "-n", SYSTEM, &old.name_any()])?;
+                wait::until_true("another agent to be ready", async || {
+                    let now = agents(cluster).await?;
+                    Ok(on_node(&now, node).is_ok_and(|pod| pod.uid() != old.uid()))
+                })
+                .await?;
+            }
+            // And one that is killed has no time to say goodbye.
+            let now = agents(cluster).await?;
+            kill_all(cluster, std::slice::from_ref(on_node(&now, "a")?)).await
+        })
+        .await
+    })
+}
+
+pub fn operator_killed(cluster: &mut Cluster) -> Story<'_> {
+    Box::pin(async move {
+        meanwhile(cluster, async |cluster| {
+            let before = operators(cluster).await?;
+            kill_all(cluster, &before[..1]).await?;
+            // All of them, so that nobody serves.
+            kill_all(cluster, &before).await
+        })
+        .await
+    })
+}
+
+pub fn api_server_away(cluster: &mut Cluster) -> Story<'_> {
+    Box::pin(async move {
+        meanwhile(cluster, async |cluster| {
+            cluster.control_plane_mut().stop_api_server()?;
+            // As long as a restart of a control plane takes, and longer than one attempt to reach it.
+            tokio::time::sleep(std::time::Duration::from_secs(10)).await;
+            cluster.control_plane_mut().start_api_server().await
+        })
+        .await
+    })
+}
+
+pub fn upgrade(cluster: &mut Cluster) -> Story<'_> {
+    Box::pin(async move {
+        meanwhile(cluster, async |cluster| {
+            let before = agents(cluster).await?;
+            let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/slotmesh");
+            let changed = "podAnnotations.e2e\\.test/changed=yes";
+            cluster.helm(&[
+                "upgrade",
+                "slotmesh",
+                chart,
+                "--namespace",
+                SYSTEM,
+                "--reuse-values",
+                "--wait",
+                "--set",
+                &format!("agent.{changed}"),
+                "--set",
+                &format!("operator.{changed}"),
+            ])?;
+            all_ready(cluster).await?;
+            for pod in agents(cluster).await? {
+                ensure!(
+                    before.iter().all(|old| old.uid() != pod.uid()),
+                    "{} was not replaced",
+                    pod.name_any()
+                );
+            }
+            Ok(())
+        })
+        .await
+    })
+}
+
+/// How often containers of slotmesh were started again.
+async fn restarts(cluster: &Cluster) -> Result<i32> {
+    let pods = cluster.pods(SYSTEM, "app.kubernetes.io/name=slotmesh").await?;
+    let statuses = pods.iter().filter_map(|pod| pod.status.as_ref()?.container_statuses.as_ref());
+    Ok(statuses.flatten().map(|status| status.restart_count).sum())
+}
+
+/// Kills the processes of pods, and waits until they run again and all are ready.
+async fn kill_all(cluster: &Cluster, pods: &[Pod]) -> Result<()> {
+    let mut expected = restarts(cluster).await?;
+    for pod in pods {
+        for process in cluster.processes(pod)? {
+            kill(unistd::Pid::from_raw(i32::try_from(process)?), Signal::SIGKILL)?;
+        }
+        expected += 1;
+    }
+    wait::until_true("what was killed to run again", async || Ok(restarts(cluster).await? >= expected))
+        .await?;
+    all_ready(cluster).await
+}

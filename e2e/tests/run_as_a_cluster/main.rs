@@ -1,0 +1,29 @@
+//! slotmesh in a cluster, as its owner installs it: the chart by helm, operator and agents as the pods that it
+//! makes, on three nodes. The scenarios share the cluster, and follow each other as an owner's days do.
+
+use std::process::ExitCode;
+
+use slotmesh_cluster::scenarios;
+
+mod crds;
+mod faults;
+mod mesh;
+mod readme;
+mod rights;
+mod world;
+
+fn main() -> ExitCode {
+    scenarios::main(
+        3,
+        world::prepare,
+        &[
+            ("the_agent_has_exactly_the_rights_that_the_chart_asks_for", rights::least),
+            ("the_five_commands_of_the_readme_make_a_canary", mesh::five_commands),
+            ("pods_of_a_labelled_namespace_are_routed_and_no_others", mesh::enrolment),
+            ("an_agent_that_is_replaced_costs_no_connection", faults::agent_replaced),
+            ("an_operator_that_is_killed_costs_no_connection", faults::operator_killed),
+            ("an_api_server_that_is_away_costs_no_connection", faults::api_server_away),
+            ("an_upgrade_costs_no_connection", faults::upgrade),
+        ],
+    )
+}
