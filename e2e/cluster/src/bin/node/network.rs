@@ -29,6 +29,8 @@ fn ip(arguments: &str) -> Result<()> {
 /// Joins the network namespace of a process to the bridge of the nodes. Called in the bridge's namespace.
 pub fn join(config: &Config, pid: u32) -> Result<()> {
     let Config { name, bridge, .. } = config;
+    // That of a node which was switched off goes with its namespace, for which the kernel takes its time.
+    drop(ip(&format!("link delete node-{name}")));
     ip(&format!("link add node-{name} type veth peer name eth0 netns {pid}"))?;
     ip(&format!("link set node-{name} master {bridge} up"))
 }
