@@ -102,6 +102,12 @@ pub fn router_with(agent: Handle, more: impl Fn() -> String + Send + Sync + 'sta
         .with_state(Admin { agent, more: Arc::new(more) })
 }
 
+/// The routes of what is left of an agent that has taken the data path away.
+pub fn drained_router() -> Router {
+    const DRAINED: &str = "nothing of slotmesh is left on this node\n";
+    Router::new().route("/livez", get(|| async { DRAINED })).route("/readyz", get(|| async { DRAINED }))
+}
+
 /// Serves `router` until `shutdown`.
 ///
 /// # Errors

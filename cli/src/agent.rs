@@ -22,7 +22,7 @@ use crate::flags::{LogFlag, SlotFlags, warn_if_public};
 #[derive(Debug, Args)]
 pub struct AgentCommand {
     /// The operator's address, such as https://slotmesh-operator.slotmesh-system.svc:15010
-    #[arg(long, env = "SLOTMESH_OPERATOR", value_name = "URL", required_unless_present = "cleanup")]
+    #[arg(long, env = "SLOTMESH_OPERATOR", value_name = "URL", required_unless_present_any = ["cleanup", "drain"])]
     operator: Option<String>,
 
     /// File with the certificates of which one has signed the operator's; read again for each connection
@@ -48,7 +48,7 @@ pub struct AgentCommand {
     operator_name: Option<String>,
 
     /// The name of this node, as Kubernetes knows it
-    #[arg(long, env = "SLOTMESH_NODE", value_name = "NODE", required_unless_present = "cleanup")]
+    #[arg(long, env = "SLOTMESH_NODE", value_name = "NODE", required_unless_present_any = ["cleanup", "drain"])]
     node: Option<String>,
 
     /// Where the host's cgroup v2 hierarchy is mounted [default: as /proc/self/mountinfo says]
@@ -71,6 +71,11 @@ pub struct AgentCommand {
     #[arg(long, env = "SLOTMESH_CLEANUP")]
     cleanup: bool,
 
+    /// Remove everything that an agent left on this node, then stay, ready: what `slotmesh drain` makes of
+    /// the agents before an uninstall
+    #[arg(long, env = "SLOTMESH_DRAIN")]
+    drain: bool,
+
     #[command(flatten)]
     log: LogFlag,
 }
@@ -92,15 +97,17 @@ impl AgentCommand {
             admin,
             slots,
             cleanup: clean,
+            drain,
             log,
         } = self;
         log.init()?;
-        if clean {
+        if clean || drain {
             cleanup(&pin_root)?;
             tracing::info!(pin_root = %pin_root.display(), "nothing of slotmesh is left on this node");
-            return Ok(());
+            return if drain { stay(admin) } else { Ok(()) };
         }
-        let (operator, node) = (operator.unwrap_or_default(), node.unwrap_or_default());
+        let operator = operator.context("--operator (SLOTMESH_OPERATOR) is missing")?;
+        let node = node.context("--node (SLOTMESH_NODE) is missing")?;
         let slots = slots.config()?;
         warn_if_public(admin);
         let options = Options { pin_root, slots, workloads: Vec::new() };
@@ -118,6 +125,25 @@ impl AgentCommand {
         }
         runtime.block_on(running.run(tls))
     }
+}
+
+/// Tells whoever asks that this node is clean, until it is told to end.
+fn stay(admin: SocketAddr) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let (mut interrupt, mut terminate) =
+            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        let socket =
+            TcpListener::bind(admin).await.with_context(|| format!("--admin {admin} can't be used"))?;
+        let stop = CancellationToken::new();
+        let server = tokio::spawn(admin::serve(socket, admin::drained_router(), stop.clone()));
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        stop.cancel();
+        Ok(server.await??)
+    })
 }
 
 struct Running {

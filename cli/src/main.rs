@@ -1,6 +1,8 @@
 //! The `slotmesh` command line.
 
 mod agent;
+mod check;
+mod drain;
 mod embedded;
 mod flags;
 mod operator;
@@ -26,6 +28,10 @@ enum Command {
     Operator(operator::OperatorCommand),
     /// Run the agent of a cluster's node: route the connections of its enrolled pods in the kernel
     Agent(agent::AgentCommand),
+    /// Say whether operator and agents of the cluster are in sync (within the cluster; what `helm test` runs)
+    Check(check::Check),
+    /// Let the agents of all nodes take the data path away, and wait until they have (before an uninstall)
+    Drain(drain::Drain),
     /// Print the slot table of a running agent
     Slots(slots::Slots),
 }
@@ -36,6 +42,8 @@ fn main() -> anyhow::Result<()> {
         Command::Up(up) => up.run(),
         Command::Operator(operator) => operator.run(),
         Command::Agent(agent) => agent.run(),
+        Command::Check(check) => check.run(),
+        Command::Drain(drain) => drain.run(),
         Command::Slots(slots) => slots.run(),
     }
 }

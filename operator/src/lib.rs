@@ -17,6 +17,7 @@ mod error;
 pub mod fuzz;
 mod metrics;
 mod pipeline;
+pub mod uninstall;
 pub mod watch;
 
 pub use access::Tokens;

@@ -1,6 +1,8 @@
 //! What may happen to slotmesh while pods connect all the time. Every connect is logged, and none may fail, or
 //! leave the route.
 
+use std::process::Command;
+
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
@@ -9,9 +11,9 @@ use nix::{
     unistd,
 };
 use slotmesh_cluster::{Cluster, scenarios::Story, wait};
-use slotmesh_e2e::{ClientSpec, client::LEAST};
+use slotmesh_e2e::{ClientSpec, client::LEAST, names::binary};
 
-use crate::world::{SYSTEM, World, agents, all_ready, enrolled, on_node, operators, reached};
+use crate::world::{OPERATORS, SYSTEM, World, agents, all_ready, enrolled, on_node, operators, reached};
 
 /// Does something to the cluster while pods of two nodes connect, `LEAST` times at least; then the mesh
 /// must still do what it is told.
@@ -61,11 +63,43 @@ pub fn operator_killed(cluster: &mut Cluster) -> Story<'_> {
         meanwhile(cluster, async |cluster| {
             let before = operators(cluster).await?;
             kill_all(cluster, &before[..1]).await?;
-            // All of them, so that nobody serves.
-            kill_all(cluster, &before).await
+            kill_all(cluster, &before).await?;
+            // Nobody serves for a while; whoever asks is told.
+            check(cluster, 60)?;
+            scale_operator(cluster, 0)?;
+            cluster.kubectl(&[
+                "wait",
+                "pod",
+                "-n",
+                SYSTEM,
+                "-l",
+                OPERATORS,
+                "--for=delete",
+                "--timeout=60s",
+            ])?;
+            let said = check(cluster, 0).err().context("slotmesh check misses no operator")?.to_string();
+            ensure!(said.contains("operator: no pods") && said.contains("on a: not in sync"), "{said}");
+            scale_operator(cluster, 2)?;
+            all_ready(cluster).await
         })
         .await
     })
+}
+
+fn scale_operator(cluster: &Cluster, replicas: u8) -> Result<()> {
+    let replicas = format!("--replicas={replicas}");
+    cluster.kubectl(&["scale", "deployment/slotmesh-operator", "-n", SYSTEM, &replicas])?;
+    Ok(())
+}
+
+/// What `helm test` runs, from here.
+fn check(cluster: &Cluster, seconds: u8) -> Result<()> {
+    let output = Command::new(binary("slotmesh", "slotmesh")?)
+        .args(["check", "--timeout", &seconds.to_string()])
+        .env("KUBECONFIG", cluster.control_plane().kubeconfig())
+        .output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    Ok(())
 }
 
 pub fn api_server_away(cluster: &mut Cluster) -> Story<'_> {
@@ -80,37 +114,50 @@ pub fn api_server_away(cluster: &mut Cluster) -> Story<'_> {
     })
 }
 
-pub fn upgrade(cluster: &mut Cluster) -> Story<'_> {
+/// All that a node had in its kernel is gone then, and its pods have other addresses.
+pub fn node_restarted(cluster: &mut Cluster) -> Story<'_> {
+    Box::pin(async move {
+        all_ready(cluster).await?;
+        let world = World::look(cluster).await?;
+        world.lead_to(cluster, &world.v2).await?;
+        cluster.stop_node("b")?;
+        cluster.start_node("b")?;
+        cluster.node_is_ready("b").await?;
+        wait::until_true("the pods of the restarted node to be routed", async || {
+            let Ok(world) = World::look(cluster).await else { return Ok(false) };
+            let log = world.connect(cluster, &world.far, 100).await;
+            Ok(log.is_ok_and(|log| reached(&log) == world.v2))
+        })
+        .await?;
+        all_ready(cluster).await?;
+        enrolled(cluster).await
+    })
+}
+
+pub fn upgraded(cluster: &mut Cluster) -> Story<'_> {
     Box::pin(async move {
         meanwhile(cluster, async |cluster| {
             let before = agents(cluster).await?;
-            let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/slotmesh");
             let changed = "podAnnotations.e2e\\.test/changed=yes";
-            cluster.helm(&[
-                "upgrade",
-                "slotmesh",
-                chart,
-                "--namespace",
-                SYSTEM,
-                "--reuse-values",
-                "--wait",
-                "--set",
-                &format!("agent.{changed}"),
-                "--set",
-                &format!("operator.{changed}"),
-            ])?;
+            upgrade(cluster, &[&format!("agent.{changed}"), &format!("operator.{changed}")])?;
             all_ready(cluster).await?;
             for pod in agents(cluster).await? {
-                ensure!(
-                    before.iter().all(|old| old.uid() != pod.uid()),
-                    "{} was not replaced",
-                    pod.name_any()
-                );
+                ensure!(before.iter().all(|old| old.uid() != pod.uid()), "{} isn't new", pod.name_any());
             }
             Ok(())
         })
         .await
     })
+}
+
+/// `helm upgrade` with these values besides those of before.
+pub fn upgrade(cluster: &Cluster, values: &[&str]) -> Result<()> {
+    let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/slotmesh");
+    let mut args =
+        vec!["upgrade", "slotmesh", chart, "--namespace", SYSTEM, "--reset-then-reuse-values", "--wait"];
+    args.extend(values.iter().flat_map(|value| ["--set", value]));
+    cluster.helm(&args)?;
+    Ok(())
 }
 
 /// How often containers of slotmesh were started again.

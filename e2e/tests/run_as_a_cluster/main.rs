@@ -7,6 +7,7 @@ use slotmesh_cluster::scenarios;
 
 mod crds;
 mod faults;
+mod leave;
 mod mesh;
 mod readme;
 mod rights;
@@ -23,7 +24,11 @@ fn main() -> ExitCode {
             ("an_agent_that_is_replaced_costs_no_connection", faults::agent_replaced),
             ("an_operator_that_is_killed_costs_no_connection", faults::operator_killed),
             ("an_api_server_that_is_away_costs_no_connection", faults::api_server_away),
-            ("an_upgrade_costs_no_connection", faults::upgrade),
+            ("a_node_that_is_switched_off_and_on_again_routes_its_pods", faults::node_restarted),
+            ("an_upgrade_costs_no_connection", faults::upgraded),
+            ("helm_test_says_that_all_is_well", leave::helm_test),
+            ("an_uninstall_that_was_given_up_is_undone_by_an_upgrade", leave::undone),
+            ("an_uninstall_leaves_nothing_on_any_node", leave::uninstall),
         ],
     )
 }
