@@ -51,9 +51,29 @@ pub fn print_logs() {
     });
 }
 
+/// Which build of slotmesh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Build {
+    /// The product.
+    Slotmesh,
+    /// The product with one record type and one field more, and so another layout (e2e/next-layout).
+    Next,
+}
+
+impl Build {
+    fn binary(self) -> Result<PathBuf> {
+        match self {
+            Self::Slotmesh => names::binary("slotmesh", "slotmesh"),
+            Self::Next => names::binary("slotmesh-next", "slotmesh-next"),
+        }
+    }
+}
+
 /// How `slotmesh up` is called.
 #[derive(Clone, Debug)]
 pub struct UpSpec {
+    /// The build that is called.
+    pub build: Build,
     /// The directory of manifests.
     pub manifests: PathBuf,
     /// The workloads: `namespace/name` and cgroup directory.
@@ -74,6 +94,7 @@ impl UpSpec {
     /// For one workload, `default/client`.
     pub fn new(manifests: &Path, pin_root: &Path, cgroup: &Cgroup) -> Self {
         Self {
+            build: Build::Slotmesh,
             manifests: manifests.to_owned(),
             workloads: vec![("default/client".to_owned(), cgroup.path().to_owned())],
             pin_root: pin_root.to_owned(),
@@ -127,7 +148,7 @@ impl UpSpec {
             let only: String = self.capabilities.iter().map(|name| format!(",+{name}")).collect();
             setpriv.arg(format!("--bounding-set=-all{only}"));
         }
-        let mut command = self.command(setpriv, &names::binary("slotmesh", "slotmesh")?);
+        let mut command = self.command(setpriv, &self.build.binary()?);
         let mut child = command.stderr(Stdio::piped()).spawn().context("start slotmesh up by setpriv")?;
         let stderr = child.stderr.take().context("its errors are piped")?;
         let said = Said::default();
@@ -168,7 +189,7 @@ impl UpSpec {
         let dir = tempfile::tempdir()?;
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
         let copy = dir.path().join("slotmesh");
-        fs::copy(names::binary("slotmesh", "slotmesh")?, &copy)?;
+        fs::copy(self.build.binary()?, &copy)?;
         let mut setpriv = Command::new("setpriv");
         setpriv.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--pdeathsig", "TERM"]);
         let child = self.command(setpriv, &copy).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;

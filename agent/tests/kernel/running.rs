@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use slotmesh_ads::Sink as _;
 use slotmesh_agent::Pins;
 use slotmesh_kernel::Map;
 use slotmesh_records::{ClusterState, name_hash};
@@ -26,7 +27,7 @@ use crate::{
     Bench,
     cgroup::Cgroup,
     config::{lb_endpoint, tcp_listener},
-    start::bench,
+    start::{bench, start},
 };
 
 /// A cluster, chosen from in turn, with at most so many connections.
@@ -53,10 +54,12 @@ fn publish(bench: &Bench, vip: SocketAddr, to: &[(SocketAddr, u32)], most: Optio
     assert_eq!(bench.upsert(Listener, vec![tcp_listener("l", &[vip], &[("web".to_owned(), 1)])]), []);
 }
 
+fn states(bench: &Bench) -> Map<u64, ClusterState> {
+    Map::open(&Pins::new(&bench.options().pin_root).clusters()).unwrap().expect("it is pinned")
+}
+
 fn state(bench: &Bench) -> Option<ClusterState> {
-    let map: Map<u64, ClusterState> =
-        Map::open(&Pins::new(&bench.options().pin_root).clusters()).unwrap().expect("it is pinned");
-    map.get(&name_hash("web")).unwrap()
+    states(bench).get(&name_hash("web")).unwrap()
 }
 
 fn active(bench: &Bench) -> u64 {
@@ -132,6 +135,39 @@ fn a_cluster_has_at_most_its_connections() {
         bench.remove(Listener, &["another"]);
         state(&bench).is_none()
     });
+}
+
+#[test]
+fn what_runs_stays_while_records_of_another_layout_are_in_force() {
+    let pod = Cgroup::new();
+    let workloads = [pod.workload("pod")];
+    let mut bench = bench(&workloads);
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (vip, to) = ("198.18.8.3:80".parse().unwrap(), [(server.local_addr().unwrap(), 1)]);
+    publish(&bench, vip, &to, None);
+    drop(pod.connect(vip).unwrap());
+    drop(server.accept().unwrap());
+    until("it has ended", || active(&bench) == 0);
+    let left = state(&bench).expect("a connection began");
+    let gone = name_hash("gone");
+    states(&bench).update(&gone, &left).unwrap();
+
+    bench.stop();
+    let pins = Pins::new(&bench.options().pin_root);
+    std::fs::rename(pins.records(), pins.records().with_file_name("records-0000000000000001")).unwrap();
+    bench.agent = Some(start(&bench, &workloads).unwrap());
+    // Whatever is applied, the agent looks after what has departed.
+    bench.remove(Listener, &["another"]);
+    assert_eq!(state(&bench), Some(left), "the programs in force count there");
+    publish(&bench, vip, &to, None);
+    let handle = bench.agent().handle();
+    handle.synced();
+    until("the first sync", || handle.is_synced());
+    until("what runs of no cluster goes", || {
+        bench.remove(Listener, &["another"]);
+        states(&bench).get(&gone).unwrap().is_none()
+    });
+    assert_eq!(state(&bench), Some(left));
 }
 
 #[test]

@@ -28,7 +28,7 @@ fn below(dir: &Path) -> Vec<PathBuf> {
     found
 }
 
-fn start(bench: &Bench, workloads: &[Workload]) -> Result<Agent, StartError> {
+pub(crate) fn start(bench: &Bench, workloads: &[Workload]) -> Result<Agent, StartError> {
     Agent::start(Options { workloads: workloads.to_vec(), ..bench.options() }, bench.metrics.clone())
 }
 
