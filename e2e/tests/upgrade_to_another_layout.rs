@@ -99,15 +99,15 @@ fn programs(pinned: &Pinned) -> Result<BTreeSet<u32>> {
     Ok(pinned.links()?.values().map(|ids| ids.program).collect())
 }
 
-/// How far an upgrade is to come before it is cut short.
+/// How far an upgrade comes, at least, before it is cut short.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Come {
+enum Until {
     /// Some addresses lead to new records.
-    ToSomeRecords,
+    SomeRecords,
     /// All do: what is left is to switch the links.
-    ToAllRecords,
+    AllRecords,
     /// Some links run new programs.
-    ToSomeLinks,
+    SomeLinks,
 }
 
 /// A mesh that is upgraded, and the connections that are held meanwhile.
@@ -156,18 +156,21 @@ impl Upgrade {
         self.mesh.kill()?;
         self.mesh.spec().build = build;
         let mut cuts = 0;
-        for come in [Come::ToSomeRecords, Come::ToAllRecords, Come::ToAllRecords, Come::ToSomeLinks] {
+        for until in [Until::SomeRecords, Until::AllRecords, Until::AllRecords, Until::SomeLinks] {
             let earlier = programs(&self.pinned)?;
             let up = self.mesh.spec().start()?;
-            wait::until_true("an upgrade to be on its way", || match come {
-                Come::ToSomeRecords => Ok(self.built(&old)? > 0),
-                Come::ToAllRecords => Ok(self.built(&old)? >= all),
-                Come::ToSomeLinks => Ok(!programs(&self.pinned)?.is_subset(&earlier)),
+            wait::until_true("an upgrade to be on its way", || match until {
+                Until::SomeRecords => Ok(self.built(&old)? > 0),
+                Until::AllRecords => Ok(self.built(&old)? >= all),
+                Until::SomeLinks => Ok(!programs(&self.pinned)?.is_subset(&earlier)),
             })?;
             up.kill()?;
             let (built, links) = (self.built(&old)?, self.pinned.links()?);
             let switched = links.values().filter(|ids| !before.contains(&ids.program)).count();
-            println!("  killed {come:?}: {built} of {all} addresses, {switched} of {} links", links.len());
+            println!(
+                "  killed at {until:?}: {built} of {all} addresses, {switched} of {} links",
+                links.len()
+            );
             cuts += usize::from(built >= all && switched < links.len());
             let both = self.pinned.layouts()?.len() == 2;
             ensure!(both || switched == links.len(), "the old records are gone, and programs use them");
