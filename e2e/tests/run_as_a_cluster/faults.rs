@@ -1,7 +1,7 @@
 //! What may happen to slotmesh while pods connect all the time. Every connect is logged, and none may fail, or
 //! leave the route.
 
-use std::process::Command;
+use std::{process::Command, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::core::v1::Pod;
@@ -106,9 +106,19 @@ pub fn api_server_away(cluster: &mut Cluster) -> Story<'_> {
     Box::pin(async move {
         meanwhile(cluster, async |cluster| {
             cluster.control_plane_mut().stop_api_server()?;
-            // As long as a restart of a control plane takes, and longer than one attempt to reach it.
-            tokio::time::sleep(std::time::Duration::from_secs(10)).await;
-            cluster.control_plane_mut().start_api_server().await
+            // Watches can't be resumed then.
+            cluster.control_plane().compact()?;
+            // Longer than an attempt to reach it takes.
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            cluster.control_plane_mut().start_api_server().await?;
+            // What it stands on goes, too.
+            cluster.control_plane_mut().stop_etcd()?;
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            cluster.control_plane_mut().start_etcd()?;
+            wait::until_true("the API server to answer", async || {
+                Ok(cluster.kubectl(&["get", "namespaces"]).is_ok())
+            })
+            .await
         })
         .await
     })

@@ -3,11 +3,11 @@
 use anyhow::{Result, ensure};
 use kube::ResourceExt as _;
 use slotmesh_cluster::{Cluster, scenarios::Story, wait};
-use slotmesh_e2e::stats;
+use slotmesh_e2e::{ClientSpec, stats};
 
 use crate::{
     readme,
-    world::{NODES, World, agents, all_ready, enrolled, on_node, reached, route, scrape},
+    world::{LOAD, NODES, World, agents, all_ready, enrolled, on_node, reached, route, scrape},
 };
 
 /// So many that a split which is off by some percent is always seen.
@@ -100,6 +100,18 @@ pub fn enrolment(cluster: &mut Cluster) -> Story<'_> {
             ensure!(metrics.get("slotmesh_agent_in_sync") == 1.0, "node {node} isn't in sync");
             ensure!(metrics.nacked() == 0, "node {node} refused something");
         }
-        Ok(())
+
+        // The namespace leaves, and comes back, which costs no connection.
+        let load = ClientSpec::load(&[world.vip]).least(CONNECTS).gap(1_000).limit(300);
+        let running = world.start(cluster, &world.far, &load).await?;
+        let label = |value: &str| cluster.kubectl(&["label", "namespace", LOAD, "--overwrite", value]);
+        label("slotmesh.dev/mesh-")?;
+        enrolled(cluster).await?;
+        let log = world.connect(cluster, &world.near, CONNECTS / 4).await?;
+        ensure!(reached(&log) == all, "who takes no part any more reached {:?}", log.by_backend());
+        label("slotmesh.dev/mesh=enabled")?;
+        enrolled(cluster).await?;
+        world.lead_to(cluster, &world.v2).await?;
+        running.client.stop()?.expect_all(CONNECTS as usize)
     })
 }
