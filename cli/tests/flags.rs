@@ -49,3 +49,13 @@ fn a_missing_agent_is_told_with_its_address() {
     let text = refusal(&["slots", "--admin", "127.0.0.1:1"]);
     assert!(text.contains("127.0.0.1:1") && text.contains("--admin"), "{text}");
 }
+
+#[test]
+fn a_variable_that_says_false_is_no_flag() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_slotmesh"));
+    // The chart sets it so that a rollback takes back what an uninstall's hook has set.
+    let output = command.arg("agent").env_clear().env("SLOTMESH_DRAIN", "false").output();
+    let output = output.expect("the binary starts");
+    let text = String::from_utf8(output.stderr).expect("UTF-8");
+    assert!(!output.status.success() && text.contains("--operator"), "{text}");
+}

@@ -8,7 +8,7 @@
 //!
 //! A pod that is told to end can't know whether another one follows it, so it leaves the data path where it is.
 //! That all are replaced and ready says that every node is clean; it takes no operator, and no agent that was
-//! well before. An upgrade of the chart sets the variable back, and the agents route again.
+//! well before. A rollback of the release sets the variable back, and the agents route again.
 
 use k8s_openapi::api::{apps::v1::DaemonSet, core::v1::Pod};
 use kube::{

@@ -161,7 +161,7 @@ pub fn upgraded(cluster: &mut Cluster) -> Story<'_> {
 }
 
 /// `helm upgrade` with these values besides those of before.
-pub fn upgrade(cluster: &Cluster, values: &[&str]) -> Result<()> {
+fn upgrade(cluster: &Cluster, values: &[&str]) -> Result<()> {
     let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/slotmesh");
     let mut args =
         vec!["upgrade", "slotmesh", chart, "--namespace", SYSTEM, "--reset-then-reuse-values", "--wait"];

@@ -6,10 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use slotmesh_cluster::{Cluster, scenarios::Story, wait};
 use slotmesh_e2e::{ClientSpec, bpf::Footprint, client::LEAST};
 
-use crate::{
-    faults::upgrade,
-    world::{NODES, SYSTEM, World, agents, all_ready, enrolled, on_node, reached},
-};
+use crate::world::{NODES, SYSTEM, World, agents, all_ready, enrolled, on_node, reached};
 
 pub fn helm_test(cluster: &mut Cluster) -> Story<'_> {
     Box::pin(async move {
@@ -24,28 +21,27 @@ pub fn helm_test(cluster: &mut Cluster) -> Story<'_> {
     })
 }
 
-/// An uninstall that was given up half-way leaves agents that have cleaned their nodes: the next upgrade lets them
+/// An uninstall that was given up half-way leaves agents that have cleaned their nodes: a rollback lets them
 /// route again.
 pub fn undone(cluster: &mut Cluster) -> Story<'_> {
     Box::pin(async move {
         all_ready(cluster).await?;
         let world = World::look(cluster).await?;
         world.lead_to(cluster, &world.v2).await?;
-        cluster.kubectl(&["set", "env", "daemonset/slotmesh-agent", "-n", SYSTEM, "SLOTMESH_DRAIN=true"])?;
-        cluster.kubectl(&[
-            "rollout",
-            "status",
-            "daemonset/slotmesh-agent",
-            "-n",
-            SYSTEM,
-            "--timeout=120s",
-        ])?;
-        for node in NODES {
-            ensure!(!pin_root(cluster, node)?.exists(), "the pin root of node {node} stays");
-        }
+        // Helm doesn't wait as long as the nodes take; the hook goes on.
+        let given_up = cluster.helm(&["uninstall", "slotmesh", "--namespace", SYSTEM, "--timeout", "1s"]);
+        ensure!(given_up.is_err(), "the nodes were clean within a second");
+        wait::until_true("all nodes to be clean", async || {
+            let roots = NODES.iter().map(|node| pin_root(cluster, node));
+            Ok(roots.collect::<Result<Vec<_>>>()?.iter().all(|root| !root.exists()))
+        })
+        .await?;
         let log = world.connect(cluster, &world.near, 1_000).await?;
         ensure!(reached(&log) == &world.v1 | &world.v2, "{:?}", log.by_backend());
-        upgrade(cluster, &[])?;
+        // (Helm upgrades no release that is being uninstalled.)
+        let status = cluster.helm(&["status", "slotmesh", "--namespace", SYSTEM, "-o", "json"])?;
+        let revision = serde_json::from_str::<serde_json::Value>(&status)?["version"].to_string();
+        cluster.helm(&["rollback", "slotmesh", &revision, "--namespace", SYSTEM, "--wait"])?;
         all_ready(cluster).await?;
         enrolled(cluster).await?;
         world.lead_to(cluster, &world.v2).await

@@ -27,7 +27,7 @@ fn main() -> ExitCode {
             ("a_node_that_is_switched_off_and_on_again_routes_its_pods", faults::node_restarted),
             ("an_upgrade_costs_no_connection", faults::upgraded),
             ("helm_test_says_that_all_is_well", leave::helm_test),
-            ("an_uninstall_that_was_given_up_is_undone_by_an_upgrade", leave::undone),
+            ("an_uninstall_that_was_given_up_is_undone_by_a_rollback", leave::undone),
             ("an_uninstall_leaves_nothing_on_any_node", leave::uninstall),
         ],
     )

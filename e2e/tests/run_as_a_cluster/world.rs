@@ -60,7 +60,8 @@ pub fn prepare(cluster: &mut Cluster) -> Story<'_> {
         let files: Vec<_> = programs.iter().map(|to| (busybox, to.as_str())).collect();
         cluster.images().make("busybox:1.37", &files, &Start::default())?;
         cluster.apply(&crds::gateway_api())?;
-        readme::commands()?[0].run(cluster)?;
+        let said = readme::commands()?[0].run(cluster)?;
+        ensure!(said.contains(&format!("helm test slotmesh --namespace {SYSTEM}\n")), "helm says {said}");
         set_load(cluster).await
     })
 }
