@@ -161,9 +161,9 @@ impl Pinned {
     /// # Errors
     /// When the map can't be read.
     pub fn active(&self) -> Result<BTreeMap<u64, u64>> {
-        let map: HashMap<MapData, u64, [u64; 2]> = open(&self.state_dir()?.join("clusters"))?.try_into()?;
+        let map: HashMap<MapData, u64, [u64; 4]> = open(&self.state_dir()?.join("clusters"))?.try_into()?;
         // An element that goes meanwhile has no connections.
-        let active = |key| map.get(&key, 0).map_or(0, |[active, _turns]| active);
+        let active = |key| map.get(&key, 0).map_or(0, |[active, ..]| active);
         map.keys().map(|key| key.map(|key| (key, active(key))).map_err(Into::into)).collect()
     }
 
