@@ -122,7 +122,7 @@ fn write_cluster<D: Records>(
         max_requests: requests.unwrap_or(NO_LIMIT),
         max_retries: retries.unwrap_or(NO_LIMIT),
         #[cfg(feature = "next-layout")]
-        added: next::write_added(draft, cluster, endpoints)?,
+        added: next::write_added(draft, cluster)?,
         #[cfg(feature = "next-layout")]
         reserved: 0,
     };

@@ -1,9 +1,10 @@
 //! What a build with another record layout writes of a cluster besides.
 
-use slotmesh_records::{Added, Handle, Owned, Ref};
+use slotmesh_records::{Added, Owned};
 use slotmesh_slots::Records;
+use slotmesh_xds::ResourceType;
 
-use super::{HEADER, write_text};
+use super::{HEADER, kind, write_text};
 use crate::{
     config::{Cluster, Source},
     packed::Packer,
@@ -13,14 +14,16 @@ use crate::{
 pub(super) fn write_added<D: Records>(
     draft: &mut D,
     cluster: &Cluster<'_>,
-    endpoints: Ref<Handle>,
 ) -> Result<Owned<Added>, D::Error> {
-    let (name, tail) = match &cluster.source {
-        Source::Assignment(name) => (*name, std::slice::from_ref(&endpoints)),
-        Source::Inline(_) => ("", &[][..]),
+    let (name, endpoints) = match &cluster.source {
+        // A handle is asked for as often as a record refers to it.
+        Source::Assignment(name) => {
+            (*name, Some(draft.handle(kind(ResourceType::Endpoints), name)?.as_ref()))
+        }
+        Source::Inline(_) => ("", None),
     };
     let mut text = Packer::default();
     text.text(name);
     let source = write_text(draft, &text)?;
-    draft.write(&Added { header: HEADER, source, reserved: 0 }, tail)
+    draft.write(&Added { header: HEADER, source, reserved: 0 }, endpoints.as_slice())
 }
