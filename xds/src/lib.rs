@@ -1,19 +1,23 @@
 //! What operator and agent share of xDS: resource types, names, content-hash versions, and the
-//! form in which a NACK names each bad resource.
+//! form in which a NACK names each bad resource, what an agent tells of itself, and sketches of what it has.
 //!
 //! Neither side depends on the other; both depend on this crate and on `envoy-types`.
 
 mod nack;
 mod parts;
 mod per_type;
+mod report;
 mod resource;
 mod settings;
+mod sketch;
 mod workload;
 
 pub use envoy_types::pb as envoy;
 pub use nack::{Rejection, rejections_from_status, status_from_rejections};
 pub use parts::{more_follows, system_version_info};
 pub use per_type::PerType;
+pub use report::{AgentReport, CONTROL_PLANE, SlotCounts};
 pub use resource::{Change, Resource, ResourceName, ResourceType, UnknownTypeUrl, Version};
 pub use settings::{SlotGrowth, SlotSettings};
+pub use sketch::{Difference, Fingerprint, NotASketch, Sketch, TooDifferent};
 pub use workload::Workload;
