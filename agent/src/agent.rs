@@ -85,6 +85,7 @@ enum Command {
     Show(ResourceType, ResourceName, oneshot::Sender<Option<serde_json::Value>>),
     Running(oneshot::Sender<Vec<(String, ClusterState)>>),
     Stats(oneshot::Sender<(Stats, usize)>),
+    Slots(oneshot::Sender<(Stats, Option<String>)>),
     SetSlots(Config, oneshot::Sender<Result<(), Contradiction>>),
     Synced,
     Wake,
@@ -102,6 +103,7 @@ pub struct Agent {
     ended: CancellationToken,
     took_over: bool,
     room: Arc<Notify>,
+    changes: watch::Receiver<u64>,
     _lock: Lock,
 }
 
@@ -240,10 +242,11 @@ impl Agent {
         };
         let ended = CancellationToken::new();
         let room = Arc::<Notify>::default();
+        let (changed, changes) = watch::channel(0);
         let owner = {
             let (metrics, room) = (metrics.clone(), room.clone());
-            spawn_owner(&ended, move || own(writer, &inbox, &metrics, &room, at_sync))
-                .map_err(StartError::Thread)?
+            let tell = Tell { metrics, room, changes: changed };
+            spawn_owner(&ended, move || own(writer, &inbox, &tell, at_sync)).map_err(StartError::Thread)?
         };
         undo.found = None;
         drop(undo);
@@ -257,6 +260,7 @@ impl Agent {
             ended,
             took_over,
             room,
+            changes,
             _lock: lock,
         })
     }
@@ -289,6 +293,7 @@ impl Agent {
             synced: self.synced.clone(),
             ended: self.ended.clone(),
             room: self.room.clone(),
+            changes: self.changes.clone(),
         }
     }
 
@@ -324,9 +329,21 @@ pub struct Handle {
     synced: watch::Receiver<bool>,
     ended: CancellationToken,
     room: Arc<Notify>,
+    changes: watch::Receiver<u64>,
 }
 
 impl Handle {
+    /// Changes whenever the slot table may have changed; the value itself has no meaning.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.clone()
+    }
+
+    /// The slot table as it is now and the SlotProfile in force, if one is; `None` once the agent has
+    /// stopped.
+    pub(crate) async fn slots(&self) -> Option<(Stats, Option<String>)> {
+        self.ask(Command::Slots).await
+    }
+
     /// The slot table as it is now and the number of virtual addresses; `None` once the agent has
     /// stopped.
     pub async fn stats(&self) -> Option<(Stats, usize)> {
@@ -409,12 +426,25 @@ fn spawn_owner(ended: &CancellationToken, run: impl FnOnce() + Send + 'static) -
     })
 }
 
+/// Whom the owner tells what happens.
+struct Tell {
+    metrics: Arc<Metrics>,
+    room: Arc<Notify>,
+    changes: watch::Sender<u64>,
+}
+
+impl Tell {
+    /// The slot table may have changed.
+    fn changed(&self) {
+        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+    }
+}
+
 /// The owner's loop: ends with [`Command::Stop`], the last sender, or an `at_sync` that fails.
 fn own(
     mut writer: Writer,
     inbox: &Receiver<Command>,
-    metrics: &Metrics,
-    room: &Notify,
+    tell: &Tell,
     at_sync: impl FnOnce() -> Result<(), DatapathError>,
 ) {
     let mut at_sync = Some(at_sync);
@@ -426,8 +456,9 @@ fn own(
         match command {
             Ok(Command::Apply(update, reply)) => {
                 let ty = update.ty;
-                let rejected = writer.apply(update, |flush| metrics.flushed(flush));
-                metrics.rejected(ty, rejected.len());
+                let rejected = writer.apply(update, |flush| tell.metrics.flushed(flush));
+                tell.metrics.rejected(ty, rejected.len());
+                tell.changed();
                 // A client that has gone away doesn't need the answer.
                 let _ = reply.send(rejected);
             }
@@ -435,7 +466,13 @@ fn own(
             Ok(Command::Show(ty, name, reply)) => drop(reply.send(writer.show(ty, name.as_str()))),
             Ok(Command::Running(reply)) => drop(reply.send(writer.running())),
             Ok(Command::Stats(reply)) => drop(reply.send(writer.stats())),
-            Ok(Command::SetSlots(config, reply)) => drop(reply.send(writer.set_slots(config))),
+            Ok(Command::Slots(reply)) => {
+                drop(reply.send((writer.stats().0, writer.profile().map(str::to_owned))));
+            }
+            Ok(Command::SetSlots(config, reply)) => {
+                drop(reply.send(writer.set_slots(config)));
+                tell.changed();
+            }
             Ok(Command::Synced) => match at_sync.take().map(|run| run()) {
                 Some(Ok(())) => writer.synced(),
                 Some(Err(error)) => {
@@ -444,10 +481,13 @@ fn own(
                 }
                 None => {}
             },
-            Ok(Command::Wake) => writer.poll(),
+            Ok(Command::Wake) => {
+                writer.poll();
+                tell.changed();
+            }
             Err(RecvTimeoutError::Timeout) => {
                 writer.retrying();
-                room.notify_one();
+                tell.room.notify_one();
             }
             Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => return,
         }
@@ -463,8 +503,9 @@ mod tests {
         let (commands, inbox) = channel();
         let (synced_sender, synced) = watch::channel(false);
         let ended = CancellationToken::new();
-        let handle =
-            Handle { commands, metrics: Arc::default(), synced, ended: ended.clone(), room: Arc::default() };
+        let (_changed, changes) = watch::channel(0);
+        let (metrics, room) = (Arc::default(), Arc::default());
+        let handle = Handle { commands, metrics, synced, ended: ended.clone(), room, changes };
         let owner = spawn_owner(&ended, move || {
             assert!(matches!(inbox.recv(), Ok(Command::Synced)));
             synced_sender.send_replace(true);

@@ -20,6 +20,7 @@ pub mod memory;
 pub mod metrics;
 mod packed;
 mod pins;
+pub mod report;
 mod running;
 mod show;
 mod vips;

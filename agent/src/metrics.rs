@@ -1,9 +1,13 @@
 //! The agent's Prometheus metrics.
 
 mod clusters;
+mod flush_times;
 mod node;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
 pub(crate) use clusters::render as render_clusters;
 pub use node::NodeMetrics;
@@ -16,6 +20,7 @@ use prometheus_client::{
 use slotmesh_slots::Stats;
 use slotmesh_xds::ResourceType;
 
+use self::flush_times::FlushTimes;
 use crate::writer::Flush;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -66,6 +71,7 @@ pub struct Metrics {
     handles: Gauge,
     vips: Gauge,
     growth_failing: Gauge,
+    flush_times: FlushTimes,
 }
 
 impl Default for Metrics {
@@ -91,6 +97,7 @@ impl Metrics {
             handles: Gauge::default(),
             vips: Gauge::default(),
             growth_failing: Gauge::default(),
+            flush_times: FlushTimes::default(),
         };
         for ty in ResourceType::ALL {
             // The others are put in force without a flush.
@@ -147,6 +154,12 @@ impl Metrics {
     /// A resource became current.
     pub fn flushed(&self, flush: Flush) {
         self.flush.get_or_create(&label(flush.ty)).observe(flush.took.as_secs_f64());
+        self.flush_times.observe(flush.took);
+    }
+
+    /// How long 99 of 100 flushes took at most, whatever their type; `None` before the first.
+    pub fn flush_p99(&self) -> Option<Duration> {
+        self.flush_times.p99()
     }
 
     /// Resources were refused.

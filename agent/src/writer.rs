@@ -99,6 +99,13 @@ pub enum OpenError {
     Vips(#[from] BpfError),
 }
 
+/// Settings of the slots that the operator sent.
+struct SettingsInForce {
+    name: ResourceName,
+    version: Version,
+    profile: String,
+}
+
 /// The one writer of the kernel's maps.
 pub struct Writer {
     engine: Engine,
@@ -115,8 +122,8 @@ pub struct Writer {
     retried: Instant,
     /// The settings of the slots that the agent was started with.
     flags: Config,
-    /// Whose settings are in force instead, if any.
-    settings: Option<(ResourceName, Version)>,
+    /// What is in force instead, if anything.
+    settings: Option<SettingsInForce>,
 }
 
 impl Writer {
@@ -254,13 +261,14 @@ impl Writer {
         }
         self.engine.set_config(slots).map_err(Invalid::from)?;
         tracing::info!(profile, ?slots, "settings of the slots are in force");
-        self.settings = Some((resource.name.clone(), resource.version));
+        let (name, version) = (resource.name.clone(), resource.version);
+        self.settings = Some(SettingsInForce { name, version, profile });
         Ok(())
     }
 
     /// The settings are no more: those of the agent's flags are in force again.
     fn unconfigure(&mut self, name: &ResourceName) {
-        if self.settings.as_ref().is_none_or(|(held, _)| held != name) {
+        if self.settings.as_ref().is_none_or(|held| held.name != *name) {
             return;
         }
         // The agent was started with them, so they contradict nothing.
@@ -391,7 +399,7 @@ impl Writer {
     /// What is in force: type, name, version.
     pub fn held(&self) -> Vec<(ResourceType, ResourceName, Version)> {
         let settings =
-            self.settings.iter().map(|(name, version)| (ResourceType::Settings, name.clone(), *version));
+            self.settings.iter().map(|held| (ResourceType::Settings, held.name.clone(), held.version));
         let records = self.engine.resources().filter_map(|(kind, name, version)| {
             Some((resource_type(kind)?, name.into(), Version::from_u64(version)?))
         });
@@ -416,6 +424,11 @@ impl Writer {
     /// The slot table, and how many addresses the VIP map holds.
     pub fn stats(&self) -> (Stats, usize) {
         (self.engine.stats(), self.vips.len())
+    }
+
+    /// The SlotProfile in force, if one is.
+    pub fn profile(&self) -> Option<&str> {
+        self.settings.as_ref().map(|settings| settings.profile.as_str())
     }
 
     /// Changes the settings of the slots, as if the agent had been started with these.

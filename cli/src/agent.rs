@@ -1,6 +1,6 @@
 //! `slotmesh agent`: the agent of a cluster's node.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, anyhow};
 use clap::Args;
@@ -8,15 +8,20 @@ use slotmesh_ads::{Client, Config, Connector, Subscription, Tcp, Tls};
 use slotmesh_agent::{
     Agent, Enrolment, Options, admin, cleanup,
     metrics::{Metrics, NodeMetrics},
+    report,
 };
 use slotmesh_xds::ResourceType;
 use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
+    sync::watch,
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::flags::{LogFlag, SlotFlags, warn_if_public};
+
+/// The operator is told of the agent's slots at most this often, and only when they changed.
+const REPORT_EVERY: Duration = Duration::from_secs(5);
 
 /// The flags of `slotmesh agent`.
 #[derive(Debug, Args)]
@@ -166,6 +171,10 @@ impl Running {
         let enrolment = Enrolment::new(agent.handle(), agent.datapath().clone(), root)?;
         let stop = CancellationToken::new();
         let (client, handle) = Client::new(Config::new(node.as_str()), connector, enrolment.clone());
+        let (reports, told) = watch::channel(None);
+        let client = client.reporting(told);
+        // Ends with the client or the agent, whichever is first.
+        let reporter = tokio::spawn(report::follow(agent.handle(), reports, REPORT_EVERY));
         for ty in ResourceType::ALL {
             let wanted = match ty {
                 ResourceType::Settings => [node.as_str()].into_iter().collect(),
@@ -185,6 +194,7 @@ impl Running {
         tracing::info!("stopping");
         stop.cancel();
         let (client, admin_server) = (client.await, admin_server.await);
+        reporter.await?;
         // With nothing enrolled nothing is routed: nobody misses what is pinned, and an uninstalled agent
         // leaves nothing behind. Before the first sync nobody knows what is enrolled.
         let synced = *agent.synced().borrow();

@@ -137,8 +137,7 @@ mod tests {
             ("version", Kind::StringValue("x".repeat(1_000))),
             ("profile", Kind::BoolValue(true)),
         ]);
-        let report =
-            AgentReport::from_metadata(&structure([(KEY, Kind::StructValue(odd))])).unwrap();
+        let report = AgentReport::from_metadata(&structure([(KEY, Kind::StructValue(odd))])).unwrap();
         assert_eq!((report.slots.used, report.slots.idle, report.slots.cap), (0, 0, u32::MAX));
         assert_eq!((report.version.len(), report.profile), (LONGEST, None));
         assert_eq!(AgentReport::from_metadata(&Struct::default()), None);

@@ -6,14 +6,14 @@
 use std::{error::Error, fmt, pin::pin, sync::Arc, time::Duration};
 
 use envoy_types::pb::envoy::{
-    config::core::v3::Node,
+    config::core::v3::{ControlPlane, Node},
     service::discovery::v3::{
         DeltaDiscoveryRequest, DeltaDiscoveryResponse,
         aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
     },
 };
 use rand::{SeedableRng, rngs::StdRng};
-use slotmesh_xds::{ResourceName, ResourceType};
+use slotmesh_xds::{AgentReport, CONTROL_PLANE, ResourceName, ResourceType};
 use tokio::{
     sync::{mpsc, watch},
     time::Instant,
@@ -127,6 +127,8 @@ pub struct Client<C, S> {
     /// The subscriptions that the sink's content agrees with.
     followed: Subscriptions,
     versions: Foreign,
+    /// What the agent has to tell of itself.
+    reports: watch::Receiver<Option<AgentReport>>,
     stats: Arc<Stats>,
     ever_synced: bool,
 }
@@ -179,10 +181,18 @@ impl<C: Connector, S: Sink> Client<C, S> {
             wanted,
             followed: Subscriptions::default(),
             versions: Foreign::default(),
+            reports: watch::channel(None).1,
             stats,
             ever_synced: false,
         };
         (client, handle)
+    }
+
+    /// Tells what is in `reports`, whenever it changes, to a control plane that is slotmesh's own.
+    #[must_use]
+    pub fn reporting(mut self, reports: watch::Receiver<Option<AgentReport>>) -> Self {
+        self.reports = reports;
+        self
     }
 
     /// Runs until `shutdown` is cancelled. Whatever happens to the connection, what is in force stays
@@ -244,7 +254,7 @@ impl<C: Connector, S: Sink> Client<C, S> {
         let mut service =
             AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(self.config.max_message);
         let (requests, outgoing) = mpsc::channel(REQUESTS);
-        let mut stream = Stream { session: Session::new(self.config.node.clone()), requests };
+        let mut stream = Stream { session: Session::new(self.config.node.clone()), requests, ours: false };
         self.resubscribe(&mut stream, shutdown).await?;
         let mut opening = Request::new(ReceiverStream::new(outgoing));
         if let Some(token) = self.connector.token()? {
@@ -273,6 +283,7 @@ impl<C: Connector, S: Sink> Client<C, S> {
                 () = shutdown.cancelled() => return Err(Ended::Shutdown),
                 () = changed(&mut self.wanted) => self.resubscribe(&mut stream, shutdown).await?,
                 response = next(&mut responses) => self.apply(&mut stream, response?, shutdown).await?,
+                () = changed(&mut self.reports), if stream.ours => self.report(&stream, shutdown).await?,
                 () = self.sink.room() => return Err(Ended::Room),
             }
         }
@@ -323,6 +334,11 @@ impl<C: Connector, S: Sink> Client<C, S> {
         response: DeltaDiscoveryResponse,
         shutdown: &CancellationToken,
     ) -> Result<(), Ended> {
+        let is_ours = |plane: &ControlPlane| plane.identifier == CONTROL_PLANE;
+        if !stream.ours && response.control_plane.as_ref().is_some_and(is_ours) {
+            stream.ours = true;
+            self.reports.mark_changed();
+        }
         let Some((update, unanswered)) = stream.session.on_response(response) else { return Ok(()) };
         let ty = update.ty;
         let (upserts, removed) = (update.upserts.len(), update.removed.len());
@@ -343,12 +359,24 @@ impl<C: Connector, S: Sink> Client<C, S> {
         }
         stream.send(request, shutdown).await
     }
+
+    /// Tells the operator what there is to tell now.
+    async fn report(&mut self, stream: &Stream, shutdown: &CancellationToken) -> Result<(), Ended> {
+        let report = self.reports.borrow_and_update().clone();
+        let request = report.and_then(|report| stream.session.report(&self.config.node, &report));
+        match request {
+            Some(request) => stream.send(request, shutdown).await,
+            None => Ok(()),
+        }
+    }
 }
 
 /// The open stream: its state and the way to the control plane.
 struct Stream {
     session: Session,
     requests: mpsc::Sender<DeltaDiscoveryRequest>,
+    /// The control plane is slotmesh's own.
+    ours: bool,
 }
 
 impl Stream {
@@ -365,9 +393,9 @@ async fn next(responses: &mut Streaming<DeltaDiscoveryResponse>) -> Result<Delta
     responses.message().await.map_err(Box::new)?.ok_or(Ended::Closed)
 }
 
-/// Resolves when the subscriptions changed; never again when all handles are gone.
-async fn changed(wanted: &mut watch::Receiver<Subscriptions>) {
-    if wanted.changed().await.is_err() {
+/// Resolves when the value changed; never again when nobody is left to change it.
+async fn changed<T>(value: &mut watch::Receiver<T>) {
+    if value.changed().await.is_err() {
         std::future::pending::<()>().await;
     }
 }

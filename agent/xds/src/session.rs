@@ -11,7 +11,8 @@ use envoy_types::pb::envoy::{
     service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource as WireResource},
 };
 use slotmesh_xds::{
-    PerType, Rejection, Resource, ResourceName, ResourceType, Version, more_follows, status_from_rejections,
+    AgentReport, PerType, Rejection, Resource, ResourceName, ResourceType, Version, more_follows,
+    status_from_rejections,
 };
 
 use crate::{
@@ -188,6 +189,22 @@ impl Session {
             ..DeltaDiscoveryRequest::default()
         };
         (request, rejections)
+    }
+
+    /// A request that tells of the agent and asks for nothing; `None` before anything was asked for,
+    /// because the first request of a type asks for something.
+    ///
+    /// It names no resources and no nonce: by the protocol it changes no subscription and wants no
+    /// answer.
+    pub(crate) fn report(&self, node: &Node, report: &AgentReport) -> Option<DeltaDiscoveryRequest> {
+        let (ty, _) = self.progress.iter().find(|(_, progress)| **progress != Progress::Idle)?;
+        let mut metadata = node.metadata.clone().unwrap_or_default();
+        metadata.fields.extend(report.metadata().fields);
+        Some(DeltaDiscoveryRequest {
+            node: Some(Node { metadata: Some(metadata), ..node.clone() }),
+            type_url: ty.type_url().to_owned(),
+            ..DeltaDiscoveryRequest::default()
+        })
     }
 
     /// All types that are subscribed to and have to be answered were answered in full, and there is at

@@ -21,6 +21,8 @@ mod access;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
 mod listen;
+mod news;
+mod peers;
 mod round;
 mod scope;
 mod service;
@@ -33,8 +35,11 @@ mod tracker;
 
 pub use access::{Admission, Admitted, Answer, Denied, Reason, Refusals, Token};
 pub use listen::serve;
+pub use news::Feed;
 pub use scope::Scope;
 pub use service::{Config, DeltaAds, server};
-pub use status::{Acknowledgement, AgentStatus, NodeName, Rejected, StreamId, TypeStatus};
+pub use status::{
+    Acknowledgement, AgentStatus, Ending, NodeName, Rejected, StreamId, StreamNews, TypeStatus,
+};
 pub use store::Store;
 pub use tls::tls_connections;

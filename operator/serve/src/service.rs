@@ -24,6 +24,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 use crate::{
     Store,
     access::{Admission, Admitted, Denied, Reason, Refusals, Token},
+    status::Ending,
     store::Registration,
     stream::{Awaiting, Refused},
 };
@@ -217,7 +218,8 @@ impl Driver {
     async fn run(mut self, shutdown: CancellationToken) {
         let stream = self.registration.id();
         let end = self.serve(&shutdown).await;
-        let Self { registration, requests, responses, refusals, .. } = self;
+        let Self { mut registration, requests, responses, refusals, .. } = self;
+        registration.ends(end.ending());
         drop((registration, requests));
         match end {
             End::Closed => tracing::info!(%stream, "agent disconnected"),
@@ -332,6 +334,18 @@ enum End {
     Refused(Status),
     Expired,
     Shutdown,
+}
+
+impl End {
+    const fn ending(&self) -> Ending {
+        match self {
+            Self::Closed => Ending::Closed,
+            Self::Failed(_) => Ending::Lost,
+            Self::Refused(_) => Ending::Refused,
+            Self::Expired => Ending::Expired,
+            Self::Shutdown => Ending::Shutdown,
+        }
+    }
 }
 
 async fn next_event<'a>(

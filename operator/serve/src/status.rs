@@ -5,7 +5,7 @@
 
 use std::{fmt, sync::Arc};
 
-use slotmesh_xds::{PerType, ResourceName, Version};
+use slotmesh_xds::{AgentReport, PerType, ResourceName, Sketch, Version};
 
 /// The name of a node, as its agent gives it in the first request (`node.id`).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -34,6 +34,12 @@ impl fmt::Display for NodeName {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StreamId(pub(crate) u64);
 
+impl From<u64> for StreamId {
+    fn from(number: u64) -> Self {
+        Self(number)
+    }
+}
+
 impl StreamId {
     /// A number from 0 to 1; those of consecutive streams lie far from each other, and any number of
     /// them evenly.
@@ -58,8 +64,37 @@ pub struct AgentStatus {
     pub node: NodeName,
     /// The agent has answered to all that is served now: it has it in force, or refused it.
     pub up_to_date: bool,
+    /// How many requests the agent has sent; it rises only while the agent lives.
+    pub requests: u64,
+    /// What the agent told of itself last, if it does.
+    pub report: Option<AgentReport>,
     /// Details by resource type.
     pub types: PerType<TypeStatus>,
+}
+
+/// Something happened on a stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StreamNews {
+    /// What its agent has acknowledged now; when the stream has ended, the last that it had.
+    pub status: AgentStatus,
+    /// How it ended, if it did.
+    pub ended: Option<Ending>,
+}
+
+/// How a stream ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Ending {
+    /// The agent closed it.
+    Closed,
+    /// The connection was lost.
+    #[default]
+    Lost,
+    /// The agent didn't keep to the protocol.
+    Refused,
+    /// The agent's token expired; it comes back with a new one.
+    Expired,
+    /// This server is shutting down; the agent goes to another.
+    Shutdown,
 }
 
 /// What one stream has acknowledged of one resource type.
@@ -69,6 +104,8 @@ pub struct TypeStatus {
     pub subscribed: bool,
     /// How many resources the agent has in force.
     pub held: usize,
+    /// The versions of these, as a sketch.
+    pub sketch: Sketch,
     /// How many responses are sent and not acknowledged yet.
     pub unacknowledged: usize,
     /// How many resources wait to be compared and sent.

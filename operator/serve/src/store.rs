@@ -20,8 +20,9 @@ use slotmesh_xds::{Change, PerType, Resource, ResourceName, ResourceType, Versio
 use tokio::sync::{Notify, watch};
 
 use crate::{
+    news::{Feed, News},
     scope::Scope,
-    status::{Acknowledgement, AgentStatus, NodeName, StreamId},
+    status::{Acknowledgement, AgentStatus, Ending, NodeName, StreamId, StreamNews},
     stream::{Awaiting, Stream},
 };
 
@@ -111,12 +112,23 @@ struct Connected {
     inbox: Arc<Inbox>,
 }
 
+impl Connected {
+    fn status(&self, id: StreamId) -> Option<AgentStatus> {
+        let stream = lock(&self.stream);
+        let news = lock(&self.inbox.dirty).iter().any(|(_, names)| !names.is_empty());
+        let mut status = stream.status(id)?;
+        status.up_to_date &= !news;
+        Some(status)
+    }
+}
+
 #[derive(Debug, Default)]
 struct Shared {
     state: RwLock<State>,
     streams: Mutex<BTreeMap<StreamId, Connected>>,
     last_stream: AtomicU64,
     acknowledged: watch::Sender<u64>,
+    news: Mutex<News>,
 }
 
 /// The resources to be served. Clones are handles of the same store.
@@ -191,14 +203,25 @@ impl Store {
 
     /// What each connected agent has acknowledged.
     pub fn agents(&self) -> Vec<AgentStatus> {
-        let one = |(id, connected): (StreamId, Connected)| {
-            let stream = lock(&connected.stream);
-            let news = lock(&connected.inbox.dirty).iter().any(|(_, names)| !names.is_empty());
-            let mut status = stream.status(id)?;
-            status.up_to_date &= !news;
-            Some(status)
-        };
-        self.streams().into_iter().filter_map(one).collect()
+        self.streams().into_iter().filter_map(|(id, connected)| connected.status(id)).collect()
+    }
+
+    /// What happens on the streams from now on, for one reader: the last who asked for it.
+    pub fn follow(&self) -> Feed {
+        let ids: Vec<StreamId> = lock(&self.0.streams).keys().copied().collect();
+        lock(&self.0.news).follow(ids);
+        Feed::new(self.clone(), self.status_changes())
+    }
+
+    /// What happened since the last call.
+    pub(crate) fn take_news(&self) -> Vec<StreamNews> {
+        let (changed, mut news) = lock(&self.0.news).take();
+        for id in changed {
+            let connected = lock(&self.0.streams).get(&id).cloned();
+            let status = connected.and_then(|connected| connected.status(id));
+            news.extend(status.map(|status| StreamNews { status, ended: None }));
+        }
+        news
     }
 
     /// What each connected agent thinks of one resource.
@@ -241,7 +264,7 @@ impl Store {
         drop(state);
         let connected = Connected { stream: Arc::clone(&stream), inbox: Arc::clone(&inbox) };
         lock(&self.0.streams).insert(id, connected);
-        Registration { store: self.clone(), id, inbox, stream }
+        Registration { store: self.clone(), id, inbox, stream, ending: Ending::default() }
     }
 
     fn streams(&self) -> Vec<(StreamId, Connected)> {
@@ -255,6 +278,7 @@ pub(crate) struct Registration {
     id: StreamId,
     inbox: Arc<Inbox>,
     stream: Arc<Mutex<Stream>>,
+    ending: Ending,
 }
 
 impl Registration {
@@ -301,8 +325,18 @@ impl Registration {
         lock(&self.stream).awaiting()
     }
 
+    /// Says how the stream ended, before it is dropped.
+    pub(crate) fn ends(&mut self, ending: Ending) {
+        self.ending = ending;
+    }
+
     /// Tells those who watch the status.
     pub(crate) fn status_changed(&self) {
+        lock(&self.store.0.news).changed(self.id);
+        self.tell();
+    }
+
+    fn tell(&self) {
         self.store.0.acknowledged.send_modify(|count| *count = count.wrapping_add(1));
     }
 }
@@ -311,7 +345,9 @@ impl Drop for Registration {
     fn drop(&mut self) {
         self.store.0.state.write().unwrap_or_else(PoisonError::into_inner).inboxes.remove(&self.id);
         lock(&self.store.0.streams).remove(&self.id);
-        self.status_changed();
+        let status = lock(&self.stream).status(self.id);
+        lock(&self.store.0.news).ended(self.id, status, self.ending);
+        self.tell();
     }
 }
 

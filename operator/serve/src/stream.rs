@@ -6,10 +6,15 @@
 use std::collections::{HashMap, HashSet};
 
 use envoy_types::pb::{
-    envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse},
+    envoy::{
+        config::core::v3::ControlPlane,
+        service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse},
+    },
     google::rpc::Status as RpcStatus,
 };
-use slotmesh_xds::{PerType, ResourceName, ResourceType, Version, rejections_from_status};
+use slotmesh_xds::{
+    AgentReport, CONTROL_PLANE, PerType, ResourceName, ResourceType, Version, rejections_from_status,
+};
 
 use crate::{
     round::{InFlight, Round, Stage, Step, Unacknowledged},
@@ -50,6 +55,10 @@ pub(crate) struct Stream {
     node: Option<NodeName>,
     /// The only node that the stream may be for.
     only: Option<NodeName>,
+    /// How many requests came.
+    requests: u64,
+    /// What the agent told of itself last.
+    report: Option<AgentReport>,
     trackers: PerType<Tracker>,
     round: Option<Round>,
     unacknowledged: Unacknowledged,
@@ -64,6 +73,8 @@ impl Stream {
             id,
             node: None,
             only: None,
+            requests: 0,
+            report: None,
             trackers: PerType::from_fn(Tracker::new),
             round: None,
             unacknowledged: HashMap::new(),
@@ -84,6 +95,12 @@ impl Stream {
         request: DeltaDiscoveryRequest,
         resources: &Resources,
     ) -> Result<(), Refused> {
+        self.requests += 1;
+        // An agent of ours tells of itself in any request.
+        let metadata = request.node.as_ref().and_then(|node| node.metadata.as_ref());
+        if let Some(report) = metadata.and_then(AgentReport::from_metadata) {
+            self.report = Some(report);
+        }
         if self.node.is_none() {
             let id = request.node.map(|node| node.id).filter(|id| !id.is_empty()).ok_or(Refused::NoNode)?;
             let claimed = NodeName::from(id);
@@ -137,6 +154,9 @@ impl Stream {
         match self.round.as_mut()?.step(&mut self.trackers, settled, self.max_message) {
             Step::Send(mut response, in_flight) => {
                 self.last_nonce += 1;
+                if self.last_nonce == 1 {
+                    response.control_plane = Some(ControlPlane { identifier: CONTROL_PLANE.to_owned() });
+                }
                 // A nonce of another stream never matches by accident.
                 let nonce = format!("{}-{}", self.id, self.last_nonce);
                 response.nonce.clone_from(&nonce);
@@ -177,7 +197,8 @@ impl Stream {
         }
         let up_to_date =
             self.round.is_none() && !self.trackers.iter().any(|(_, tracker)| tracker.wants_round());
-        Some(AgentStatus { stream, node: self.node.clone()?, up_to_date, types })
+        let (requests, report) = (self.requests, self.report.clone());
+        Some(AgentStatus { stream, node: self.node.clone()?, up_to_date, requests, report, types })
     }
 
     pub(crate) fn acknowledgement(&self, ty: ResourceType, name: &ResourceName) -> Acknowledgement {

@@ -9,8 +9,9 @@ use std::collections::{HashMap, HashSet, hash_map::Entry};
 use slotmesh_xds::{Resource, ResourceName, ResourceType, Version};
 
 use crate::{
+    peers::{Held, Peer, Peers, Refused},
     scope::View,
-    status::{Acknowledgement, Rejected, TypeStatus},
+    status::{Acknowledgement, TypeStatus},
     subscription::{Subscription, TooManyNames},
 };
 
@@ -23,14 +24,6 @@ enum Pending {
     Asked,
 }
 
-/// A version that an agent says it has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Held {
-    Version(Version),
-    /// Some content under the version of another control plane.
-    Foreign,
-}
-
 /// What was sent, or is about to be sent, about a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sent {
@@ -40,20 +33,6 @@ pub(crate) enum Sent {
     Removal,
     /// That it does not exist, to an agent that has not got it.
     Absent,
-}
-
-#[derive(Debug, Default)]
-struct Peer {
-    held: Option<Held>,
-    sent: Option<Sent>,
-    refused: Option<Refused>,
-}
-
-#[derive(Debug)]
-struct Refused {
-    /// `None`: the agent refused to remove it.
-    version: Option<Version>,
-    reason: String,
 }
 
 /// What has to be sent of one type; in the order of the store, which is none.
@@ -72,7 +51,7 @@ pub(crate) struct Tracker {
     ty: ResourceType,
     /// `None` until the first request of this type.
     subscription: Option<Subscription>,
-    peers: HashMap<ResourceName, Peer>,
+    peers: Peers,
     pending: HashMap<ResourceName, Pending>,
     answer_owed: bool,
     ever_answered: bool,
@@ -83,7 +62,7 @@ impl Tracker {
         Self {
             ty,
             subscription: None,
-            peers: HashMap::new(),
+            peers: Peers::new(ty),
             pending: HashMap::new(),
             answer_owed: false,
             ever_answered: false,
@@ -103,7 +82,7 @@ impl Tracker {
         let asked = subscription.update(first, subscribe, unsubscribe)?;
         self.answer_owed |= asked.answer;
         if asked.narrowed {
-            self.peers.retain(|name, _| subscription.covers(name));
+            self.peers.retain(|name| subscription.covers(name));
             self.pending.retain(|name, _| subscription.covers(name));
         }
         for name in asked.names {
@@ -118,7 +97,7 @@ impl Tracker {
                 let held = version.parse().map_or(Held::Foreign, Held::Version);
                 // It says what it has: comparing is enough, even for a name it subscribes to.
                 self.pending.insert(name.clone(), Pending::Changed);
-                self.peers.insert(name, Peer { held: Some(held), ..Peer::default() });
+                self.peers.insert(name, Peer::holding(held));
             }
         }
         if asked.wildcard {
@@ -137,7 +116,7 @@ impl Tracker {
             if !subscription.covers(&name) {
                 continue;
             }
-            let relevant = self.peers.contains_key(&name) || resources.get(self.ty, &name).is_some();
+            let relevant = self.peers.contains(&name) || resources.get(self.ty, &name).is_some();
             match self.pending.entry(name) {
                 Entry::Vacant(vacant) if relevant => _ = vacant.insert(Pending::Changed),
                 Entry::Occupied(pending) if !relevant && *pending.get() == Pending::Changed => {
@@ -168,17 +147,23 @@ impl Tracker {
             }
             match resources.get(self.ty, &name) {
                 Some(resource) => {
-                    let peer = self.peers.entry(name).or_default();
-                    if peer.lacks(resource.version) || why == Pending::Asked {
-                        peer.sent = Some(Sent::Upsert(resource.version));
+                    let version = resource.version;
+                    let wanted = self.peers.update_or_new(&name, |peer| {
+                        let wanted = peer.lacks(version) || why == Pending::Asked;
+                        if wanted {
+                            peer.sent = Some(Sent::Upsert(version));
+                        }
+                        wanted
+                    });
+                    if wanted {
                         needs.upserts.push(resource.clone());
                     }
                 }
-                None => match self.peers.get_mut(&name) {
+                None => match self.peers.get(&name) {
                     Some(Peer { held: Some(_), refused: Some(Refused { version: None, .. }), .. })
                         if why == Pending::Changed => {}
-                    Some(peer @ Peer { held: Some(_), .. }) => {
-                        peer.sent = Some(Sent::Removal);
+                    Some(Peer { held: Some(_), .. }) => {
+                        self.peers.update(&name, |peer| peer.sent = Some(Sent::Removal));
                         needs.removals.push(name);
                     }
                     _ => {
@@ -195,8 +180,7 @@ impl Tracker {
 
     /// Puts a removal that was not sent back to the names to be compared.
     pub(crate) fn postpone_removal(&mut self, name: ResourceName) {
-        if let Some(peer) = self.peers.get_mut(&name) {
-            peer.sent = None;
+        if self.peers.update(&name, |peer| peer.sent = None).is_some() {
             self.pending.entry(name).or_insert(Pending::Changed);
         }
     }
@@ -208,12 +192,13 @@ impl Tracker {
 
     /// Records that the agent has put in force what it was sent.
     pub(crate) fn accepted(&mut self, name: &ResourceName, sent: Sent) {
-        let Some(peer) = self.peers.get_mut(name) else { return };
-        if peer.sent != Some(sent) {
+        if self.peers.get(name).is_none_or(|peer| peer.sent != Some(sent)) {
             return;
         }
         match sent {
-            Sent::Upsert(version) => *peer = Peer { held: Some(Held::Version(version)), ..Peer::default() },
+            Sent::Upsert(version) => {
+                self.peers.insert(name.clone(), Peer::holding(Held::Version(version)));
+            }
             Sent::Removal => _ = self.peers.remove(name),
             Sent::Absent => {}
         }
@@ -221,29 +206,31 @@ impl Tracker {
 
     /// Records that the agent has refused what it was sent, and that what it had stays in force.
     pub(crate) fn refused(&mut self, name: &ResourceName, sent: Sent, reason: String) {
-        let Some(peer) = self.peers.get_mut(name) else { return };
-        if peer.sent != Some(sent) {
+        if self.peers.get(name).is_none_or(|peer| peer.sent != Some(sent)) {
             return;
         }
-        peer.sent = None;
         let version = match sent {
             Sent::Upsert(version) => Some(version),
             Sent::Removal | Sent::Absent => None,
         };
-        if version.is_some() && peer.held == version.map(Held::Version) {
-            peer.held = None;
-        }
-        peer.refused = Some(Refused { version, reason });
+        self.peers.update(name, |peer| {
+            peer.sent = None;
+            if version.is_some() && peer.held == version.map(Held::Version) {
+                peer.held = None;
+            }
+            peer.refused = Some(Refused { version, reason });
+        });
     }
 
     /// The state for people; the number of unacknowledged responses is the stream's to fill in.
     pub(crate) fn status(&self) -> TypeStatus {
         TypeStatus {
             subscribed: self.subscription.is_some(),
-            held: self.peers.values().filter(|peer| peer.held.is_some()).count(),
+            held: self.peers.held(),
+            sketch: self.peers.sketch().clone(),
             unacknowledged: 0,
             pending: self.pending.len(),
-            rejected: self.peers.iter().filter_map(|(name, peer)| peer.rejected(name)).collect(),
+            rejected: self.peers.rejected(),
         }
     }
 
@@ -273,22 +260,5 @@ impl Tracker {
     #[cfg(test)]
     pub(crate) fn remembered(&self) -> usize {
         self.peers.len() + self.pending.len()
-    }
-}
-
-impl Peer {
-    /// Whether this version has to be sent. A version that was refused isn't sent again: its content
-    /// would be refused again.
-    fn lacks(&mut self, version: Version) -> bool {
-        if self.held == Some(Held::Version(version)) {
-            self.refused = None;
-            return false;
-        }
-        self.refused.as_ref().is_none_or(|refused| refused.version != Some(version))
-    }
-
-    fn rejected(&self, name: &ResourceName) -> Option<Rejected> {
-        let Refused { version, reason } = self.refused.as_ref()?;
-        Some(Rejected { name: name.clone(), version: *version, reason: reason.clone() })
     }
 }

@@ -189,3 +189,20 @@ fn a_control_plane_that_does_not_know_settings_is_in_sync_without_them() {
     assert!(session.answer(unanswered, vec![], &mut Foreign::default()).0.error_detail.is_none());
     assert!(session.in_sync());
 }
+
+#[test]
+fn a_report_asks_for_nothing_and_comes_after_something_was_asked_for() {
+    let report = AgentReport { version: "1".into(), ..AgentReport::default() };
+    let node = Node { id: "n".into(), ..Node::default() };
+    assert_eq!(Session::new(node.clone()).report(&node, &report), None);
+    let (session, _) = session(&[Cluster]);
+    let request = session.report(&node, &report).unwrap();
+    let metadata = request.node.as_ref().and_then(|node| node.metadata.as_ref()).unwrap();
+    assert_eq!(AgentReport::from_metadata(metadata), Some(report));
+    let nothing = DeltaDiscoveryRequest {
+        type_url: Cluster.type_url().into(),
+        node: request.node.clone(),
+        ..DeltaDiscoveryRequest::default()
+    };
+    assert_eq!(request, nothing, "no names and no nonce");
+}

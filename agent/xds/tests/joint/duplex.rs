@@ -4,7 +4,7 @@ use crate::support::{Memory, MemorySink, Mesh, remove, upsert};
 use ResourceType::{Cluster, Endpoints, Listener, Route, Settings};
 use slotmesh_ads::Subscription;
 use slotmesh_serve::{Acknowledgement, Store};
-use slotmesh_xds::{Resource, ResourceName, ResourceType, Version};
+use slotmesh_xds::{AgentReport, Resource, ResourceName, ResourceType, Version};
 
 fn has(ty: ResourceType, name: &'static str, content: &'static str) -> impl Fn(&Memory) -> bool {
     move |memory| memory.held.get(&(ty, name.into())).is_some_and(|held| held.content == content)
@@ -215,4 +215,30 @@ async fn the_server_may_be_away_for_any_time() {
     client.await.unwrap();
     server.await.unwrap();
     assert_eq!(sink.names(Cluster), ["a"], "a shutdown changes nothing that is in force");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_agent_tells_of_itself_reaches_the_operator_on_each_stream() {
+    let mesh = Mesh::start(store(vec![upsert(Cluster, "c", "1")]));
+    let told = async |version: &str| {
+        let mut changes = mesh.store.status_changes();
+        let is = |agent: &slotmesh_serve::AgentStatus| {
+            agent.report.as_ref().is_some_and(|report| report.version == version)
+        };
+        while !mesh.store.agents().iter().any(is) {
+            changes.changed().await.unwrap();
+        }
+    };
+    mesh.settled().await;
+    let report = |version: &str| AgentReport { version: version.into(), ..AgentReport::default() };
+    mesh.reports.send_replace(Some(report("1")));
+    told("1").await;
+    assert_eq!(mesh.sink.take_log(), ["cluster +c"], "it asks for nothing");
+    // Another replica is told again, without anything having changed.
+    mesh.wires.cut();
+    mesh.settled().await;
+    told("1").await;
+    mesh.reports.send_replace(Some(report("2")));
+    told("2").await;
+    mesh.end().await;
 }

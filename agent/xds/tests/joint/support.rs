@@ -10,7 +10,7 @@ use std::{
 use futures::StreamExt;
 use slotmesh_ads::{Backoff, Client, Config, FromStreams, Handle, Sink, Subscription, Update};
 use slotmesh_serve::Store;
-use slotmesh_xds::{Change, Rejection, Resource, ResourceName, ResourceType, Version};
+use slotmesh_xds::{AgentReport, Change, Rejection, Resource, ResourceName, ResourceType, Version};
 use tokio::{
     io::DuplexStream,
     sync::{mpsc, watch},
@@ -159,6 +159,8 @@ pub struct Mesh {
     pub store: Store,
     pub sink: MemorySink,
     pub handle: Handle,
+    /// What the agent has to tell of itself.
+    pub reports: watch::Sender<Option<AgentReport>>,
     pub wires: Wires,
     pub stop: CancellationToken,
     pub client: JoinHandle<()>,
@@ -187,8 +189,9 @@ impl Mesh {
         let connector = FromStreams::new(move || std::future::ready(cables.plug(&connections)));
         let (client, handle) = Client::new(config(), connector, sink.clone());
         subscribe(&handle);
-        let client = tokio::spawn(client.run(stop.clone()));
-        Self { store, sink, handle, wires, stop, client, server }
+        let (reports, told) = watch::channel(None);
+        let client = tokio::spawn(client.reporting(told).run(stop.clone()));
+        Self { store, sink, handle, reports, wires, stop, client, server }
     }
 
     /// Waits until the server has nothing more for the agent and knows that it has it.

@@ -542,3 +542,26 @@ fn garbage_is_ignored() {
 fn prost_len(response: &DeltaDiscoveryResponse) -> usize {
     Resource::encode(Cluster, "", response).content.len()
 }
+
+#[test]
+fn what_an_agent_tells_of_itself_changes_nothing_but_its_status() {
+    let mut scene = Scene::new(vec![upsert(Cluster, "a", "1")]);
+    scene.send(subscribe(Cluster, &["*"]));
+    let response = scene.next().unwrap();
+    let plane = response.control_plane.as_ref().map(|plane| plane.identifier.as_str());
+    assert_eq!(plane, Some(CONTROL_PLANE), "the first response says who sends it");
+    scene.ack(&response);
+    scene.settle();
+    let report = AgentReport { version: "1".into(), ..AgentReport::default() };
+    let before = scene.stream.status(StreamId(1)).unwrap();
+    assert_eq!(before.report, None);
+    let node = Node { id: "node-a".into(), metadata: Some(report.metadata()), ..Node::default() };
+    scene.send(DeltaDiscoveryRequest { node: Some(node), ..request(Cluster) });
+    assert_eq!(scene.settle(), Vec::<String>::new());
+    let after = scene.stream.status(StreamId(1)).unwrap();
+    assert_eq!(after.report, Some(report));
+    assert_eq!((after.requests, &after.types), (before.requests + 1, &before.types));
+    // Only the first.
+    scene.apply(vec![upsert(Cluster, "b", "1")]);
+    assert_eq!(scene.next().unwrap().control_plane, None);
+}
