@@ -3,6 +3,7 @@
 //! ```text
 //!  API server -> pipeline -> store -> delta ADS over TLS -> agents
 //!             -> Secret -> certificates ----^   ^---- tokens <- API server
+//!             <- MeshNodes, conditions, events <- status
 //! ```
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
@@ -20,6 +21,7 @@ use kube::Client;
 use slotmesh_operator::{
     Metrics, Operator, Scoped, Status, Tokens,
     certs::{Certificates, Keeper, Lifetimes, Names, tls_config},
+    status::{self, Counters, Notices, Settings, Sources},
 };
 use slotmesh_serve::{Config, tls_connections};
 use tokio::{
@@ -86,6 +88,15 @@ pub struct OperatorCommand {
         value_parser = clap::value_parser!(u32).range(1..=8_760))]
     certificate_hours: u32,
 
+    /// The Lease whose holder, of all replicas, writes the conditions of objects
+    #[arg(long, env = "SLOTMESH_LEASE", default_value = "slotmesh-operator", value_name = "NAME")]
+    lease: String,
+
+    /// What this replica is called, unlike all others; in a pod, its name
+    /// [default: the host's name and the process]
+    #[arg(long, env = "SLOTMESH_REPLICA", value_name = "NAME")]
+    replica: Option<String>,
+
     /// Seconds over which the ends of the streams are spread at a shutdown, so that agents don't all come
     /// back at once
     #[arg(long, env = "SLOTMESH_DRAIN_SECONDS", default_value_t = 10, value_name = "SECONDS",
@@ -114,6 +125,8 @@ impl OperatorCommand {
             agent_account,
             authority_days,
             certificate_hours,
+            lease,
+            replica,
             drain_seconds,
             log,
         } = self;
@@ -136,8 +149,19 @@ impl OperatorCommand {
             hosts: names,
         };
         let stagger = Duration::from_secs(u64::from(drain_seconds));
-        let running =
-            Running { listen, admin, namespace, names, lifetimes, audience, agent_account, stagger };
+        let replica = replica.unwrap_or_else(this_process);
+        let settings = Settings { namespace: namespace.clone(), lease, replica };
+        let running = Running {
+            listen,
+            admin,
+            namespace,
+            names,
+            lifetimes,
+            audience,
+            agent_account,
+            settings,
+            stagger,
+        };
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         runtime.block_on(running.run())
     }
@@ -151,7 +175,14 @@ struct Running {
     lifetimes: Lifetimes,
     audience: String,
     agent_account: String,
+    settings: Settings,
     stagger: Duration,
+}
+
+/// A name for a process that was given none.
+fn this_process() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("{}-{}", host.trim(), std::process::id())
 }
 
 impl Running {
@@ -172,7 +203,13 @@ impl Running {
 
         let scoped = Scoped::default();
         let store = scoped.store();
-        let operator = Operator::from_cluster(client.clone(), scoped)?;
+        let notices = Notices::new(scoped.due());
+        let operator = Operator::from_cluster_telling(client.clone(), scoped, notices.clone())?;
+        let counters = Counters::default();
+        let sources = Sources { feed: store.follow(), notices };
+        // Ends before the streams: their agents go to other replicas, which say so.
+        let statuses = status::write(client.clone(), self.settings, sources, counters.clone(), stop.clone());
+        let statuses = tokio::spawn(statuses);
 
         let certificates = Certificates::default();
         let certified = CancellationToken::new();
@@ -181,7 +218,8 @@ impl Running {
 
         let tokens = Tokens::new(client, &self.audience, &self.namespace, &self.agent_account);
         let config = Config { admission: Some(Arc::new(tokens)), stagger: self.stagger, ..Config::default() };
-        let metrics = Arc::new(Metrics::new(store.clone(), operator.status(), Arc::clone(&config.refusals)));
+        let refusals = Arc::clone(&config.refusals);
+        let metrics = Arc::new(Metrics::new(store.clone(), operator.status(), refusals, counters));
         let state = Admin { metrics, status: operator.status(), certified: certified.clone() };
         // Outlives the streams, which are served for a while after the signal.
         let admin_stop = CancellationToken::new();
@@ -211,6 +249,7 @@ impl Running {
         }
         tracing::info!(over = ?self.stagger, "stopping: streams end one after the other");
         stop.cancel();
+        statuses.await?;
         let served = serving.await;
         keeper.await?;
         // The compile thread may be handing changes over.

@@ -19,6 +19,7 @@ use slotmesh_serve::{NodeName, Scope, Store};
 use slotmesh_xds::{Change, Resource, ResourceName, ResourceType, Workload};
 
 use crate::{
+    Due,
     pipeline::Publish,
     watch::{Sourced, Step},
 };
@@ -148,6 +149,13 @@ fn willing(pod: &Pod) -> Option<Workload> {
 #[derive(Debug, Default)]
 struct ByWorkloads(RwLock<HashMap<NodeName, usize>>);
 
+impl ByWorkloads {
+    /// Whether the node has workloads.
+    fn has(&self, node: &NodeName) -> bool {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).contains_key(node)
+    }
+}
+
 impl Scope for ByWorkloads {
     fn sees(&self, node: &NodeName, ty: ResourceType, name: &ResourceName) -> bool {
         match ty {
@@ -155,7 +163,7 @@ impl Scope for ByWorkloads {
             ResourceType::Settings => return name.as_str() == node.as_str(),
             _ => {}
         }
-        self.0.read().unwrap_or_else(PoisonError::into_inner).contains_key(node)
+        self.has(node)
     }
 }
 
@@ -165,12 +173,18 @@ pub struct Scoped {
     store: Store,
     workloads: HashSet<ResourceName>,
     scope: Arc<ByWorkloads>,
+    due: Due,
 }
 
 impl Default for Scoped {
     fn default() -> Self {
         let scope = Arc::<ByWorkloads>::default();
-        Self { store: Store::with_scope(scope.clone()), workloads: HashSet::new(), scope }
+        Self {
+            store: Store::with_scope(scope.clone()),
+            workloads: HashSet::new(),
+            scope,
+            due: Due::default(),
+        }
     }
 }
 
@@ -178,6 +192,11 @@ impl Scoped {
     /// The store, to be served.
     pub fn store(&self) -> Store {
         self.store.clone()
+    }
+
+    /// What each node has to have in force.
+    pub fn due(&self) -> Due {
+        self.due.clone()
     }
 
     /// Counts the workloads of each node; returns the nodes that got their first or lost their last.
@@ -214,6 +233,10 @@ impl Scoped {
 impl Publish for Scoped {
     fn publish(&mut self, changes: Vec<Change>) {
         let rescoped = self.count(&changes);
+        self.due.apply(&changes, |ty, name| self.store.get(ty, name).map(|resource| resource.version));
+        for node in &rescoped {
+            self.due.takes_part(node, self.scope.has(node));
+        }
         self.store.apply_for(changes, &rescoped);
     }
 }

@@ -3,6 +3,7 @@
 //! ```text
 //!  watch::manifests --Update--> pipeline: Intake -> SliceController -> Compiler --Vec<Change>--> Publish
 //!  watch::cluster ----------+                                               +--> Status (reports, synced)
+//!                                                                           +--> status: MeshNodes, conditions
 //! ```
 //!
 //! Invariant: everything flows one way. A source never waits for the compiler, the compiler never
@@ -17,6 +18,7 @@ mod error;
 pub mod fuzz;
 mod metrics;
 mod pipeline;
+pub mod status;
 pub mod uninstall;
 pub mod watch;
 
@@ -25,3 +27,4 @@ pub use enrol::{MESH, Scoped};
 pub use error::Error;
 pub use metrics::Metrics;
 pub use pipeline::{Operator, Publish, Status};
+pub use status::Due;

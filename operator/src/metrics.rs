@@ -15,7 +15,10 @@ use slotmesh_serve::{Reason, Refusals, Store};
 use slotmesh_xds::ResourceType;
 use tokio::sync::watch;
 
-use crate::Status;
+use crate::{
+    Status,
+    status::{Counters, Target},
+};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct TypeLabel {
@@ -32,6 +35,11 @@ struct SeverityLabel {
     severity: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TargetLabel {
+    target: &'static str,
+}
+
 /// See the module's comment.
 pub struct Metrics {
     registry: Registry,
@@ -46,13 +54,22 @@ pub struct Metrics {
     refused: Family<ReasonLabel, Counter>,
     reports: Family<SeverityLabel, Gauge>,
     compiled: Counter,
+    counters: Counters,
+    leader: Gauge,
+    writes: Family<TargetLabel, Counter>,
+    write_errors: Family<TargetLabel, Counter>,
     /// What the counters, which only rise, have seen.
-    seen: [AtomicU64; 1 + Reason::ALL.len()],
+    seen: [AtomicU64; 1 + Reason::ALL.len() + 2 * Target::ALL.len()],
 }
 
 impl Metrics {
-    /// Shows what is served, to whom, and what is to be said about it.
-    pub fn new(store: Store, status: watch::Receiver<Status>, refusals: Arc<Refusals>) -> Self {
+    /// Shows what is served, to whom, and what is to be said about it and was written.
+    pub fn new(
+        store: Store,
+        status: watch::Receiver<Status>,
+        refusals: Arc<Refusals>,
+        counters: Counters,
+    ) -> Self {
         let mut metrics = Self {
             registry: Registry::with_prefix("slotmesh_operator"),
             store,
@@ -66,6 +83,10 @@ impl Metrics {
             refused: Family::default(),
             reports: Family::default(),
             compiled: Counter::default(),
+            counters,
+            leader: Gauge::default(),
+            writes: Family::default(),
+            write_errors: Family::default(),
             seen: Default::default(),
         };
         let registry = &mut metrics.registry;
@@ -89,6 +110,21 @@ impl Metrics {
             metrics.reports.clone(),
         );
         registry.register("compiled_units", "Units compiled since the start", metrics.compiled.clone());
+        registry.register(
+            "leader",
+            "1 on the replica that holds the Lease and writes conditions",
+            metrics.leader.clone(),
+        );
+        registry.register(
+            "status_writes",
+            "MeshNodes, conditions of objects, and events that were written, by target",
+            metrics.writes.clone(),
+        );
+        registry.register(
+            "status_write_errors",
+            "Writes of these that failed and were tried again, by target",
+            metrics.write_errors.clone(),
+        );
         metrics
     }
 
@@ -119,6 +155,14 @@ impl Metrics {
             let counter = self.refused.get_or_create(&ReasonLabel { reason: reason.as_str() }).clone();
             self.follow(i + 1, &counter, self.refusals.count(reason));
         }
+        self.leader.set(i64::from(self.counters.is_leader()));
+        for (i, target) in Target::ALL.into_iter().enumerate() {
+            let label = TargetLabel { target: target.as_str() };
+            let (writes, errors) = (self.counters.writes(target), self.counters.errors(target));
+            let at = 1 + Reason::ALL.len() + 2 * i;
+            self.follow(at, &self.writes.get_or_create(&label).clone(), writes);
+            self.follow(at + 1, &self.write_errors.get_or_create(&label).clone(), errors);
+        }
         let mut text = String::new();
         encode(&mut text, &self.registry).expect("writing to a string doesn't fail");
         text
@@ -137,13 +181,16 @@ mod tests {
     #[test]
     fn every_reason_and_type_is_shown_from_the_start() {
         let (_sender, status) = watch::channel(Status::default());
-        let metrics = Metrics::new(Store::new(), status, Arc::default());
+        let metrics = Metrics::new(Store::new(), status, Arc::default(), Counters::default());
         let text = metrics.render();
         for line in [
             "slotmesh_operator_synced 0",
             "slotmesh_operator_resources{type=\"workload\"} 0",
             "slotmesh_operator_refused_streams_total{reason=\"other_node\"} 0",
             "slotmesh_operator_reports{severity=\"refused\"} 0",
+            "slotmesh_operator_leader 0",
+            "slotmesh_operator_status_writes_total{target=\"node\"} 0",
+            "slotmesh_operator_status_write_errors_total{target=\"event\"} 0",
         ] {
             assert!(text.lines().any(|l| l == line), "{line}: {text}");
         }

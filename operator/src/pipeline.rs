@@ -4,14 +4,14 @@
 //! burst costs one compilation, and nothing between two of its updates is published.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     path::Path,
     sync::Arc,
     thread::{self, JoinHandle},
 };
 
 use kube::Client;
-use slotmesh_compile::{Compiler, Kind, Report, Severity, Stats};
+use slotmesh_compile::{Compiler, Kind, ObjectKey, Report, Severity, Stats};
 use slotmesh_xds::Change;
 use tokio::sync::{
     mpsc::{self, Receiver, Sender},
@@ -22,6 +22,7 @@ use tracing::{debug, info, warn};
 use crate::{
     Error,
     enrol::Enrolment,
+    status::Notices,
     watch::{Cluster, Intake, LocalNode, Manifests, SliceController, Step, Update},
 };
 
@@ -106,7 +107,8 @@ impl Operator {
         dir: &Path,
         publish: impl Publish,
     ) -> Result<Self, Error> {
-        Self::start(Some(SliceController::default()), None, publish, |updates| follow(node, dir, updates))
+        let source = |updates| follow(node, dir, updates);
+        Self::start(Some(SliceController::default()), None, None, publish, source)
     }
 
     /// Starts an operator on a cluster, on tasks of the current tokio runtime.
@@ -114,13 +116,27 @@ impl Operator {
     /// # Errors
     /// When no thread can be started. An API server that can't be reached is waited for.
     pub fn from_cluster(client: Client, publish: impl Publish) -> Result<Self, Error> {
+        Self::from_cluster_telling(client, publish, None)
+    }
+
+    /// As [`from_cluster`](Self::from_cluster), and tells whoever writes statuses what there is to say.
+    ///
+    /// # Errors
+    /// As [`from_cluster`](Self::from_cluster).
+    pub fn from_cluster_telling(
+        client: Client,
+        publish: impl Publish,
+        notices: impl Into<Option<Notices>>,
+    ) -> Result<Self, Error> {
         let source = |updates| Ok(Source::Cluster(Cluster::follow(client, updates)));
-        Self::start(None, Some(Enrolment::default()), publish, source)
+        let tell = notices.into().map(Tell::new);
+        Self::start(None, Some(Enrolment::default()), tell, publish, source)
     }
 
     fn start(
         slices: Option<SliceController>,
         enrolment: Option<Enrolment>,
+        tell: Option<Tell>,
         publish: impl Publish,
         source: impl FnOnce(Sender<Update>) -> Result<Source, Error>,
     ) -> Result<Self, Error> {
@@ -128,7 +144,7 @@ impl Operator {
         let (sender, status) = watch::channel(Status::default());
         let intake = Intake::default();
         let compiler = Compiler::default();
-        let pipeline = Pipeline { intake, slices, enrolment, compiler, publish, status: sender };
+        let pipeline = Pipeline { intake, slices, enrolment, compiler, publish, tell, status: sender };
         let source = source(updates)?;
         let run = move || pipeline.run(waiting);
         let thread = thread::Builder::new().name("compile".to_owned()).spawn(run).map_err(Error::Thread)?;
@@ -171,7 +187,42 @@ struct Pipeline<P> {
     enrolment: Option<Enrolment>,
     compiler: Compiler,
     publish: P,
+    /// Only where statuses are written.
+    tell: Option<Tell>,
     status: watch::Sender<Status>,
+}
+
+/// Tells whoever writes statuses.
+#[derive(Debug)]
+struct Tell {
+    notices: Notices,
+    /// The resource versions of the objects that were seen since the last flush.
+    seen: HashMap<ObjectKey, Option<String>>,
+}
+
+impl Tell {
+    fn new(notices: Notices) -> Self {
+        Self { notices, seen: HashMap::new() }
+    }
+
+    fn see(&mut self, step: &Step) {
+        if let Step::Apply(sourced) = step
+            && sourced.object.kind().has_conditions()
+        {
+            let version = sourced.object.meta().resource_version.clone();
+            self.seen.insert(sourced.object.key(), version);
+        }
+    }
+
+    /// After what was compiled is published.
+    fn compiled(&mut self, affected: BTreeSet<ObjectKey>, compiler: &Compiler) {
+        let objects = affected.into_iter().map(|key| {
+            let version = self.seen.remove(&key).flatten();
+            let conditions = compiler.conditions(&key);
+            (key, conditions, version)
+        });
+        self.notices.compiled(objects);
+    }
 }
 
 impl<P: Publish> Pipeline<P> {
@@ -191,6 +242,9 @@ impl<P: Publish> Pipeline<P> {
                         }
                         if let Some(enrolment) = &mut self.enrolment {
                             enrolment.observe(&step);
+                        }
+                        if let Some(tell) = &mut self.tell {
+                            tell.see(&step);
                         }
                         self.step(step);
                     }
@@ -215,6 +269,13 @@ impl<P: Publish> Pipeline<P> {
                 if first || !changes.is_empty() {
                     self.publish.publish(changes);
                 }
+                if let Some(tell) = &mut self.tell {
+                    tell.compiled(output.affected, &self.compiler);
+                }
+            }
+            if let Some(tell) = &self.tell {
+                tell.notices.reports(&disappeared, false);
+                tell.notices.reports(&appeared, true);
             }
             self.tell(&appeared, &disappeared);
         }

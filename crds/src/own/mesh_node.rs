@@ -45,7 +45,8 @@ pub struct MeshNodeStatus {
     /// The version of slotmesh that the agent is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent_version: Option<String>,
-    /// The newest version of the configuration that the agent has acknowledged in full.
+    /// What of the configuration the agent has acknowledged, in one hash: agents that have the same have
+    /// the same hash.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub applied_version: Option<String>,
     /// How many resources the agent has in force.
@@ -62,14 +63,43 @@ pub struct MeshNodeStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[serde(rename = "flushP99")]
     pub flush_p99: Option<String>,
-    /// What the agent refused last.
+    /// What the agent refused last, of what it still refuses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_refusal: Option<Refusal>,
-    /// Ready: the agent is connected and has all that is meant for the node. SlotsAvailable: nothing is
-    /// refused for want of slots.
+    /// How many resources the agent refuses at present. What it had of them before stays in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused_resources: Option<u32>,
+    /// Some of these.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub refused: Vec<Refusal>,
+    /// The resources that the agent has acknowledged, as a sketch of fixed size. Of it and of what the
+    /// node is due follows which resources the node lacks (Programmed).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 4096))]
+    pub acknowledged: Option<String>,
+    /// The replica of the operator to which the agent is connected, and which writes this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holder: Option<StreamHolder>,
+    /// Ready: the agent is connected, and has answered to all that was meant for the node when it
+    /// connected. What it refuses stands in refused.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "conditions")]
     pub conditions: Vec<Condition>,
+}
+
+/// Who holds an agent's stream.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StreamHolder {
+    /// The replica.
+    pub replica: String,
+    /// Rises whenever another replica takes the node over.
+    #[schemars(range(min = 0, max = 9007199254740991i64))]
+    pub session: u64,
+    /// Whether the stream is open.
+    pub connected: bool,
 }
 
 /// How many slots there are.

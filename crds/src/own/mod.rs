@@ -14,7 +14,7 @@ mod schema;
 mod slot_profile;
 mod traffic_policy;
 
-pub use mesh_node::{MeshNode, MeshNodeSpec, MeshNodeStatus, Refusal, SlotUse};
+pub use mesh_node::{MeshNode, MeshNodeSpec, MeshNodeStatus, Refusal, SlotUse, StreamHolder};
 pub use slot_profile::{GrowthMode, SLAB_COST, SlotProfile, SlotProfileSpec, SlotProfileStatus};
 pub use traffic_policy::{
     AncestorRef, Balancing, LoadBalancing, PolicyAncestor, PolicyStatus, PolicyTarget, TrafficPolicy,

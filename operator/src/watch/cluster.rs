@@ -100,6 +100,12 @@ impl Place {
     }
 }
 
+/// The resource of a kind in each version that is read, the best first.
+pub(crate) fn resources(kind: Kind) -> impl Iterator<Item = ApiResource> {
+    let place = kinds::place(kind);
+    place.versions.iter().map(move |version| place.resource(version))
+}
+
 /// Nobody listens any more.
 struct Over;
 

@@ -13,6 +13,7 @@ mod slices;
 mod store;
 
 pub use cluster::Cluster;
+pub(crate) use cluster::resources;
 pub(crate) use intake::{Intake, Step};
 pub use manifests::Manifests;
 pub(crate) use slices::SliceController;

@@ -8,9 +8,7 @@ use kube::Client;
 use serde_json::{Value, json};
 use slotmesh_cluster::ControlPlane;
 
-use crate::support::apply;
-
-const NAMESPACE: &str = "slotmesh-system";
+use crate::support::{NAMESPACE, apply};
 
 async fn installed() -> Result<ControlPlane> {
     let cluster = ControlPlane::start().await?;
@@ -46,6 +44,15 @@ async fn rights_are_enough_and_no_more() -> Result<()> {
         &["create", "tokenreviews.authentication.k8s.io"],
         &["update", "secrets/slotmesh-authority", &own],
         &["patch", "configmaps/slotmesh-ca", &own],
+        &["get", "leases.coordination.k8s.io/slotmesh-operator", &own],
+        &["update", "leases.coordination.k8s.io/slotmesh-operator", &own],
+        &["watch", "meshnodes.slotmesh.dev"],
+        &["create", "meshnodes.slotmesh.dev"],
+        &["patch", "meshnodes.slotmesh.dev", "--subresource=status"],
+        &["patch", "trafficpolicies.slotmesh.dev", "--subresource=status", "--all-namespaces"],
+        &["patch", "slotprofiles.slotmesh.dev", "--subresource=status"],
+        &["create", "events.events.k8s.io", "--all-namespaces"],
+        &["patch", "events.events.k8s.io", "--all-namespaces"],
     ] {
         ensure!(may(&cluster, "slotmesh-operator", what)?, "the operator may not {what:?}");
         ensure!(!may(&cluster, "slotmesh-agent", what)?, "the agent may {what:?}");
@@ -55,6 +62,15 @@ async fn rights_are_enough_and_no_more() -> Result<()> {
         &["get", "secrets", &own],
         &["get", "secrets", "--all-namespaces"],
         &["update", "services", "--all-namespaces"],
+        &["patch", "services", "--subresource=status", "--all-namespaces"],
+        &["patch", "trafficpolicies.slotmesh.dev", "--all-namespaces"],
+        &["update", "trafficpolicies.slotmesh.dev", "--subresource=status", "--all-namespaces"],
+        &["delete", "meshnodes.slotmesh.dev"],
+        &["patch", "nodes", "--subresource=status"],
+        &["create", "leases.coordination.k8s.io", &own],
+        &["update", "leases.coordination.k8s.io/other", &own],
+        &["update", "leases.coordination.k8s.io/slotmesh-operator", "--namespace=kube-system"],
+        &["delete", "events.events.k8s.io", "--all-namespaces"],
         &["create", "pods", &own],
     ] {
         ensure!(!may(&cluster, "slotmesh-operator", what)?, "the operator may {what:?}");

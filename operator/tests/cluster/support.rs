@@ -16,6 +16,9 @@ use slotmesh_cluster::{ControlPlane, wait};
 use slotmesh_operator::{Operator, Status};
 use slotmesh_xds::{Change, ResourceType};
 
+/// Where slotmesh is installed.
+pub const NAMESPACE: &str = "slotmesh-system";
+
 type Published = Arc<Mutex<BTreeMap<(ResourceType, String), Vec<u8>>>>;
 
 /// An operator, and what it has published.
@@ -95,12 +98,20 @@ fn api(client: &Client, object: &Value) -> (Api<DynamicObject>, String) {
 pub async fn apply(client: &Client, object: Value) -> Result<DynamicObject> {
     let (api, name) = api(client, &object);
     let params = PatchParams::apply("test").force();
-    let applied = api.patch(&name, &params, &Patch::Apply(&object)).await?;
+    let mut spec = object.clone();
+    spec.as_object_mut().map(|fields| fields.remove("status"));
+    let applied = api.patch(&name, &params, &Patch::Apply(&spec)).await?;
     if let Some(status) = object.get("status") {
         let status = json!({"status": status});
         return Ok(api.patch_status(&name, &PatchParams::default(), &Patch::Merge(&status)).await?);
     }
     Ok(applied)
+}
+
+/// The object as it is now.
+pub async fn get(client: &Client, object: &Value) -> Result<Option<Value>> {
+    let (api, name) = api(client, object);
+    Ok(api.get_opt(&name).await?.map(serde_json::to_value).transpose()?)
 }
 
 pub async fn delete(client: &Client, object: &Value) -> Result<()> {

@@ -6,7 +6,7 @@ use slotmesh_cluster::{ControlPlane, wait};
 use slotmesh_compile::Severity;
 use slotmesh_xds::ResourceType::{Cluster, Endpoints, Listener, Route, Workload};
 
-use crate::support::{Watched, apply, delete, namespace, pod, service};
+use crate::support::{Watched, apply, delete, get, namespace, pod, service};
 
 /// Istio's own, with as little schema as the API server takes.
 fn virtual_services() -> Value {
@@ -93,6 +93,9 @@ async fn what_happens_in_the_cluster_is_published() -> Result<()> {
         .await
     };
     leads_to_api().await?;
+    // One that is still going can't be made anew.
+    wait::until_true("the definition to go", async || Ok(get(&client, &virtual_services()).await?.is_none()))
+        .await?;
     // And again, into the same operator.
     apply(&client, virtual_services()).await?;
     wait::until_true("the definition to be served again", async || {

@@ -15,25 +15,27 @@ use super::{Context, Place, decode::decode, follow};
 
 /// Starts the watcher of each kind on a task of its own.
 pub(super) fn follow_all(context: &Arc<Context>, tasks: &mut JoinSet<()>) {
-    macro_rules! watch {
+    for kind in Kind::ALL {
+        tasks.spawn(follow(Arc::clone(context), place(kind)));
+    }
+}
+
+/// Where the objects of a kind are found.
+pub(super) fn place(kind: Kind) -> Place {
+    macro_rules! place {
         ($($kind:ident: $type:ty = $group:expr, $versions:expr, $plural:literal;)*) => {
-            $({
-                let place = Place {
-                    kind: Kind::$kind,
+            match kind {
+                $(Kind::$kind => Place {
+                    kind,
                     group: $group,
                     versions: &$versions,
                     plural: $plural,
                     decode: decode::<$type>,
-                };
-                tasks.spawn(follow(Arc::clone(context), place));
-            })*
-            // Whoever adds a kind is told by the compiler to add its line.
-            match Kind::Service {
-                $(Kind::$kind => {})*
+                },)*
             }
         };
     }
-    watch! {
+    place! {
         Service: v1::Service = "", ["v1"], "services";
         EndpointSlice: discovery::EndpointSlice = "discovery.k8s.io", ["v1"], "endpointslices";
         Pod: v1::Pod = "", ["v1"], "pods";

@@ -1,0 +1,319 @@
+//! Which MeshNode this replica writes, and what: a step function without a clock or an API server.
+//!
+//! ```text
+//!  stream opens ----> Unclaimed --write--> Claimed(session) --stream ends, nobody else has it--> not ready
+//!                         ^                    | another session in the record
+//!                         +-- activity, or ----v
+//!                             the other ended  Yielded
+//! ```
+//!
+//! Invariants:
+//! - A replica writes a node only for a stream that it holds, or saw end. Whoever takes over writes a
+//!   higher session; whoever finds a higher session than its own writes no more, until its agent says
+//!   something new: a stream on which nothing comes any more never wins against one that lives.
+//! - A replica that saw a stream end doesn't say so once another has the node.
+//! - A record that says what is to be said isn't written.
+
+use std::collections::HashMap;
+
+use k8s_openapi::{
+    apimachinery::pkg::apis::meta::v1::{Condition, Time},
+    jiff::Timestamp,
+};
+use slotmesh_crds::own::{MeshNodeStatus, Refusal, SlotUse, StreamHolder};
+use slotmesh_serve::{AgentStatus, Ending, NodeName, StreamId, StreamNews};
+use slotmesh_xds::{AgentReport, PerType, ResourceType, Sketch};
+
+/// How many refused resources are told; the rest is counted.
+const TOLD: usize = 8;
+
+/// How soon something has to be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Urgency {
+    /// Somebody may be waiting for it.
+    Soon,
+    /// Numbers, and endpoints, which change all the time.
+    Lazy,
+    /// An end is written only if the agent doesn't come back.
+    AfterGrace,
+    /// Nothing changed that is written.
+    None,
+}
+
+/// A session of a node's record; it rises with each takeover.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Session(u64);
+
+/// This replica's part in a node's record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Claim {
+    /// The stream is new: it takes over whatever is recorded.
+    Unclaimed,
+    /// The record is ours.
+    Claimed(Session),
+    /// Somebody else took it; the agent had sent this many requests then.
+    Yielded { requests: u64 },
+}
+
+/// What this replica knows of one node.
+#[derive(Debug)]
+struct Seat {
+    stream: StreamId,
+    status: AgentStatus,
+    /// The agent has answered to all that was meant for it.
+    synced: bool,
+    ended: Option<(Ending, Timestamp)>,
+    claim: Claim,
+}
+
+/// What to do about a node.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Action {
+    /// Nothing.
+    Rest,
+    /// Write this.
+    Write(Box<MeshNodeStatus>),
+    /// Nothing, ever again.
+    Forget,
+}
+
+/// The nodes whose streams this replica holds, or saw end.
+#[derive(Debug)]
+pub(crate) struct Desk {
+    replica: String,
+    seats: HashMap<NodeName, Seat>,
+}
+
+impl Desk {
+    pub(crate) fn new(replica: &str) -> Self {
+        Self { replica: replica.to_owned(), seats: HashMap::new() }
+    }
+
+    /// Takes in what happened on a stream; how soon the node has to be looked at.
+    pub(crate) fn news(&mut self, news: StreamNews, now: Timestamp) -> Urgency {
+        let StreamNews { status, ended } = news;
+        let node = status.node.clone();
+        let before = self.seats.get(&node);
+        // Of two streams of one node the newer counts, while it lives.
+        if before.is_some_and(|seat| seat.stream > status.stream && seat.ended.is_none()) {
+            return Urgency::None;
+        }
+        let same = before.filter(|seat| seat.stream == status.stream);
+        if let Some(ending) = ended {
+            if ending == Ending::Shutdown {
+                // The agent goes to another replica, which takes over.
+                self.seats.remove(&node);
+                return Urgency::None;
+            }
+            if before.is_some() && same.is_none() {
+                return Urgency::None;
+            }
+            let claim = before.map_or(Claim::Unclaimed, |seat| seat.claim);
+            let synced = same.is_some_and(|seat| seat.synced);
+            let seat = Seat { stream: status.stream, status, synced, ended: Some((ending, now)), claim };
+            self.seats.insert(node, seat);
+            return Urgency::AfterGrace;
+        }
+        let synced = same.is_some_and(|seat| seat.synced) || status.up_to_date;
+        let urgency = match same {
+            Some(seat) if seat.synced == synced && !matters(&seat.status, &status) => Urgency::Lazy,
+            _ => Urgency::Soon,
+        };
+        let claim = match before.map(|seat| seat.claim) {
+            Some(claim @ Claim::Claimed(_)) => claim,
+            Some(claim) if same.is_some() => claim,
+            _ => Claim::Unclaimed,
+        };
+        self.seats.insert(node, Seat { stream: status.stream, status, synced, ended: None, claim });
+        urgency
+    }
+
+    /// Whether this replica may have something to write of the node.
+    pub(crate) fn knows(&self, node: &NodeName) -> bool {
+        self.seats.contains_key(node)
+    }
+
+    /// The record is gone, and with it whatever there was to say of a stream that has ended.
+    pub(crate) fn gone(&mut self, node: &NodeName) {
+        if self.seats.get(node).is_some_and(|seat| seat.ended.is_some()) {
+            self.seats.remove(node);
+        }
+    }
+
+    /// What to do about a node, given what is recorded of it.
+    pub(crate) fn decide(
+        &mut self,
+        node: &NodeName,
+        record: Option<&MeshNodeStatus>,
+        now: Timestamp,
+    ) -> Action {
+        let Some(seat) = self.seats.get_mut(node) else { return Action::Rest };
+        let holder = record.and_then(|record| record.holder.as_ref());
+        let theirs = holder.filter(|holder| {
+            let ours = matches!(seat.claim, Claim::Claimed(session) if session.0 == holder.session);
+            !(ours && holder.replica == self.replica)
+        });
+        let next = Session(holder.map_or(1, |holder| holder.session.saturating_add(1)));
+        let session = match (theirs, seat.claim, &seat.ended) {
+            // Nobody else has it.
+            (None, Claim::Claimed(session), _) => session,
+            (None, Claim::Unclaimed | Claim::Yielded { .. }, _) => next,
+            // Somebody else has it, and we have nothing any more.
+            (Some(_), Claim::Claimed(_) | Claim::Yielded { .. }, Some(_)) => {
+                self.seats.remove(node);
+                return Action::Forget;
+            }
+            (Some(other), Claim::Unclaimed, Some(_)) if other.connected && other.replica != self.replica => {
+                self.seats.remove(node);
+                return Action::Forget;
+            }
+            (Some(_), Claim::Unclaimed, _) => next,
+            // We have it, and the other has nothing any more.
+            (Some(other), _, None) if !other.connected => next,
+            (Some(_), Claim::Claimed(_), None) => {
+                seat.claim = Claim::Yielded { requests: seat.status.requests };
+                return Action::Rest;
+            }
+            (Some(_), Claim::Yielded { requests }, None) if seat.status.requests > requests => next,
+            (Some(_), Claim::Yielded { .. }, None) => return Action::Rest,
+        };
+        let status = seat.render(&self.replica, session, record, now);
+        if record == Some(&status) { Action::Rest } else { Action::Write(Box::new(status)) }
+    }
+
+    /// What was to be written is recorded.
+    pub(crate) fn wrote(&mut self, node: &NodeName, status: &MeshNodeStatus) {
+        if let (Some(seat), Some(holder)) = (self.seats.get_mut(node), &status.holder) {
+            seat.claim = Claim::Claimed(Session(holder.session));
+        }
+    }
+}
+
+/// Whether somebody may be waiting for the difference.
+fn matters(before: &AgentStatus, now: &AgentStatus) -> bool {
+    let differ = |ty: ResourceType| {
+        let (before, now) = (&before.types[ty], &now.types[ty]);
+        before.rejected != now.rejected || (ty != ResourceType::Endpoints && before.sketch != now.sketch)
+    };
+    before.report.is_none() != now.report.is_none() || counted().any(differ)
+}
+
+/// The types of which a node's status speaks: those that conditions are about.
+fn counted() -> impl Iterator<Item = ResourceType> {
+    ResourceType::ALL.into_iter().filter(|ty| *ty != ResourceType::Workload)
+}
+
+impl Seat {
+    /// The status as it has to be recorded; times of what hasn't changed are those of the record.
+    fn render(
+        &self,
+        replica: &str,
+        session: Session,
+        record: Option<&MeshNodeStatus>,
+        now: Timestamp,
+    ) -> MeshNodeStatus {
+        let types: &PerType<_> = &self.status.types;
+        let mut held = Sketch::default();
+        counted().for_each(|ty| held.add_all(&types[ty].sketch));
+        let resources = counted().map(|ty| types[ty].held).sum::<usize>();
+        let mut rejected: Vec<(String, &str)> = ResourceType::ALL
+            .into_iter()
+            .flat_map(|ty| types[ty].rejected.iter().map(move |rejected| (ty, rejected)))
+            .map(|(ty, one)| (format!("{ty}/{}", one.name), one.reason.as_str()))
+            .collect();
+        rejected.sort_unstable();
+        let known = |resource: &str, reason: &str| {
+            let before = record.into_iter().flat_map(|record| &record.refused);
+            before
+                .filter(|one| one.resource == resource && one.reason == reason)
+                .find_map(|one| one.at.clone())
+        };
+        let refused: Vec<Refusal> = rejected
+            .iter()
+            .take(TOLD)
+            .map(|(resource, reason)| Refusal {
+                resource: resource.clone(),
+                reason: (*reason).to_owned(),
+                at: Some(known(resource, reason).unwrap_or(Time(now))),
+            })
+            .collect();
+        let last_refusal = refused.iter().max_by_key(|refusal| refusal.at.clone()).cloned();
+        let (report, connected) = (self.status.report.as_ref(), self.ended.is_none());
+        let conditions = vec![self.ready(replica, record, now)];
+        MeshNodeStatus {
+            agent_version: report.map(|report| report.version.clone()),
+            applied_version: Some(held.digest().to_string()),
+            resources: Some(u32::try_from(resources).unwrap_or(u32::MAX)),
+            slots: report.map(slot_use),
+            slot_profile: report.and_then(|report| report.profile.clone()),
+            flush_p99: report
+                .and_then(|report| report.flush_p99)
+                .map(|p99| format!("{p99:?}").replace('µ', "u")),
+            last_refusal,
+            refused_resources: Some(u32::try_from(rejected.len()).unwrap_or(u32::MAX)),
+            refused,
+            acknowledged: Some(held.to_string()),
+            holder: Some(StreamHolder { replica: replica.to_owned(), session: session.0, connected }),
+            conditions,
+        }
+    }
+
+    fn ready(&self, replica: &str, record: Option<&MeshNodeStatus>, now: Timestamp) -> Condition {
+        let (holds, reason, message, at) = match &self.ended {
+            Some((ending, at)) => ("False", reason(*ending), said(*ending, replica), *at),
+            None if !self.synced => {
+                ("False", "Syncing", "the agent has not answered to all that it was sent yet".to_owned(), now)
+            }
+            None => ("True", "Synced", "the agent is connected and up to date".to_owned(), now),
+        };
+        let before = record.into_iter().flat_map(|record| &record.conditions);
+        let since = before
+            .filter(|condition| condition.type_ == "Ready" && condition.status == holds)
+            .map(|condition| condition.last_transition_time.clone())
+            .next();
+        Condition {
+            type_: "Ready".to_owned(),
+            status: holds.to_owned(),
+            reason: reason.to_owned(),
+            message,
+            last_transition_time: since.unwrap_or(Time(at)),
+            observed_generation: None,
+        }
+    }
+}
+
+const fn reason(ending: Ending) -> &'static str {
+    match ending {
+        Ending::Closed => "AgentStopped",
+        Ending::Lost => "ConnectionLost",
+        Ending::Refused => "StreamRefused",
+        Ending::Expired => "TokenExpired",
+        Ending::Shutdown => "OperatorStopped",
+    }
+}
+
+fn said(ending: Ending, replica: &str) -> String {
+    let what = match ending {
+        Ending::Closed => "the agent has closed its stream",
+        Ending::Lost => "the connection to the agent was lost",
+        Ending::Refused => "the agent's stream was refused; the operator's log says why",
+        Ending::Expired => "the agent's token has expired, and it has not come back with a new one",
+        Ending::Shutdown => "the replica has stopped",
+    };
+    format!("{what} ({replica}); what it has in force stays in force")
+}
+
+fn slot_use(report: &AgentReport) -> SlotUse {
+    let slots = report.slots;
+    SlotUse {
+        used: slots.used,
+        idle: slots.idle,
+        retired: slots.retired,
+        outer_records: slots.outer_records,
+        remaining: slots.remaining,
+        cap: slots.cap,
+    }
+}
+
+#[cfg(test)]
+mod tests;

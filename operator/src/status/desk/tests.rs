@@ -1,0 +1,207 @@
+//! Two replicas and a record, without a clock.
+
+use slotmesh_serve::TypeStatus;
+use slotmesh_xds::{Fingerprint, SlotCounts};
+
+use super::*;
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(second).unwrap()
+}
+
+fn node() -> NodeName {
+    NodeName::from("n1")
+}
+
+fn status(stream: u64, requests: u64) -> AgentStatus {
+    AgentStatus {
+        stream: StreamId::from(stream),
+        node: node(),
+        up_to_date: true,
+        requests,
+        report: Some(AgentReport {
+            version: "0.1.0".into(),
+            slots: SlotCounts { used: 5, ..SlotCounts::default() },
+            flush_p99: Some(std::time::Duration::from_micros(41)),
+            profile: None,
+        }),
+        types: PerType::default(),
+    }
+}
+
+fn live(stream: u64, requests: u64) -> StreamNews {
+    StreamNews { status: status(stream, requests), ended: None }
+}
+
+fn ended(stream: u64, requests: u64, ending: Ending) -> StreamNews {
+    StreamNews { status: status(stream, requests), ended: Some(ending) }
+}
+
+/// Lets a replica write what it wants to; says whether it did.
+fn write(desk: &mut Desk, record: &mut Option<MeshNodeStatus>, now: i64) -> bool {
+    match desk.decide(&node(), record.as_ref(), at(now)) {
+        Action::Write(status) => {
+            desk.wrote(&node(), &status);
+            *record = Some(*status);
+            true
+        }
+        Action::Rest | Action::Forget => false,
+    }
+}
+
+fn holder(record: &Option<MeshNodeStatus>) -> (&str, u64, bool) {
+    let holder = record.as_ref().unwrap().holder.as_ref().unwrap();
+    (&holder.replica, holder.session, holder.connected)
+}
+
+fn ready(record: &Option<MeshNodeStatus>) -> (&str, &str, i64) {
+    let [ready] = &record.as_ref().unwrap().conditions[..] else { panic!("one condition") };
+    (&ready.status, &ready.reason, ready.last_transition_time.0.as_second())
+}
+
+#[test]
+fn what_an_agent_tells_is_written_once() {
+    let (mut desk, mut record) = (Desk::new("a"), None);
+    assert_eq!(desk.news(live(1, 1), at(10)), Urgency::Soon);
+    assert!(write(&mut desk, &mut record, 10));
+    assert_eq!((holder(&record), ready(&record)), (("a", 1, true), ("True", "Synced", 10)));
+    let status = record.as_ref().unwrap();
+    assert_eq!((status.flush_p99.as_deref(), status.slots.as_ref().unwrap().used), (Some("41us"), 5));
+    assert_eq!(desk.news(live(1, 2), at(20)), Urgency::Lazy, "nothing new");
+    assert!(!write(&mut desk, &mut record, 20));
+}
+
+#[test]
+fn a_change_that_somebody_may_wait_for_is_urgent() {
+    let mut desk = Desk::new("a");
+    desk.news(live(1, 1), at(10));
+    let mut with = |ty: ResourceType, rejected: &[&str]| {
+        let mut news = live(1, 2);
+        let types = &mut news.status.types[ty];
+        types.sketch.add(Fingerprint::of(ty, &"x".into(), slotmesh_xds::Version::of(b"1")));
+        let one = |name: &&str| slotmesh_serve::Rejected {
+            name: (*name).into(),
+            version: None,
+            reason: "no".into(),
+        };
+        *types = TypeStatus { rejected: rejected.iter().map(one).collect(), ..types.clone() };
+        desk.news(news, at(10))
+    };
+    assert_eq!(with(ResourceType::Endpoints, &[]), Urgency::Lazy);
+    assert_eq!(with(ResourceType::Cluster, &[]), Urgency::Soon);
+    assert_eq!(with(ResourceType::Endpoints, &["x"]), Urgency::Soon);
+}
+
+#[test]
+fn an_end_is_written_by_the_one_that_saw_it_and_since_when() {
+    let (mut desk, mut record) = (Desk::new("a"), None);
+    desk.news(live(1, 1), at(10));
+    write(&mut desk, &mut record, 10);
+    assert_eq!(desk.news(ended(1, 1, Ending::Lost), at(20)), Urgency::AfterGrace);
+    assert!(write(&mut desk, &mut record, 25));
+    assert_eq!((holder(&record), ready(&record)), (("a", 1, false), ("False", "ConnectionLost", 20)));
+    assert!(record.as_ref().unwrap().acknowledged.is_some(), "what it has is still known");
+    assert!(!write(&mut desk, &mut record, 30));
+    // It comes back here.
+    desk.news(live(2, 1), at(40));
+    assert!(write(&mut desk, &mut record, 40));
+    assert_eq!((holder(&record), ready(&record)), (("a", 1, true), ("True", "Synced", 40)));
+    // The late end of the first stream is of no interest.
+    assert_eq!(desk.news(ended(1, 1, Ending::Lost), at(50)), Urgency::None);
+    assert!(!write(&mut desk, &mut record, 50));
+}
+
+#[test]
+fn an_agent_that_moves_is_not_said_to_be_gone() {
+    let (mut a, mut b, mut record) = (Desk::new("a"), Desk::new("b"), None);
+    a.news(live(1, 9), at(10));
+    write(&mut a, &mut record, 10);
+    b.news(live(1, 1), at(20));
+    assert!(write(&mut b, &mut record, 20));
+    assert_eq!(holder(&record), ("b", 2, true));
+    // The old one notices late, whether it looks before or after.
+    assert!(!write(&mut a, &mut record, 21));
+    a.news(ended(1, 9, Ending::Lost), at(50));
+    assert_eq!(a.decide(&node(), record.as_ref(), at(55)), Action::Forget);
+    assert!(!a.knows(&node()));
+    assert_eq!(holder(&record), ("b", 2, true));
+}
+
+#[test]
+fn a_dead_stream_never_wins_against_one_that_lives() {
+    let (mut a, mut b, mut record) = (Desk::new("a"), Desk::new("b"), None);
+    // The first replica's claim comes late: its stream is dead already, and nobody has noticed.
+    a.news(live(1, 3), at(10));
+    b.news(live(1, 1), at(20));
+    assert!(write(&mut b, &mut record, 20));
+    assert!(write(&mut a, &mut record, 21));
+    assert!(!write(&mut b, &mut record, 22), "it may be that the agent has moved");
+    assert_eq!(holder(&record), ("a", 2, true));
+    // Either the agent says something on the stream that lives …
+    b.news(live(1, 2), at(30));
+    assert!(write(&mut b, &mut record, 30));
+    assert_eq!(holder(&record), ("b", 3, true));
+    for now in 31..40 {
+        assert!(!write(&mut a, &mut record, now) && !write(&mut b, &mut record, now), "they don't fight");
+    }
+    // … or the end of the other is noticed, here after it took the node once more.
+    a.news(live(1, 4), at(40));
+    assert!(write(&mut a, &mut record, 40) && !write(&mut b, &mut record, 40));
+    a.news(ended(1, 4, Ending::Lost), at(41));
+    assert!(write(&mut a, &mut record, 46));
+    assert_eq!(holder(&record), ("a", 4, false));
+    assert!(write(&mut b, &mut record, 47));
+    assert_eq!((holder(&record), ready(&record).0), (("b", 5, true), "True"));
+}
+
+#[test]
+fn a_replica_that_stops_says_nothing_and_one_that_starts_again_takes_over() {
+    let (mut a, mut record) = (Desk::new("a"), None);
+    a.news(live(1, 1), at(10));
+    write(&mut a, &mut record, 10);
+    assert_eq!(a.news(ended(1, 1, Ending::Shutdown), at(20)), Urgency::None);
+    assert!(!write(&mut a, &mut record, 20));
+    let mut again = Desk::new("a");
+    again.news(live(1, 1), at(30));
+    assert!(write(&mut again, &mut record, 30));
+    assert_eq!((holder(&record), ready(&record)), (("a", 2, true), ("True", "Synced", 10)));
+}
+
+#[test]
+fn a_record_that_is_deleted_is_written_again_only_for_a_stream_that_lives() {
+    let (mut a, mut record) = (Desk::new("a"), None);
+    a.news(live(1, 1), at(10));
+    write(&mut a, &mut record, 10);
+    record = None;
+    a.gone(&node());
+    assert!(write(&mut a, &mut record, 20));
+    a.news(ended(1, 1, Ending::Closed), at(30));
+    write(&mut a, &mut record, 35);
+    record = None;
+    a.gone(&node());
+    assert!(!write(&mut a, &mut record, 40));
+}
+
+#[test]
+fn refusals_keep_their_time_and_are_bounded() {
+    let (mut a, mut record) = (Desk::new("a"), None);
+    let refusing = |names: std::ops::Range<u32>| {
+        let mut news = live(1, 1);
+        let one = |n: u32| slotmesh_serve::Rejected {
+            name: format!("c{n:02}").into(),
+            version: None,
+            reason: "no".into(),
+        };
+        news.status.types[ResourceType::Cluster].rejected = names.map(one).collect();
+        news
+    };
+    a.news(refusing(0..1), at(10));
+    write(&mut a, &mut record, 10);
+    a.news(refusing(0..30), at(20));
+    write(&mut a, &mut record, 20);
+    let status = record.as_ref().unwrap();
+    assert_eq!((status.refused.len(), status.refused_resources), (TOLD, Some(30)));
+    assert_eq!(status.refused[0].at, Some(Time(at(10))));
+    let last = status.last_refusal.as_ref().unwrap();
+    assert_eq!((last.resource.as_str(), last.at.clone()), ("cluster/c07", Some(Time(at(20)))));
+}

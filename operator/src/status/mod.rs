@@ -1,0 +1,205 @@
+//! Statuses: what every node has in force, and what became of every object.
+//!
+//! ```text
+//!  streams --Feed--> nodes: Desk ---------------> MeshNode (each replica, of its streams)
+//!                                                    | watch
+//!  pipeline --Notices--> objects: Verdicts <---------+
+//!   (with what is due) -------^      |
+//!  Lease --> lease: Candidate --> only the leader --> conditions, events
+//! ```
+//!
+//! Which resources a node has acknowledged only the replica knows that holds its stream. It tells the
+//! others in the node's MeshNode, as a sketch of fixed size ([`slotmesh_xds::Sketch`]); the leader, which
+//! compiles the same as all replicas, finds by it which of what the node is due the node lacks.
+//!
+//! Invariant: everything that is written carries the resource version of what it was compared with, so
+//! neither a replica that lags behind nor one that was suspended overwrites what is newer.
+
+mod desk;
+mod due;
+mod events;
+mod lease;
+mod mailbox;
+mod nodes;
+mod notices;
+mod objects;
+mod pace;
+mod shape;
+mod verdicts;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use kube::Client;
+use slotmesh_serve::{Feed, NodeName};
+use tokio::{task::JoinSet, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+pub use self::{due::Due, notices::Notices};
+use self::{events::Events, lease::Candidate, nodes::NodeWriter, objects::ObjectWriter};
+
+/// As what the operator writes statuses.
+const MANAGER: &str = "slotmesh-operator";
+/// How long the API server may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why something isn't written.
+#[derive(Debug, thiserror::Error)]
+enum WriteError {
+    #[error("it has changed meanwhile, or exists already")]
+    Conflict,
+    #[error("the API server doesn't answer")]
+    Timeout,
+    #[error("there is no Node {0}")]
+    NoNode(NodeName),
+    #[error(transparent)]
+    Api(kube::Error),
+}
+
+impl From<kube::Error> for WriteError {
+    fn from(error: kube::Error) -> Self {
+        match error {
+            kube::Error::Api(status) if status.code == 409 => Self::Conflict,
+            error => Self::Api(error),
+        }
+    }
+}
+
+impl From<tokio::time::error::Elapsed> for WriteError {
+    fn from(_: tokio::time::error::Elapsed) -> Self {
+        Self::Timeout
+    }
+}
+
+/// What is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Target {
+    /// A MeshNode.
+    Node,
+    /// Conditions of an object.
+    Object,
+    /// An event.
+    Event,
+}
+
+impl Target {
+    /// All targets.
+    pub const ALL: [Self; 3] = [Self::Node, Self::Object, Self::Event];
+
+    /// The target as metrics name it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Node => "node",
+            Self::Object => "object",
+            Self::Event => "event",
+        }
+    }
+}
+
+/// Counts what is written. Clones are handles of the same.
+#[derive(Clone, Debug, Default)]
+pub struct Counters(Arc<Counted>);
+
+#[derive(Debug, Default)]
+struct Counted {
+    leads: AtomicBool,
+    writes: [AtomicU64; Target::ALL.len()],
+    errors: [AtomicU64; Target::ALL.len()],
+}
+
+impl Counters {
+    /// Whether this replica holds the Lease.
+    pub fn is_leader(&self) -> bool {
+        self.0.leads.load(Ordering::Relaxed)
+    }
+
+    /// How many were written.
+    pub fn writes(&self, target: Target) -> u64 {
+        self.0.writes[target as usize].load(Ordering::Relaxed)
+    }
+
+    /// How many could not be written.
+    pub fn errors(&self, target: Target) -> u64 {
+        self.0.errors[target as usize].load(Ordering::Relaxed)
+    }
+
+    fn leads(&self, leads: bool) {
+        self.0.leads.store(leads, Ordering::Relaxed);
+    }
+
+    fn wrote(&self, target: Target) {
+        self.0.writes[target as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn failed(&self, target: Target) {
+        self.0.errors[target as usize].fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Who writes, and where the Lease is.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The namespace of the Lease.
+    pub namespace: String,
+    /// The Lease.
+    pub lease: String,
+    /// This replica, unlike all others: the name of its pod.
+    pub replica: String,
+}
+
+/// What statuses are made of.
+#[derive(Debug)]
+pub struct Sources {
+    /// What happens on the streams of this replica.
+    pub feed: Feed,
+    /// What the pipeline tells.
+    pub notices: Notices,
+}
+
+/// Writes statuses; ends when `stop` is cancelled, after the Lease was given back if it is ours.
+pub async fn write(
+    client: Client,
+    settings: Settings,
+    sources: Sources,
+    counters: Counters,
+    stop: CancellationToken,
+) {
+    let Settings { namespace, lease, replica } = settings;
+    let Sources { feed, notices } = sources;
+    let (candidate, leadership) = Candidate::new(&client, &namespace, &lease, &replica, counters.clone());
+    let (told, listed) = (nodes::Nodes::default(), CancellationToken::new());
+    let nodes = NodeWriter::new(&client, &replica, told.clone(), listed.clone(), counters.clone());
+    let objects = ObjectWriter::new(&client, Events::new(&client, &replica), counters);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(nodes.run(feed, stop.clone()));
+    let objects = tokio::spawn(objects.run(notices, told, listed, leadership, stop.clone()));
+    let lead = async {
+        // The Lease is given back only when nothing more is written.
+        stop.cancelled().await;
+        objects.await
+    };
+    let released = CancellationToken::new();
+    tasks.spawn(candidate.run(released.clone()));
+    if let Err(error) = lead.await {
+        tracing::error!(%error, "the task that writes conditions has failed");
+    }
+    released.cancel();
+    while let Some(ended) = tasks.join_next().await {
+        if let Err(error) = ended {
+            tracing::error!(%error, "a task that writes statuses has failed");
+        }
+    }
+}
+
+/// Sleeps until then; for ever where there is no such time.
+async fn until(when: Option<Instant>) {
+    match when {
+        Some(when) => tokio::time::sleep_until(when).await,
+        None => std::future::pending().await,
+    }
+}

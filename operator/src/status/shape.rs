@@ -1,0 +1,300 @@
+//! A verdict as the status of an object of its kind, made of the object as it was read.
+//!
+//! | kind | where | who else writes there |
+//! | --- | --- | --- |
+//! | TrafficPolicy | `status.ancestors[]`, ours by `controllerName` | nobody |
+//! | SlotProfile | `status.conditions[]` and counts | nobody |
+//! | HTTPRoute, TCPRoute | `status.parents[]`, ours by `controllerName` | controllers of their Gateways |
+//! | VirtualService, DestinationRule | `status.conditions[]`, ours by type | istiod |
+//!
+//! Invariants: what others wrote is left as it is; a condition that says the same keeps its time; and a
+//! status that says the same isn't written.
+
+use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
+use serde_json::{Map, Value, json};
+use slotmesh_compile::{At, Kind};
+use slotmesh_crds::own::CONTROLLER;
+
+use super::verdicts::{Place, Said, Truth, Verdict};
+
+/// The types of conditions that are ours, in lists that have no other owner's name.
+const OURS: [&str; 4] = ["Accepted", "ResolvedRefs", "Conflicted", "Programmed"];
+
+/// The parts of `status` that are to be written; `None` where the object says all of it already.
+pub(super) fn status(kind: Kind, object: &Value, verdict: &Verdict, now: Timestamp) -> Option<Value> {
+    let render = Render { generation: verdict.generation, now };
+    let before = &object["status"];
+    let status = match kind {
+        Kind::TrafficPolicy => render.policy(object, verdict),
+        Kind::HttpRoute | Kind::TcpRoute => render.route(object, verdict),
+        Kind::SlotProfile => json!({
+            "selectedNodes": verdict.nodes.due,
+            "programmedNodes": verdict.nodes.have,
+            "conditions": render.conditions(&all(&verdict.places), &before["conditions"]),
+        }),
+        Kind::VirtualService | Kind::DestinationRule => {
+            let mut conditions =
+                others(&before["conditions"], |c| !OURS.iter().any(|ours| c["type"] == *ours));
+            conditions.append(&mut render.conditions(&all(&verdict.places), &before["conditions"]));
+            json!({"conditions": conditions})
+        }
+        Kind::Service
+        | Kind::EndpointSlice
+        | Kind::Pod
+        | Kind::Namespace
+        | Kind::Node
+        | Kind::ReferenceGrant => {
+            return None;
+        }
+    };
+    (!says(before, &status)).then_some(status)
+}
+
+struct Render {
+    generation: Option<i64>,
+    now: Timestamp,
+}
+
+impl Render {
+    fn policy(&self, object: &Value, verdict: &Verdict) -> Value {
+        let before = &object["status"]["ancestors"];
+        let mut ancestors = others(before, |ancestor| ancestor["controllerName"] != CONTROLLER);
+        for place in &verdict.places {
+            let Some(at) = &place.at else { continue };
+            let reference = service(at);
+            let conditions = self.conditions(&place.conditions, &ours(before, "ancestorRef", &reference));
+            ancestors.push(
+                json!({"ancestorRef": reference, "controllerName": CONTROLLER, "conditions": conditions}),
+            );
+        }
+        json!({"ancestors": ancestors})
+    }
+
+    fn route(&self, object: &Value, verdict: &Verdict) -> Value {
+        let before = &object["status"]["parents"];
+        let mut parents = others(before, |parent| parent["controllerName"] != CONTROLLER);
+        for reference in object["spec"]["parentRefs"].as_array().into_iter().flatten() {
+            let Some(place) = verdict.places.iter().find(|place| is_at(place, reference)) else { continue };
+            let conditions = self.conditions(&place.conditions, &ours(before, "parentRef", reference));
+            parents.push(
+                json!({"parentRef": reference, "controllerName": CONTROLLER, "conditions": conditions}),
+            );
+        }
+        json!({"parents": parents})
+    }
+
+    /// As conditions, with the times of those before that have the same status.
+    fn conditions(&self, said: &[Said], before: &Value) -> Vec<Value> {
+        let one = |said: &Said| {
+            let known = before.as_array().into_iter().flatten();
+            let since = known
+                .filter(|c| c["type"] == said.ty && c["status"] == said.truth.as_str())
+                .map(|c| c["lastTransitionTime"].clone())
+                .find(|time| !time.is_null())
+                .unwrap_or_else(|| json!(Time(self.now)));
+            let mut condition = json!({
+                "type": said.ty,
+                "status": said.truth.as_str(),
+                "reason": said.reason,
+                "message": said.message,
+                "lastTransitionTime": since,
+            });
+            if let Some(generation) = self.generation {
+                condition["observedGeneration"] = generation.into();
+            }
+            condition
+        };
+        said.iter().map(one).collect()
+    }
+}
+
+/// The entries of a list that `keep` lets pass, as they are.
+fn others(list: &Value, keep: impl Fn(&Value) -> bool) -> Vec<Value> {
+    list.as_array().into_iter().flatten().filter(|entry| keep(entry)).cloned().collect()
+}
+
+/// The conditions of our entry for this reference.
+fn ours(list: &Value, field: &str, reference: &Value) -> Value {
+    let mut ours = list.as_array().into_iter().flatten();
+    let is = |entry: &&Value| entry["controllerName"] == CONTROLLER && entry[field] == *reference;
+    ours.find(is).map(|entry| entry["conditions"].clone()).unwrap_or_default()
+}
+
+fn service(at: &At) -> Value {
+    let mut reference = json!({
+        "group": "", "kind": "Service", "namespace": &*at.service.namespace, "name": &*at.service.name,
+    });
+    if let Some(section) = &at.section {
+        reference["sectionName"] = section.as_str().into();
+    }
+    reference
+}
+
+/// Whether a place is the parent of this reference.
+fn is_at(place: &Place, reference: &Value) -> bool {
+    let Some(at) = &place.at else { return false };
+    matches!(reference["group"].as_str(), Some("" | "core"))
+        && reference["kind"] == "Service"
+        && reference["name"] == *at.service.name
+        && reference["namespace"].as_str().is_none_or(|namespace| *namespace == *at.service.namespace)
+        && reference["sectionName"].as_str() == at.section.as_deref()
+}
+
+/// All places as one, where a status has no room for more: what holds at all, and what is said of those
+/// where something doesn't.
+fn all(places: &[Place]) -> Vec<Said> {
+    if let [place] = places {
+        return place.conditions.clone();
+    }
+    OURS.iter()
+        .filter_map(|ty| {
+            let at =
+                |place: &'_ Place| place.at.as_ref().map(|at| at.service.to_string()).unwrap_or_default();
+            let said = places
+                .iter()
+                .filter_map(|place| Some((at(place), place.conditions.iter().find(|c| c.ty == *ty)?)));
+            // A conflict anywhere is one; everything else has to hold everywhere.
+            let bad = if *ty == "Conflicted" { Truth::True } else { Truth::False };
+            let mut all: Vec<(String, &Said)> = said.collect();
+            for worst in [bad, Truth::Unknown] {
+                if all.iter().any(|(_, said)| said.truth == worst) {
+                    all.retain(|(_, said)| said.truth == worst);
+                    let message: Vec<String> =
+                        all.iter().map(|(at, said)| format!("{at}: {}", said.message)).collect();
+                    let first = all.first()?.1;
+                    return Some(Said { message: message.join(". "), ..first.clone() });
+                }
+            }
+            all.first().map(|(_, said)| (*said).clone())
+        })
+        .collect()
+}
+
+/// Whether a status has all that is to be written, whatever else it has.
+fn says(before: &Value, status: &Value) -> bool {
+    match (before, status) {
+        (Value::Object(before), Value::Object(status)) => {
+            let empty = |value: &Value| value.as_array().is_some_and(Vec::is_empty);
+            let same = |(name, value): (&String, &Value)| match before.get(name) {
+                Some(before) => says(before, value),
+                None => empty(value),
+            };
+            status.iter().all(same)
+        }
+        (Value::Array(before), Value::Array(status)) => {
+            before.len() == status.len()
+                && before.iter().zip(status).all(|(before, status)| says(before, status))
+        }
+        (Value::Null, Value::Object(status)) => {
+            says(&Value::Object(Map::new()), &Value::Object(status.clone()))
+        }
+        (before, status) => before == status,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use slotmesh_compile::ObjectName;
+
+    use super::{super::verdicts::Count, *};
+
+    fn now() -> Timestamp {
+        Timestamp::from_second(1_700_000_000).unwrap()
+    }
+
+    fn said(ty: &'static str, truth: Truth) -> Said {
+        Said { ty, truth, reason: "Because", message: format!("{ty} is {}", truth.as_str()) }
+    }
+
+    fn place(service: &str, section: Option<&str>, programmed: Truth) -> Place {
+        let at = At { service: ObjectName::new("shop", service), section: section.map(str::to_owned) };
+        let conditions = vec![said("Accepted", Truth::True), said("Programmed", programmed)];
+        Place { at: Some(at), conditions }
+    }
+
+    fn verdict(places: Vec<Place>) -> Verdict {
+        Verdict { generation: Some(3), places, nodes: Count { due: 2, have: 1 } }
+    }
+
+    /// What is written, written into the object.
+    fn write(kind: Kind, object: &mut Value, verdict: &Verdict) -> bool {
+        let Some(status) = status(kind, object, verdict, now()) else { return false };
+        if object["status"].is_null() {
+            object["status"] = json!({});
+        }
+        for (name, value) in status.as_object().unwrap() {
+            object["status"][name] = value.clone();
+        }
+        true
+    }
+
+    #[test]
+    fn what_is_said_already_is_not_written_and_an_unchanged_condition_keeps_its_time() {
+        let mut object = json!({"spec": {}});
+        let old = verdict(vec![Place { at: None, ..place("", None, Truth::False) }]);
+        assert!(write(Kind::SlotProfile, &mut object, &old));
+        assert_eq!(object["status"]["selectedNodes"], 2);
+        object["status"]["conditions"][0]["lastTransitionTime"] = "2020-01-01T00:00:00Z".into();
+        object["status"]["conditions"][1]["lastTransitionTime"] = "2020-01-01T00:00:00Z".into();
+        assert!(!write(Kind::SlotProfile, &mut object, &old));
+        let new = verdict(vec![Place { at: None, ..place("", None, Truth::True) }]);
+        assert!(write(Kind::SlotProfile, &mut object, &new));
+        let conditions = &object["status"]["conditions"];
+        assert_eq!(conditions[0]["lastTransitionTime"], "2020-01-01T00:00:00Z");
+        assert_eq!(conditions[1]["lastTransitionTime"], json!(Time(now())));
+        assert_eq!(conditions[1]["observedGeneration"], 3);
+    }
+
+    #[test]
+    fn the_parents_of_others_stay_and_ours_echo_their_reference() {
+        let gateway = json!({
+            "parentRef": {"name": "edge"}, "controllerName": "example.com/gateway",
+            "conditions": [{"type": "Accepted", "status": "True"}],
+        });
+        let reference = json!({"group": "", "kind": "Service", "name": "web", "port": 80});
+        let mut object = json!({
+            "spec": {"parentRefs": [{"name": "edge"}, reference]},
+            "status": {"parents": [gateway]},
+        });
+        let places = verdict(vec![place("web", None, Truth::True)]);
+        assert!(write(Kind::HttpRoute, &mut object, &places));
+        let parents = object["status"]["parents"].clone();
+        assert_eq!((&parents[0], &parents[1]["parentRef"]), (&gateway, &reference));
+        assert_eq!(parents[1]["controllerName"], CONTROLLER);
+        assert!(!write(Kind::HttpRoute, &mut object, &places));
+        // The Service is no longer a parent.
+        object["spec"]["parentRefs"] = json!([{"name": "edge"}]);
+        assert!(write(Kind::HttpRoute, &mut object, &verdict(vec![])));
+        assert_eq!(object["status"]["parents"], json!([gateway]));
+    }
+
+    #[test]
+    fn a_route_that_is_not_for_services_is_left_alone() {
+        let mut object = json!({"spec": {"parentRefs": [{"name": "edge"}]}});
+        assert!(!write(Kind::HttpRoute, &mut object, &verdict(vec![])));
+    }
+
+    #[test]
+    fn a_policy_has_an_entry_for_each_target() {
+        let mut object = json!({});
+        let both = verdict(vec![place("web", None, Truth::True), place("api", Some("http"), Truth::False)]);
+        assert!(write(Kind::TrafficPolicy, &mut object, &both));
+        let ancestors = &object["status"]["ancestors"];
+        assert_eq!(ancestors[1]["ancestorRef"]["sectionName"], "http");
+        assert_eq!(ancestors[0]["conditions"][1]["status"], "True");
+        assert!(!write(Kind::TrafficPolicy, &mut object, &both));
+    }
+
+    #[test]
+    fn istios_own_conditions_stay_and_several_hosts_are_one() {
+        let reconciled = json!({"type": "Reconciled", "status": "True"});
+        let mut object = json!({"status": {"conditions": [reconciled], "validationMessages": [1]}});
+        let both = verdict(vec![place("web", None, Truth::True), place("api", None, Truth::False)]);
+        assert!(write(Kind::VirtualService, &mut object, &both));
+        let conditions = &object["status"]["conditions"];
+        assert_eq!(conditions[0], reconciled);
+        assert_eq!((&conditions[1]["type"], &conditions[1]["status"]), (&json!("Accepted"), &json!("True")));
+        assert_eq!(conditions[2]["message"], "shop/api: Programmed is False");
+        assert!(!write(Kind::VirtualService, &mut object, &both));
+    }
+}
