@@ -7,7 +7,7 @@ fn resource(group: &str, versions: &[&str], kind: &str) -> Value {
     let singular = kind.to_lowercase();
     let plural = format!("{singular}s");
     let version = |(at, name): (usize, &&str)| {
-        json!({"name": name, "served": true, "storage": at == 0, "schema": {"openAPIV3Schema":
+        json!({"name": name, "served": true, "storage": at == 0, "subresources": {"status": {}}, "schema": {"openAPIV3Schema":
                {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}})
     };
     let mut meta = json!({"name": format!("{plural}.{group}")});

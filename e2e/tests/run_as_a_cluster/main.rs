@@ -21,6 +21,7 @@ fn main() -> ExitCode {
             ("the_agent_has_exactly_the_rights_that_the_chart_asks_for", rights::least),
             ("the_five_commands_of_the_readme_make_a_canary", mesh::five_commands),
             ("pods_of_a_labelled_namespace_are_routed_and_no_others", mesh::enrolment),
+            ("nodes_and_policies_tell_what_is_in_force", mesh::told),
             ("an_agent_that_is_replaced_costs_no_connection", faults::agent_replaced),
             ("an_operator_that_is_killed_costs_no_connection", faults::operator_killed),
             ("an_api_server_that_is_away_costs_no_connection", faults::api_server_away),

@@ -2,6 +2,7 @@
 
 use anyhow::{Result, ensure};
 use kube::ResourceExt as _;
+use serde_json::json;
 use slotmesh_cluster::{Cluster, scenarios::Story, wait};
 use slotmesh_e2e::{ClientSpec, stats};
 
@@ -113,5 +114,32 @@ pub fn enrolment(cluster: &mut Cluster) -> Story<'_> {
         enrolled(cluster).await?;
         world.lead_to(cluster, &world.v2).await?;
         running.client.stop()?.expect_all(CONNECTS as usize)
+    })
+}
+
+pub fn told(cluster: &mut Cluster) -> Story<'_> {
+    Box::pin(async move {
+        all_ready(cluster).await?;
+        enrolled(cluster).await?;
+        let ready = r#"jsonpath={range .items[*]}{.metadata.name} {.status.conditions[?(@.type=="Ready")].status} {end}"#;
+        wait::until_true("every node to be told as ready", async || {
+            Ok(cluster.kubectl(&["get", "meshnodes", "-o", ready])?.trim() == "a True b True c True")
+        })
+        .await?;
+        let policy = json!({
+            "apiVersion": "slotmesh.dev/v1alpha1", "kind": "TrafficPolicy",
+            "metadata": {"name": "turns", "namespace": LOAD},
+            "spec": {"targetRefs": [{"group": "", "kind": "Service", "name": "web"}],
+                     "loadBalancing": {"algorithm": "RoundRobin"}},
+        });
+        cluster.apply(&policy.to_string())?;
+        let programmed = r#"jsonpath={.status.ancestors[0].conditions[?(@.type=="Programmed")].status}"#;
+        wait::until_true("the policy to be in force on every node", async || {
+            let args = ["get", "trafficpolicy", "turns", "--namespace", LOAD, "-o", programmed];
+            Ok(cluster.kubectl(&args)? == "True")
+        })
+        .await?;
+        cluster.kubectl(&["delete", "trafficpolicies", "--all", "--namespace", LOAD])?;
+        Ok(())
     })
 }
