@@ -60,18 +60,22 @@ impl Test {
     }
 }
 
-/// Packs init script, busybox, the tests and the libraries of all of them.
+/// Packs init script, busybox, bash (which a test starts), the tests and the libraries of all of them.
 pub fn pack(workspace: &Workspace, dir: &Path, binaries: &[PathBuf]) -> Result<PathBuf> {
     let root = dir.join("root");
     remove_dir(&root)?;
     let busybox = find_program("busybox").context("busybox is not there")?;
-    let mut files: Vec<(PathBuf, PathBuf)> =
-        vec![("bin/busybox".into(), busybox.clone()), (PROBES.into(), workspace.probes_object())];
+    let bash = find_program("bash").context("bash is not there")?;
+    let mut files: Vec<(PathBuf, PathBuf)> = vec![
+        ("bin/busybox".into(), busybox.clone()),
+        ("bin/bash".into(), bash.clone()),
+        (PROBES.into(), workspace.probes_object()),
+    ];
     files.extend(
         TESTS.iter().zip(binaries).map(|(test, file)| (Path::new("bin").join(test.name), file.clone())),
     );
     let libraries: BTreeSet<PathBuf> =
-        binaries.iter().chain([&busybox]).flat_map(|file| libraries(file)).collect();
+        binaries.iter().chain([&busybox, &bash]).flat_map(|file| libraries(file)).collect();
     files
         .extend(libraries.into_iter().map(|file| (file.strip_prefix("/").unwrap_or(&file).to_owned(), file)));
     for (to, from) in &files {
