@@ -4,10 +4,7 @@ mod clusters;
 mod flush_times;
 mod node;
 
-use std::{
-    sync::atomic::{AtomicU64, Ordering},
-    time::Duration,
-};
+use std::{sync::atomic::Ordering, time::Duration};
 
 pub(crate) use clusters::render as render_clusters;
 pub use node::NodeMetrics;
@@ -67,7 +64,7 @@ pub struct Metrics {
     remaining: Gauge,
     cap: Gauge,
     quarantined: Gauge,
-    grace_periods: Total,
+    grace_periods: Counter,
     handles: Gauge,
     vips: Gauge,
     growth_failing: Gauge,
@@ -93,7 +90,7 @@ impl Metrics {
             remaining: Gauge::default(),
             cap: Gauge::default(),
             quarantined: Gauge::default(),
-            grace_periods: Total::default(),
+            grace_periods: Counter::default(),
             handles: Gauge::default(),
             vips: Gauge::default(),
             growth_failing: Gauge::default(),
@@ -145,7 +142,7 @@ impl Metrics {
         registry.register(
             "grace_periods",
             "Grace periods that have passed since the agent started",
-            metrics.grace_periods.0.clone(),
+            metrics.grace_periods.clone(),
         );
         registry.register("handles", "Named resources that have a handle", metrics.handles.clone());
         metrics
@@ -186,7 +183,7 @@ impl Metrics {
         self.remaining.set(i64::from(stats.remaining()));
         self.cap.set(i64::from(stats.cap));
         self.quarantined.set(gauge(stats.quarantined));
-        self.grace_periods.follow(stats.grace_periods);
+        follow(&self.grace_periods, stats.grace_periods);
         self.handles.set(gauge(stats.handles));
         self.vips.set(gauge(vips));
         self.growth_failing.set(i64::from(stats.growth_error.is_some()));
@@ -196,15 +193,9 @@ impl Metrics {
     }
 }
 
-/// A counter that follows one kept elsewhere.
-#[derive(Default)]
-struct Total(Counter, AtomicU64);
-
-impl Total {
-    fn follow(&self, total: u64) {
-        let before = self.1.swap(total, Ordering::Relaxed);
-        self.0.inc_by(total.saturating_sub(before));
-    }
+/// Shows a count that is kept elsewhere and only rises.
+fn follow(counter: &Counter, total: u64) {
+    counter.inner().fetch_max(total, Ordering::Relaxed);
 }
 
 /// 250 ns to 8 ms (one grace period of the published design), doubling.

@@ -6,8 +6,10 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::Args;
 use k8s_openapi::api::core::v1::Pod;
-use kube::{Api, Client, ResourceExt as _, api::ListParams};
+use kube::{Api, ResourceExt as _, api::ListParams};
 use tokio::time::{Instant, sleep};
+
+use crate::cluster::{AGAIN, reach};
 
 /// The flags of `slotmesh check`.
 #[derive(Debug, Args)]
@@ -44,8 +46,7 @@ impl Check {
         let deadline = Instant::now() + Duration::from_secs(u64::from(timeout));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
-            let client =
-                Client::try_default().await.context("no cluster: name a kubeconfig in KUBECONFIG")?;
+            let client = reach().await?;
             let pods: Api<Pod> = Api::namespaced(client, &namespace);
             loop {
                 let (lines, bad) = look(&pods).await?;
@@ -56,7 +57,7 @@ impl Check {
                     }
                     return Ok(());
                 }
-                sleep(Duration::from_secs(1)).await;
+                sleep(AGAIN).await;
             }
         })
     }

@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use clap::Args;
-use kube::Client;
 use slotmesh_operator::uninstall::Agents;
 use tokio::time::{Instant, sleep};
 
-use crate::flags::LogFlag;
+use crate::{
+    cluster::{AGAIN, reach},
+    flags::LogFlag,
+};
 
 /// The flags of `slotmesh drain`.
 #[derive(Debug, Args)]
@@ -41,15 +43,13 @@ impl Drain {
         let timeout = Duration::from_secs(u64::from(timeout));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
-            let client =
-                Client::try_default().await.context("no cluster: name a kubeconfig in KUBECONFIG")?;
+            let client = reach().await?;
             drain(&Agents::new(client, &namespace, &daemon_set), timeout).await
         })
     }
 }
 
 async fn drain(agents: &Agents, timeout: Duration) -> anyhow::Result<()> {
-    const AGAIN: Duration = Duration::from_secs(1);
     let deadline = Instant::now() + timeout;
     if !agents.drain().await? {
         tracing::info!("there are no agents");

@@ -2,6 +2,7 @@
 
 mod agent;
 mod check;
+mod cluster;
 mod drain;
 mod embedded;
 mod flags;

@@ -17,7 +17,6 @@ use axum::{
     routing::get,
 };
 use clap::Args;
-use kube::Client;
 use slotmesh_operator::{
     Metrics, Operator, Scoped, Status, Tokens,
     certs::{Certificates, Keeper, Lifetimes, Names, tls_config},
@@ -31,7 +30,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{flags::LogFlag, reports};
+use crate::{cluster::reach, flags::LogFlag, reports};
 
 /// The flags of `slotmesh operator`. Which cluster it is for is told by KUBECONFIG, else by the pod that
 /// it runs in.
@@ -189,9 +188,7 @@ impl Running {
     async fn run(self) -> anyhow::Result<()> {
         let (mut interrupt, mut terminate) =
             (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-        let client = Client::try_default().await.context(
-            "no cluster: run it in a pod with a service account, or name a kubeconfig file in KUBECONFIG",
-        )?;
+        let client = reach().await?;
         let listener = TcpListener::bind(self.listen)
             .await
             .with_context(|| format!("--listen {} can't be used", self.listen))?;

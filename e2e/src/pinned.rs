@@ -35,26 +35,19 @@ pub struct Definition {
 
 impl Definition {
     fn of(map: &MapInfo) -> Result<Self> {
-        let kind = map.map_type()?;
-        Ok(Self {
-            key_size: key_size(kind, map.key_size()),
-            value_size: map.value_size(),
-            max_entries: map.max_entries(),
-            flags: map.map_flags(),
-            kind: format!("{kind:?}"),
-        })
+        let sizes = [map.key_size(), map.value_size(), map.max_entries(), map.map_flags()];
+        Ok(Self::new(map.map_type()?, sizes))
     }
 
     fn in_object(map: &aya_obj::Map) -> Result<Self> {
         let kind = bpf_map_type::try_from(map.map_type());
         let kind = MapType::try_from(kind.map_err(|_| anyhow!("{} is no kind of map", map.map_type()))?)?;
-        Ok(Self {
-            key_size: key_size(kind, map.key_size()),
-            value_size: map.value_size(),
-            max_entries: map.max_entries(),
-            flags: map.map_flags(),
-            kind: format!("{kind:?}"),
-        })
+        Ok(Self::new(kind, [map.key_size(), map.value_size(), map.max_entries(), map.map_flags()]))
+    }
+
+    fn new(kind: MapType, [key_size, value_size, max_entries, flags]: [u32; 4]) -> Self {
+        let key_size = self::key_size(kind, key_size);
+        Self { kind: format!("{kind:?}"), key_size, value_size, max_entries, flags }
     }
 }
 

@@ -1,9 +1,6 @@
 //! The operator's Prometheus metrics, read when they are scraped.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
-};
+use std::sync::{Arc, atomic::Ordering};
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
@@ -58,8 +55,6 @@ pub struct Metrics {
     leader: Gauge,
     writes: Family<TargetLabel, Counter>,
     write_errors: Family<TargetLabel, Counter>,
-    /// What the counters, which only rise, have seen.
-    seen: [AtomicU64; 1 + Reason::ALL.len() + 2 * Target::ALL.len()],
 }
 
 impl Metrics {
@@ -87,7 +82,6 @@ impl Metrics {
             leader: Gauge::default(),
             writes: Family::default(),
             write_errors: Family::default(),
-            seen: Default::default(),
         };
         let registry = &mut metrics.registry;
         registry.register("synced", "1 once all objects are compiled", metrics.synced.clone());
@@ -150,28 +144,26 @@ impl Metrics {
             let count = status.reports.iter().filter(|report| report.severity == severity).count();
             self.reports.get_or_create(&SeverityLabel { severity: name }).set(gauge(count));
         }
-        self.follow(0, &self.compiled, status.compiled.units);
-        for (i, reason) in Reason::ALL.into_iter().enumerate() {
-            let counter = self.refused.get_or_create(&ReasonLabel { reason: reason.as_str() }).clone();
-            self.follow(i + 1, &counter, self.refusals.count(reason));
+        follow(&self.compiled, status.compiled.units);
+        for reason in Reason::ALL {
+            let counter = self.refused.get_or_create(&ReasonLabel { reason: reason.as_str() });
+            follow(&counter, self.refusals.count(reason));
         }
         self.leader.set(i64::from(self.counters.is_leader()));
-        for (i, target) in Target::ALL.into_iter().enumerate() {
+        for target in Target::ALL {
             let label = TargetLabel { target: target.as_str() };
-            let (writes, errors) = (self.counters.writes(target), self.counters.errors(target));
-            let at = 1 + Reason::ALL.len() + 2 * i;
-            self.follow(at, &self.writes.get_or_create(&label).clone(), writes);
-            self.follow(at + 1, &self.write_errors.get_or_create(&label).clone(), errors);
+            follow(&self.writes.get_or_create(&label), self.counters.writes(target));
+            follow(&self.write_errors.get_or_create(&label), self.counters.errors(target));
         }
         let mut text = String::new();
         encode(&mut text, &self.registry).expect("writing to a string doesn't fail");
         text
     }
+}
 
-    fn follow(&self, at: usize, counter: &Counter, total: u64) {
-        let before = self.seen[at].swap(total, Ordering::Relaxed);
-        counter.inc_by(total.saturating_sub(before));
-    }
+/// Shows a count that is kept elsewhere and only rises.
+fn follow(counter: &Counter, total: u64) {
+    counter.inner().fetch_max(total, Ordering::Relaxed);
 }
 
 #[cfg(test)]

@@ -2,10 +2,14 @@
 
 use std::sync::Arc;
 
-use prometheus_client::{encoding::text::encode_registry, metrics::gauge::Gauge, registry::Registry};
+use prometheus_client::{
+    encoding::text::encode_registry,
+    metrics::{counter::Counter, gauge::Gauge},
+    registry::Registry,
+};
 use slotmesh_ads::Stats;
 
-use super::Total;
+use super::follow;
 use crate::Enrolled;
 
 /// Reads what it shows when it is scraped.
@@ -14,8 +18,8 @@ pub struct NodeMetrics {
     stats: Arc<Stats>,
     connected: Gauge,
     in_sync: Gauge,
-    connects: Total,
-    failures: Total,
+    connects: Counter,
+    failures: Counter,
     named: Gauge,
     attached: Gauge,
 }
@@ -28,8 +32,8 @@ impl NodeMetrics {
             stats,
             connected: Gauge::default(),
             in_sync: Gauge::default(),
-            connects: Total::default(),
-            failures: Total::default(),
+            connects: Counter::default(),
+            failures: Counter::default(),
             named: Gauge::default(),
             attached: Gauge::default(),
         };
@@ -40,11 +44,11 @@ impl NodeMetrics {
             "1 while a stream is open on which all types have been answered",
             metrics.in_sync.clone(),
         );
-        registry.register("connects", "Streams to the operator that were opened", metrics.connects.0.clone());
+        registry.register("connects", "Streams to the operator that were opened", metrics.connects.clone());
         registry.register(
             "connect_failures",
             "Attempts to reach the operator that failed",
-            metrics.failures.0.clone(),
+            metrics.failures.clone(),
         );
         registry.register("pods_named", "Pods of this node that take part", metrics.named.clone());
         registry.register(
@@ -60,8 +64,8 @@ impl NodeMetrics {
         let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         self.connected.set(i64::from(self.stats.connected()));
         self.in_sync.set(i64::from(self.stats.in_sync()));
-        self.connects.follow(self.stats.connects());
-        self.failures.follow(self.stats.failures());
+        follow(&self.connects, self.stats.connects());
+        follow(&self.failures, self.stats.failures());
         self.named.set(gauge(enrolled.named));
         self.attached.set(gauge(enrolled.attached));
         let mut text = String::new();

@@ -12,8 +12,13 @@ use nix::{
 };
 use slotmesh_cluster::{Cluster, scenarios::Story, wait};
 use slotmesh_e2e::{ClientSpec, client::LEAST, names::binary};
+use tokio::time::sleep;
 
 use crate::world::{OPERATORS, SYSTEM, World, agents, all_ready, enrolled, on_node, operators, reached};
+
+/// How long nobody answers: longer than an attempt to reach the API server takes.
+const API_SERVER_AWAY: Duration = Duration::from_secs(10);
+const ETCD_AWAY: Duration = Duration::from_secs(3);
 
 /// Does something to the cluster while pods of two nodes connect, `LEAST` times at least; then the mesh
 /// must still do what it is told.
@@ -108,12 +113,11 @@ pub fn api_server_away(cluster: &mut Cluster) -> Story<'_> {
             cluster.control_plane_mut().stop_api_server()?;
             // Watches can't be resumed then.
             cluster.control_plane().compact()?;
-            // Longer than an attempt to reach it takes.
-            tokio::time::sleep(Duration::from_secs(10)).await;
+            sleep(API_SERVER_AWAY).await;
             cluster.control_plane_mut().start_api_server().await?;
             // What it stands on goes, too.
             cluster.control_plane_mut().stop_etcd()?;
-            tokio::time::sleep(Duration::from_secs(3)).await;
+            sleep(ETCD_AWAY).await;
             cluster.control_plane_mut().start_etcd()?;
             wait::until_true("the API server to answer", async || {
                 Ok(cluster.kubectl(&["get", "namespaces"]).is_ok())

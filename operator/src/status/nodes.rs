@@ -10,7 +10,11 @@
 //! replica that lags behind writes nothing; it is compared before it is written; and a MeshNode belongs
 //! to its Node and goes with it.
 
-use std::{collections::HashMap, pin::pin, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    pin::pin,
+    time::Duration,
+};
 
 use futures::StreamExt as _;
 use k8s_openapi::{api::core::v1::Node, jiff::Timestamp};
@@ -67,7 +71,7 @@ pub(super) struct NodeWriter {
     pace: Pace<NodeName>,
     records: HashMap<NodeName, Record>,
     /// Those of the list under way.
-    listed: Option<Vec<NodeName>>,
+    listed: Option<HashSet<NodeName>>,
     told: Nodes,
     /// Cancelled once all MeshNodes have been listed.
     synced: CancellationToken,
@@ -134,18 +138,18 @@ impl NodeWriter {
 
     fn observe(&mut self, event: Event<MeshNode>) {
         match event {
-            Event::Init => self.listed = Some(Vec::new()),
+            Event::Init => self.listed = Some(HashSet::new()),
             Event::InitApply(object) | Event::Apply(object) => {
                 let node = NodeName::from(object.name_any());
                 if let Some(listed) = &mut self.listed {
-                    listed.push(node.clone());
+                    listed.insert(node.clone());
                 }
                 self.record(node, object);
             }
             Event::InitDone => {
                 let listed = self.listed.take().unwrap_or_default();
                 let gone: Vec<_> =
-                    self.records.keys().filter(|node| !listed.contains(node)).cloned().collect();
+                    self.records.keys().filter(|node| !listed.contains(*node)).cloned().collect();
                 gone.iter().for_each(|node| self.gone(node));
                 if !self.synced.is_cancelled() {
                     debug!(nodes = self.records.len(), "all MeshNodes are listed");

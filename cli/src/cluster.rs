@@ -1,0 +1,19 @@
+//! The Kubernetes cluster that commands talk to.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use kube::Client;
+
+/// The pause before the cluster is asked again.
+pub const AGAIN: Duration = Duration::from_secs(1);
+
+/// The API server: in a pod its own cluster's, else that of the kubeconfig.
+///
+/// # Errors
+/// When neither is there.
+pub async fn reach() -> anyhow::Result<Client> {
+    Client::try_default().await.context(
+        "no cluster: run it in a pod with a service account, or name a kubeconfig file in KUBECONFIG",
+    )
+}
