@@ -126,20 +126,31 @@ pub fn told(cluster: &mut Cluster) -> Story<'_> {
             Ok(cluster.kubectl(&["get", "meshnodes", "-o", ready])?.trim() == "a True b True c True")
         })
         .await?;
-        let policy = json!({
-            "apiVersion": "slotmesh.dev/v1alpha1", "kind": "TrafficPolicy",
-            "metadata": {"name": "turns", "namespace": LOAD},
-            "spec": {"targetRefs": [{"group": "", "kind": "Service", "name": "web"}],
-                     "loadBalancing": {"algorithm": "RoundRobin"}},
-        });
-        cluster.apply(&policy.to_string())?;
-        let programmed = r#"jsonpath={.status.ancestors[0].conditions[?(@.type=="Programmed")].status}"#;
-        wait::until_true("the policy to be in force on every node", async || {
-            let args = ["get", "trafficpolicy", "turns", "--namespace", LOAD, "-o", programmed];
-            Ok(cluster.kubectl(&args)? == "True")
-        })
-        .await?;
+        let policy = |name: &str, algorithm: &str| {
+            json!({
+                "apiVersion": "slotmesh.dev/v1alpha1", "kind": "TrafficPolicy",
+                "metadata": {"name": name, "namespace": LOAD},
+                "spec": {"targetRefs": [{"group": "", "kind": "Service", "name": "web"}],
+                         "loadBalancing": {"algorithm": algorithm}},
+            })
+            .to_string()
+        };
+        // In force on every node, and said so; what can't be is said, too.
+        cluster.apply(&policy("turns", "RoundRobin"))?;
+        says(cluster, "turns", "Programmed", "True").await?;
+        cluster.apply(&policy("sticky", "ConsistentHash"))?;
+        says(cluster, "sticky", "Accepted", "False").await?;
         cluster.kubectl(&["delete", "trafficpolicies", "--all", "--namespace", LOAD])?;
         Ok(())
     })
+}
+
+/// Waits until a TrafficPolicy has this condition.
+async fn says(cluster: &Cluster, policy: &str, condition: &str, status: &str) -> Result<()> {
+    let path = format!("jsonpath={{.status.ancestors[0].conditions[?(@.type==\"{condition}\")].status}}");
+    wait::until_true(&format!("{policy} to be {condition}={status}"), async || {
+        let args = ["get", "trafficpolicy", policy, "--namespace", LOAD, "-o", path.as_str()];
+        Ok(cluster.kubectl(&args)? == status)
+    })
+    .await
 }

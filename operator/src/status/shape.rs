@@ -60,12 +60,17 @@ impl Render {
         let before = &object["status"]["ancestors"];
         let mut ancestors = others(before, |ancestor| ancestor["controllerName"] != CONTROLLER);
         for place in &verdict.places {
-            let Some(at) = &place.at else { continue };
-            let reference = service(at);
-            let conditions = self.conditions(&place.conditions, &ours(before, "ancestorRef", &reference));
-            ancestors.push(
-                json!({"ancestorRef": reference, "controllerName": CONTROLLER, "conditions": conditions}),
-            );
+            let references = match &place.at {
+                Some(at) => vec![service(at)],
+                // Of the policy as a whole, which is refused: it stands at each of its targets.
+                None => targets(object),
+            };
+            for reference in references {
+                let conditions = self.conditions(&place.conditions, &ours(before, "ancestorRef", &reference));
+                ancestors.push(
+                    json!({"ancestorRef": reference, "controllerName": CONTROLLER, "conditions": conditions}),
+                );
+            }
         }
         json!({"ancestors": ancestors})
     }
@@ -130,14 +135,28 @@ fn service(at: &At) -> Value {
     reference
 }
 
-/// Whether a place is the parent of this reference.
+/// The targets of a policy, as [`service`] writes them.
+fn targets(policy: &Value) -> Vec<Value> {
+    let all = policy["spec"]["targetRefs"].as_array().into_iter().flatten();
+    all.map(|target| {
+        let mut reference = target.clone();
+        reference["namespace"] = policy["metadata"]["namespace"].clone();
+        reference
+    })
+    .collect()
+}
+
+/// Whether a place is the parent of this reference. What is said of a route as a whole, which is refused,
+/// is said at each Service; other parents are not ours.
 fn is_at(place: &Place, reference: &Value) -> bool {
-    let Some(at) = &place.at else { return false };
-    matches!(reference["group"].as_str(), Some("" | "core"))
-        && reference["kind"] == "Service"
-        && reference["name"] == *at.service.name
-        && reference["namespace"].as_str().is_none_or(|namespace| *namespace == *at.service.namespace)
-        && reference["sectionName"].as_str() == at.section.as_deref()
+    let is_service =
+        matches!(reference["group"].as_str(), Some("" | "core")) && reference["kind"] == "Service";
+    is_service
+        && place.at.as_ref().is_none_or(|at| {
+            reference["name"] == *at.service.name
+                && reference["namespace"].as_str().is_none_or(|namespace| *namespace == *at.service.namespace)
+                && reference["sectionName"].as_str() == at.section.as_deref()
+        })
 }
 
 /// All places as one, where a status has no room for more: what holds at all, and what is said of those
@@ -283,6 +302,30 @@ mod tests {
         assert_eq!(ancestors[1]["ancestorRef"]["sectionName"], "http");
         assert_eq!(ancestors[0]["conditions"][1]["status"], "True");
         assert!(!write(Kind::TrafficPolicy, &mut object, &both));
+    }
+
+    #[test]
+    fn what_is_refused_as_a_whole_is_said_at_each_service() {
+        let refused = || verdict(vec![Place { at: None, conditions: vec![said("Accepted", Truth::False)] }]);
+        let web = json!({"group": "", "kind": "Service", "name": "web"});
+        let port = json!({"group": "", "kind": "Service", "name": "api", "sectionName": "http"});
+        let mut policy =
+            json!({"metadata": {"namespace": "shop"}, "spec": {"targetRefs": [web.clone(), port]}});
+        assert!(write(Kind::TrafficPolicy, &mut policy, &refused()));
+        let ancestors = policy["status"]["ancestors"].as_array().unwrap();
+        let at = |name, section: Option<&str>| {
+            let section = section.map(str::to_owned);
+            service(&At { service: ObjectName::new("shop", name), section })
+        };
+        let said: Vec<_> = ancestors.iter().map(|a| &a["ancestorRef"]).collect();
+        assert_eq!(said, [&at("web", None), &at("api", Some("http"))]);
+        assert_eq!(ancestors[1]["conditions"][0]["status"], "False");
+        assert!(!write(Kind::TrafficPolicy, &mut policy, &refused()));
+
+        let mut route = json!({"spec": {"parentRefs": [{"name": "edge"}, web]}});
+        assert!(write(Kind::HttpRoute, &mut route, &refused()));
+        let parents = route["status"]["parents"].as_array().unwrap();
+        assert_eq!(parents.iter().map(|p| &p["parentRef"]).collect::<Vec<_>>(), [&web]);
     }
 
     #[test]
