@@ -11,6 +11,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::{Arc, PoisonError, RwLock},
+    time::Instant,
 };
 
 use k8s_openapi::api::core::v1::{Namespace, Pod};
@@ -231,13 +232,13 @@ impl Scoped {
 }
 
 impl Publish for Scoped {
-    fn publish(&mut self, changes: Vec<Change>) {
+    fn publish(&mut self, changes: Vec<Change>, seen: Instant) {
         let rescoped = self.count(&changes);
         self.due.apply(&changes, |ty, name| self.store.get(ty, name).map(|resource| resource.version));
         for node in &rescoped {
             self.due.takes_part(node, self.scope.has(node));
         }
-        self.store.apply_for(changes, &rescoped);
+        self.store.apply_for(changes, &rescoped, Some(seen));
     }
 }
 

@@ -5,10 +5,10 @@ use std::sync::{Arc, atomic::Ordering};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge},
-    registry::Registry,
+    registry::{Registry, Unit},
 };
 use slotmesh_compile::Severity;
-use slotmesh_serve::{Reason, Refusals, Store};
+use slotmesh_serve::{Delays, Reason, Refusals, Store};
 use slotmesh_xds::ResourceType;
 use tokio::sync::watch;
 
@@ -104,6 +104,19 @@ impl Metrics {
             metrics.reports.clone(),
         );
         registry.register("compiled_units", "Units compiled since the start", metrics.compiled.clone());
+        let Delays { published, answered } = metrics.store.delays();
+        registry.register_with_unit(
+            "publish",
+            "Time from the event of a watch until what came of it was compiled and served",
+            Unit::Seconds,
+            published,
+        );
+        registry.register_with_unit(
+            "propagation",
+            "Time from the event of a watch until an agent had answered to all that came of it, for each agent",
+            Unit::Seconds,
+            answered,
+        );
         registry.register(
             "leader",
             "1 on the replica that holds the Lease and writes conditions",
@@ -181,6 +194,7 @@ mod tests {
             "slotmesh_operator_refused_streams_total{reason=\"other_node\"} 0",
             "slotmesh_operator_reports{severity=\"refused\"} 0",
             "slotmesh_operator_leader 0",
+            "slotmesh_operator_propagation_seconds_count 0",
             "slotmesh_operator_status_writes_total{target=\"node\"} 0",
             "slotmesh_operator_status_write_errors_total{target=\"event\"} 0",
         ] {

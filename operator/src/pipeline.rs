@@ -8,6 +8,7 @@ use std::{
     path::Path,
     sync::Arc,
     thread::{self, JoinHandle},
+    time::Instant,
 };
 
 use kube::Client;
@@ -37,12 +38,13 @@ const TOGETHER: usize = 16_384;
 /// A closure is one: `move |changes| store.apply(changes)`.
 pub trait Publish: Send + 'static {
     /// Takes the next changes, which are in make-before-break order and belong together. The first
-    /// call brings everything that the source held at the start, which may be nothing.
-    fn publish(&mut self, changes: Vec<Change>);
+    /// call brings everything that the source held at the start, which may be nothing. `seen` is when the
+    /// source saw the first event that led to them.
+    fn publish(&mut self, changes: Vec<Change>, seen: Instant);
 }
 
 impl<F: FnMut(Vec<Change>) + Send + 'static> Publish for F {
-    fn publish(&mut self, changes: Vec<Change>) {
+    fn publish(&mut self, changes: Vec<Change>, _: Instant) {
         self(changes);
     }
 }
@@ -229,7 +231,7 @@ impl<P: Publish> Pipeline<P> {
     fn run(mut self, mut waiting: Receiver<Update>) {
         while let Some(first) = waiting.blocking_recv() {
             let (mut appeared, mut disappeared) = (Vec::new(), Vec::new());
-            let mut events = 0;
+            let (mut events, seen) = (0, first.seen);
             let more = std::iter::from_fn(|| waiting.try_recv().ok()).take(TOGETHER);
             for update in std::iter::once(first).chain(more) {
                 appeared.extend(update.appeared);
@@ -267,7 +269,7 @@ impl<P: Publish> Pipeline<P> {
                 changes.extend(self.enrolment.iter_mut().flat_map(Enrolment::flush));
                 debug!(events, changes = changes.len(), "compiled");
                 if first || !changes.is_empty() {
-                    self.publish.publish(changes);
+                    self.publish.publish(changes, seen);
                 }
                 if let Some(tell) = &mut self.tell {
                     tell.compiled(output.affected, &self.compiler);

@@ -42,7 +42,7 @@ pub fn requests(steps: impl IntoIterator<Item = Step>) {
             }
             Step::Change(changes) => {
                 let dirty = resources.apply(changes);
-                stream.absorb(dirty, &resources);
+                stream.absorb(dirty, None, &resources);
             }
             Step::Accept | Step::Refuse => {
                 let refuse = matches!(step, Step::Refuse);

@@ -11,6 +11,7 @@
 //! - `stream` is a state machine without sockets, clock or tasks: requests and dirty names in,
 //!   responses out. It decides what an agent lacks and in which order it is sent.
 //! - `access` and `scope` ask whoever wires this who may open a stream, and what a node may see.
+//! - `delays` tells how long a change takes until it is served, and until agents have answered.
 //! - `service` moves messages between tonic and the state machine; `listen` serves connections.
 //!
 //! Invariant: between two rounds of a stream, what the agent has acknowledged is the content of the
@@ -18,6 +19,7 @@
 //! nothing that it holds refers to what it has not got.
 
 mod access;
+mod delays;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
 mod listen;
@@ -34,6 +36,7 @@ mod tls;
 mod tracker;
 
 pub use access::{Admission, Admitted, Answer, Denied, Reason, Refusals, Token};
+pub use delays::Delays;
 pub use listen::serve;
 pub use news::Feed;
 pub use scope::Scope;

@@ -12,7 +12,7 @@
 //! next round, each name once, at its latest content. Each round has at most ten stages, so
 //! nothing waits for ever as long as the agent answers.
 
-use std::{collections::HashMap, mem};
+use std::{collections::HashMap, mem, time::Instant};
 
 use envoy_types::pb::{
     envoy::service::discovery::v3::{DeltaDiscoveryResponse, Resource as WireResource},
@@ -79,15 +79,23 @@ pub(crate) struct Round {
     needs: PerType<Needs>,
     stages: std::slice::Iter<'static, Stage>,
     stage: Stage,
+    /// When the first event that led to it was seen.
+    seen: Option<Instant>,
+    sent: bool,
 }
 
 impl Round {
     /// Takes from the trackers what the agent lacks of this generation.
-    pub(crate) fn begin(trackers: &mut PerType<Tracker>, resources: View<'_>) -> Self {
+    pub(crate) fn begin(trackers: &mut PerType<Tracker>, resources: View<'_>, seen: Option<Instant>) -> Self {
         let needs = PerType::from_fn(|ty| trackers[ty].take_needs(resources));
         let mut stages = Stage::ORDER.iter();
         let stage = *stages.next().unwrap_or(&Stage::Make(ResourceType::Settings));
-        Self { generation: resources.generation(), needs, stages, stage }
+        Self { generation: resources.generation(), needs, stages, stage, seen, sent: false }
+    }
+
+    /// When the first event that led to it was seen, unless it had nothing to send.
+    pub(crate) fn seen(&self) -> Option<Instant> {
+        self.seen.filter(|_| self.sent)
     }
 
     pub(crate) fn stage(&self) -> Stage {
@@ -102,6 +110,7 @@ impl Round {
                 Stage::Break(ty) => self.unmake(ty, &trackers[ty], limit),
             };
             if let Some((response, in_flight)) = response {
+                self.sent = true;
                 return Step::Send(Box::new(response), in_flight);
             }
             if !settled {

@@ -13,6 +13,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
     },
+    time::Instant,
 };
 
 use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryResponse;
@@ -20,6 +21,7 @@ use slotmesh_xds::{Change, PerType, Resource, ResourceName, ResourceType, Versio
 use tokio::sync::{Notify, watch};
 
 use crate::{
+    delays::{Delays, observe},
     news::{Feed, News},
     scope::Scope,
     status::{Acknowledgement, AgentStatus, Ending, NodeName, StreamId, StreamNews},
@@ -88,11 +90,27 @@ impl Resources {
 /// are one entry.
 #[derive(Debug, Default)]
 pub(crate) struct Inbox {
-    dirty: Mutex<Dirty>,
+    waiting: Mutex<Waiting>,
     wake: Notify,
 }
 
+#[derive(Debug, Default)]
+struct Waiting {
+    names: Dirty,
+    /// When the first event that led to them was seen.
+    seen: Option<Instant>,
+}
+
 impl Inbox {
+    fn put<'n>(&self, names: impl Iterator<Item = (ResourceType, &'n ResourceName)>, seen: Option<Instant>) {
+        let mut waiting = lock(&self.waiting);
+        for (ty, name) in names {
+            waiting.names[ty].insert(name.clone());
+        }
+        waiting.seen = waiting.seen.or(seen);
+        self.wake.notify_one();
+    }
+
     /// Resolves when something is in the inbox.
     pub(crate) async fn woken(&self) {
         self.wake.notified().await;
@@ -115,7 +133,7 @@ struct Connected {
 impl Connected {
     fn status(&self, id: StreamId) -> Option<AgentStatus> {
         let stream = lock(&self.stream);
-        let news = lock(&self.inbox.dirty).iter().any(|(_, names)| !names.is_empty());
+        let news = lock(&self.inbox.waiting).names.iter().any(|(_, names)| !names.is_empty());
         let mut status = stream.status(id)?;
         status.up_to_date &= !news;
         Some(status)
@@ -129,6 +147,7 @@ struct Shared {
     last_stream: AtomicU64,
     acknowledged: watch::Sender<u64>,
     news: Mutex<News>,
+    delays: Delays,
 }
 
 /// The resources to be served. Clones are handles of the same store.
@@ -156,12 +175,13 @@ impl Store {
     ///
     /// Costs what the batch touches, for each stream; an upsert of equal content costs nothing.
     pub fn apply(&self, changes: Vec<Change>) {
-        self.apply_for(changes, &HashSet::new());
+        self.apply_for(changes, &HashSet::new(), None);
     }
 
     /// As [`apply`](Self::apply); and what the nodes in `rescoped` may see has changed just before. For
-    /// these, all resources are compared.
-    pub fn apply_for(&self, changes: Vec<Change>, rescoped: &HashSet<NodeName>) {
+    /// these, all resources are compared. `seen` is when the first event that led to this was seen; the
+    /// [`delays`](Self::delays) count from then.
+    pub fn apply_for(&self, changes: Vec<Change>, rescoped: &HashSet<NodeName>, seen: Option<Instant>) {
         // Before the resources are locked: see the lock order.
         let of_these = |connected: &Connected| {
             lock(&connected.stream).node().is_some_and(|node| rescoped.contains(node))
@@ -171,24 +191,26 @@ impl Store {
         let inboxes: Vec<_> = streams.map(|(_, connected)| connected.inbox).collect();
         let mut state = self.0.state.write().unwrap_or_else(PoisonError::into_inner);
         let dirty = state.resources.apply(changes);
-        for inbox in inboxes {
-            let mut theirs = lock(&inbox.dirty);
-            for ty in ResourceType::ALL {
-                theirs[ty].extend(state.resources.names(ty).cloned());
-            }
-            inbox.wake.notify_one();
-        }
         let first = state.resources.generation() == 1;
+        let seen = seen.filter(|_| !first);
+        for inbox in inboxes {
+            let of_type = |ty| state.resources.names(ty).map(move |name| (ty, name));
+            inbox.put(ResourceType::ALL.into_iter().flat_map(of_type), seen);
+        }
         if !first && dirty.iter().all(|(_, names)| names.is_empty()) {
             return;
         }
-        for inbox in state.inboxes.values() {
-            let mut theirs = lock(&inbox.dirty);
-            for (ty, names) in dirty.iter() {
-                theirs[ty].extend(names.iter().cloned());
-            }
-            inbox.wake.notify_one();
+        if let Some(seen) = seen {
+            observe(&self.0.delays.published, seen);
         }
+        for inbox in state.inboxes.values() {
+            inbox.put(dirty.iter().flat_map(|(ty, names)| names.iter().map(move |name| (ty, name))), seen);
+        }
+    }
+
+    /// How long changes take.
+    pub fn delays(&self) -> Delays {
+        self.0.delays.clone()
     }
 
     /// The resource that is currently served under this name.
@@ -300,8 +322,8 @@ impl Registration {
     pub(crate) fn step<T>(&self, step: impl FnOnce(&mut Stream, &Resources) -> T) -> T {
         let mut stream = lock(&self.stream);
         self.store.read(|resources| {
-            let dirty = mem::take(&mut *lock(&self.inbox.dirty));
-            stream.absorb(dirty, resources);
+            let Waiting { names, seen } = mem::take(&mut *lock(&self.inbox.waiting));
+            stream.absorb(names, seen, resources);
             step(&mut stream, resources)
         })
     }
@@ -311,8 +333,14 @@ impl Registration {
     /// The resources are locked only to begin a round: building a message copies up to megabytes.
     pub(crate) fn next_response(&self) -> Option<DeltaDiscoveryResponse> {
         loop {
-            if let Some(response) = lock(&self.stream).next_response() {
-                return Some(response);
+            let mut stream = lock(&self.stream);
+            let response = stream.next_response();
+            if let Some(seen) = stream.take_answered() {
+                observe(&self.store.0.delays.answered, seen);
+            }
+            drop(stream);
+            if response.is_some() {
+                return response;
             }
             if !self.step(|stream, resources| stream.begin_round(resources)) {
                 return None;
@@ -391,7 +419,7 @@ mod tests {
         for content in ["1", "2", "3"].into_iter().cycle().take(1_000) {
             store.apply(vec![Change::Upsert(resource("a", content))]);
         }
-        assert_eq!(lock(&stream.inbox.dirty)[ResourceType::Cluster].len(), 1);
+        assert_eq!(lock(&stream.inbox.waiting).names[ResourceType::Cluster].len(), 1);
     }
 
     #[test]

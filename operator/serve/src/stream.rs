@@ -1,9 +1,12 @@
 //! The state machine of one agent's stream: requests and dirty names in, responses out.
 //!
-//! No sockets, clock or tasks. Invariant: at most one round is under way, and nothing of the next
+//! No sockets, clock or tasks (the instants are of those who have one). Invariant: at most one round is under way, and nothing of the next
 //! stage leaves before every response of this stage is acknowledged, positively or not.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Instant,
+};
 
 use envoy_types::pb::{
     envoy::{
@@ -61,6 +64,10 @@ pub(crate) struct Stream {
     report: Option<AgentReport>,
     trackers: PerType<Tracker>,
     round: Option<Round>,
+    /// When the first event was seen that no round has taken up yet.
+    seen: Option<Instant>,
+    /// The same of the round that has just been answered.
+    answered: Option<Instant>,
     unacknowledged: Unacknowledged,
     last_nonce: u64,
     strangers: HashSet<String>,
@@ -77,6 +84,8 @@ impl Stream {
             report: None,
             trackers: PerType::from_fn(Tracker::new),
             round: None,
+            seen: None,
+            answered: None,
             unacknowledged: HashMap::new(),
             last_nonce: 0,
             strangers: HashSet::new(),
@@ -127,9 +136,9 @@ impl Stream {
             .map_err(|TooManyNames { limit }| Refused::TooManyNames { ty, limit })
     }
 
-    /// Takes in names that changed in the store.
-    pub(crate) fn absorb(&mut self, dirty: Dirty, resources: &Resources) {
-        let mut dirty = dirty;
+    /// Takes in names that changed in the store, and when the first event that led to this was seen.
+    pub(crate) fn absorb(&mut self, mut dirty: Dirty, seen: Option<Instant>, resources: &Resources) {
+        self.seen = self.seen.or(seen);
         let view = View::new(resources, self.node.as_ref());
         for (ty, tracker) in self.trackers.iter_mut() {
             tracker.absorb(std::mem::take(&mut dirty[ty]), view);
@@ -138,12 +147,14 @@ impl Stream {
 
     /// Begins a round if none is under way and something may have to be sent; says whether it did.
     pub(crate) fn begin_round(&mut self, resources: &Resources) -> bool {
-        let begin = self.round.is_none()
-            && resources.generation() > 0
-            && self.trackers.iter().any(|(_, tracker)| tracker.wants_round());
+        if self.round.is_some() || resources.generation() == 0 {
+            return false;
+        }
+        let seen = self.seen.take();
+        let begin = self.trackers.iter().any(|(_, tracker)| tracker.wants_round());
         if begin {
             let view = View::new(resources, self.node.as_ref());
-            self.round = Some(Round::begin(&mut self.trackers, view));
+            self.round = Some(Round::begin(&mut self.trackers, view, seen));
         }
         begin
     }
@@ -173,10 +184,16 @@ impl Stream {
             }
             Step::Wait => None,
             Step::Done => {
-                self.round = None;
+                self.answered = self.round.take().and_then(|round| round.seen());
                 None
             }
         }
+    }
+
+    /// When the first event was seen that led to the round that has just been answered, where there was
+    /// one and something was sent.
+    pub(crate) fn take_answered(&mut self) -> Option<Instant> {
+        self.answered.take()
     }
 
     /// What the stream waits for, if for anything.

@@ -21,7 +21,10 @@ mod presence;
 mod prune;
 mod reading;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures::StreamExt as _;
 use kube::{Api, Client, core::ApiResource};
@@ -242,7 +245,7 @@ impl std::fmt::Display for Chain<'_> {
 /// The events of one kind as an update.
 fn update(kind: Kind, events: impl IntoIterator<Item = Event>) -> Update {
     let events = events.into_iter().map(|event| WatchEvent { kind, event }).collect();
-    Update { events, ..Update::default() }
+    Update { events, appeared: Vec::new(), disappeared: Vec::new(), seen: Instant::now() }
 }
 
 #[cfg(test)]

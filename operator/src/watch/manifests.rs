@@ -264,7 +264,8 @@ impl Follower {
             first.push(WatchEvent { kind, event: Event::InitDone });
         }
         appeared.sort();
-        let mut listening = (self.deliver)(Update { events: first, appeared, disappeared });
+        let mut listening =
+            (self.deliver)(Update { events: first, appeared, disappeared, seen: Instant::now() });
         let mut again = None;
         while listening {
             let Some(asked) = self.next(woken, &mut again) else { return };
@@ -276,7 +277,7 @@ impl Follower {
             let (changed, appeared, disappeared) = self.read(asked);
             let events: Vec<_> = changed.into_iter().filter_map(event).collect();
             if !events.is_empty() || !appeared.is_empty() || !disappeared.is_empty() {
-                listening = (self.deliver)(Update { events, appeared, disappeared });
+                listening = (self.deliver)(Update { events, appeared, disappeared, seen: Instant::now() });
             }
         }
     }

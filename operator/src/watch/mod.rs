@@ -20,7 +20,7 @@ pub(crate) use slices::SliceController;
 #[cfg(feature = "fuzz")]
 pub(crate) use {parse::parse, store::Store as Definitions};
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Instant};
 
 use slotmesh_compile::{Kind, Object, ObjectName, Report, Source};
 
@@ -69,7 +69,7 @@ pub struct WatchEvent {
 }
 
 /// What a source has to say at one moment.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Update {
     /// What happened to objects, in order.
     pub events: Vec<WatchEvent>,
@@ -77,6 +77,8 @@ pub struct Update {
     pub appeared: Vec<Report>,
     /// What held about the source and does no longer.
     pub disappeared: Vec<Report>,
+    /// When the source saw it.
+    pub seen: Instant,
 }
 
 /// Follows what changes in a set of reports.

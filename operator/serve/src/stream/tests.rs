@@ -1,5 +1,7 @@
 //! The state machine against scripted agents, without sockets.
 
+use std::time::{Duration, Instant};
+
 use ResourceType::{Cluster, Endpoints, Listener, Route};
 use envoy_types::pb::envoy::config::core::v3::Node;
 use slotmesh_xds::{Change, Rejection, Resource, more_follows, status_from_rejections};
@@ -85,8 +87,12 @@ impl Scene {
     }
 
     fn apply(&mut self, changes: Vec<Change>) {
+        self.apply_seen(changes, None);
+    }
+
+    fn apply_seen(&mut self, changes: Vec<Change>, seen: Option<Instant>) {
         let dirty = self.resources.apply(changes);
-        self.stream.absorb(dirty, &self.resources);
+        self.stream.absorb(dirty, seen, &self.resources);
     }
 
     fn send(&mut self, request: DeltaDiscoveryRequest) {
@@ -564,4 +570,29 @@ fn what_an_agent_tells_of_itself_changes_nothing_but_its_status() {
     // Only the first.
     scene.apply(vec![upsert(Cluster, "b", "1")]);
     assert_eq!(scene.next().unwrap().control_plane, None);
+}
+
+#[test]
+fn a_round_counts_from_the_first_event_that_led_to_it() {
+    let mut scene = Scene::settled(vec![upsert(Cluster, "a", "1")]);
+    assert_eq!(scene.stream.take_answered(), None, "a start is no change");
+    let [first, second, third] = [1, 2, 3].map(|s| Some(Instant::now() + Duration::from_secs(s)));
+    scene.apply_seen(vec![upsert(Cluster, "a", "2")], first);
+    let response = scene.next().unwrap();
+    scene.apply_seen(vec![upsert(Cluster, "a", "3")], second);
+    scene.apply_seen(vec![upsert(Cluster, "a", "4")], third);
+    assert_eq!((scene.next(), scene.stream.take_answered()), (None, None), "not answered yet");
+    scene.ack(&response);
+    let response = scene.next().unwrap();
+    assert_eq!(scene.stream.take_answered(), first);
+    scene.nack(&response, &[("a", "no")]);
+    assert_eq!((scene.next(), scene.stream.take_answered()), (None, second));
+    // Nothing of this concerns the agent.
+    scene.send(unsubscribe(Route, &["*"]));
+    scene.settle();
+    scene.apply_seen(vec![upsert(Route, "r", "1")], first);
+    assert_eq!((scene.next(), scene.stream.take_answered()), (None, None));
+    scene.apply_seen(vec![upsert(Cluster, "b", "1")], second);
+    assert_eq!(scene.settle(), ["cluster +b"]);
+    assert_eq!(scene.stream.take_answered(), second);
 }
