@@ -5,6 +5,7 @@
 //! costs its state and one message, and gets the latest content when it is ready.
 
 use std::{
+    error::Error as _,
     future::pending,
     pin::{Pin, pin},
     sync::Arc,
@@ -287,6 +288,7 @@ impl Driver {
                     output = Output::Maybe;
                 }
                 Event::Request(Ok(None)) | Event::Gone => return End::Closed,
+                Event::Request(Err(error)) if is_the_peers(&error) => return End::Refused(error),
                 Event::Request(Err(error)) => return End::Failed(error),
                 Event::Changed => {
                     // Drains the inbox even if the agent doesn't read.
@@ -346,6 +348,12 @@ impl End {
             Self::Shutdown => Ending::Shutdown,
         }
     }
+}
+
+/// Whether a peer sent what is no request: bytes that are no protobuf, or more than is read. (What ends with the
+/// connection has its error as its source.)
+fn is_the_peers(error: &Status) -> bool {
+    error.source().is_none() && matches!(error.code(), Code::Internal | Code::OutOfRange)
 }
 
 async fn next_event<'a>(
