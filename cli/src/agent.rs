@@ -12,13 +12,15 @@ use slotmesh_agent::{
 };
 use slotmesh_xds::ResourceType;
 use tokio::{
-    net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
     sync::watch,
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::flags::{LogFlag, SlotFlags, warn_if_public};
+use crate::{
+    flags::{LogFlag, SlotFlags, warn_if_public},
+    listen::listen,
+};
 
 /// The operator is told of the agent's slots at most this often, and only when they changed.
 const REPORT_EVERY: Duration = Duration::from_secs(5);
@@ -138,8 +140,7 @@ fn stay(admin: SocketAddr) -> anyhow::Result<()> {
     runtime.block_on(async {
         let (mut interrupt, mut terminate) =
             (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-        let socket =
-            TcpListener::bind(admin).await.with_context(|| format!("--admin {admin} can't be used"))?;
+        let socket = listen(admin).await.with_context(|| format!("--admin {admin} can't be used"))?;
         let stop = CancellationToken::new();
         let server = tokio::spawn(admin::serve(socket, admin::drained_router(), stop.clone()));
         tokio::select! {
@@ -162,7 +163,7 @@ impl Running {
     async fn run(self, connector: impl Connector) -> anyhow::Result<()> {
         let Self { options, cgroup_root, admin, node } = self;
         let signals = [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?];
-        let socket = TcpListener::bind(admin)
+        let socket = listen(admin)
             .await
             .with_context(|| format!("--admin {admin} can't be used; is another agent running?"))?;
         let metrics = Arc::new(Metrics::new());

@@ -6,6 +6,7 @@ mod cluster;
 mod drain;
 mod embedded;
 mod flags;
+mod listen;
 mod operator;
 mod reports;
 mod slots;

@@ -24,13 +24,12 @@ use slotmesh_operator::{
 };
 use slotmesh_serve::{Config, tls_connections};
 use tokio::{
-    net::TcpListener,
     signal::unix::{SignalKind, signal},
     sync::watch,
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{cluster::reach, flags::LogFlag, reports};
+use crate::{cluster::reach, flags::LogFlag, listen::listen, reports};
 
 /// The flags of `slotmesh operator`. Which cluster it is for is told by KUBECONFIG, else by the pod that
 /// it runs in.
@@ -189,12 +188,10 @@ impl Running {
         let (mut interrupt, mut terminate) =
             (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
         let client = reach().await?;
-        let listener = TcpListener::bind(self.listen)
-            .await
-            .with_context(|| format!("--listen {} can't be used", self.listen))?;
-        let socket = TcpListener::bind(self.admin)
-            .await
-            .with_context(|| format!("--admin {} can't be used", self.admin))?;
+        let listener =
+            listen(self.listen).await.with_context(|| format!("--listen {} can't be used", self.listen))?;
+        let socket =
+            listen(self.admin).await.with_context(|| format!("--admin {} can't be used", self.admin))?;
         let (address, admin) = (listener.local_addr()?, socket.local_addr()?);
         let stop = CancellationToken::new();
 

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     embedded::Stream,
     flags::{LogFlag, SlotFlags, warn_if_public},
+    listen::listen,
     reports,
 };
 
@@ -155,7 +156,7 @@ async fn serve(
 ) -> anyhow::Result<()> {
     let interrupt = signal(SignalKind::interrupt())?;
     let terminate = signal(SignalKind::terminate())?;
-    let socket = TcpListener::bind(admin)
+    let socket = listen(admin)
         .await
         .with_context(|| format!("--admin {admin} can't be used; is another agent running?"))?;
 

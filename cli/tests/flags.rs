@@ -2,7 +2,13 @@
 //!
 //! For these tests cargo builds the `slotmesh` binary, which the scenarios in e2e/ start, too.
 
-use std::process::{Command, Output};
+use std::{
+    fs,
+    net::TcpListener,
+    process::{Command, Output},
+    thread::sleep,
+    time::{Duration, Instant},
+};
 
 fn slotmesh(args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_slotmesh"));
@@ -58,4 +64,34 @@ fn a_variable_that_says_false_is_no_flag() {
     let output = output.expect("the binary starts");
     let text = String::from_utf8(output.stderr).expect("UTF-8");
     assert!(!output.status.success() && text.contains("--operator"), "{text}");
+}
+
+/// The first socket is the admin interface's; strace lets the kernel refuse it, as one without IPv6 does.
+#[test]
+fn all_addresses_are_those_of_ipv4_where_the_kernel_has_no_ipv6() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let free = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port");
+    let mut strace = Command::new("strace")
+        .args(["-f", "-qq", "-e", "trace=socket", "-e", "inject=socket:error=EAFNOSUPPORT:when=1"])
+        .arg("-o")
+        .arg(dir.path().join("trace"))
+        .args([env!("CARGO_BIN_EXE_slotmesh"), "agent", "--drain", "--pin-root"])
+        .arg(dir.path().join("slotmesh"))
+        .args(["--admin", &format!("[::]:{}", free.port())])
+        .spawn()
+        .expect("strace can't be started; run `make setup`");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let answered = loop {
+        let answered = ureq::get(format!("http://{free}/readyz")).call().is_ok();
+        if answered || Instant::now() > deadline {
+            break answered;
+        }
+        sleep(Duration::from_millis(50));
+    };
+    let children = format!("/proc/{0}/task/{0}/children", strace.id());
+    let children = fs::read_to_string(children).expect("it is a process");
+    drop(Command::new("kill").args(children.split_whitespace()).status());
+    drop(strace.wait());
+    let trace = fs::read_to_string(dir.path().join("trace")).expect("strace writes");
+    assert!(answered && trace.contains("AF_INET6") && trace.contains("(INJECTED)"), "{trace}");
 }
