@@ -5,12 +5,13 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use crate::cmd::{find_program, run_quietly, stdout_of, step};
+use crate::workspace::remove_dir;
 
 /// Another apt or dpkg may be at work; it is waited for, but not for ever.
 const WAIT_FOR_DPKG: &str = "DPkg::Lock::Timeout=300";
@@ -103,18 +104,76 @@ pub struct Candidate {
     pub version: String,
 }
 
+impl Candidate {
+    /// A file of the package, without installing it: in the cache folder, and fetched unless it is there.
+    pub fn file(&self, cache: &Path, file: &str) -> Result<PathBuf> {
+        let Self { package, version } = self;
+        let dir = cache.join(format!("{package}_{version}"));
+        let path = dir.join(Path::new(file).file_name().context("a file has a name")?);
+        if !path.is_file() {
+            step(format!("fetching {package} (once per machine)"), || {
+                // Complete or not there: an aborted one leaves a folder of another name.
+                let part = cache.join(format!("{package}_{version}.part"));
+                remove_dir(&part)?;
+                let done = self.unpack(&part, &dir, file);
+                remove_dir(&part)?;
+                done
+            })?;
+        }
+        Ok(path)
+    }
+
+    fn unpack(&self, part: &Path, dir: &Path, file: &str) -> Result<()> {
+        let Self { package, version } = self;
+        let (tree, kept) = (part.join("tree"), part.join("kept"));
+        fs::create_dir_all(&kept).with_context(|| format!("can't create {}", kept.display()))?;
+        run_quietly(apt_get().arg("download").arg(format!("{package}={version}")).current_dir(part))?;
+        let files = fs::read_dir(part)?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+        let mut packages = files.iter().filter(|path| path.extension().is_some_and(|end| end == "deb"));
+        let (Some(found), None) = (packages.next(), packages.next()) else {
+            bail!("apt-get download left no {package}, or several: {files:?}")
+        };
+        run_quietly(Command::new("dpkg-deb").arg("-x").arg(found).arg(&tree))?;
+        let name = Path::new(file).file_name().context("a file has a name")?;
+        fs::rename(tree.join(file), kept.join(name)).with_context(|| format!("{package} has no {file}"))?;
+        remove_dir(dir)?;
+        fs::rename(&kept, dir).with_context(|| format!("can't write {}", dir.display()))
+    }
+}
+
 fn numbers(name: &str) -> Vec<u64> {
     name.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse().ok()).collect()
 }
 
-/// Fetches a package's file to a folder, without installing it.
-pub fn download(candidate: &Candidate, dir: &Path) -> Result<()> {
-    let Candidate { package, version } = candidate;
-    run_quietly(apt_get().arg("download").arg(format!("{package}={version}")).current_dir(dir))
+/// Finds and gets a package, with newer package lists where the ones that are there know none that can be had.
+/// `what` is its name, for messages.
+pub fn fetch<T>(
+    what: &str,
+    find: impl Fn() -> Option<Candidate>,
+    get: impl Fn(&Candidate) -> Result<T>,
+) -> Result<T> {
+    if let Some(candidate) = find()
+        && let Ok(got) = get(&candidate)
+    {
+        return Ok(got);
+    }
+    refresh(&format!("the package lists know no {what} that can be fetched"))?;
+    let Some(candidate) = find() else {
+        bail!(
+            "no {what} is to be had from this machine's package sources. It is in Debian bookworm and its \
+             security updates: do the sources name both?"
+        );
+    };
+    get(&candidate)
+}
+
+/// The version of a package that apt would fetch; `None` where the lists know none.
+pub fn candidate(package: &str) -> Option<Candidate> {
+    newest_of(&policy(&[package]))
 }
 
 /// Fetches the package lists, or says who has to.
-pub fn refresh(why: &str) -> Result<()> {
+fn refresh(why: &str) -> Result<()> {
     if !is_root()? {
         bail!("{why}. Run this as root, or let an administrator run\n    apt-get update");
     }

@@ -1,8 +1,9 @@
-//! Builds the Kubernetes control plane that the end-to-end tests start, and helm, from their Go modules.
+//! Builds the Kubernetes control plane that the end-to-end tests start, and helm, from their Go modules; and
+//! fetches the Prometheus that scrapes them.
 //!
 //! `e2e/control-plane` pins the modules. What it is built to stays in the cache folder, in a folder
-//! named after what it is made of; `target/control-plane` of the checkout leads there, so that the tests
-//! find it without knowing how it is named.
+//! named after what it is made of; `target/control-plane` of the checkout leads there, and
+//! `target/prometheus` to Prometheus, so that the tests find them without knowing how they are named.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -13,9 +14,10 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use xxhash_rust::xxh3::Xxh3;
 
+use crate::apt::{self, Candidate};
 use crate::cmd::{find_program, is_executable, run as run_command, stdout_of, step};
 use crate::setup;
-use crate::workspace::{Workspace, cache_dir};
+use crate::workspace::{Workspace, cache_dir, remove_dir};
 
 /// The one file that is all of these, by the name it is started by.
 const PROGRAM: &str = "control-plane";
@@ -52,8 +54,24 @@ pub fn run(workspace: &Workspace) -> Result<()> {
         })?;
     }
     lead(&workspace.control_plane(), &dir)?;
-    eprintln!("control plane: ready ({})", dir.display());
+    let prometheus = prometheus(&cache)?;
+    lead(&workspace.prometheus(), prometheus.parent().context("a program is in a folder")?)?;
+    eprintln!("control plane: ready ({}, {})", dir.display(), prometheus.display());
     Ok(())
+}
+
+/// Debian's, or the one that is installed.
+fn prometheus(cache: &Path) -> Result<PathBuf> {
+    if let Some(installed) = find_program("prometheus") {
+        return Ok(installed);
+    }
+    if !apt::is_available() {
+        bail!(
+            "the end-to-end tests start a Prometheus, which isn't on PATH, and this is no Debian: install it"
+        );
+    }
+    let get = |candidate: &Candidate| candidate.file(cache, "usr/bin/prometheus");
+    apt::fetch("prometheus", || apt::candidate("prometheus"), get)
 }
 
 fn fingerprint(module: &Path) -> Result<u64> {
@@ -117,14 +135,14 @@ fn build(go: &Path, module: &Path, dir: &Path) -> Result<()> {
     let version = kubernetes_version(&go_mod).context("go.mod requires no k8s.io/kubernetes")?;
     // Complete or not there: an aborted build leaves a folder of another name.
     let part = PathBuf::from(format!("{}.part", dir.display()));
-    clear(&part)?;
+    remove_dir(&part)?;
     fs::create_dir_all(&part).with_context(|| format!("can't create {}", part.display()))?;
     compile(go, module, ".", &part.join(PROGRAM), &format!("-s -w -X {VERSION_VARIABLE}={version}"))?;
     compile(go, module, HELM.1, &part.join(HELM.0), "-s -w")?;
     for name in NAMES {
         symlink(PROGRAM, part.join(name)).with_context(|| format!("can't link {name}"))?;
     }
-    clear(dir)?;
+    remove_dir(dir)?;
     fs::rename(&part, dir).with_context(|| format!("can't create {}", dir.display()))
 }
 
@@ -143,15 +161,6 @@ fn compile(go: &Path, module: &Path, package: &str, to: &Path, link: &str) -> Re
     .with_context(|| {
         format!("can't build {package} of {}. It takes Go's module proxy (network)", module.display())
     })
-}
-
-fn clear(dir: &Path) -> Result<()> {
-    match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("can't remove {}", dir.display()))
-        }
-        _ => Ok(()),
-    }
 }
 
 /// Makes a link lead to `to`, whatever it was before.

@@ -2,6 +2,7 @@
 
 use std::env;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -71,6 +72,11 @@ impl Workspace {
         self.root.join("target/control-plane")
     }
 
+    /// Leads to the folder with Prometheus; the tests look here, too.
+    pub fn prometheus(&self) -> PathBuf {
+        self.root.join("target/prometheus")
+    }
+
     /// A build or its results, apart from the others. Not moved by `CARGO_TARGET_DIR` either.
     pub fn target(&self, name: &str) -> PathBuf {
         self.root.join("target").join(name)
@@ -79,6 +85,16 @@ impl Workspace {
     /// The initramfs and the logs of the tests on other kernels.
     pub fn kernels_dir(&self) -> PathBuf {
         self.root.join("target/kernels")
+    }
+}
+
+/// Removes a folder with all that is in it, if it is there.
+pub fn remove_dir(dir: &Path) -> Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("can't remove {}", dir.display()))
+        }
+        _ => Ok(()),
     }
 }
 

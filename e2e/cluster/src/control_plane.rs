@@ -18,11 +18,14 @@ use std::{
     process::{self, Command},
     sync::atomic::{AtomicU32, Ordering},
     thread,
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use base64::{Engine as _, prelude::BASE64_STANDARD};
+use base64::{
+    Engine as _,
+    prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD},
+};
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::{
     Api, Client, Config,
@@ -33,7 +36,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::{
-    pki::{Authority, Identity},
+    pki::{self, Authority, Identity},
     ports,
     process::{Keeper, Process, tail},
     programs::Program,
@@ -46,6 +49,8 @@ const PREFIX: &str = "slotmesh-cluster-";
 const SERVICES: (&str, Ipv4Addr) = ("10.96.0.0/16", Ipv4Addr::new(10, 96, 0, 1));
 /// Who signs tokens.
 const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
+/// The file of their key.
+const SERVICE_ACCOUNTS: &str = "service-accounts";
 
 /// The controllers of an installed application: its workloads, endpoints, accounts and their removal.
 /// (All of them take seconds longer to start.)
@@ -133,7 +138,7 @@ impl ControlPlane {
             "kubernetes.default.svc.cluster.local",
         ];
         authority.server("kube-apiserver", &names, &addresses)?;
-        authority.key("service-accounts")?;
+        authority.key(SERVICE_ACCOUNTS)?;
         fs::create_dir(dir.path().join("logs"))?;
         let ports = Ports { etcd: ports::free()?, peer: ports::free()?, api_server: ports::free()? };
         let mut this = Self {
@@ -337,6 +342,20 @@ impl ControlPlane {
         ];
         self.etcd = Some(self.run(Program::Etcd, &args)?);
         Ok(())
+    }
+
+    /// A service account's token like this one, but for its end: the API server lets nobody ask for one that ends soon.
+    ///
+    /// # Errors
+    /// When that isn't one.
+    pub fn token_like(&self, token: &str, end: SystemTime) -> Result<String> {
+        let (header, rest) = token.split_once('.').context("a token has three parts")?;
+        let (claims, _) = rest.split_once('.').context("a token has three parts")?;
+        let mut claims: Value = serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(claims)?)?;
+        claims["exp"] = end.duration_since(UNIX_EPOCH)?.as_secs().into();
+        let signed = format!("{header}.{}", BASE64_URL_SAFE_NO_PAD.encode(claims.to_string()));
+        let key = self.authority.key_file(SERVICE_ACCOUNTS);
+        Ok(format!("{signed}.{}", BASE64_URL_SAFE_NO_PAD.encode(pki::sign(&key, signed.as_bytes())?)))
     }
 
     /// Lets etcd forget its history: who watches from an older revision is told that it is gone (410).

@@ -32,6 +32,7 @@ pub mod pki;
 pub mod ports;
 pub mod process;
 pub mod programs;
+pub mod prometheus;
 pub mod scenarios;
 pub mod wait;
 

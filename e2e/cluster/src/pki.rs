@@ -8,10 +8,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, SanType,
+};
+use ring::{
+    rand::SystemRandom,
+    signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair},
 };
 
 /// A certificate authority in a folder.
@@ -100,8 +104,13 @@ impl Authority {
         self.write_key(file, &key).map(drop)
     }
 
+    /// Where a key is.
+    pub fn key_file(&self, file: &str) -> PathBuf {
+        self.dir.join(format!("{file}.key"))
+    }
+
     fn write_key(&self, file: &str, key: &KeyPair) -> Result<PathBuf> {
-        let path = self.dir.join(format!("{file}.key"));
+        let path = self.key_file(file);
         File::options()
             .write(true)
             .create(true)
@@ -112,4 +121,19 @@ impl Authority {
             .with_context(|| format!("write {}", path.display()))?;
         Ok(path)
     }
+}
+
+/// The signature by a key of an [`Authority`], in the form that tokens have it (RFC 7518, section 3.4: both numbers
+/// behind each other).
+///
+/// # Errors
+/// When the file holds no key.
+pub fn sign(key: &Path, text: &[u8]) -> Result<Vec<u8>> {
+    let pem = fs::read_to_string(key).with_context(|| format!("read {}", key.display()))?;
+    let der = KeyPair::from_pem(&pem)?.serialize_der();
+    let random = SystemRandom::new();
+    let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &der, &random)
+        .map_err(|error| anyhow!("{} can't sign: {error}", key.display()))?;
+    let signature = key.sign(&random, text).map_err(|error| anyhow!("sign: {error}"))?;
+    Ok(signature.as_ref().to_vec())
 }

@@ -1,7 +1,7 @@
 //! Where the programs of a control plane are.
 //!
 //! `KUBEBUILDER_ASSETS`, where it is set, names a folder with etcd, kube-apiserver and kubectl, and perhaps
-//! others. What isn't there is what `cargo xtask control-plane` built.
+//! others. What isn't there is what `cargo xtask control-plane` built or fetched.
 
 use std::{
     env, fmt,
@@ -29,6 +29,8 @@ pub enum Program {
     Scheduler,
     /// The command line.
     Kubectl,
+    /// Scrapes metrics.
+    Prometheus,
 }
 
 impl Program {
@@ -43,17 +45,19 @@ impl Program {
             Self::Proxy => "kube-proxy",
             Self::Scheduler => "kube-scheduler",
             Self::Kubectl => "kubectl",
+            Self::Prometheus => "prometheus",
         }
     }
 
     /// Its file.
     ///
     /// # Errors
-    /// When it isn't there; the message says how to build it.
+    /// When it isn't there; the message says how to get it.
     pub fn path(self) -> Result<PathBuf> {
         let assets = env::var_os("KUBEBUILDER_ASSETS").filter(|dir| !dir.is_empty()).map(PathBuf::from);
-        let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/control-plane");
-        let file = assets.iter().chain([&built]).map(|dir| dir.join(self.name())).find(|file| file.is_file());
+        let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target");
+        let here = ["control-plane", "prometheus"].map(|dir| target.join(dir));
+        let file = assets.iter().chain(&here).map(|dir| dir.join(self.name())).find(|file| file.is_file());
         match file {
             Some(file) => Ok(file.canonicalize().map_or(file.clone(), |real| keep_name(file, &real))),
             None => bail!("{self} is missing: run `make control-plane` (docs/development.md)"),

@@ -12,7 +12,7 @@ use cargo_metadata::{Artifact, Message, TargetKind};
 
 use super::{CPUS, CRATES, MARK, TESTS, Test};
 use crate::cmd::{find_program, host_cargo, run_quietly, stdout_of};
-use crate::workspace::Workspace;
+use crate::workspace::{Workspace, remove_dir};
 
 /// Where the programs of the tests lie in the initramfs.
 const PROBES: &str = "lib/probes.bpf.o";
@@ -148,14 +148,6 @@ echo "{MARK}cpus=$(nproc)"
         script += &format!("echo \"{MARK}{name} rc=$?\"\n");
     }
     script + &format!("echo \"{MARK}end\"\nend\n")
-}
-
-/// Removes a folder, if it is there.
-pub fn remove_dir(dir: &Path) -> Result<()> {
-    if dir.exists() {
-        fs::remove_dir_all(dir).with_context(|| format!("can't remove {}", dir.display()))?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]
