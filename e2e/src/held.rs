@@ -28,16 +28,21 @@ impl Held {
     /// # Errors
     /// When it can't be started or moved.
     pub fn new(cgroup: &Cgroup) -> Result<Self> {
-        let mut child = Command::new(names::binary("slotmesh-e2e", "holder")?)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("start a holder")?;
-        let stdin = child.stdin.take().context("its input is piped")?;
-        let stdout = BufReader::new(child.stdout.take().context("its output is piped")?);
-        let held = Self { child, stdin, stdout, to: VecDeque::new() };
+        let held = Self::start_by(&mut Command::new(names::binary("slotmesh-e2e", "holder")?))?;
         cgroup.add(held.child.id())?;
         Ok(held)
+    }
+
+    /// A process that this command starts, wherever that is.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn start_by(command: &mut Command) -> Result<Self> {
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("start a holder")?;
+        let stdin = child.stdin.take().context("its input is piped")?;
+        let stdout = BufReader::new(child.stdout.take().context("its output is piped")?);
+        Ok(Self { child, stdin, stdout, to: VecDeque::new() })
     }
 
     /// One connection more.

@@ -1,5 +1,5 @@
-//! The custom resources of Istio and of Gateway API, with as little schema as the API server takes: slotmesh reads
-//! them, and checks what it reads itself.
+//! The custom resources of Istio, of Gateway API and of the Prometheus operator, with as little schema as the
+//! API server takes: slotmesh checks itself what it reads.
 
 use serde_json::{Value, json};
 
@@ -39,4 +39,9 @@ pub fn gateway_api() -> String {
 pub fn istio() -> String {
     let of = |kind| resource("networking.istio.io", &["v1", "v1beta1"], kind);
     list(&[of("VirtualService"), of("DestinationRule")])
+}
+
+/// The Prometheus operator's.
+pub fn prometheus_operator() -> String {
+    list(&[resource("monitoring.coreos.com", &["v1"], "PodMonitor")])
 }

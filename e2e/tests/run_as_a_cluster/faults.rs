@@ -1,7 +1,7 @@
 //! What may happen to slotmesh while pods connect all the time. Every connect is logged, and none may fail, or
 //! leave the route.
 
-use std::{process::Command, time::Duration};
+use std::{fs, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::core::v1::Pod;
@@ -10,19 +10,40 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd,
 };
+use serde_json::{Value, json};
 use slotmesh_cluster::{Cluster, scenarios::Story, wait};
-use slotmesh_e2e::{ClientSpec, client::LEAST, names::binary};
+use slotmesh_e2e::{ClientSpec, Held, Log, client::LEAST, names::binary};
 use tokio::time::sleep;
 
-use crate::world::{OPERATORS, SYSTEM, World, agents, all_ready, enrolled, on_node, operators, reached};
+use crate::world::{
+    OPERATORS, SYSTEM, World, agents, all_ready, enrolled, on_node, operators, reached, volume_file,
+};
 
-/// How long nobody answers: longer than an attempt to reach the API server takes.
-const API_SERVER_AWAY: Duration = Duration::from_secs(10);
+/// How long nobody answers: longer than an attempt to reach the API server takes, and than a Lease lasts.
+const API_SERVER_AWAY: Duration = Duration::from_secs(30);
 const ETCD_AWAY: Duration = Duration::from_secs(3);
+/// How many connections are held meanwhile.
+const HELD: usize = 50;
 
-/// Does something to the cluster while pods of two nodes connect, `LEAST` times at least; then the mesh
-/// must still do what it is told.
-async fn meanwhile(cluster: &mut Cluster, fault: impl AsyncFnOnce(&mut Cluster) -> Result<()>) -> Result<()> {
+/// Does something to the cluster while pods of two nodes connect, `LEAST` times at least, all by the same route; then
+/// the mesh must still do what it is told.
+pub async fn meanwhile(
+    cluster: &mut Cluster,
+    fault: impl AsyncFnOnce(&mut Cluster) -> Result<()>,
+) -> Result<()> {
+    let (world, logs) = under_load(cluster, fault).await?;
+    for log in logs {
+        ensure!(reached(&log) == world.v2, "connects left the route: {:?}", log.by_backend());
+    }
+    all_ready(cluster).await?;
+    world.lead_to(cluster, &world.v1).await
+}
+
+/// The same, for what may change the route.
+pub async fn under_load(
+    cluster: &mut Cluster,
+    fault: impl AsyncFnOnce(&mut Cluster) -> Result<()>,
+) -> Result<(World, Vec<Log>)> {
     all_ready(cluster).await?;
     enrolled(cluster).await?;
     let world = World::look(cluster).await?;
@@ -31,15 +52,15 @@ async fn meanwhile(cluster: &mut Cluster, fault: impl AsyncFnOnce(&mut Cluster) 
     let near = world.start(cluster, &world.near, &load).await?;
     let far = world.start(cluster, &world.far, &load).await?;
     fault(cluster).await?;
+    let mut logs = Vec::new();
     for (name, running) in [("near", near), ("far", far)] {
         let log = running.client.stop()?;
         log.expect_all(LEAST / 2).with_context(|| format!("connects from {name}"))?;
-        ensure!(reached(&log) == world.v2, "connects from {name} left the route: {:?}", log.by_backend());
         let other = log.connects.iter().find(|connect| connect.peer != Some(world.vip));
         ensure!(other.is_none(), "getpeername says {other:?}");
+        logs.push(log);
     }
-    all_ready(cluster).await?;
-    world.lead_to(cluster, &world.v1).await
+    Ok((world, logs))
 }
 
 pub fn agent_replaced(cluster: &mut Cluster) -> Story<'_> {
@@ -128,6 +149,68 @@ pub fn api_server_away(cluster: &mut Cluster) -> Story<'_> {
     })
 }
 
+/// Years pass for the certificate authority, as its Secret tells the time: the next one is made and published, then it
+/// signs. Agents that connect afterwards trust it.
+pub fn rotated(cluster: &mut Cluster) -> Story<'_> {
+    Box::pin(async move {
+        meanwhile(cluster, async |cluster| {
+            let before = bundle(cluster)?;
+            older(cluster, "current", 1_100)?;
+            wait::until_true("the next certificate to be published", async || {
+                let now = bundle(cluster)?;
+                Ok(now.starts_with(&before) && now.len() > before.len())
+            })
+            .await?;
+            // It has been published for longer than nodes take to read it.
+            older(cluster, "next", 2)?;
+            wait::until_true("the next certificate to sign", async || {
+                Ok(authority(cluster)?["next"].is_null())
+            })
+            .await?;
+            let current = authority(cluster)?["current"]["certificate"].clone();
+            let current = current.as_str().context("a certificate is text")?;
+            ensure!(!before.contains(current), "the old certificate signs");
+            let files = async || -> Result<bool> {
+                let mut all = true;
+                for agent in agents(cluster).await? {
+                    all &= fs::read_to_string(volume_file(cluster, &agent, "ca/ca.crt")?)?.contains(current);
+                }
+                Ok(all)
+            };
+            wait::until_true("the nodes to have the certificate", files).await?;
+            let old = operators(cluster).await?;
+            for pod in &old {
+                cluster.kubectl(&["delete", "pod", "-n", SYSTEM, &pod.name_any()])?;
+            }
+            all_ready(cluster).await
+        })
+        .await
+    })
+}
+
+/// What is published for agents to trust.
+fn bundle(cluster: &Cluster) -> Result<String> {
+    cluster.kubectl(&["get", "configmap", "slotmesh-ca", "-n", SYSTEM, "-o", r"jsonpath={.data.ca\.crt}"])
+}
+
+/// The certificate authority as it is stored.
+fn authority(cluster: &Cluster) -> Result<Value> {
+    let path = r#"go-template={{index .data "authority.json" | base64decode}}"#;
+    let stored = cluster.kubectl(&["get", "secret", "slotmesh-authority", "-n", SYSTEM, "-o", path])?;
+    Ok(serde_json::from_str(&stored)?)
+}
+
+/// Lets one of its certificates be older.
+fn older(cluster: &Cluster, which: &str, days: u64) -> Result<()> {
+    let mut stored = authority(cluster)?;
+    let since =
+        stored[which]["since"].as_u64().with_context(|| format!("there is no {which} certificate"))?;
+    stored[which]["since"] = (since - days * 24 * 3_600).into();
+    let patch = json!({"stringData": {"authority.json": stored.to_string()}}).to_string();
+    cluster.kubectl(&["patch", "secret", "slotmesh-authority", "-n", SYSTEM, "-p", &patch])?;
+    Ok(())
+}
+
 /// All that a node had in its kernel is gone then, and its pods have other addresses.
 pub fn node_restarted(cluster: &mut Cluster) -> Story<'_> {
     Box::pin(async move {
@@ -151,6 +234,12 @@ pub fn node_restarted(cluster: &mut Cluster) -> Story<'_> {
 pub fn upgraded(cluster: &mut Cluster) -> Story<'_> {
     Box::pin(async move {
         meanwhile(cluster, async |cluster| {
+            let world = World::look(cluster).await?;
+            let mut exec = cluster.exec_command(&world.near, "main", &["/holder"]).await?;
+            let mut held = Held::start_by(&mut exec.command)?;
+            for _ in 0..HELD {
+                held.open(world.vip)?;
+            }
             let before = agents(cluster).await?;
             let changed = "podAnnotations.e2e\\.test/changed=yes";
             upgrade(cluster, &[&format!("agent.{changed}"), &format!("operator.{changed}")])?;
@@ -158,14 +247,14 @@ pub fn upgraded(cluster: &mut Cluster) -> Story<'_> {
             for pod in agents(cluster).await? {
                 ensure!(before.iter().all(|old| old.uid() != pod.uid()), "{} isn't new", pod.name_any());
             }
-            Ok(())
+            held.expect_peers().context("connections that were made before the upgrade")
         })
         .await
     })
 }
 
 /// `helm upgrade` with these values besides those of before.
-fn upgrade(cluster: &Cluster, values: &[&str]) -> Result<()> {
+pub fn upgrade(cluster: &Cluster, values: &[&str]) -> Result<()> {
     let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/slotmesh");
     let mut args =
         vec!["upgrade", "slotmesh", chart, "--namespace", SYSTEM, "--reset-then-reuse-values", "--wait"];
@@ -182,7 +271,7 @@ async fn restarts(cluster: &Cluster) -> Result<i32> {
 }
 
 /// Kills the processes of pods, and waits until they run again and all are ready.
-async fn kill_all(cluster: &Cluster, pods: &[Pod]) -> Result<()> {
+pub async fn kill_all(cluster: &Cluster, pods: &[Pod]) -> Result<()> {
     let mut expected = restarts(cluster).await?;
     for pod in pods {
         for process in cluster.processes(pod)? {

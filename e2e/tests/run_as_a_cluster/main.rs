@@ -5,10 +5,13 @@ use std::process::ExitCode;
 
 use slotmesh_cluster::scenarios;
 
+mod changes;
 mod crds;
 mod faults;
+mod hostile;
 mod leave;
 mod mesh;
+mod observe;
 mod readme;
 mod rights;
 mod world;
@@ -22,9 +25,16 @@ fn main() -> ExitCode {
             ("the_five_commands_of_the_readme_make_a_canary", mesh::five_commands),
             ("pods_of_a_labelled_namespace_are_routed_and_no_others", mesh::enrolment),
             ("nodes_and_policies_tell_what_is_in_force", mesh::told),
+            ("every_panel_of_the_dashboards_shows_something", observe::dashboards),
             ("an_agent_that_is_replaced_costs_no_connection", faults::agent_replaced),
             ("an_operator_that_is_killed_costs_no_connection", faults::operator_killed),
             ("an_api_server_that_is_away_costs_no_connection", faults::api_server_away),
+            ("certificates_that_are_rotated_cost_no_connection", faults::rotated),
+            ("peers_that_misbehave_are_refused_and_cost_no_connection", hostile::peers),
+            ("a_token_that_expires_costs_no_connection", hostile::token_expired),
+            ("a_leader_that_is_killed_leaves_no_status_behind", changes::leader_killed),
+            ("ten_thousand_updates_at_once_cost_no_connection", changes::many),
+            ("resources_that_are_uninstalled_and_installed_again_cost_no_connection", changes::uninstalled),
             ("a_node_that_is_switched_off_and_on_again_routes_its_pods", faults::node_restarted),
             ("an_upgrade_costs_no_connection", faults::upgraded),
             ("helm_test_says_that_all_is_well", leave::helm_test),

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use kube::ResourceExt as _;
-use serde_json::json;
+use serde_json::{Value, json};
 use slotmesh_cluster::{Cluster, scenarios::Story, wait};
 use slotmesh_e2e::{ClientSpec, stats};
 
@@ -126,31 +126,42 @@ pub fn told(cluster: &mut Cluster) -> Story<'_> {
             Ok(cluster.kubectl(&["get", "meshnodes", "-o", ready])?.trim() == "a True b True c True")
         })
         .await?;
-        let policy = |name: &str, algorithm: &str| {
-            json!({
-                "apiVersion": "slotmesh.dev/v1alpha1", "kind": "TrafficPolicy",
-                "metadata": {"name": name, "namespace": LOAD},
-                "spec": {"targetRefs": [{"group": "", "kind": "Service", "name": "web"}],
-                         "loadBalancing": {"algorithm": algorithm}},
-            })
-            .to_string()
-        };
         // In force on every node, and said so; what can't be is said, too.
         cluster.apply(&policy("turns", "RoundRobin"))?;
         says(cluster, "turns", "Programmed", "True").await?;
         cluster.apply(&policy("sticky", "ConsistentHash"))?;
         says(cluster, "sticky", "Accepted", "False").await?;
+        // The older of two wins, and when it goes the other takes its place.
+        cluster.apply(&policy("unheard", "Random"))?;
+        says(cluster, "unheard", "Conflicted", "True").await?;
+        cluster.kubectl(&["delete", "trafficpolicy", "turns", "--namespace", LOAD])?;
+        says(cluster, "unheard", "Programmed", "True").await?;
+        says(cluster, "unheard", "Conflicted", "False").await?;
         cluster.kubectl(&["delete", "trafficpolicies", "--all", "--namespace", LOAD])?;
         Ok(())
     })
 }
 
-/// Waits until a TrafficPolicy has this condition.
-async fn says(cluster: &Cluster, policy: &str, condition: &str, status: &str) -> Result<()> {
-    let path = format!("jsonpath={{.status.ancestors[0].conditions[?(@.type==\"{condition}\")].status}}");
+/// A TrafficPolicy for the load's Service.
+pub fn policy(name: &str, algorithm: &str) -> String {
+    json!({
+        "apiVersion": "slotmesh.dev/v1alpha1", "kind": "TrafficPolicy",
+        "metadata": {"name": name, "namespace": LOAD},
+        "spec": {"targetRefs": [{"group": "", "kind": "Service", "name": "web"}],
+                 "loadBalancing": {"algorithm": algorithm}},
+    })
+    .to_string()
+}
+
+/// Waits until a TrafficPolicy has this condition, for what it is now.
+pub async fn says(cluster: &Cluster, policy: &str, condition: &str, status: &str) -> Result<()> {
     wait::until_true(&format!("{policy} to be {condition}={status}"), async || {
-        let args = ["get", "trafficpolicy", policy, "--namespace", LOAD, "-o", path.as_str()];
-        Ok(cluster.kubectl(&args)? == status)
+        let found = cluster.kubectl(&["get", "trafficpolicy", policy, "--namespace", LOAD, "-o", "json"])?;
+        let found: Value = serde_json::from_str(&found)?;
+        let said = found["status"]["ancestors"][0]["conditions"].as_array();
+        let said = said.into_iter().flatten().find(|said| said["type"] == condition);
+        let of = |said: &Value| said["observedGeneration"] == found["metadata"]["generation"];
+        Ok(said.is_some_and(|said| said["status"] == status && of(said)))
     })
     .await
 }

@@ -8,7 +8,7 @@
 use std::{
     collections::BTreeSet,
     net::{Ipv4Addr, SocketAddr},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -49,9 +49,13 @@ pub fn prepare(cluster: &mut Cluster) -> Story<'_> {
             let image = format!("slotmesh/{name}:{}", env!("CARGO_PKG_VERSION"));
             cluster.images().make(&image, &[(&slotmesh, "/slotmesh")], &start)?;
         }
-        let (backend, client) = (binary("slotmesh-e2e", "backend")?, binary("slotmesh-e2e", "client")?);
+        let programs = ["backend", "client", "holder"];
+        let files: Vec<_> = programs
+            .iter()
+            .map(|name| Ok((binary("slotmesh-e2e", name)?, format!("/{name}"))))
+            .collect::<Result<_>>()?;
+        let files: Vec<_> = files.iter().map(|(file, to)| (file.as_path(), to.as_str())).collect();
         let start = Start { entrypoint: vec!["/backend".into()], ..Start::default() };
-        let files = [(backend.as_path(), "/backend"), (client.as_path(), "/client")];
         cluster.images().make("e2e.test/load:1", &files, &start)?;
         // What the examples need of the image that they name.
         let busybox = Path::new("/bin/busybox");
@@ -144,6 +148,14 @@ pub fn on_node<'p>(pods: &'p [Pod], node: &str) -> Result<&'p Pod> {
 
 pub fn address(pod: &Pod) -> Result<&str> {
     pod.status.as_ref().and_then(|status| status.pod_ip.as_deref()).context("the pod has no address")
+}
+
+/// A file of a pod's volume, as this machine sees it.
+pub fn volume_file(cluster: &Cluster, pod: &Pod, file: &str) -> Result<PathBuf> {
+    let uid = pod.uid().context("a pod has a uid")?;
+    let path = Path::new("/var/lib/kubelet/pods").join(uid).join("volumes").join(file);
+    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).context("it has a node")?;
+    Ok(cluster.node_config(node)?.inside(&path))
 }
 
 /// The metrics of a component's pod.
@@ -278,7 +290,7 @@ pub struct Running {
 }
 
 /// What a backend with this address says: its last two bytes.
-fn id(address: &str) -> Result<u16> {
+pub fn id(address: &str) -> Result<u16> {
     let address: Ipv4Addr = address.parse()?;
     let [_, _, node, host] = address.octets();
     Ok(u16::from_be_bytes([node, host]))
