@@ -10,10 +10,14 @@
 mod destination_rule;
 pub mod gateway;
 pub mod own;
+mod service_entry;
 mod virtual_service;
 
 pub use destination_rule::{
     ConnectionPool, DestinationRule, DestinationRuleSpec, LoadBalancer, RuleSubset, TcpPool, TrafficPolicy,
+};
+pub use service_entry::{
+    EntryPort, ServiceEntry, ServiceEntrySpec, WorkloadEntry, WorkloadEntrySpec, WorkloadSelector,
 };
 pub use virtual_service::{
     Destination, HttpMatch, HttpRoute, PortSelector, RouteDestination, TcpMatch, TcpRoute, VirtualService,

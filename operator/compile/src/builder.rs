@@ -51,6 +51,8 @@ meta_setters!(
     PodBuilder,
     VirtualServiceBuilder,
     RuleBuilder,
+    EntryBuilder,
+    WorkloadBuilder,
     NodeBuilder,
     ProfileBuilder,
     PolicyBuilder,
@@ -361,6 +363,100 @@ impl RuleBuilder {
     pub fn balance(mut self, simple: &str) -> Self {
         let policy = self.0.spec.traffic_policy.get_or_insert_default();
         policy.load_balancer.get_or_insert_default().simple = Some(simple.to_owned());
+        self
+    }
+}
+
+/// Builds a ServiceEntry.
+#[derive(Clone, Debug)]
+pub struct EntryBuilder(pub crds::ServiceEntry);
+
+/// A ServiceEntry in namespace `default` for this host, of resolution STATIC.
+pub fn service_entry(name: &str, host: &str) -> EntryBuilder {
+    let resolution = Some("STATIC".to_owned());
+    let spec = crds::ServiceEntrySpec { hosts: vec![host.to_owned()], resolution, ..Default::default() };
+    EntryBuilder(crds::ServiceEntry::new(name, spec))
+}
+
+/// An endpoint at this address, with this label `version`.
+pub fn workload(ip: &str, version: &str) -> crds::WorkloadEntrySpec {
+    let labels = BTreeMap::from([("version".to_owned(), version.to_owned())]);
+    crds::WorkloadEntrySpec { address: ip.to_owned(), labels, ..Default::default() }
+}
+
+impl EntryBuilder {
+    /// One more address.
+    #[must_use]
+    pub fn ip(mut self, ip: &str) -> Self {
+        self.0.spec.addresses.push(ip.to_owned());
+        self
+    }
+
+    /// One more TCP port, whose endpoints have the port `target`.
+    #[must_use]
+    pub fn port(mut self, name: &str, number: u32, target: u32) -> Self {
+        self.0.spec.ports.push(crds::EntryPort {
+            number,
+            name: name.to_owned(),
+            protocol: Some("TCP".to_owned()),
+            target_port: Some(target),
+            ..Default::default()
+        });
+        self
+    }
+
+    /// One more endpoint.
+    #[must_use]
+    pub fn endpoint(mut self, endpoint: crds::WorkloadEntrySpec) -> Self {
+        self.0.spec.endpoints.push(endpoint);
+        self
+    }
+
+    /// Selects workloads with this label.
+    #[must_use]
+    pub fn select(mut self, key: &str, value: &str) -> Self {
+        let selector = self.0.spec.workload_selector.get_or_insert_default();
+        selector.labels.insert(key.to_owned(), value.to_owned());
+        self
+    }
+
+    /// With this changed.
+    #[must_use]
+    pub fn set(mut self, set: impl FnOnce(&mut crds::ServiceEntrySpec)) -> Self {
+        set(&mut self.0.spec);
+        self
+    }
+}
+
+/// Builds a WorkloadEntry.
+#[derive(Clone, Debug)]
+pub struct WorkloadBuilder(pub crds::WorkloadEntry);
+
+/// A WorkloadEntry in namespace `default` at this address.
+pub fn workload_entry(name: &str, ip: &str) -> WorkloadBuilder {
+    let spec = crds::WorkloadEntrySpec { address: ip.to_owned(), ..Default::default() };
+    WorkloadBuilder(crds::WorkloadEntry::new(name, spec))
+}
+
+impl WorkloadBuilder {
+    /// One more label.
+    #[must_use]
+    pub fn label(mut self, key: &str, value: &str) -> Self {
+        self.0.spec.labels.insert(key.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Its port for the service's port of this name.
+    #[must_use]
+    pub fn port(mut self, name: &str, number: u32) -> Self {
+        self.0.spec.ports.insert(name.to_owned(), number);
+        self
+    }
+
+    /// With this weight.
+    #[must_use]
+    pub fn weight(mut self, weight: u32) -> Self {
+        self.0.spec.weight = Some(weight);
         self
     }
 }

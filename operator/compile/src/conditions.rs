@@ -82,7 +82,7 @@ impl ResourceVersion {
 /// What there is to say of an object at one Service, or of it as a whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ancestor {
-    /// The Service (for a SlotProfile none); its port, where the object is for one only.
+    /// The Service, or host of a ServiceEntry (for a SlotProfile or WorkloadEntry none); its port, where the object is for one only.
     pub at: Option<At>,
     /// In the order of their types; one of each type at most.
     pub conditions: Vec<Condition>,
@@ -119,6 +119,7 @@ impl Kind {
             Self::ReferenceGrant => false,
             Self::VirtualService | Self::HttpRoute | Self::TcpRoute => true,
             Self::DestinationRule | Self::SlotProfile | Self::TrafficPolicy => true,
+            Self::ServiceEntry | Self::WorkloadEntry => true,
         }
     }
 
@@ -137,11 +138,17 @@ pub(crate) fn parties(index: &Index, unit: &Unit) -> Vec<ObjectKey> {
             Some(object).filter(|o| o.kind.has_conditions()).cloned().into_iter().collect()
         }
         Unit::Clusters(service) | Unit::Endpoints(service) => {
+            let entries =
+                relations.service_entries.of(service).map(|(_, name)| name).map(key(Kind::ServiceEntry));
             let rules = relations.rules.of(service).map(|(_, name)| name).map(key(Kind::DestinationRule));
             let policies = relations.policies.of(service).map(|(_, name)| name).map(key(Kind::TrafficPolicy));
-            rules.chain(policies).collect()
+            rules.chain(policies).chain(entries).collect()
         }
-        Unit::Routing(service) => relations.routes.of(service).map(|ranked| ranked.key.clone()).collect(),
+        Unit::Routing(service) => {
+            let entries =
+                relations.service_entries.of(service).map(|(_, name)| name).map(key(Kind::ServiceEntry));
+            relations.routes.of(service).map(|ranked| ranked.key.clone()).chain(entries).collect()
+        }
         Unit::Settings(node) => index.profile_of(node).map(key(Kind::SlotProfile)).into_iter().collect(),
         Unit::Profile(name) => vec![key(Kind::SlotProfile)(name)],
     }
@@ -166,6 +173,16 @@ pub(crate) fn attachments(index: &Index, object: &ObjectKey) -> Vec<(Option<At>,
             .map(|s| (whole(s), vec![Unit::Clusters(s.clone()), Unit::Endpoints(s.clone())]))
             .into_iter()
             .collect(),
+        Kind::ServiceEntry => {
+            let hosts = index.service_entry(&object.name).into_iter().flat_map(|entry| &entry.hosts);
+            hosts
+                .map(|host| {
+                    let s = &host.name;
+                    let units = [Unit::Clusters, Unit::Endpoints, Unit::Routing].map(|unit| unit(s.clone()));
+                    (whole(s), units.into())
+                })
+                .collect()
+        }
         Kind::TrafficPolicy => {
             let targets = index.policy(&object.name).into_iter().flat_map(|policy| &policy.targets);
             targets
@@ -181,7 +198,9 @@ pub(crate) fn attachments(index: &Index, object: &ObjectKey) -> Vec<(Option<At>,
             vec![(None, own.map(|node| Unit::Settings(node.clone())).collect())]
         }
         Kind::Service | Kind::EndpointSlice | Kind::Pod => Vec::new(),
-        Kind::Namespace | Kind::Node | Kind::ReferenceGrant => Vec::new(),
+        // What becomes of a workload is said of those who select it: it may stand in many assignments, and each
+        // holds many workloads.
+        Kind::Namespace | Kind::Node | Kind::ReferenceGrant | Kind::WorkloadEntry => Vec::new(),
     }
 }
 

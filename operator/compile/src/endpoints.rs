@@ -1,4 +1,5 @@
-//! Endpoint assignments of a Service: which addresses stand behind each port and subset.
+//! Endpoint assignments of a Service, or of a host of a ServiceEntry: which addresses stand behind each port and
+//! subset.
 //!
 //! As kube-proxy decides: the ready endpoints, or, when none is ready, those that still serve while
 //! they terminate. Each address family is decided by itself, because a connection to an IPv4
@@ -14,7 +15,7 @@ use crate::{
     clusters::backends,
     compiler::Compiled,
     envoy,
-    model::{Endpoint, Pod, Service},
+    model::{Service, ServicePort, TargetPort},
     names::cluster_name,
     report::Findings,
 };
@@ -22,30 +23,37 @@ use crate::{
 /// An endpoint of one Service port.
 #[derive(Clone, Copy)]
 struct Candidate<'a> {
-    endpoint: &'a Endpoint,
-    pod: Option<&'a Pod>,
+    ready: bool,
+    /// Used when none is ready.
+    fallback: bool,
+    /// Those of what stands behind it, where that is known and subsets ask for them.
+    labels: Option<&'a BTreeMap<String, String>>,
+    weight: u32,
 }
+
+type Candidates<'a> = BTreeMap<SocketAddr, Candidate<'a>>;
 
 /// Compiles the assignments of a Service.
 pub(crate) fn compile(index: &Index, name: &ObjectName) -> Compiled {
     let Some(service) = index.service(name) else { return Compiled::default() };
+    let host = index.host(name);
+    let mut reports = mismatched(index, name, service);
     let mut resources = Vec::new();
-    let mut of_port = (0, BTreeMap::new());
+    let mut of_port = (0, Candidates::new());
     for (port, subset) in backends(index, name) {
-        if of_port.0 != port {
-            let port_name = service.port(port).map_or("", |p| &p.name);
-            of_port = (port, candidates(index, name, port_name));
+        if let Some(port) = service.port(port).filter(|port| port.number != of_port.0) {
+            of_port = (port.number, candidates(index, name, port, &mut reports));
         }
         let labels = index.rule(name).and_then(|rule| rule.subsets.get(subset)).map(|subset| &subset.labels);
         let chosen = choose(&of_port.1, |candidate| {
             labels.is_none_or(|labels| {
-                let has = |pod: &Pod| labels.iter().all(|(k, v)| pod.labels.get(k) == Some(v));
-                labels.is_empty() || candidate.pod.is_some_and(has)
+                let all = |has: &BTreeMap<_, _>| labels.iter().all(|(k, v)| has.get(k) == Some(v));
+                labels.is_empty() || candidate.labels.is_some_and(all)
             })
         });
-        resources.push(envoy::assignment(&cluster_name(name, port, subset), chosen.into_iter()));
+        resources.push(envoy::assignment(&cluster_name(&host, port, subset), chosen.into_iter()));
     }
-    Compiled { resources, reports: mismatched(index, name, service) }
+    Compiled { resources, reports }
 }
 
 /// The slices whose ports have no name that a port of the Service has: their endpoints are never used.
@@ -76,49 +84,82 @@ fn mismatched(index: &Index, name: &ObjectName, service: &Service) -> Vec<Report
     reports
 }
 
-/// The endpoints of all slices that have this port, each address once.
+/// All endpoints that have this port, each address once.
 fn candidates<'a>(
     index: &'a Index,
     name: &ObjectName,
-    port_name: &str,
-) -> BTreeMap<SocketAddr, Candidate<'a>> {
+    port: &ServicePort,
+    reports: &mut Vec<Report>,
+) -> Candidates<'a> {
     let with_pods = index.rule(name).is_some_and(|rule| !rule.subsets.is_empty());
-    let mut found: BTreeMap<SocketAddr, Candidate<'a>> = BTreeMap::new();
+    let mut found = Candidates::new();
     for (slice_name, slice) in index.slices(name) {
-        for (_, number) in slice.ports.iter().filter(|(name, _)| name == port_name) {
+        for (_, number) in slice.ports.iter().filter(|(name, _)| *name == port.name) {
             for endpoint in &slice.endpoints {
                 let pod = if with_pods { index.pod(&slice_name.namespace, endpoint) } else { None };
-                let candidate = Candidate { endpoint, pod };
-                match found.entry(SocketAddr::new(endpoint.ip, *number)) {
-                    Entry::Vacant(vacant) => {
-                        vacant.insert(candidate);
-                    }
-                    // While an endpoint moves to another slice it can be in both.
-                    Entry::Occupied(mut held) => {
-                        let rank =
-                            |c: &Candidate<'_>| (c.endpoint.ready, c.endpoint.fallback, c.pod.is_some());
-                        if rank(&candidate) > rank(held.get()) {
-                            held.insert(candidate);
-                        }
-                    }
-                }
+                let labels = pod.map(|pod| &pod.labels);
+                let (ready, fallback) = (endpoint.ready, endpoint.fallback);
+                let at = SocketAddr::new(endpoint.ip, *number);
+                add(&mut found, at, Candidate { ready, fallback, labels, weight: 1 });
+            }
+        }
+    }
+    let named = index.named_workloads(name).iter().map(|workload| (None, workload));
+    let selected =
+        index.selected_workloads(name).into_iter().map(|(entry, workload)| (Some(entry), workload));
+    for (entry, workload) in named.chain(selected) {
+        match (workload.port(port), &port.target, entry) {
+            (Some(number), ..) => {
+                let (labels, weight) = (Some(&workload.labels), workload.weight);
+                let at = SocketAddr::new(workload.ip, number);
+                add(&mut found, at, Candidate { ready: true, fallback: false, labels, weight });
+            }
+            (None, TargetPort::Name(wanted), Some(entry)) => {
+                let mut said = Findings::new(index.object_ref(Kind::WorkloadEntry, entry));
+                let fault = format!("no port is named {wanted}, which Service {name} asks for");
+                said.note("spec.ports", fault);
+                reports.append(&mut said.reports);
+            }
+            _ => {}
+        }
+    }
+    if let TargetPort::Number(number) = port.target {
+        for (_, pod) in index.selected_pods(name) {
+            let (ready, fallback) = (pod.ready && !pod.terminating, pod.ready && pod.terminating);
+            for ip in &pod.ips {
+                let candidate = Candidate { ready, fallback, labels: Some(&pod.labels), weight: 1 };
+                add(&mut found, SocketAddr::new(*ip, number), candidate);
             }
         }
     }
     found
 }
 
+/// While an endpoint moves to another slice it can be in both: the better one counts.
+fn add<'a>(found: &mut Candidates<'a>, at: SocketAddr, candidate: Candidate<'a>) {
+    match found.entry(at) {
+        Entry::Vacant(vacant) => drop(vacant.insert(candidate)),
+        Entry::Occupied(mut held) => {
+            let rank = |c: &Candidate<'_>| (c.ready, c.fallback, c.labels.is_some());
+            if rank(&candidate) > rank(held.get()) {
+                held.insert(candidate);
+            }
+        }
+    }
+}
+
+/// Addresses with their weights.
 fn choose<'a>(
-    candidates: &'a BTreeMap<SocketAddr, Candidate<'a>>,
+    candidates: &Candidates<'a>,
     selected: impl Fn(&Candidate<'_>) -> bool,
-) -> Vec<SocketAddr> {
+) -> Vec<(SocketAddr, u32)> {
     let mut chosen = Vec::new();
     for v4 in [true, false] {
         let family = || candidates.iter().filter(|(at, c)| at.is_ipv4() == v4 && selected(c));
         let before = chosen.len();
-        chosen.extend(family().filter(|(_, c)| c.endpoint.ready).map(|(at, _)| *at));
+        chosen.extend(family().filter(|(_, c)| c.ready).map(|(at, c)| (*at, c.weight)));
         if chosen.len() == before {
-            chosen.extend(family().filter(|(_, c)| c.endpoint.fallback).map(|(at, _)| *at));
+            chosen.extend(family().filter(|(_, c)| c.fallback).map(|(at, c)| (*at, c.weight)));
         }
     }
     chosen

@@ -103,10 +103,12 @@ fn limit(max_connections: u32) -> CircuitBreakers {
     CircuitBreakers { thresholds: vec![thresholds], ..Default::default() }
 }
 
-/// `endpoints` in the order in which they are to appear.
-pub(crate) fn assignment(name: &str, endpoints: impl Iterator<Item = SocketAddr>) -> Resource {
+/// `endpoints` with their weights, in the order in which they are to appear.
+pub(crate) fn assignment(name: &str, endpoints: impl Iterator<Item = (SocketAddr, u32)>) -> Resource {
     let lb_endpoints: Vec<_> = endpoints
-        .map(|endpoint| LbEndpoint {
+        .map(|(endpoint, weight)| LbEndpoint {
+            // Unset is 1.
+            load_balancing_weight: (weight != 1).then_some(UInt32Value { value: weight }),
             host_identifier: Some(lb_endpoint::HostIdentifier::Endpoint(Endpoint {
                 address: Some(address(endpoint.ip(), endpoint.port())),
                 ..Default::default()

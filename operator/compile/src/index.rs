@@ -4,22 +4,25 @@
 //!  Pod --(name, address)--> EndpointSlice --(label)--> Service <--(host)-- DestinationRule
 //!                                                        ^  ^
 //!                                    (cluster IP, port) -+  +-- (hosts, destinations) -- VirtualService
+//!
+//!  WorkloadEntry, Pod --(label)--> ServiceEntry --(hosts)--> taken for a Service
 //! ```
 //!
 //! Invariant: after each `apply` and `delete`, `dirty` has gained every [`Unit`] whose compilation
 //! could come out differently, found by look-ups only. An object that says the same as before makes
 //! nothing dirty.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::{
     Kind, Object, ObjectKey, ObjectName, ObjectRef, Report, Severity, Source,
     links::{Model, Relations},
     model::{
-        DestinationRule, Endpoint, EndpointSlice, Node, Pod, ReferenceGrant, Routes, Service, SlotProfile,
-        TrafficPolicy, read_http, read_tcp, read_virtual_service,
+        DestinationRule, Endpoint, EndpointSlice, Node, Pod, ReferenceGrant, Routes, Service, ServiceEntry,
+        SlotProfile, TrafficPolicy, Workload, read_http, read_tcp, read_virtual_service,
     },
     names::name_fault,
+    relation::{Label, Relation},
     report::Findings,
 };
 
@@ -28,11 +31,11 @@ use crate::{
 pub enum Unit {
     /// What reading an object found.
     Object(ObjectKey),
-    /// The clusters of a Service.
+    /// The clusters of a Service, or of a host of a ServiceEntry.
     Clusters(ObjectName),
-    /// The endpoint assignments of a Service.
+    /// The endpoint assignments of one.
     Endpoints(ObjectName),
-    /// The listeners and route configurations of a Service.
+    /// The listeners and route configurations of one.
     Routing(ObjectName),
     /// The settings of the slots of a node.
     Settings(ObjectName),
@@ -107,6 +110,8 @@ pub struct Index {
     grants: Entries<ReferenceGrant>,
     policies: Entries<TrafficPolicy>,
     rules: Entries<DestinationRule>,
+    service_entries: Entries<ServiceEntry>,
+    workloads: Entries<Workload>,
     nodes: Entries<Node>,
     profiles: Entries<SlotProfile>,
     pub(crate) relations: Relations,
@@ -163,6 +168,8 @@ impl Index {
             Object::ReferenceGrant(o) => put!(grants, Some(ReferenceGrant::read(o))),
             Object::TrafficPolicy(o) => put!(policies, TrafficPolicy::read(o, name, &mut found)),
             Object::DestinationRule(o) => put!(rules, DestinationRule::read(o, name, &mut found)),
+            Object::ServiceEntry(o) => put!(service_entries, ServiceEntry::read(o, &mut found)),
+            Object::WorkloadEntry(o) => put!(workloads, Workload::read(&o.spec, "spec", &mut found)),
             Object::SlotProfile(o) => put!(profiles, SlotProfile::read(o, name, &mut found)),
         };
         if let Some(with_good) = refused_with_good {
@@ -193,12 +200,68 @@ impl Index {
             Kind::ReferenceGrant => take(&mut self.grants, name, relations, dirty),
             Kind::TrafficPolicy => take(&mut self.policies, name, relations, dirty),
             Kind::DestinationRule => take(&mut self.rules, name, relations, dirty),
+            Kind::ServiceEntry => take(&mut self.service_entries, name, relations, dirty),
+            Kind::WorkloadEntry => take(&mut self.workloads, name, relations, dirty),
             Kind::SlotProfile => take(&mut self.profiles, name, relations, dirty),
         }
     }
 
+    /// What connections are made to under this name: a Service, or a host of the oldest ServiceEntry that
+    /// has it.
     pub(crate) fn service(&self, name: &ObjectName) -> Option<&Service> {
+        self.own_service(name).or_else(|| {
+            let hosts = &self.service_entry_of(name)?.1.hosts;
+            hosts.iter().find(|host| host.name == *name).map(|host| &host.service)
+        })
+    }
+
+    /// As [`service`](Self::service), for objects of this kind: only Istio's know hosts of ServiceEntries.
+    pub(crate) fn service_for(&self, kind: Kind, name: &ObjectName) -> Option<&Service> {
+        match kind {
+            Kind::VirtualService | Kind::DestinationRule => self.service(name),
+            _ => self.own_service(name),
+        }
+    }
+
+    /// The Service of this name, if it is one.
+    fn own_service(&self, name: &ObjectName) -> Option<&Service> {
         self.services.get(name)?.good.as_ref()
+    }
+
+    /// The ServiceEntry in force for a host.
+    fn service_entry_of(&self, host: &ObjectName) -> Option<(&ObjectName, &ServiceEntry)> {
+        let (_, name) = self.relations.service_entries.first(host)?;
+        Some((name, self.service_entry(name)?))
+    }
+
+    pub(crate) fn service_entry(&self, name: &ObjectName) -> Option<&ServiceEntry> {
+        self.service_entries.get(name)?.good.as_ref()
+    }
+
+    /// The Service or ServiceEntry that [`service`](Self::service) is of.
+    pub(crate) fn provider(&self, name: &ObjectName) -> Option<ObjectKey> {
+        let (kind, object) = match self.own_service(name) {
+            Some(_) => (Kind::Service, name),
+            None => (Kind::ServiceEntry, self.service_entry_of(name)?.0),
+        };
+        Some(ObjectKey { kind, name: object.clone() })
+    }
+
+    /// The host name by which resources are called.
+    pub(crate) fn host(&self, name: &ObjectName) -> String {
+        match self.provider(name) {
+            Some(provider) if provider.kind == Kind::ServiceEntry => name.external_host(),
+            _ => name.host(),
+        }
+    }
+
+    /// What users are told of [`service`](Self::service).
+    pub(crate) fn called(&self, name: &ObjectName) -> String {
+        match self.provider(name) {
+            Some(provider) if provider.kind == Kind::ServiceEntry => format!("host {}", name.external_host()),
+            _ if name.namespace.is_empty() => format!("host {name}"),
+            _ => format!("Service {name}"),
+        }
     }
 
     /// The routes of an object of a kind that has some.
@@ -239,8 +302,8 @@ impl Index {
     }
 
     pub(crate) fn slices(&self, service: &ObjectName) -> impl Iterator<Item = (&ObjectName, &EndpointSlice)> {
-        let names = self.relations.slices.of(service);
-        names.filter_map(|name| Some((name, self.slices.get(name)?.good.as_ref()?)))
+        let own = self.own_service(service).map(|_| self.relations.slices.of(service));
+        own.into_iter().flatten().filter_map(|name| Some((name, self.slices.get(name)?.good.as_ref()?)))
     }
 
     /// The Pod behind an endpoint of a slice in `namespace`: the one that the slice names, else one
@@ -250,6 +313,45 @@ impl Index {
         endpoint.pod.as_ref().and_then(good).or_else(|| {
             self.relations.pods.of(&endpoint.ip).find(|name| &*name.namespace == namespace).and_then(good)
         })
+    }
+
+    /// The endpoints that the ServiceEntry of a host names itself.
+    pub(crate) fn named_workloads(&self, name: &ObjectName) -> &[Workload] {
+        let entry = if self.own_service(name).is_none() { self.service_entry_of(name) } else { None };
+        entry.map_or(&[], |(_, entry)| &entry.endpoints)
+    }
+
+    /// The WorkloadEntries that a Service or ServiceEntry selects.
+    pub(crate) fn selected_workloads(&self, name: &ObjectName) -> Vec<(&ObjectName, &Workload)> {
+        self.selected(name, &self.relations.workloads, &self.workloads, |workload| &workload.labels)
+    }
+
+    /// The Pods that a ServiceEntry selects; those of a Service stand in its slices.
+    pub(crate) fn selected_pods(&self, name: &ObjectName) -> Vec<(&ObjectName, &Pod)> {
+        match self.own_service(name) {
+            Some(_) => Vec::new(),
+            None => self.selected(name, &self.relations.labelled, &self.pods, |pod| &pod.labels),
+        }
+    }
+
+    fn selected<'a, M>(
+        &'a self,
+        name: &ObjectName,
+        labelled: &'a Relation<Label, ObjectName>,
+        entries: &'a Entries<M>,
+        labels: impl Fn(&M) -> &BTreeMap<String, String>,
+    ) -> Vec<(&'a ObjectName, &'a M)> {
+        let (Some(service), Some(provider)) = (self.service(name), self.provider(name)) else {
+            return Vec::new();
+        };
+        let Some(label) = service.selection(&provider.name.namespace) else { return Vec::new() };
+        let good = |name: &'a ObjectName| Some((name, entries.get(name)?.good.as_ref()?));
+        let all = labelled.of(&label).filter_map(good);
+        all.filter(|(_, model)| {
+            let has = labels(model);
+            service.selector.iter().all(|(key, value)| has.get(key) == Some(value))
+        })
+        .collect()
     }
 
     pub(crate) fn profile(&self, name: &ObjectName) -> Option<&SlotProfile> {
@@ -293,6 +395,8 @@ impl Index {
             Kind::HttpRoute => of!(http_routes),
             Kind::TcpRoute => of!(tcp_routes),
             Kind::ReferenceGrant => of!(grants),
+            Kind::ServiceEntry => of!(service_entries),
+            Kind::WorkloadEntry => of!(workloads),
             Kind::TrafficPolicy => of!(policies),
             Kind::SlotProfile => of!(profiles),
         }

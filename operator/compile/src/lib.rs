@@ -36,6 +36,5 @@ mod settings;
 pub use compiler::{Compiler, Output, Stats};
 pub use conditions::{Ancestor, At, Condition, ConditionType, Conditions, ResourceVersion};
 pub use index::{Index, Unit};
-pub use names::{CLUSTER_DOMAIN, cluster_name, listener_name, route_name};
 pub use object::{Kind, Object, ObjectKey, ObjectName, Source};
 pub use report::{ObjectRef, Reason, Report, Severity};

@@ -3,15 +3,19 @@
 //! Invariant: `link` and `unlink` of the same model cancel each other out; `touch` marks every unit
 //! whose compilation reads the model, as the relations are at that moment.
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use crate::{
     Kind, ObjectKey, ObjectName, Unit,
     model::{
-        Age, DestinationRule, EndpointSlice, Node, Pod, ReferenceGrant, Routes, Service, SlotProfile,
-        TrafficPolicy,
+        Age, DestinationRule, EndpointSlice, Node, Pod, ReferenceGrant, Routes, Service, ServiceEntry,
+        SlotProfile, TrafficPolicy, Workload,
     },
-    relation::{Relation, Selection},
+    relation::{Label, Relation, Selection},
 };
 
 /// What counts before age.
@@ -44,11 +48,28 @@ pub(crate) struct Ranked {
     pub(crate) key: ObjectKey,
 }
 
-/// The reverse indexes. "Service" means its name; it need not exist.
+/// An object that wants connections to an address, as it stands among the others: the first has it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Claim {
+    age: Age,
+    pub(crate) object: ObjectKey,
+    /// What the connections are for.
+    service: ObjectName,
+}
+
+/// The reverse indexes. "Service" means the name of one, or of a host; it need not exist.
 #[derive(Debug, Default)]
 pub(crate) struct Relations {
-    /// Cluster IP and port -> the Services that claim it, the oldest first.
-    pub(crate) claims: Relation<(IpAddr, u16), (Age, ObjectName)>,
+    /// Address and port -> the Services and ServiceEntries that claim it, the oldest first.
+    pub(crate) claims: Relation<(IpAddr, u16), Claim>,
+    /// Host -> the ServiceEntries that have it, the oldest first.
+    pub(crate) service_entries: Relation<ObjectName, (Age, ObjectName)>,
+    /// Label -> (Service, by what) that selects workloads by it, among others.
+    selecting: Relation<Label, (ObjectName, ObjectKey)>,
+    /// Label -> the WorkloadEntries that carry it.
+    pub(crate) workloads: Relation<Label, ObjectName>,
+    /// Label -> the Pods that carry it.
+    pub(crate) labelled: Relation<Label, ObjectName>,
     /// Service -> its slices.
     pub(crate) slices: Relation<ObjectName, ObjectName>,
     /// Pod -> (Service, slice) that name it.
@@ -109,15 +130,42 @@ impl Service {
     fn claims(&self) -> impl Iterator<Item = (IpAddr, u16)> {
         self.vips.iter().flat_map(|ip| self.ports.iter().map(|port| (*ip, port.number)))
     }
+
+    /// One label that each workload of its namespace has which it selects.
+    pub(crate) fn selection(&self, namespace: &Arc<str>) -> Option<Label> {
+        let (key, value) = self.selector.first_key_value()?;
+        Some((namespace.clone(), key.clone(), value.clone()))
+    }
+
+    /// `by` is the object that says so.
+    fn link_as(&self, name: &ObjectName, by: &ObjectKey, to: &mut Relations) {
+        let claim = Claim { age: self.age, object: by.clone(), service: name.clone() };
+        self.claims().for_each(|vip| to.claims.link(vip, claim.clone()));
+        if let Some(label) = self.selection(&by.name.namespace) {
+            to.selecting.link(label, (name.clone(), by.clone()));
+        }
+    }
+
+    fn unlink_as(&self, name: &ObjectName, by: &ObjectKey, from: &mut Relations) {
+        let claim = Claim { age: self.age, object: by.clone(), service: name.clone() };
+        self.claims().for_each(|vip| from.claims.unlink(&vip, &claim));
+        if let Some(label) = self.selection(&by.name.namespace) {
+            from.selecting.unlink(&label, &(name.clone(), by.clone()));
+        }
+    }
+}
+
+fn service_key(name: &ObjectName) -> ObjectKey {
+    ObjectKey { kind: Kind::Service, name: name.clone() }
 }
 
 impl Model for Service {
     fn link(&self, key: &ObjectName, to: &mut Relations) {
-        self.claims().for_each(|vip| to.claims.link(vip, (self.age, key.clone())));
+        self.link_as(key, &service_key(key), to);
     }
 
     fn unlink(&self, key: &ObjectName, from: &mut Relations) {
-        self.claims().for_each(|vip| from.claims.unlink(&vip, &(self.age, key.clone())));
+        self.unlink_as(key, &service_key(key), from);
     }
 
     fn touch(&self, key: &ObjectName, relations: &Relations, dirty: &mut BTreeSet<Unit>) {
@@ -126,7 +174,54 @@ impl Model for Service {
         dirty.insert(Unit::Routing(key.clone()));
         relations.touch_routes_to(key, dirty);
         for vip in self.claims() {
-            dirty.extend(relations.claims.of(&vip).map(|(_, claimant)| Unit::Routing(claimant.clone())));
+            dirty.extend(relations.claims.of(&vip).map(|claim| Unit::Routing(claim.service.clone())));
+        }
+    }
+}
+
+impl Model for ServiceEntry {
+    fn link(&self, key: &ObjectName, to: &mut Relations) {
+        let by = ObjectKey { kind: Kind::ServiceEntry, name: key.clone() };
+        for host in &self.hosts {
+            to.service_entries.link(host.name.clone(), (self.age, key.clone()));
+            host.service.link_as(&host.name, &by, to);
+        }
+    }
+
+    fn unlink(&self, key: &ObjectName, from: &mut Relations) {
+        let by = ObjectKey { kind: Kind::ServiceEntry, name: key.clone() };
+        for host in &self.hosts {
+            from.service_entries.unlink(&host.name, &(self.age, key.clone()));
+            host.service.unlink_as(&host.name, &by, from);
+        }
+    }
+
+    fn touch(&self, _: &ObjectName, relations: &Relations, dirty: &mut BTreeSet<Unit>) {
+        self.hosts.iter().for_each(|host| host.service.touch(&host.name, relations, dirty));
+    }
+}
+
+/// The labels of a workload, as they are looked up.
+fn labels<'a>(
+    key: &'a ObjectName,
+    labels: &'a BTreeMap<String, String>,
+) -> impl Iterator<Item = Label> + use<'a> {
+    labels.iter().map(|(name, value)| (key.namespace.clone(), name.clone(), value.clone()))
+}
+
+impl Model for Workload {
+    fn link(&self, key: &ObjectName, to: &mut Relations) {
+        labels(key, &self.labels).for_each(|label| to.workloads.link(label, key.clone()));
+    }
+
+    fn unlink(&self, key: &ObjectName, from: &mut Relations) {
+        labels(key, &self.labels).for_each(|label| from.workloads.unlink(&label, key));
+    }
+
+    fn touch(&self, key: &ObjectName, relations: &Relations, dirty: &mut BTreeSet<Unit>) {
+        for label in labels(key, &self.labels) {
+            let by = relations.selecting.of(&label);
+            dirty.extend(by.map(|(service, _)| Unit::Endpoints(service.clone())));
         }
     }
 }
@@ -185,16 +280,23 @@ impl Model for EndpointSlice {
 impl Model for Pod {
     fn link(&self, key: &ObjectName, to: &mut Relations) {
         self.ips.iter().for_each(|ip| to.pods.link(*ip, key.clone()));
+        labels(key, &self.labels).for_each(|label| to.labelled.link(label, key.clone()));
     }
 
     fn unlink(&self, key: &ObjectName, from: &mut Relations) {
         self.ips.iter().for_each(|ip| from.pods.unlink(ip, key));
+        labels(key, &self.labels).for_each(|label| from.labelled.unlink(&label, key));
     }
 
     fn touch(&self, key: &ObjectName, relations: &Relations, dirty: &mut BTreeSet<Unit>) {
         relations.touch_selection(relations.by_pod.of(key), dirty);
         for ip in &self.ips {
             relations.touch_selection(relations.by_ip.of(ip), dirty);
+        }
+        // Services have slices, which say the rest.
+        for label in labels(key, &self.labels) {
+            let by = relations.selecting.of(&label).filter(|(_, by)| by.kind == Kind::ServiceEntry);
+            dirty.extend(by.map(|(service, _)| Unit::Endpoints(service.clone())));
         }
     }
 }

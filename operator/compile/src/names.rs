@@ -5,38 +5,58 @@ use std::net::IpAddr;
 use crate::ObjectName;
 
 /// The DNS domain of the cluster.
-pub const CLUSTER_DOMAIN: &str = "cluster.local";
+pub(crate) const CLUSTER_DOMAIN: &str = "cluster.local";
 
 /// The longest name that an object may have (a DNS subdomain).
 pub(crate) const MAX_NAME: usize = 253;
 
 impl ObjectName {
     /// The full host name of the Service with this name.
-    pub fn host(&self) -> String {
+    pub(crate) fn host(&self) -> String {
         format!("{}.{}.svc.{CLUSTER_DOMAIN}", self.name, self.namespace)
+    }
+
+    /// The host of a ServiceEntry that has this name.
+    pub(crate) fn external_host(&self) -> String {
+        match &*self.namespace {
+            "" => self.name.to_string(),
+            rest => format!("{}.{rest}", self.name),
+        }
     }
 }
 
-/// The name of the cluster (and of its assignment) of a Service port, or of a subset of it.
-pub fn cluster_name(service: &ObjectName, port: u16, subset: &str) -> String {
-    format!("outbound|{port}|{subset}|{}", service.host())
+/// What users are told where nothing has this name.
+pub(crate) fn absent(name: &ObjectName) -> String {
+    match &*name.namespace {
+        "" => format!("no ServiceEntry has the host {name}"),
+        _ => format!("there is no Service {name}"),
+    }
 }
 
-/// The name of the route configuration of a Service port.
-pub fn route_name(service: &ObjectName, port: u16) -> String {
-    format!("{port}|{}", service.host())
+/// The name of the cluster (and of its assignment) of a port of a host, or of a subset of it.
+pub(crate) fn cluster_name(host: &str, port: u16, subset: &str) -> String {
+    format!("outbound|{port}|{subset}|{host}")
+}
+
+/// The name of the route configuration of a port of a host.
+pub(crate) fn route_name(host: &str, port: u16) -> String {
+    format!("{port}|{host}")
 }
 
 /// The name of the listener of a cluster IP and port.
-pub fn listener_name(ip: IpAddr, port: u16) -> String {
+pub(crate) fn listener_name(ip: IpAddr, port: u16) -> String {
     match ip {
         IpAddr::V4(ip) => format!("{ip}_{port}"),
         IpAddr::V6(ip) => format!("[{ip}]_{port}"),
     }
 }
 
-/// The Service that a host means for an object in `namespace`: `web`, `web.shop`, `web.shop.svc` or
-/// `web.shop.svc.cluster.local`. `None` when it can't be a Service of this cluster.
+/// What a host means for an object in `namespace`: the Service `web`, `web.shop`, `web.shop.svc` or
+/// `web.shop.svc.cluster.local`; any other host by its whole name, in no namespace. `None` when it can't be one
+/// host.
+///
+/// A host of two parts, such as `example.com`, can be a Service's or a ServiceEntry's: for both it is the name
+/// `example` in the namespace `com`, and the index knows whose it is.
 pub(crate) fn resolve_host(host: &str, namespace: &str) -> Option<ObjectName> {
     let host = host.strip_suffix('.').unwrap_or(host);
     if host.is_empty() || host.contains('*') {
@@ -55,7 +75,7 @@ pub(crate) fn resolve_host(host: &str, namespace: &str) -> Option<ObjectName> {
         None => match host.split_once('.') {
             None => Some(ObjectName::new(namespace, host)),
             Some((name, namespace)) if !namespace.contains('.') => Some(ObjectName::new(namespace, name)),
-            Some(_) => None,
+            Some(_) => Some(ObjectName::new("", host)),
         },
     }
 }
@@ -86,7 +106,8 @@ mod tests {
         {
             assert_eq!(resolve_host(host, "shop"), web, "{host}");
         }
-        for host in ["", "*", "*.shop.svc.cluster.local", "www.example.com", "web.svc"] {
+        assert_eq!(resolve_host("www.example.com.", "shop"), Some(ObjectName::new("", "www.example.com")));
+        for host in ["", "*", "*.shop.svc.cluster.local", "web.svc"] {
             let resolved = resolve_host(host, "shop");
             assert!(resolved.is_none(), "{host}: {resolved:?}");
         }
@@ -97,7 +118,10 @@ mod tests {
     fn names_of_resources() {
         let long = "x".repeat(MAX_NAME);
         let service = ObjectName::new("shop", long.as_str());
-        assert_eq!(cluster_name(&service, 80, "v1"), format!("outbound|80|v1|{long}.shop.svc.cluster.local"));
+        assert_eq!(
+            cluster_name(&service.host(), 80, "v1"),
+            format!("outbound|80|v1|{long}.shop.svc.cluster.local")
+        );
         assert_eq!(listener_name("10.0.0.1".parse().unwrap(), 80), "10.0.0.1_80");
         assert_eq!(listener_name("fd00:0::1".parse().unwrap(), 80), "[fd00::1]_80");
         assert!(name_fault(&long).is_none());

@@ -10,7 +10,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use slotmesh_crds::{
-    DestinationRule, VirtualService,
+    DestinationRule, ServiceEntry, VirtualService, WorkloadEntry,
     gateway::{HttpRoute, ReferenceGrant, TcpRoute},
     own::{SlotProfile, TrafficPolicy},
 };
@@ -32,6 +32,10 @@ pub enum Kind {
     VirtualService,
     /// `networking.istio.io` DestinationRule
     DestinationRule,
+    /// `networking.istio.io` ServiceEntry
+    ServiceEntry,
+    /// `networking.istio.io` WorkloadEntry
+    WorkloadEntry,
     /// `gateway.networking.k8s.io` HTTPRoute
     HttpRoute,
     /// `gateway.networking.k8s.io` TCPRoute
@@ -46,7 +50,7 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::Service,
         Self::EndpointSlice,
         Self::Pod,
@@ -54,6 +58,8 @@ impl Kind {
         Self::Node,
         Self::VirtualService,
         Self::DestinationRule,
+        Self::ServiceEntry,
+        Self::WorkloadEntry,
         Self::HttpRoute,
         Self::TcpRoute,
         Self::ReferenceGrant,
@@ -71,6 +77,8 @@ impl Kind {
             Self::Node => "Node",
             Self::VirtualService => "VirtualService",
             Self::DestinationRule => "DestinationRule",
+            Self::ServiceEntry => "ServiceEntry",
+            Self::WorkloadEntry => "WorkloadEntry",
             Self::HttpRoute => "HTTPRoute",
             Self::TcpRoute => "TCPRoute",
             Self::ReferenceGrant => "ReferenceGrant",
@@ -174,6 +182,10 @@ pub enum Object {
     VirtualService(Arc<VirtualService>),
     /// A DestinationRule.
     DestinationRule(Arc<DestinationRule>),
+    /// A ServiceEntry.
+    ServiceEntry(Arc<ServiceEntry>),
+    /// A WorkloadEntry.
+    WorkloadEntry(Arc<WorkloadEntry>),
     /// An HTTPRoute.
     HttpRoute(Arc<HttpRoute>),
     /// A TCPRoute.
@@ -203,6 +215,8 @@ object_from!(
     Node,
     VirtualService,
     DestinationRule,
+    ServiceEntry,
+    WorkloadEntry,
     HttpRoute,
     TcpRoute,
     ReferenceGrant,
@@ -221,6 +235,8 @@ impl Object {
             Self::Node(o) => &o.metadata,
             Self::VirtualService(o) => &o.metadata,
             Self::DestinationRule(o) => &o.metadata,
+            Self::ServiceEntry(o) => &o.metadata,
+            Self::WorkloadEntry(o) => &o.metadata,
             Self::HttpRoute(o) => &o.metadata,
             Self::TcpRoute(o) => &o.metadata,
             Self::ReferenceGrant(o) => &o.metadata,
@@ -239,6 +255,8 @@ impl Object {
             Self::Node(_) => Kind::Node,
             Self::VirtualService(_) => Kind::VirtualService,
             Self::DestinationRule(_) => Kind::DestinationRule,
+            Self::ServiceEntry(_) => Kind::ServiceEntry,
+            Self::WorkloadEntry(_) => Kind::WorkloadEntry,
             Self::HttpRoute(_) => Kind::HttpRoute,
             Self::TcpRoute(_) => Kind::TcpRoute,
             Self::ReferenceGrant(_) => Kind::ReferenceGrant,

@@ -5,6 +5,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     hash::Hash,
+    sync::Arc,
 };
 
 /// By what nodes are looked up.
@@ -17,6 +18,9 @@ pub(crate) enum Selection {
     /// Nodes with this label and value.
     Label(String, String),
 }
+
+/// A label of the workloads of a namespace: the namespace, key and value.
+pub(crate) type Label = (Arc<str>, String, String);
 
 /// Pairs of `L` and `R`, found by `L`, in the order of `R`.
 #[derive(Debug)]

@@ -185,6 +185,11 @@ impl Findings {
 
     /// Whether something was refused.
     pub(crate) fn refused(&self) -> bool {
-        self.reports.iter().any(|r| r.severity == Severity::Refused)
+        self.refused_since(0)
+    }
+
+    /// Whether something was refused after the first `count` reports.
+    pub(crate) fn refused_since(&self, count: usize) -> bool {
+        self.reports.iter().skip(count).any(|r| r.severity == Severity::Refused)
     }
 }

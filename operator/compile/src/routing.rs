@@ -1,4 +1,5 @@
-//! Listeners and route configurations of a Service: where connections to its cluster IPs go.
+//! Listeners and route configurations of a Service, or of a host of a ServiceEntry: where connections to its
+//! addresses go.
 //!
 //! For each port the first object decides that has a route for it which can be decided: the oldest
 //! VirtualService, then the oldest HTTPRoute, then the oldest TCPRoute. Invariant: a choice in force
@@ -11,9 +12,9 @@ use crate::{
     clusters::backends,
     compiler::Compiled,
     envoy::{self, Forward},
+    links::Claim,
     model::{Applies, Host, Protocol, Route, RouteKind, Routes, Service, ServicePort, Share},
-    names::{cluster_name, route_name},
-    report::Findings,
+    names::{absent, cluster_name, route_name},
 };
 
 /// A cluster that a route leads to.
@@ -54,22 +55,18 @@ struct Missing {
 /// Compiles the listeners and routes of a Service. `memory` is what was in force of its routes.
 pub(crate) fn compile(index: &Index, name: &ObjectName, memory: &mut Memory) -> Compiled {
     let mut out = Compiled::default();
-    let candidates = candidates(index, name, &mut out);
+    let mut candidates = candidates(index, name, &mut out);
     let before = std::mem::take(memory);
-    let Some(service) = index.service(name) else {
-        for (key, routes) in &candidates {
-            let fault = format!("there is no Service {name}; the routes take effect when it appears");
-            out.reports.push(about(
-                index,
-                key,
-                name,
-                host_field(routes, name),
-                Reason::TargetNotFound,
-                fault,
-            ));
+    candidates.retain(|(key, routes)| {
+        let exists = index.service_for(key.kind, name).is_some();
+        if !exists {
+            let fault = format!("{}; the routes take effect when it appears", absent(name));
+            let field = host_field(routes, name);
+            out.reports.push(about(index, key, name, field, Reason::TargetNotFound, fault));
         }
-        return out;
-    };
+        exists
+    });
+    let Some(service) = index.service(name) else { return out };
     // For each object that has no effect where it could have: the one that has, and the ports.
     let mut lost: BTreeMap<&ObjectKey, (&ObjectKey, Vec<u16>)> = BTreeMap::new();
     for port in &service.ports {
@@ -94,8 +91,9 @@ pub(crate) fn compile(index: &Index, name: &ObjectName, memory: &mut Memory) -> 
         let winner = index.object_ref(winner.kind, &winner.name);
         let field = index.routes(loser).map_or("spec.parentRefs", |routes| host_field(routes, name));
         let fault = format!(
-            "port {ports} of Service {name} is already routed by {winner}, which goes before; these routes have no \
-             effect there for as long"
+            "port {ports} of {} is already routed by {winner}, which goes before; these routes have no effect there for \
+             as long",
+            index.called(name)
         );
         out.reports.push(about(index, loser, name, field, Reason::Conflicted, fault));
     }
@@ -117,8 +115,9 @@ fn candidates<'a>(index: &'a Index, name: &ObjectName, out: &mut Compiled) -> Ve
             {
                 let winner = index.object_ref(winner.kind, &winner.name);
                 let fault = format!(
-                    "Service {name} is already routed by {winner}, which is older or first by name; these routes have \
-                     no effect on it for as long; put the routes of both into one"
+                    "{} is already routed by {winner}, which is older or first by name; these routes have no effect on \
+                     it for as long; put the routes of both into one",
+                    index.called(name)
                 );
                 let field = host_field(routes, name);
                 out.reports.push(about(index, &ranked.key, name, field, Reason::Conflicted, fault));
@@ -173,7 +172,8 @@ fn no_such_port(
         let Host { field, port, section, .. } = host;
         if (port.is_some() || section.is_some()) && !service.ports.iter().any(|port| host.covers(port)) {
             let wanted = port.map(|port| port.to_string()).or(section.clone()).unwrap_or_default();
-            let fault = format!("Service {name} has no TCP port {wanted} (it has {})", ports(service));
+            let fault =
+                format!("{} has no TCP port {wanted} (it has {})", index.called(name), ports(service));
             out.reports.push(about(index, key, name, field, Reason::TargetNotFound, fault));
         }
     }
@@ -194,13 +194,14 @@ fn without_effect(
     routes: &Routes,
 ) -> Option<Report> {
     let reason = if service.vips.is_empty() {
-        format!("Service {name} has no cluster IP, so these routes have no effect on it")
+        let what = if index.service_for(Kind::Service, name).is_some() { "cluster IP" } else { "address" };
+        format!("{} has no {what}, so these routes have no effect on it", index.called(name))
     } else if service.ports.iter().any(|port| route_for(routes, name, port).is_some()) {
         return None;
     } else {
         let ports = service.ports.iter().map(|p| format!("{} ({})", p.number, p.protocol.as_str()));
         let ports = ports.collect::<Vec<_>>().join(", ");
-        format!("no route that can be decided applies to a port of Service {name}; it has {ports}")
+        format!("no route that can be decided applies to a port of {}; it has {ports}", index.called(name))
     };
     let report = about(index, key, name, host_field(routes, name), Reason::Note, reason);
     Some(Report { severity: Severity::Note, ..report })
@@ -263,29 +264,30 @@ fn backend(index: &Index, by: &ObjectKey, share: &Share, port: u16) -> Result<Ba
         );
         return Err(Missing { reason: Reason::RefNotPermitted, ..missing("namespace", fault) });
     }
-    let service =
-        index.service(name).ok_or_else(|| missing(of_name, format!("there is no Service {name}")))?;
+    let service = index.service_for(by.kind, name).ok_or_else(|| missing(of_name, absent(name)))?;
     let number = match (share.port, &service.ports[..]) {
         (Some(number), _) => number,
         (None, [only]) => only.number,
         (None, _) => port,
     };
     if service.port(number).is_none() {
-        let fault = format!("Service {name} has no TCP port {number} (it has {})", ports(service));
+        let fault = format!("{} has no TCP port {number} (it has {})", index.called(name), ports(service));
         return Err(missing(of_port, fault));
     }
     let subsets = index.rule(name).map(|rule| &rule.subsets);
     if !subset.is_empty() && !subsets.is_some_and(|s| s.contains_key(subset)) {
         let known: Vec<_> = subsets.into_iter().flatten().map(|(name, _)| name.as_str()).collect();
         let has = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-        let fault =
-            format!("no DestinationRule in force defines subset {subset} of Service {name} (defined: {has})");
+        let fault = format!(
+            "no DestinationRule in force defines subset {subset} of {} (defined: {has})",
+            index.called(name)
+        );
         return Err(missing("subset", fault));
     }
     Ok(Backend { service: name.clone(), port: number, subset: subset.clone() })
 }
 
-/// The listeners of one port, for each cluster IP that belongs to this Service.
+/// The listeners of one port, for each address that belongs to this Service.
 fn listen(
     index: &Index,
     name: &ObjectName,
@@ -294,32 +296,34 @@ fn listen(
     routed: Option<&Routed>,
     out: &mut Compiled,
 ) {
-    let own = cluster_name(name, port.number, "");
+    let host = index.host(name);
+    let own = cluster_name(&host, port.number, "");
     let choice: Vec<(String, u32)> = match routed {
         Some(routed) => {
-            let named = |b: &Backend| cluster_name(&b.service, b.port, &b.subset);
+            let named = |b: &Backend| cluster_name(&index.host(&b.service), b.port, &b.subset);
             routed.choice.iter().map(|(backend, weight)| (named(backend), *weight)).collect()
         }
         None => vec![(own.clone(), 1)],
     };
-    let route = route_name(name, port.number);
+    let route = route_name(&host, port.number);
     let http = routed.is_some_and(|r| r.kind == RouteKind::Http);
     let forward = if http { Forward::Http(&route) } else { Forward::Tcp(&choice) };
     let before = out.resources.len();
+    let Some(provider) = index.provider(name) else { return };
     for ip in &service.vips {
         match index.relations.claims.first(&(*ip, port.number)) {
-            Some((_, owner)) if owner != name => {
-                let owner = index.object_ref(Kind::Service, owner);
-                let mut found = Findings::new(index.object_ref(Kind::Service, name));
-                found.refuse(
-                    "spec.clusterIPs",
-                    format!(
-                        "{ip} port {} belongs to {owner}, which is older or first by name; this Service takes it \
-                         over when that one goes; choose another cluster IP",
-                        port.number
-                    ),
+            Some(Claim { object: owner, .. }) if *owner != provider => {
+                let owner = index.object_ref(owner.kind, &owner.name);
+                let (field, what) = match provider.kind {
+                    Kind::Service => ("spec.clusterIPs", "cluster IP"),
+                    _ => ("spec.addresses", "address"),
+                };
+                let fault = format!(
+                    "{ip} port {} belongs to {owner}, which is older or first by name; this {} takes it over when that \
+                     one goes; choose another {what}",
+                    port.number, provider.kind
                 );
-                out.reports.append(&mut found.reports);
+                out.reports.push(about(index, &provider, name, field, Reason::Conflicted, fault));
             }
             _ => out.resources.push(envoy::listener(*ip, port.number, &own, &forward)),
         }

@@ -5,7 +5,7 @@
 //! | TrafficPolicy | `status.ancestors[]`, ours by `controllerName` | nobody |
 //! | SlotProfile | `status.conditions[]` and counts | nobody |
 //! | HTTPRoute, TCPRoute | `status.parents[]`, ours by `controllerName` | controllers of their Gateways |
-//! | VirtualService, DestinationRule | `status.conditions[]`, ours by type | istiod |
+//! | VirtualService, DestinationRule, ServiceEntry, WorkloadEntry | `status.conditions[]`, ours by type | istiod |
 //!
 //! Invariants: what others wrote is left as it is; a condition that says the same keeps its time; and a
 //! status that says the same isn't written.
@@ -32,7 +32,7 @@ pub(super) fn status(kind: Kind, object: &Value, verdict: &Verdict, now: Timesta
             "programmedNodes": verdict.nodes.have,
             "conditions": render.conditions(&all(&verdict.places), &before["conditions"]),
         }),
-        Kind::VirtualService | Kind::DestinationRule => {
+        Kind::VirtualService | Kind::DestinationRule | Kind::ServiceEntry | Kind::WorkloadEntry => {
             let mut conditions =
                 others(&before["conditions"], |c| !OURS.iter().any(|ours| c["type"] == *ours));
             conditions.append(&mut render.conditions(&all(&verdict.places), &before["conditions"]));

@@ -260,6 +260,7 @@ impl Verdicts {
         };
         if parts.is_empty() || due.is_empty() {
             let message = match kind {
+                Kind::WorkloadEntry => "what became of it is said of the ServiceEntries that select it",
                 _ if parts.is_empty() && kind != Kind::SlotProfile => {
                     "it leads to nothing that a node has to know"
                 }

@@ -41,8 +41,9 @@ impl DestinationRule {
         refuse_export(&spec.export_to, found);
         let service = resolve_host(&spec.host, &key.namespace);
         if service.is_none() {
-            found
-                .refuse("spec.host", format!("{:?} is not the host of a Service of this cluster", spec.host));
+            let fault =
+                format!("{:?} isn't one host; name a Service, or a host of a ServiceEntry", spec.host);
+            found.refuse("spec.host", fault);
         }
         let traffic = policy("spec.trafficPolicy", spec.traffic_policy.as_ref(), found);
         found.unsupported_rest("spec", &spec.rest);

@@ -10,10 +10,12 @@ mod node;
 mod pod;
 mod routes;
 mod service;
+mod service_entry;
 mod slot_profile;
 mod traffic;
 mod traffic_policy;
 mod virtual_service;
+mod workload;
 
 pub(crate) use destination_rule::DestinationRule;
 pub(crate) use endpoint_slice::{Endpoint, EndpointSlice};
@@ -21,11 +23,13 @@ pub(crate) use gateway::{ReferenceGrant, read_http, read_tcp};
 pub(crate) use node::Node;
 pub(crate) use pod::Pod;
 pub(crate) use routes::{Applies, Host, Match, Route, RouteKind, Routes, Share};
-pub(crate) use service::{Protocol, Service, ServicePort};
+pub(crate) use service::{Protocol, Service, ServicePort, TargetPort};
+pub(crate) use service_entry::ServiceEntry;
 pub(crate) use slot_profile::SlotProfile;
 pub(crate) use traffic::{Balance, Traffic};
 pub(crate) use traffic_policy::{Target, TrafficPolicy};
 pub(crate) use virtual_service::read as read_virtual_service;
+pub(crate) use workload::Workload;
 
 use std::net::IpAddr;
 

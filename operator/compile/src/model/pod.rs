@@ -9,6 +9,8 @@ use k8s_openapi::api::core::v1;
 pub(crate) struct Pod {
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) ips: Vec<IpAddr>,
+    pub(crate) ready: bool,
+    pub(crate) terminating: bool,
 }
 
 impl Pod {
@@ -23,6 +25,12 @@ impl Pod {
             .collect();
         ips.sort_unstable();
         ips.dedup();
-        Self { labels, ips }
+        // One that says nothing of conditions comes from a manifest.
+        let ready = status.and_then(|s| s.conditions.as_ref()).is_none_or(|conditions| {
+            conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+        });
+        let ended = status.is_some_and(|s| matches!(s.phase.as_deref(), Some("Failed" | "Succeeded")));
+        let terminating = object.metadata.deletion_timestamp.is_some();
+        Self { labels, ips, ready: ready && !ended, terminating }
     }
 }

@@ -1,8 +1,11 @@
 //! Services: cluster IPs and TCP ports.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
-use k8s_openapi::api::core::v1;
+use k8s_openapi::{api::core::v1, apimachinery::pkg::util::intstr::IntOrString};
 
 use super::{Age, ip_address, port_number};
 use crate::report::Findings;
@@ -44,7 +47,8 @@ impl Protocol {
         }
     }
 
-    fn named(name: &str) -> Self {
+    /// What a name means, in lower case.
+    pub(super) fn named(name: &str) -> Self {
         match name {
             "http" | "http2" | "h2c" | "grpc" | "grpc-web" | "ws" => Self::Http,
             "tcp" | "mongo" | "mysql" | "redis" => Self::Tcp,
@@ -54,6 +58,14 @@ impl Protocol {
     }
 }
 
+/// The port of a workload to which connections go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum TargetPort {
+    Number(u16),
+    /// What the workload calls so.
+    Name(String),
+}
+
 /// A TCP port of a Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ServicePort {
@@ -61,6 +73,8 @@ pub(crate) struct ServicePort {
     /// The name by which slices refer to the port; empty for the single port without a name.
     pub(crate) name: String,
     pub(crate) protocol: Protocol,
+    /// For workloads that aren't Pods: slices say it of theirs.
+    pub(crate) target: TargetPort,
 }
 
 /// A valid Service.
@@ -71,6 +85,8 @@ pub(crate) struct Service {
     pub(crate) vips: Vec<IpAddr>,
     /// In the order of their numbers.
     pub(crate) ports: Vec<ServicePort>,
+    /// The labels of the workloads that it selects; none where it selects none.
+    pub(crate) selector: BTreeMap<String, String>,
 }
 
 impl Service {
@@ -80,7 +96,8 @@ impl Service {
         let spec = object.spec.clone().unwrap_or_default();
         if spec.type_.as_deref() == Some("ExternalName") {
             found.note("spec.type", "a Service of type ExternalName has no cluster IP; it is left alone");
-            return Some(Self { age, vips: Vec::new(), ports: Vec::new() });
+            let selector = BTreeMap::new();
+            return Some(Self { age, vips: Vec::new(), ports: Vec::new(), selector });
         }
         let vips = read_vips(&spec, found);
         let ports = read_ports(&spec, found);
@@ -93,7 +110,8 @@ impl Service {
         if spec.traffic_distribution.is_some() {
             found.unsupported("spec.trafficDistribution", "endpoints are chosen at random");
         }
-        (!found.refused()).then_some(Self { age, vips, ports })
+        let selector = spec.selector.unwrap_or_default();
+        (!found.refused()).then_some(Self { age, vips, ports, selector })
     }
 
     /// The TCP port with this number.
@@ -164,7 +182,20 @@ fn read_ports(spec: &v1::ServiceSpec, found: &mut Findings) -> Vec<ServicePort> 
             let fault = format!("TCP port {number} stands there twice; remove one");
             found.refuse(format!("spec.ports[{i}].port"), fault);
         }
-        ports.push(ServicePort { number, name, protocol: Protocol::of(port) });
+        let target = match &port.target_port {
+            // What an unset number is read as.
+            None | Some(IntOrString::Int(0)) => TargetPort::Number(number),
+            Some(IntOrString::String(name)) => TargetPort::Name(name.clone()),
+            Some(IntOrString::Int(target)) => match port_number(*target) {
+                Some(target) => TargetPort::Number(target),
+                None => {
+                    let fault = format!("{target} is not a port; ports are 1 to 65535");
+                    found.refuse(format!("spec.ports[{i}].targetPort"), fault);
+                    continue;
+                }
+            },
+        };
+        ports.push(ServicePort { number, name, protocol: Protocol::of(port), target });
     }
     ports.sort_by_key(|p| p.number);
     ports

@@ -52,9 +52,7 @@ fn read_hosts(hosts: &[String], key: &ObjectName, found: &mut Findings) -> Vec<H
                 found.note(field, format!("{host} stands there twice"));
             }
             Some(service) => resolved.push(Host { field, service, port: None, section: None }),
-            None => {
-                found.unsupported(field, &format!("{host:?} is not the host of a Service of this cluster"))
-            }
+            None => found.unsupported(field, &format!("{host:?} isn't one host, and routes are for one")),
         }
     }
     resolved
@@ -127,7 +125,7 @@ fn read_share(
         }
     };
     let Some(service) = resolve_host(&destination.host, &key.namespace) else {
-        let fault = format!("{:?} is not the host of a Service of this cluster", destination.host);
+        let fault = format!("{:?} is no host; name a Service, or a host of a ServiceEntry", destination.host);
         found.refuse(format!("{field}.host"), fault);
         return None;
     };

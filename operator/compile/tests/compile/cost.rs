@@ -2,7 +2,7 @@
 
 use slotmesh_compile::{
     Compiler, Object, Stats,
-    builder::{pod, rule, service, slice, to, virtual_service},
+    builder::{pod, rule, service, service_entry, slice, to, virtual_service, workload_entry},
 };
 
 fn shop(services: usize) -> Vec<Object> {
@@ -54,6 +54,33 @@ fn one_change_compiles_only_what_depends_on_it() {
         let same = cost(&mut compiler, &shop(services)[..2]);
         assert_eq!(same, (Stats::default(), 0));
         compiler.stats().units - (services as u64) * 3
+    });
+    assert_eq!(costs[0], costs[1]);
+}
+
+#[test]
+fn a_workload_costs_only_what_selects_it() {
+    let costs = [10, 1_000].map(|entries| {
+        let mut compiler = Compiler::default();
+        let entry = |e: usize| {
+            let ip = format!("240.0.{}.{}", e / 250, e % 250 + 1);
+            let entry = service_entry(&format!("e{e}"), &format!("e{e}.example.com")).ip(&ip);
+            entry.port("tcp", 80, 8080).select("app", &format!("e{e}")).build()
+        };
+        let machine = |e: usize, ip: u8| {
+            let ip = format!("10.{}.{}.{ip}", e / 250 + 1, e % 250);
+            workload_entry(&format!("m{e}"), &ip).label("app", &format!("e{e}")).build()
+        };
+        let ready = |e: usize, ready| {
+            pod(&format!("p{e}")).label("app", &format!("e{e}")).ip("10.9.9.9").ready(ready).build()
+        };
+        let all = (0..entries).flat_map(|e| [entry(e), machine(e, 1), ready(e, true)]);
+        cost(&mut compiler, &all.collect::<Vec<_>>());
+        let one = (Stats { units: 1, resources: 1 }, 1);
+        assert_eq!(cost(&mut compiler, &[machine(3, 2)]), one);
+        assert_eq!(cost(&mut compiler, &[ready(3, false)]), one);
+        assert_eq!(cost(&mut compiler, &[machine(3, 2), ready(3, false)]), (Stats::default(), 0));
+        compiler.stats().units - (entries as u64) * 3
     });
     assert_eq!(costs[0], costs[1]);
 }

@@ -3,6 +3,7 @@
 mod bad_input;
 mod conditions;
 mod cost;
+mod entries;
 mod gateway;
 mod golden;
 mod policies;

@@ -6,8 +6,8 @@ use proptest::prelude::*;
 use slotmesh_compile::{
     Compiler, Conditions, Object, ObjectKey, Report,
     builder::{
-        backend, grant, http_route, node, pod, policy, profile, rule, service, slice, tcp_route, to,
-        virtual_service,
+        backend, grant, http_route, node, pod, policy, profile, rule, service, service_entry, slice,
+        tcp_route, to, virtual_service, workload, workload_entry,
     },
 };
 use slotmesh_xds::Resource;
@@ -23,12 +23,27 @@ fn object() -> impl Strategy<Value = Object> {
         built = match shape {
             0 => built.port(80),
             1 => built.named_port("http", 80).named_port("tcp", 81),
-            2 => built.ip("fd00::1").port(80),
+            2 => built.ip("fd00::1").port(80).selector("version", "v2"),
             // Refused.
             _ => built.port(0),
         };
         age.map_or(built.clone(), |age| built.created(age)).build()
     });
+    // Hosts that only ServiceEntries can have, and one that a Service of the namespace "other" has, too.
+    let host = prop::sample::select(vec!["x.example.com", "y.example.com", "a.other"]);
+    let entries = (name.clone(), host.clone(), host.clone(), age.clone(), 1..4_u8, 0..4_usize).prop_map(
+        |(name, host, second, age, ip, shape)| {
+            let built = service_entry(name, host).ip(&format!("10.0.0.{ip}")).port("http", 80, 8080);
+            let built = match shape {
+                0 => built.endpoint(workload("10.1.0.9", "v1")).endpoint(workload("10.1.0.8", "v2")),
+                1 => built.select("version", "v1"),
+                2 => built.select("version", "v1").set(|spec| spec.hosts.push(second.to_owned())),
+                // Refused.
+                _ => built.endpoint(workload("", "v1")),
+            };
+            age.map_or(built.clone(), |age| built.created(age)).build()
+        },
+    );
     let slices = (name.clone(), name.clone(), prop::collection::vec((1..5_u8, any::<bool>()), 0..4))
         .prop_map(|(name, of, endpoints)| {
             let mut built = slice(name, of).port(8080).named_port("http", 8081);
@@ -39,25 +54,31 @@ fn object() -> impl Strategy<Value = Object> {
             built.build()
         });
     let version = prop::sample::select(vec!["v1", "v2"]);
+    let machines = (name.clone(), version.clone(), 1..5_u8, 0..3_u32).prop_map(|(name, v, i, weight)| {
+        let built = workload_entry(name, &format!("10.2.0.{i}")).label("version", v).weight(weight);
+        built.port("http", 8000 + weight).build()
+    });
     let pods = (name.clone(), version.clone(), 1..5_u8)
         .prop_map(|(name, v, i)| pod(name).label("version", v).ip(&format!("10.1.0.{i}")).build());
-    let rules = (name.clone(), name.clone(), age.clone(), prop::sample::subsequence(vec!["v1", "v2"], 0..=2))
-        .prop_map(|(name, host, age, versions)| {
-            let built = versions.into_iter().fold(rule(name, host), |rule, v| rule.version(v));
-            age.map_or(built.clone(), |age| built.created(age)).build()
-        });
-    let destination =
-        (name.clone(), prop::option::of(version), 0..3_i32).prop_map(|(host, subset, weight)| match subset {
-            Some(subset) => to(&format!("{host}/{subset}"), weight),
-            None => to(host, weight),
-        });
-    let routes =
-        (name.clone(), name.clone(), age.clone(), any::<bool>(), prop::collection::vec(destination, 1..3))
-            .prop_map(|(name, host, age, http, to)| {
-                let built = virtual_service(name, host);
-                let built = if http { built.http(to) } else { built.tcp(to) };
+    let target = prop_oneof![name.clone(), host];
+    let rules =
+        (name.clone(), target.clone(), age.clone(), prop::sample::subsequence(vec!["v1", "v2"], 0..=2))
+            .prop_map(|(name, host, age, versions)| {
+                let built = versions.into_iter().fold(rule(name, host), |rule, v| rule.version(v));
                 age.map_or(built.clone(), |age| built.created(age)).build()
             });
+    let destination = (target.clone(), prop::option::of(version), 0..3_i32).prop_map(
+        |(host, subset, weight)| match subset {
+            Some(subset) => to(&format!("{host}/{subset}"), weight),
+            None => to(host, weight),
+        },
+    );
+    let routes = (name.clone(), target, age.clone(), any::<bool>(), prop::collection::vec(destination, 1..3))
+        .prop_map(|(name, host, age, http, to)| {
+            let built = virtual_service(name, host);
+            let built = if http { built.http(to) } else { built.tcp(to) };
+            age.map_or(built.clone(), |age| built.created(age)).build()
+        });
     let backends = prop::collection::vec((name.clone(), 0..2_i32), 1..3);
     let gateway = (name.clone(), name.clone(), age.clone(), any::<bool>(), backends).prop_map(
         |(name, host, age, http, to)| {
@@ -100,7 +121,7 @@ fn object() -> impl Strategy<Value = Object> {
         });
     prop_oneof![
         2 => services, 2 => slices, 1 => pods, 1 => rules, 2 => routes, 2 => gateway, 1 => others, 1 => grants,
-        1 => policies, 1 => nodes, 1 => profiles
+        1 => policies, 1 => nodes, 1 => profiles, 2 => entries, 1 => machines
     ]
 }
 
@@ -197,6 +218,13 @@ fn nothing_is_left_when_all_is_deleted() {
         virtual_service("web", "web").http([to("web/v1", 1)]).build(),
         virtual_service("lost", "nowhere").http([to("web/v9", 1)]).build(),
         pod("a").label("version", "v1").ip("10.1.0.1").build(),
+        service_entry("e", "x.example.com")
+            .ip("10.0.0.2")
+            .port("tcp", 80, 80)
+            .select("version", "v1")
+            .build(),
+        service_entry("f", "x.example.com").ip("10.0.0.2").port("tcp", 80, 80).build(),
+        workload_entry("m", "10.2.0.1").label("version", "v1").build(),
         http_route("h", "web").to([backend("other/web:80", 1)]).build(),
         grant("g", "HTTPRoute", "default").namespace("other").build(),
         policy("p", "web").max(1).build(),

@@ -76,7 +76,7 @@ impl Cluster {
         self.served.get(&(ty, name.to_owned())).map(Vec::as_slice)
     }
 
-    /// The addresses of an assignment.
+    /// The addresses of an assignment, with their weights where they have some.
     pub fn endpoints(&self, cluster: &str) -> Vec<String> {
         let content = self.content(ResourceType::Endpoints, cluster).expect("the assignment exists");
         let assignment = ClusterLoadAssignment::decode(content).unwrap();
@@ -84,7 +84,11 @@ impl Cluster {
         let endpoints = assignment.endpoints.iter().flat_map(|l| &l.lb_endpoints);
         endpoints
             .map(|e| match e.host_identifier.as_ref().unwrap() {
-                HostIdentifier::Endpoint(e) => address(e.address.as_ref().unwrap()),
+                HostIdentifier::Endpoint(host) => {
+                    let weight =
+                        e.load_balancing_weight.map(|w| format!(" x{}", w.value)).unwrap_or_default();
+                    format!("{}{weight}", address(host.address.as_ref().unwrap()))
+                }
                 HostIdentifier::EndpointName(name) => panic!("an endpoint by name: {name}"),
             })
             .collect()

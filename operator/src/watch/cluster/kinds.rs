@@ -43,6 +43,8 @@ pub(super) fn place(kind: Kind) -> Place {
         Node: v1::Node = "", ["v1"], "nodes";
         VirtualService: crds::VirtualService = ISTIO_GROUP, ISTIO_VERSIONS, "virtualservices";
         DestinationRule: crds::DestinationRule = ISTIO_GROUP, ISTIO_VERSIONS, "destinationrules";
+        ServiceEntry: crds::ServiceEntry = ISTIO_GROUP, ISTIO_VERSIONS, "serviceentries";
+        WorkloadEntry: crds::WorkloadEntry = ISTIO_GROUP, ISTIO_VERSIONS, "workloadentries";
         HttpRoute: gateway::HttpRoute = GATEWAY_GROUP, ["v1", "v1beta1"], "httproutes";
         TcpRoute: gateway::TcpRoute = GATEWAY_GROUP, ["v1", "v1alpha2"], "tcproutes";
         ReferenceGrant: gateway::ReferenceGrant = GATEWAY_GROUP, ["v1", "v1beta1"], "referencegrants";

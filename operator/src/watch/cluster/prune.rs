@@ -4,13 +4,13 @@
 
 use k8s_openapi::{
     api::{
-        core::v1::{Namespace, Node, NodeSpec, NodeStatus, Pod, PodSpec, PodStatus, Service},
+        core::v1::{Namespace, Node, NodeSpec, NodeStatus, Pod, PodCondition, PodSpec, PodStatus, Service},
         discovery::v1::EndpointSlice,
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use slotmesh_crds::{
-    DestinationRule, VirtualService,
+    DestinationRule, ServiceEntry, VirtualService, WorkloadEntry,
     gateway::{HttpRoute, ReferenceGrant, TcpRoute},
     own::{SlotProfile, TrafficPolicy},
 };
@@ -52,6 +52,8 @@ only_metadata!(
     EndpointSlice,
     VirtualService,
     DestinationRule,
+    ServiceEntry,
+    WorkloadEntry,
     HttpRoute,
     TcpRoute,
     ReferenceGrant,
@@ -102,10 +104,22 @@ impl Prune for Pod {
                 phase: status.phase,
                 pod_ip: status.pod_ip,
                 pod_ips: status.pod_ips,
+                conditions: status.conditions.map(readiness),
                 ..PodStatus::default()
             });
         }
     }
+}
+
+/// A Pod that has conditions and isn't known to be ready keeps an empty list: it isn't one that says nothing.
+fn readiness(conditions: Vec<PodCondition>) -> Vec<PodCondition> {
+    let ready = conditions.into_iter().find(|condition| condition.type_ == "Ready");
+    let known = ready.map(|PodCondition { type_, status, .. }| PodCondition {
+        type_,
+        status,
+        ..PodCondition::default()
+    });
+    known.into_iter().collect()
 }
 
 #[cfg(test)]
@@ -115,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pod_keeps_address_node_account_labels_owner_and_our_annotations() {
+    fn a_pod_keeps_address_readiness_node_account_labels_owner_and_our_annotations() {
         let mut pod: Pod = serde_json::from_value(json!({
             "metadata": {
                 "name": "web-0", "namespace": "shop", "uid": "u", "labels": {"app": "web"},
@@ -125,7 +139,8 @@ mod tests {
             },
             "spec": {"nodeName": "n1", "serviceAccountName": "web", "containers": [{"name": "c"}]},
             "status": {"phase": "Running", "podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.1"}],
-                       "conditions": [{"type": "Ready", "status": "True"}]},
+                       "conditions": [{"type": "PodScheduled", "status": "True"},
+                                      {"type": "Ready", "status": "True", "message": "so it is"}]},
         }))
         .unwrap();
         pod.prune();
@@ -139,7 +154,8 @@ mod tests {
                     "ownerReferences": [{"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "web", "uid": "o"}],
                 },
                 "spec": {"nodeName": "n1", "serviceAccountName": "web", "containers": []},
-                "status": {"phase": "Running", "podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.1"}]},
+                "status": {"phase": "Running", "podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.1"}],
+                           "conditions": [{"type": "Ready", "status": "True"}]},
             })
         );
     }

@@ -1,0 +1,63 @@
+//! Workloads that aren't Pods: WorkloadEntries, and the endpoints of ServiceEntries.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use slotmesh_crds as crds;
+
+use super::{ServicePort, TargetPort, ip_address, port_number};
+use crate::report::Findings;
+
+/// A valid workload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Workload {
+    pub(crate) ip: IpAddr,
+    /// Where it has another port than others: by the name of the service's port.
+    ports: BTreeMap<String, u16>,
+    pub(crate) labels: BTreeMap<String, String>,
+    /// Its share; above 0.
+    pub(crate) weight: u32,
+}
+
+impl Workload {
+    /// Reads a workload; `None` when it must be refused. `at` is where it stands.
+    pub(crate) fn read(spec: &crds::WorkloadEntrySpec, at: &str, found: &mut Findings) -> Option<Self> {
+        let before = found.reports.len();
+        for name in spec.rest.keys() {
+            let consequence = match name.as_str() {
+                "locality" => "endpoints are chosen from alike wherever they are",
+                "network" => "connections go to its address directly",
+                "serviceAccount" => "nobody verifies who answers",
+                _ => "",
+            };
+            found.unsupported(format!("{at}.{name}"), consequence);
+        }
+        let ip = ip_address(&spec.address)
+            .map_err(|fault| {
+                let fault = format!("{fault}; give the address at which the workload is reached");
+                found.refuse(format!("{at}.address"), fault);
+            })
+            .ok();
+        let mut ports = BTreeMap::new();
+        for (name, number) in &spec.ports {
+            match port_number(*number) {
+                Some(number) => drop(ports.insert(name.clone(), number)),
+                None => {
+                    let fault = format!("{number} is not a port; ports are 1 to 65535");
+                    found.refuse(format!("{at}.ports.{name}"), fault);
+                }
+            }
+        }
+        // 0 and unset are the same in Istio's own API.
+        let weight = spec.weight.unwrap_or_default().max(1);
+        let refused = found.refused_since(before);
+        ip.filter(|_| !refused).map(|ip| Self { ip, ports, labels: spec.labels.clone(), weight })
+    }
+
+    /// Its port for a port of a Service; `None` where that asks for one by a name that it doesn't have.
+    pub(crate) fn port(&self, port: &ServicePort) -> Option<u16> {
+        self.ports.get(&port.name).copied().or_else(|| match &port.target {
+            TargetPort::Number(number) => Some(*number),
+            TargetPort::Name(name) => self.ports.get(name).copied(),
+        })
+    }
+}
