@@ -231,6 +231,13 @@ impl RouteBuilder {
     }
 }
 
+/// An object of Istio of this kind with this spec.
+pub fn istio(kind: &str, name: &str, spec: &Value) -> Value {
+    json!({
+        "apiVersion": "networking.istio.io/v1", "kind": kind, "metadata": {"name": name}, "spec": spec,
+    })
+}
+
 /// A SlotProfile with this spec.
 pub fn slot_profile(name: &str, spec: &Value) -> Value {
     json!({

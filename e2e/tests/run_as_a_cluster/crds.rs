@@ -5,7 +5,10 @@ use serde_json::{Value, json};
 
 fn resource(group: &str, versions: &[&str], kind: &str) -> Value {
     let singular = kind.to_lowercase();
-    let plural = format!("{singular}s");
+    let plural = match singular.strip_suffix('y') {
+        Some(stem) => format!("{stem}ies"),
+        None => format!("{singular}s"),
+    };
     let version = |(at, name): (usize, &&str)| {
         json!({"name": name, "served": true, "storage": at == 0, "subresources": {"status": {}}, "schema": {"openAPIV3Schema":
                {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}})
@@ -38,7 +41,7 @@ pub fn gateway_api() -> String {
 /// Istio's.
 pub fn istio() -> String {
     let of = |kind| resource("networking.istio.io", &["v1", "v1beta1"], kind);
-    list(&[of("VirtualService"), of("DestinationRule")])
+    list(&[of("VirtualService"), of("DestinationRule"), of("ServiceEntry"), of("WorkloadEntry")])
 }
 
 /// The Prometheus operator's.

@@ -47,6 +47,7 @@ async fn prepare() -> Result<(ControlPlane, Client)> {
     }
     for object in [
         foreign("networking.istio.io", "v1", "virtualservices", "VirtualService"),
+        foreign("networking.istio.io", "v1", "serviceentries", "ServiceEntry"),
         foreign("gateway.networking.k8s.io", "v1", "httproutes", "HTTPRoute"),
         json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}}),
         json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n2"}}),
@@ -290,6 +291,23 @@ async fn every_kind_is_told_in_its_own_form() -> Result<()> {
     apply(&client, stolen).await?;
     becomes(&client, &virtual_service, "ResolvedRefs", "False", "BackendNotFound").await?;
     ensure!(events(&client, "VirtualService", "api", "BackendNotFound").await?.len() == 1);
+
+    // A host of its own, in force on both nodes; and one that another has.
+    let entry = |name: &str| {
+        json!({
+            "apiVersion": "networking.istio.io/v1", "kind": "ServiceEntry",
+            "metadata": {"name": name, "namespace": "shop"},
+            "spec": {"hosts": ["db.example.com"], "addresses": ["240.0.0.1"], "resolution": "STATIC",
+                     "ports": [{"number": 80, "name": "tcp"}], "endpoints": [{"address": "10.9.0.1"}]},
+            "status": {"addresses": [{"value": "240.240.0.1"}]},
+        })
+    };
+    apply(&client, entry("a")).await?;
+    becomes(&client, &entry("a"), "Programmed", "True", "Programmed").await?;
+    let now = get(&client, &entry("a")).await?.unwrap_or_default();
+    ensure!(now["status"]["addresses"] == entry("a")["status"]["addresses"], "{now:#}");
+    apply(&client, entry("b")).await?;
+    becomes(&client, &entry("b"), "Accepted", "False", "Conflicted").await?;
 
     // Nodes' own settings.
     let profile = json!({

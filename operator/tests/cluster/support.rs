@@ -70,13 +70,21 @@ impl Watched {
 
     /// Waits until something of this type whose name contains `part` contains these bytes.
     pub async fn says(&self, ty: ResourceType, part: &str, bytes: &str) -> Result<()> {
+        let what = format!("{ty} {part} to contain {bytes:?}");
+        wait::until_true(&what, async || Ok(self.contains(ty, part, bytes))).await
+    }
+
+    /// Waits until nothing of this type whose name contains `part` contains these bytes.
+    pub async fn says_not(&self, ty: ResourceType, part: &str, bytes: &str) -> Result<()> {
+        let what = format!("{ty} {part} to contain {bytes:?} no longer");
+        wait::until_true(&what, async || Ok(!self.contains(ty, part, bytes))).await
+    }
+
+    fn contains(&self, ty: ResourceType, part: &str, bytes: &str) -> bool {
         let says = |content: &[u8]| content.windows(bytes.len()).any(|window| window == bytes.as_bytes());
-        wait::until_true(&format!("{ty} {part} to contain {bytes:?}"), async || {
-            let published = self.published.lock().unwrap();
-            let mut of_type = published.iter().filter(|((of, name), _)| *of == ty && name.contains(part));
-            Ok(of_type.any(|(_, content)| says(content)))
-        })
-        .await
+        let published = self.published.lock().unwrap();
+        let mut of_type = published.iter().filter(|((of, name), _)| *of == ty && name.contains(part));
+        of_type.any(|(_, content)| says(content))
     }
 }
 

@@ -9,16 +9,27 @@ use slotmesh_xds::ResourceType::{Cluster, Endpoints, Listener, Route, Workload};
 use crate::support::{Watched, apply, delete, get, namespace, pod, service};
 
 /// Istio's own, with as little schema as the API server takes.
-fn virtual_services() -> Value {
+fn definition(plural: &str, kind: &str) -> Value {
     json!({
         "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
-        "metadata": {"name": "virtualservices.networking.istio.io"},
+        "metadata": {"name": format!("{plural}.networking.istio.io")},
         "spec": {
             "group": "networking.istio.io", "scope": "Namespaced",
-            "names": {"plural": "virtualservices", "singular": "virtualservice", "kind": "VirtualService"},
+            "names": {"plural": plural, "singular": kind.to_lowercase(), "kind": kind},
             "versions": [{"name": "v1beta1", "served": true, "storage": true, "schema": {"openAPIV3Schema":
                 {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}}],
         },
+    })
+}
+
+fn virtual_services() -> Value {
+    definition("virtualservices", "VirtualService")
+}
+
+fn entry(kind: &str, name: &str, spec: Value) -> Value {
+    json!({
+        "apiVersion": "networking.istio.io/v1beta1", "kind": kind,
+        "metadata": {"name": name, "namespace": "shop"}, "spec": spec,
     })
 }
 
@@ -85,6 +96,37 @@ async fn what_happens_in_the_cluster_is_published() -> Result<()> {
         Ok(!watched.status().reports.iter().any(|report| report.severity == Severity::Refused))
     })
     .await?;
+    // A service of machines and of Pods, as far as these are ready.
+    apply(&client, definition("serviceentries", "ServiceEntry")).await?;
+    apply(&client, definition("workloadentries", "WorkloadEntry")).await?;
+    let machines = entry(
+        "ServiceEntry",
+        "db",
+        json!({"hosts": ["db.example.com"], "addresses": ["240.0.0.1"], "resolution": "STATIC",
+               "ports": [{"number": 80, "name": "tcp", "protocol": "TCP"}],
+               "workloadSelector": {"labels": {"app": "web"}}}),
+    );
+    let machine = entry("WorkloadEntry", "m", json!({"address": "10.9.0.1", "labels": {"app": "web"}}));
+    for object in [&machines, &machine] {
+        wait::until_true("the definitions to be served", async || {
+            Ok(apply(&client, object.clone()).await.is_ok())
+        })
+        .await?;
+    }
+    watched.has(Listener, "240.0.0.1_80", true).await?;
+    for ip in ["10.9.0.1", "10.1.0.7", "10.1.0.8"] {
+        watched.says(Endpoints, "db.example.com", ip).await?;
+    }
+    watched.says(Endpoints, services, "10.9.0.1").await?;
+    let mut unready = pod("web-1", "web", "n1", "10.1.0.8");
+    unready["status"]["conditions"][0]["status"] = "False".into();
+    apply(&client, unready).await?;
+    watched.says_not(Endpoints, "db.example.com", "10.1.0.8").await?;
+    delete(&client, &machine).await?;
+    watched.says_not(Endpoints, services, "10.9.0.1").await?;
+    delete(&client, &machines).await?;
+    watched.has(Listener, "240.0.0.1_80", false).await?;
+
     delete(&client, &virtual_services()).await?;
     let leads_to_api = async || {
         wait::until_true("the route to go", async || {
