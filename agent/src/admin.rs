@@ -16,7 +16,7 @@ use slotmesh_xds::ResourceType;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::{agent::Handle, metrics::render_clusters};
+use crate::{agent::Handle, metrics::render_running};
 
 /// The slot table as `/slots` shows it.
 #[derive(Debug, Serialize, Deserialize)]
@@ -126,7 +126,7 @@ async fn metrics(State(Admin { agent, more }): State<Admin>) -> Response {
             [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")],
             with_more(
                 agent.metrics().render(&stats, vips),
-                &(render_clusters(agent.running().await) + &more()),
+                &(render_running(agent.running().await) + &more()),
             ),
         )
             .into_response(),

@@ -12,7 +12,6 @@ use std::{
 
 use slotmesh_ads::{Sink, Update};
 use slotmesh_kernel::{Host, HostError, Lock, Outer, OuterError, ensure_bpffs};
-use slotmesh_records::ClusterState;
 use slotmesh_slots::{Config, Contradiction, Stats};
 use slotmesh_xds::{Rejection, ResourceName, ResourceType, Version};
 use tokio::sync::{Notify, oneshot, watch};
@@ -22,6 +21,7 @@ use crate::{
     datapath::{Datapath, DatapathError, Workload},
     metrics::Metrics,
     pins::{Found, Pins},
+    running::RunningNow,
     writer::{OpenError, Writer},
 };
 
@@ -83,7 +83,7 @@ enum Command {
     Apply(Update, oneshot::Sender<Vec<Rejection>>),
     Held(oneshot::Sender<Vec<(ResourceType, ResourceName, Version)>>),
     Show(ResourceType, ResourceName, oneshot::Sender<Option<serde_json::Value>>),
-    Running(oneshot::Sender<Vec<(String, ClusterState)>>),
+    Running(oneshot::Sender<RunningNow>),
     Stats(oneshot::Sender<(Stats, usize)>),
     Slots(oneshot::Sender<(Stats, Option<String>)>),
     SetSlots(Config, oneshot::Sender<Result<(), Contradiction>>),
@@ -201,7 +201,7 @@ impl Agent {
             move || drop(commands.lock().map(|commands| commands.send(Command::Wake)))
         };
         let mut writer = Writer::open(outer, arena, vips, slots, Arc::new(wake))?;
-        writer.keep_running_state(Datapath::open_clusters(&pins)?);
+        writer.keep_running_state(Datapath::open_clusters(&pins)?, Datapath::open_endpoints(&pins)?);
         let held = writer.held().len();
         let (stats, _) = writer.stats();
         tracing::info!(
@@ -350,8 +350,8 @@ impl Handle {
         self.ask(Command::Stats).await
     }
 
-    /// What runs of the clusters that are in force; nothing once the agent has stopped.
-    pub async fn running(&self) -> Vec<(String, ClusterState)> {
+    /// What runs; nothing once the agent has stopped.
+    pub async fn running(&self) -> RunningNow {
         self.ask(Command::Running).await.unwrap_or_default()
     }
 

@@ -14,7 +14,10 @@ use aya::{
 };
 use bytemuck::Zeroable as _;
 use slotmesh_kernel::{BpfError, Hook, Host, HostError, Link, Map, MapKind, MapSpec, cgroup_id, test_run};
-use slotmesh_records::{Answer, ClusterState, Identity, LAYOUT_HASH, Question, Verdict, VipKey, name_hash};
+use slotmesh_records::{
+    Answer, ClusterState, EndpointCount, EndpointKey, Identity, LAYOUT_HASH, Question, Verdict, VipKey,
+    name_hash,
+};
 
 use crate::pins::Pins;
 
@@ -186,6 +189,17 @@ impl Datapath {
         Map::open_or_create(&pins.clusters(), &CLUSTERS, None).map_err(bpf("open what runs of clusters"))
     }
 
+    /// Opens the map of how many connections count at each endpoint, or creates it, before the programs that
+    /// use it.
+    ///
+    /// # Errors
+    /// Where the kernel refuses, or another kind of map is pinned there.
+    pub fn open_endpoints(pins: &Pins) -> Result<Map<EndpointKey, EndpointCount>, DatapathError> {
+        const ENDPOINTS: MapSpec =
+            MapSpec { name: "slotmesh_endp", kind: MapKind::Hash, max_entries: 65_536, flags: 1 };
+        Map::open_or_create(&pins.endpoints(), &ENDPOINTS, None).map_err(bpf("open the counts of endpoints"))
+    }
+
     /// Loads the programs over the maps that are pinned.
     ///
     /// # Errors
@@ -203,6 +217,7 @@ impl Datapath {
             .map_pin_path("SOCKETS", pins.state().join("sockets"))
             .map_pin_path("IDENTITY", identity_path)
             .map_pin_path("CLUSTERS", pins.clusters())
+            .map_pin_path("ENDPOINTS", pins.endpoints())
             .load(OBJECT)?;
         let hooks = Hook::ALL
             .into_iter()
@@ -333,13 +348,16 @@ impl Datapath {
         Ok(())
     }
 
-    /// Asks where a connection would go, with these random numbers for cluster and endpoint.
+    /// Asks where a connection would go that chooses by these numbers.
     ///
     /// # Errors
     /// Where the kernel refuses the test run.
-    pub fn ask(&self, to: SocketAddr, randoms: (u32, u32)) -> Result<Decision, DatapathError> {
+    pub fn ask(&self, to: SocketAddr, numbers: impl Into<Numbers>) -> Result<Decision, DatapathError> {
+        let Numbers { cluster, endpoint, other } = numbers.into();
         let vip = crate::flatten::vip_key(to);
-        let answer = self.run(&Question { vip, cluster_random: randoms.0, endpoint_random: randoms.1 })?;
+        let question =
+            Question { vip, cluster_random: cluster, endpoint_random: endpoint, other_random: other };
+        let answer = self.run(&question)?;
         Ok(match Verdict::try_from(answer.verdict) {
             Ok(Verdict::Redirect) => Decision::Redirect {
                 to: VipKey { addr: answer.addr, port: answer.port, protocol: 0, reserved: 0 }.socket_addr(),
@@ -356,6 +374,25 @@ impl Datapath {
         packet[ETHERNET..ANSWER].copy_from_slice(bytemuck::bytes_of(question));
         test_run(self.question.as_fd(), &mut packet).map_err(bpf("ask the question program"))?;
         Ok(bytemuck::pod_read_unaligned(&packet[ANSWER..]))
+    }
+}
+
+/// What a connection chooses by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Numbers {
+    /// The random number for the cluster.
+    pub cluster: u32,
+    /// The random number for the endpoint; where the source decides,
+    /// [`source_hash`](slotmesh_records::source_hash) of it.
+    pub endpoint: u32,
+    /// The random number for another endpoint, where the less busy of two is taken.
+    pub other: u32,
+}
+
+impl From<(u32, u32)> for Numbers {
+    /// For cluster and endpoint; where the less busy of two is taken, both are the same.
+    fn from((cluster, endpoint): (u32, u32)) -> Self {
+        Self { cluster, endpoint, other: endpoint }
     }
 }
 

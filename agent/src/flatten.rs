@@ -3,6 +3,7 @@
 //! ```text
 //! Endpoints of up to 126    1 slot: header, IPv4 table, IPv6 table
 //! Endpoints of more         1 index slot and a slot per 126
+//! Endpoints by the source   1 slot more, and for each family a slot per 1,020 places of its table
 //! Cluster                   1 slot, and its endpoints where it is STATIC
 //! Route                     1 slot, a slot per 255 clusters of all its routes, and for addresses as
 //!                           domains 1 index slot and a slot per 64
@@ -16,8 +17,8 @@ mod next;
 
 use bytemuck::Zeroable as _;
 use slotmesh_records::{
-    self as records, ClusterRange, EndpointChunk, EndpointIndex, NO_LIMIT, Owned, RecordHeader, Ref, Text,
-    Vip, VipKey, Within, balance,
+    self as records, ClusterRange, EndpointChunk, EndpointIndex, HashChunk, HashTable, NO_LIMIT, Owned,
+    RecordHeader, Ref, Text, Vip, VipKey, Within, balance,
 };
 use slotmesh_slots::{HandlePtr, Records, ResourceKind};
 use slotmesh_xds::ResourceType;
@@ -28,7 +29,7 @@ use crate::{
         Action, Balance, Chain, Cluster, Endpoint, Endpoints, Limits, Listener, Model, Route, Source,
         WeightedCluster,
     },
-    hosts,
+    hosts, maglev,
     packed::Packer,
 };
 
@@ -116,6 +117,9 @@ fn write_cluster<D: Records>(
         balance: match cluster.balance {
             Balance::Random => balance::RANDOM,
             Balance::RoundRobin => balance::ROUND_ROBIN,
+            Balance::LeastConnections => balance::LEAST_CONNECTIONS,
+            Balance::Hash => balance::HASH,
+            Balance::HashByRoute => balance::HASH_BY_ROUTE,
         },
         max_connections: connections.unwrap_or(NO_LIMIT),
         max_pending_requests: pending_requests.unwrap_or(NO_LIMIT),
@@ -136,30 +140,40 @@ fn write_endpoints<D: Records>(
     endpoints: &Endpoints<'_>,
     version: u64,
 ) -> Result<Owned<records::Endpoints>, D::Error> {
-    let (v4, v6) = (endpoints.v4.len() as u32, endpoints.v6.len() as u32);
     let mut elements = Vec::with_capacity(endpoints.v4.len() + endpoints.v6.len());
-    let mut flags = 0;
-    if table(&endpoints.v4, &mut elements) {
-        flags |= records::Endpoints::WEIGHTED_V4;
-    }
-    if table(&endpoints.v6, &mut elements) {
-        flags |= records::Endpoints::WEIGHTED_V6;
-    }
+    let v4 = table(&endpoints.v4, &mut elements);
+    let v6 = table(&endpoints.v6, &mut elements);
+    let hashes = if endpoints.hashed { write_hashes(draft, endpoints)? } else { Owned::NULL };
     let localities = write_localities(draft, endpoints)?;
     if elements.len() <= EndpointChunk::CAPACITY as usize {
-        let record = records::Endpoints { header: HEADER, v4, v6, flags, localities };
+        let record = records::Endpoints { header: HEADER, v4, v6, hashes, localities };
         return draft.write_root(&record, &elements, version);
     }
     let chunks = elements
         .chunks(EndpointChunk::CAPACITY as usize)
         .map(|chunk| draft.write(&EndpointChunk { header: HEADER, reserved: [0; 4] }, chunk))
         .collect::<Result<Vec<_>, _>>()?;
-    let record = EndpointIndex { header: HEADER, v4, v6, flags, localities };
+    let record = EndpointIndex { header: HEADER, v4, v6, hashes, localities };
     Ok(Owned::new(draft.write_root(&record, &chunks, version)?.ptr()))
 }
 
-/// Appends the alias table of one family; whether the weights differ.
-fn table(endpoints: &[Endpoint], elements: &mut Vec<records::Endpoint>) -> bool {
+/// Which endpoint each source has; null where no family has two endpoints.
+fn write_hashes<D: Records>(draft: &mut D, endpoints: &Endpoints<'_>) -> Result<Owned<HashTable>, D::Error> {
+    let (v4, v6) = (maglev::table(&endpoints.v4), maglev::table(&endpoints.v6));
+    if v4.is_empty() && v6.is_empty() {
+        return Ok(Owned::NULL);
+    }
+    let pieces = [&v4, &v6].into_iter().flat_map(|table| table.chunks(HashChunk::CAPACITY as usize));
+    let chunks = pieces
+        .map(|piece| draft.write(&HashChunk { header: HEADER }, piece))
+        .collect::<Result<Vec<_>, _>>()?;
+    let record = HashTable { header: HEADER, v4: v4.len() as u32, v6: v6.len() as u32 };
+    draft.write(&record, &chunks)
+}
+
+/// Appends the alias table of one family; how many there are, and whether the weights differ.
+fn table(endpoints: &[Endpoint], elements: &mut Vec<records::Endpoint>) -> u32 {
+    let count = endpoints.len() as u32;
     let element = |endpoint: &Endpoint, slot: Slot| records::Endpoint {
         addr: records::words(endpoint.ip),
         port: endpoint.port.get().to_be(),
@@ -171,11 +185,11 @@ fn table(endpoints: &[Endpoint], elements: &mut Vec<records::Endpoint>) -> bool 
     let weights = endpoints.iter().map(|endpoint| endpoint.weight.get());
     if are_equal(weights.clone()) {
         elements.extend(endpoints.iter().enumerate().map(|(i, endpoint)| element(endpoint, Slot::always(i))));
-        return false;
+        return count;
     }
     let table = alias_table(weights);
     elements.extend(endpoints.iter().zip(table).map(|(endpoint, slot)| element(endpoint, slot)));
-    true
+    count | records::Endpoints::WEIGHTED
 }
 
 fn write_localities<D: Records>(draft: &mut D, endpoints: &Endpoints<'_>) -> Result<Owned<Text>, D::Error> {
@@ -341,7 +355,9 @@ fn weighted<D: Records>(
         Ok(records::WeightedCluster {
             cluster: draft.handle(kind(ResourceType::Cluster), &cluster.cluster)?.as_ref(),
             threshold: slot.threshold,
-            alias: slot.alias,
+            // A route has at most `ClusterSet::CAPACITY` clusters.
+            alias: slot.alias as u16,
+            by_source: cluster.by_source.into(),
             weight: cluster.weight.get(),
         })
     };

@@ -15,7 +15,9 @@ pub mod config;
 mod datapath;
 mod enrol;
 pub mod flatten;
+mod held;
 mod hosts;
+mod maglev;
 pub mod memory;
 pub mod metrics;
 mod packed;
@@ -27,6 +29,7 @@ mod vips;
 pub mod writer;
 
 pub use agent::{Agent, Handle, Options, SetSlotsError, StartError, cleanup};
-pub use datapath::{Datapath, DatapathError, Decision, Workload};
+pub use datapath::{Datapath, DatapathError, Decision, Numbers, Workload};
 pub use enrol::{Enrolled, Enrolment, NoPods};
 pub use pins::Pins;
+pub use running::RunningNow;

@@ -6,7 +6,7 @@ mod node;
 
 use std::{sync::atomic::Ordering, time::Duration};
 
-pub(crate) use clusters::render as render_clusters;
+pub(crate) use clusters::render as render_running;
 pub use node::NodeMetrics;
 
 use prometheus_client::{

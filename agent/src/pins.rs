@@ -3,7 +3,8 @@
 //! ```text
 //! <pin root>/                         flock: one agent
 //!   records-<layout hash>/            outer, vips, slabs/<index>     goes with a record layout
-//!   state-v<version>/                 sockets, identity, clusters    outlives record layouts
+//!   state-v<version>/                 sockets, identity, clusters,   outlives record layouts
+//!                                     endpoints
 //!   links/<workload>/<hook>                                          fixed
 //! ```
 
@@ -64,6 +65,11 @@ impl Pins {
     /// What runs of each cluster.
     pub fn clusters(&self) -> PathBuf {
         self.state().join("clusters")
+    }
+
+    /// How many connections count at each endpoint.
+    pub fn endpoints(&self) -> PathBuf {
+        self.state().join("endpoints")
     }
 
     /// The links of all workloads.

@@ -1,10 +1,20 @@
 //! What runs of clusters (connections, turns) outlives every flush; here it ends, some time after its
-//! cluster. The programs make the entries; the agent only removes them, so an update makes no call.
+//! cluster. The programs make the entries; the agent only removes them, so an update makes no call. Those of
+//! endpoints the programs remove, too.
 
 use std::collections::VecDeque;
 
 use slotmesh_kernel::Map;
-use slotmesh_records::{ClusterState, name_hash};
+use slotmesh_records::{ClusterState, EndpointCount, EndpointKey, name_hash};
+
+/// What runs now.
+#[derive(Clone, Debug, Default)]
+pub struct RunningNow {
+    /// Of the clusters that are in force, those that had a connection, by name.
+    pub clusters: Vec<(String, ClusterState)>,
+    /// At how many endpoints connections count.
+    pub endpoints: usize,
+}
 
 /// How many departed clusters are looked at in one go.
 const AT_ONCE: usize = 32;
@@ -13,13 +23,15 @@ const AT_ONCE: usize = 32;
 #[derive(Default)]
 pub(crate) struct Running {
     map: Option<Map<u64, ClusterState>>,
+    endpoints: Option<Map<EndpointKey, EndpointCount>>,
     departed: VecDeque<u64>,
 }
 
 impl Running {
-    /// Takes the map over, with all that an earlier agent left there.
-    pub fn open(&mut self, map: Map<u64, ClusterState>) {
+    /// Takes the maps over, with all that an earlier agent left there.
+    pub fn open(&mut self, map: Map<u64, ClusterState>, endpoints: Map<EndpointKey, EndpointCount>) {
         self.map = Some(map);
+        self.endpoints = Some(endpoints);
     }
 
     /// What an earlier agent left of clusters that aren't there any more goes.
@@ -41,6 +53,18 @@ impl Running {
             tracing::warn!(%error, "what runs of clusters can't be read");
             Vec::new()
         })
+    }
+
+    /// At how many endpoints connections count.
+    pub fn endpoints(&self) -> usize {
+        let Some(map) = &self.endpoints else { return 0 };
+        map.entries().map_or_else(
+            |error| {
+                tracing::warn!(%error, "the counts of endpoints can't be read");
+                0
+            },
+            |all| all.len(),
+        )
     }
 
     /// A cluster has been removed.

@@ -3,15 +3,21 @@
 #[cfg(feature = "next-layout")]
 mod next;
 
+use std::net::SocketAddr;
+
 use serde_json::{Value, json};
 use slotmesh_records::{
-    Action, Chains, Cluster, ClusterSet, Endpoint, EndpointChunk, EndpointIndex, Endpoints, Handle,
-    HostChunk, HostIndex, Listener, NO_LIMIT, Owned, Ref, Route, SlotPtr, Text, VipKey, balance, name_hash,
+    Action, Chains, Cluster, ClusterSet, Handle, HashTable, HostChunk, HostIndex, Listener, NO_LIMIT, Owned,
+    Ref, Route, SlotPtr, balance, name_hash,
 };
 use slotmesh_slots::{Engine, HandlePtr};
 use slotmesh_xds::{ResourceType, Version};
 
-use crate::packed::Unpacker;
+use crate::{
+    config::Endpoints,
+    held::{Held, text},
+    packed::Unpacker,
+};
 
 /// The current version behind a handle; `None` where it has none.
 pub(crate) fn show(engine: &Engine, ty: ResourceType, handle: HandlePtr) -> Option<Value> {
@@ -40,10 +46,7 @@ impl Records<'_> {
     fn version(&self, ty: ResourceType, root: SlotPtr) -> Option<u64> {
         let header = match ty {
             ResourceType::Cluster => self.0.record::<Cluster>(root)?.0.header,
-            ResourceType::Endpoints => match self.0.record::<Endpoints>(root) {
-                Some((record, _)) => record.header,
-                None => self.0.record::<EndpointIndex>(root)?.0.header,
-            },
+            ResourceType::Endpoints => return Some(Held::read(self.0, root)?.version()),
             ResourceType::Route => self.0.record::<Route>(root)?.0.header,
             ResourceType::Listener => self.0.record::<Listener>(root)?.0.header,
             ResourceType::Settings | ResourceType::Workload => return None,
@@ -58,6 +61,9 @@ impl Records<'_> {
             "balance": match cluster.balance {
                 balance::RANDOM => "random",
                 balance::ROUND_ROBIN => "round robin",
+                balance::LEAST_CONNECTIONS => "least connections",
+                balance::HASH => "consistent hash of the source",
+                balance::HASH_BY_ROUTE => "consistent hash of the source where the route says so",
                 _ => "unknown",
             },
             "connectTimeoutMs": cluster.connect_timeout_ms,
@@ -71,45 +77,30 @@ impl Records<'_> {
     }
 
     fn endpoints(&self, root: SlotPtr) -> Option<Value> {
-        let mut elements: Vec<Endpoint> = Vec::new();
-        let localities = if let Some((record, tail)) = self.0.record::<Endpoints>(root) {
-            elements.extend(tail);
-            record.localities
-        } else {
-            let (record, chunks) = self.0.record::<EndpointIndex>(root)?;
-            for chunk in chunks {
-                elements.extend(self.0.record::<EndpointChunk>(chunk.ptr())?.1);
-            }
-            record.localities
-        };
-        let address = |endpoint: &Endpoint| {
-            VipKey { addr: endpoint.addr, port: endpoint.port, protocol: 0, reserved: 0 }.socket_addr()
-        };
-        let elements = elements.iter().map(|endpoint| {
+        let held = Held::read(self.0, root)?;
+        let Endpoints { v4, v6, localities, hashed: _ } = held.endpoints()?;
+        let endpoints = v4.iter().chain(&v6).map(|endpoint| {
             json!({
-                "address": address(endpoint).to_string(),
+                "address": SocketAddr::new(endpoint.ip, endpoint.port.get()).to_string(),
                 "weight": endpoint.weight,
                 "locality": endpoint.locality,
             })
         });
-        Some(json!({ "endpoints": elements.collect::<Vec<_>>(), "localities": self.localities(localities)? }))
-    }
-
-    fn localities(&self, text: Owned<Text>) -> Option<Vec<Value>> {
-        let bytes = self.text(text)?;
-        let mut text = Unpacker(&bytes);
-        let count = if bytes.is_empty() { 0 } else { text.number()? };
-        (0..count)
-            .map(|_| {
-                Some(json!({
-                    "region": text.text()?,
-                    "zone": text.text()?,
-                    "subZone": text.text()?,
-                    "priority": text.number()?,
-                    "weight": Some(text.number()?).filter(|&weight| weight != 0),
-                }))
+        let localities = localities.iter().map(|locality| {
+            json!({
+                "region": locality.region,
+                "zone": locality.zone,
+                "subZone": locality.sub_zone,
+                "priority": locality.priority,
+                "weight": locality.weight,
             })
-            .collect()
+        });
+        let places = self.0.record::<HashTable>(held.hashes().ptr()).map(|(table, _)| [table.v4, table.v6]);
+        Some(json!({
+            "endpoints": endpoints.collect::<Vec<_>>(),
+            "localities": localities.collect::<Vec<_>>(),
+            "hashPlaces": places.map(|[v4, v6]| json!({ "v4": v4, "v6": v6 })),
+        }))
     }
 
     fn listener(&self, root: SlotPtr) -> Option<Value> {
@@ -119,7 +110,7 @@ impl Records<'_> {
             let (_, matching) = self.0.record::<Chains>(listener.chains.ptr())?;
             chains.extend(matching.iter().map(|chain| (Some(chain.port), chain.action)));
         }
-        let names = self.text(listener.names)?;
+        let names = text(self.0, listener.names)?;
         let mut names = Unpacker(&names);
         let mut named = std::collections::BTreeMap::new();
         for _ in 0..names.number().unwrap_or(0) {
@@ -153,12 +144,16 @@ impl Records<'_> {
     }
 
     fn weighted(&self, element: &slotmesh_records::WeightedCluster) -> Value {
-        json!({ "cluster": self.name(element.cluster), "weight": element.weight })
+        let mut shown = json!({ "cluster": self.name(element.cluster), "weight": element.weight });
+        if element.by_source != 0 {
+            shown["hash"] = "source".into();
+        }
+        shown
     }
 
     fn route(&self, root: SlotPtr) -> Option<Value> {
         let (route, sets) = self.0.record::<Route>(root)?;
-        let bytes = self.text(route.text)?;
+        let bytes = text(self.0, route.text)?;
         let mut text = Unpacker(&bytes);
         let hosts = (0..text.number()?)
             .map(|_| {
@@ -202,16 +197,5 @@ impl Records<'_> {
         let name = std::str::from_utf8(name).ok()?;
         debug_assert_eq!(record.name_hash, name_hash(name));
         Some(name)
-    }
-
-    /// All pieces of a text behind each other.
-    fn text(&self, mut at: Owned<Text>) -> Option<Vec<u8>> {
-        let mut bytes = Vec::new();
-        while !at.ptr().is_null() {
-            let (record, piece) = self.0.record::<Text>(at.ptr())?;
-            bytes.extend_from_slice(piece);
-            at = record.next;
-        }
-        Some(bytes)
     }
 }

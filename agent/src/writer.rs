@@ -8,15 +8,19 @@
 //! an agent that is killed in between doesn't bring it back; then its VIPs go; then, after a grace
 //! period, its records.
 
+mod sources;
+
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use slotmesh_ads::Update;
 use slotmesh_kernel::{Arena, BpfError, Map, Outer};
-use slotmesh_records::{ClusterState, Handle, Listener, SlotPtr, VipKey, name_hash};
+use slotmesh_records::{
+    ClusterState, EndpointCount, EndpointKey, Handle, Listener, SlotPtr, VipKey, name_hash,
+};
 use slotmesh_slots::{Backing, Config, Contradiction, Engine, Full, HandlePtr, RecoverError, Stats};
 use slotmesh_xds::{Rejection, Resource, ResourceName, ResourceType, Version};
 
@@ -24,7 +28,7 @@ use crate::{
     config::{Invalid, Message, Model, Settings},
     flatten::{flush, kind, resource_type, vip_key},
     memory,
-    running::Running,
+    running::{Running, RunningNow},
     show::show,
     vips::{NotEntered, Vips},
 };
@@ -113,6 +117,8 @@ pub struct Writer {
     /// Removed listeners of which an address could not be taken out of the map yet.
     leaving: Vec<HandlePtr>,
     running: Running,
+    /// Load assignments, in force or not, that clusters in force choose from by the source; how many do.
+    hashed: HashMap<String, u32>,
     /// What was refused for want of room, and isn't in force.
     starved: BTreeSet<(ResourceType, ResourceName)>,
     /// The room there was when something was refused last.
@@ -150,6 +156,7 @@ impl Writer {
             vips,
             leaving: Vec::new(),
             running: Running::default(),
+            hashed: HashMap::new(),
             starved: BTreeSet::new(),
             room: 0,
             addresses_freed: 0,
@@ -157,6 +164,11 @@ impl Writer {
             flags: config,
             settings: None,
         };
+        for cluster in recovered.resources.iter().filter(|one| one.kind == kind(ResourceType::Cluster)) {
+            if let Some(assignment) = writer.hashed_by(&cluster.name) {
+                *writer.hashed.entry(assignment).or_default() += 1;
+            }
+        }
         let mut listeners: Vec<_> = recovered
             .resources
             .into_iter()
@@ -168,7 +180,7 @@ impl Writer {
             .iter()
             .flat_map(|(_, handle, keys)| keys.iter().map(|&key| (key, handle.ptr())))
             .collect();
-        let by_slot: std::collections::HashMap<SlotPtr, HandlePtr> =
+        let by_slot: HashMap<SlotPtr, HandlePtr> =
             listeners.iter().map(|(_, handle, _)| (handle.ptr(), *handle)).collect();
         for (key, slot) in entered {
             match by_slot.get(&slot).filter(|_| valid.contains(&(key, slot))) {
@@ -232,9 +244,9 @@ impl Writer {
     /// How long it took from the validated model on.
     fn decode_and_upsert(&mut self, resource: &Resource) -> Result<Duration, Refusal> {
         let message = Message::decode(resource)?;
-        let model = Model::new(resource.name.as_str(), &message)?;
+        let mut model = Model::new(resource.name.as_str(), &message)?;
         let started = Instant::now();
-        self.upsert(resource.name.as_str(), resource.version, &model)?;
+        self.upsert(resource.name.as_str(), resource.version, &mut model)?;
         let took = started.elapsed();
         if let Model::Route(route) = &model
             && route.unreachable > 0
@@ -284,10 +296,14 @@ impl Writer {
     ///
     /// # Errors
     /// Then the version before it, if there is one, still is.
-    pub fn upsert(&mut self, name: &str, version: Version, model: &Model<'_>) -> Result<(), Refusal> {
+    pub fn upsert(&mut self, name: &str, version: Version, model: &mut Model<'_>) -> Result<(), Refusal> {
         let version = version.get();
-        if matches!(model, Model::Cluster(_)) {
+        if let Model::Cluster(cluster) = &*model {
             self.running.stay(name);
+            return self.upsert_cluster(name, version, cluster, model);
+        }
+        if let Model::Endpoints(endpoints) = model {
+            endpoints.hashed = self.hashed.contains_key(name);
         }
         let Model::Listener(listener) = model else {
             flush(self.engine.draft(), name, version, model)?;
@@ -334,17 +350,25 @@ impl Writer {
         let Some(handle) = self.engine.find(kind(ty), name.as_str()) else { return };
         if ty == ResourceType::Listener {
             self.give_up(handle);
-        } else {
-            self.engine.remove(handle);
-            if ty == ResourceType::Cluster {
-                self.running.depart(name_hash(name.as_str()));
-            }
+            return;
+        }
+        let hashed = self.hashed_by(name.as_str()).filter(|_| ty == ResourceType::Cluster);
+        self.engine.remove(handle);
+        if ty == ResourceType::Cluster {
+            self.running.depart(name_hash(name.as_str()));
+        }
+        if let Some(assignment) = hashed {
+            self.unhash(&assignment);
         }
     }
 
     /// From now on, what runs of clusters that are removed goes with their last connection.
-    pub fn keep_running_state(&mut self, map: Map<u64, ClusterState>) {
-        self.running.open(map);
+    pub fn keep_running_state(
+        &mut self,
+        clusters: Map<u64, ClusterState>,
+        endpoints: Map<EndpointKey, EndpointCount>,
+    ) {
+        self.running.open(clusters, endpoints);
     }
 
     /// The first sync is over: what an earlier agent left that nothing leads to goes.
@@ -411,14 +435,13 @@ impl Writer {
         show(&self.engine, ty, self.engine.find(kind(ty), name)?)
     }
 
-    /// What runs of the clusters that are in force, of those that had a connection.
-    pub fn running(&self) -> Vec<(String, ClusterState)> {
-        let states: std::collections::HashMap<u64, ClusterState> =
-            self.running.entries().into_iter().collect();
-        if states.is_empty() {
-            return Vec::new();
-        }
-        self.clusters().filter_map(|name| Some((name.to_owned(), *states.get(&name_hash(name))?))).collect()
+    /// What runs now.
+    pub fn running(&self) -> RunningNow {
+        let states: HashMap<u64, ClusterState> = self.running.entries().into_iter().collect();
+        let state = |name: &str| Some((name.to_owned(), *states.get(&name_hash(name))?));
+        let clusters =
+            if states.is_empty() { Vec::new() } else { self.clusters().filter_map(state).collect() };
+        RunningNow { clusters, endpoints: self.running.endpoints() }
     }
 
     /// The slot table, and how many addresses the VIP map holds.

@@ -77,6 +77,21 @@ pub struct LoadBalancer {
     /// Istio's name of the algorithm, such as `RANDOM`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub simple: Option<String>,
+    /// By a hash of something.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consistent_hash: Option<ConsistentHash>,
+    /// Everything else.
+    #[serde(flatten)]
+    pub rest: Rest,
+}
+
+/// What is hashed to choose an endpoint.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ConsistentHash {
+    /// The source address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub use_source_ip: Option<bool>,
     /// Everything else.
     #[serde(flatten)]
     pub rest: Rest,

@@ -14,7 +14,8 @@ mod service_entry;
 mod virtual_service;
 
 pub use destination_rule::{
-    ConnectionPool, DestinationRule, DestinationRuleSpec, LoadBalancer, RuleSubset, TcpPool, TrafficPolicy,
+    ConnectionPool, ConsistentHash, DestinationRule, DestinationRuleSpec, LoadBalancer, RuleSubset, TcpPool,
+    TrafficPolicy,
 };
 pub use service_entry::{
     EntryPort, ServiceEntry, ServiceEntrySpec, WorkloadEntry, WorkloadEntrySpec, WorkloadSelector,

@@ -180,6 +180,13 @@ pub fn destination_rule(host: &str) -> RuleBuilder {
 }
 
 impl RuleBuilder {
+    /// With this traffic policy.
+    #[must_use]
+    pub fn traffic_policy(mut self, policy: &Value) -> Self {
+        self.0["spec"]["trafficPolicy"] = policy.clone();
+        self
+    }
+
     /// A subset named `version` of the pods with the label `version` of that value.
     #[must_use]
     pub fn version(mut self, version: &str) -> Self {

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use aya::{
-    maps::{HashMap, Map, MapData, MapInfo, MapType},
+    maps::{HashMap, Map, MapData, MapError, MapInfo, MapType},
     programs::{
         links::{FdLink, PinnedLink},
         loaded_programs,
@@ -158,6 +158,17 @@ impl Pinned {
         // An element that goes meanwhile has no connections.
         let active = |key| map.get(&key, 0).map_or(0, |[active, ..]| active);
         map.keys().map(|key| key.map(|key| (key, active(key))).map_err(Into::into)).collect()
+    }
+
+    /// How many connections count at each endpoint where any do.
+    ///
+    /// # Errors
+    /// When the map can't be read.
+    pub fn at_endpoints(&self) -> Result<Vec<u64>> {
+        let map: HashMap<MapData, [u64; 4], u64> = open(&self.state_dir()?.join("endpoints"))?.try_into()?;
+        // The upper half tells whose element it is.
+        let count = |found: Result<([u64; 4], u64), _>| found.map(|(_, count)| count & u64::from(u32::MAX));
+        map.iter().map(count).collect::<Result<_, MapError>>().context("read the counts of endpoints")
     }
 
     fn state_dir(&self) -> Result<PathBuf> {

@@ -18,6 +18,6 @@ mod seeds;
 mod streams;
 
 pub use frames::{Frames, frame};
-pub use resources::{REMOVE, config, manifests, recovery};
+pub use resources::{HASHED, REMOVE, config, manifests, recovery};
 pub use seeds::{TARGETS, Target};
 pub use streams::{NAMES, request_code, requests, responses};

@@ -23,6 +23,8 @@ use crate::{
 
 /// In the code of a frame of [`config`]: the resource of that name is removed.
 pub const REMOVE: u8 = 0x80;
+/// In the code of a frame of [`config`]: a cluster chooses from the load assignment by the source.
+pub const HASHED: u8 = 0x40;
 
 /// Frames of resources, written into one engine one after the other: what the decoder accepts can be
 /// flattened, is current afterwards with its version, and leaves nothing behind when it is removed.
@@ -43,7 +45,7 @@ pub fn config(data: &[u8]) {
             }
             current.remove(&(ty, name));
         } else if let Some(name) = name_of(ty, content)
-            && let Some(version) = write(&mut engine, &resource(ty, &name, content))
+            && let Some(version) = write(&mut engine, &resource(ty, &name, content), code & HASHED != 0)
         {
             current.insert((ty, name), version);
         }
@@ -83,9 +85,12 @@ fn resource(ty: ResourceType, name: &str, content: &[u8]) -> Resource {
 }
 
 /// Writes a resource, unless it is refused; the version that is current then.
-fn write(engine: &mut Engine, resource: &Resource) -> Option<Version> {
+fn write(engine: &mut Engine, resource: &Resource, hashed: bool) -> Option<Version> {
     let message = Message::decode(resource).ok()?;
-    let model = Model::new(resource.name.as_str(), &message).ok()?;
+    let mut model = Model::new(resource.name.as_str(), &message).ok()?;
+    if let Model::Endpoints(endpoints) = &mut model {
+        endpoints.hashed = hashed;
+    }
     flatten::flush(engine.draft(), resource.name.as_str(), resource.version.get(), &model).ok()?;
     Some(resource.version)
 }
@@ -167,7 +172,7 @@ impl Mesh {
             panic!("the agent would refuse {ty} {name:?}: {error}");
         }
         // The engine is small, and a refused flush changes nothing.
-        write(&mut self.engine, resource);
+        write(&mut self.engine, resource, false);
     }
 }
 
@@ -213,7 +218,7 @@ pub fn recovery(data: &[u8]) {
         .sum();
     assert_eq!(whole + u64::from(stats.empty_slabs), u64::from(stats.slabs), "no slab is lost: {stats:?}");
     for resource in examples() {
-        write(&mut engine, resource);
+        write(&mut engine, resource, true);
     }
     for resource in recovered.resources {
         engine.remove(resource.handle);
@@ -227,7 +232,7 @@ fn sound() -> &'static Image {
     SOUND.get_or_init(|| {
         memory::image(|engine| {
             for resource in examples() {
-                write(engine, resource).expect("an example is valid");
+                write(engine, resource, true).expect("an example is valid");
             }
         })
     })

@@ -20,7 +20,7 @@ use slotmesh_xds::{
     status_from_rejections,
 };
 
-use crate::{NAMES, REMOVE, config, frame, manifests, recovery, request_code, requests, responses};
+use crate::{HASHED, NAMES, REMOVE, config, frame, manifests, recovery, request_code, requests, responses};
 
 /// A fuzz target.
 #[derive(Clone, Copy)]
@@ -42,13 +42,31 @@ pub const TARGETS: [Target; 5] = [
     Target { name: "responses", run: responses, seeds: of_responses },
 ];
 
-const SHOP: [&str; 5] = [
+const SHOP: [&str; 6] = [
     include_str!("../../e2e/shop/web.yaml"),
     include_str!("../../e2e/shop/reviews.yaml"),
     include_str!("../../e2e/shop/reviews-v1.yaml"),
     include_str!("../../e2e/shop/reviews-v2.yaml"),
     include_str!("../../e2e/shop/canary.yaml"),
+    POLICIES,
 ];
+
+/// Ways of choosing an endpoint.
+const POLICIES: &str = r#"
+apiVersion: slotmesh.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: web, namespace: shop}
+spec:
+  targetRefs: [{group: "", kind: Service, name: web}]
+  loadBalancing: {algorithm: LeastConnections}
+---
+apiVersion: slotmesh.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: reviews, namespace: shop}
+spec:
+  targetRefs: [{group: "", kind: Service, name: reviews}]
+  loadBalancing: {algorithm: ConsistentHash}
+"#;
 
 /// What the operator makes of the shop.
 pub(crate) fn examples() -> &'static [Resource] {
@@ -71,7 +89,11 @@ fn of_config() -> Vec<Vec<u8>> {
     let write = |resource: &Resource| frame(code_of(resource.ty), &resource.content);
     let remove =
         |resource: &Resource| frame(code_of(resource.ty) | REMOVE, resource.name.as_str().as_bytes());
+    let hashed = |resource: &Resource| frame(code_of(resource.ty) | HASHED, &resource.content);
     let mut seeds: Vec<Vec<u8>> = examples().iter().map(write).collect();
+    // With tables of sources, then without.
+    seeds
+        .push(examples().iter().map(hashed).chain(examples().iter().map(write)).collect::<Vec<_>>().concat());
     seeds
         .push(examples().iter().map(write).chain(examples().iter().map(remove)).collect::<Vec<_>>().concat());
     // Referred to before it exists, and written twice.

@@ -7,17 +7,24 @@ use slotmesh_xds::envoy::{
             circuit_breakers::Thresholds,
             cluster::{
                 ClusterDiscoveryType, CommonLbConfig, DiscoveryType, EdsClusterConfig, LbConfig, LbPolicy,
-                RoundRobinLbConfig,
+                LeastRequestLbConfig, RoundRobinLbConfig,
             },
+            load_balancing_policy::Policy,
         },
-        core::v3::RoutingPriority,
+        core::v3::{RoutingPriority, TypedExtensionConfig},
     },
+    envoy::extensions::load_balancing_policies::{common::v3::ConsistentHashingLbConfig, maglev::v3::Maglev},
     google::protobuf::{Duration, UInt32Value},
 };
 
 use super::{
-    At, Endpoints, Invalid, invalid, named, plain_socket, reference, refuse_set, same_stream, unsupported,
+    At, Endpoints, Invalid, decode_any, invalid, named, plain_socket, reference, refuse_set, same_stream,
+    unsupported, weighted::hashes_source,
 };
+
+/// The only load balancing policy of an extension: with it a cluster itself says what is hashed.
+pub(super) const MAGLEV: &str =
+    "type.googleapis.com/envoy.extensions.load_balancing_policies.maglev.v3.Maglev";
 
 /// Envoy's default where `connect_timeout` is unset.
 const DEFAULT_CONNECT_TIMEOUT_MS: u32 = 5_000;
@@ -33,6 +40,16 @@ pub struct Cluster<'m> {
     pub balance: Balance,
     /// How much there may be at a time.
     pub limits: Limits,
+}
+
+impl Cluster<'_> {
+    /// The load assignment that needs a table of sources for it.
+    pub fn hashes_over(&self) -> Option<&str> {
+        match self.source {
+            Source::Assignment(name) if self.balance.hashes() => Some(name),
+            _ => None,
+        }
+    }
 }
 
 /// Where a cluster's endpoints come from.
@@ -51,6 +68,19 @@ pub enum Balance {
     Random,
     /// One after the other.
     RoundRobin,
+    /// The less busy of two chosen by random numbers.
+    LeastConnections,
+    /// By a hash of the source.
+    Hash,
+    /// By a hash of the source where the route says so, else by a random number.
+    HashByRoute,
+}
+
+impl Balance {
+    /// Whether sources may have endpoints of their own.
+    const fn hashes(self) -> bool {
+        matches!(self, Self::Hash | Self::HashByRoute)
+    }
 }
 
 /// The circuit breaker thresholds of the default priority; `None` is no limit. Envoy's default of 1024
@@ -129,19 +159,9 @@ impl<'m> Cluster<'m> {
             typed_dns_resolver_config: _,
         } = cluster;
         named("name", resource, name)?;
-        let balance = match LbPolicy::try_from(*lb_policy) {
-            Ok(LbPolicy::Random) => Balance::Random,
-            Ok(LbPolicy::RoundRobin) => {
-                refuse_lb_config(lb_config.as_ref())?;
-                Balance::RoundRobin
-            }
-            other => {
-                let policy = other.map_or("unknown", |policy| policy.as_str_name());
-                return Err(unsupported(
-                    "lb_policy",
-                    format!("{policy}; RANDOM and ROUND_ROBIN are supported"),
-                ));
-            }
+        let balance = match load_balancing_policy {
+            Some(policy) => extension(policy)?,
+            None => balance(*lb_policy, lb_config.as_ref())?,
         };
         plain_socket(&At::ROOT.field("transport_socket"), transport_socket.as_ref())?;
         refuse_set!(At::ROOT,
@@ -150,12 +170,11 @@ impl<'m> Cluster<'m> {
             "the source address is the application's": upstream_bind_config;
             "all endpoints that the load assignment calls healthy are chosen from":
                 health_checks, outlier_detection, lb_subset_config;
-            "only lb_policy": load_balancing_policy;
             "connections that exist stay": close_connections_on_host_health_failure;
         );
         let limits = limits(circuit_breakers.as_ref())?;
         if let Some(common) = common_lb_config {
-            common_lb(common)?;
+            common_lb(common, balance)?;
         }
         let ty = match cluster_discovery_type {
             Some(ClusterDiscoveryType::Type(ty)) => DiscoveryType::try_from(*ty).ok(),
@@ -172,7 +191,10 @@ impl<'m> Cluster<'m> {
                 refuse_set!(At::ROOT, "endpoints of a STATIC cluster stand in it": eds_cluster_config;);
                 let at = At::ROOT.field("load_assignment");
                 let assignment = load_assignment.as_ref().ok_or_else(|| invalid(at, "there is none"))?;
-                Source::Inline(Endpoints::from_proto(&at, assignment)?)
+                Source::Inline(Endpoints {
+                    hashed: balance.hashes(),
+                    ..Endpoints::from_proto(&at, assignment)?
+                })
             }
             _ => return Err(unsupported("type", "only EDS and STATIC clusters are supported")),
         };
@@ -194,13 +216,69 @@ fn assignment<'m>(name: &'m str, config: Option<&'m EdsClusterConfig>) -> Result
     Ok(service_name)
 }
 
-/// Slow start would change what is chosen.
-fn refuse_lb_config(config: Option<&LbConfig>) -> Result<(), Invalid> {
-    match config {
-        None => Ok(()),
-        Some(LbConfig::RoundRobinLbConfig(config)) if *config == RoundRobinLbConfig::default() => Ok(()),
-        Some(_) => Err(unsupported("lb_config", "ROUND_ROBIN without slow start")),
+/// How `lb_policy` has a connection choose. What would change the choice is refused, as slow start is; of a
+/// table or ring the size is ours.
+fn balance(policy: i32, config: Option<&LbConfig>) -> Result<Balance, Invalid> {
+    let policy = LbPolicy::try_from(policy);
+    let (balance, is_default, default) = match (policy, config) {
+        (Ok(LbPolicy::Random), _) => return Ok(Balance::Random),
+        (Ok(LbPolicy::Maglev | LbPolicy::RingHash), _) => return Ok(Balance::HashByRoute),
+        (Ok(LbPolicy::RoundRobin), config) => {
+            let is_default = match config {
+                None => true,
+                Some(LbConfig::RoundRobinLbConfig(config)) => *config == RoundRobinLbConfig::default(),
+                Some(_) => false,
+            };
+            (Balance::RoundRobin, is_default, "ROUND_ROBIN without slow start")
+        }
+        (Ok(LbPolicy::LeastRequest), config) => {
+            let is_default = match config {
+                None => true,
+                Some(LbConfig::LeastRequestLbConfig(config)) => {
+                    let LeastRequestLbConfig { choice_count, active_request_bias, slow_start_config } =
+                        config;
+                    choice_count.is_none_or(|count| count.value == 2)
+                        && active_request_bias.is_none()
+                        && slow_start_config.is_none()
+                }
+                Some(_) => false,
+            };
+            (Balance::LeastConnections, is_default, "LEAST_REQUEST of two, without bias and slow start")
+        }
+        (other, _) => {
+            let policy = other.map_or("unknown", |policy| policy.as_str_name());
+            let known = "RANDOM, ROUND_ROBIN, LEAST_REQUEST, MAGLEV and RING_HASH are supported";
+            return Err(unsupported("lb_policy", format!("{policy}; {known}")));
+        }
+    };
+    if is_default { Ok(balance) } else { Err(unsupported("lb_config", default)) }
+}
+
+/// How the one load balancing policy that is an extension has a connection choose.
+fn extension(policy: &proto::LoadBalancingPolicy) -> Result<Balance, Invalid> {
+    let at = At::ROOT.field("load_balancing_policy");
+    let [Policy { typed_extension_config: Some(TypedExtensionConfig { name: _, typed_config: Some(any) }) }] =
+        &policy.policies[..]
+    else {
+        return Err(unsupported(at, "one policy with its typed_config is"));
+    };
+    if any.type_url != MAGLEV {
+        return Err(unsupported(at, format!("{}; {MAGLEV} is", any.type_url)));
     }
+    let maglev: Maglev = decode_any(&at, "Maglev", any)?;
+    let Maglev { table_size: _, consistent_hashing_lb_config, locality_weighted_lb_config } = &maglev;
+    refuse_set!(at, "all localities are chosen from alike": locality_weighted_lb_config;);
+    let Some(config) = consistent_hashing_lb_config else { return Ok(Balance::HashByRoute) };
+    let at = at.field("consistent_hashing_lb_config");
+    let ConsistentHashingLbConfig { use_hostname_for_hashing, hash_balance_factor, hash_policy } = config;
+    refuse_set!(at,
+        "the address alone is hashed": use_hostname_for_hashing;
+        "no endpoint is passed over": hash_balance_factor;
+    );
+    if hash_policy.is_empty() {
+        return Ok(Balance::HashByRoute);
+    }
+    Ok(if hashes_source(&at, hash_policy)? { Balance::Hash } else { Balance::Random })
 }
 
 /// The thresholds of the default priority. Envoy takes the first entry of a priority; connections have
@@ -251,7 +329,7 @@ fn limits(breakers: Option<&proto::CircuitBreakers>) -> Result<Limits, Invalid> 
     Ok(limits.unwrap_or_default())
 }
 
-fn common_lb(config: &CommonLbConfig) -> Result<(), Invalid> {
+fn common_lb(config: &CommonLbConfig, balance: Balance) -> Result<(), Invalid> {
     let CommonLbConfig {
         close_connections_on_host_set_change,
         locality_config_specifier,
@@ -260,13 +338,15 @@ fn common_lb(config: &CommonLbConfig) -> Result<(), Invalid> {
         update_merge_window: _,
         // There are no health checks to wait for.
         ignore_new_hosts_until_first_hc: _,
-        // No effect with lb_policy RANDOM or ROUND_ROBIN.
-        consistent_hashing_lb_config: _,
+        consistent_hashing_lb_config,
         override_host_status: _,
     } = config;
+    // Without effect where nothing is hashed.
+    let consistent_hashing_lb_config = &consistent_hashing_lb_config.filter(|_| balance.hashes());
     refuse_set!(At::ROOT.field("common_lb_config"),
         "connections that exist stay": close_connections_on_host_set_change;
         "all localities are chosen from alike": locality_config_specifier;
+        "the address alone is hashed, and no endpoint is passed over": consistent_hashing_lb_config;
     );
     Ok(())
 }

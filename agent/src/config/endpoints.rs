@@ -22,6 +22,8 @@ pub struct Endpoints<'m> {
     pub v6: Vec<Endpoint>,
     /// Where they are.
     pub localities: Vec<Locality<'m>>,
+    /// Whether a cluster chooses among them by the source: clusters say so, not load assignments.
+    pub hashed: bool,
 }
 
 /// One endpoint.
@@ -92,6 +94,7 @@ impl<'m> Endpoints<'m> {
             v4: Vec::with_capacity(count),
             v6: Vec::new(),
             localities: Vec::with_capacity(localities.len()),
+            hashed: false,
         };
         for (i, locality) in localities.iter().enumerate() {
             let at = at.element("endpoints", i);

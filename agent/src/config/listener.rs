@@ -278,9 +278,9 @@ fn action<'m>(chain: &At<'_>, filters: &'m [proto::Filter]) -> Result<Action<'m>
             let proxy: TcpProxy = decode_any(&at, "TcpProxy", any)?;
             let clusters = tcp_clusters(&at, &proxy)?;
             let mut owned: Vec<_> = clusters.into_iter().map(WeightedCluster::into_owned).collect();
-            if owned.len() == 1 {
-                let WeightedCluster { cluster, weight: _ } = owned.remove(0);
-                return Ok(Action::Cluster(cluster));
+            // That the source is hashed stands with the clusters of a set.
+            if let [WeightedCluster { by_source: false, .. }] = owned[..] {
+                return Ok(Action::Cluster(owned.remove(0).cluster));
             }
             Ok(Action::Clusters(owned))
         }

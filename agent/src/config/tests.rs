@@ -16,11 +16,14 @@ use slotmesh_xds::{
                     route_action::ClusterSpecifier, route_match::PathSpecifier,
                 },
             },
-            extensions::filters::network::{
-                http_connection_manager::v3::{
-                    HttpConnectionManager, HttpFilter, Rds, http_connection_manager::RouteSpecifier,
+            extensions::{
+                filters::network::{
+                    http_connection_manager::v3::{
+                        HttpConnectionManager, HttpFilter, Rds, http_connection_manager::RouteSpecifier,
+                    },
+                    tcp_proxy::v3::{TcpProxy, tcp_proxy},
                 },
-                tcp_proxy::v3::{TcpProxy, tcp_proxy},
+                load_balancing_policies::{common::v3::ConsistentHashingLbConfig, maglev::v3::Maglev},
             },
             r#type::matcher::v3::{FilterStateMatcher, MetadataMatcher},
         },
@@ -29,7 +32,7 @@ use slotmesh_xds::{
 };
 
 use super::{
-    Invalid, Message, Model, Source,
+    Balance, Invalid, Message, Model, Source,
     listener::{HTTP_CONNECTION_MANAGER, TCP_PROXY},
 };
 
@@ -184,7 +187,8 @@ fn clusters() {
         m.name = "other".to_owned() => "name";
         m.cluster_discovery_type = None => "eds_cluster_config";
         m.cluster_discovery_type = Some(cluster::cluster::ClusterDiscoveryType::Type(1)) => "type";
-        m.lb_policy = 1 => "lb_policy";
+        m.lb_policy = 6 => "lb_policy";
+        m.lb_policy = 7 => "lb_policy";
         m.lb_policy = 77 => "lb_policy";
         m.transport_socket = Some(tls()) => "transport_socket";
         m.transport_socket = Some(core::TransportSocket::default()) => "transport_socket";
@@ -208,6 +212,21 @@ fn clusters() {
             per_host_thresholds: limit(10, 0).thresholds, ..Default::default()
         }) => "circuit_breakers.per_host_thresholds[0].max_connections";
         slow_start(m) => "lb_config";
+        least(m).choice_count = Some(UInt32Value { value: 3 }) => "lb_config";
+        least(m).active_request_bias = Some(<_>::default()) => "lb_config";
+        least(m).slow_start_config = Some(<_>::default()) => "lb_config";
+        { m.lb_policy = 5; common(m).consistent_hashing_lb_config = Some(<_>::default()) }
+            => "common_lb_config.consistent_hashing_lb_config";
+        maglev(m, |_, m| m.locality_weighted_lb_config = Some(<_>::default()))
+            => "load_balancing_policy.locality_weighted_lb_config";
+        maglev(m, |hash, _| hash.use_hostname_for_hashing = true)
+            => "load_balancing_policy.consistent_hashing_lb_config.use_hostname_for_hashing";
+        maglev(m, |hash, _| hash.hash_balance_factor = Some(<_>::default()))
+            => "load_balancing_policy.consistent_hashing_lb_config.hash_balance_factor";
+        maglev(m, |hash, _| hash.hash_policy.push(<_>::default()))
+            => "load_balancing_policy.consistent_hashing_lb_config.hash_policy[1]";
+        { maglev(m, |_, _| {}); extension(m).type_url.push('x') } => "load_balancing_policy";
+        { maglev(m, |_, _| {}); extension(m).value = vec![0xff] } => "load_balancing_policy";
         common(m).close_connections_on_host_set_change = true
             => "common_lb_config.close_connections_on_host_set_change";
         common(m).locality_config_specifier = Some(
@@ -222,6 +241,69 @@ fn clusters() {
     harmless.circuit_breakers = Some(limit(u32::MAX, 0));
     harmless.http2_protocol_options = Some(<_>::default());
     assert_eq!(decode(ResourceType::Cluster, &harmless), decode(ResourceType::Cluster, &cluster()));
+}
+
+fn least(cluster: &mut ClusterProto) -> &mut cluster::cluster::LeastRequestLbConfig {
+    cluster.lb_policy = 1;
+    cluster.lb_config = Some(cluster::cluster::LbConfig::LeastRequestLbConfig(<_>::default()));
+    match cluster.lb_config.as_mut() {
+        Some(cluster::cluster::LbConfig::LeastRequestLbConfig(config)) => config,
+        _ => unreachable!("it was set"),
+    }
+}
+
+/// Gives the cluster a policy that hashes the source, changed.
+fn maglev(cluster: &mut ClusterProto, change: impl FnOnce(&mut ConsistentHashingLbConfig, &mut Maglev)) {
+    let (mut hash, mut maglev) = (
+        ConsistentHashingLbConfig { hash_policy: vec![hash_policy(true)], ..Default::default() },
+        Maglev::default(),
+    );
+    change(&mut hash, &mut maglev);
+    maglev.consistent_hashing_lb_config = Some(hash);
+    let config = core::TypedExtensionConfig {
+        typed_config: Some(typed(super::cluster::MAGLEV, &maglev)),
+        ..Default::default()
+    };
+    let policy = cluster::load_balancing_policy::Policy { typed_extension_config: Some(config) };
+    cluster.load_balancing_policy = Some(cluster::LoadBalancingPolicy { policies: vec![policy] });
+}
+
+fn extension(cluster: &mut ClusterProto) -> &mut Any {
+    let policy = &mut cluster.load_balancing_policy.as_mut().unwrap().policies[0];
+    policy.typed_extension_config.as_mut().unwrap().typed_config.as_mut().unwrap()
+}
+
+fn hash_policy(source_ip: bool) -> route::route_action::HashPolicy {
+    use route::route_action::hash_policy::{ConnectionProperties, PolicySpecifier};
+    let specifier = PolicySpecifier::ConnectionProperties(ConnectionProperties { source_ip });
+    route::route_action::HashPolicy { policy_specifier: Some(specifier), terminal: true }
+}
+
+#[test]
+fn a_cluster_says_how_endpoints_are_chosen() {
+    let balance = |change: &dyn Fn(&mut ClusterProto)| {
+        let mut message = cluster();
+        change(&mut message);
+        match decode(ResourceType::Cluster, &message) {
+            Ok(Model::Cluster(cluster)) => (cluster.balance, cluster.hashes_over().is_some()),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(balance(&|m| m.lb_policy = 3), (Balance::Random, false));
+    assert_eq!(balance(&|m| m.lb_policy = 0), (Balance::RoundRobin, false));
+    assert_eq!(balance(&|m| m.lb_policy = 1), (Balance::LeastConnections, false));
+    assert_eq!(
+        balance(&|m| least(m).choice_count = Some(UInt32Value { value: 2 })),
+        (Balance::LeastConnections, false)
+    );
+    assert_eq!(balance(&|m| m.lb_policy = 2), (Balance::HashByRoute, true));
+    assert_eq!(balance(&|m| m.lb_policy = 5), (Balance::HashByRoute, true));
+    assert_eq!(balance(&|m| maglev(m, |_, _| {})), (Balance::Hash, true));
+    assert_eq!(balance(&|m| maglev(m, |hash, _| hash.hash_policy.clear())), (Balance::HashByRoute, true));
+    assert_eq!(
+        balance(&|m| maglev(m, |hash, _| hash.hash_policy = vec![hash_policy(false)])),
+        (Balance::Random, false)
+    );
 }
 
 fn slow_start(cluster: &mut ClusterProto) {
@@ -362,6 +444,8 @@ fn routes() {
         matching(m).filter_state.push(FilterStateMatcher::default())
             => format!("{ROUTE}.match.filter_state");
         action(m).priority = 1 => format!("{ROUTE}.route.priority");
+        action(m).hash_policy.extend([hash_policy(true), <_>::default()])
+            => format!("{ROUTE}.route.hash_policy[1]");
         action(m).metadata_match = Some(<_>::default()) => format!("{ROUTE}.route.metadata_match");
         action(m).request_mirror_policies.push(<_>::default())
             => format!("{ROUTE}.route.request_mirror_policies");
@@ -441,6 +525,7 @@ fn listeners() {
         m.filter_chains[0].filters[0].config_type = None => format!("{CHAIN}.filters[0]");
         *m = listener_of(typed("type.googleapis.com/x.Y", &())) => format!("{CHAIN}.filters[0]");
         *m = tcp_of(|p| p.cluster_specifier = None) => format!("{CHAIN}.filters[0]");
+        *m = tcp_of(|p| p.hash_policy.push(<_>::default())) => format!("{CHAIN}.filters[0].hash_policy[0]");
         *m = tcp_of(|p| p.metadata_match = Some(<_>::default())) => format!("{CHAIN}.filters[0].metadata_match");
         *m = tcp_of(|p| p.on_demand = Some(<_>::default())) => format!("{CHAIN}.filters[0].on_demand");
         *m = tcp_of(|p| p.max_connect_attempts = Some(UInt32Value { value: 2 }))

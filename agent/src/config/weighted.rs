@@ -5,8 +5,16 @@ use std::{borrow::Cow, num::NonZeroU32};
 use prost::encoding::{WireType, decode_key, decode_varint};
 use slotmesh_records::ClusterSet;
 use slotmesh_xds::envoy::envoy::{
-    config::route::v3::{self as proto, route_action::ClusterSpecifier, weighted_cluster::ClusterWeight},
+    config::route::v3::{
+        self as proto,
+        route_action::{
+            ClusterSpecifier,
+            hash_policy::{ConnectionProperties, PolicySpecifier},
+        },
+        weighted_cluster::ClusterWeight,
+    },
     extensions::filters::network::tcp_proxy::v3::{TcpProxy, tcp_proxy},
+    r#type::v3::{HashPolicy, hash_policy},
 };
 
 use super::{At, Invalid, invalid, reference, refuse_set, unsupported};
@@ -18,11 +26,14 @@ pub struct WeightedCluster<'m> {
     pub cluster: Cow<'m, str>,
     /// Its share of the sum of all weights.
     pub weight: NonZeroU32,
+    /// Whether the route says to hash the source, which has effect on [`Balance::HashByRoute`](super::Balance).
+    pub by_source: bool,
 }
 
 impl WeightedCluster<'_> {
     pub(super) fn into_owned(self) -> WeightedCluster<'static> {
-        WeightedCluster { cluster: self.cluster.into_owned().into(), weight: self.weight }
+        let Self { cluster, weight, by_source } = self;
+        WeightedCluster { cluster: cluster.into_owned().into(), weight, by_source }
     }
 }
 
@@ -38,8 +49,7 @@ pub(super) fn route_clusters<'m>(
         metadata_match,
         request_mirror_policies,
         priority,
-        // Has no effect in Envoy either on a cluster whose lb_policy doesn't hash.
-        hash_policy: _,
+        hash_policy,
         // Requests.
         cluster_not_found_response_code: _,
         prefix_rewrite: _,
@@ -71,8 +81,9 @@ pub(super) fn route_clusters<'m>(
         "a connection has one destination": request_mirror_policies;
         "a connection has the default priority": priority;
     );
+    let by_source = hashes_source(at, hash_policy)?;
     let weighted = match cluster_specifier {
-        Some(ClusterSpecifier::Cluster(name)) => return single(&at.field("cluster"), name, out),
+        Some(ClusterSpecifier::Cluster(name)) => return single(&at.field("cluster"), name, by_source, out),
         Some(ClusterSpecifier::WeightedClusters(weighted)) => weighted,
         _ => return Err(unsupported(at, "only cluster and weighted_clusters")),
     };
@@ -111,7 +122,27 @@ pub(super) fn route_clusters<'m>(
         return Err(invalid(at.field("total_weight"), reason));
     }
     let entries = clusters.iter().map(|entry| (entry.name.as_str(), weight(entry)));
-    weighted_clusters(&at, entries, out)
+    weighted_clusters(&at, entries, by_source, out)
+}
+
+/// Whether these policies hash the source. They do so whatever the request is, so others are refused.
+pub(super) fn hashes_source(
+    at: &At<'_>,
+    policies: &[proto::route_action::HashPolicy],
+) -> Result<bool, Invalid> {
+    let mut hashes = false;
+    for (i, policy) in policies.iter().enumerate() {
+        // The source alone is hashed anyway.
+        let proto::route_action::HashPolicy { policy_specifier, terminal: _ } = policy;
+        let Some(PolicySpecifier::ConnectionProperties(ConnectionProperties { source_ip })) =
+            policy_specifier
+        else {
+            let what = "a connection has no request that could be hashed; only connection_properties";
+            return Err(unsupported(at.element("hash_policy", i), what));
+        };
+        hashes |= source_ip;
+    }
+    Ok(hashes)
 }
 
 /// The clusters of a TCP proxy.
@@ -128,8 +159,7 @@ pub(super) fn tcp_clusters<'m>(
         tunneling_config,
         proxy_protocol_tlvs,
         upstream_connect_mode,
-        // Has no effect in Envoy either on a cluster whose lb_policy doesn't hash.
-        hash_policy: _,
+        hash_policy,
         // Of more than one attempt, of TLVs, of other connect modes.
         backoff_options: _,
         proxy_protocol_tlv_merge_policy: _,
@@ -156,10 +186,16 @@ pub(super) fn tcp_clusters<'m>(
         "connections are made as the application makes them":
             tunneling_config, proxy_protocol_tlvs, upstream_connect_mode;
     );
+    for (i, HashPolicy { policy_specifier }) in hash_policy.iter().enumerate() {
+        if !matches!(policy_specifier, Some(hash_policy::PolicySpecifier::SourceIp(_))) {
+            return Err(unsupported(at.element("hash_policy", i), "only source_ip"));
+        }
+    }
+    let by_source = !hash_policy.is_empty();
     let mut out = Vec::new();
     let weighted = match cluster_specifier {
         Some(tcp_proxy::ClusterSpecifier::Cluster(name)) => {
-            single(&at.field("cluster"), name, &mut out)?;
+            single(&at.field("cluster"), name, by_source, &mut out)?;
             return Ok(out);
         }
         Some(tcp_proxy::ClusterSpecifier::WeightedClusters(weighted)) => weighted,
@@ -173,7 +209,7 @@ pub(super) fn tcp_clusters<'m>(
         );
     }
     let entries = weighted.clusters.iter().map(|entry| (entry.name.as_str(), entry.weight));
-    weighted_clusters(&at, entries, &mut out)?;
+    weighted_clusters(&at, entries, by_source, &mut out)?;
     Ok(out)
 }
 
@@ -198,9 +234,14 @@ pub(super) fn lone_cluster(mut proxy: &[u8]) -> Option<&str> {
     cluster.filter(|name| !name.is_empty())
 }
 
-fn single<'m>(at: &At<'_>, name: &'m str, out: &mut Vec<WeightedCluster<'m>>) -> Result<(), Invalid> {
+fn single<'m>(
+    at: &At<'_>,
+    name: &'m str,
+    by_source: bool,
+    out: &mut Vec<WeightedCluster<'m>>,
+) -> Result<(), Invalid> {
     reference(at, name)?;
-    out.push(WeightedCluster { cluster: name.into(), weight: NonZeroU32::MIN });
+    out.push(WeightedCluster { cluster: name.into(), weight: NonZeroU32::MIN, by_source });
     Ok(())
 }
 
@@ -208,6 +249,7 @@ fn single<'m>(at: &At<'_>, name: &'m str, out: &mut Vec<WeightedCluster<'m>>) ->
 fn weighted_clusters<'m>(
     at: &At<'_>,
     entries: impl Iterator<Item = (&'m str, u32)>,
+    by_source: bool,
     out: &mut Vec<WeightedCluster<'m>>,
 ) -> Result<(), Invalid> {
     let (before, mut sum) = (out.len(), 0_u64);
@@ -215,7 +257,7 @@ fn weighted_clusters<'m>(
         reference(&at.element("clusters", i).field("name"), name)?;
         if let Some(weight) = NonZeroU32::new(weight) {
             sum += u64::from(weight.get());
-            out.push(WeightedCluster { cluster: name.into(), weight });
+            out.push(WeightedCluster { cluster: name.into(), weight, by_source });
         }
     }
     let at = at.field("clusters");

@@ -1,11 +1,11 @@
-//! Metrics of what runs of each cluster: its connections.
+//! Metrics of what runs: the connections of each cluster.
 
+use crate::RunningNow;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode_registry},
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
-use slotmesh_records::ClusterState;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Label {
@@ -13,7 +13,7 @@ struct Label {
 }
 
 /// The lines of the exposition, without its end mark. A cluster that is gone leaves nothing behind.
-pub(crate) fn render(clusters: Vec<(String, ClusterState)>) -> String {
+pub(crate) fn render(RunningNow { clusters, endpoints }: RunningNow) -> String {
     let (active, opened, refused) = (
         Family::<Label, Gauge>::default(),
         Family::<Label, Counter>::default(),
@@ -37,6 +37,13 @@ pub(crate) fn render(clusters: Vec<(String, ClusterState)>) -> String {
         "Connects refused because the cluster had as many connections as it may have",
         refused,
     );
+    let counted = Gauge::<i64>::default();
+    counted.set(i64::try_from(endpoints).unwrap_or(i64::MAX));
+    registry.register(
+        "endpoints_counted",
+        "Endpoints at which connections are counted, for LeastConnections; at most 65536",
+        counted,
+    );
     let mut text = String::new();
     encode_registry(&mut text, &registry).expect("writing to a string doesn't fail");
     text
@@ -44,13 +51,17 @@ pub(crate) fn render(clusters: Vec<(String, ClusterState)>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use slotmesh_records::ClusterState;
+
     use super::*;
 
     #[test]
     fn a_cluster_shows_its_connections() {
         let state = ClusterState { active: 3, cursor: 9, opened: 40, refused: 2 };
-        let text = render(vec![("outbound|80||a.b.svc.cluster.local".to_owned(), state)]);
+        let clusters = vec![("outbound|80||a.b.svc.cluster.local".to_owned(), state)];
+        let text = render(RunningNow { clusters, endpoints: 5 });
         for line in [
+            "endpoints_counted 5",
             "cluster_connections_active{cluster=\"outbound|80||a.b.svc.cluster.local\"} 3",
             "cluster_connections_total{cluster=\"outbound|80||a.b.svc.cluster.local\"} 40",
             "cluster_connections_refused_total{cluster=\"outbound|80||a.b.svc.cluster.local\"} 2",

@@ -36,6 +36,11 @@ impl Cgroup {
 
     /// Connects from within.
     pub(crate) fn connect(&self, to: SocketAddr) -> std::io::Result<TcpStream> {
+        self.within(|| TcpStream::connect_timeout(&to, Duration::from_secs(3)))
+    }
+
+    /// Makes sockets within.
+    pub(crate) fn within<T>(&self, run: impl FnOnce() -> T) -> T {
         // The whole process moves: one test at a time.
         static ALONE: Mutex<()> = Mutex::new(());
         let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -43,10 +48,10 @@ impl Cgroup {
         let old = fs::read_to_string("/proc/self/cgroup").expect("proc is mounted");
         let old = old.lines().find_map(|line| line.strip_prefix("0::/")).expect("cgroup v2").to_owned();
         fs::write(self.0.join("cgroup.procs"), &pid).expect("a process can be moved");
-        let connected = TcpStream::connect_timeout(&to, Duration::from_secs(3));
+        let made = run();
         let root = Host::probe().expect("as before").cgroup2;
         fs::write(root.join(old).join("cgroup.procs"), &pid).expect("and back");
-        connected
+        made
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod bench;
 mod cgroup;
+mod choice;
 mod config;
 mod enrol;
 mod readback;

@@ -66,7 +66,7 @@ fn active(bench: &Bench) -> u64 {
     state(bench).map_or(0, |state| state.active)
 }
 
-fn until(what: &str, mut reached: impl FnMut() -> bool) {
+pub(crate) fn until(what: &str, mut reached: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(10);
     while !reached() {
         assert!(Instant::now() < deadline, "{what}");

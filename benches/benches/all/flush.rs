@@ -66,7 +66,8 @@ fn models(n: u16) -> (Model<'static>, Model<'static>) {
         weight: std::num::NonZeroU32::MIN,
     };
     let localities = vec![Locality::default()];
-    let endpoints = Endpoints { v4: (n..n + 10).map(endpoint).collect(), v6: Vec::new(), localities };
+    let v4 = (n..n + 10).map(endpoint).collect();
+    let endpoints = Endpoints { v4, localities, ..Endpoints::default() };
     (Model::Cluster(cluster), Model::Endpoints(endpoints))
 }
 

@@ -3,15 +3,15 @@
 //! connect6 also sees IPv4-mapped addresses, which no connect4 program sees.
 
 use aya_ebpf::{
-    bindings::bpf_sock_addr,
+    bindings::{bpf_sock, bpf_sock_addr},
     helpers::{bpf_get_prandom_u32, generated::bpf_set_retval},
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
-use slotmesh_records::{Family, SocketState, VipKey, balance};
+use slotmesh_records::{Family, Identity, SocketState, VipKey, balance, source_hash};
 
 use crate::{
-    lookup::{Choice, Found, Target, look_up},
+    lookup::{Choice, Found, Numbers, Target, look_up},
     maps::{IDENTITY, SOCKETS},
     running,
 };
@@ -25,7 +25,7 @@ pub fn connect4(ctx: SockAddrContext) -> i32 {
     // SAFETY: the kernel hands a valid context; these fields may be read and written in this hook.
     let addr = unsafe { &mut *ctx.sock_addr };
     let vip = VipKey::from_v4(addr.user_ip4, addr.user_port as u16, addr.protocol as u8);
-    let Some(verdict) = decide(&ctx, &vip, Family::V4, |target| {
+    let Some(verdict) = decide(&ctx, &vip, Family::V4, bound4, |target| {
         addr.user_ip4 = target.addr[3];
         addr.user_port = u32::from(target.port);
     }) else {
@@ -45,7 +45,7 @@ pub fn connect6(ctx: SockAddrContext) -> i32 {
         reserved: 0,
     };
     let family = if vip.is_v4() { Family::V4 } else { Family::V6 };
-    let Some(verdict) = decide(&ctx, &vip, family, |target| {
+    let Some(verdict) = decide(&ctx, &vip, family, bound6, |target| {
         write_ip6(addr, target.addr);
         addr.user_port = u32::from(target.port);
     }) else {
@@ -60,6 +60,7 @@ fn decide(
     ctx: &SockAddrContext,
     vip: &VipKey,
     family: Family,
+    bound: impl Fn(&bpf_sock) -> [u32; 4],
     redirect: impl FnOnce(&Target),
 ) -> Option<i32> {
     // SAFETY: the context's socket is valid in this hook; the storage lives as long as the socket.
@@ -73,15 +74,7 @@ fn decide(
         // getpeername is to answer with what was asked for then.
         return None;
     }
-    let found = look_up(vip, family, |choice| {
-        if let Choice::Endpoint { cluster, balance: balance::ROUND_ROBIN, count, weighted } = choice
-            && let Some(turn) = running::turn(cluster, count, weighted)
-        {
-            return turn;
-        }
-        // SAFETY: the helper has no preconditions.
-        unsafe { bpf_get_prandom_u32() }
-    });
+    let found = look_up(vip, family, &Connecting { ctx, family, bound });
     let target = match &found {
         // Only TCP sockets are counted; a VIP of another protocol isn't there.
         Found::Target(target) if !running::is_full(target.cluster, target.max_connections) => target,
@@ -103,15 +96,13 @@ fn decide(
             return None;
         }
     };
-    // SAFETY: the storage of this program's attachment is always there.
-    let identity = unsafe { *IDENTITY.get_ptr_mut() };
     let mut state = SocketState {
         original: *vip,
         target_port: target.port,
-        counted: 0,
+        counted: if target.is_counted { SocketState::AT_ENDPOINT } else { 0 },
         target: target.addr,
         cluster: target.cluster,
-        workload: identity.workload,
+        workload: identity().workload,
     };
     if stored.is_null() {
         // SAFETY: the context's socket is valid in this hook.
@@ -125,12 +116,88 @@ fn decide(
     Some(ALLOW)
 }
 
-/// The kernel accepts word-wise access to these fields only; volatile keeps the compiler from
-/// merging the loads.
+/// A connection that is being made.
+struct Connecting<'c, B> {
+    ctx: &'c SockAddrContext,
+    family: Family,
+    /// Reads the address that the socket is bound to.
+    bound: B,
+}
+
+impl<B: Fn(&bpf_sock) -> [u32; 4]> Numbers for Connecting<'_, B> {
+    #[inline(always)]
+    fn cluster(&self) -> u32 {
+        random()
+    }
+
+    #[inline(always)]
+    fn endpoint(&self, choice: &Choice) -> u32 {
+        match choice.balance {
+            balance::ROUND_ROBIN => {
+                running::turn(choice.cluster, choice.count, choice.weighted).unwrap_or_else(random)
+            }
+            balance::HASH => self.source(),
+            _ => random(),
+        }
+    }
+
+    #[inline(always)]
+    fn other(&self) -> u32 {
+        random()
+    }
+}
+
 #[inline(always)]
-pub fn read_ip6(addr: &bpf_sock_addr) -> [u32; 4] {
-    let words = (&raw const addr.user_ip6).cast::<u32>();
-    // SAFETY: four words within the context.
+fn random() -> u32 {
+    // SAFETY: the helper has no preconditions.
+    unsafe { bpf_get_prandom_u32() }
+}
+
+impl<B: Fn(&bpf_sock) -> [u32; 4]> Connecting<'_, B> {
+    /// The number of the connection's source.
+    #[inline(always)]
+    fn source(&self) -> u32 {
+        // SAFETY: the kernel hands a valid context, with the socket that connects.
+        let bound = (self.bound)(unsafe { &*(*self.ctx.sock_addr).__bindgen_anon_1.sk });
+        let [a, b, c, d] = bound;
+        let any = match self.family {
+            Family::V4 => d == 0,
+            Family::V6 => a | b | c | d == 0,
+        };
+        source_hash(if any { identity().source() } else { bound })
+    }
+}
+
+/// Who connects.
+#[inline(always)]
+fn identity() -> Identity {
+    // SAFETY: the storage of this program's attachment is always there.
+    unsafe { *IDENTITY.get_ptr_mut() }
+}
+
+/// The address that an IPv4 socket is bound to, mapped into IPv6.
+#[inline(always)]
+fn bound4(sk: &bpf_sock) -> [u32; 4] {
+    // SAFETY: a word of the socket that the kernel lets be read.
+    VipKey::from_v4(unsafe { (&raw const sk.src_ip4).read_volatile() }, 0, 0).addr
+}
+
+/// The address that an IPv6 socket is bound to.
+#[inline(always)]
+fn bound6(sk: &bpf_sock) -> [u32; 4] {
+    read_words((&raw const sk.src_ip6).cast())
+}
+
+#[inline(always)]
+fn read_ip6(addr: &bpf_sock_addr) -> [u32; 4] {
+    read_words((&raw const addr.user_ip6).cast())
+}
+
+/// An IPv6 address of a context: the kernel accepts word-wise access to it only; volatile keeps the compiler
+/// from merging the loads.
+#[inline(always)]
+fn read_words(words: *const u32) -> [u32; 4] {
+    // SAFETY: four words within a context.
     unsafe {
         [
             words.read_volatile(),
@@ -141,7 +208,7 @@ pub fn read_ip6(addr: &bpf_sock_addr) -> [u32; 4] {
     }
 }
 
-/// See [`read_ip6`].
+/// See `read_words`.
 #[inline(always)]
 pub fn write_ip6(addr: &mut bpf_sock_addr, ip: [u32; 4]) {
     let words = (&raw mut addr.user_ip6).cast::<u32>();

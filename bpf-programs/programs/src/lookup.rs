@@ -1,8 +1,8 @@
 //! VIP -> listener -> chain -> route -> cluster -> endpoint: the one look-up that all programs share.
 //!
 //! Each handle is loaded exactly once a run, by one volatile load, so a run sees the whole old or the
-//! whole new version of each resource. Every step is O(1): alias tables for clusters and endpoints, a cuckoo
-//! table for virtual hosts, a binary search among at most 64 filter chains.
+//! whole new version of each resource. Every step is O(1): alias tables for clusters and endpoints, a table of
+//! sources, a cuckoo table for virtual hosts, a binary search among at most 64 filter chains.
 //! A pointer or count that doesn't fit its slab ends the look-up with a refusal; it never reads past
 //! the slab.
 
@@ -10,12 +10,13 @@ use core::mem::offset_of;
 
 use slotmesh_records::{
     Action, Chain, Chains, Cluster, ClusterRange, ClusterSet, Endpoint, EndpointChunk, EndpointIndex,
-    Endpoints, Family, Handle, Host, HostChunk, HostIndex, Listener, Record, RecordHeader, Route, SlotPtr,
-    VipKey, VipValue, WeightedCluster, choose,
+    Endpoints, Family, Handle, HashChunk, HashTable, Host, HostChunk, HostIndex, Listener, Record,
+    RecordHeader, Route, SlotPtr, VipKey, VipValue, WeightedCluster, balance, choose,
 };
 
 use crate::{
     place::{Place, tail},
+    running,
     slabs::VIPS,
 };
 
@@ -30,6 +31,8 @@ pub struct Target {
     pub cluster: u64,
     /// The most connections that it may have.
     pub max_connections: u32,
+    /// Whether its endpoint is to count it.
+    pub is_counted: bool,
 }
 
 /// What the look-up found.
@@ -42,16 +45,39 @@ pub enum Found {
     Target(Target),
 }
 
-/// Looks up where a connection to `vip` goes. `random` is asked at most twice: for the cluster, then
-/// for the endpoint.
+/// The numbers by which a connection chooses. Each is asked for at most once.
+pub trait Numbers {
+    /// A random number, for the route's clusters.
+    fn cluster(&self) -> u32;
+
+    /// The number for a cluster's endpoints.
+    fn endpoint(&self, choice: &Choice) -> u32;
+
+    /// A random number, for the endpoint that may be taken instead.
+    fn other(&self) -> u32;
+}
+
+/// A choice among the endpoints of a cluster.
+pub struct Choice {
+    /// The name hash of the cluster.
+    pub cluster: u64,
+    /// How to choose, see [`balance`].
+    pub balance: u32,
+    /// How many there are; not 0.
+    pub count: u32,
+    /// Whether they differ in weight.
+    pub weighted: bool,
+}
+
+/// Looks up where a connection to `vip` goes.
 #[inline(always)]
-pub fn look_up(vip: &VipKey, family: Family, mut random: impl FnMut(Choice) -> u32) -> Found {
+pub fn look_up(vip: &VipKey, family: Family, numbers: &impl Numbers) -> Found {
     let Some(value) = entry(vip) else { return Found::Pass };
     // The kernel may have reused the element for another key while this run looked at it: then the key
     // has been deleted, and perhaps been entered again. Ask once more.
     let listener = value.listener(vip).or_else(|| entry(vip)?.listener(vip));
     let Some(listener) = listener else { return Found::Pass };
-    match target(listener, vip, family, &mut random) {
+    match target(listener, vip, family, numbers) {
         Some(target) => Found::Target(target),
         None => Found::Refuse,
     }
@@ -65,34 +91,13 @@ fn entry(vip: &VipKey) -> Option<VipValue> {
     Some(VipValue::from_bits(unsafe { value.read_volatile() }))
 }
 
-/// What a random number is for.
-pub enum Choice {
-    /// Which of the route's clusters.
-    Cluster,
-    /// Which of a cluster's endpoints, of `count` (not 0).
-    Endpoint {
-        /// The name hash of the cluster.
-        cluster: u64,
-        /// Its way of choosing, see [`slotmesh_records::balance`].
-        balance: u32,
-        /// How many there are.
-        count: u32,
-        /// Whether they differ in weight.
-        weighted: bool,
-    },
-}
-
 #[inline(always)]
-fn target(
-    listener: SlotPtr,
-    vip: &VipKey,
-    family: Family,
-    random: &mut impl FnMut(Choice) -> u32,
-) -> Option<Target> {
+fn target(listener: SlotPtr, vip: &VipKey, family: Family, numbers: &impl Numbers) -> Option<Target> {
     let at = current(listener)?;
     let listener = record::<Listener>(&at)?;
     let action = chain(&listener, u16::from_be(vip.port))?;
     let mut cluster = action.cluster.ptr();
+    let mut by_source = false;
     if cluster.is_null() {
         // A weighted TCP route and an HTTP route are the same choice over another part of a set.
         let (set, first, count) = if action.clusters.ptr().is_null() {
@@ -105,12 +110,13 @@ fn target(
         };
         let element =
             |i: u32| set.read::<WeightedCluster>(tail::<ClusterSet, WeightedCluster>(first.wrapping_add(i)));
-        let (i, fraction) = choose(random(Choice::Cluster), count);
+        let (i, fraction) = choose(numbers.cluster(), count);
         let mut chosen = element(i)?;
         if fraction >= chosen.threshold {
-            chosen = element(chosen.alias)?;
+            chosen = element(chosen.alias.into())?;
         }
         cluster = chosen.cluster.ptr();
+        by_source = chosen.by_source != 0;
     }
     let handle = Place::of(cluster)?;
     let at = Place::of(handle.load_current()?)?;
@@ -118,11 +124,18 @@ fn target(
     let cluster = record::<Cluster>(&at)?;
     let inline = cluster.inline.ptr();
     let endpoints = if inline.is_null() { current(cluster.endpoints.ptr())? } else { Place::of(inline)? };
-    let endpoint = endpoint(&endpoints, family, |count, weighted| {
-        random(Choice::Endpoint { cluster: name, balance: cluster.balance, count, weighted })
-    })?;
-    let max_connections = cluster.max_connections;
-    Some(Target { addr: endpoint.addr, port: endpoint.port, cluster: name, max_connections })
+    let balance = match cluster.balance {
+        balance::HASH_BY_ROUTE if by_source => balance::HASH,
+        other => other,
+    };
+    let endpoint = endpoint(&endpoints, family, name, balance, numbers)?;
+    Some(Target {
+        addr: endpoint.addr,
+        port: endpoint.port,
+        cluster: name,
+        max_connections: cluster.max_connections,
+        is_counted: balance == balance::LEAST_CONNECTIONS,
+    })
 }
 
 /// What the filter chain of a port does: the one that matches it, else the one that matches all.
@@ -177,30 +190,92 @@ fn route(action: &Action, vip: &VipKey) -> Option<ClusterRange> {
     Some(route.any)
 }
 
-#[inline(always)]
-fn endpoint(at: &Place, family: Family, random: impl FnOnce(u32, bool) -> u32) -> Option<Endpoint> {
-    let head = at.read::<Endpoints>(0)?;
-    let (first, count, weighted) = match family {
-        Family::V4 => (0, head.v4, Endpoints::WEIGHTED_V4),
-        Family::V6 => (head.v4, head.v6, Endpoints::WEIGHTED_V6),
-    };
-    if count == 0 {
-        return None;
-    }
-    let chunked = head.header.kind.get() == EndpointIndex::KIND.get();
-    let element = |i: u32| {
-        let i = first.wrapping_add(i);
-        if chunked {
-            let chunk = at.read::<SlotPtr>(tail::<EndpointIndex, SlotPtr>(i / EndpointChunk::CAPACITY))?;
+/// The endpoints of one family.
+struct List<'p> {
+    at: &'p Place,
+    chunked: bool,
+    first: u32,
+}
+
+impl List<'_> {
+    #[inline(always)]
+    fn element(&self, i: u32) -> Option<Endpoint> {
+        let i = self.first.wrapping_add(i);
+        if self.chunked {
+            let chunk =
+                self.at.read::<SlotPtr>(tail::<EndpointIndex, SlotPtr>(i / EndpointChunk::CAPACITY))?;
             let chunk = Place::of(chunk)?;
             chunk.read::<Endpoint>(tail::<EndpointChunk, Endpoint>(i % EndpointChunk::CAPACITY))
         } else {
-            at.read::<Endpoint>(tail::<Endpoints, Endpoint>(i))
+            self.at.read::<Endpoint>(tail::<Endpoints, Endpoint>(i))
+        }
+    }
+
+    /// Element `i`, or its alias where `fraction` isn't below its threshold.
+    #[inline(always)]
+    fn pick(&self, i: u32, fraction: Option<u32>) -> Option<Endpoint> {
+        let chosen = self.element(i)?;
+        match fraction {
+            Some(fraction) if fraction >= chosen.threshold => self.element(chosen.alias),
+            _ => Some(chosen),
+        }
+    }
+}
+
+#[inline(always)]
+fn endpoint(
+    at: &Place,
+    family: Family,
+    cluster: u64,
+    balance: u32,
+    numbers: &impl Numbers,
+) -> Option<Endpoint> {
+    let head = at.read::<Endpoints>(0)?;
+    let (first, all) = match family {
+        Family::V4 => (0, head.v4),
+        Family::V6 => (head.v4 & !Endpoints::WEIGHTED, head.v6),
+    };
+    let (count, weighted) = (all & !Endpoints::WEIGHTED, all & Endpoints::WEIGHTED != 0);
+    if count == 0 {
+        return None;
+    }
+    let list = List { at, chunked: head.header.kind.get() == EndpointIndex::KIND.get(), first };
+    let number = numbers.endpoint(&Choice { cluster, balance, count, weighted });
+    let of_source =
+        if balance == balance::HASH { of_source(head.hashes.ptr(), family, number) } else { None };
+    let (i, fraction) = match of_source {
+        Some(i) => (i, None),
+        None => {
+            let (i, fraction) = choose(number, count);
+            (i, Some(fraction))
         }
     };
-    let (i, fraction) = choose(random(count, head.flags & weighted != 0), count);
-    let chosen = element(i)?;
-    if fraction < chosen.threshold { Some(chosen) } else { element(chosen.alias) }
+    let chosen = list.pick(i, fraction)?;
+    if balance == balance::LEAST_CONNECTIONS {
+        let (i, fraction) = choose(numbers.other(), count);
+        let other = list.pick(i, Some(fraction))?;
+        if running::is_busier(cluster, &chosen, &other) {
+            return Some(other);
+        }
+    }
+    Some(chosen)
+}
+
+/// The number of the endpoint that a source has; `None` where there is no table for the family.
+#[inline(always)]
+fn of_source(table: SlotPtr, family: Family, source: u32) -> Option<u32> {
+    let at = Place::of(table)?;
+    let table = record::<HashTable>(&at)?;
+    let (first, size) = match family {
+        Family::V4 => (0, table.v4),
+        Family::V6 => (table.v4.div_ceil(HashChunk::CAPACITY), table.v6),
+    };
+    if size == 0 {
+        return None;
+    }
+    let (i, _) = choose(source, size);
+    let chunk = at.read::<SlotPtr>(tail::<HashTable, SlotPtr>(first + i / HashChunk::CAPACITY))?;
+    Place::of(chunk)?.read::<u32>(tail::<HashChunk, u32>(i % HashChunk::CAPACITY))
 }
 
 /// The current version behind a handle.

@@ -10,7 +10,7 @@ use aya_ebpf::{
     btf_maps::{CgroupStorage, HashMap, SkStorage},
     macros::btf_map,
 };
-use slotmesh_records::{ClusterState, Identity, SocketState};
+use slotmesh_records::{ClusterState, EndpointKey, Identity, SocketState};
 
 /// What a redirected socket remembers.
 #[btf_map]
@@ -19,6 +19,10 @@ pub static SOCKETS: SkStorage<SocketState> = SkStorage::new();
 /// Whose program runs.
 #[btf_map]
 pub static IDENTITY: CgroupStorage<Identity> = CgroupStorage::new();
+
+/// How many connections count at each endpoint; the value is an `EndpointCount`.
+#[btf_map]
+pub static ENDPOINTS: HashMap<EndpointKey, u64, 65_536, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
 /// What runs of each cluster, by the hash of its name.
 #[btf_map]

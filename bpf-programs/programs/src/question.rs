@@ -8,7 +8,7 @@ use core::mem::size_of;
 use aya_ebpf::{bindings::TC_ACT_OK, macros::classifier, programs::TcContext};
 use slotmesh_records::{Answer, Family, LAYOUT_HASH, Question, Verdict};
 
-use crate::lookup::{Choice, Found, look_up};
+use crate::lookup::{Choice, Found, Numbers, look_up};
 
 const ETHERNET: usize = 14;
 
@@ -21,13 +21,30 @@ pub fn question(ctx: TcContext) -> i32 {
     TC_ACT_OK as i32
 }
 
+/// The numbers are part of the question.
+struct Asked<'q>(&'q Question);
+
+impl Numbers for Asked<'_> {
+    #[inline(always)]
+    fn cluster(&self) -> u32 {
+        self.0.cluster_random
+    }
+
+    #[inline(always)]
+    fn endpoint(&self, _: &Choice) -> u32 {
+        self.0.endpoint_random
+    }
+
+    #[inline(always)]
+    fn other(&self) -> u32 {
+        self.0.other_random
+    }
+}
+
 #[inline(always)]
 fn answer(question: &Question) -> Answer {
     let family = if question.vip.is_v4() { Family::V4 } else { Family::V6 };
-    let found = look_up(&question.vip, family, |choice| match choice {
-        Choice::Cluster => question.cluster_random,
-        Choice::Endpoint { .. } => question.endpoint_random,
-    });
+    let found = look_up(&question.vip, family, &Asked(question));
     let mut answer = Answer {
         layout: LAYOUT_HASH,
         cluster: 0,

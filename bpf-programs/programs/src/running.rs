@@ -1,11 +1,11 @@
-//! What runs of a cluster: its connections, and whose turn it is.
+//! What runs of a cluster: its connections, those of each endpoint, and whose turn it is.
 
 use core::arch::asm;
 
 use aya_ebpf::bindings::BPF_NOEXIST;
-use slotmesh_records::{ClusterState, NO_LIMIT};
+use slotmesh_records::{ClusterState, Endpoint, EndpointCount, EndpointKey, NO_LIMIT};
 
-use crate::maps::CLUSTERS;
+use crate::maps::{CLUSTERS, ENDPOINTS};
 
 /// The state of a cluster, made where it is missing.
 #[inline(always)]
@@ -87,6 +87,52 @@ pub fn end(cluster: u64) {
     }
 }
 
+/// One connection more at an endpoint. Whether it counts: where the map is full it doesn't.
+#[inline(always)]
+pub fn begin_at(endpoint: &EndpointKey) -> bool {
+    let mut count = ENDPOINTS.get_ptr_mut(endpoint);
+    if count.is_none() {
+        // As with clusters.
+        let _ = ENDPOINTS.insert(endpoint, EndpointCount::none(endpoint).bits(), u64::from(BPF_NOEXIST));
+        count = ENDPOINTS.get_ptr_mut(endpoint);
+    }
+    let Some(count) = count else { return false };
+    // SAFETY: an aligned word of an element, whose pointer is valid for this run.
+    let ours = EndpointCount::from_bits(unsafe { fetch_add(count, 1) }).of(endpoint).is_some();
+    if !ours {
+        // It was removed, and made another's, after it was found.
+        // SAFETY: as above.
+        unsafe { fetch_add(count, u64::MAX) };
+    }
+    ours
+}
+
+/// One connection less at an endpoint; the last one takes the element along. One that begins at that moment
+/// isn't among those counted: then the number is too low by it, and never too high.
+#[inline(always)]
+pub fn end_at(endpoint: &EndpointKey) {
+    let Some(count) = ENDPOINTS.get_ptr_mut(endpoint) else { return };
+    // SAFETY: as in `begin_at`.
+    match EndpointCount::from_bits(unsafe { fetch_add(count, u64::MAX) }).of(endpoint) {
+        // SAFETY: as in `begin_at`.
+        None => drop(unsafe { fetch_add(count, 1) }),
+        Some(0 | 1) => drop(ENDPOINTS.remove(endpoint)),
+        Some(_) => {}
+    }
+}
+
+/// Whether the first endpoint has more connections for its weight than the second.
+#[inline(always)]
+pub fn is_busier(cluster: u64, first: &Endpoint, second: &Endpoint) -> bool {
+    let open = |endpoint: &Endpoint| {
+        let key = EndpointKey::new(cluster, endpoint.addr, endpoint.port);
+        // SAFETY: the helper's pointer is valid for this run; other CPUs change the word.
+        let count = ENDPOINTS.get_ptr(&key).map(|count| unsafe { count.read_volatile() });
+        u64::from(count.and_then(|count| EndpointCount::from_bits(count).of(&key)).unwrap_or(0))
+    };
+    open(first) * u64::from(second.weight) > open(second) * u64::from(first.weight)
+}
+
 /// The number by which the endpoint is chosen whose turn it is, of `count` (not 0). Where all weigh the
 /// same, each has its turn once in `count` connections. Else multiples of the golden ratio: of any number
 /// of connections in a row, each endpoint has nearly its share.
@@ -101,5 +147,5 @@ pub fn turn(cluster: u64, count: u32, weighted: bool) -> Option<u32> {
     }
     let count = u64::from(count);
     // The least number that leads to this element.
-    Some((((cursor % count) << 32).wrapping_add(count - 1) / count) as u32)
+    Some((cursor.checked_rem(count)? << 32).wrapping_add(count - 1).checked_div(count)? as u32)
 }

@@ -1,4 +1,4 @@
-//! sock_ops: counts the connections of each cluster.
+//! sock_ops: counts the connections of each cluster, and of each endpoint where that decides.
 //!
 //! A connection counts from its SYN until its socket is closed, whoever closes it and whether or not it
 //! was established; each socket once, which its record remembers.
@@ -11,7 +11,7 @@ use aya_ebpf::{
     macros::sock_ops,
     programs::SockOpsContext,
 };
-use slotmesh_records::SocketState;
+use slotmesh_records::{EndpointKey, SocketState};
 
 use crate::{maps::SOCKETS, running};
 
@@ -20,24 +20,35 @@ pub fn sock_ops(ctx: SockOpsContext) -> u32 {
     match ctx.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => {
             if let Some(state) = stored(&ctx)
-                && state.counted == 0
+                && state.counted & SocketState::IN_CLUSTER == 0
                 && ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32).is_ok()
                 && running::begin(state.cluster)
             {
-                state.counted = 1;
+                state.counted |= SocketState::IN_CLUSTER;
+                if state.counted & SocketState::AT_ENDPOINT != 0 && !running::begin_at(&endpoint(state)) {
+                    state.counted = SocketState::IN_CLUSTER;
+                }
             }
         }
         BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == BPF_TCP_CLOSE => {
             if let Some(state) = stored(&ctx)
-                && state.counted != 0
+                && state.counted & SocketState::IN_CLUSTER != 0
             {
-                state.counted = 0;
                 running::end(state.cluster);
+                if state.counted & SocketState::AT_ENDPOINT != 0 {
+                    running::end_at(&endpoint(state));
+                }
+                state.counted = 0;
             }
         }
         _ => {}
     }
     1
+}
+
+#[inline(always)]
+fn endpoint(state: &SocketState) -> EndpointKey {
+    EndpointKey::new(state.cluster, state.target, state.target_port)
 }
 
 /// The record of the socket, if it was redirected.

@@ -14,6 +14,7 @@
 //!                                                 |-> HostIndex -> HostChunk*   (virtual hosts by address)
 //! Handle(cluster) -> Cluster -> Handle(endpoints) -> Endpoints, EndpointIndex   (EDS)
 //!                       |-> Endpoints, EndpointIndex                            (STATIC)
+//! Endpoints, EndpointIndex -> HashTable -> HashChunk*                           (chosen by the source)
 //! what only people read: names, domains, localities                -> Text
 //! ```
 //!
@@ -32,10 +33,13 @@ mod question;
 mod route;
 
 pub use layout::{LAYOUT_HASH, Record, RecordHeader, RecordKind};
-pub use maps::{ClusterState, Identity, STATE_VERSION, SocketState, VipKey, VipValue, name_hash, words};
+pub use maps::{
+    ClusterState, EndpointCount, EndpointKey, Identity, STATE_VERSION, SocketState, VipKey, VipValue,
+    name_hash, source_hash, words,
+};
 pub use model::{
-    Cluster, DirectoryPage, Endpoint, EndpointChunk, EndpointIndex, Endpoints, Handle, NO_LIMIT, Superblock,
-    Text, balance, choose,
+    Cluster, DirectoryPage, Endpoint, EndpointChunk, EndpointIndex, Endpoints, Handle, HashChunk, HashTable,
+    NO_LIMIT, Superblock, Text, balance, choose,
 };
 #[cfg(feature = "next-layout")]
 pub use next::Added;

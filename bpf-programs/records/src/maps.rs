@@ -140,7 +140,8 @@ pub struct SocketState {
     pub original: VipKey,
     /// Where it was redirected to: the port, network order.
     pub target_port: u16,
-    /// 1 while it counts among the connections of its cluster, else 0.
+    /// Where it counts: [`IN_CLUSTER`](Self::IN_CLUSTER), [`AT_ENDPOINT`](Self::AT_ENDPOINT). Set by connect to where
+    /// it shall, but for the cluster, where each does that begins.
     pub counted: u16,
     /// Where it was redirected to: the address. A program that runs after this one's, further up in the
     /// cgroup hierarchy, sees a connect to it.
@@ -149,6 +150,72 @@ pub struct SocketState {
     pub cluster: u64,
     /// [`Identity::workload`] of the caller.
     pub workload: u64,
+}
+
+impl SocketState {
+    /// It counts among the connections of its cluster.
+    pub const IN_CLUSTER: u16 = 1;
+    /// While it counts in its cluster, it also counts at its endpoint.
+    pub const AT_ENDPOINT: u16 = 2;
+}
+
+/// An endpoint of a cluster that chooses by how many connections each has: the key of [`EndpointCount`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+#[repr(C)]
+pub struct EndpointKey {
+    /// [`name_hash`] of the cluster.
+    pub cluster: u64,
+    /// Its address and port; the protocol is 0.
+    pub at: VipKey,
+    /// Zero.
+    pub reserved: u32,
+}
+
+impl EndpointKey {
+    /// The key of an address and port, both in network order.
+    #[inline(always)]
+    pub const fn new(cluster: u64, addr: [u32; 4], port: u16) -> Self {
+        Self { cluster, at: VipKey { addr, port, protocol: 0, reserved: 0 }, reserved: 0 }
+    }
+}
+
+/// How many connections count at an endpoint: made by the first, removed with the last by the programs, so
+/// that the map has an element for each endpoint with connections, and nobody looks after the others.
+///
+/// The kernel reuses the elements of a hash map at once, so the word also tells whose it is, as a
+/// [`VipValue`] does: the lower half is the number, the upper half a hash of the key. Versioned as
+/// [`SocketState`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(transparent)]
+pub struct EndpointCount(u64);
+
+impl EndpointCount {
+    const fn tag(key: &EndpointKey) -> u32 {
+        key.at.tag() ^ key.cluster as u32 ^ (key.cluster >> 32) as u32
+    }
+
+    /// No connection yet.
+    #[inline(always)]
+    pub const fn none(key: &EndpointKey) -> Self {
+        Self((Self::tag(key) as u64) << 32)
+    }
+
+    /// What the map holds.
+    #[inline(always)]
+    pub const fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    /// The bits that the map holds.
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// How many connections; `None` where the element is another key's.
+    #[inline(always)]
+    pub const fn of(self, key: &EndpointKey) -> Option<u32> {
+        if (self.0 >> 32) as u32 == Self::tag(key) { Some(self.0 as u32) } else { None }
+    }
 }
 
 /// What runs of a cluster, whatever version of it is current: no flush touches it. Keyed by the
@@ -177,9 +244,32 @@ pub struct Identity {
     pub namespace: u64,
 }
 
+impl Identity {
+    /// What stands for the source of a socket that is bound to no address: the workload.
+    #[inline(always)]
+    pub const fn source(&self) -> [u32; 4] {
+        [self.workload as u32, (self.workload >> 32) as u32, 0, 0]
+    }
+}
+
 /// The hash by which programs know a name (FNV-1a, 64 bits).
 pub const fn name_hash(name: &str) -> u64 {
     fnv1a(FNV_OFFSET, name.as_bytes())
+}
+
+/// The number by which a source chooses its endpoint: of the address in four words, network order, that its
+/// socket is bound to, or, of a socket that isn't, of [`Identity::source`].
+#[inline(always)]
+pub const fn source_hash(source: [u32; 4]) -> u32 {
+    const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
+    let mut hash = 0;
+    let mut i = 0;
+    while i < 4 {
+        hash = (hash ^ source[i] as u64).wrapping_mul(MIX);
+        hash ^= hash >> 29;
+        i += 1;
+    }
+    (hash.wrapping_mul(MIX) >> 32) as u32
 }
 
 #[cfg(test)]

@@ -22,6 +22,8 @@ pub(crate) const LAYOUTS: &[Layout] = &[
     Endpoints::LAYOUT,
     EndpointIndex::LAYOUT,
     EndpointChunk::LAYOUT,
+    HashTable::LAYOUT,
+    HashChunk::LAYOUT,
     Text::LAYOUT,
     Chains::LAYOUT,
     HostIndex::LAYOUT,
@@ -102,6 +104,12 @@ pub mod balance {
     pub const RANDOM: u32 = 0;
     /// One after the other, by weight.
     pub const ROUND_ROBIN: u32 = 1;
+    /// The less busy of two that are chosen by random numbers.
+    pub const LEAST_CONNECTIONS: u32 = 2;
+    /// By a hash of the source.
+    pub const HASH: u32 = 3;
+    /// By a hash of the source where the route says so, else by a random number.
+    pub const HASH_BY_ROUTE: u32 = 4;
 }
 
 /// `envoy.config.cluster.v3.Cluster`. One of `endpoints` and `inline` is not null.
@@ -143,21 +151,19 @@ pub struct Cluster {
 pub struct Endpoints {
     /// Record header.
     pub header: RecordHeader,
-    /// How many endpoints are IPv4.
+    /// How many endpoints are IPv4; [`WEIGHTED`](Self::WEIGHTED) is set where they differ in weight.
     pub v4: u32,
-    /// How many endpoints are IPv6.
+    /// The same of IPv6.
     pub v6: u32,
-    /// [`WEIGHTED_V4`](Self::WEIGHTED_V4), [`WEIGHTED_V6`](Self::WEIGHTED_V6).
-    pub flags: u32,
+    /// Which endpoint a source has; null where no cluster that is in force chooses by the source.
+    pub hashes: Owned<HashTable>,
     /// Names, priorities and weights of the localities; null where there are none to tell of.
     pub localities: Owned<Text>,
 }
 
 impl Endpoints {
-    /// The IPv4 endpoints differ in weight.
-    pub const WEIGHTED_V4: u32 = 1;
-    /// The IPv6 endpoints differ in weight.
-    pub const WEIGHTED_V6: u32 = 2;
+    /// The endpoints of a family differ in weight: the highest bit of their number.
+    pub const WEIGHTED: u32 = 1 << 31;
 }
 
 /// A load assignment that needs several slots. Begins like [`Endpoints`]; endpoint `i` is element
@@ -168,12 +174,12 @@ impl Endpoints {
 pub struct EndpointIndex {
     /// Record header.
     pub header: RecordHeader,
-    /// How many endpoints are IPv4.
+    /// As in [`Endpoints::v4`].
     pub v4: u32,
-    /// How many endpoints are IPv6.
+    /// As in [`Endpoints::v6`].
     pub v6: u32,
-    /// As in [`Endpoints::flags`].
-    pub flags: u32,
+    /// As in [`Endpoints::hashes`].
+    pub hashes: Owned<HashTable>,
     /// As in [`Endpoints::localities`].
     pub localities: Owned<Text>,
 }
@@ -198,6 +204,41 @@ pub struct EndpointChunk {
 impl EndpointChunk {
     /// Endpoints in a full chunk: what fits a slot of 4 KiB.
     pub const CAPACITY: u32 = 126;
+}
+
+/// Which endpoint a source has: a table for each family. The number at place
+/// [`choose`]`(`[`source_hash`](crate::source_hash)`, size).0` is that of the element. Place `i` is element
+/// `i % HashChunk::CAPACITY` of chunk `i / HashChunk::CAPACITY`; the IPv6 table begins with a chunk.
+#[derive(Clone, Copy, Debug, Pod, Zeroable, Record)]
+#[record(kind = 16, tail = Owned<HashChunk>)]
+#[repr(C)]
+pub struct HashTable {
+    /// Record header.
+    pub header: RecordHeader,
+    /// Places of the IPv4 table; 0 where there is nothing to choose.
+    pub v4: u32,
+    /// Places of the IPv6 table.
+    pub v6: u32,
+}
+
+impl HashTable {
+    /// The most places of a family: what half of the chunks of a full slot hold.
+    pub const PLACES: usize =
+        (4096 - size_of::<Self>()) / size_of::<SlotPtr>() / 2 * HashChunk::CAPACITY as usize;
+}
+
+/// A piece of a table of sources: numbers of endpoints, counted from the first of their family.
+#[derive(Clone, Copy, Debug, Pod, Zeroable, Record)]
+#[record(kind = 17, tail = u32)]
+#[repr(C)]
+pub struct HashChunk {
+    /// Record header.
+    pub header: RecordHeader,
+}
+
+impl HashChunk {
+    /// Places in a full chunk.
+    pub const CAPACITY: u32 = ((4096 - size_of::<Self>()) / size_of::<u32>()) as u32;
 }
 
 /// One endpoint, an element of an alias table: see [`choose`].

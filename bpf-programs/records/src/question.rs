@@ -23,8 +23,11 @@ pub struct Question {
     pub vip: VipKey,
     /// The random number by which a cluster is chosen.
     pub cluster_random: u32,
-    /// The random number by which an endpoint is chosen.
+    /// The random number by which an endpoint is chosen; where the source decides, its
+    /// [`source_hash`](crate::source_hash).
     pub endpoint_random: u32,
+    /// The random number by which another endpoint is chosen, where the less busy of two is taken.
+    pub other_random: u32,
 }
 
 /// What would become of it.

@@ -95,7 +95,9 @@ pub struct WeightedCluster {
     /// Below it this element is taken, else `alias`.
     pub threshold: u32,
     /// The element to take instead, counted from the start of its table.
-    pub alias: u32,
+    pub alias: u16,
+    /// 1 where the route says to hash the source; it has effect on a cluster that leaves this to the route.
+    pub by_source: u16,
     /// The weight as configured.
     pub weight: u32,
 }

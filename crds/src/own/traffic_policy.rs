@@ -88,14 +88,15 @@ pub struct PolicyTarget {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LoadBalancing {
-    /// The algorithm.
+    /// Random: each connection chooses anew, by weight. RoundRobin: the endpoints take turns, on each
+    /// node for itself. LeastConnections: of two endpoints chosen at random, the one to which the node has
+    /// fewer connections. ConsistentHash: connections from the same source go to the same endpoint, and
+    /// most keep theirs when endpoints come and go; the source is the pod, or the address that the socket
+    /// is bound to.
     pub algorithm: Balancing,
 }
 
-/// Random: each connection chooses anew, by weight. RoundRobin: the endpoints take turns, on each
-/// node for itself. LeastConnections: of two endpoints chosen at random, the one to which the node has
-/// fewer connections. ConsistentHash: connections from the same source address go to the same
-/// endpoint, and most keep theirs when endpoints come and go.
+/// How endpoints are chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Balancing {
     /// Each connection chooses anew.
@@ -104,7 +105,7 @@ pub enum Balancing {
     RoundRobin,
     /// The less busy of two.
     LeastConnections,
-    /// By the source address.
+    /// By the source.
     ConsistentHash,
 }
 

@@ -11,10 +11,14 @@ use slotmesh_xds::{
     envoy::{
         envoy::{
             config::{
-                cluster::v3::{CircuitBreakers, Cluster, circuit_breakers, cluster},
+                cluster::v3::{
+                    CircuitBreakers, Cluster, LoadBalancingPolicy, circuit_breakers, cluster,
+                    load_balancing_policy,
+                },
                 core::v3::{
                     Address, AggregatedConfigSource, ApiVersion, ConfigSource, RoutingPriority,
-                    SocketAddress, TrafficDirection, address, config_source, socket_address,
+                    SocketAddress, TrafficDirection, TypedExtensionConfig, address, config_source,
+                    socket_address,
                 },
                 endpoint::v3::{
                     ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints, lb_endpoint,
@@ -25,9 +29,12 @@ use slotmesh_xds::{
                     route_action, route_match, weighted_cluster,
                 },
             },
-            extensions::filters::network::{
-                http_connection_manager::v3::{HttpConnectionManager, Rds, http_connection_manager},
-                tcp_proxy::v3::{TcpProxy, tcp_proxy},
+            extensions::{
+                filters::network::{
+                    http_connection_manager::v3::{HttpConnectionManager, Rds, http_connection_manager},
+                    tcp_proxy::v3::{TcpProxy, tcp_proxy},
+                },
+                load_balancing_policies::{common::v3::ConsistentHashingLbConfig, maglev::v3::Maglev},
             },
         },
         google::protobuf::{Any, Duration, UInt32Value},
@@ -41,6 +48,7 @@ use crate::{
 
 const TCP_PROXY: &str = "envoy.filters.network.tcp_proxy";
 const HTTP_CONNECTION_MANAGER: &str = "envoy.filters.network.http_connection_manager";
+const MAGLEV: &str = "envoy.load_balancing_policies.maglev";
 const CONNECT_TIMEOUT_SECONDS: i64 = 10;
 
 /// Clusters with their weights; one or more.
@@ -74,9 +82,13 @@ fn address(ip: IpAddr, port: u16) -> Address {
 }
 
 pub(crate) fn cluster(name: &str, traffic: Traffic) -> Resource {
-    let policy = match traffic.balance {
-        None | Some(Balance::Random) => cluster::LbPolicy::Random,
-        Some(Balance::RoundRobin) => cluster::LbPolicy::RoundRobin,
+    let (policy, extension) = match traffic.balance {
+        None | Some(Balance::Random) => (cluster::LbPolicy::Random, None),
+        Some(Balance::RoundRobin) => (cluster::LbPolicy::RoundRobin, None),
+        Some(Balance::LeastConnections) => (cluster::LbPolicy::LeastRequest, None),
+        Some(Balance::ConsistentHash) => {
+            (cluster::LbPolicy::LoadBalancingPolicyConfig, Some(hash_of_the_source()))
+        }
     };
     let message = Cluster {
         name: name.to_owned(),
@@ -87,10 +99,30 @@ pub(crate) fn cluster(name: &str, traffic: Traffic) -> Resource {
         }),
         connect_timeout: Some(Duration { seconds: CONNECT_TIMEOUT_SECONDS, nanos: 0 }),
         lb_policy: policy.into(),
+        load_balancing_policy: extension,
         circuit_breakers: traffic.max_connections.map(limit),
         ..Default::default()
     };
     Resource::encode(ResourceType::Cluster, name, &message)
+}
+
+/// The source is hashed whichever route a connection comes by: the cluster says so, not the routes to it.
+fn hash_of_the_source() -> LoadBalancingPolicy {
+    let source = route_action::hash_policy::ConnectionProperties { source_ip: true };
+    let hash_policy = route_action::HashPolicy {
+        policy_specifier: Some(route_action::hash_policy::PolicySpecifier::ConnectionProperties(source)),
+        ..Default::default()
+    };
+    let maglev = Maglev {
+        consistent_hashing_lb_config: Some(ConsistentHashingLbConfig {
+            hash_policy: vec![hash_policy],
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let config = TypedExtensionConfig { name: MAGLEV.to_owned(), typed_config: Some(any(&maglev)) };
+    let policy = load_balancing_policy::Policy { typed_extension_config: Some(config) };
+    LoadBalancingPolicy { policies: vec![policy] }
 }
 
 /// At most this many connections at a time.

@@ -73,19 +73,7 @@ fn policy(at: &str, policy: Option<&crds::TrafficPolicy>, found: &mut Findings) 
     let Some(policy) = policy else { return traffic };
     found.unsupported_rest(at, &policy.rest);
     if let Some(balancer) = &policy.load_balancer {
-        traffic.balance = match balancer.simple.as_deref() {
-            None | Some("" | "UNSPECIFIED") => None,
-            Some("RANDOM") => Some(Balance::Random),
-            Some("ROUND_ROBIN") => Some(Balance::RoundRobin),
-            Some(other) => {
-                let consequence = format!("{other} is not there yet, RANDOM is used instead");
-                found.unsupported(format!("{at}.loadBalancer.simple"), &consequence);
-                None
-            }
-        };
-        for name in balancer.rest.keys() {
-            found.unsupported(format!("{at}.loadBalancer.{name}"), "RANDOM is used instead");
-        }
+        traffic.balance = balance(&format!("{at}.loadBalancer"), balancer, found);
     }
     if let Some(pool) = &policy.connection_pool {
         found.unsupported_rest(&format!("{at}.connectionPool"), &pool.rest);
@@ -101,6 +89,37 @@ fn policy(at: &str, policy: Option<&crds::TrafficPolicy>, found: &mut Findings) 
         }
     }
     traffic
+}
+
+fn balance(at: &str, balancer: &crds::LoadBalancer, found: &mut Findings) -> Option<Balance> {
+    found.unsupported_rest(at, &balancer.rest);
+    let simple = match balancer.simple.as_deref() {
+        None | Some("" | "UNSPECIFIED") => None,
+        Some("RANDOM") => Some(Balance::Random),
+        Some("ROUND_ROBIN") => Some(Balance::RoundRobin),
+        // The older name is still allowed.
+        Some("LEAST_REQUEST" | "LEAST_CONN") => Some(Balance::LeastConnections),
+        Some(other) => {
+            let consequence = format!("{other} is not there yet, RANDOM is used instead");
+            found.unsupported(format!("{at}.simple"), &consequence);
+            None
+        }
+    };
+    let Some(hash) = &balancer.consistent_hash else { return simple };
+    let at = format!("{at}.consistentHash");
+    if simple.is_some() {
+        found.refuse(&at, "it excludes simple; remove one of them");
+    }
+    let by_source = hash.use_source_ip == Some(true);
+    for name in hash.rest.keys() {
+        let consequence = match name.as_str() {
+            "minimumRingSize" | "ringHash" | "maglev" => "the size of the table follows from the endpoints",
+            _ if by_source => "only the source is hashed",
+            _ => "a connection has no request that could be hashed, RANDOM is used instead",
+        };
+        found.unsupported(format!("{at}.{name}"), consequence);
+    }
+    by_source.then_some(Balance::ConsistentHash)
 }
 
 /// One node serves callers of all namespaces, and what each of them may see isn't told apart yet.

@@ -6,6 +6,9 @@
 pub(crate) enum Balance {
     Random,
     RoundRobin,
+    LeastConnections,
+    /// By the source.
+    ConsistentHash,
 }
 
 /// What somebody says of a cluster's connections; what isn't said is left to others.

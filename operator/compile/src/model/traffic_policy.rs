@@ -36,16 +36,12 @@ impl TrafficPolicy {
         if *max_connections == Some(0) {
             found.refuse("spec.maxConnections", "0 would refuse every connection; the least is 1");
         }
-        let balance = match load_balancing.as_ref().map(|balancing| balancing.algorithm) {
-            None => None,
-            Some(Balancing::Random) => Some(Balance::Random),
-            Some(Balancing::RoundRobin) => Some(Balance::RoundRobin),
-            Some(other @ (Balancing::LeastConnections | Balancing::ConsistentHash)) => {
-                let fault = format!("{} is not there yet; Random and RoundRobin are", other.as_str());
-                found.refuse("spec.loadBalancing.algorithm", fault);
-                None
-            }
-        };
+        let balance = load_balancing.as_ref().map(|balancing| match balancing.algorithm {
+            Balancing::Random => Balance::Random,
+            Balancing::RoundRobin => Balance::RoundRobin,
+            Balancing::LeastConnections => Balance::LeastConnections,
+            Balancing::ConsistentHash => Balance::ConsistentHash,
+        });
         let targets = read_targets(target_refs, key, found);
         let traffic = Traffic { balance, max_connections: *max_connections };
         (!found.refused()).then(|| Self { age: Age::of(&object.metadata), targets, traffic })

@@ -6,7 +6,7 @@ use slotmesh_compile::{
     Ancestor, ConditionType, Conditions, Object, ObjectKey,
     builder::{backend, http_route, node, pod, policy, profile, rule, service, slice, to, virtual_service},
 };
-use slotmesh_crds::own::Balancing::{ConsistentHash, RoundRobin};
+use slotmesh_crds::own::Balancing::RoundRobin;
 use slotmesh_xds::ResourceType;
 
 use crate::support::{Cluster, cluster};
@@ -72,16 +72,16 @@ fn a_conflict_at_one_service_is_none_at_the_other() {
 
 #[test]
 fn what_can_not_be_acted_on_is_named_by_field() {
-    let hash = policy("p", "web").balance(ConsistentHash).build();
+    let zero = policy("p", "web").max(0).build();
     let nowhere = policy("q", "nowhere").max(1).build();
-    let least = rule("r", "web").balance("LEAST_REQUEST").build();
-    let cluster_ = Cluster::with([web(), hash.clone(), nowhere.clone(), least.clone()]);
-    let conditions = of(&cluster_, &hash);
+    let passthrough = rule("r", "web").balance("PASSTHROUGH").build();
+    let cluster_ = Cluster::with([web(), zero.clone(), nowhere.clone(), passthrough.clone()]);
+    let conditions = of(&cluster_, &zero);
     assert_eq!(said(&conditions.ancestors[0])[0], "Accepted=false Invalid");
     let text = message(&conditions.ancestors[0], ConditionType::Accepted);
-    assert!(text.starts_with("spec.loadBalancing.algorithm: ConsistentHash is not there yet"), "{text}");
+    assert!(text.starts_with("spec.maxConnections: 0 would refuse every connection"), "{text}");
     assert_eq!(said(&of(&cluster_, &nowhere).ancestors[0])[0], "Accepted=false TargetNotFound");
-    let conditions = of(&cluster_, &least);
+    let conditions = of(&cluster_, &passthrough);
     assert_eq!(said(&conditions.ancestors[0])[0], "Accepted=true SomeFieldsNotSupported");
     let text = message(&conditions.ancestors[0], ConditionType::Accepted);
     assert!(text.contains("spec.trafficPolicy.loadBalancer.simple"), "{text}");

@@ -2,10 +2,10 @@
 
 use slotmesh_compile::{
     Severity,
-    builder::{policy, rule, service, slice},
+    builder::{RuleBuilder, policy, rule, service, slice},
 };
 use slotmesh_crds::{
-    ConnectionPool, TcpPool,
+    ConnectionPool, ConsistentHash as Hash, TcpPool,
     own::Balancing::{ConsistentHash, LeastConnections, Random, RoundRobin},
 };
 
@@ -81,6 +81,57 @@ fn a_policy_goes_before_a_destination_rule_field_by_field() {
 }
 
 #[test]
+fn a_policy_may_choose_the_less_busy_or_by_the_source() {
+    let mut cluster_ = Cluster::with([web(), policy("p", "web").balance(LeastConnections).build()]);
+    assert_eq!(cluster_.traffic(&cluster("web", 80, "")), "LEAST_REQUEST");
+    cluster_.apply([policy("p", "web").balance(ConsistentHash).max(3).build()]);
+    assert_eq!(cluster_.traffic(&cluster("web", 80, "")), "hash of the source 3");
+    assert_eq!(cluster_.compiler.reports().count(), 0);
+}
+
+#[test]
+fn a_destination_rule_may_choose_the_less_busy_or_by_the_source() {
+    let traffic = |rule: RuleBuilder| {
+        let cluster_ = Cluster::with([web(), rule.build()]);
+        (cluster_.traffic(&cluster("web", 80, "")), cluster_.said(Severity::NotSupported), cluster_.refused())
+    };
+    let hash = |simple: &str, source: Option<bool>, rest: &[&str]| {
+        let mut rule = rule("r", "web").balance(simple);
+        let balancer = rule.0.spec.traffic_policy.as_mut().unwrap().load_balancer.as_mut().unwrap();
+        let rest = rest.iter().map(|name| ((*name).to_owned(), serde_json::Value::Null)).collect();
+        balancer.consistent_hash = Some(Hash { use_source_ip: source, rest });
+        traffic(rule)
+    };
+    let none = || (Vec::new(), Vec::new());
+    for simple in ["LEAST_REQUEST", "LEAST_CONN"] {
+        let (found, said, refused) = traffic(rule("r", "web").balance(simple));
+        assert_eq!((found.as_str(), (said, refused)), ("LEAST_REQUEST", none()));
+    }
+    let (found, said, refused) = hash("", Some(true), &[]);
+    assert_eq!((found.as_str(), (said, refused)), ("hash of the source", none()));
+
+    // The size of the table is not the rule's; it acts all the same.
+    let (found, said, _) = hash("", Some(true), &["maglev"]);
+    assert_eq!(found, "hash of the source");
+    assert_eq!(
+        said,
+        [
+            "DestinationRule default/r: not supported: field spec.trafficPolicy.loadBalancer.consistentHash.maglev; the \
+             size of the table follows from the endpoints"
+        ]
+    );
+    // What needs a request can't be.
+    for source in [None, Some(false)] {
+        let (found, said, _) = hash("", source, &["httpHeaderName"]);
+        assert_eq!(found, "RANDOM");
+        assert!(said[0].contains("consistentHash.httpHeaderName; a connection has no request"), "{said:?}");
+    }
+    let (found, _, refused) = hash("ROUND_ROBIN", Some(true), &[]);
+    assert_eq!(found, "RANDOM");
+    assert!(refused[0].contains("consistentHash: it excludes simple; remove one of them"), "{refused:?}");
+}
+
+#[test]
 fn what_is_wrong_with_a_policy_is_said_by_field() {
     let mut nothing = policy("nothing", "web");
     nothing.0.spec.target_refs[0].kind = "Pod".to_owned();
@@ -89,8 +140,6 @@ fn what_is_wrong_with_a_policy_is_said_by_field() {
         web(),
         nothing.build(),
         policy("zero", "web").max(0).build(),
-        policy("hash", "web").balance(ConsistentHash).build(),
-        policy("least", "web").balance(LeastConnections).build(),
         policy("lost", "nowhere").target("web/admin").max(1).build(),
     ]);
     assert_eq!(cluster_.traffic(&cluster("web", 80, "")), "RANDOM");
@@ -100,8 +149,6 @@ fn what_is_wrong_with_a_policy_is_said_by_field() {
         "default/nothing: spec.targetRefs[0].kind: Pod of group",
         "default/nothing: spec.targetRefs[1]: web stands there twice",
         "default/zero: spec.maxConnections: 0 would refuse every connection",
-        "default/hash: spec.loadBalancing.algorithm: ConsistentHash is not there yet; Random and RoundRobin are",
-        "default/least: spec.loadBalancing.algorithm: LeastConnections is not there yet",
         "default/lost: spec.targetRefs[0].name: there is no Service default/nowhere; the policy takes effect when",
         "default/lost: spec.targetRefs[1].sectionName: Service default/web has no TCP port named admin (it has http, tcp)",
     ] {

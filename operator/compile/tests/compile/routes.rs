@@ -201,13 +201,13 @@ fn gateways_and_load_balancing_values_are_named() {
     let mut gateway = web().http([to("web/v1", 1)]);
     gateway.0.spec.gateways = vec!["istio-ingress/public".into()];
     cluster_
-        .apply([gateway.clone().build(), rule("web", "web").version("v1").balance("LEAST_REQUEST").build()]);
+        .apply([gateway.clone().build(), rule("web", "web").version("v1").balance("PASSTHROUGH").build()]);
     assert_eq!(cluster_.goes("10.0.0.1_80"), cluster("web", 80, ""));
     assert_eq!(cluster_.said(Severity::Note).len(), 1);
     assert_eq!(
         cluster_.said(Severity::NotSupported),
         [
-            "DestinationRule default/web: not supported: field spec.trafficPolicy.loadBalancer.simple; LEAST_REQUEST \
+            "DestinationRule default/web: not supported: field spec.trafficPolicy.loadBalancer.simple; PASSTHROUGH \
           is not there yet, RANDOM is used instead"
         ]
     );

@@ -8,15 +8,27 @@ use slotmesh_xds::{
     Change, ResourceType,
     envoy::envoy::{
         config::{
-            cluster::v3::Cluster as EnvoyCluster,
+            cluster::v3::{Cluster as EnvoyCluster, LoadBalancingPolicy},
             core::v3::{Address, address::Address::SocketAddress, socket_address::PortSpecifier},
             endpoint::v3::{ClusterLoadAssignment, lb_endpoint::HostIdentifier},
             listener::v3::{Listener, filter::ConfigType},
-            route::v3::{RouteConfiguration, route::Action, route_action},
+            route::v3::{
+                RouteConfiguration,
+                route::Action,
+                route_action::{
+                    self,
+                    hash_policy::{ConnectionProperties, PolicySpecifier},
+                },
+            },
         },
-        extensions::filters::network::{
-            http_connection_manager::v3::{HttpConnectionManager, http_connection_manager::RouteSpecifier},
-            tcp_proxy::v3::{TcpProxy, tcp_proxy},
+        extensions::{
+            filters::network::{
+                http_connection_manager::v3::{
+                    HttpConnectionManager, http_connection_manager::RouteSpecifier,
+                },
+                tcp_proxy::v3::{TcpProxy, tcp_proxy},
+            },
+            load_balancing_policies::maglev::v3::Maglev,
         },
     },
 };
@@ -103,7 +115,14 @@ impl Cluster {
             assert_eq!(threshold.priority, 0, "of the default priority");
             format!(" {}", threshold.max_connections.unwrap().value)
         });
-        format!("{}{}", message.lb_policy().as_str_name(), limit.unwrap_or_default())
+        let balance = match &message.load_balancing_policy {
+            None => message.lb_policy().as_str_name(),
+            Some(policy) => {
+                assert!(hashes_the_source(policy), "{policy:?}");
+                "hash of the source"
+            }
+        };
+        format!("{balance}{}", limit.unwrap_or_default())
     }
 
     /// Where a listener sends connections: `cluster`, or `cluster=weight …`, with `http:` in front
@@ -148,6 +167,16 @@ impl Cluster {
     pub fn refused(&self) -> Vec<String> {
         self.said(Severity::Refused)
     }
+}
+
+/// Whether this is the one policy that is an extension: the source is hashed, and nothing else.
+fn hashes_the_source(policy: &LoadBalancingPolicy) -> bool {
+    let [policy] = &policy.policies[..] else { return false };
+    let config = policy.typed_extension_config.as_ref().and_then(|extension| extension.typed_config.as_ref());
+    let maglev: Maglev = config.expect("it has a config").to_msg();
+    let hashed = maglev.consistent_hashing_lb_config.expect("it says what is hashed").hash_policy;
+    let source = ConnectionProperties { source_ip: true };
+    matches!(&hashed[..], [only] if only.policy_specifier == Some(PolicySpecifier::ConnectionProperties(source)))
 }
 
 trait ToMsg {

@@ -1,0 +1,96 @@
+//! The load assignment that records hold, read back: for people, and to be written anew when its clusters want
+//! other records of it than they did.
+
+use std::num::{NonZeroU16, NonZeroU32};
+
+use slotmesh_records::{
+    self as records, EndpointChunk, EndpointIndex, HashTable, Owned, RecordHeader, SlotPtr, Text, VipKey,
+};
+use slotmesh_slots::Engine;
+
+use crate::{
+    config::{Endpoint, Endpoints, Locality},
+    packed::Unpacker,
+};
+
+/// A load assignment in force.
+pub(crate) struct Held {
+    header: RecordHeader,
+    /// IPv4 first.
+    elements: Vec<records::Endpoint>,
+    localities: Vec<u8>,
+    hashes: Owned<HashTable>,
+}
+
+impl Held {
+    /// What `root` leads to; `None` where that is no load assignment.
+    pub fn read(engine: &Engine, root: SlotPtr) -> Option<Self> {
+        let mut elements = Vec::new();
+        let (header, hashes, localities) =
+            if let Some((record, tail)) = engine.record::<records::Endpoints>(root) {
+                elements.extend(tail);
+                (record.header, record.hashes, record.localities)
+            } else {
+                let (record, chunks) = engine.record::<EndpointIndex>(root)?;
+                for chunk in chunks {
+                    elements.extend(engine.record::<EndpointChunk>(chunk.ptr())?.1);
+                }
+                (record.header, record.hashes, record.localities)
+            };
+        Some(Self { header, elements, localities: text(engine, localities)?, hashes })
+    }
+
+    /// The content hash of the resource.
+    pub const fn version(&self) -> u64 {
+        self.header.version
+    }
+
+    /// The table of sources, if there is one.
+    pub const fn hashes(&self) -> Owned<HashTable> {
+        self.hashes
+    }
+
+    /// The endpoints, IPv4 first, and the localities; `None` where the records are damaged.
+    pub fn endpoints(&self) -> Option<Endpoints<'_>> {
+        let mut endpoints = Endpoints { localities: self.localities()?, ..Endpoints::default() };
+        for element in &self.elements {
+            let at =
+                VipKey { addr: element.addr, port: element.port, protocol: 0, reserved: 0 }.socket_addr();
+            let family = if at.is_ipv4() { &mut endpoints.v4 } else { &mut endpoints.v6 };
+            family.push(Endpoint {
+                ip: at.ip(),
+                port: NonZeroU16::new(at.port())?,
+                locality: element.locality,
+                weight: NonZeroU32::new(element.weight)?,
+            });
+        }
+        Some(endpoints)
+    }
+
+    fn localities(&self) -> Option<Vec<Locality<'_>>> {
+        let mut text = Unpacker(&self.localities);
+        let count = if self.localities.is_empty() { 0 } else { text.number()? };
+        (0..count)
+            .map(|_| {
+                Some(Locality {
+                    region: text.text()?,
+                    zone: text.text()?,
+                    sub_zone: text.text()?,
+                    priority: text.number()?,
+                    weight: NonZeroU32::new(text.number()?),
+                })
+            })
+            .collect()
+    }
+}
+
+/// All pieces of a text behind each other.
+pub(crate) fn text(engine: &Engine, mut at: Owned<Text>) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    while !at.ptr().is_null() {
+        let (record, piece) = engine.record::<Text>(at.ptr())?;
+        bytes.extend_from_slice(piece);
+        at = record.next;
+    }
+    Some(bytes)
+}
