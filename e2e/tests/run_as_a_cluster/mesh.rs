@@ -127,10 +127,12 @@ pub fn told(cluster: &mut Cluster) -> Story<'_> {
         })
         .await?;
         // In force on every node, and said so; what can't be is said, too.
-        cluster.apply(&policy("turns", "RoundRobin"))?;
-        says(cluster, "turns", "Programmed", "True").await?;
-        cluster.apply(&policy("sticky", "ConsistentHash"))?;
-        says(cluster, "sticky", "Accepted", "False").await?;
+        for algorithm in ["ConsistentHash", "LeastConnections", "RoundRobin"] {
+            cluster.apply(&policy("turns", algorithm))?;
+            says(cluster, "turns", "Programmed", "True").await?;
+        }
+        cluster.apply(&policy("misspelt", "Random").replace(r#""web""#, r#""Web""#))?;
+        says(cluster, "misspelt", "Accepted", "False").await?;
         // The older of two wins, and when it goes the other takes its place.
         cluster.apply(&policy("unheard", "Random"))?;
         says(cluster, "unheard", "Conflicted", "True").await?;

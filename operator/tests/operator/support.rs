@@ -144,6 +144,8 @@ pub fn yaml(objects: &[Object]) -> String {
             Object::Node(o) => serde_norway::to_string(&**o),
             Object::VirtualService(o) => serde_norway::to_string(&**o),
             Object::DestinationRule(o) => serde_norway::to_string(&**o),
+            Object::ServiceEntry(o) => serde_norway::to_string(&**o),
+            Object::WorkloadEntry(o) => serde_norway::to_string(&**o),
             Object::HttpRoute(o) => serde_norway::to_string(&**o),
             Object::TcpRoute(o) => serde_norway::to_string(&**o),
             Object::ReferenceGrant(o) => serde_norway::to_string(&**o),
