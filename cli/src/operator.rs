@@ -212,8 +212,7 @@ impl Running {
 
         let tokens = Tokens::new(client, &self.audience, &self.namespace, &self.agent_account);
         let config = Config { admission: Some(Arc::new(tokens)), stagger: self.stagger, ..Config::default() };
-        let refusals = Arc::clone(&config.refusals);
-        let metrics = Arc::new(Metrics::new(store.clone(), operator.status(), refusals, counters));
+        let metrics = Arc::new(Metrics::new(store.clone(), operator.status(), &config, counters));
         let state = Admin { metrics, status: operator.status(), certified: certified.clone() };
         // Outlives the streams, which are served for a while after the signal.
         let admin_stop = CancellationToken::new();

@@ -171,7 +171,7 @@ fn of_responses() -> Vec<Vec<u8>> {
         DeltaDiscoveryResponse {
             type_url: ty.type_url().to_owned(),
             nonce: "1-1".to_owned(),
-            system_version_info: slotmesh_xds::system_version_info(1, more),
+            system_version_info: slotmesh_xds::system_version_info(1, "Pod=1", more),
             resources: resources.iter().filter(|resource| resource.ty == ty).map(wire).collect(),
             removed_resources: removed.iter().map(|name| (*name).to_owned()).collect(),
             ..DeltaDiscoveryResponse::default()

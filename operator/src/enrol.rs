@@ -16,7 +16,7 @@ use std::{
 
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use slotmesh_compile::{Kind, Object, ObjectKey, ObjectName};
-use slotmesh_serve::{NodeName, Scope, Store};
+use slotmesh_serve::{NodeName, Reached, Scope, Store};
 use slotmesh_xds::{Change, Resource, ResourceName, ResourceType, Workload};
 
 use crate::{
@@ -232,13 +232,17 @@ impl Scoped {
 }
 
 impl Publish for Scoped {
-    fn publish(&mut self, changes: Vec<Change>, seen: Instant) {
+    fn publish(&mut self, changes: Vec<Change>, seen: Instant, reached: &Reached) {
         let rescoped = self.count(&changes);
         self.due.apply(&changes, |ty, name| self.store.get(ty, name).map(|resource| resource.version));
         for node in &rescoped {
             self.due.takes_part(node, self.scope.has(node));
         }
-        self.store.apply_for(changes, &rescoped, Some(seen));
+        self.store.apply_for(changes, &rescoped, Some(seen), reached);
+    }
+
+    fn reach(&mut self, reached: &Reached) {
+        self.store.reach(reached);
     }
 }
 

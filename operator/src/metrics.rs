@@ -8,7 +8,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 use slotmesh_compile::Severity;
-use slotmesh_serve::{Delays, Reason, Refusals, Store};
+use slotmesh_serve::{Config, Delays, Holds, Reason, Refusals, Store};
 use slotmesh_xds::ResourceType;
 use tokio::sync::watch;
 
@@ -43,12 +43,15 @@ pub struct Metrics {
     store: Store,
     status: watch::Receiver<Status>,
     refusals: Arc<Refusals>,
+    holds: Arc<Holds>,
     synced: Gauge,
     resources: Family<TypeLabel, Gauge>,
     agents: Gauge,
     up_to_date: Gauge,
     rejected: Family<TypeLabel, Gauge>,
     refused: Family<ReasonLabel, Counter>,
+    held: Counter,
+    given_up: Counter,
     reports: Family<SeverityLabel, Gauge>,
     compiled: Counter,
     counters: Counters,
@@ -59,23 +62,21 @@ pub struct Metrics {
 
 impl Metrics {
     /// Shows what is served, to whom, and what is to be said about it and was written.
-    pub fn new(
-        store: Store,
-        status: watch::Receiver<Status>,
-        refusals: Arc<Refusals>,
-        counters: Counters,
-    ) -> Self {
+    pub fn new(store: Store, status: watch::Receiver<Status>, server: &Config, counters: Counters) -> Self {
         let mut metrics = Self {
             registry: Registry::with_prefix("slotmesh_operator"),
             store,
             status,
-            refusals,
+            refusals: Arc::clone(&server.refusals),
+            holds: Arc::clone(&server.holds),
             synced: Gauge::default(),
             resources: Family::default(),
             agents: Gauge::default(),
             up_to_date: Gauge::default(),
             rejected: Family::default(),
             refused: Family::default(),
+            held: Counter::default(),
+            given_up: Counter::default(),
             reports: Family::default(),
             compiled: Counter::default(),
             counters,
@@ -98,6 +99,16 @@ impl Metrics {
             metrics.rejected.clone(),
         );
         registry.register("refused_streams", "Streams that were refused, by reason", metrics.refused.clone());
+        registry.register(
+            "held_streams",
+            "Streams whose agents came from a replica that knew more, and waited for this one",
+            metrics.held.clone(),
+        );
+        registry.register(
+            "held_streams_given_up",
+            "Of these, streams that were answered though this replica hadn't caught up in time",
+            metrics.given_up.clone(),
+        );
         registry.register(
             "reports",
             "What is to be said about objects at present, by severity",
@@ -162,6 +173,8 @@ impl Metrics {
             let counter = self.refused.get_or_create(&ReasonLabel { reason: reason.as_str() });
             follow(&counter, self.refusals.count(reason));
         }
+        follow(&self.held, self.holds.begun());
+        follow(&self.given_up, self.holds.given_up());
         self.leader.set(i64::from(self.counters.is_leader()));
         for target in Target::ALL {
             let label = TargetLabel { target: target.as_str() };
@@ -186,7 +199,7 @@ mod tests {
     #[test]
     fn every_reason_and_type_is_shown_from_the_start() {
         let (_sender, status) = watch::channel(Status::default());
-        let metrics = Metrics::new(Store::new(), status, Arc::default(), Counters::default());
+        let metrics = Metrics::new(Store::new(), status, &Config::default(), Counters::default());
         let text = metrics.render();
         for line in [
             "slotmesh_operator_synced 0",
@@ -195,6 +208,8 @@ mod tests {
             "slotmesh_operator_reports{severity=\"refused\"} 0",
             "slotmesh_operator_leader 0",
             "slotmesh_operator_propagation_seconds_count 0",
+            "slotmesh_operator_held_streams_total 0",
+            "slotmesh_operator_held_streams_given_up_total 0",
             "slotmesh_operator_status_writes_total{target=\"node\"} 0",
             "slotmesh_operator_status_write_errors_total{target=\"event\"} 0",
         ] {

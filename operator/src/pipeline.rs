@@ -13,6 +13,7 @@ use std::{
 
 use kube::Client;
 use slotmesh_compile::{Compiler, Kind, ObjectKey, Report, Severity, Stats};
+use slotmesh_serve::Reached;
 use slotmesh_xds::Change;
 use tokio::sync::{
     mpsc::{self, Receiver, Sender},
@@ -24,7 +25,7 @@ use crate::{
     Error,
     enrol::Enrolment,
     status::Notices,
-    watch::{Cluster, Intake, LocalNode, Manifests, SliceController, Step, Update},
+    watch::{Cluster, Intake, LocalNode, Manifests, Reach, SliceController, Step, Update},
 };
 
 /// Updates that may wait for the compiler; a source that has more waits itself.
@@ -39,12 +40,15 @@ const TOGETHER: usize = 16_384;
 pub trait Publish: Send + 'static {
     /// Takes the next changes, which are in make-before-break order and belong together. The first
     /// call brings everything that the source held at the start, which may be nothing. `seen` is when the
-    /// source saw the first event that led to them.
-    fn publish(&mut self, changes: Vec<Change>, seen: Instant);
+    /// source saw the first event that led to them, and `reached` how far it is known with them.
+    fn publish(&mut self, changes: Vec<Change>, seen: Instant, reached: &Reached);
+
+    /// The source is known further, which changes nothing else.
+    fn reach(&mut self, _reached: &Reached) {}
 }
 
 impl<F: FnMut(Vec<Change>) + Send + 'static> Publish for F {
-    fn publish(&mut self, changes: Vec<Change>, _: Instant) {
+    fn publish(&mut self, changes: Vec<Change>, _: Instant, _: &Reached) {
         self(changes);
     }
 }
@@ -146,7 +150,9 @@ impl Operator {
         let (sender, status) = watch::channel(Status::default());
         let intake = Intake::default();
         let compiler = Compiler::default();
-        let pipeline = Pipeline { intake, slices, enrolment, compiler, publish, tell, status: sender };
+        let reached = Reached::default();
+        let pipeline =
+            Pipeline { intake, slices, enrolment, compiler, reached, publish, tell, status: sender };
         let source = source(updates)?;
         let run = move || pipeline.run(waiting);
         let thread = thread::Builder::new().name("compile".to_owned()).spawn(run).map_err(Error::Thread)?;
@@ -188,6 +194,8 @@ struct Pipeline<P> {
     /// Only where workloads are named by the operator.
     enrolment: Option<Enrolment>,
     compiler: Compiler,
+    /// How far the source is known.
+    reached: Reached,
     publish: P,
     /// Only where statuses are written.
     tell: Option<Tell>,
@@ -232,10 +240,14 @@ impl<P: Publish> Pipeline<P> {
         while let Some(first) = waiting.blocking_recv() {
             let (mut appeared, mut disappeared) = (Vec::new(), Vec::new());
             let (mut events, seen) = (0, first.seen);
+            let before = self.reached.clone();
             let more = std::iter::from_fn(|| waiting.try_recv().ok()).take(TOGETHER);
             for update in std::iter::once(first).chain(more) {
                 appeared.extend(update.appeared);
                 settle(&mut appeared, &mut disappeared, update.disappeared);
+                if let Some((kind, reach)) = update.reached {
+                    self.reach(kind, reach);
+                }
                 for event in update.events {
                     events += 1;
                     for step in self.intake.steps(event) {
@@ -269,7 +281,9 @@ impl<P: Publish> Pipeline<P> {
                 changes.extend(self.enrolment.iter_mut().flat_map(Enrolment::flush));
                 debug!(events, changes = changes.len(), "compiled");
                 if first || !changes.is_empty() {
-                    self.publish.publish(changes, seen);
+                    self.publish.publish(changes, seen, &self.reached);
+                } else if self.reached != before {
+                    self.publish.reach(&self.reached);
                 }
                 if let Some(tell) = &mut self.tell {
                     tell.compiled(output.affected, &self.compiler);
@@ -280,6 +294,17 @@ impl<P: Publish> Pipeline<P> {
                 tell.notices.reports(&appeared, true);
             }
             self.tell(&appeared, &disappeared);
+        }
+    }
+
+    fn reach(&mut self, kind: Kind, reach: Reach) {
+        let kind = kind.as_str();
+        match reach {
+            Reach::Listing(version) => self.reached.listing(kind, version),
+            Reach::Listed(version) => self.reached.listed(kind, version),
+            Reach::Changed(version) => self.reached.changed(kind, version),
+            Reach::Quiet(version) => self.reached.quiet(kind, version),
+            Reach::Unknown => self.reached.unknown(kind),
         }
     }
 

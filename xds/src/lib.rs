@@ -10,14 +10,16 @@ mod report;
 mod resource;
 mod settings;
 mod sketch;
+mod source;
 mod workload;
 
 pub use envoy_types::pb as envoy;
 pub use nack::{Rejection, rejections_from_status, status_from_rejections};
-pub use parts::{more_follows, system_version_info};
+pub use parts::{more_follows, source_of, system_version_info};
 pub use per_type::PerType;
 pub use report::{AgentReport, CONTROL_PLANE, SlotCounts};
 pub use resource::{Change, Resource, ResourceName, ResourceType, UnknownTypeUrl, Version};
 pub use settings::{SlotGrowth, SlotSettings};
 pub use sketch::{Difference, Fingerprint, NotASketch, Sketch, TooDifferent};
+pub use source::{give_source_back, source_given_back};
 pub use workload::Workload;

@@ -13,7 +13,7 @@ use envoy_types::pb::envoy::{
     },
 };
 use rand::{SeedableRng, rngs::StdRng};
-use slotmesh_xds::{AgentReport, CONTROL_PLANE, ResourceName, ResourceType};
+use slotmesh_xds::{AgentReport, CONTROL_PLANE, ResourceName, ResourceType, give_source_back, source_of};
 use tokio::{
     sync::{mpsc, watch},
     time::Instant,
@@ -127,6 +127,8 @@ pub struct Client<C, S> {
     /// The subscriptions that the sink's content agrees with.
     followed: Subscriptions,
     versions: Foreign,
+    /// How far slotmesh's operator knew its source, as it said last: whoever is next is to know as much.
+    source: Option<String>,
     /// What the agent has to tell of itself.
     reports: watch::Receiver<Option<AgentReport>>,
     stats: Arc<Stats>,
@@ -181,6 +183,7 @@ impl<C: Connector, S: Sink> Client<C, S> {
             wanted,
             followed: Subscriptions::default(),
             versions: Foreign::default(),
+            source: None,
             reports: watch::channel(None).1,
             stats,
             ever_synced: false,
@@ -254,7 +257,7 @@ impl<C: Connector, S: Sink> Client<C, S> {
         let mut service =
             AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(self.config.max_message);
         let (requests, outgoing) = mpsc::channel(REQUESTS);
-        let mut stream = Stream { session: Session::new(self.config.node.clone()), requests, ours: false };
+        let mut stream = Stream { session: Session::new(self.node()), requests, ours: false };
         self.resubscribe(&mut stream, shutdown).await?;
         let mut opening = Request::new(ReceiverStream::new(outgoing));
         if let Some(token) = self.connector.token()? {
@@ -287,6 +290,15 @@ impl<C: Connector, S: Sink> Client<C, S> {
                 () = self.sink.room() => return Err(Ended::Room),
             }
         }
+    }
+
+    /// What the control plane is told of this node when it is connected to.
+    fn node(&self) -> Node {
+        let mut node = self.config.node.clone();
+        if let Some(source) = &self.source {
+            give_source_back(node.metadata.get_or_insert_default(), source);
+        }
+        node
     }
 
     /// Brings the stream's subscriptions and the sink to what is wanted now.
@@ -338,6 +350,10 @@ impl<C: Connector, S: Sink> Client<C, S> {
         if !stream.ours && response.control_plane.as_ref().is_some_and(is_ours) {
             stream.ours = true;
             self.reports.mark_changed();
+        }
+        // Before anything of it is in force.
+        if let Some(source) = source_of(&response.system_version_info).filter(|_| stream.ours) {
+            self.source = Some(source.to_owned());
         }
         let Some((update, unanswered)) = stream.session.on_response(response) else { return Ok(()) };
         let ty = update.ty;

@@ -10,6 +10,7 @@
 //!   each stream's inbox, only the names that it touched.
 //! - `stream` is a state machine without sockets, clock or tasks: requests and dirty names in,
 //!   responses out. It decides what an agent lacks and in which order it is sent.
+//! - `reached` says how far the source is known, and keeps an agent from being taken back in time.
 //! - `access` and `scope` ask whoever wires this who may open a stream, and what a node may see.
 //! - `delays` tells how long a change takes until it is served, and until agents have answered.
 //! - `service` moves messages between tonic and the state machine; `listen` serves connections.
@@ -25,6 +26,7 @@ pub mod fuzz;
 mod listen;
 mod news;
 mod peers;
+mod reached;
 mod round;
 mod scope;
 mod service;
@@ -39,8 +41,9 @@ pub use access::{Admission, Admitted, Answer, Denied, Reason, Refusals, Token};
 pub use delays::Delays;
 pub use listen::serve;
 pub use news::Feed;
+pub use reached::Reached;
 pub use scope::Scope;
-pub use service::{Config, DeltaAds, server};
+pub use service::{Config, DeltaAds, Holds, server};
 pub use status::{
     Acknowledgement, AgentStatus, Ending, NodeName, Rejected, StreamId, StreamNews, TypeStatus,
 };

@@ -76,6 +76,8 @@ pub(crate) enum Step {
 #[derive(Debug)]
 pub(crate) struct Round {
     generation: u64,
+    /// How far the source was known, for the agent to give back.
+    source: String,
     needs: PerType<Needs>,
     stages: std::slice::Iter<'static, Stage>,
     stage: Stage,
@@ -85,12 +87,18 @@ pub(crate) struct Round {
 }
 
 impl Round {
-    /// Takes from the trackers what the agent lacks of this generation.
-    pub(crate) fn begin(trackers: &mut PerType<Tracker>, resources: View<'_>, seen: Option<Instant>) -> Self {
+    /// Takes from the trackers what the agent lacks of this generation; `source` is how far that is known, and `seen`
+    /// when the first event was seen that led to it.
+    pub(crate) fn begin(
+        trackers: &mut PerType<Tracker>,
+        resources: View<'_>,
+        source: String,
+        seen: Option<Instant>,
+    ) -> Self {
         let needs = PerType::from_fn(|ty| trackers[ty].take_needs(resources));
         let mut stages = Stage::ORDER.iter();
         let stage = *stages.next().unwrap_or(&Stage::Make(ResourceType::Settings));
-        Self { generation: resources.generation(), needs, stages, stage, seen, sent: false }
+        Self { generation: resources.generation(), source, needs, stages, stage, seen, sent: false }
     }
 
     /// When the first event that led to it was seen, unless it had nothing to send.
@@ -190,7 +198,7 @@ impl Round {
         more: bool,
     ) -> DeltaDiscoveryResponse {
         DeltaDiscoveryResponse {
-            system_version_info: system_version_info(self.generation, more),
+            system_version_info: system_version_info(self.generation, &self.source, more),
             type_url: ty.type_url().to_owned(),
             resources,
             removed_resources,

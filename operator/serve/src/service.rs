@@ -8,7 +8,10 @@ use std::{
     error::Error as _,
     future::pending,
     pin::{Pin, pin},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -17,7 +20,10 @@ use envoy_types::pb::envoy::service::discovery::v3::{
     aggregated_discovery_service_server::{AggregatedDiscoveryService, AggregatedDiscoveryServiceServer},
 };
 use futures::{Stream as FuturesStream, stream::Empty};
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Code, Request, Response, Status, Streaming};
@@ -47,6 +53,11 @@ pub struct Config {
     /// Over how long a graceful shutdown spreads the ends of the streams, so that their agents don't
     /// all come back at once. They are served until then.
     pub stagger: Duration,
+    /// How long an agent that comes from a replica that knew more is kept waiting for this one to know as much.
+    /// After a restore of etcd that never happens.
+    pub catch_up: Duration,
+    /// Counts those that are kept waiting.
+    pub holds: Arc<Holds>,
     /// Who checks the tokens of agents; `None` lets everybody in, who must then be kept out otherwise.
     pub admission: Option<Arc<dyn Admission>>,
     /// Counts the streams that are refused.
@@ -61,9 +72,30 @@ impl Default for Config {
             keepalive: Duration::from_secs(30),
             drain: Duration::from_secs(5),
             stagger: Duration::ZERO,
+            catch_up: Duration::from_secs(30),
+            holds: Arc::default(),
             admission: None,
             refusals: Arc::default(),
         }
+    }
+}
+
+/// Streams that were kept waiting because the replica lagged behind.
+#[derive(Debug, Default)]
+pub struct Holds {
+    begun: AtomicU64,
+    given_up: AtomicU64,
+}
+
+impl Holds {
+    /// How many were.
+    pub fn begun(&self) -> u64 {
+        self.begun.load(Ordering::Relaxed)
+    }
+
+    /// Of these, how many were answered at last though the replica hadn't caught up.
+    pub fn given_up(&self) -> u64 {
+        self.given_up.load(Ordering::Relaxed)
     }
 }
 
@@ -134,6 +166,8 @@ impl AggregatedDiscoveryService for DeltaAds {
             ack_patience: self.config.ack_patience,
             stagger: self.config.stagger,
             until,
+            catch_up: self.config.catch_up,
+            holds: Arc::clone(&self.config.holds),
             refusals: Arc::clone(&self.config.refusals),
         };
         self.tasks.spawn(driver.run(self.shutdown.clone()));
@@ -186,6 +220,8 @@ struct Driver {
     stagger: Duration,
     /// When the permission of the agent ends.
     until: Option<Instant>,
+    catch_up: Duration,
+    holds: Arc<Holds>,
     refusals: Arc<Refusals>,
 }
 
@@ -196,6 +232,10 @@ enum Event<'a> {
     Room(mpsc::Permit<'a, Result<DeltaDiscoveryResponse, Status>>),
     Gone,
     Unanswered,
+    /// The source may be known further.
+    Reached,
+    /// It isn't known as far as elsewhere, for too long.
+    Lagging,
 }
 
 /// What there is to send.
@@ -252,18 +292,15 @@ impl Driver {
     async fn serve(&mut self, shutdown: &CancellationToken) -> End {
         let mut output = Output::Nothing;
         let mut patience = Patience::Idle;
+        let mut reached = self.registration.reached();
+        let mut held = None;
         let stagger = self.stagger.mul_f64(self.registration.id().spread());
         let mut over = pin!(async {
             shutdown.cancelled().await;
             tokio::time::sleep(stagger).await;
         });
         let expires = self.until;
-        let mut expired = pin!(async {
-            match expires {
-                Some(until) => tokio::time::sleep_until(until).await,
-                None => pending().await,
-            }
-        });
+        let mut expired = pin!(until_passed(expires));
         loop {
             let until = match patience {
                 Patience::Waiting { until, .. } => Some(until),
@@ -276,6 +313,8 @@ impl Driver {
                 event = next_event(
                     &mut self.requests, &self.registration, &self.responses, output, until,
                 ) => event,
+                () = further(&mut reached), if held.is_some() => Event::Reached,
+                () = until_passed(held), if held.is_some() => Event::Lagging,
             };
             match event {
                 Event::Request(Ok(Some(request))) => {
@@ -312,9 +351,32 @@ impl Driver {
                         patience = Patience::Reported { stage };
                     }
                 }
+                Event::Reached => output = Output::Maybe,
+                Event::Lagging => {
+                    tracing::warn!(
+                        stream = %self.registration.id(), after = ?self.catch_up,
+                        "this replica still doesn't know what another one did; the agent is answered all the same"
+                    );
+                    self.holds.given_up.fetch_add(1, Ordering::Relaxed);
+                    self.registration.go_on();
+                    output = Output::Maybe;
+                }
             }
             patience = self.patience(patience);
+            held = self.hold(held);
         }
+    }
+
+    /// Until when the agent is kept waiting for this replica to catch up.
+    fn hold(&self, before: Option<Instant>) -> Option<Instant> {
+        if !self.registration.lags() {
+            return None;
+        }
+        before.or_else(|| {
+            tracing::info!(stream = %self.registration.id(), "the agent waits until this replica has caught up");
+            self.holds.begun.fetch_add(1, Ordering::Relaxed);
+            Some(Instant::now() + self.catch_up)
+        })
     }
 
     /// Starts the clock anew whenever what the agent has to answer has changed.
@@ -363,19 +425,27 @@ async fn next_event<'a>(
     output: Output,
     until: Option<Instant>,
 ) -> Event<'a> {
-    let unanswered = async {
-        match until {
-            Some(until) => tokio::time::sleep_until(until).await,
-            None => pending().await,
-        }
-    };
     // Unbiased: a peer that floods requests doesn't keep its responses back, nor the other way.
     tokio::select! {
         request = requests.message() => Event::Request(request.map(|request| request.map(Box::new))),
         () = registration.inbox().woken() => Event::Changed,
         permit = responses.reserve(), if output == Output::Maybe => permit.map_or(Event::Gone, Event::Room),
         () = responses.closed() => Event::Gone,
-        () = unanswered => Event::Unanswered,
+        () = until_passed(until) => Event::Unanswered,
+    }
+}
+
+async fn until_passed(until: Option<Instant>) {
+    match until {
+        Some(until) => tokio::time::sleep_until(until).await,
+        None => pending().await,
+    }
+}
+
+/// The store, which has the sender, outlives its streams.
+async fn further(reached: &mut watch::Receiver<()>) {
+    if reached.changed().await.is_err() {
+        pending().await
     }
 }
 

@@ -23,6 +23,7 @@ use tokio::sync::{Notify, watch};
 use crate::{
     delays::{Delays, observe},
     news::{Feed, News},
+    reached::Reached,
     scope::Scope,
     status::{Acknowledgement, AgentStatus, Ending, NodeName, StreamId, StreamNews},
     stream::{Awaiting, Stream},
@@ -36,6 +37,7 @@ pub(crate) type Dirty = PerType<HashSet<ResourceName>>;
 pub(crate) struct Resources {
     by_type: PerType<HashMap<ResourceName, Resource>>,
     generation: u64,
+    reached: Reached,
     scope: Option<Arc<dyn Scope>>,
 }
 
@@ -77,6 +79,16 @@ impl Resources {
     /// What decides which node sees what; `None` where all see all.
     pub(crate) fn scope(&self) -> Option<&dyn Scope> {
         self.scope.as_deref()
+    }
+
+    /// How far the source is known of which these resources are.
+    pub(crate) fn reached(&self) -> &Reached {
+        &self.reached
+    }
+
+    /// From now on the source is known so far.
+    pub(crate) fn reach(&mut self, reached: &Reached) {
+        self.reached.clone_from(reached);
     }
 
     /// How many batches have been applied. Zero means that nothing is known yet, and an agent must
@@ -146,6 +158,8 @@ struct Shared {
     streams: Mutex<BTreeMap<StreamId, Connected>>,
     last_stream: AtomicU64,
     acknowledged: watch::Sender<u64>,
+    /// Says that the source is known further.
+    reached: watch::Sender<()>,
     news: Mutex<News>,
     delays: Delays,
 }
@@ -175,13 +189,19 @@ impl Store {
     ///
     /// Costs what the batch touches, for each stream; an upsert of equal content costs nothing.
     pub fn apply(&self, changes: Vec<Change>) {
-        self.apply_for(changes, &HashSet::new(), None);
+        self.apply_for(changes, &HashSet::new(), None, &Reached::default());
     }
 
-    /// As [`apply`](Self::apply); and what the nodes in `rescoped` may see has changed just before. For
-    /// these, all resources are compared. `seen` is when the first event that led to this was seen; the
-    /// [`delays`](Self::delays) count from then.
-    pub fn apply_for(&self, changes: Vec<Change>, rescoped: &HashSet<NodeName>, seen: Option<Instant>) {
+    /// As [`apply`](Self::apply), of a source that is known so far; and what the nodes in `rescoped` may see has
+    /// changed just before. For these, all resources are compared. `seen` is when the first event that led to this
+    /// was seen; the [`delays`](Self::delays) count from then.
+    pub fn apply_for(
+        &self,
+        changes: Vec<Change>,
+        rescoped: &HashSet<NodeName>,
+        seen: Option<Instant>,
+        reached: &Reached,
+    ) {
         // Before the resources are locked: see the lock order.
         let of_these = |connected: &Connected| {
             lock(&connected.stream).node().is_some_and(|node| rescoped.contains(node))
@@ -191,6 +211,8 @@ impl Store {
         let inboxes: Vec<_> = streams.map(|(_, connected)| connected.inbox).collect();
         let mut state = self.0.state.write().unwrap_or_else(PoisonError::into_inner);
         let dirty = state.resources.apply(changes);
+        state.resources.reach(reached);
+        self.0.reached.send_replace(());
         let first = state.resources.generation() == 1;
         let seen = seen.filter(|_| !first);
         for inbox in inboxes {
@@ -211,6 +233,12 @@ impl Store {
     /// How long changes take.
     pub fn delays(&self) -> Delays {
         self.0.delays.clone()
+    }
+
+    /// The source is known further, which changes nothing of what is served.
+    pub fn reach(&self, reached: &Reached) {
+        self.0.state.write().unwrap_or_else(PoisonError::into_inner).resources.reach(reached);
+        self.0.reached.send_replace(());
     }
 
     /// The resource that is currently served under this name.
@@ -346,6 +374,23 @@ impl Registration {
                 return None;
             }
         }
+    }
+
+    /// Changes when the source may be known further.
+    pub(crate) fn reached(&self) -> watch::Receiver<()> {
+        self.store.0.reached.subscribe()
+    }
+
+    /// Whether the first round waits until the source is known as far as elsewhere.
+    pub(crate) fn lags(&self) -> bool {
+        let stream = lock(&self.stream);
+        // Most have nothing to wait for, and don't need the resources to know.
+        stream.awaits() && self.store.read(|resources| stream.lags(resources))
+    }
+
+    /// Waits for that no longer.
+    pub(crate) fn go_on(&self) {
+        lock(&self.stream).go_on();
     }
 
     /// What the stream waits for, if for anything.

@@ -1,7 +1,8 @@
 //! The state machine of one agent's stream: requests and dirty names in, responses out.
 //!
-//! No sockets, clock or tasks (the instants are of those who have one). Invariant: at most one round is under way, and nothing of the next
-//! stage leaves before every response of this stage is acknowledged, positively or not.
+//! No sockets, clock or tasks (the instants are of those who have one). Invariant: at most one round is under way, and
+//! nothing of the next stage leaves before every response of this stage is acknowledged, positively or not. The first
+//! round doesn't begin before the source is known as far as the agent has been given it elsewhere.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -17,9 +18,11 @@ use envoy_types::pb::{
 };
 use slotmesh_xds::{
     AgentReport, CONTROL_PLANE, PerType, ResourceName, ResourceType, Version, rejections_from_status,
+    source_given_back,
 };
 
 use crate::{
+    reached::Versions,
     round::{InFlight, Round, Stage, Step, Unacknowledged},
     scope::View,
     status::{Acknowledgement, AgentStatus, NodeName, StreamId},
@@ -68,6 +71,10 @@ pub(crate) struct Stream {
     seen: Option<Instant>,
     /// The same of the round that has just been answered.
     answered: Option<Instant>,
+    /// What has to be known before the first round.
+    awaits: Option<Versions>,
+    /// What was known elsewhere when the agent was there.
+    known: Versions,
     unacknowledged: Unacknowledged,
     last_nonce: u64,
     strangers: HashSet<String>,
@@ -86,6 +93,8 @@ impl Stream {
             round: None,
             seen: None,
             answered: None,
+            awaits: None,
+            known: Versions::default(),
             unacknowledged: HashMap::new(),
             last_nonce: 0,
             strangers: HashSet::new(),
@@ -111,12 +120,14 @@ impl Stream {
             self.report = Some(report);
         }
         if self.node.is_none() {
+            let given_back = metadata.and_then(source_given_back).map(Versions::parse);
             let id = request.node.map(|node| node.id).filter(|id| !id.is_empty()).ok_or(Refused::NoNode)?;
             let claimed = NodeName::from(id);
             if let Some(admitted) = self.only.as_ref().filter(|only| **only != claimed) {
                 return Err(Refused::OtherNode { admitted: admitted.clone(), claimed });
             }
             tracing::info!(stream = %self.id, node = %claimed, "agent connected");
+            self.awaits = given_back;
             self.node = Some(claimed);
         }
         let Ok(ty) = request.type_url.parse::<ResourceType>() else {
@@ -147,16 +158,36 @@ impl Stream {
 
     /// Begins a round if none is under way and something may have to be sent; says whether it did.
     pub(crate) fn begin_round(&mut self, resources: &Resources) -> bool {
-        if self.round.is_some() || resources.generation() == 0 {
+        if self.round.is_some() || resources.generation() == 0 || self.lags(resources) {
             return false;
         }
         let seen = self.seen.take();
-        let begin = self.trackers.iter().any(|(_, tracker)| tracker.wants_round());
-        if begin {
-            let view = View::new(resources, self.node.as_ref());
-            self.round = Some(Round::begin(&mut self.trackers, view, seen));
+        if !self.trackers.iter().any(|(_, tracker)| tracker.wants_round()) {
+            return false;
         }
-        begin
+        if let Some(versions) = self.awaits.take() {
+            self.known = versions;
+        }
+        let source = self.known.clone().merged(resources.reached().needs());
+        let view = View::new(resources, self.node.as_ref());
+        self.round = Some(Round::begin(&mut self.trackers, view, source.to_string(), seen));
+        true
+    }
+
+    /// Whether the first round has something to wait for.
+    pub(crate) fn awaits(&self) -> bool {
+        self.awaits.is_some()
+    }
+
+    /// Whether the first round waits until the source is known as far as elsewhere.
+    pub(crate) fn lags(&self, resources: &Resources) -> bool {
+        let behind = |versions: &Versions| !resources.reached().covers(versions);
+        resources.generation() > 0 && self.awaits.as_ref().is_some_and(behind)
+    }
+
+    /// Waits no longer, and lets the agent forget what it waited for.
+    pub(crate) fn go_on(&mut self) {
+        self.awaits = None;
     }
 
     /// The next response of the round under way; `None` when it waits or is over.

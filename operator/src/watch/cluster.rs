@@ -16,6 +16,7 @@
 //!   it is a bounded number of updates that may wait.
 
 mod decode;
+mod feed;
 mod kinds;
 mod presence;
 mod prune;
@@ -26,18 +27,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::StreamExt as _;
 use kube::{Api, Client, core::ApiResource};
-use kube_runtime::{
-    WatchStreamExt as _,
-    watcher::{self, DefaultBackoff, InitialListStrategy},
-};
+use kube_runtime::{utils::Backoff as _, watcher::DefaultBackoff};
 use slotmesh_compile::Kind;
 use tokio::{sync::mpsc, task::JoinSet};
 use tracing::{debug, info, warn};
 
 use self::{
     decode::{Decode, Raw},
+    feed::{Ended, Feed},
     presence::Presence,
     reading::Reading,
 };
@@ -145,16 +143,12 @@ impl Context {
     }
 
     /// Streamed lists need no pages in memory, on either side.
-    async fn config(&self) -> watcher::Config {
-        let config = watcher::Config::default();
+    async fn streams_lists(&self) -> bool {
         match self.client.apiserver_version().await {
-            Ok(version) if minor(&version.minor) >= STREAMING_LISTS && version.major == "1" => {
-                config.streaming_lists()
-            }
-            Ok(_) => config,
+            Ok(version) => minor(&version.minor) >= STREAMING_LISTS && version.major == "1",
             Err(error) => {
                 debug!(%error, "the API server doesn't tell its version");
-                config
+                false
             }
         }
     }
@@ -173,52 +167,40 @@ async fn watch(
     built_in: bool,
 ) -> Result<(), Over> {
     let api: Api<Raw> = Api::all_with(context.client.clone(), &resource);
-    let mut config = context.config().await;
-    'again: loop {
-        let events = watcher::watcher(api.clone(), config.clone()).backoff(DefaultBackoff::default());
-        let mut events = std::pin::pin!(events);
-        while let Some(event) = events.next().await {
-            match event {
-                Ok(event) => context.tell(reading.take(event)).await?,
-                Err(error) => {
-                    let code = status_code(&error);
-                    // 400 and 422: it doesn't stream lists after all.
-                    if matches!(code, Some(400 | 422))
-                        && config.initial_list_strategy == InitialListStrategy::StreamingList
-                    {
-                        debug!(kind = resource.kind, %error, "lists aren't streamed");
-                        config.initial_list_strategy = InitialListStrategy::ListWatch;
-                        continue 'again;
-                    }
-                    if code == Some(404) && !built_in {
-                        return Ok(());
-                    }
-                    match code {
-                        Some(410) => {
-                            info!(kind = resource.kind, "the watch is too old to be resumed; listing again")
-                        }
-                        Some(403) => warn!(
-                            kind = resource.kind, %error,
-                            "not allowed to watch; grant list and watch (what is in force stays in force)"
-                        ),
-                        _ => {
-                            warn!(kind = resource.kind, error = %Chain(&error), "the watch failed; trying again")
-                        }
-                    }
-                }
-            }
+    let mut streamed = context.streams_lists().await;
+    let mut feed = Feed::new(context, reading, api);
+    let mut backoff = DefaultBackoff::default();
+    loop {
+        let error = match feed.follow(streamed).await {
+            Ok(never) => match never {},
+            Err(Ended::Over) => return Err(Over),
+            Err(Ended::Failed(error)) => error,
+        };
+        let code = if let kube::Error::Api(status) = &error { Some(status.code) } else { None };
+        // 400 and 422: it doesn't stream lists after all.
+        if matches!(code, Some(400 | 422)) && streamed {
+            debug!(kind = resource.kind, %error, "lists aren't streamed");
+            streamed = false;
+            continue;
         }
-        tokio::time::sleep(AGAIN).await;
-    }
-}
-
-fn status_code(error: &watcher::Error) -> Option<u16> {
-    match error {
-        watcher::Error::InitialListFailed(kube::Error::Api(status))
-        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
-        | watcher::Error::WatchFailed(kube::Error::Api(status))
-        | watcher::Error::WatchError(status) => Some(status.code),
-        _ => None,
+        if code == Some(404) && !built_in {
+            return Ok(());
+        }
+        match code {
+            Some(410) => {
+                info!(kind = resource.kind, "the watch is too old to be resumed; listing again");
+                feed.list_again();
+            }
+            Some(403) => warn!(
+                kind = resource.kind, %error,
+                "not allowed to watch; grant list and watch (what is in force stays in force)"
+            ),
+            _ => warn!(kind = resource.kind, error = %Chain(&error), "the watch failed; trying again"),
+        }
+        if feed.has_told() {
+            backoff.reset();
+        }
+        tokio::time::sleep(backoff.next().unwrap_or(AGAIN)).await;
     }
 }
 
@@ -245,7 +227,7 @@ impl std::fmt::Display for Chain<'_> {
 /// The events of one kind as an update.
 fn update(kind: Kind, events: impl IntoIterator<Item = Event>) -> Update {
     let events = events.into_iter().map(|event| WatchEvent { kind, event }).collect();
-    Update { events, appeared: Vec::new(), disappeared: Vec::new(), seen: Instant::now() }
+    Update { events, appeared: Vec::new(), disappeared: Vec::new(), seen: Instant::now(), reached: None }
 }
 
 #[cfg(test)]

@@ -264,8 +264,9 @@ impl Follower {
             first.push(WatchEvent { kind, event: Event::InitDone });
         }
         appeared.sort();
+        let seen = Instant::now();
         let mut listening =
-            (self.deliver)(Update { events: first, appeared, disappeared, seen: Instant::now() });
+            (self.deliver)(Update { events: first, appeared, disappeared, seen, reached: None });
         let mut again = None;
         while listening {
             let Some(asked) = self.next(woken, &mut again) else { return };
@@ -277,7 +278,8 @@ impl Follower {
             let (changed, appeared, disappeared) = self.read(asked);
             let events: Vec<_> = changed.into_iter().filter_map(event).collect();
             if !events.is_empty() || !appeared.is_empty() || !disappeared.is_empty() {
-                listening = (self.deliver)(Update { events, appeared, disappeared, seen: Instant::now() });
+                let seen = Instant::now();
+                listening = (self.deliver)(Update { events, appeared, disappeared, seen, reached: None });
             }
         }
     }

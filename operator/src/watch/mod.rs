@@ -68,6 +68,21 @@ pub struct WatchEvent {
     pub event: Event,
 }
 
+/// What is said of the versions of a kind's objects in the source, which rise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// An object of a list under way has this version.
+    Listing(u64),
+    /// The list that is complete now is of this version.
+    Listed(u64),
+    /// An object got this version, by a change or its end.
+    Changed(u64),
+    /// Nothing happened up to this version.
+    Quiet(u64),
+    /// There are none, or they can't be compared.
+    Unknown,
+}
+
 /// What a source has to say at one moment.
 #[derive(Clone, Debug)]
 pub struct Update {
@@ -79,6 +94,8 @@ pub struct Update {
     pub disappeared: Vec<Report>,
     /// When the source saw it.
     pub seen: Instant,
+    /// How far the source is known with that, where it has versions.
+    pub reached: Option<(Kind, Reach)>,
 }
 
 /// Follows what changes in a set of reports.

@@ -1,6 +1,7 @@
 //! A replica of the operator, and agents that answer as they are told: real streams, real statuses.
 
 use std::{
+    collections::BTreeSet,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -9,17 +10,21 @@ use anyhow::Result;
 use envoy_types::pb::envoy::{
     config::core::v3::Node,
     service::discovery::v3::{
-        DeltaDiscoveryRequest, aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
+        DeltaDiscoveryRequest, DeltaDiscoveryResponse,
+        aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
     },
 };
 use futures::stream;
+use kube::Client;
 use slotmesh_cluster::ControlPlane;
 use slotmesh_operator::{
     Operator, Scoped,
     status::{self, Counters, Notices, Settings, Sources},
 };
-use slotmesh_serve::Config;
-use slotmesh_xds::{AgentReport, Rejection, ResourceType, SlotCounts, status_from_rejections};
+use slotmesh_serve::{Config, Holds};
+use slotmesh_xds::{
+    AgentReport, Rejection, ResourceType, SlotCounts, give_source_back, source_of, status_from_rejections,
+};
 use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -30,6 +35,7 @@ use crate::support::NAMESPACE;
 pub struct Replica {
     address: String,
     pub counters: Counters,
+    pub holds: Arc<Holds>,
     stop: CancellationToken,
     statuses: JoinHandle<()>,
     serving: JoinHandle<()>,
@@ -38,7 +44,11 @@ pub struct Replica {
 
 impl Replica {
     pub async fn start(cluster: &ControlPlane, name: &str) -> Result<Self> {
-        let client = cluster.client().await?;
+        Self::start_on(cluster.client().await?, name).await
+    }
+
+    /// By this way to the API server.
+    pub async fn start_on(client: Client, name: &str) -> Result<Self> {
         let scoped = Scoped::default();
         let (store, notices) = (scoped.store(), Notices::new(scoped.due()));
         let operator = Operator::from_cluster_telling(client.clone(), scoped, notices.clone())?;
@@ -56,10 +66,12 @@ impl Replica {
             let accepted = listener.accept().await.map(|(stream, _)| stream);
             Some((accepted, listener))
         }));
-        let serving = slotmesh_serve::serve(store, Config::default(), incoming, stop.clone());
+        let config = Config::default();
+        let holds = Arc::clone(&config.holds);
+        let serving = slotmesh_serve::serve(store, config, incoming, stop.clone());
         let serving = tokio::spawn(async { serving.await.expect("the server ends in order") });
         operator.synced().await?;
-        Ok(Self { address, counters, stop, statuses, serving, _operator: operator })
+        Ok(Self { address, counters, holds, stop, statuses, serving, _operator: operator })
     }
 
     /// As after SIGTERM.
@@ -73,22 +85,42 @@ impl Replica {
 
 type Refuses = Arc<Mutex<Option<String>>>;
 
+/// What an agent was told.
+#[derive(Default)]
+struct Told {
+    responses: usize,
+    /// What it has, and what it ever had, by type URL and name.
+    has: BTreeSet<(String, String)>,
+    had: BTreeSet<(String, String)>,
+    source: Option<String>,
+}
+
 /// An agent without a kernel: it acknowledges what it is sent, or refuses it.
 pub struct Agent {
     requests: mpsc::Sender<DeltaDiscoveryRequest>,
     refuses: Refuses,
+    told: Arc<Mutex<Told>>,
     task: JoinHandle<()>,
 }
 
 impl Agent {
     /// Connects as the agent of this node.
     pub async fn connect(node: &str, replica: &Replica) -> Result<Self> {
+        Self::connect_from(node, replica, None).await
+    }
+
+    /// As the agent that was last told this of the source.
+    pub async fn connect_from(node: &str, replica: &Replica, source: Option<&str>) -> Result<Self> {
+        let mut first = Node { id: node.to_owned(), ..Node::default() };
+        if let Some(source) = source {
+            give_source_back(first.metadata.get_or_insert_default(), source);
+        }
         let (requests, outgoing) = mpsc::channel(64);
         for ty in ResourceType::ALL {
             let name = if ty == ResourceType::Settings { node } else { "*" };
             requests
                 .send(DeltaDiscoveryRequest {
-                    node: Some(Node { id: node.to_owned(), ..Node::default() }),
+                    node: Some(first.clone()),
                     type_url: ty.type_url().to_owned(),
                     resource_names_subscribe: vec![name.to_owned()],
                     ..DeltaDiscoveryRequest::default()
@@ -98,12 +130,13 @@ impl Agent {
         let mut service = AggregatedDiscoveryServiceClient::connect(replica.address.clone()).await?;
         let mut responses =
             service.delta_aggregated_resources(ReceiverStream::new(outgoing)).await?.into_inner();
-        let refuses = Refuses::default();
+        let (refuses, told) = (Refuses::default(), Arc::<Mutex<Told>>::default());
         let task = {
-            let (answers, refuses) = (requests.clone(), Arc::clone(&refuses));
+            let (answers, refuses, told) = (requests.clone(), Arc::clone(&refuses), Arc::clone(&told));
             tokio::spawn(async move {
                 let _service = service;
                 while let Ok(Some(response)) = responses.message().await {
+                    told.lock().unwrap().take(&response);
                     let refused = refuses.lock().unwrap().clone();
                     let bad = |name: &str| refused.as_ref().is_some_and(|part| name.contains(part.as_str()));
                     let rejections: Vec<Rejection> = response
@@ -127,7 +160,27 @@ impl Agent {
                 }
             })
         };
-        Ok(Self { requests, refuses, task })
+        Ok(Self { requests, refuses, told, task })
+    }
+
+    /// Whether it has something of this type whose name contains `part`.
+    pub fn has(&self, ty: ResourceType, part: &str) -> bool {
+        self.told.lock().unwrap().has.iter().any(|(of, name)| of == ty.type_url() && name.contains(part))
+    }
+
+    /// Whether it ever had.
+    pub fn ever_had(&self, ty: ResourceType, part: &str) -> bool {
+        self.told.lock().unwrap().had.iter().any(|(of, name)| of == ty.type_url() && name.contains(part))
+    }
+
+    /// What it was told last of the source.
+    pub fn source(&self) -> Option<String> {
+        self.told.lock().unwrap().source.clone()
+    }
+
+    /// How often it was told anything.
+    pub fn responses(&self) -> usize {
+        self.told.lock().unwrap().responses
     }
 
     /// From now on, what has this in its name is refused.
@@ -152,6 +205,18 @@ impl Agent {
             })
             .await?;
         Ok(())
+    }
+}
+
+impl Told {
+    fn take(&mut self, response: &DeltaDiscoveryResponse) {
+        self.responses += 1;
+        self.source = source_of(&response.system_version_info).map(str::to_owned).or(self.source.take());
+        let key = |name: &String| (response.type_url.clone(), name.clone());
+        let new: Vec<_> = response.resources.iter().map(|resource| key(&resource.name)).collect();
+        self.had.extend(new.iter().cloned());
+        self.has.extend(new);
+        response.removed_resources.iter().for_each(|name| _ = self.has.remove(&key(name)));
     }
 }
 

@@ -39,7 +39,7 @@ fn policy(name: &str, max: u32) -> Value {
 }
 
 /// A cluster with two nodes, each with a pod that takes part.
-async fn prepare() -> Result<(ControlPlane, Client)> {
+pub async fn prepare() -> Result<(ControlPlane, Client)> {
     let cluster = ControlPlane::start().await?;
     let client = cluster.client().await?;
     for definition in own::definitions() {

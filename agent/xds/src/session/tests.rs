@@ -163,7 +163,7 @@ fn in_sync_when_the_last_part_of_every_type_is_applied() {
     let (mut session, _) = session(&[Cluster, Route]);
     let mut foreign = Foreign::default();
     let mut apply = |session: &mut Session, ty, more| {
-        let info = system_version_info(1, more);
+        let info = system_version_info(1, "", more);
         let response = DeltaDiscoveryResponse { system_version_info: info, ..response(ty, vec![], &[]) };
         let (_, unanswered) = session.on_response(response).unwrap();
         session.answer(unanswered, vec![], &mut foreign);

@@ -8,6 +8,8 @@ use slotmesh_xds::{Change, Rejection, Resource, more_follows, status_from_reject
 
 use super::*;
 
+mod source;
+
 const LIMIT: usize = 1 << 20;
 
 /// A store and one stream; the test plays the agent.

@@ -11,7 +11,7 @@ use super::{
     decode::{Decode, Raw, Unreadable},
     update,
 };
-use crate::watch::{Event, Sourced, Update};
+use crate::watch::{Event, Reach, Sourced, Update};
 
 /// What is unreadable of one kind.
 #[derive(Debug)]
@@ -28,8 +28,17 @@ impl Reading {
         Self { kind, decode, unreadable: BTreeMap::new(), listed: BTreeSet::new() }
     }
 
-    /// The update for an event.
-    pub(super) fn take(&mut self, event: Watched<Raw>) -> Update {
+    /// The update for an event, and for what is known of versions with it.
+    pub(super) fn take(&mut self, event: Watched<Raw>, reach: Option<Reach>) -> Update {
+        Update { reached: reach.map(|reach| (self.kind, reach)), ..self.read(event) }
+    }
+
+    /// The update where only that is known.
+    pub(super) fn quiet(&self, reach: Reach) -> Update {
+        Update { reached: Some((self.kind, reach)), ..update(self.kind, []) }
+    }
+
+    fn read(&mut self, event: Watched<Raw>) -> Update {
         match event {
             Watched::Init => {
                 self.listed.clear();
@@ -66,7 +75,8 @@ impl Reading {
     pub(super) fn none(&mut self) -> Update {
         self.listed.clear();
         let disappeared = std::mem::take(&mut self.unreadable).into_values().collect();
-        Update { disappeared, ..update(self.kind, [Event::Init, Event::InitDone]) }
+        let reached = Some((self.kind, Reach::Unknown));
+        Update { disappeared, reached, ..update(self.kind, [Event::Init, Event::InitDone]) }
     }
 
     fn object(&mut self, raw: Raw, event: fn(Sourced) -> Event) -> (ObjectName, Update) {
@@ -127,7 +137,7 @@ mod tests {
     #[test]
     fn an_object_that_can_not_be_read_is_reported_until_it_can_or_is_gone() {
         let mut reading = Reading::new(Kind::Service, decode::<Service>);
-        let mut take = |event| said(reading.take(event));
+        let mut take = |event| said(reading.read(event));
         let report = "+ Service shop/a: spec.ports: invalid type: integer `7`, expected a sequence; the object's last \
                       good version stays in force";
         assert_eq!(take(Watched::Init), "init");

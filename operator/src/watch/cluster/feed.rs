@@ -1,0 +1,193 @@
+//! One kind's list and watch, with the resource versions that come along.
+//!
+//! kube's watcher keeps to itself which version a list has, and bookmarks; by these alone a replica knows
+//! how far it has come where nothing happens. And its streamed lists may be those of an API server that
+//! lags behind; these here are consistent.
+//!
+//! Invariants:
+//! - After an error the watch goes on where it was. Only a version that is too old (410) leads to
+//!   another list.
+//! - What is told of a version comes with the event that it belongs to, or after it.
+
+use std::{convert::Infallible, time::Duration};
+
+use futures::{StreamExt as _, stream::BoxStream};
+use kube::{
+    Api,
+    api::{ListParams, WatchParams},
+    core::WatchEvent,
+};
+use kube_runtime::watcher::Event as Watched;
+
+use super::{Context, Over, decode::Raw, reading::Reading};
+use crate::watch::Reach;
+
+/// A server ends a watch after 290 s; one that is silent for longer is gone.
+const SILENCE: Duration = Duration::from_secs(320);
+/// How many objects a page of a list has.
+const PAGE: u32 = 500;
+/// The mark of the bookmark that ends a streamed list.
+const LISTED: &str = "k8s.io/initial-events-end";
+
+/// Why a watch ended.
+pub(super) enum Ended {
+    Over,
+    Failed(kube::Error),
+}
+
+impl From<Over> for Ended {
+    fn from(Over: Over) -> Self {
+        Self::Over
+    }
+}
+
+impl From<kube::Error> for Ended {
+    fn from(error: kube::Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+type Events = BoxStream<'static, kube::Result<WatchEvent<Raw>>>;
+
+/// See the module's comment.
+pub(super) struct Feed<'a> {
+    context: &'a Context,
+    reading: &'a mut Reading,
+    api: Api<Raw>,
+    /// Up to which version everything was told; `None` where there has to be a list.
+    at: Option<String>,
+    /// Whether something was told since the last failure.
+    told: bool,
+}
+
+impl<'a> Feed<'a> {
+    pub(super) fn new(context: &'a Context, reading: &'a mut Reading, api: Api<Raw>) -> Self {
+        Self { context, reading, api, at: None, told: false }
+    }
+
+    /// The next time begins with a list.
+    pub(super) fn list_again(&mut self) {
+        self.at = None;
+    }
+
+    /// Whether something was told since the last time that this was asked.
+    pub(super) fn has_told(&mut self) -> bool {
+        std::mem::take(&mut self.told)
+    }
+
+    /// Lists if need be, by streaming or by pages, and watches until something fails.
+    pub(super) async fn follow(&mut self, streamed: bool) -> Result<Infallible, Ended> {
+        let mut listed = match self.at {
+            Some(_) => None,
+            None if streamed => Some(self.streamed_list().await?),
+            None => {
+                self.list().await?;
+                None
+            }
+        };
+        loop {
+            let mut events = match listed.take() {
+                Some(events) => events,
+                None => {
+                    let at = self.at.as_deref().unwrap_or_default();
+                    self.api.watch(&WatchParams::default(), at).await?.boxed()
+                }
+            };
+            while let Some(event) = next(&mut events).await? {
+                match event {
+                    WatchEvent::Added(object) | WatchEvent::Modified(object) => {
+                        let version = version_of(&object);
+                        self.changed(version, Watched::Apply(object)).await?;
+                    }
+                    WatchEvent::Deleted(object) => {
+                        let version = version_of(&object);
+                        self.changed(version, Watched::Delete(object)).await?;
+                    }
+                    WatchEvent::Bookmark(mark) => self.bookmark(mark.metadata.resource_version).await?,
+                    WatchEvent::Error(status) => return Err(kube::Error::Api(status).into()),
+                }
+            }
+        }
+    }
+
+    /// What is left of the watch that began with the list.
+    async fn streamed_list(&mut self) -> Result<Events, Ended> {
+        // Without a version the list is consistent.
+        let mut events = self.api.watch(&WatchParams::default().initial_events(), "").await?.boxed();
+        self.event(Watched::Init, None).await?;
+        while let Some(event) = next(&mut events).await? {
+            match event {
+                WatchEvent::Added(object) | WatchEvent::Modified(object) => {
+                    let version = number(&version_of(&object)).map(Reach::Listing);
+                    self.event(Watched::InitApply(object), version).await?;
+                }
+                WatchEvent::Bookmark(mark) if mark.metadata.annotations.contains_key(LISTED) => {
+                    self.listed(mark.metadata.resource_version).await?;
+                    return Ok(events);
+                }
+                // A list has no others.
+                WatchEvent::Bookmark(_) | WatchEvent::Deleted(_) => {}
+                WatchEvent::Error(status) => return Err(kube::Error::Api(status).into()),
+            }
+        }
+        Err(Ended::Failed(kube::Error::Service("the list ended early".into())))
+    }
+
+    async fn list(&mut self) -> Result<(), Ended> {
+        self.event(Watched::Init, None).await?;
+        let mut page = ListParams::default().limit(PAGE);
+        loop {
+            let list = self.api.list(&page).await?;
+            for object in list.items {
+                let version = number(&version_of(&object)).map(Reach::Listing);
+                self.event(Watched::InitApply(object), version).await?;
+            }
+            page.continue_token = list.metadata.continue_.filter(|token| !token.is_empty());
+            if page.continue_token.is_none() {
+                return Ok(self.listed(list.metadata.resource_version.unwrap_or_default()).await?);
+            }
+        }
+    }
+
+    async fn listed(&mut self, at: String) -> Result<(), Over> {
+        self.event(Watched::InitDone, Some(number(&at).map_or(Reach::Unknown, Reach::Listed))).await?;
+        self.at = Some(at);
+        Ok(())
+    }
+
+    async fn changed(&mut self, at: String, event: Watched<Raw>) -> Result<(), Over> {
+        self.event(event, number(&at).map(Reach::Changed)).await?;
+        self.at = Some(at);
+        Ok(())
+    }
+
+    async fn event(&mut self, event: Watched<Raw>, reach: Option<Reach>) -> Result<(), Over> {
+        self.told = true;
+        let update = self.reading.take(event, reach);
+        self.context.tell(update).await
+    }
+
+    async fn bookmark(&mut self, at: String) -> Result<(), Over> {
+        if let Some(version) = number(&at) {
+            self.context.tell(self.reading.quiet(Reach::Quiet(version))).await?;
+        }
+        self.at = Some(at);
+        Ok(())
+    }
+}
+
+/// The next event; `None` when the server has ended the watch, as it does from time to time.
+async fn next(events: &mut Events) -> kube::Result<Option<WatchEvent<Raw>>> {
+    // One that says nothing is resumed elsewhere.
+    tokio::time::timeout(SILENCE, events.next()).await.unwrap_or_default().transpose()
+}
+
+fn version_of(object: &Raw) -> String {
+    object.meta.resource_version.clone().unwrap_or_default()
+}
+
+/// Versions are decimal numbers since there are any, by the documentation since Kubernetes 1.35; one that
+/// is something else says nothing.
+fn number(version: &str) -> Option<u64> {
+    version.parse().ok()
+}
