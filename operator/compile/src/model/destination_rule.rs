@@ -111,9 +111,13 @@ fn balance(at: &str, balancer: &crds::LoadBalancer, found: &mut Findings) -> Opt
         found.refuse(&at, "it excludes simple; remove one of them");
     }
     let by_source = hash.use_source_ip == Some(true);
+    let is_size = |name: &str| matches!(name, "minimumRingSize" | "ringHash" | "maglev");
+    if !by_source && hash.rest.keys().all(|name| is_size(name)) {
+        found.refuse(&at, "it names nothing to hash; set useSourceIp");
+    }
     for name in hash.rest.keys() {
         let consequence = match name.as_str() {
-            "minimumRingSize" | "ringHash" | "maglev" => "the size of the table follows from the endpoints",
+            name if is_size(name) => "the size of the table follows from the endpoints",
             _ if by_source => "only the source is hashed",
             _ => "a connection has no request that could be hashed, RANDOM is used instead",
         };

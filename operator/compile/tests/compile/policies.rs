@@ -126,6 +126,13 @@ fn a_destination_rule_may_choose_the_less_busy_or_by_the_source() {
         assert_eq!(found, "RANDOM");
         assert!(said[0].contains("consistentHash.httpHeaderName; a connection has no request"), "{said:?}");
     }
+    for rest in [&[][..], &["ringHash"]] {
+        let (_, _, refused) = hash("", Some(false), rest);
+        assert!(
+            refused[0].contains("consistentHash: it names nothing to hash; set useSourceIp"),
+            "{refused:?}"
+        );
+    }
     let (found, _, refused) = hash("ROUND_ROBIN", Some(true), &[]);
     assert_eq!(found, "RANDOM");
     assert!(refused[0].contains("consistentHash: it excludes simple; remove one of them"), "{refused:?}");
