@@ -260,10 +260,10 @@ fn extension(policy: &proto::LoadBalancingPolicy) -> Result<Balance, Invalid> {
     let [Policy { typed_extension_config: Some(TypedExtensionConfig { name: _, typed_config: Some(any) }) }] =
         &policy.policies[..]
     else {
-        return Err(unsupported(at, "one policy with its typed_config is"));
+        return Err(unsupported(at, "only one policy, with a typed_config"));
     };
     if any.type_url != MAGLEV {
-        return Err(unsupported(at, format!("{}; {MAGLEV} is", any.type_url)));
+        return Err(unsupported(at, format!("{}; only {MAGLEV}", any.type_url)));
     }
     let maglev: Maglev = decode_any(&at, "Maglev", any)?;
     let Maglev { table_size: _, consistent_hashing_lb_config, locality_weighted_lb_config } = &maglev;

@@ -246,8 +246,8 @@ pub fn pointers(slot: &[u8], mut visit: impl FnMut(Points, SlotPtr)) -> Result<R
 /// under another pin root.
 ///
 /// It can't see what a number means: whoever changes `VipKey::tag`, the encoding of `VipValue`,
-/// `choose`, `HostIndex::places`, what [`Text`](crate::Text) holds, the size of a unit or the numbers of
-/// resource types raises the number in its seed.
+/// `choose`, `HostIndex::places`, the places of a `HashTable`, the numbers in `balance`, what
+/// [`Text`](crate::Text) holds, the size of a unit or the numbers of resource types raises the number in its seed.
 pub const LAYOUT_HASH: u64 = {
     let mut hash = fnv1a(FNV_OFFSET, b"slotmesh records 2");
     let mut i = 0;

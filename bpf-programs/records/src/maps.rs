@@ -140,8 +140,8 @@ pub struct SocketState {
     pub original: VipKey,
     /// Where it was redirected to: the port, network order.
     pub target_port: u16,
-    /// Where it counts: [`IN_CLUSTER`](Self::IN_CLUSTER), [`AT_ENDPOINT`](Self::AT_ENDPOINT). Set by connect to where
-    /// it shall, but for the cluster, where each does that begins.
+    /// Bits: [`IN_CLUSTER`](Self::IN_CLUSTER) while it counts among the connections of its cluster, and
+    /// [`AT_ENDPOINT`](Self::AT_ENDPOINT), which connect sets, where its endpoint counts it for as long.
     pub counted: u16,
     /// Where it was redirected to: the address. A program that runs after this one's, further up in the
     /// cgroup hierarchy, sees a connect to it.
@@ -153,9 +153,9 @@ pub struct SocketState {
 }
 
 impl SocketState {
-    /// It counts among the connections of its cluster.
+    /// In [`counted`](Self::counted).
     pub const IN_CLUSTER: u16 = 1;
-    /// While it counts in its cluster, it also counts at its endpoint.
+    /// In [`counted`](Self::counted).
     pub const AT_ENDPOINT: u16 = 2;
 }
 
