@@ -7,7 +7,7 @@ XTASK_BUILT := $(or $(CARGO_TARGET_DIR),target)/debug/xtask
 .DEFAULT_GOAL := help
 # The steps share cargo's target folder and wait for each other anyway.
 .NOTPARALLEL:
-.PHONY: help setup ebpf control-plane build test e2e fuzz stress kernels demo bench images fmt lint deny clean root
+.PHONY: help setup ebpf control-plane build test e2e fuzz stress kernels demo bench bench-cluster images fmt lint deny clean root
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,7 +53,11 @@ demo: root ebpf ## Show live traffic shifting on an example shop (root)
 	@$(or $(CARGO_TARGET_DIR),target)/debug/demo
 
 bench: root ebpf ## Run the benchmarks (root)
-	cargo bench -p slotmesh-bench --locked
+	cargo bench -p slotmesh-bench --bench all --locked
+
+bench-cluster: root ebpf control-plane ## Run the benchmarks on a real API server (root)
+	cargo build --release -p slotmesh -p slotmesh-e2e --bin slotmesh --bin client --locked
+	cargo bench -p slotmesh-bench --bench cluster --locked
 
 images: ebpf ## Build the container images of operator and agent to target/images (buildah)
 	@$(XTASK) images

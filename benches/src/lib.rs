@@ -1,10 +1,12 @@
 //! Measuring two or more sides in turn, so that a machine whose speed drifts slows all of them.
 
 pub mod report;
+mod run;
 
 use std::time::{Duration, Instant};
 
 pub use report::{row, section};
+pub use run::{effort, introduce, is_quick, write_page};
 
 /// Quantiles of a set of durations.
 #[derive(Clone, Debug)]

@@ -93,8 +93,10 @@ const ROOMS: &[Room] = &[
         &[
             "slotmesh-ads",
             "slotmesh-agent",
+            "slotmesh-cluster",
             "slotmesh-compile",
             "slotmesh-crds",
+            "slotmesh-e2e",
             "slotmesh-kernel",
             "slotmesh-operator",
             "slotmesh-records",

@@ -24,8 +24,7 @@ mod store;
 
 use std::path::PathBuf;
 
-use anyhow::Context as _;
-use slotmesh_bench::report;
+use slotmesh_bench::{effort, introduce, is_quick, write_page};
 
 fn main() -> anyhow::Result<()> {
     // The benchmark starts itself again for what must run in a process of its own.
@@ -63,37 +62,9 @@ fn main() -> anyhow::Result<()> {
         }
     }
     if args.is_empty() && !is_quick() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/benchmarks.md");
-        let page = format!("{}\n{}", include_str!("page.md").trim_end(), report::take_page());
-        std::fs::write(path, page).with_context(|| path.to_owned())?;
-        println!("\nwritten to docs/benchmarks.md");
+        write_page("docs/benchmarks.md", include_str!("page.md"))?;
     }
     Ok(())
-}
-
-/// Machine, kernel and date.
-fn introduce() -> anyhow::Result<()> {
-    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    let cpus = std::fs::read_to_string("/proc/cpuinfo")?;
-    let model = cpus.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
-    let (_, model) = model.unwrap_or(("", " unknown processor"));
-    let count = std::thread::available_parallelism()?;
-    let date = std::process::Command::new("date").args(["-u", "+%F"]).output().context("date")?;
-    report::line(&format!(
-        "\nMeasured on {}, Linux {}, {count} processors of the kind{model}, in a virtual machine.",
-        String::from_utf8_lossy(&date.stdout).trim(),
-        kernel.trim()
-    ));
-    Ok(())
-}
-
-fn is_quick() -> bool {
-    std::env::var("SLOTMESH_BENCH").is_ok_and(|value| value == "quick")
-}
-
-/// So many rounds, or a tenth of them.
-fn effort(rounds: usize) -> usize {
-    if is_quick() { rounds.div_ceil(10) } else { rounds }
 }
 
 /// A pin root of this run.

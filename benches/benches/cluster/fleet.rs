@@ -1,0 +1,115 @@
+//! Many agents on one replica: what they cost while nothing changes, and how soon a change reaches all.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use slotmesh_bench::{Samples, effort, is_quick, report, row, section, show, verdict};
+use tokio::time::sleep;
+
+use crate::{
+    change::{Watch, apply, quantile},
+    load,
+    process::{cpu, memory, show_bytes},
+    simulated::Simulated,
+    world::World,
+};
+
+/// The pause between two changes.
+const PAUSE: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_secs(150);
+
+pub async fn run(world: &mut World, agents: usize) -> Result<()> {
+    eprintln!("{agents} nodes …");
+    section(&format!("{agents} simulated agents on one replica, {} Services", world.services));
+    let nodes: Vec<String> = (0..agents).map(|i| format!("sim-{i}")).collect();
+    world.enrol_nodes(&nodes).await?;
+    // A new one: nothing of what was before is in its memory.
+    world.start_operator()?;
+    world.operator_is_ready().await?;
+    sleep(Duration::from_secs(1)).await;
+    let before = memory(world.operator()?, "VmRSS")?;
+    let (started, used) = (Instant::now(), cpu(world.operator()?)?);
+    let fleet = Simulated::connect(world, &nodes)?;
+    let synced = fleet.synced().await?;
+    row("all connect at once (TLS, TokenReview, all resources): the last is in sync after", &show(synced - started), "");
+    let each = (cpu(world.operator()?)? - used) / u32::try_from(agents)?;
+    row("  processor time of the operator, of each", &show(each), "");
+    let told = settled(world, agents).await?;
+    row("the last MeshNode is written after", &show(told - started), "");
+    let rss = memory(world.operator()?, "VmRSS")?;
+    let each = rss.saturating_sub(before) / agents as u64;
+    row(
+        &format!("memory of the operator (RSS) of each idle agent; all of it: {}", show_bytes(rss)),
+        &format!("{:.0} kB", each as f64 / 1e3),
+        &verdict(each <= 200_000, "at most 200 kB"),
+    );
+    idle(world, agents).await?;
+    changes(world, &fleet, agents).await
+}
+
+/// Waits until nothing more is written of the nodes: when the last was.
+async fn settled(world: &World, agents: usize) -> Result<Instant> {
+    const QUIET: Duration = Duration::from_secs(8);
+    let (mut written, mut last) = (0.0, Instant::now());
+    let started = Instant::now();
+    loop {
+        let now = world.operator_metrics()?.get("slotmesh_operator_status_writes_total{target=\"node\"}");
+        if now > written {
+            (written, last) = (now, Instant::now());
+        }
+        if written >= agents as f64 && last.elapsed() > QUIET {
+            return Ok(last);
+        }
+        ensure!(started.elapsed() < PATIENCE, "{written} MeshNodes of {agents} after {PATIENCE:?}");
+        sleep(Duration::from_millis(500)).await;
+    }
+}
+
+/// Nothing happens for a while.
+async fn idle(world: &World, agents: usize) -> Result<()> {
+    let span = Duration::from_secs(if is_quick() { 6 } else { 60 });
+    eprintln!("idle for {span:?} …");
+    let (operator, agent) = (world.operator()?, world.agent()?);
+    let before = (cpu(operator)?, cpu(agent)?);
+    sleep(span).await;
+    for (what, used, most) in [
+        (format!("operator with {agents} agents"), cpu(operator)? - before.0, 1.0),
+        ("agent".to_owned(), cpu(agent)? - before.1, 0.1),
+    ] {
+        let share = used.as_secs_f64() / span.as_secs_f64() * 100.0;
+        row(
+            &format!("idle for {span:?}: processor time of the {what}"),
+            &format!("{} ({share:.2} %)", show(used)),
+            &verdict(share <= most, &format!("at most {most} % of one")),
+        );
+    }
+    Ok(())
+}
+
+/// One endpoint after the other; each change has to reach all.
+async fn changes(world: &World, fleet: &Simulated, agents: usize) -> Result<()> {
+    let mut watch = Watch::open(&world.client).await?;
+    let (mut reach, mut used) = (Vec::new(), Vec::new());
+    for generation in 1..=effort(20) {
+        sleep(PAUSE).await;
+        let endpoints = load::endpoints(generation, generation);
+        let (before, cpu_before) = (fleet.updates(), cpu(world.operator()?)?);
+        apply(&world.client, load::slice(&format!("s{generation}"), &endpoints)).await?;
+        let event = watch.brings(endpoints[load::ENDPOINTS - 1]).await?;
+        reach.push(fleet.updated(before).await?.saturating_duration_since(event));
+        sleep(PAUSE / 2).await;
+        used.push(cpu(world.operator()?)? - cpu_before);
+    }
+    let reach = Samples::new(reach);
+    quantile("one endpoint: from the watch event until all agents have it", &reach, 0.5, Some(Duration::from_millis(250)));
+    quantile("one endpoint: from the watch event until all agents have it", &reach, 1.0, None);
+    row("  processor time of the operator for it, p50", &show(Samples::new(used).p50()), "");
+    let lag = Instant::now();
+    let lag = settled_after(world, agents, lag).await?;
+    report::line(&format!("\nThe MeshNodes tell of the last change {} later.", show(lag)));
+    Ok(())
+}
+
+async fn settled_after(world: &World, agents: usize, since: Instant) -> Result<Duration> {
+    Ok(settled(world, agents).await? - since)
+}
