@@ -111,25 +111,21 @@ pub struct Changes<'w> {
     world: &'w World,
     kernel: Arc<Datapath>,
     watch: Watch,
-    generation: usize,
 }
 
 impl<'w> Changes<'w> {
     pub async fn new(world: &'w World) -> Result<Self> {
         let (kernel, watch) = (Arc::new(world.kernel()?), Watch::open(&world.client).await?);
-        Ok(Self { world, kernel, watch, generation: 0 })
+        Ok(Self { world, kernel, watch })
     }
 
     /// Moves the last endpoint of the next Service.
     pub async fn next(&mut self) -> Result<Change> {
         sleep(PAUSE).await;
-        self.generation += 1;
-        // Spread over all Services: neighbours would be found in caches.
-        let service = self.generation * 7_919 % self.world.services;
-        let endpoints = load::endpoints(service, self.generation);
+        let (service, endpoints) = self.world.next_move();
         let endpoint = *endpoints.last().context("a Service has endpoints")?;
         let kernel = self.kernel.clone();
-        let vip = load::vip(service);
+        let vip = self.world.vips[service];
         let flips = thread::spawn(move || flip(&kernel, vip, endpoint));
         let (began, ended) =
             apply(&self.world.client, load::slice(&format!("s{service}"), &endpoints)).await?;
@@ -156,7 +152,10 @@ fn flip(kernel: &Datapath, vip: SocketAddr, endpoint: Ipv4Addr) -> Result<Instan
 }
 
 pub async fn run(world: &World) -> Result<()> {
-    section(&format!("One endpoint of {}: from the API server to the maps", world.services * load::ENDPOINTS));
+    section(&format!(
+        "One endpoint of {}: from the API server to the maps",
+        world.services() * load::ENDPOINTS
+    ));
     let mut changes = Changes::new(world).await?;
     for _ in 0..10 {
         changes.next().await?;
@@ -226,13 +225,16 @@ async fn routing(world: &World) -> Result<()> {
     let most = write.quantile(0.99) + Duration::from_millis(10);
     quantile("from apply to the first connection, against the write's and 10 ms", &whole, 0.99, Some(most));
     quantile("  of each change, what comes after its write", &behind, 0.99, Some(Duration::from_millis(10)));
-    report::line(&format!("\n{} connects meanwhile, none failed, none to an endpoint that was gone.", log.len()));
+    report::line(&format!(
+        "\n{} connects meanwhile, none failed, none to an endpoint that was gone.",
+        log.len()
+    ));
     Ok(())
 }
 
 /// Starts a client in the node's pod.
 fn connecting(world: &World) -> Result<Connecting> {
-    let spec = ClientSpec::load(&[load::probe_vip()]).threads(1);
+    let spec = ClientSpec::load(&[world.probe]).threads(1);
     let mut command = Command::new("sh");
     command.args(["-c", r#"echo $$ > "$0" && exec "$@""#]).arg(world.pod().join("cgroup.procs"));
     ClientSpec::start_by(command.arg(binary("slotmesh-e2e", "client")?).args(spec.arguments()))

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use slotmesh_bench::{Samples, effort, is_quick, report, row, section, show, verdict};
+use slotmesh_bench::{Samples, effort, is_quick, row, section, show, verdict};
 use tokio::time::sleep;
 
 use crate::{
@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(150);
 
 pub async fn run(world: &mut World, agents: usize) -> Result<()> {
     eprintln!("{agents} nodes …");
-    section(&format!("{agents} simulated agents on one replica, {} Services", world.services));
+    section(&format!("{agents} simulated agents on one replica, {} Services", world.services()));
     let nodes: Vec<String> = (0..agents).map(|i| format!("sim-{i}")).collect();
     world.enrol_nodes(&nodes).await?;
     // A new one: nothing of what was before is in its memory.
@@ -31,7 +31,11 @@ pub async fn run(world: &mut World, agents: usize) -> Result<()> {
     let (started, used) = (Instant::now(), cpu(world.operator()?)?);
     let fleet = Simulated::connect(world, &nodes)?;
     let synced = fleet.synced().await?;
-    row("all connect at once (TLS, TokenReview, all resources): the last is in sync after", &show(synced - started), "");
+    row(
+        "all connect at once (TLS, TokenReview, all resources): the last is in sync after",
+        &show(synced - started),
+        "",
+    );
     let each = (cpu(world.operator()?)? - used) / u32::try_from(agents)?;
     row("  processor time of the operator, of each", &show(each), "");
     let told = settled(world, agents).await?;
@@ -90,26 +94,27 @@ async fn idle(world: &World, agents: usize) -> Result<()> {
 async fn changes(world: &World, fleet: &Simulated, agents: usize) -> Result<()> {
     let mut watch = Watch::open(&world.client).await?;
     let (mut reach, mut used) = (Vec::new(), Vec::new());
-    for generation in 1..=effort(20) {
+    for _ in 0..effort(20) {
         sleep(PAUSE).await;
-        let endpoints = load::endpoints(generation, generation);
+        let (service, endpoints) = world.next_move();
         let (before, cpu_before) = (fleet.updates(), cpu(world.operator()?)?);
-        apply(&world.client, load::slice(&format!("s{generation}"), &endpoints)).await?;
+        apply(&world.client, load::slice(&format!("s{service}"), &endpoints)).await?;
         let event = watch.brings(endpoints[load::ENDPOINTS - 1]).await?;
         reach.push(fleet.updated(before).await?.saturating_duration_since(event));
         sleep(PAUSE / 2).await;
         used.push(cpu(world.operator()?)? - cpu_before);
     }
     let reach = Samples::new(reach);
-    quantile("one endpoint: from the watch event until all agents have it", &reach, 0.5, Some(Duration::from_millis(250)));
+    quantile(
+        "one endpoint: from the watch event until all agents have it",
+        &reach,
+        0.5,
+        Some(Duration::from_millis(250)),
+    );
     quantile("one endpoint: from the watch event until all agents have it", &reach, 1.0, None);
     row("  processor time of the operator for it, p50", &show(Samples::new(used).p50()), "");
-    let lag = Instant::now();
-    let lag = settled_after(world, agents, lag).await?;
-    report::line(&format!("\nThe MeshNodes tell of the last change {} later.", show(lag)));
+    let changed = Instant::now();
+    let told = settled(world, agents).await?.saturating_duration_since(changed);
+    row("  all MeshNodes tell of the last change after", &show(told), "");
     Ok(())
-}
-
-async fn settled_after(world: &World, agents: usize, since: Instant) -> Result<Duration> {
-    Ok(settled(world, agents).await? - since)
 }

@@ -1,7 +1,7 @@
 //! What the API server is given: Services, EndpointSlices, nodes and pods, by eight connections.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    net::{Ipv4Addr, SocketAddr},
     time::{Duration, Instant},
 };
 
@@ -52,18 +52,6 @@ fn third_and_last(service: usize) -> (u8, u8) {
     ((service / 250) as u8, (service % 250) as u8)
 }
 
-/// The address of a Service.
-pub fn vip(service: usize) -> SocketAddr {
-    let (high, low) = third_and_last(service);
-    // The first ones are the cluster's own.
-    SocketAddrV4::new(Ipv4Addr::new(10, 96, high + 1, low + 1), PORT).into()
-}
-
-/// The address of the probed Service.
-pub fn probe_vip() -> SocketAddr {
-    SocketAddrV4::new(Ipv4Addr::new(10, 96, 250, 1), PORT).into()
-}
-
 /// The endpoints of a Service; the last one moves with the generation, and stays the last.
 pub fn endpoints(service: usize, generation: usize) -> Vec<Ipv4Addr> {
     let (high, low) = third_and_last(service);
@@ -77,13 +65,19 @@ pub fn probe_endpoint(generation: u16) -> Ipv4Addr {
     Ipv4Addr::new(10, 200, high, low)
 }
 
-/// A Service at this address, without selector.
-pub fn service(name: &str, vip: SocketAddr) -> Post {
+/// A Service without selector.
+pub fn service(name: &str) -> Post {
     let object = json!({
         "apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": NAMESPACE},
-        "spec": {"clusterIP": vip.ip(), "ports": [{"name": "tcp", "port": PORT, "targetPort": TARGET}]},
+        "spec": {"ports": [{"name": "tcp", "port": PORT, "targetPort": TARGET}]},
     });
     (format!("/api/v1/namespaces/{NAMESPACE}/services"), object)
+}
+
+/// The address that a Service was given.
+pub fn vip(service: &Value) -> Result<SocketAddr> {
+    let address = service["spec"]["clusterIP"].as_str().context("a Service is given an address")?;
+    Ok(SocketAddr::new(address.parse()?, PORT))
 }
 
 /// The EndpointSlice of a Service.
@@ -138,7 +132,8 @@ pub fn token_of(pod: &Value, account: &str, audience: &str) -> Post {
 /// many bytes came.
 pub async fn list(client: &Client, path: &str) -> Result<(Duration, usize)> {
     use futures::AsyncBufReadExt as _;
-    const ALL: &str = "watch=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true";
+    const ALL: &str =
+        "watch=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true";
     let started = Instant::now();
     let request = http::Request::get(format!("{path}?{ALL}")).body(Vec::new())?;
     let mut lines = client.request_stream(request).await?.lines();

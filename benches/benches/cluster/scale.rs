@@ -21,7 +21,7 @@ const TAKES: &str = "takes";
 const STARTS: usize = 5;
 
 pub async fn run(small: &World, large: &mut World) -> Result<()> {
-    section(&format!("{} Services with {} endpoints", large.services, load::ENDPOINTS));
+    section(&format!("{} Services with {} endpoints", large.services(), load::ENDPOINTS));
     lists(large).await?;
     large.enrol_nodes(&[TAKES.to_owned()]).await?;
     // The first start makes the certificates.
@@ -34,6 +34,7 @@ pub async fn run(small: &World, large: &mut World) -> Result<()> {
         &show(ready),
         &verdict(ready <= Duration::from_secs(1), "at most 1 s"),
     );
+    row("  its processor time until then", &show(cpu(large.agent()?)?), "");
     sizes(large)?;
     compare(small, large).await
 }
@@ -52,20 +53,22 @@ async fn lists(world: &World) -> Result<()> {
 
 /// From the start of the operator until an agent that waits for it has all.
 async fn start(world: &mut World) -> Result<()> {
-    let mut times = Vec::new();
+    let (mut times, mut used) = (Vec::new(), Vec::new());
     for _ in 0..effort(STARTS) {
         world.stop_operator()?;
         let agent = Simulated::connect(world, &[TAKES.to_owned()])?;
         let started = world.start_operator()?;
         let synced = agent.synced().await?;
         // A cluster, its endpoints and a listener.
-        let least = 3 * world.services;
+        let least = 3 * world.services();
         ensure!(agent.resources() >= least, "{} resources of {least} came", agent.resources());
         times.push(synced - started);
+        used.push(cpu(world.operator()?)?);
     }
     let took = Samples::new(times).p50();
     let target = verdict(took <= Duration::from_secs(3), "at most 3 s");
     row("operator: from its start until all is sent and acknowledged, p50", &show(took), &target);
+    row("  its processor time until then, p50", &show(Samples::new(used).p50()), "");
     Ok(())
 }
 
@@ -84,7 +87,7 @@ fn sizes(world: &World) -> Result<()> {
 
 /// The same change with few and with many Services, in turn.
 async fn compare(small: &World, large: &World) -> Result<()> {
-    section(&format!("One endpoint, {} Services against {}", large.services, small.services));
+    section(&format!("One endpoint, {} Services against {}", large.services(), small.services()));
     sleep(Duration::from_secs(2)).await;
     let (mut few, mut many) = (Side::new(small).await?, Side::new(large).await?);
     for i in 0..10 + effort(300) {
@@ -99,10 +102,11 @@ async fn compare(small: &World, large: &World) -> Result<()> {
         ("the API server's own: apply until it is answered", |c| c.write),
     ] {
         let (few, many) = (of(&few, part), of(&many, part));
-        row(&format!("{what}, {} Services, p50", small.services), &show(few.p50()), "");
-        row(&format!("{what}, {} Services, p50", large.services), &show(many.p50()), "");
+        row(&format!("{what}, {} Services, p50", small.services()), &show(few.p50()), "");
+        row(&format!("{what}, {} Services, p50", large.services()), &show(many.p50()), "");
         let ratio = many.ratio(&few);
-        let target = if what.starts_with("from") { verdict(ratio <= 1.3, "at most 1.3") } else { String::new() };
+        let target =
+            if what.starts_with("from") { verdict(ratio <= 1.3, "at most 1.3") } else { String::new() };
         row("  many / few", &format!("{ratio:.2}"), &target);
     }
     let each = |what: &str, few: Duration, many: Duration| {

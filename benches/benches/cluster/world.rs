@@ -6,8 +6,10 @@
 
 use std::{
     fs,
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::Command,
+    sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
 
@@ -55,7 +57,12 @@ pub struct World {
     keeper: Keeper,
     plane: ControlPlane,
     pub client: Client,
-    pub services: usize,
+    /// The addresses of the Services.
+    pub vips: Vec<SocketAddr>,
+    /// That of the probed Service.
+    pub probe: SocketAddr,
+    /// How many endpoints were moved.
+    moves: AtomicUsize,
     kubeconfig: PathBuf,
     ads: u16,
     operator_admin: u16,
@@ -84,12 +91,13 @@ impl World {
             Ok(accounts.get_opt("default").await?.is_some())
         })
         .await?;
-        let names = (0..services).map(|i| (i, format!("s{i}")));
-        let objects = names.clone().map(|(i, name)| load::service(&name, load::vip(i)));
-        load::create(&client, objects.chain([load::service(load::PROBE, load::probe_vip())])).await?;
-        let slices = names.map(|(i, name)| load::slice(&name, &load::endpoints(i, 0)));
-        let probe = load::slice(load::PROBE, &[load::probe_endpoint(1)]);
-        load::create(&client, slices.chain([probe])).await?;
+        let names = (0..services).map(|i| format!("s{i}")).chain([load::PROBE.to_owned()]);
+        let objects = load::create(&client, names.clone().map(|name| load::service(&name))).await?;
+        let mut vips = objects.iter().map(load::vip).collect::<Result<Vec<_>>>()?;
+        let probe = vips.pop().context("the last Service is the probed one")?;
+        let endpoints = (0..services).map(|i| load::endpoints(i, 0)).chain([vec![load::probe_endpoint(1)]]);
+        let slices = names.zip(endpoints).map(|(name, endpoints)| load::slice(&name, &endpoints));
+        load::create(&client, slices).await?;
 
         let cgroups = Cgroups::new(PREFIX, &format!("{PREFIX}{}-{name}", std::process::id()))?;
         let mut this = Self {
@@ -101,7 +109,9 @@ impl World {
             keeper: Keeper::new()?,
             plane,
             client,
-            services,
+            vips,
+            probe,
+            moves: AtomicUsize::new(0),
             kubeconfig,
             ads: ports::free()?,
             operator_admin: ports::free()?,
@@ -227,14 +237,22 @@ impl World {
         Ok(Datapath::load(Pins::new(self.pins.path()), Host::probe()?)?)
     }
 
+    /// How many Services there are, but for the probed one.
+    pub fn services(&self) -> usize {
+        self.vips.len()
+    }
+
+    /// The next Service whose last endpoint is to be moved, and its endpoints then.
+    pub fn next_move(&self) -> (usize, Vec<Ipv4Addr>) {
+        let moves = self.moves.fetch_add(1, Ordering::Relaxed);
+        // Each in its turn, but no neighbours: these would be found in caches.
+        let service = moves * 7_919 % self.services();
+        (service, load::endpoints(service, 1 + moves / self.services()))
+    }
+
     /// The cgroup of the pod on the agent's node.
     pub fn pod(&self) -> &Path {
         &self.pod
-    }
-
-    /// What the agent logged.
-    pub fn agent_said(&self) -> Result<String> {
-        Ok(fs::read_to_string(self.log("agent"))?)
     }
 
     fn log(&self, name: &str) -> PathBuf {
