@@ -55,9 +55,12 @@ demo: root ebpf ## Show live traffic shifting on an example shop (root)
 bench: root ebpf ## Run the benchmarks (root)
 	cargo bench -p slotmesh-bench --bench all --locked
 
+# The same packages in both: so all is compiled once, with the same features.
+CLUSTER_BENCH := -p slotmesh -p slotmesh-e2e -p slotmesh-bench
+
 bench-cluster: root ebpf control-plane ## Run the benchmarks on a real API server (root)
-	cargo build --release -p slotmesh -p slotmesh-e2e --bin slotmesh --bin client --locked
-	cargo bench -p slotmesh-bench --bench cluster --locked
+	cargo build --release $(CLUSTER_BENCH) --bench cluster --bin slotmesh --bin client --locked
+	cargo bench $(CLUSTER_BENCH) --bench cluster --locked
 
 images: ebpf ## Build the container images of operator and agent to target/images (buildah)
 	@$(XTASK) images

@@ -44,7 +44,7 @@ pub struct Config {
     pub connect_timeout: Duration,
     /// A stream that lived this long, or was in sync, was a success: the backoff starts again.
     pub stable_after: Duration,
-    /// Messages above this size are refused. slotmesh's server sends at most 2 MiB, istiod anything.
+    /// Messages above this size are refused. slotmesh's server splits above 32 KiB, istiod sends anything.
     pub max_message: usize,
 }
 

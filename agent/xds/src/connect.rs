@@ -17,7 +17,7 @@ use tonic::{
 const KEEPALIVE: Duration = Duration::from_secs(20);
 /// How long the answer to a probe may take.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// HTTP/2's default of 64 KiB stalls every message of 2 MiB dozens of times.
+/// HTTP/2's default of 64 KiB stalls a first sync, and every large message, dozens of times.
 const WINDOW: u32 = 4 << 20;
 
 /// Why no connection came about.

@@ -11,7 +11,7 @@ use crate::{
     load,
     process::{cpu, memory, show_bytes},
     simulated::Simulated,
-    world::World,
+    world::{AUDIENCE, World},
 };
 
 /// The pause between two changes.
@@ -38,6 +38,7 @@ pub async fn run(world: &mut World, agents: usize) -> Result<()> {
     );
     let each = (cpu(world.operator()?)? - used) / u32::try_from(agents)?;
     row("  processor time of the operator, of each", &show(each), "");
+    reviews(world, &nodes).await?;
     let told = settled(world, agents).await?;
     row("the last MeshNode is written after", &show(told - started), "");
     let rss = memory(world.operator()?, "VmRSS")?;
@@ -49,6 +50,20 @@ pub async fn run(world: &mut World, agents: usize) -> Result<()> {
     );
     idle(world, agents).await?;
     changes(world, &fleet, agents).await
+}
+
+/// What the API server takes to judge one token.
+async fn reviews(world: &World, nodes: &[String]) -> Result<()> {
+    let mut times = Vec::new();
+    for node in nodes.iter().take(50) {
+        let token = std::fs::read_to_string(world.token(node))?;
+        let started = Instant::now();
+        let answers = load::create(&world.client, [load::review_of(&token, AUDIENCE)]).await?;
+        ensure!(answers[0]["status"]["authenticated"] == true, "the token of {node} isn't good");
+        times.push(started.elapsed());
+    }
+    row("  the API server's own: one TokenReview, p50", &show(Samples::new(times).p50()), "");
+    Ok(())
 }
 
 /// Waits until nothing more is written of the nodes: when the last was.

@@ -128,6 +128,15 @@ pub fn token_of(pod: &Value, account: &str, audience: &str) -> Post {
     (format!("/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token"), object)
 }
 
+/// The question whether a token is good, as the operator asks it.
+pub fn review_of(token: &str, audience: &str) -> Post {
+    let object = json!({
+        "apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview",
+        "spec": {"audiences": [audience], "token": token},
+    });
+    ("/apis/authentication.k8s.io/v1/tokenreviews".to_owned(), object)
+}
+
 /// Lists a kind as the operator does, by a watch that begins with all objects: how long it took, and how
 /// many bytes came.
 pub async fn list(client: &Client, path: &str) -> Result<(Duration, usize)> {

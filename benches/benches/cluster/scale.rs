@@ -17,6 +17,8 @@ use crate::{
 
 /// A node whose agent is simulated: it takes what it is sent as fast as it comes.
 const TAKES: &str = "takes";
+/// Agents besides, which hold all.
+const AGENTS: usize = 20;
 /// How often the operator is started.
 const STARTS: usize = 5;
 
@@ -36,6 +38,7 @@ pub async fn run(small: &World, large: &mut World) -> Result<()> {
     );
     row("  its processor time until then", &show(cpu(large.agent()?)?), "");
     sizes(large)?;
+    more_agents(large).await?;
     compare(small, large).await
 }
 
@@ -85,10 +88,28 @@ fn sizes(world: &World) -> Result<()> {
     Ok(())
 }
 
+/// What an agent that holds all costs the operator.
+async fn more_agents(world: &World) -> Result<()> {
+    let nodes: Vec<String> = (0..AGENTS).map(|i| format!("more-{i}")).collect();
+    world.enrol_nodes(&nodes).await?;
+    sleep(Duration::from_secs(1)).await;
+    let before = memory(world.operator()?, "VmRSS")?;
+    let agents = Simulated::connect(world, &nodes)?;
+    agents.synced().await?;
+    let each = memory(world.operator()?, "VmRSS")?.saturating_sub(before) / AGENTS as u64;
+    let what = format!(
+        "operator: memory (RSS) of each of {AGENTS} agents more, {} resources",
+        agents.resources() / AGENTS
+    );
+    row(&what, &show_bytes(each), "");
+    Ok(())
+}
+
 /// The same change with few and with many Services, in turn.
 async fn compare(small: &World, large: &World) -> Result<()> {
     section(&format!("One endpoint, {} Services against {}", large.services(), small.services()));
-    sleep(Duration::from_secs(2)).await;
+    // Until the MeshNodes tell that the simulated agents are gone.
+    sleep(Duration::from_secs(8)).await;
     let (mut few, mut many) = (Side::new(small).await?, Side::new(large).await?);
     for i in 0..10 + effort(300) {
         let counts = i >= 10;

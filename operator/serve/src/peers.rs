@@ -18,12 +18,12 @@ pub(crate) enum Held {
     Foreign,
 }
 
-/// What an agent has of one name.
+/// What an agent has of one name. Small: there is one for each name on each stream.
 #[derive(Debug, Default)]
 pub(crate) struct Peer {
     pub(crate) held: Option<Held>,
     pub(crate) sent: Option<Sent>,
-    pub(crate) refused: Option<Refused>,
+    pub(crate) refused: Option<Box<Refused>>,
 }
 
 #[derive(Debug)]
@@ -50,7 +50,7 @@ impl Peer {
     }
 
     pub(crate) fn rejected(&self, name: &ResourceName) -> Option<Rejected> {
-        let Refused { version, reason } = self.refused.as_ref()?;
+        let Refused { version, reason } = self.refused.as_deref()?;
         Some(Rejected { name: name.clone(), version: *version, reason: reason.clone() })
     }
 }
@@ -172,7 +172,7 @@ mod tests {
         let (a, b, c) = ("a".into(), "b".into(), "c".into());
         peers.insert(ResourceName::clone(&a), Peer::holding(Held::Version(version)));
         peers.insert(ResourceName::clone(&b), Peer::holding(Held::Foreign));
-        let reason = || Some(Refused { version: Some(version), reason: "no".into() });
+        let reason = || Some(Box::new(Refused { version: Some(version), reason: "no".into() }));
         peers.update_or_new(&c, |peer| peer.refused = reason());
         peers.update(&b, |peer| peer.refused = reason());
         assert_eq!((peers.held(), peers.rejected().len(), peers.len()), (2, 2, 3));

@@ -42,7 +42,8 @@ const MAX_REQUEST: usize = 64 << 20;
 /// Settings of the server.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Responses are split above this size. gRPC clients refuse messages above 4 MiB by default.
+    /// Responses are split above this size. Each stream keeps a buffer of its largest message for good
+    /// (tonic's encoder does), so many agents cost this many times over.
     pub max_message: usize,
     /// After this time without acknowledgement the agent is reported in the log.
     pub ack_patience: Duration,
@@ -67,7 +68,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            max_message: 2 << 20,
+            max_message: 32 << 10,
             ack_patience: Duration::from_secs(30),
             keepalive: Duration::from_secs(30),
             drain: Duration::from_secs(5),

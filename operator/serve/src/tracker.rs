@@ -160,8 +160,8 @@ impl Tracker {
                     }
                 }
                 None => match self.peers.get(&name) {
-                    Some(Peer { held: Some(_), refused: Some(Refused { version: None, .. }), .. })
-                        if why == Pending::Changed => {}
+                    Some(Peer { held: Some(_), refused: Some(refused), .. })
+                        if refused.version.is_none() && why == Pending::Changed => {}
                     Some(Peer { held: Some(_), .. }) => {
                         self.peers.update(&name, |peer| peer.sent = Some(Sent::Removal));
                         needs.removals.push(name);
@@ -218,7 +218,7 @@ impl Tracker {
             if version.is_some() && peer.held == version.map(Held::Version) {
                 peer.held = None;
             }
-            peer.refused = Some(Refused { version, reason });
+            peer.refused = Some(Box::new(Refused { version, reason }));
         });
     }
 
