@@ -20,7 +20,7 @@ const TAKES: &str = "takes";
 /// Agents besides, which hold all.
 const AGENTS: usize = 20;
 /// How often the operator is started.
-const STARTS: usize = 5;
+const STARTS: usize = 3;
 
 pub async fn run(small: &World, large: &mut World) -> Result<()> {
     section(&format!("{} Services with {} endpoints", large.services(), load::ENDPOINTS));
