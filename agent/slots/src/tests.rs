@@ -423,7 +423,7 @@ proptest! {
                     let mut tail = Vec::new();
                     for cluster in &to {
                         let cluster = draft.handle(CLUSTER, &format!("c{cluster}")).unwrap().as_ref();
-                        tail.push(WeightedCluster { cluster, threshold: 0, alias: 0, weight: 1 });
+                        tail.push(WeightedCluster { cluster, threshold: 0, alias: 0, by_source: 0, weight: 1 });
                     }
                     let root = draft.write_root(&ClusterSet { header: header() }, &tail, version).unwrap();
                     draft.publish(handle, root);
