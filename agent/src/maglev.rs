@@ -137,7 +137,7 @@ mod tests {
     }
 
     fn is_prime(n: usize) -> bool {
-        (2..).take_while(|d| d * d <= n).all(|d| n % d != 0)
+        (2..).take_while(|d| d * d <= n).all(|d| !n.is_multiple_of(d))
     }
 
     #[test]
