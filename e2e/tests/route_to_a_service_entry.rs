@@ -25,7 +25,9 @@ fn entry(spec: &Value) -> Value {
         "hosts": [HOST], "addresses": [VIP], "location": "MESH_INTERNAL", "resolution": "STATIC",
         "ports": [{"number": 3306, "name": "tcp", "protocol": "TCP", "targetPort": TARGET}],
     });
-    whole.as_object_mut().zip(spec.as_object()).map(|(whole, more)| whole.extend(more.clone()));
+    if let Some((whole, more)) = whole.as_object_mut().zip(spec.as_object()) {
+        whole.extend(more.clone());
+    }
     istio("ServiceEntry", "db", &whole)
 }
 

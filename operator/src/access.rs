@@ -27,6 +27,8 @@ const NODE: &str = "authentication.kubernetes.io/node-name";
 const REMEMBERED: usize = 16_384;
 /// A good answer is asked for anew after this long at the latest: the pod may have been deleted.
 const LONGEST: Duration = Duration::from_secs(600);
+/// When a good answer is asked for anew about a token that is over by this machine's clock.
+const SOON: Duration = Duration::from_secs(30);
 /// How long the API server may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -96,7 +98,7 @@ impl Tokens {
             return Err(Denied::Refused(format!("the token isn't for the audience {:?}", self.audience)));
         }
         let node = node_of(&status.user.unwrap_or_default(), &self.user).map_err(Denied::Refused)?;
-        let lasts = expiry(token.reveal()).map(|at| at.duration_since(SystemTime::now()).unwrap_or_default());
+        let lasts = lasts(token.reveal(), SystemTime::now());
         self.remember(key, &node, lasts, now);
         Ok(Admitted { node, lasts })
     }
@@ -153,16 +155,22 @@ fn node_of(user: &UserInfo, expected: &str) -> Result<NodeName, String> {
     }
 }
 
-/// When a token expires, as it says itself. To be asked only about a token that the API server has
-/// found authentic.
-fn expiry(token: &str) -> Option<SystemTime> {
+/// How long a token lasts, as it says itself; `None` where it says nothing. To be asked only about a token that the API
+/// server has just found authentic: where it is over by this machine's clock the clocks differ, and it is asked about again
+/// [soon](SOON); and it never lasts longer than it was issued for.
+fn lasts(token: &str, now: SystemTime) -> Option<Duration> {
     #[derive(Deserialize)]
     struct Claims {
         exp: u64,
+        #[serde(default)]
+        iat: u64,
     }
     let claims = URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
-    let Claims { exp } = serde_json::from_slice(&claims).ok()?;
-    UNIX_EPOCH.checked_add(Duration::from_secs(exp))
+    let Claims { exp, iat } = serde_json::from_slice(&claims).ok()?;
+    let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let left = Duration::from_secs(exp).saturating_sub(now);
+    let whole = Duration::from_secs(exp.saturating_sub(iat));
+    Some(if left.is_zero() { SOON } else { left.min(whole) })
 }
 
 #[cfg(test)]
@@ -190,12 +198,19 @@ mod tests {
     }
 
     #[test]
-    fn a_token_tells_when_it_expires() {
-        let payload = URL_SAFE_NO_PAD.encode(r#"{"aud":["x"],"exp":1700000000}"#);
-        let at = UNIX_EPOCH + Duration::from_secs(1_700_000_000);
-        assert_eq!(expiry(&format!("e30.{payload}.sig")), Some(at));
+    fn a_token_tells_how_long_it_lasts() {
+        let token = |claims: &str| format!("e30.{}.sig", URL_SAFE_NO_PAD.encode(claims));
+        let issued = 1_700_000_000;
+        let hour = token(&format!(r#"{{"aud":["x"],"iat":{issued},"exp":{}}}"#, issued + 3_600));
+        let at = |moment: u64| lasts(&hour, UNIX_EPOCH + Duration::from_secs(moment));
+        assert_eq!(at(issued + 600), Some(Duration::from_secs(3_000)));
+        // This machine's clock is wrong: the API server has just taken the token.
+        assert_eq!(at(issued + 7_200), Some(SOON));
+        assert_eq!(at(issued - 7_200), Some(Duration::from_secs(3_600)));
+        let endless = token(&format!(r#"{{"exp":{}}}"#, issued + 60));
+        assert_eq!(lasts(&endless, UNIX_EPOCH + Duration::from_secs(issued)), Some(Duration::from_secs(60)));
         for odd in ["", "opaque", "a.b.c", "a.!.c"] {
-            assert_eq!(expiry(odd), None, "{odd:?}");
+            assert_eq!(lasts(odd, UNIX_EPOCH), None, "{odd:?}");
         }
     }
 }

@@ -26,8 +26,9 @@ const RUN_TIME: [(&str, &str); 6] = [
     ("strace", "strace"),
 ];
 
-/// Packages that tests need and that hold no program: the filter of system calls that containers have.
-const DATA: [&str; 1] = ["golang-github-containers-common"];
+/// Packages that tests need and that hold no program: the filter of system calls that containers have, and a library that
+/// lets a process see another time.
+const DATA: [&str; 2] = ["golang-github-containers-common", "libfaketime"];
 
 /// What to do where the chain's packages are not to be had.
 const OTHERWISE: &str = "Without them, use a rustup nightly with the rust-src component and a bpf-linker on PATH \

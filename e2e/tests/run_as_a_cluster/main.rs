@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use slotmesh_cluster::scenarios;
 
 mod changes;
+mod clocks;
 mod crds;
 mod faults;
 mod hostile;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
             ("certificates_that_are_rotated_cost_no_connection", faults::rotated),
             ("peers_that_misbehave_are_refused_and_cost_no_connection", hostile::peers),
             ("a_token_that_expires_costs_no_connection", hostile::token_expired),
+            ("a_clock_that_jumps_costs_no_connection", clocks::jump),
             ("a_leader_that_is_killed_leaves_no_status_behind", changes::leader_killed),
             ("ten_thousand_updates_at_once_cost_no_connection", changes::many),
             ("resources_that_are_uninstalled_and_installed_again_cost_no_connection", changes::uninstalled),
