@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use slotmesh_cluster::{Cluster, programs::Program};
 
-const SECTION: &str = "## In a cluster";
+const SECTION: &str = "### From install to a canary";
 
 /// A command line.
 #[derive(Clone, Debug)]

@@ -4,6 +4,7 @@
 mod access;
 mod chart;
 mod moves;
+mod render;
 mod replica;
 mod status;
 mod support;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{CPUS, MARK, MEASURED, TESTS, TIMEOUT};
+use super::{CPUS, MARK, MEASURED, SILENCE, TESTS};
 
 /// What a log says.
 #[derive(Default)]
@@ -81,7 +81,8 @@ impl Report {
         if !bad.is_empty() {
             return Some(bad.join(", "));
         }
-        (!self.complete).then(|| format!("it ended, or {} s passed, before all was done", TIMEOUT.as_secs()))
+        (!self.complete)
+            .then(|| format!("it ended, or printed nothing for {} s, before all was done", SILENCE.as_secs()))
     }
 
     /// Its line in the table.
