@@ -37,7 +37,7 @@ fn compare(path: &str, expected: &str) {
 fn template(mut crd: CustomResourceDefinition) -> String {
     let annotations = crd.metadata.annotations.get_or_insert_default();
     annotations.insert("helm.sh/resource-policy".to_owned(), "keep".to_owned());
-    let text = serde_norway::to_string(&crd).unwrap();
+    let text = serde_yaml::to_string(&crd).unwrap();
     assert!(!text.contains("{{"), "helm would read this as a template");
     format!("{HEAD}{text}")
 }

@@ -71,6 +71,6 @@ impl ManifestDir {
 }
 
 fn yaml(objects: &[Value]) -> Result<String> {
-    let documents = objects.iter().map(serde_norway::to_string).collect::<Result<Vec<_>, _>>()?;
+    let documents = objects.iter().map(serde_yaml::to_string).collect::<Result<Vec<_>, _>>()?;
     Ok(documents.join("---\n"))
 }

@@ -1,12 +1,9 @@
-//! How the client reaches a control plane: TCP, a Unix socket, or any stream of bytes.
+//! How the client reaches a control plane: TCP, or any stream of bytes.
 
 use std::{fmt, io, path::PathBuf, sync::Arc, time::Duration};
 
 use hyper_util::rt::TokioIo;
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::UnixStream,
-};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::{
     metadata::{Ascii, MetadataValue},
     transport::{Channel, Endpoint, Uri},
@@ -82,24 +79,6 @@ impl Tcp {
 impl Connector for Tcp {
     async fn connect(&self) -> Result<Channel, ConnectError> {
         Ok(self.0.connect().await?)
-    }
-}
-
-/// Connects to a Unix socket.
-#[derive(Clone, Debug)]
-pub struct Unix(PathBuf);
-
-impl Unix {
-    /// Connects to the socket at this path.
-    pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self(path.into())
-    }
-}
-
-impl Connector for Unix {
-    async fn connect(&self) -> Result<Channel, ConnectError> {
-        let path = self.0.clone();
-        over(move || UnixStream::connect(path.clone())).await
     }
 }
 

@@ -27,7 +27,7 @@ mod versions;
 
 pub use backoff::Backoff;
 pub use client::{Client, Config, Handle};
-pub use connect::{BearerToken, ConnectError, Connector, FromStreams, Tcp, Unix};
+pub use connect::{BearerToken, ConnectError, Connector, FromStreams, Tcp};
 pub use sink::{Sink, Update};
 pub use stats::Stats;
 pub use subscriptions::Subscription;

@@ -99,11 +99,6 @@ impl Compiler {
         }
     }
 
-    /// Whether a flush would compile anything.
-    pub fn is_dirty(&self) -> bool {
-        !self.dirty.is_empty()
-    }
-
     /// What there is to say of an object in its status, as of the last flush; `None` when there is no
     /// such object, or its kind has no status.
     pub fn conditions(&self, object: &ObjectKey) -> Option<Conditions> {

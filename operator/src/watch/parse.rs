@@ -6,7 +6,7 @@
 use std::{borrow::Cow, collections::BTreeSet, sync::Arc};
 
 use serde::de::DeserializeOwned;
-use serde_norway::Value;
+use serde_yaml::Value;
 use slotmesh_compile::{Kind, Object, ObjectKey, ObjectName, ObjectRef, Report, Severity, Source};
 use slotmesh_crds::{
     ISTIO_GROUP, ISTIO_VERSIONS,
@@ -50,7 +50,7 @@ pub(crate) fn parse(file: &Arc<str>, text: &str) -> Parsed {
     }
     for (i, (line, document)) in split(text).into_iter().enumerate() {
         parser.source.document = Some(i + 1);
-        let mut value = match serde_norway::from_str::<Value>(document) {
+        let mut value = match serde_yaml::from_str::<Value>(document) {
             Ok(value) => value,
             Err(error) => {
                 parser.broken(error.location().map(|at| at.line() + line), &error.to_string());
@@ -293,7 +293,7 @@ fn read<T: DeserializeOwned>(value: &Value, place: Option<(usize, &str)>) -> Res
     serde_path_to_error::deserialize::<_, T>(value).map_err(|error| {
         // A value no longer knows its line; the text does.
         let line = place.and_then(|(before, text)| {
-            let error = serde_norway::from_str::<T>(text).err()?;
+            let error = serde_yaml::from_str::<T>(text).err()?;
             Some(error.location()?.line() + before)
         });
         Fault { path: error.path().to_string(), reason: error.into_inner().to_string(), line }

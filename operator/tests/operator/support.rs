@@ -137,20 +137,20 @@ pub fn yaml(objects: &[Object]) -> String {
     let mut text = String::new();
     for object in objects {
         let document = match object {
-            Object::Service(o) => serde_norway::to_string(&**o),
-            Object::EndpointSlice(o) => serde_norway::to_string(&**o),
-            Object::Pod(o) => serde_norway::to_string(&**o),
-            Object::Namespace(o) => serde_norway::to_string(&**o),
-            Object::Node(o) => serde_norway::to_string(&**o),
-            Object::VirtualService(o) => serde_norway::to_string(&**o),
-            Object::DestinationRule(o) => serde_norway::to_string(&**o),
-            Object::ServiceEntry(o) => serde_norway::to_string(&**o),
-            Object::WorkloadEntry(o) => serde_norway::to_string(&**o),
-            Object::HttpRoute(o) => serde_norway::to_string(&**o),
-            Object::TcpRoute(o) => serde_norway::to_string(&**o),
-            Object::ReferenceGrant(o) => serde_norway::to_string(&**o),
-            Object::TrafficPolicy(o) => serde_norway::to_string(&**o),
-            Object::SlotProfile(o) => serde_norway::to_string(&**o),
+            Object::Service(o) => serde_yaml::to_string(&**o),
+            Object::EndpointSlice(o) => serde_yaml::to_string(&**o),
+            Object::Pod(o) => serde_yaml::to_string(&**o),
+            Object::Namespace(o) => serde_yaml::to_string(&**o),
+            Object::Node(o) => serde_yaml::to_string(&**o),
+            Object::VirtualService(o) => serde_yaml::to_string(&**o),
+            Object::DestinationRule(o) => serde_yaml::to_string(&**o),
+            Object::ServiceEntry(o) => serde_yaml::to_string(&**o),
+            Object::WorkloadEntry(o) => serde_yaml::to_string(&**o),
+            Object::HttpRoute(o) => serde_yaml::to_string(&**o),
+            Object::TcpRoute(o) => serde_yaml::to_string(&**o),
+            Object::ReferenceGrant(o) => serde_yaml::to_string(&**o),
+            Object::TrafficPolicy(o) => serde_yaml::to_string(&**o),
+            Object::SlotProfile(o) => serde_yaml::to_string(&**o),
         };
         write!(text, "---\n{}", document.unwrap()).unwrap();
     }

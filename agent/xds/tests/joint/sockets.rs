@@ -1,10 +1,10 @@
-//! The same over real sockets: TCP on loopback, and a Unix socket.
+//! The same over real sockets: TCP on loopback.
 
-use slotmesh_ads::{Client, Connector, Subscription, Tcp, Unix};
+use slotmesh_ads::{Client, Connector, Subscription, Tcp};
 use slotmesh_serve::Store;
 use slotmesh_xds::ResourceType;
-use tokio::net::{TcpListener, UnixListener};
-use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::{MemorySink, config, remove, upsert};
@@ -42,17 +42,5 @@ async fn over_tcp() {
     let server =
         tokio::spawn(slotmesh_serve::serve(store.clone(), Default::default(), incoming, stop.clone()));
     play(&store, Tcp::new(&format!("http://{address}")).unwrap(), stop).await;
-    server.await.unwrap().unwrap();
-}
-
-#[tokio::test]
-async fn over_a_unix_socket() {
-    let (store, stop) = (store(), CancellationToken::new());
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("ads.sock");
-    let incoming = UnixListenerStream::new(UnixListener::bind(&path).unwrap());
-    let server =
-        tokio::spawn(slotmesh_serve::serve(store.clone(), Default::default(), incoming, stop.clone()));
-    play(&store, Unix::new(path), stop).await;
     server.await.unwrap().unwrap();
 }
