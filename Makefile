@@ -25,11 +25,8 @@ control-plane: setup ## Build the Kubernetes control plane for the tests (5 minu
 build: ebpf ## Build everything
 	cargo build --workspace --locked
 
-test: root ebpf control-plane ## Build and run all tests (root)
-	@$(XTASK) loom
-	@$(XTASK) asan
-	@$(XTASK) fuzz --seconds 10
-	cargo test --workspace --locked
+test: root setup ## Build and run all tests, and say how long each part took (root)
+	@$(XTASK) test
 
 # FUZZ="config --seconds 3600" fuzzes one target for an hour.
 fuzz: setup ## Fuzz all that is decoded from outside, 5 minutes each

@@ -4,7 +4,7 @@
 //! programs, `layers` and `deny` check who may depend on whom and on what. Each is idempotent and
 //! costs a fraction of a second when there is nothing to do. `control-plane` builds what the end-to-end
 //! tests on a real API server start. `kernels` runs tests on older kernels; `loom`, `asan` and `fuzz`
-//! prove what tests can only try; `images` builds the container images.
+//! prove what tests can only try; `test` runs all that; `images` builds the container images.
 
 use std::process::ExitCode;
 
@@ -21,6 +21,7 @@ mod kernels;
 mod layers;
 mod proofs;
 mod setup;
+mod test;
 mod tool;
 mod workspace;
 
@@ -56,6 +57,8 @@ enum Task {
     Fuzz(proofs::Fuzz),
     /// Run the tests that need the kernel on Debian's kernels, in QEMU.
     Kernels,
+    /// Run all tests, and say how long each part took.
+    Test,
 }
 
 fn main() -> ExitCode {
@@ -74,6 +77,7 @@ fn main() -> ExitCode {
         Task::Asan => proofs::asan(&workspace),
         Task::Fuzz(options) => proofs::fuzz(&workspace, &options),
         Task::Kernels => kernels::run(&workspace),
+        Task::Test => test::run(&workspace),
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,

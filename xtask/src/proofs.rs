@@ -63,6 +63,13 @@ pub struct Fuzz {
     input: Option<PathBuf>,
 }
 
+impl Fuzz {
+    /// All targets for so long.
+    pub fn all(seconds: u32) -> Self {
+        Self { targets: Vec::new(), seconds, input: None }
+    }
+}
+
 /// `cargo xtask loom`
 pub fn loom(workspace: &Workspace) -> Result<()> {
     step("trying the interleavings of the slot engine's threads", || {
