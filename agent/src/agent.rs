@@ -1,6 +1,7 @@
 //! The agent: one thread owns the maps; everything else asks it through a channel.
 
 use std::{
+    collections::{HashMap, HashSet},
     io,
     path::{Path, PathBuf},
     sync::{
@@ -14,19 +15,24 @@ use slotmesh_ads::{Sink, Update};
 use slotmesh_kernel::{Host, HostError, Lock, Outer, OuterError, ensure_bpffs};
 use slotmesh_slots::{Config, Contradiction, Stats};
 use slotmesh_xds::{Rejection, ResourceName, ResourceType, Version};
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::{
+    sync::{oneshot, watch},
+    task::spawn_blocking,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     datapath::{Datapath, DatapathError, Workload},
     metrics::Metrics,
     pins::{Found, Pins},
-    running::RunningNow,
+    room::Room,
+    running::{RunningNow, RunningReader},
+    show::Shown,
     writer::{OpenError, Writer},
 };
 
 /// How an agent runs.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Options {
     /// The pin root, a directory on bpffs.
     pub pin_root: PathBuf,
@@ -82,8 +88,8 @@ pub enum SetSlotsError {
 enum Command {
     Apply(Update, oneshot::Sender<Vec<Rejection>>),
     Held(oneshot::Sender<Vec<(ResourceType, ResourceName, Version)>>),
-    Show(ResourceType, ResourceName, oneshot::Sender<Option<serde_json::Value>>),
-    Running(oneshot::Sender<RunningNow>),
+    Show(ResourceType, ResourceName, oneshot::Sender<Option<Shown>>),
+    ClusterNames(HashSet<u64>, oneshot::Sender<HashMap<u64, String>>),
     Stats(oneshot::Sender<(Stats, usize)>),
     Slots(oneshot::Sender<(Stats, Option<String>)>),
     SetSlots(Config, oneshot::Sender<Result<(), Contradiction>>),
@@ -102,23 +108,27 @@ pub struct Agent {
     synced: watch::Receiver<bool>,
     ended: CancellationToken,
     took_over: bool,
-    room: Arc<Notify>,
+    room: Arc<Room>,
     changes: watch::Receiver<u64>,
+    running: Option<Arc<RunningReader>>,
     _lock: Lock,
 }
 
 /// Removes everything that an agent left at a pin root: programs detach, maps go. Connections go
-/// unrouted from then on.
+/// unrouted from then on. Returns whether there was anything.
 ///
 /// # Errors
 /// While an agent runs there, or where a pin can't be removed.
-pub fn cleanup(pin_root: &Path) -> Result<(), StartError> {
-    let pins = |source| StartError::Pins { path: pin_root.to_owned(), source };
-    if !pin_root.try_exists().map_err(pins)? {
-        return Ok(());
+pub fn cleanup(pin_root: &Path) -> Result<bool, StartError> {
+    let error = |source| StartError::Pins { path: pin_root.to_owned(), source };
+    if !pin_root.try_exists().map_err(error)? {
+        return Ok(false);
     }
     let _lock = Lock::take(pin_root)?;
-    Pins::new(pin_root).remove_all().map_err(pins)
+    let pins = Pins::new(pin_root);
+    let found = !pins.found().map_err(error)?.is_nothing();
+    pins.remove_all().map_err(error)?;
+    Ok(found)
 }
 
 /// Who says which workloads are attached.
@@ -201,7 +211,8 @@ impl Agent {
             move || drop(commands.lock().map(|commands| commands.send(Command::Wake)))
         };
         let mut writer = Writer::open(outer, arena, vips, slots, Arc::new(wake))?;
-        writer.keep_running_state(Datapath::open_clusters(&pins)?, Datapath::open_endpoints(&pins)?);
+        writer.keep_running_state(Datapath::open_clusters(&pins)?);
+        let running = RunningReader::new(Datapath::open_clusters(&pins)?, Datapath::open_endpoints(&pins)?);
         let held = writer.held().len();
         let (stats, _) = writer.stats();
         tracing::info!(
@@ -241,7 +252,7 @@ impl Agent {
             }
         };
         let ended = CancellationToken::new();
-        let room = Arc::<Notify>::default();
+        let room = Arc::<Room>::default();
         let (changed, changes) = watch::channel(0);
         let owner = {
             let (metrics, room) = (metrics.clone(), room.clone());
@@ -261,6 +272,7 @@ impl Agent {
             took_over,
             room,
             changes,
+            running: Some(Arc::new(running)),
             _lock: lock,
         })
     }
@@ -294,6 +306,7 @@ impl Agent {
             ended: self.ended.clone(),
             room: self.room.clone(),
             changes: self.changes.clone(),
+            running: self.running.clone(),
         }
     }
 
@@ -328,8 +341,9 @@ pub struct Handle {
     metrics: Arc<Metrics>,
     synced: watch::Receiver<bool>,
     ended: CancellationToken,
-    room: Arc<Notify>,
+    room: Arc<Room>,
     changes: watch::Receiver<u64>,
+    running: Option<Arc<RunningReader>>,
 }
 
 impl Handle {
@@ -350,9 +364,16 @@ impl Handle {
         self.ask(Command::Stats).await
     }
 
-    /// What runs; nothing once the agent has stopped.
-    pub async fn running(&self) -> RunningNow {
-        self.ask(Command::Running).await.unwrap_or_default()
+    /// What runs, of the `most` busiest clusters; nothing once the agent has stopped. Only the names of the
+    /// clusters are asked of the owner of the maps.
+    pub async fn running(&self, most: usize) -> RunningNow {
+        let Some(reader) = self.running.clone() else { return RunningNow::default() };
+        let read = spawn_blocking(move || (reader.busiest(most), reader.endpoints()));
+        let Ok((busiest, endpoints)) = read.await else { return RunningNow::default() };
+        let hashes = busiest.iter().map(|(hash, _)| *hash).collect();
+        let names = self.ask(|reply| Command::ClusterNames(hashes, reply)).await.unwrap_or_default();
+        let named = |(hash, state)| Some((names.get(&hash)?.clone(), state));
+        RunningNow { clusters: busiest.into_iter().filter_map(named).collect(), endpoints }
     }
 
     /// Changes the settings of the slots while running: growth goes on as the new ones say.
@@ -366,7 +387,8 @@ impl Handle {
     /// What the kernel's records hold of a resource, as JSON; `None` where it isn't in force, or the agent
     /// has stopped.
     pub async fn show(&self, ty: ResourceType, name: ResourceName) -> Option<serde_json::Value> {
-        self.ask(|reply| Command::Show(ty, name, reply)).await.flatten()
+        let shown = self.ask(|reply| Command::Show(ty, name, reply)).await.flatten()?;
+        spawn_blocking(move || shown.json()).await.ok().flatten()
     }
 
     /// Whether the first sync is over, and there is still somebody to apply what comes.
@@ -407,8 +429,8 @@ impl Sink for Handle {
         self.ask(|reply| Command::Apply(update, reply)).await.unwrap_or_else(stopped)
     }
 
-    async fn room(&self) {
-        self.room.notified().await;
+    async fn room(&self) -> Vec<(ResourceType, ResourceName)> {
+        self.room.taken().await
     }
 
     fn synced(&self) {
@@ -429,7 +451,7 @@ fn spawn_owner(ended: &CancellationToken, run: impl FnOnce() + Send + 'static) -
 /// Whom the owner tells what happens.
 struct Tell {
     metrics: Arc<Metrics>,
-    room: Arc<Notify>,
+    room: Arc<Room>,
     changes: watch::Sender<u64>,
 }
 
@@ -464,7 +486,7 @@ fn own(
             }
             Ok(Command::Held(reply)) => drop(reply.send(writer.held())),
             Ok(Command::Show(ty, name, reply)) => drop(reply.send(writer.show(ty, name.as_str()))),
-            Ok(Command::Running(reply)) => drop(reply.send(writer.running())),
+            Ok(Command::ClusterNames(hashes, reply)) => drop(reply.send(writer.cluster_names(&hashes))),
             Ok(Command::Stats(reply)) => drop(reply.send(writer.stats())),
             Ok(Command::Slots(reply)) => {
                 drop(reply.send((writer.stats().0, writer.profile().map(str::to_owned))));
@@ -486,8 +508,7 @@ fn own(
                 tell.changed();
             }
             Err(RecvTimeoutError::Timeout) => {
-                writer.retrying();
-                tell.room.notify_one();
+                tell.room.put(writer.retrying());
             }
             Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => return,
         }
@@ -505,7 +526,7 @@ mod tests {
         let ended = CancellationToken::new();
         let (_changed, changes) = watch::channel(0);
         let (metrics, room) = (Arc::default(), Arc::default());
-        let handle = Handle { commands, metrics, synced, ended: ended.clone(), room, changes };
+        let handle = Handle { commands, metrics, synced, ended: ended.clone(), room, changes, running: None };
         let owner = spawn_owner(&ended, move || {
             assert!(matches!(inbox.recv(), Ok(Command::Synced)));
             synced_sender.send_replace(true);

@@ -13,7 +13,10 @@ use aya::{
     programs::{CgroupSockAddr, ProgramError, SchedClassifier, SockOps},
 };
 use bytemuck::Zeroable as _;
-use slotmesh_kernel::{BpfError, Hook, Host, HostError, Link, Map, MapKind, MapSpec, cgroup_id, test_run};
+use slotmesh_kernel::{
+    BpfError, Hook, Host, HostError, Link, Map, MapKind, MapSpec, attached_programs, cgroup_id, program_id,
+    test_run,
+};
 use slotmesh_records::{
     Answer, ClusterState, EndpointCount, EndpointKey, Identity, LAYOUT_HASH, Question, Verdict, VipKey,
     name_hash,
@@ -135,7 +138,14 @@ impl Workload {
         }
         // One hierarchy may be mounted at several places.
         let mut ids = HashMap::new();
+        let root = host.cgroup(&host.cgroup2).ok().and_then(|root| cgroup_id(&root).ok());
         for (_, id, workload) in cgroups {
+            if Some(id) == root {
+                tracing::warn!(
+                    %workload, cgroup = %workload.cgroup.display(),
+                    "its cgroup is the root of the hierarchy: connections of every process on this machine are routed"
+                );
+            }
             if let Some(other) = ids.insert(id, workload) {
                 return Err(DatapathError::Nested { outer: other.to_string(), inner: workload.to_string() });
             }
@@ -329,12 +339,13 @@ impl Datapath {
                     link.replace(program.as_fd()).map_err(bpf(describe("upgrade the programs of")))?;
                 }
                 other => {
-                    // The cgroup was removed and made again, or the workload moved.
+                    // The cgroup was removed and made again, or the workload moved. Should it not be possible to
+                    // attach to the new one, the old link stays.
+                    let link = Link::attach(*hook, dir.as_fd(), program.as_fd())
+                        .map_err(bpf(describe(&format!("attach {} to", hook.as_str()))))?;
                     if other.is_some() {
                         fs::remove_file(&path).map_err(pin_error(&path))?;
                     }
-                    let link = Link::attach(*hook, dir.as_fd(), program.as_fd())
-                        .map_err(bpf(describe(&format!("attach {} to", hook.as_str()))))?;
                     link.pin(&path).map_err(bpf(describe("pin the link of")))?;
                 }
             }
@@ -345,7 +356,31 @@ impl Datapath {
                 self.identity.update(&cgroup, &identity).map_err(bpf(describe("store the identity of")))?;
             }
         }
+        self.warn_of_others(workload, &dir);
         Ok(())
+    }
+
+    /// Whoever else decides about the workload's connections does so beside us: another agent, with another pin root
+    /// or on another BPF file system, knows nothing of this one.
+    fn warn_of_others(&self, workload: &Workload, cgroup: &fs::File) {
+        for (hook, program) in
+            self.hooks.iter().filter(|(hook, _)| matches!(hook, Hook::Connect4 | Hook::Connect6))
+        {
+            let others = attached_programs(*hook, cgroup.as_fd()).and_then(|mut ids| {
+                let own = program_id(program.as_fd())?;
+                ids.retain(|id| *id != own);
+                Ok(ids)
+            });
+            match others {
+                Ok(others) if others.is_empty() => {}
+                Ok(programs) => tracing::warn!(
+                    %workload, hook = hook.as_str(), ?programs,
+                    "other programs are attached to its cgroup, too, and both decide; is there another slotmesh agent, \
+                     with a pin root of its own or on another BPF file system? `bpftool prog show id ID` tells whose they are"
+                ),
+                Err(error) => tracing::debug!(%workload, %error, "can't find out what else is attached"),
+            }
+        }
     }
 
     /// Asks where a connection would go that chooses by these numbers.

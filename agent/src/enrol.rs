@@ -3,7 +3,7 @@
 //! ```text
 //!  ADS client --Workload--> Enrolment --attach, detach--> Datapath
 //!             --the rest--> inner sink      ^
-//!             cgroup tree --inotify---------+
+//!             cgroup tree --inotify---> watcher, and whatever is to be tried again
 //! ```
 //!
 //! Invariants:
@@ -13,25 +13,48 @@
 //!   that it didn't name are detached. Without an operator nothing is.
 //! - Of pods with the same namespace and name only the one that was named last is attached: the others
 //!   are on their way out.
+//! - A pod that can't be attached is tried again, ever more rarely, and told of; what was attached before stays.
 //! - A pod's cgroup takes its links along when it goes; their dead pins are collected when the
 //!   operator takes the pod back.
 
 mod cgroups;
+mod fixed;
+mod watcher;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
-use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use prost::Message as _;
 use slotmesh_ads::{Sink, Update};
 use slotmesh_xds::{Rejection, Resource, ResourceName, ResourceType, Version, Workload as Named};
 
-pub use self::cgroups::NoPods;
-use self::cgroups::{PodUid, Tree};
-use crate::{Datapath, Workload};
+pub use self::{cgroups::NoPods, fixed::FixedWorkloads};
+use self::{
+    cgroups::{PodUid, Tree},
+    watcher::{Watched, Watcher},
+};
+use crate::{Datapath, Workload, room::Room};
+
+/// The bounds of the delays before a pod is tried again that can't be attached, or whose cgroup isn't found.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LAST_RETRY: Duration = Duration::from_secs(60);
+
+/// Why a pod isn't attached, and when it is tried again.
+#[derive(Debug)]
+struct Trouble {
+    what: String,
+    delay: Duration,
+    next: Instant,
+    /// The operator was told, and is told again when it is over.
+    told: bool,
+}
+
+/// What is said of a pod whose cgroup isn't found. It may just not exist yet.
+const NO_CGROUP: &str = "its cgroup isn't found";
 
 /// A pod that the operator named.
 #[derive(Debug)]
@@ -42,8 +65,8 @@ struct Pod {
     name: String,
     /// What it is attached as; `None` while its cgroup doesn't exist, or can't be attached to.
     attached: Option<Workload>,
-    /// Why it can't be attached, as it was last said.
-    failed: Option<String>,
+    /// Why it isn't attached as it should be.
+    trouble: Option<Trouble>,
 }
 
 impl Pod {
@@ -55,6 +78,21 @@ impl Pod {
     fn workload(&self, cgroup: PathBuf) -> Workload {
         Workload { namespace: self.namespace.clone(), name: self.name.clone(), cgroup }
     }
+
+    /// Notes what is the matter. The delays grow as long as it is the same.
+    fn is_troubled(&mut self, what: &str, now: Instant) -> bool {
+        let before = self.trouble.take().filter(|before| before.what == what);
+        let (news, told) = (before.is_none(), before.as_ref().is_some_and(|before| before.told));
+        let delay = before.map_or(FIRST_RETRY, |before| (before.delay * 2).min(LAST_RETRY));
+        self.trouble = Some(Trouble { what: what.to_owned(), delay, next: now + delay, told });
+        news
+    }
+
+    /// Whether somebody should know that it isn't attached: not of one that is merely being made.
+    fn is_overdue(&self) -> bool {
+        let lasts = |trouble: &Trouble| trouble.what != NO_CGROUP || trouble.delay >= LAST_RETRY / 4;
+        self.trouble.as_ref().is_some_and(lasts)
+    }
 }
 
 struct State {
@@ -63,6 +101,8 @@ struct State {
     pods: HashMap<ResourceName, Pod>,
     /// By [`Workload::id`]: of the pods with the same namespace and name, the one that was named last.
     latest: HashMap<u64, ResourceName>,
+    /// Whom to tell that a pod is attached that was refused.
+    healed: Arc<Room>,
 }
 
 /// A sink that takes workloads, and hands the rest on. Clones are handles of the same.
@@ -70,16 +110,21 @@ struct State {
 pub struct Enrolment<S> {
     inner: S,
     state: Arc<Mutex<State>>,
-    _watcher: Arc<Mutex<RecommendedWatcher>>,
+    healed: Arc<Room>,
+    watcher: Arc<Watcher>,
 }
 
 /// How many pods are named and attached.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Enrolled {
     /// Pods that the operator named for this node.
     pub named: usize,
     /// Pods whose connections are routed.
     pub attached: usize,
+    /// Pods that should be attached by now and aren't.
+    pub overdue: usize,
+    /// One of these, and why.
+    pub example: Option<String>,
 }
 
 impl<S: Sink> Enrolment<S> {
@@ -90,126 +135,191 @@ impl<S: Sink> Enrolment<S> {
     pub fn new(inner: S, datapath: Arc<Datapath>, root: PathBuf) -> Result<Self, NoPods> {
         let mut tree = Tree::new(root);
         tree.check()?;
-        // Dropped together: the state's watcher calls back into the state.
-        let state =
-            Arc::new(Mutex::new(State { datapath, tree, pods: HashMap::new(), latest: HashMap::new() }));
-        let weak = Arc::downgrade(&state);
-        let told = move |event: notify::Result<notify::Event>| {
-            let Some(state) = weak.upgrade() else { return };
-            match event {
-                Ok(event) if event.kind.is_create() => lock(&state).appeared(&event.paths),
-                Ok(_) => {}
-                Err(error) => {
-                    tracing::warn!(%error, "cgroups can't be watched; looking at all of them");
-                    lock(&state).look();
-                }
-            }
-        };
-        let mut watcher = notify::recommended_watcher(told).map_err(NoPods::Unwatchable)?;
-        // The watcher's thread may be waiting for the state, and is waited for by `watch`.
-        let parents = lock(&state).tree.parents();
-        for dir in parents {
-            watch(&mut watcher, &dir)?;
-        }
-        let watcher = Arc::new(Mutex::new(watcher));
-        let on_parent = {
-            let (watcher, state) = (Arc::downgrade(&watcher), Arc::downgrade(&state));
-            move |dir: &Path| {
-                let (watcher, state, dir) = (watcher.clone(), state.clone(), dir.to_owned());
-                // Not from the watcher's own thread: it would wait for itself.
-                std::thread::spawn(move || {
-                    let Some(watcher) = watcher.upgrade() else { return };
-                    if let Err(error) = watch(&mut lock(&watcher), &dir) {
-                        tracing::warn!(%error, "pods below it aren't noticed");
-                    }
-                    if let Some(state) = state.upgrade() {
-                        lock(&state).watched(&dir);
-                    }
-                });
-            }
-        };
-        lock(&state).tree.on_parent(on_parent);
-        Ok(Self { inner, state, _watcher: watcher })
+        let healed = Arc::<Room>::default();
+        let (pods, latest) = (HashMap::new(), HashMap::new());
+        let state = State { datapath, tree, pods, latest, healed: healed.clone() };
+        let state = Arc::new(Mutex::new(state));
+        let watcher = Arc::new(Watcher::start(state.clone())?);
+        Ok(Self { inner, state, healed, watcher })
     }
 
     /// How many pods are named and attached.
     pub fn enrolled(&self) -> Enrolled {
         let state = lock(&self.state);
         let attached = state.pods.values().filter(|pod| pod.attached.is_some()).count();
-        Enrolled { named: state.pods.len(), attached }
+        let mut overdue: Vec<_> = state.pods.values().filter(|pod| pod.is_overdue()).collect();
+        overdue.sort_unstable_by_key(|pod| (&pod.namespace, &pod.name));
+        let example = overdue.first().and_then(|pod| {
+            let what = &pod.trouble.as_ref()?.what;
+            Some(format!("{}/{}: {what}", pod.namespace, pod.name))
+        });
+        Enrolled { named: state.pods.len(), attached, overdue: overdue.len(), example }
     }
 }
 
-fn watch(watcher: &mut RecommendedWatcher, dir: &Path) -> Result<(), NoPods> {
-    match watcher.watch(dir, RecursiveMode::NonRecursive) {
-        // It is gone already, and its pods with it.
-        Err(error) if matches!(error.kind, notify::ErrorKind::PathNotFound) => Ok(()),
-        watched => watched.map_err(NoPods::Unwatchable),
+impl<S> Enrolment<S> {
+    /// Nothing is attached from now on but what the sink is told.
+    pub fn end(&self) {
+        self.watcher.end();
+    }
+}
+
+impl Watched for Arc<Mutex<State>> {
+    fn created(&self, paths: &[PathBuf], now: Instant) {
+        lock(self).appeared(paths, now);
+    }
+
+    fn missed(&self, now: Instant) {
+        tracing::warn!("the kernel has dropped news of cgroups; looking at all of them");
+        let mut state = lock(self);
+        state.tree.look_everywhere();
+        // Also those that are attached: their cgroups may have been made again.
+        state.attach_all(now, |_| true);
+    }
+
+    fn watching(&self, dir: &Path, now: Instant) {
+        lock(self).watched(dir, now);
+    }
+
+    fn to_watch(&self) -> Vec<PathBuf> {
+        lock(self).tree.take_unwatched()
+    }
+
+    fn due(&self) -> Option<Instant> {
+        lock(self).pods.values().filter_map(|pod| pod.trouble.as_ref()).map(|trouble| trouble.next).min()
+    }
+
+    fn retry(&self, now: Instant) {
+        lock(self).retry(now);
     }
 }
 
 impl State {
     /// Something was created in the cgroup tree.
-    fn appeared(&mut self, paths: &[PathBuf]) {
+    fn appeared(&mut self, paths: &[PathBuf], now: Instant) {
         for path in paths {
             if self.tree.is_parent(path) {
                 // Whatever was created in it before it was watched would be missed.
                 self.tree.found_parent(path);
-                self.look();
-            } else if let Some((name, pod)) = self.pods.iter_mut().find(|(_, pod)| pod.uid.is_cgroup(path))
-                && self.latest.get(&pod.id()) == Some(name)
-            {
+                self.attach_all(now, |pod| pod.attached.is_none());
+            } else if let Some(name) = self.pods.iter().find_map(|(name, pod)| {
+                (pod.uid.is_cgroup(path) && self.latest.get(&pod.id()) == Some(name)).then(|| name.clone())
+            }) {
                 // Also when it is attached: to a cgroup of this name that was removed.
-                attach(&self.datapath, pod, path.clone());
+                self.attach(&name, Some(path.clone()), now);
             }
         }
     }
 
     /// What was created in a cgroup before it was watched was told by nobody.
-    fn watched(&mut self, dir: &Path) {
+    fn watched(&mut self, dir: &Path, now: Instant) {
         self.tree.look_below(dir);
-        // Also when they are attached: their cgroups may have been made again.
-        self.attach_all(|_, cgroup| cgroup.parent() == Some(dir));
+        // Also those that are attached: their cgroups may have been made again.
+        let here: Vec<_> = self
+            .pods
+            .iter()
+            .filter_map(|(name, pod)| Some((name.clone(), self.tree.find(&pod.uid)?)))
+            .filter(|(_, cgroup)| cgroup.parent() == Some(dir))
+            .map(|(name, _)| name)
+            .collect();
+        self.attach_each(here, now);
     }
 
-    /// Looks for the cgroups of all pods that aren't attached.
-    fn look(&mut self) {
-        self.attach_all(|pod, _| pod.attached.is_none());
+    /// Tries again what is due.
+    fn retry(&mut self, now: Instant) {
+        let is_due = |pod: &Pod| pod.trouble.as_ref().is_some_and(|trouble| trouble.next <= now);
+        if self.pods.values().any(|pod| is_due(pod) && pod.attached.is_none()) {
+            // A kubelet may keep its pods where none does by default (--cgroup-root).
+            self.tree.look_everywhere();
+        }
+        self.attach_all(now, is_due);
     }
 
-    /// Attaches the pods that are wanted and have a cgroup.
-    fn attach_all(&mut self, is_wanted: impl Fn(&Pod, &Path) -> bool) {
-        for (name, pod) in &mut self.pods {
-            if self.latest.get(&pod.id()) == Some(name)
-                && let Some(cgroup) = self.tree.find(&pod.uid).filter(|cgroup| is_wanted(pod, cgroup))
-            {
-                attach(&self.datapath, pod, cgroup);
+    /// Attaches those pods that are wanted.
+    fn attach_all(&mut self, now: Instant, is_wanted: impl Fn(&Pod) -> bool) {
+        let wanted =
+            self.pods.iter().filter(|(_, pod)| is_wanted(pod)).map(|(name, _)| name.clone()).collect();
+        self.attach_each(wanted, now);
+    }
+
+    fn attach_each(&mut self, names: Vec<ResourceName>, now: Instant) {
+        for name in names {
+            self.attach(&name, None, now);
+        }
+    }
+
+    /// Attaches a pod, unless another one has its name; to the cgroup that was just made, or to the one it has.
+    fn attach(&mut self, name: &ResourceName, made: Option<PathBuf>, now: Instant) {
+        let Some(pod) = self.pods.get_mut(name) else { return };
+        if self.latest.get(&pod.id()) != Some(name) {
+            pod.trouble = None;
+            return;
+        }
+        let Some(cgroup) = made.or_else(|| self.tree.find(&pod.uid)) else {
+            // One that is on its way out has had its cgroup.
+            if pod.attached.is_none() {
+                pod.is_troubled(NO_CGROUP, now);
+                if pod.is_overdue() {
+                    tracing::warn!(pod = %name, "{NO_CGROUP}: its connections go unrouted");
+                }
+            } else {
+                pod.trouble = None;
+            }
+            return;
+        };
+        let workload = pod.workload(cgroup);
+        match self.datapath.enrol(&workload) {
+            Ok(()) => {
+                tracing::info!(%workload, cgroup = %workload.cgroup.display(), "attached");
+                pod.attached = Some(workload);
+                if pod.trouble.take().is_some_and(|trouble| trouble.told) {
+                    self.healed.put(BTreeSet::from([(ResourceType::Workload, name.clone())]));
+                }
+            }
+            // It is gone again already.
+            Err(_) if !workload.cgroup.exists() => {
+                pod.is_troubled(NO_CGROUP, now);
+            }
+            Err(error) => {
+                if pod.is_troubled(&error.to_string(), now) {
+                    let routed = pod.attached.is_some();
+                    tracing::warn!(%workload, %error, routed_as_before = routed, "can't be attached; trying again");
+                }
             }
         }
     }
 
-    fn named(&mut self, resource: &Resource) -> Result<(), String> {
+    fn named(&mut self, resource: &Resource, now: Instant) -> Result<(), String> {
         let Named { uid, namespace, name, .. } = Named::decode(resource.content.as_ref())
             .map_err(|error| format!("not a valid Workload message: {error}"))?;
         let uid = PodUid::new(&uid).ok_or_else(|| format!("uid: {uid:?} can't be the uid of a pod"))?;
         if namespace.is_empty() || name.is_empty() {
             return Err("namespace and name must not be empty".to_owned());
         }
-        let mut pod = Pod { version: resource.version, uid, namespace, name, attached: None, failed: None };
-        match self.tree.find(&pod.uid) {
-            Some(cgroup) => attach(&self.datapath, &mut pod, cgroup),
-            None => tracing::debug!(pod = %resource.name, "the pod's cgroup doesn't exist yet"),
+        let mut pod = Pod { version: resource.version, uid, namespace, name, attached: None, trouble: None };
+        let mut old = self.pods.remove(&resource.name);
+        if let Some(old) = old.as_mut().filter(|old| old.uid == pod.uid && old.id() == pod.id()) {
+            // What works stays, should it not be possible to attach it anew.
+            pod.attached = old.attached.take();
         }
-        let failed = pod.failed.clone();
         self.latest.insert(pod.id(), resource.name.clone());
-        if let Some(old) = self.pods.insert(resource.name.clone(), pod).and_then(|old| old.attached) {
+        self.pods.insert(resource.name.clone(), pod);
+        self.attach(&resource.name, None, now);
+        if let Some(old) = old.and_then(|old| old.attached) {
             self.detach(&old);
         }
-        // It is tried again when its cgroup is made again.
-        failed.map_or(Ok(()), Err)
+        // It is tried again, and the operator is told when it is attached.
+        let trouble = self.pods.get_mut(&resource.name).and_then(|pod| pod.trouble.as_mut());
+        match trouble.filter(|trouble| trouble.what != NO_CGROUP) {
+            Some(trouble) => {
+                trouble.told = true;
+                Err(trouble.what.clone())
+            }
+            None => Ok(()),
+        }
     }
 
-    fn taken_back(&mut self, name: &ResourceName) -> Result<(), String> {
+    fn taken_back(&mut self, name: &ResourceName, now: Instant) -> Result<(), String> {
         let Some(pod) = self.pods.remove(name) else { return Ok(()) };
         if let Some(workload) = &pod.attached {
             self.detach(workload);
@@ -217,8 +327,9 @@ impl State {
         if self.latest.get(&pod.id()) == Some(name) {
             self.latest.remove(&pod.id());
             if let Some((other, _)) = self.pods.iter().find(|(_, other)| other.id() == pod.id()) {
+                let other = other.clone();
                 self.latest.insert(pod.id(), other.clone());
-                self.attach_all(|other, _| other.id() == pod.id());
+                self.attach(&other, None, now);
             }
         }
         Ok(())
@@ -245,27 +356,12 @@ impl State {
     }
 }
 
-fn attach(datapath: &Datapath, pod: &mut Pod, cgroup: PathBuf) {
-    let workload = pod.workload(cgroup);
-    match datapath.enrol(&workload) {
-        Ok(()) => {
-            tracing::info!(%workload, cgroup = %workload.cgroup.display(), "attached");
-            (pod.attached, pod.failed) = (Some(workload), None);
-        }
-        // It may be gone again already.
-        Err(_) if !workload.cgroup.exists() => {}
-        Err(error) => {
-            tracing::warn!(%workload, %error, "can't be attached: its connections go unrouted");
-            pod.failed = Some(error.to_string());
-        }
-    }
-}
-
 impl<S: Sink> Sink for Enrolment<S> {
     async fn held(&self) -> Vec<(ResourceType, ResourceName, Version)> {
         let mut held = self.inner.held().await;
         let state = lock(&self.state);
-        let pods = state.pods.iter().filter(|(_, pod)| pod.failed.is_none());
+        let is_told = |pod: &Pod| pod.trouble.as_ref().is_some_and(|trouble| trouble.told);
+        let pods = state.pods.iter().filter(|(_, pod)| !is_told(pod));
         held.extend(pods.map(|(name, pod)| (ResourceType::Workload, name.clone(), pod.version)));
         held
     }
@@ -279,12 +375,15 @@ impl<S: Sink> Sink for Enrolment<S> {
         let mut reject = |name: &ResourceName, outcome: Result<(), String>| {
             rejected.extend(outcome.err().map(|reason| Rejection { name: name.clone(), reason }));
         };
+        let now = Instant::now();
         for resource in &update.upserts {
-            reject(&resource.name, state.named(resource));
+            reject(&resource.name, state.named(resource, now));
         }
         for name in &update.removed {
-            reject(name, state.taken_back(name));
+            reject(name, state.taken_back(name, now));
         }
+        drop(state);
+        self.watcher.changed();
         rejected
     }
 
@@ -293,8 +392,11 @@ impl<S: Sink> Sink for Enrolment<S> {
         self.inner.synced();
     }
 
-    async fn room(&self) {
-        self.inner.room().await;
+    async fn room(&self) -> Vec<(ResourceType, ResourceName)> {
+        tokio::select! {
+            names = self.inner.room() => names,
+            names = self.healed.taken() => names,
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::num::{NonZeroU16, NonZeroU32};
 use slotmesh_records::{
     self as records, EndpointChunk, EndpointIndex, HashTable, Owned, RecordHeader, SlotPtr, Text, VipKey,
 };
-use slotmesh_slots::Engine;
+use slotmesh_slots::Stored;
 
 use crate::{
     config::{Endpoint, Endpoints, Locality},
@@ -24,20 +24,20 @@ pub(crate) struct Held {
 
 impl Held {
     /// What `root` leads to; `None` where that is no load assignment.
-    pub fn read(engine: &Engine, root: SlotPtr) -> Option<Self> {
+    pub fn read(stored: &impl Stored, root: SlotPtr) -> Option<Self> {
         let mut elements = Vec::new();
         let (header, hashes, localities) =
-            if let Some((record, tail)) = engine.record::<records::Endpoints>(root) {
+            if let Some((record, tail)) = stored.record::<records::Endpoints>(root) {
                 elements.extend(tail);
                 (record.header, record.hashes, record.localities)
             } else {
-                let (record, chunks) = engine.record::<EndpointIndex>(root)?;
+                let (record, chunks) = stored.record::<EndpointIndex>(root)?;
                 for chunk in chunks {
-                    elements.extend(engine.record::<EndpointChunk>(chunk.ptr())?.1);
+                    elements.extend(stored.record::<EndpointChunk>(chunk.ptr())?.1);
                 }
                 (record.header, record.hashes, record.localities)
             };
-        Some(Self { header, elements, localities: text(engine, localities)?, hashes })
+        Some(Self { header, elements, localities: text(stored, localities)?, hashes })
     }
 
     /// The content hash of the resource.
@@ -85,10 +85,10 @@ impl Held {
 }
 
 /// All pieces of a text behind each other.
-pub(crate) fn text(engine: &Engine, mut at: Owned<Text>) -> Option<Vec<u8>> {
+pub(crate) fn text(stored: &impl Stored, mut at: Owned<Text>) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();
     while !at.ptr().is_null() {
-        let (record, piece) = engine.record::<Text>(at.ptr())?;
+        let (record, piece) = stored.record::<Text>(at.ptr())?;
         bytes.extend_from_slice(piece);
         at = record.next;
     }

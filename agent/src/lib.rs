@@ -23,6 +23,7 @@ pub mod metrics;
 mod packed;
 mod pins;
 pub mod report;
+mod room;
 mod running;
 mod show;
 mod vips;
@@ -30,6 +31,6 @@ pub mod writer;
 
 pub use agent::{Agent, Handle, Options, SetSlotsError, StartError, cleanup};
 pub use datapath::{Datapath, DatapathError, Decision, Numbers, Workload};
-pub use enrol::{Enrolled, Enrolment, NoPods};
+pub use enrol::{Enrolled, Enrolment, FixedWorkloads, NoPods};
 pub use pins::Pins;
 pub use running::RunningNow;

@@ -2,7 +2,7 @@
 //! cluster. The programs make the entries; the agent only removes them, so an update makes no call. Those of
 //! endpoints the programs remove, too.
 
-use std::collections::VecDeque;
+use std::{cmp::Reverse, collections::VecDeque};
 
 use slotmesh_kernel::Map;
 use slotmesh_records::{ClusterState, EndpointCount, EndpointKey, name_hash};
@@ -10,10 +10,48 @@ use slotmesh_records::{ClusterState, EndpointCount, EndpointKey, name_hash};
 /// What runs now.
 #[derive(Clone, Debug, Default)]
 pub struct RunningNow {
-    /// Of the clusters that are in force, those that had a connection, by name.
+    /// Of the clusters that are in force, the busiest of those that had a connection, by name.
     pub clusters: Vec<(String, ClusterState)>,
     /// At how many endpoints connections count.
     pub endpoints: usize,
+}
+
+/// Reads what runs, on whatever thread: by maps of its own, so it keeps nobody from an update.
+pub(crate) struct RunningReader {
+    clusters: Map<u64, ClusterState>,
+    endpoints: Map<EndpointKey, EndpointCount>,
+}
+
+impl RunningReader {
+    /// Reads these maps.
+    pub const fn new(clusters: Map<u64, ClusterState>, endpoints: Map<EndpointKey, EndpointCount>) -> Self {
+        Self { clusters, endpoints }
+    }
+
+    /// The `most` busiest clusters, busiest first, by the hash of the cluster's name.
+    pub fn busiest(&self, most: usize) -> Vec<(u64, ClusterState)> {
+        if most == 0 {
+            return Vec::new();
+        }
+        let mut entries = self.clusters.entries().unwrap_or_else(|error| {
+            tracing::warn!(%error, "what runs of clusters can't be read");
+            Vec::new()
+        });
+        entries.sort_unstable_by_key(|&(cluster, state)| Reverse((state.active, state.opened, cluster)));
+        entries.truncate(most);
+        entries
+    }
+
+    /// At how many endpoints connections count.
+    pub fn endpoints(&self) -> usize {
+        self.endpoints.entries().map_or_else(
+            |error| {
+                tracing::warn!(%error, "the counts of endpoints can't be read");
+                0
+            },
+            |all| all.len(),
+        )
+    }
 }
 
 /// How many departed clusters are looked at in one go.
@@ -23,15 +61,13 @@ const AT_ONCE: usize = 32;
 #[derive(Default)]
 pub(crate) struct Running {
     map: Option<Map<u64, ClusterState>>,
-    endpoints: Option<Map<EndpointKey, EndpointCount>>,
     departed: VecDeque<u64>,
 }
 
 impl Running {
-    /// Takes the maps over, with all that an earlier agent left there.
-    pub fn open(&mut self, map: Map<u64, ClusterState>, endpoints: Map<EndpointKey, EndpointCount>) {
+    /// Takes the map over, with all that an earlier agent left there.
+    pub fn open(&mut self, map: Map<u64, ClusterState>) {
         self.map = Some(map);
-        self.endpoints = Some(endpoints);
     }
 
     /// What an earlier agent left of clusters that aren't there any more goes.
@@ -44,27 +80,6 @@ impl Running {
             Ok(keys) => self.departed.extend(keys.into_iter().filter(|&cluster| !exists(cluster))),
             Err(error) => tracing::warn!(%error, "what runs of clusters that are gone can't be removed"),
         }
-    }
-
-    /// What runs now, by the hash of the cluster's name.
-    pub fn entries(&self) -> Vec<(u64, ClusterState)> {
-        let Some(map) = &self.map else { return Vec::new() };
-        map.entries().unwrap_or_else(|error| {
-            tracing::warn!(%error, "what runs of clusters can't be read");
-            Vec::new()
-        })
-    }
-
-    /// At how many endpoints connections count.
-    pub fn endpoints(&self) -> usize {
-        let Some(map) = &self.endpoints else { return 0 };
-        map.entries().map_or_else(
-            |error| {
-                tracing::warn!(%error, "the counts of endpoints can't be read");
-                0
-            },
-            |all| all.len(),
-        )
     }
 
     /// A cluster has been removed.

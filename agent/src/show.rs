@@ -10,7 +10,7 @@ use slotmesh_records::{
     Action, Chains, Cluster, ClusterSet, Handle, HashTable, HostChunk, HostIndex, Listener, NO_LIMIT, Owned,
     Ref, Route, SlotPtr, balance, name_hash,
 };
-use slotmesh_slots::{Engine, HandlePtr};
+use slotmesh_slots::{Snapshot, Stored as _};
 use slotmesh_xds::{ResourceType, Version};
 
 use crate::{
@@ -19,28 +19,37 @@ use crate::{
     packed::Unpacker,
 };
 
-/// The current version behind a handle; `None` where it has none.
-pub(crate) fn show(engine: &Engine, ty: ResourceType, handle: HandlePtr) -> Option<Value> {
-    let root = engine.current(handle);
-    let records = Records(engine);
-    let mut shown = match ty {
-        ResourceType::Cluster => records.cluster(root),
-        ResourceType::Endpoints => records.endpoints(root),
-        ResourceType::Route => records.route(root),
-        ResourceType::Listener => records.listener(root),
-        // They have no records.
-        ResourceType::Settings | ResourceType::Workload => None,
-    }?;
-    #[cfg(feature = "next-layout")]
-    if ty == ResourceType::Cluster {
-        shown["added"] = records.added(root)?;
-    }
-    shown["name"] = engine.name(handle)?.into();
-    shown["version"] = Version::from_u64(records.version(ty, root)?)?.to_string().into();
-    Some(shown)
+/// A version of a resource as it was when it was asked for. To show it is work for whoever asks.
+pub(crate) struct Shown {
+    pub ty: ResourceType,
+    pub name: String,
+    pub snapshot: Snapshot,
 }
 
-struct Records<'e>(&'e Engine);
+impl Shown {
+    /// As JSON; `None` where the records are damaged.
+    pub fn json(&self) -> Option<Value> {
+        let root = self.snapshot.root();
+        let records = Records(&self.snapshot);
+        let mut shown = match self.ty {
+            ResourceType::Cluster => records.cluster(root),
+            ResourceType::Endpoints => records.endpoints(root),
+            ResourceType::Route => records.route(root),
+            ResourceType::Listener => records.listener(root),
+            // They have no records.
+            ResourceType::Settings | ResourceType::Workload => None,
+        }?;
+        #[cfg(feature = "next-layout")]
+        if self.ty == ResourceType::Cluster {
+            shown["added"] = records.added(root)?;
+        }
+        shown["name"] = self.name.as_str().into();
+        shown["version"] = Version::from_u64(records.version(self.ty, root)?)?.to_string().into();
+        Some(shown)
+    }
+}
+
+struct Records<'s>(&'s Snapshot);
 
 impl Records<'_> {
     fn version(&self, ty: ResourceType, root: SlotPtr) -> Option<u64> {

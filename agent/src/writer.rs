@@ -18,9 +18,7 @@ use std::{
 
 use slotmesh_ads::Update;
 use slotmesh_kernel::{Arena, BpfError, Map, Outer};
-use slotmesh_records::{
-    ClusterState, EndpointCount, EndpointKey, Handle, Listener, SlotPtr, VipKey, name_hash,
-};
+use slotmesh_records::{ClusterState, Handle, Listener, SlotPtr, VipKey, name_hash};
 use slotmesh_slots::{Backing, Config, Contradiction, Engine, Full, HandlePtr, RecoverError, Stats};
 use slotmesh_xds::{Rejection, Resource, ResourceName, ResourceType, Version};
 
@@ -28,8 +26,8 @@ use crate::{
     config::{Invalid, Message, Model, Settings},
     flatten::{flush, kind, resource_type, vip_key},
     memory,
-    running::{Running, RunningNow},
-    show::show,
+    running::Running,
+    show::Shown,
     vips::{NotEntered, Vips},
 };
 
@@ -363,12 +361,8 @@ impl Writer {
     }
 
     /// From now on, what runs of clusters that are removed goes with their last connection.
-    pub fn keep_running_state(
-        &mut self,
-        clusters: Map<u64, ClusterState>,
-        endpoints: Map<EndpointKey, EndpointCount>,
-    ) {
-        self.running.open(clusters, endpoints);
+    pub fn keep_running_state(&mut self, clusters: Map<u64, ClusterState>) {
+        self.running.open(clusters);
     }
 
     /// The first sync is over: what an earlier agent left that nothing leads to goes.
@@ -410,10 +404,10 @@ impl Writer {
             .then(|| RETRY.saturating_sub(self.retried.elapsed()))
     }
 
-    /// The retry is being made: what is refused again counts anew.
-    pub fn retrying(&mut self) {
-        self.starved.clear();
+    /// The retry is being made, of what this returns: what is refused again counts anew.
+    pub fn retrying(&mut self) -> BTreeSet<(ResourceType, ResourceName)> {
         self.retried = Instant::now();
+        std::mem::take(&mut self.starved)
     }
 
     fn room_now(&self) -> u64 {
@@ -430,18 +424,16 @@ impl Writer {
         settings.chain(records).collect()
     }
 
-    /// What the records hold of a resource, as JSON; `None` where it isn't in force.
-    pub fn show(&self, ty: ResourceType, name: &str) -> Option<serde_json::Value> {
-        show(&self.engine, ty, self.engine.find(kind(ty), name)?)
+    /// A copy of what the records hold of a resource; `None` where it isn't in force.
+    pub(crate) fn show(&self, ty: ResourceType, name: &str) -> Option<Shown> {
+        let snapshot = self.engine.snapshot(self.engine.find(kind(ty), name)?)?;
+        Some(Shown { ty, name: name.to_owned(), snapshot })
     }
 
-    /// What runs now.
-    pub fn running(&self) -> RunningNow {
-        let states: HashMap<u64, ClusterState> = self.running.entries().into_iter().collect();
-        let state = |name: &str| Some((name.to_owned(), *states.get(&name_hash(name))?));
-        let clusters =
-            if states.is_empty() { Vec::new() } else { self.clusters().filter_map(state).collect() };
-        RunningNow { clusters, endpoints: self.running.endpoints() }
+    /// The names of those of these clusters that are in force, by the hash of their names.
+    pub(crate) fn cluster_names(&self, hashes: &HashSet<u64>) -> HashMap<u64, String> {
+        let named = self.clusters().map(|name| (name_hash(name), name));
+        named.filter(|(hash, _)| hashes.contains(hash)).map(|(hash, name)| (hash, name.to_owned())).collect()
     }
 
     /// The slot table, and how many addresses the VIP map holds.

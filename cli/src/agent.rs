@@ -2,56 +2,55 @@
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use anyhow::{Context as _, anyhow};
+use anyhow::Context as _;
+use axum::Router;
 use clap::Args;
 use slotmesh_ads::{Client, Config, Connector, Subscription, Tcp, Tls};
 use slotmesh_agent::{
-    Agent, Enrolment, Options, admin, cleanup,
+    Agent, Enrolment, Handle, Options,
+    admin::{Admin, drained_routes},
+    cleanup,
     metrics::{Metrics, NodeMetrics},
     report,
 };
 use slotmesh_xds::ResourceType;
-use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
-    sync::watch,
-};
+use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    flags::{LogFlag, SlotFlags, warn_if_public},
+    admin::{self, Site},
+    flags::{ADMIN, CLUSTER_METRICS, LogFlag, PINS, SlotFlags, address},
     listen::listen,
+    process::{GRACE, LIMIT, Parts, raise_descriptor_limit, stop_on_signals},
+    up::owner_ended,
 };
 
 /// The operator is told of the agent's slots at most this often, and only when they changed.
 const REPORT_EVERY: Duration = Duration::from_secs(5);
 
+/// The heading of flags that say how the operator is reached.
+const OPERATOR: &str = "Operator";
+
 /// The flags of `slotmesh agent`.
 #[derive(Debug, Args)]
 pub struct AgentCommand {
     /// The operator's address, such as https://slotmesh-operator.slotmesh-system.svc:15010
-    #[arg(long, env = "SLOTMESH_OPERATOR", value_name = "URL", required_unless_present_any = ["cleanup", "drain"])]
+    #[arg(long, env = "SLOTMESH_OPERATOR", value_name = "URL", required_unless_present_any = ["cleanup", "drain"],
+        help_heading = OPERATOR)]
     operator: Option<String>,
 
     /// File with the certificates of which one has signed the operator's; read again for each connection
-    #[arg(
-        long,
-        env = "SLOTMESH_OPERATOR_CA",
-        default_value = "/var/run/slotmesh/ca/ca.crt",
-        value_name = "FILE"
-    )]
+    #[arg(long, env = "SLOTMESH_OPERATOR_CA", default_value = "/var/run/slotmesh/ca/ca.crt", value_name = "FILE",
+        help_heading = OPERATOR)]
     operator_ca: PathBuf,
 
     /// File with the service account token for the operator; read again for each connection
-    #[arg(
-        long,
-        env = "SLOTMESH_OPERATOR_TOKEN",
-        default_value = "/var/run/slotmesh/token/token",
-        value_name = "FILE"
-    )]
+    #[arg(long, env = "SLOTMESH_OPERATOR_TOKEN", default_value = "/var/run/slotmesh/token/token",
+        value_name = "FILE", help_heading = OPERATOR)]
     operator_token: PathBuf,
 
     /// Expect the operator's certificate to be for this name, whatever its address
-    #[arg(long, env = "SLOTMESH_OPERATOR_NAME", value_name = "HOST")]
+    #[arg(long, env = "SLOTMESH_OPERATOR_NAME", value_name = "HOST", help_heading = OPERATOR)]
     operator_name: Option<String>,
 
     /// The name of this node, as Kubernetes knows it
@@ -59,29 +58,37 @@ pub struct AgentCommand {
     node: Option<String>,
 
     /// Where the host's cgroup v2 hierarchy is mounted [default: as /proc/self/mountinfo says]
-    #[arg(long, env = "SLOTMESH_CGROUP_ROOT", value_name = "DIR")]
+    #[arg(long, env = "SLOTMESH_CGROUP_ROOT", value_name = "DIR", help_heading = PINS)]
     cgroup_root: Option<PathBuf>,
 
     /// Where maps and links are pinned: a directory of its own on a BPF file system. Where there is none,
     /// one is mounted on the directory above, if that is /sys/fs/bpf, empty or missing
-    #[arg(long, env = "SLOTMESH_PIN_ROOT", default_value = "/sys/fs/bpf/slotmesh", value_name = "DIR")]
+    #[arg(long, env = "SLOTMESH_PIN_ROOT", default_value = "/sys/fs/bpf/slotmesh", value_name = "DIR",
+        help_heading = PINS)]
     pin_root: PathBuf,
 
-    /// Address of the admin interface: /metrics, /readyz, /livez, /slots. It asks nobody who they are
-    #[arg(long, env = "SLOTMESH_ADMIN", default_value = "127.0.0.1:15020", value_name = "ADDRESS")]
-    admin: SocketAddr,
-
-    #[command(flatten)]
-    slots: SlotFlags,
-
     /// Remove everything that an agent left on this node, and end. Refused while an agent runs
-    #[arg(long, env = "SLOTMESH_CLEANUP")]
+    #[arg(long, env = "SLOTMESH_CLEANUP", help_heading = PINS)]
     cleanup: bool,
 
     /// Remove everything that an agent left on this node, then stay, ready: what `slotmesh drain` makes of
     /// the agents before an uninstall
-    #[arg(long, env = "SLOTMESH_DRAIN")]
+    #[arg(long, env = "SLOTMESH_DRAIN", help_heading = PINS)]
     drain: bool,
+
+    /// Address of the admin interface, whose page / lists the others. Beyond loopback it answers /metrics, /readyz and
+    /// /livez only
+    #[arg(long, env = "SLOTMESH_ADMIN", default_value = "127.0.0.1:15020", value_name = "ADDRESS",
+        help_heading = ADMIN, value_parser = address)]
+    admin: SocketAddr,
+
+    /// Of how many clusters, the busiest, /metrics shows connections: three series each
+    #[arg(long, env = "SLOTMESH_CLUSTER_METRICS", default_value_t = CLUSTER_METRICS, value_name = "CLUSTERS",
+        help_heading = ADMIN, value_parser = clap::value_parser!(u32).range(0..=65_536))]
+    cluster_metrics: u32,
+
+    #[command(flatten)]
+    slots: SlotFlags,
 
     #[command(flatten)]
     log: LogFlag,
@@ -101,25 +108,32 @@ impl AgentCommand {
             node,
             cgroup_root,
             pin_root,
-            admin,
-            slots,
             cleanup: clean,
             drain,
+            admin,
+            cluster_metrics,
+            slots,
             log,
         } = self;
         log.init()?;
+        raise_descriptor_limit();
         if clean || drain {
-            cleanup(&pin_root)?;
-            tracing::info!(pin_root = %pin_root.display(), "nothing of slotmesh is left on this node");
+            let found = cleanup(&pin_root)?;
+            let pin_root = pin_root.display();
+            if found {
+                tracing::info!(%pin_root, "what slotmesh had pinned there is removed");
+            } else {
+                tracing::info!(%pin_root, "nothing of slotmesh was pinned there; other pin roots aren't looked at");
+            }
             return if drain { stay(admin) } else { Ok(()) };
         }
         let operator = operator.context("--operator (SLOTMESH_OPERATOR) is missing")?;
         let node = node.context("--node (SLOTMESH_NODE) is missing")?;
         let slots = slots.config()?;
-        warn_if_public(admin);
         let options = Options { pin_root, slots, workloads: Vec::new() };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-        let running = Running { options, cgroup_root, admin, node };
+        let clusters = cluster_metrics as usize;
+        let running = Running { options, cgroup_root, admin, clusters, node };
         if operator.starts_with("http://") {
             tracing::warn!(
                 "the operator is reached without TLS: whoever is on the way can route connections"
@@ -138,17 +152,13 @@ impl AgentCommand {
 fn stay(admin: SocketAddr) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let (mut interrupt, mut terminate) =
-            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        let stop = stop_on_signals(LIMIT)?;
         let socket = listen(admin).await.with_context(|| format!("--admin {admin} can't be used"))?;
-        let stop = CancellationToken::new();
-        let server = tokio::spawn(admin::serve(socket, admin::drained_router(), stop.clone()));
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-        stop.cancel();
-        Ok(server.await??)
+        let site = Site::new(drained_routes(), Router::new(), &Admin::PAGES[1..3]);
+        let mut parts = Parts::new(stop.clone());
+        parts.add("the admin server", admin::serve(socket, site, stop));
+        let outcome = parts.run().await;
+        outcome.and(parts.end(GRACE).await)
     })
 }
 
@@ -156,26 +166,65 @@ struct Running {
     options: Options,
     cgroup_root: Option<PathBuf>,
     admin: SocketAddr,
+    clusters: usize,
     node: String,
 }
 
 impl Running {
-    async fn run(self, connector: impl Connector) -> anyhow::Result<()> {
-        let Self { options, cgroup_root, admin, node } = self;
-        let signals = [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?];
+    async fn run(mut self, connector: impl Connector) -> anyhow::Result<()> {
+        let stop = stop_on_signals(LIMIT)?;
+        let admin = self.admin;
         let socket = listen(admin)
             .await
             .with_context(|| format!("--admin {admin} can't be used; is another agent running?"))?;
+        let options = std::mem::take(&mut self.options);
         let metrics = Arc::new(Metrics::new());
         let agent = tokio::task::block_in_place(|| Agent::start_enrolling(options, metrics))?;
-        let root = cgroup_root.unwrap_or_else(|| agent.datapath().host().cgroup2.clone());
-        let enrolment = Enrolment::new(agent.handle(), agent.datapath().clone(), root)?;
-        let stop = CancellationToken::new();
+        let root = self.cgroup_root.clone().unwrap_or_else(|| agent.datapath().host().cgroup2.clone());
+        let enrolment = match Enrolment::new(agent.handle(), agent.datapath().clone(), root) {
+            Ok(enrolment) => enrolment,
+            Err(error) => {
+                tokio::task::block_in_place(|| take_back(agent));
+                return Err(error.into());
+            }
+        };
+        let outcome = self.serve(connector, &agent, &enrolment, socket, stop).await;
+        // With nothing enrolled nothing is routed: nobody misses what is pinned, and an uninstalled agent
+        // leaves nothing behind. Before the first sync nobody knows what is enrolled.
+        let synced = *agent.synced().borrow();
+        let drained = outcome.is_ok() && synced && enrolment.enrolled().named == 0;
+        tokio::task::block_in_place(|| enrolment.end());
+        drop(enrolment);
+        tokio::task::block_in_place(|| {
+            if drained {
+                agent.remove().context("what is pinned can't be removed")?;
+                tracing::info!("no pod took part: the data path is removed");
+            } else {
+                drop(agent);
+                tracing::info!(
+                    "the data path stays in place: the next agent takes over, and --cleanup removes it"
+                );
+            }
+            Ok::<(), anyhow::Error>(())
+        })?;
+        outcome
+    }
+
+    /// Runs until the process is to stop, or a part of it ends.
+    async fn serve(
+        self,
+        connector: impl Connector,
+        agent: &Agent,
+        enrolment: &Enrolment<Handle>,
+        socket: TcpListener,
+        stop: CancellationToken,
+    ) -> anyhow::Result<()> {
+        let Self { options: _, cgroup_root: _, admin, clusters, node } = self;
+        let mut parts = Parts::new(stop.clone());
+        parts.add("the thread that owns the maps", owner_ended(agent.ended().clone(), stop.clone()));
         let (client, handle) = Client::new(Config::new(node.as_str()), connector, enrolment.clone());
         let (reports, told) = watch::channel(None);
         let client = client.reporting(told);
-        // Ends with the client or the agent, whichever is first.
-        let reporter = tokio::spawn(report::follow(agent.handle(), reports, REPORT_EVERY));
         for ty in ResourceType::ALL {
             let wanted = match ty {
                 ResourceType::Settings => [node.as_str()].into_iter().collect(),
@@ -183,45 +232,45 @@ impl Running {
             };
             handle.set(ty, wanted);
         }
-        let client = tokio::spawn(client.run(stop.clone()));
         let node_metrics = {
             let (enrolment, metrics) = (enrolment.clone(), NodeMetrics::new(handle.stats().clone()));
-            move || metrics.render(enrolment.enrolled())
+            move || metrics.render(&enrolment.enrolled())
         };
-        let router = admin::router_with(agent.handle(), node_metrics);
-        let admin_server = tokio::spawn(admin::serve(socket, router, stop.clone()));
-        tracing::info!(%admin, node, "running");
-        let outcome = until_signal(&agent, signals).await;
-        tracing::info!("stopping");
-        stop.cancel();
-        let (client, admin_server) = (client.await, admin_server.await);
-        reporter.await?;
-        // With nothing enrolled nothing is routed: nobody misses what is pinned, and an uninstalled agent
-        // leaves nothing behind. Before the first sync nobody knows what is enrolled.
-        let synced = *agent.synced().borrow();
-        let drained = outcome.is_ok() && synced && enrolment.enrolled().named == 0;
-        drop(enrolment);
-        tokio::task::block_in_place(|| {
-            if drained {
-                return agent.remove().context("what is pinned can't be removed");
+        parts.add("the delta ADS client", {
+            let stop = stop.clone();
+            async move {
+                // It can be told otherwise as long as this runs.
+                let _subscriptions = handle;
+                client.run(stop).await;
+                Ok(())
             }
-            drop(agent);
-            tracing::info!("the data path stays in place");
-            Ok(())
-        })?;
-        outcome?;
-        client?;
-        Ok(admin_server??)
+        });
+        parts.add("the reporter to the operator", {
+            let (agent, stop) = (agent.handle(), stop.clone());
+            async move {
+                tokio::select! {
+                    biased;
+                    () = stop.cancelled() => {}
+                    () = report::follow(agent, reports, REPORT_EVERY) => {}
+                }
+                Ok(())
+            }
+        });
+        let pages = Admin::with(agent.handle(), clusters, node_metrics);
+        let site = Site::new(pages.open_routes(), pages.local_routes(), &Admin::PAGES);
+        parts.add_last("the admin server", admin::serve(socket, site, stop));
+        tracing::info!(%admin, node, "running");
+        let outcome = parts.run().await;
+        outcome.and(parts.end(GRACE).await)
     }
 }
 
-async fn until_signal(agent: &Agent, [mut interrupt, mut terminate]: [Signal; 2]) -> anyhow::Result<()> {
-    tokio::select! {
-        biased;
-        _ = interrupt.recv() => Ok(()),
-        _ = terminate.recv() => Ok(()),
-        () = agent.ended().cancelled() => {
-            Err(anyhow!("the thread that owns the maps has ended; what it said stands above"))
-        }
+/// A start has failed: what it pinned goes, what it found stays.
+fn take_back(agent: Agent) {
+    if agent.took_over() {
+        return;
+    }
+    if let Err(error) = agent.remove() {
+        tracing::error!(%error, "what is pinned can't be removed");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::anyhow;
 use kube::Client;
 
 /// The pause before the cluster is asked again.
@@ -13,7 +13,10 @@ pub const AGAIN: Duration = Duration::from_secs(1);
 /// # Errors
 /// When neither is there.
 pub async fn reach() -> anyhow::Result<Client> {
-    Client::try_default().await.context(
-        "no cluster: run it in a pod with a service account, or name a kubeconfig file in KUBECONFIG",
-    )
+    // What kube says names its causes already.
+    Client::try_default().await.map_err(|error| {
+        anyhow!(
+            "no cluster: run it in a pod with a service account, or name a kubeconfig file in KUBECONFIG ({error})"
+        )
+    })
 }

@@ -2,48 +2,59 @@
 
 use std::{io::IsTerminal as _, net::SocketAddr, num::NonZeroUsize};
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use clap::{Args, ValueEnum};
 use slotmesh_agent::memory;
 use slotmesh_slots::{Config, Growth, MemoryBudget};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
+
+/// The headings of flags in `--help`.
+pub const MEMORY: &str = "Memory";
+pub const LOG: &str = "Log";
+pub const ADMIN: &str = "Metrics and diagnosis";
+pub const PINS: &str = "Data path";
+
+/// Of how many clusters connections are shown in metrics, where nobody says: three series each, on each node.
+pub const CLUSTER_METRICS: u32 = 50;
 
 /// How slots are created.
 #[derive(Debug, Args)]
 pub struct SlotFlags {
-    /// When outer records are created: all at start, ahead of demand, or when a flush needs them
-    #[arg(long, env = "SLOTMESH_GROWTH", default_value = "background")]
+    /// When slabs (64 KiB of records each) are created: all at start, ahead of demand, or when a change needs them
+    #[arg(long, env = "SLOTMESH_GROWTH", default_value = "background", help_heading = MEMORY)]
     growth: GrowthArg,
 
-    /// How many threads share the creation of outer records [default: the processors, at most 4]
-    #[arg(long, env = "SLOTMESH_GROWTH_THREADS", value_name = "THREADS")]
+    /// How many threads share the creation of slabs [default: the processors, at most 4]
+    #[arg(long, env = "SLOTMESH_GROWTH_THREADS", value_name = "THREADS", help_heading = MEMORY)]
     growth_threads: Option<NonZeroUsize>,
 
-    /// Outer records (slabs of 64 KiB) to create before the agent is ready [default: 32, at most the cap]
-    #[arg(long, env = "SLOTMESH_SLAB_INITIAL", value_name = "SLABS",
+    /// Slabs to create before the agent is ready [default: 32, at most the cap]
+    #[arg(long, env = "SLOTMESH_SLAB_INITIAL", value_name = "SLABS", help_heading = MEMORY,
         value_parser = clap::value_parser!(u32).range(1..=16_384))]
     slab_initial: Option<u32>,
 
-    /// The most outer records to create; a flush that needs more is refused [default: what the memory
-    /// budget holds]
-    #[arg(long, env = "SLOTMESH_SLAB_CAP", value_name = "SLABS",
+    /// The most slabs to create; a change that needs more is refused [default: what the memory budget holds]
+    #[arg(long, env = "SLOTMESH_SLAB_CAP", value_name = "SLABS", help_heading = MEMORY,
         value_parser = clap::value_parser!(u32).range(1..=16_384))]
     slab_cap: Option<u32>,
 
-    /// The most memory that outer records may take, such as 128Mi; one costs 68Ki [default: 136Mi]
-    #[arg(long, env = "SLOTMESH_MEMORY_BUDGET", value_name = "BYTES")]
+    /// The most memory that slabs may take, such as 128Mi; one costs 68Ki [default: 136Mi]
+    #[arg(long, env = "SLOTMESH_MEMORY_BUDGET", value_name = "BYTES", help_heading = MEMORY)]
     memory_budget: Option<MemoryBudget>,
 
-    /// Create more outer records in the background when fewer than this are wholly idle
-    #[arg(long, env = "SLOTMESH_SLAB_LOW_WATERMARK", default_value_t = Config::default().low_watermark)]
+    /// Create more slabs in the background when fewer than this are wholly idle
+    #[arg(long, env = "SLOTMESH_SLAB_LOW_WATERMARK", value_name = "SLABS", help_heading = MEMORY,
+        default_value_t = Config::default().low_watermark)]
     slab_low_watermark: u32,
 
-    /// Give outer records back when more than this are wholly idle
-    #[arg(long, env = "SLOTMESH_SLAB_HIGH_WATERMARK", default_value_t = Config::default().high_watermark)]
+    /// Give slabs back when more than this are wholly idle
+    #[arg(long, env = "SLOTMESH_SLAB_HIGH_WATERMARK", value_name = "SLABS", help_heading = MEMORY,
+        default_value_t = Config::default().high_watermark)]
     slab_high_watermark: u32,
 
-    /// How many outer records the background creates at a time
-    #[arg(long, env = "SLOTMESH_SLAB_BATCH", default_value_t = Config::default().batch,
+    /// How many slabs the background creates at a time
+    #[arg(long, env = "SLOTMESH_SLAB_BATCH", value_name = "SLABS", help_heading = MEMORY,
+        default_value_t = Config::default().batch,
         value_parser = clap::value_parser!(u32).range(1..=16_384))]
     slab_batch: u32,
 }
@@ -90,7 +101,7 @@ impl SlotFlags {
     }
 }
 
-/// When outer records are created.
+/// When slabs are created.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum GrowthArg {
     /// All up to the cap at start
@@ -133,12 +144,50 @@ fn cap(slab_cap: Option<u32>, budget: Option<MemoryBudget>) -> anyhow::Result<u3
     }
 }
 
-/// What is logged.
+/// What is logged, and how.
 #[derive(Debug, Args)]
 pub struct LogFlag {
-    /// What to log, as in RUST_LOG: error, warn, info, debug, or module=level
-    #[arg(long, env = "SLOTMESH_LOG", default_value = "info")]
+    /// What slotmesh logs: error, warn, info, debug, trace or off. For single modules, of slotmesh or of its
+    /// libraries: MODULE=LEVEL, separated by commas
+    #[arg(long, env = "SLOTMESH_LOG", default_value = "info", value_name = "LEVEL", help_heading = LOG,
+        value_parser = directives)]
     log: String,
+
+    /// How it is logged, on standard error
+    #[arg(long, env = "SLOTMESH_LOG_FORMAT", default_value = "text", value_name = "FORMAT", help_heading = LOG)]
+    log_format: LogFormat,
+}
+
+/// A form of the log.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogFormat {
+    /// Lines for people
+    Text,
+    /// A JSON object a line
+    Json,
+}
+
+/// What `--log` says, as a filter's directives. A level alone is that of slotmesh's own modules: its libraries say what
+/// nobody has asked for, so they only warn.
+fn directives(text: &str) -> Result<String, String> {
+    let one = |part: &str| {
+        let part = part.trim();
+        if part.contains('=') {
+            return Ok(part.to_owned());
+        }
+        // An empty text counts as a level, too.
+        let level = part.parse::<LevelFilter>().ok().filter(|_| !part.is_empty());
+        let level = level.ok_or_else(|| {
+            format!(
+                "{part:?} is no level; there are error, warn, info, debug, trace and off, and MODULE=LEVEL, such as \
+                 slotmesh_ads=debug"
+            )
+        })?;
+        Ok(format!("{},slotmesh={level}", level.min(LevelFilter::WARN)))
+    };
+    let directives = text.split(',').map(one).collect::<Result<Vec<_>, String>>()?.join(",");
+    EnvFilter::try_new(&directives).map_err(|error| error.to_string())?;
+    Ok(directives)
 }
 
 impl LogFlag {
@@ -147,26 +196,27 @@ impl LogFlag {
     /// # Errors
     /// Where the flag can't be understood.
     pub fn init(self) -> anyhow::Result<()> {
-        let Self { log } = self;
-        let filter = EnvFilter::try_new(&log).with_context(|| format!("--log {log}"))?;
-        tracing_subscriber::fmt()
-            .with_env_filter(filter)
+        let Self { log, log_format } = self;
+        let logger = tracing_subscriber::fmt()
+            .with_env_filter(EnvFilter::try_new(log)?)
             .with_ansi(std::io::stderr().is_terminal())
-            .with_writer(std::io::stderr)
-            .init();
+            .with_writer(std::io::stderr);
+        match log_format {
+            LogFormat::Text => logger.init(),
+            LogFormat::Json => logger.json().flatten_event(true).init(),
+        }
         Ok(())
     }
 }
 
-/// Says what an admin interface on this address means.
-pub fn warn_if_public(admin: SocketAddr) {
-    if !admin.ip().is_loopback() {
-        tracing::warn!(
-            %admin,
-            "--admin isn't a loopback address: whoever can reach it can read metrics, slots and reports; \
-             the admin interface asks nobody who they are"
-        );
-    }
+/// `ADDRESS:PORT`
+///
+/// # Errors
+/// Says what is expected.
+pub fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        "expected ADDRESS:PORT, such as 127.0.0.1:15020 or [::1]:15020; host names aren't resolved".to_owned()
+    })
 }
 
 #[cfg(test)]
@@ -181,5 +231,16 @@ mod tests {
         assert_eq!(cap(Some(1000), budget("68Mi")).unwrap(), 1000);
         let error = cap(Some(1025), budget("68Mi")).unwrap_err().to_string();
         assert!(error.contains("--slab-cap 1025") && error.contains("holds 1024 slabs"), "{error}");
+    }
+
+    #[test]
+    fn a_level_alone_is_that_of_slotmesh() {
+        assert_eq!(directives("debug").unwrap(), "warn,slotmesh=debug");
+        assert_eq!(directives("ERROR").unwrap(), "error,slotmesh=error");
+        assert_eq!(directives("info,h2=trace").unwrap(), "warn,slotmesh=info,h2=trace");
+        for bad in ["verbose", "", "slotmesh_ads", "slotmesh=infoo", "info,,"] {
+            assert!(directives(bad).is_err(), "{bad:?}");
+        }
+        assert!(directives("verbose").unwrap_err().contains("error, warn, info, debug"));
     }
 }

@@ -1,5 +1,6 @@
 //! The `slotmesh` command line.
 
+mod admin;
 mod agent;
 mod check;
 mod cluster;
@@ -8,13 +9,16 @@ mod embedded;
 mod flags;
 mod listen;
 mod operator;
+mod process;
 mod reports;
 mod slots;
 mod up;
 
 use clap::{Parser, Subcommand};
 
-/// Brings service-mesh configuration into the Linux kernel.
+/// Routes TCP connections in the Linux kernel, when they are made, by Services, routes and policies.
+///
+/// On one machine without Kubernetes begin with `slotmesh up`; in a cluster the chart runs `operator` and `agent`.
 #[derive(Debug, Parser)]
 #[command(name = "slotmesh", version, propagate_version = true)]
 struct Cli {

@@ -18,29 +18,39 @@ use axum::{
 };
 use clap::Args;
 use slotmesh_operator::{
-    Metrics, Operator, Scoped, Status, Tokens,
+    Metrics, Operator, Pulse, Scoped, Status, Tokens,
     certs::{Certificates, Keeper, Lifetimes, Names, tls_config},
     status::{self, Counters, Notices, Settings, Sources},
 };
 use slotmesh_serve::{Config, tls_connections};
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::watch,
-};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::{cluster::reach, flags::LogFlag, listen::listen, reports};
+use crate::{
+    admin::{self, Site},
+    cluster::reach,
+    flags::{ADMIN, LogFlag, address},
+    listen::listen,
+    process::{GRACE, LIMIT, Parts, raise_descriptor_limit, stop_on_signals},
+    reports,
+};
+
+/// How long the compile thread may take for what it has begun. It takes milliseconds, and seconds for a first list.
+const HEARTBEAT: Duration = Duration::from_secs(60);
 
 /// The flags of `slotmesh operator`. Which cluster it is for is told by KUBECONFIG, else by the pod that
 /// it runs in.
 #[derive(Debug, Args)]
 pub struct OperatorCommand {
     /// Address on which agents are served (delta ADS over TLS)
-    #[arg(long, env = "SLOTMESH_LISTEN", default_value = "[::]:15010", value_name = "ADDRESS")]
+    #[arg(long, env = "SLOTMESH_LISTEN", default_value = "[::]:15010", value_name = "ADDRESS",
+        value_parser = address)]
     listen: SocketAddr,
 
-    /// Address of the admin interface: /metrics, /readyz, /livez, /reports. It asks nobody who they are
-    #[arg(long, env = "SLOTMESH_OPERATOR_ADMIN", default_value = "127.0.0.1:15021", value_name = "ADDRESS")]
+    /// Address of the admin interface, whose page / lists the others. Beyond loopback it answers /metrics, /readyz and
+    /// /livez only
+    #[arg(long, env = "SLOTMESH_OPERATOR_ADMIN", default_value = "127.0.0.1:15021", value_name = "ADDRESS",
+        help_heading = ADMIN, value_parser = address)]
     admin: SocketAddr,
 
     /// The namespace in which slotmesh is installed
@@ -97,7 +107,7 @@ pub struct OperatorCommand {
 
     /// Seconds over which the ends of the streams are spread at a shutdown, so that agents don't all come
     /// back at once
-    #[arg(long, env = "SLOTMESH_DRAIN_SECONDS", default_value_t = 10, value_name = "SECONDS",
+    #[arg(long, env = "SLOTMESH_DRAIN_SECONDS", default_value_t = 3, value_name = "SECONDS",
         value_parser = clap::value_parser!(u32).range(0..=600))]
     drain_seconds: u32,
 
@@ -129,6 +139,7 @@ impl OperatorCommand {
             log,
         } = self;
         log.init()?;
+        raise_descriptor_limit();
         let mut names: Vec<String> = ["", ".cluster.local"]
             .map(|domain| format!("{service}.{namespace}.svc{domain}"))
             .into_iter()
@@ -185,72 +196,86 @@ fn this_process() -> String {
 
 impl Running {
     async fn run(self) -> anyhow::Result<()> {
-        let (mut interrupt, mut terminate) =
-            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        let stop = stop_on_signals(LIMIT.max(self.stagger + 2 * GRACE))?;
         let client = reach().await?;
         let listener =
             listen(self.listen).await.with_context(|| format!("--listen {} can't be used", self.listen))?;
         let socket =
             listen(self.admin).await.with_context(|| format!("--admin {} can't be used", self.admin))?;
         let (address, admin) = (listener.local_addr()?, socket.local_addr()?);
-        let stop = CancellationToken::new();
+        let mut parts = Parts::new(stop.clone());
 
         let scoped = Scoped::default();
         let store = scoped.store();
         let notices = Notices::new(scoped.due());
         let operator = Operator::from_cluster_telling(client.clone(), scoped, notices.clone())?;
+        parts.add("the compile thread", reports::compile_thread_ended(operator.status(), stop.clone()));
         let counters = Counters::default();
         let sources = Sources { feed: store.follow(), notices };
         // Ends before the streams: their agents go to other replicas, which say so.
         let statuses = status::write(client.clone(), self.settings, sources, counters.clone(), stop.clone());
-        let statuses = tokio::spawn(statuses);
+        parts.add("the writer of statuses", async move {
+            statuses.await;
+            Ok(())
+        });
 
         let certificates = Certificates::default();
         let certified = CancellationToken::new();
         let keeper = Keeper::new(&client, self.names, self.lifetimes, certificates.clone());
-        let keeper = tokio::spawn(keeper.run(certified.clone(), stop.clone()));
+        let keeping = keeper.run(certified.clone(), stop.clone());
+        parts.add("the keeper of certificates", async move {
+            keeping.await;
+            Ok(())
+        });
 
         let tokens = Tokens::new(client, &self.audience, &self.namespace, &self.agent_account);
         let config = Config { admission: Some(Arc::new(tokens)), stagger: self.stagger, ..Config::default() };
         let metrics = Arc::new(Metrics::new(store.clone(), operator.status(), &config, counters));
-        let state = Admin { metrics, status: operator.status(), certified: certified.clone() };
+        let state = Admin {
+            metrics,
+            status: operator.status(),
+            certified: certified.clone(),
+            pulse: operator.pulse(),
+        };
+        let site = Site::new(routes(state), reports::router(operator.status()), &PAGES);
         // Outlives the streams, which are served for a while after the signal.
-        let admin_stop = CancellationToken::new();
-        let _end_admin = admin_stop.clone().drop_guard();
-        let router = routes(state).merge(reports::router(operator.status()));
-        let admin_server = axum::serve(socket, router).with_graceful_shutdown(admin_stop.cancelled_owned());
-        let admin_server = tokio::spawn(admin_server.into_future());
+        parts.add_last("the admin server", admin::serve(socket, site, CancellationToken::new()));
 
         let connections = tls_connections(listener, tls_config(&certificates)?);
-        let serving = tokio::spawn({
+        parts.add("the delta ADS server", {
             let serving = slotmesh_serve::serve(store, config, connections, stop.clone());
-            async move { serving.await.map_err(|error| anyhow::anyhow!("delta ADS server: {error}")) }
+            async move { Ok(serving.await?) }
         });
         tracing::info!(%address, %admin, "running");
         let ready = async {
             certified.cancelled().await;
             if operator.synced().await.is_ok() {
-                tracing::info!("ready");
+                let summary = reports::summary(&operator.status().borrow());
+                tracing::info!("ready: {summary}");
             }
-            std::future::pending::<()>().await;
+            std::future::pending().await
         };
-        tokio::select! {
+        let outcome = tokio::select! {
             biased;
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-            () = ready => {}
-        }
+            outcome = parts.run() => outcome,
+            () = ready => Ok(()),
+        };
         tracing::info!(over = ?self.stagger, "stopping: streams end one after the other");
         stop.cancel();
-        statuses.await?;
-        let served = serving.await;
-        keeper.await?;
+        let ended = parts.end(self.stagger + GRACE).await;
         // The compile thread may be handing changes over.
         tokio::task::block_in_place(|| drop(operator));
-        admin_server.abort();
-        served?
+        outcome.and(ended)
     }
 }
+
+/// The pages of the admin interface, and what each shows.
+const PAGES: [(&str, &str); 4] = [
+    ("/metrics", "OpenMetrics"),
+    ("/readyz", "200 once all that the cluster had at start is compiled, and there is a certificate"),
+    ("/livez", "200 while the compile thread gets on"),
+    reports::PAGE,
+];
 
 /// What the admin interface answers from.
 #[derive(Clone)]
@@ -258,14 +283,25 @@ struct Admin {
     metrics: Arc<Metrics>,
     status: watch::Receiver<Status>,
     certified: CancellationToken,
+    pulse: Pulse,
 }
 
 fn routes(admin: Admin) -> Router {
     Router::new()
-        .route("/livez", get(|| async { "live\n" }))
+        .route("/livez", get(live))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .with_state(admin)
+}
+
+async fn live(State(admin): State<Admin>) -> Response {
+    match admin.pulse.busy_for() {
+        Some(busy) if busy > HEARTBEAT => {
+            let text = format!("the compile thread has been at one thing for {busy:?}\n");
+            (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
+        }
+        _ => "live\n".into_response(),
+    }
 }
 
 async fn ready(State(admin): State<Admin>) -> Response {

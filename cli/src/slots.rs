@@ -6,11 +6,14 @@ use anyhow::Context as _;
 use clap::Args;
 use slotmesh_agent::admin::SlotsReport;
 
+use crate::flags::address;
+
 /// The flags of `slotmesh slots`.
 #[derive(Debug, Args)]
 pub struct Slots {
     /// Address of the agent's admin interface
-    #[arg(long, env = "SLOTMESH_ADMIN", default_value = "127.0.0.1:15020", value_name = "ADDRESS")]
+    #[arg(long, env = "SLOTMESH_ADMIN", default_value = "127.0.0.1:15020", value_name = "ADDRESS",
+        value_parser = address)]
     admin: SocketAddr,
 
     /// Print JSON
@@ -28,7 +31,12 @@ impl Slots {
         let url = format!("http://{admin}/slots");
         let report: SlotsReport = ureq::get(&url)
             .call()
-            .with_context(|| format!("no agent answers at {admin}; name its address with --admin"))?
+            .with_context(|| {
+                format!(
+                    "no agent answers at {admin}; name its address with --admin. That of a pod is reached by \
+                     `kubectl port-forward --namespace slotmesh-system POD 15020`"
+                )
+            })?
             .body_mut()
             .read_json()
             .with_context(|| format!("{url} is not an agent's slot table"))?;
@@ -51,7 +59,7 @@ fn table(report: &SlotsReport) -> String {
         line(format_args!("{:>10} {:>10} {:>10} {:>10}", class.bytes, class.used, class.idle, class.retired));
     }
     line(format_args!(
-        "outer records: {} created ({} wholly idle), {} remaining; {} handles, {} slots in quarantine",
+        "slabs: {} created ({} wholly idle), {} remaining; {} handles, {} slots in quarantine",
         report.outer_records,
         report.outer_records_empty,
         report.outer_records_remaining,

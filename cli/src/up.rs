@@ -1,39 +1,51 @@
 //! `slotmesh up`: the embedded mode.
 
-use std::{
-    collections::BTreeSet,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    str::FromStr,
-    sync::Arc,
-};
+use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, str::FromStr, sync::Arc};
 
 use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
-use slotmesh_agent::{Agent, Options, Workload, admin, metrics::Metrics};
+use slotmesh_agent::{Agent, FixedWorkloads, Options, Workload, admin::Admin, metrics::Metrics};
 use slotmesh_operator::{Operator, watch::LocalNode};
 use slotmesh_serve::Store;
-use tokio::{
-    net::TcpListener,
-    signal::unix::{Signal, SignalKind, signal},
-};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    embedded::Stream,
-    flags::{LogFlag, SlotFlags, warn_if_public},
+    admin::{self, Site},
+    embedded,
+    flags::{ADMIN, CLUSTER_METRICS, LogFlag, PINS, SlotFlags, address},
     listen::listen,
+    process::{GRACE, LIMIT, Parts, raise_descriptor_limit, stop_on_signals},
     reports,
 };
 
+/// The heading of flags that say what this node is to SlotProfiles.
+const NODE: &str = "Node";
+
+/// What `slotmesh up --help` ends with.
+const EXAMPLES: &str = "Examples:
+  # Connections of every process in this cgroup are routed by the manifests in ./shop
+  mkdir /sys/fs/cgroup/shop-client
+  slotmesh up --manifests ./shop --workload shop/client=/sys/fs/cgroup/shop-client
+
+  # What there is to say about the manifests, and what the kernel holds
+  curl 127.0.0.1:15020/reports
+  slotmesh slots
+
+  # Leave the data path in place at the end, and remove it later
+  slotmesh up --manifests ./shop --workload shop/client=/sys/fs/cgroup/shop-client --keep
+  slotmesh agent --cleanup";
+
 /// The flags of `slotmesh up`.
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Up {
     /// Directory of manifests (YAML or JSON, with subdirectories); changes are picked up
     #[arg(long, env = "SLOTMESH_MANIFESTS", value_name = "DIR")]
     manifests: PathBuf,
 
-    /// A workload whose connections are routed, and its cgroup v2 directory; may be repeated
+    /// A workload whose connections are routed, and its cgroup v2 directory; may be repeated (the variable: separated
+    /// by commas)
     #[arg(
         long = "workload",
         env = "SLOTMESH_WORKLOADS",
@@ -43,28 +55,39 @@ pub struct Up {
     workloads: Vec<WorkloadArg>,
 
     /// The name of this node: SlotProfiles that name it, or have a label of it, are for it
-    #[arg(long, env = "SLOTMESH_NODE_NAME", default_value = "standalone", value_name = "NAME")]
+    #[arg(long, env = "SLOTMESH_NODE_NAME", default_value = "standalone", value_name = "NAME",
+        help_heading = NODE)]
     node_name: String,
 
     /// The labels of this node, by which SlotProfiles select it
-    #[arg(long, env = "SLOTMESH_NODE_LABELS", value_delimiter = ',', value_name = "KEY=VALUE")]
+    #[arg(long, env = "SLOTMESH_NODE_LABELS", value_delimiter = ',', value_name = "KEY=VALUE",
+        help_heading = NODE)]
     node_labels: Vec<Label>,
 
     /// Where maps and links are pinned: a directory of its own on a BPF file system. Where there is none,
     /// one is mounted on the directory above, if that is /sys/fs/bpf, empty or missing
-    #[arg(long, env = "SLOTMESH_PIN_ROOT", default_value = "/sys/fs/bpf/slotmesh", value_name = "DIR")]
+    #[arg(long, env = "SLOTMESH_PIN_ROOT", default_value = "/sys/fs/bpf/slotmesh", value_name = "DIR",
+        help_heading = PINS)]
     pin_root: PathBuf,
 
-    /// Address of the admin interface: /metrics, /readyz, /slots, /reports. It asks nobody who they are
-    #[arg(long, env = "SLOTMESH_ADMIN", default_value = "127.0.0.1:15020", value_name = "ADDRESS")]
+    /// Leave the data path in place on exit: connections are routed on without an agent, until the next start or
+    /// `slotmesh agent --cleanup`. Without it, the data path is removed
+    #[arg(long, env = "SLOTMESH_KEEP", help_heading = PINS)]
+    keep: bool,
+
+    /// Address of the admin interface, whose page / lists the others. Beyond loopback it answers /metrics, /readyz and
+    /// /livez only
+    #[arg(long, env = "SLOTMESH_ADMIN", default_value = "127.0.0.1:15020", value_name = "ADDRESS",
+        help_heading = ADMIN, value_parser = address)]
     admin: SocketAddr,
+
+    /// Of how many clusters, the busiest, /metrics shows connections: three series each
+    #[arg(long, env = "SLOTMESH_CLUSTER_METRICS", default_value_t = CLUSTER_METRICS, value_name = "CLUSTERS",
+        help_heading = ADMIN, value_parser = clap::value_parser!(u32).range(0..=65_536))]
+    cluster_metrics: u32,
 
     #[command(flatten)]
     slots: SlotFlags,
-
-    /// Leave the data path in place on exit: connections are routed on without an agent
-    #[arg(long, env = "SLOTMESH_KEEP")]
-    keep: bool,
 
     #[command(flatten)]
     log: LogFlag,
@@ -98,6 +121,14 @@ impl FromStr for WorkloadArg {
             Some(((namespace, name), cgroup))
                 if !namespace.is_empty() && !name.is_empty() && !cgroup.is_empty() =>
             {
+                for word in [namespace, name] {
+                    if !is_name(word) {
+                        return Err(format!(
+                            "{word:?} can't be a name in Kubernetes: lower-case letters, digits, - and ., at most 253 \
+                             of them, with a letter or digit at both ends"
+                        ));
+                    }
+                }
                 let (namespace, name) = (namespace.to_owned(), name.to_owned());
                 Ok(Self(Workload { namespace, name, cgroup: cgroup.into() }))
             }
@@ -109,13 +140,35 @@ impl FromStr for WorkloadArg {
     }
 }
 
+/// Whether this is a name as Kubernetes has them (a DNS subdomain).
+fn is_name(text: &str) -> bool {
+    let is_alphanumeric = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let is_good = |label: &str| {
+        label.starts_with(is_alphanumeric)
+            && label.ends_with(is_alphanumeric)
+            && label.chars().all(|c| is_alphanumeric(c) || c == '-')
+    };
+    text.len() <= 253 && text.split('.').all(is_good)
+}
+
 impl Up {
     /// Runs until SIGINT or SIGTERM.
     ///
     /// # Errors
     /// Says what is missing and what to do.
     pub fn run(self) -> anyhow::Result<()> {
-        let Self { manifests, workloads, node_name, node_labels, pin_root, admin, slots, keep, log } = self;
+        let Self {
+            manifests,
+            workloads,
+            node_name,
+            node_labels,
+            pin_root,
+            keep,
+            admin,
+            cluster_metrics,
+            slots,
+            log,
+        } = self;
         log.init()?;
         let slots = slots.config()?;
         let workloads: Vec<Workload> = workloads.into_iter().map(|arg| arg.0).collect();
@@ -130,6 +183,14 @@ impl Up {
         }
         let labels = node_labels.into_iter().map(|Label(key, value)| (key, value)).collect();
         let node = LocalNode { name: node_name, labels };
+        if manifests.is_file() {
+            let folder = manifests.parent().filter(|folder| !folder.as_os_str().is_empty());
+            bail!(
+                "--manifests {} is a file; name its folder: --manifests {}",
+                manifests.display(),
+                folder.unwrap_or_else(|| ".".as_ref()).display()
+            );
+        }
         if !manifests.is_dir() {
             bail!(
                 "--manifests {}: no such directory; create it (mkdir -p {0}), or name the one with your \
@@ -140,36 +201,41 @@ impl Up {
         if workloads.is_empty() {
             tracing::warn!("no --workload is given: nothing will be routed until one is");
         }
-        warn_if_public(admin);
-        let options = Options { pin_root, slots, workloads };
+        raise_descriptor_limit();
+        let options = Options { pin_root, slots, workloads: workloads.clone() };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-        runtime.block_on(serve(manifests, node, options, admin, keep))
+        let clusters = cluster_metrics as usize;
+        runtime.block_on(serve(Running { manifests, node, admin, clusters, keep, workloads }, options))
     }
 }
 
-async fn serve(
+/// What `serve` is told.
+struct Running {
     manifests: PathBuf,
     node: LocalNode,
-    options: Options,
     admin: SocketAddr,
+    clusters: usize,
     keep: bool,
-) -> anyhow::Result<()> {
-    let interrupt = signal(SignalKind::interrupt())?;
-    let terminate = signal(SignalKind::terminate())?;
+    workloads: Vec<Workload>,
+}
+
+async fn serve(running: Running, options: Options) -> anyhow::Result<()> {
+    let stop = stop_on_signals(LIMIT)?;
+    let admin = running.admin;
     let socket = listen(admin)
         .await
         .with_context(|| format!("--admin {admin} can't be used; is another agent running?"))?;
 
     let metrics = Arc::new(Metrics::new());
     let agent = tokio::task::block_in_place(|| Agent::start(options, metrics))?;
-    let outcome = run(&manifests, &node, &agent, socket, [interrupt, terminate]).await;
+    let outcome = run(&running, &agent, socket, stop).await;
     tokio::task::block_in_place(|| match outcome {
         // As after a kill: what is in force stays so until the next start.
         Err(error) if agent.ended().is_cancelled() => {
             Err(error.context("connections are routed on by what was in force; start slotmesh again"))
         }
         // What an earlier agent left was in force before this start, and is no part of its failure.
-        Err(error) if keep || agent.took_over() => {
+        Err(error) if running.keep || agent.took_over() => {
             drop(agent);
             Err(error.context("the data path stays in place"))
         }
@@ -179,57 +245,79 @@ async fn serve(
             }
             Err(error)
         }
-        Ok(()) if keep => {
+        Ok(()) if running.keep => {
             drop(agent);
-            tracing::info!("the data path stays in place");
+            tracing::info!("the data path stays in place; `slotmesh agent --cleanup` removes it");
             Ok(())
         }
-        Ok(()) => agent.remove().context("the data path can't be removed"),
+        Ok(()) => {
+            agent.remove().context("the data path can't be removed")?;
+            tracing::info!("the data path is removed");
+            Ok(())
+        }
     })
 }
 
-/// Runs until a signal comes, or the agent ends.
+/// Runs until the process is to stop, or a part of it ends.
 async fn run(
-    manifests: &Path,
-    node: &LocalNode,
+    running: &Running,
     agent: &Agent,
     socket: TcpListener,
-    signals: [Signal; 2],
+    stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let [mut interrupt, mut terminate] = signals;
+    let Running { manifests, node, admin: _, clusters, keep: _, workloads: _ } = running;
     let admin = socket.local_addr()?;
-    let stop = CancellationToken::new();
     let store = Store::new();
     let operator = {
         let store = store.clone();
         Operator::from_manifests_on(Some(node), manifests, move |changes| store.apply(changes))?
     };
-    let stream = Stream::start(store, agent.handle(), &node.name, &stop);
-    let router = admin::router(agent.handle()).merge(reports::router(operator.status()));
-    let admin_server = tokio::spawn(admin::serve(socket, router, stop.clone()));
+    let mut parts = Parts::new(stop.clone());
+    parts.add("the thread that owns the maps", owner_ended(agent.ended().clone(), stop.clone()));
+    parts.add("the compile thread", reports::compile_thread_ended(operator.status(), stop.clone()));
+    embedded::stream(&mut parts, store, agent.handle(), &node.name, &stop);
+    let pages = Admin::new(agent.handle(), *clusters);
+    let local = pages.local_routes().merge(reports::router(operator.status()));
+    let site = Site::new(pages.open_routes(), local, &[&Admin::PAGES[..], &[reports::PAGE]].concat());
+    parts.add_last("the admin server", admin::serve(socket, site, stop.clone()));
 
     let ready = async {
         // An agent that ends before is noticed as such.
         if agent.synced().wait_for(|synced| *synced).await.is_ok() {
-            tracing::info!(%admin, manifests = %manifests.display(), "ready");
+            let workloads = running.workloads.clone();
+            // Until the first sync is over, another build's programs may be attached.
+            let kept =
+                tokio::task::block_in_place(|| FixedWorkloads::keep(agent.datapath().clone(), workloads));
+            if let Err(error) = &kept {
+                tracing::warn!(%error, "a workload whose cgroup is made again goes unrouted until the next start");
+            }
+            let summary = reports::summary(&operator.status().borrow());
+            let workloads = running.workloads.len();
+            tracing::info!(%admin, manifests = %manifests.display(), workloads, "ready: {summary}");
+            let _kept = kept;
+            std::future::pending::<()>().await;
         }
-        std::future::pending::<()>().await;
+        std::future::pending().await
     };
     let outcome = tokio::select! {
         biased;
-        _ = interrupt.recv() => Ok(()),
-        _ = terminate.recv() => Ok(()),
-        () = agent.ended().cancelled() => Err(anyhow!("the thread that owns the maps has ended; what it said stands above")),
+        outcome = parts.run() => outcome,
         () = ready => Ok(()),
     };
-    tracing::info!("stopping");
     stop.cancel();
     // The compile thread may be handing changes over: it ends before what it hands them to.
     tokio::task::block_in_place(|| drop(operator));
-    let (stream, admin_server) = (stream.stopped().await, admin_server.await);
-    outcome?;
-    stream?;
-    Ok(admin_server??)
+    let ended = parts.end(GRACE).await;
+    outcome.and(ended)
+}
+
+/// Ends when the agent does, which is before the process only where something is wrong.
+pub async fn owner_ended(ended: CancellationToken, stop: CancellationToken) -> anyhow::Result<()> {
+    tokio::select! {
+        biased;
+        () = ended.cancelled() => Err(anyhow!("it has ended; what it said stands above")),
+        () = stop.cancelled() => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -246,5 +334,10 @@ mod tests {
         for bad in ["", "shop=/x", "shop/web", "/web=/x", "shop/=/x", "shop/web="] {
             assert!(bad.parse::<WorkloadArg>().is_err(), "{bad:?}");
         }
+        for bad in ["Shop/web=/x", "shop/Web=/x", "shop/-web=/x", "shop/a..b=/x", "shop/a_b=/x"] {
+            let refusal = bad.parse::<WorkloadArg>().unwrap_err();
+            assert!(refusal.contains("lower-case"), "{bad:?}: {refusal}");
+        }
+        assert!("shop/web.example-1=/x".parse::<WorkloadArg>().is_ok());
     }
 }

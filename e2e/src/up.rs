@@ -344,6 +344,14 @@ impl Up {
         Ok(())
     }
 
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill(Pid::from_raw(self.child.id().try_into()?), signal)?)
+    }
+
     fn interrupt(&mut self) -> Result<ExitStatus> {
         if let Some(status) = self.child.try_wait()? {
             return Ok(status);
@@ -356,8 +364,11 @@ impl Up {
         wait::until(what, || Ok(self.child.try_wait()?))
     }
 
-    /// Waits until it ends by itself.
-    fn end(mut self) -> Result<(ExitStatus, String)> {
+    /// Waits until it ends by itself: exit status and what it said.
+    ///
+    /// # Errors
+    /// When it doesn't end soon.
+    pub fn end(mut self) -> Result<(ExitStatus, String)> {
         // Where its errors aren't collected already.
         let stderr = self.child.stderr.take();
         let said = stderr.map(|stderr| thread::spawn(move || std::io::read_to_string(stderr)));

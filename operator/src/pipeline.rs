@@ -24,6 +24,7 @@ use tracing::{debug, info, warn};
 use crate::{
     Error,
     enrol::Enrolment,
+    pulse::Pulse,
     status::Notices,
     watch::{Cluster, Intake, LocalNode, Manifests, Reach, SliceController, Step, Update},
 };
@@ -86,6 +87,7 @@ pub struct Operator {
     /// Goes first: it feeds the thread, which ends when nobody does any more.
     source: Option<Source>,
     thread: Option<JoinHandle<()>>,
+    pulse: Pulse,
 }
 
 /// Where the objects come from; dropping it ends that.
@@ -154,14 +156,21 @@ impl Operator {
         let pipeline =
             Pipeline { intake, slices, enrolment, compiler, reached, publish, tell, status: sender };
         let source = source(updates)?;
-        let run = move || pipeline.run(waiting);
+        let pulse = Pulse::default();
+        let beat = pulse.clone();
+        let run = move || pipeline.run(waiting, &beat);
         let thread = thread::Builder::new().name("compile".to_owned()).spawn(run).map_err(Error::Thread)?;
-        Ok(Self { status, source: Some(source), thread: Some(thread) })
+        Ok(Self { status, source: Some(source), thread: Some(thread), pulse })
     }
 
     /// What the operator has to say of itself, now and whenever it changes.
     pub fn status(&self) -> watch::Receiver<Status> {
         self.status.clone()
+    }
+
+    /// The heartbeat of the compile thread.
+    pub fn pulse(&self) -> Pulse {
+        self.pulse.clone()
     }
 
     /// Waits until all that the source held at the start is published.
@@ -236,8 +245,9 @@ impl Tell {
 }
 
 impl<P: Publish> Pipeline<P> {
-    fn run(mut self, mut waiting: Receiver<Update>) {
+    fn run(mut self, mut waiting: Receiver<Update>, pulse: &Pulse) {
         while let Some(first) = waiting.blocking_recv() {
+            let _busy = pulse.begin();
             let (mut appeared, mut disappeared) = (Vec::new(), Vec::new());
             let (mut events, seen) = (0, first.seen);
             let before = self.reached.clone();

@@ -57,6 +57,16 @@ pub enum HostError {
          mount -t cgroup2 none /sys/fs/cgroup"
     )]
     NoCgroup2,
+    /// There is no such directory.
+    #[error(
+        "there is no cgroup {path}; create it (mkdir -p {path}), or name one that is there, below {root}"
+    )]
+    NoCgroup {
+        /// What was named.
+        path: PathBuf,
+        /// Where the v2 hierarchy is.
+        root: PathBuf,
+    },
     /// A directory that isn't a cgroup.
     #[error("{path} is not a cgroup of a v2 hierarchy: {reason}; name a directory below {root}")]
     NotCgroup {
@@ -157,7 +167,12 @@ impl Host {
             reason,
             root: self.cgroup2.clone(),
         };
-        let dir = File::open(path).map_err(|error| refuse(error.to_string()))?;
+        let dir = File::open(path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => {
+                HostError::NoCgroup { path: path.to_owned(), root: self.cgroup2.clone() }
+            }
+            _ => refuse(error.to_string()),
+        })?;
         if magic(&dir).map_err(|error| refuse(error.to_string()))? != CGROUP2_MAGIC {
             return Err(refuse("it lies on another file system".to_owned()));
         }

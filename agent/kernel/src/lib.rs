@@ -17,10 +17,10 @@ mod sys;
 
 pub use arena::{Arena, MappedSlab, Reservation};
 pub use host::{Host, HostError, Lock, cgroup_id, ensure_bpffs};
-pub use link::{Hook, Link};
+pub use link::{Hook, Link, attached_programs};
 pub use map::{Map, MapKind, MapSpec};
 pub use mapped::MappedArray;
 pub use memory::MemoryLimit;
 pub use outer::{BatchCost, Outer, OuterError, Puts};
-pub use program::test_run;
+pub use program::{program_id, test_run};
 pub use sys::{BpfError, bpf_calls};

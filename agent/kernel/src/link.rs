@@ -105,6 +105,25 @@ impl Link {
     }
 }
 
+/// The most programs that are looked at; the kernel allows 64 a cgroup and hook.
+const MOST_PROGRAMS: usize = 64;
+
+/// The ids of the programs that are attached to the cgroup itself at a hook.
+pub fn attached_programs(hook: Hook, cgroup: BorrowedFd<'_>) -> Result<Vec<u32>, BpfError> {
+    let mut ids = vec![0_u32; MOST_PROGRAMS];
+    let mut attr = attr();
+    // SAFETY: the attribute is all zero, so every member of the union is initialised.
+    let query = unsafe { &mut attr.query };
+    query.__bindgen_anon_1.target_fd = cgroup.as_raw_fd() as u32;
+    query.attach_type = hook.attach_type();
+    query.prog_ids = ids.as_mut_ptr() as u64;
+    query.__bindgen_anon_2.prog_cnt = ids.len() as u32;
+    bpf("BPF_PROG_QUERY", bpf_cmd::BPF_PROG_QUERY, &mut attr)?;
+    // SAFETY: the kernel has set the same member, to at most what it was.
+    ids.truncate(unsafe { attr.query.__bindgen_anon_2.prog_cnt } as usize);
+    Ok(ids)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,8 +1,15 @@
-//! Running a program on a buffer.
+//! Running a program on a buffer, and telling programs apart.
 
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 
-use crate::sys::{BpfError, attr, bpf, bpf_cmd};
+use aya_obj::generated::bpf_prog_info;
+
+use crate::sys::{BpfError, attr, bpf, bpf_cmd, info};
+
+/// The id of a loaded program.
+pub fn program_id(program: BorrowedFd<'_>) -> Result<u32, BpfError> {
+    Ok(info::<bpf_prog_info>(program)?.id)
+}
 
 /// Runs a classifier once on `packet` and stores what it left there; the result is what it returned.
 pub fn test_run(program: BorrowedFd<'_>, packet: &mut [u8]) -> Result<u32, BpfError> {

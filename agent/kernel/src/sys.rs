@@ -2,7 +2,7 @@
 
 use std::{
     io, mem,
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd},
     path::Path,
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -87,11 +87,11 @@ pub(crate) fn open(path: &Path) -> Result<Option<OwnedFd>, BpfError> {
 }
 
 /// Reads `BPF_OBJ_GET_INFO_BY_FD` into a plain struct of the kernel's.
-pub(crate) fn info<T>(fd: &OwnedFd) -> Result<T, BpfError> {
+pub(crate) fn info<T>(fd: impl AsFd) -> Result<T, BpfError> {
     // SAFETY: only called for the kernel's info structs: plain integers, all-zero is valid.
     let mut info: T = unsafe { mem::zeroed() };
     let mut attr = attr();
-    attr.info.bpf_fd = fd.as_raw_fd() as u32;
+    attr.info.bpf_fd = fd.as_fd().as_raw_fd() as u32;
     attr.info.info_len = size_of::<T>() as u32;
     attr.info.info = (&raw mut info) as u64;
     bpf("BPF_OBJ_GET_INFO_BY_FD", bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;

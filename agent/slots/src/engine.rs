@@ -10,7 +10,7 @@ use slotmesh_records::{
 
 use crate::{
     Backing, ClassStats, Config, Contradiction, Growth, HandlePtr, RecoverError, Recovered, ResourceKind,
-    SlotClass,
+    SlotClass, Stored,
     background::{Background, Done},
     directory::{Directory, PAGE_ENTRIES},
     growth::GrowthFailed,
@@ -208,14 +208,7 @@ impl Engine {
 
     /// A record and its tail; `None` where `ptr` isn't one of this type.
     pub fn record<R: Record>(&self, ptr: SlotPtr) -> Option<(R, &[R::Tail])> {
-        let header: RecordHeader = read(self.arena.slot(ptr, size_of::<RecordHeader>())?);
-        if ptr.is_null() || header.kind != R::KIND {
-            return None;
-        }
-        let tail_bytes = header.count as usize * size_of::<R::Tail>();
-        let (fixed, tail) = self.arena.slot(ptr, size_of::<R>() + tail_bytes)?.split_at(size_of::<R>());
-        let tail = if tail.is_empty() { &[] } else { bytemuck::try_cast_slice(tail).ok()? };
-        Some((read(fixed), tail))
+        Stored::record(self, ptr)
     }
 
     /// The resources that have a current version: kind, name, version.

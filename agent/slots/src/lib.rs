@@ -31,6 +31,7 @@ mod model;
 mod quarantine;
 mod recover;
 mod slab_set;
+mod snapshot;
 mod sync;
 mod table;
 #[cfg(all(test, not(loom)))]
@@ -44,4 +45,5 @@ pub use draft::{Draft, Records};
 pub use engine::{Engine, Full, Stats};
 pub use handles::{HandlePtr, ResourceKind};
 pub use recover::{RecoverError, Recovered};
+pub use snapshot::{Snapshot, Stored};
 pub use table::ClassStats;

@@ -5,9 +5,10 @@
 //!  systemd driver    kubepods.slice/[kubepods-burstable.slice/]kubepods-burstable-pod<uid, - as _>.slice
 //! ```
 //!
-//! Both may lie deeper, below the kubelet's own cgroup root (kubelet.slice). So a pod's cgroup is known
-//! by its own name, and is looked for below every cgroup that holds pods: one named after `kubepods`,
-//! or after `kubelet` above such. Nothing else of the tree is read.
+//! Both may lie deeper, below the kubelet's own cgroup root (kubelet.slice, or what `--cgroup-root` says). So a pod's
+//! cgroup is known by its own name, and is looked for below every cgroup that holds pods: one named after `kubepods`,
+//! or after `kubelet` above such. The rest of the tree is read only while pods are named that aren't found, and what
+//! pods themselves make is never: it may look like anything.
 
 use std::{
     fs,
@@ -45,6 +46,9 @@ pub enum NoPods {
     /// inotify refuses.
     #[error("cgroups can't be watched: {0}; raise fs.inotify.max_user_instances and max_user_watches")]
     Unwatchable(#[source] notify::Error),
+    /// There is no thread to watch them.
+    #[error("the thread that watches cgroups can't be started: {0}")]
+    Thread(#[source] std::io::Error),
 }
 
 /// A pod's uid: what its cgroup is named after.
@@ -73,19 +77,18 @@ impl PodUid {
     }
 }
 
-/// Whoever is told of a cgroup that holds pods.
-type Told = Box<dyn Fn(&Path) + Send>;
-
 /// The cgroups that hold pods.
 pub(super) struct Tree {
     root: PathBuf,
     parents: Vec<PathBuf>,
-    on_parent: Option<Told>,
+    /// Those of the parents that nobody watches yet.
+    unwatched: Vec<PathBuf>,
 }
 
 impl Tree {
     pub(super) fn new(root: PathBuf) -> Self {
-        let mut tree = Self { root: root.clone(), parents: vec![root.clone()], on_parent: None };
+        let mut tree =
+            Self { root: root.clone(), parents: vec![root.clone()], unwatched: vec![root.clone()] };
         tree.add_below(&root);
         tree
     }
@@ -103,17 +106,9 @@ impl Tree {
         }
     }
 
-    /// Called with each new cgroup that holds pods, and now with those that came since the first look.
-    pub(super) fn on_parent(&mut self, call: impl Fn(&Path) + Send + 'static) {
-        self.on_parent = Some(Box::new(call));
-        for known in self.parents.clone() {
-            self.add_below(&known);
-        }
-    }
-
-    /// The cgroups to watch.
-    pub(super) fn parents(&self) -> Vec<PathBuf> {
-        self.parents.clone()
+    /// The cgroups to watch besides.
+    pub(super) fn take_unwatched(&mut self) -> Vec<PathBuf> {
+        std::mem::take(&mut self.unwatched)
     }
 
     /// Whether a cgroup at this path holds pods.
@@ -130,6 +125,31 @@ impl Tree {
     /// Looks for further cgroups that hold pods, in one of them.
     pub(super) fn look_below(&mut self, path: &Path) {
         self.add_below(path);
+    }
+
+    /// Looks for cgroups that hold pods wherever they may be.
+    pub(super) fn look_everywhere(&mut self) {
+        let mut dirs = vec![self.root.clone()];
+        while let Some(dir) = dirs.pop() {
+            if self.depth(&dir) >= DEPTH {
+                continue;
+            }
+            let Ok(entries) = fs::read_dir(&dir) else { continue };
+            for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|ty| ty.is_dir())) {
+                if entry.file_name().to_str().is_some_and(holds_pods) {
+                    self.add(entry.path(), false);
+                } else {
+                    dirs.push(entry.path());
+                }
+            }
+        }
+        for known in self.parents.clone() {
+            self.add_below(&known);
+        }
+    }
+
+    fn depth(&self, path: &Path) -> usize {
+        path.strip_prefix(&self.root).map_or(0, |below| below.components().count())
     }
 
     /// The cgroup of a pod, if it exists.
@@ -154,15 +174,12 @@ impl Tree {
         if !known {
             self.parents.push(path.clone());
         }
-        if let Some(call) = &self.on_parent {
-            call(&path);
-        }
+        self.unwatched.push(path.clone());
         self.add_below(&path);
     }
 
     fn add_below(&mut self, path: &Path) {
-        let depth = path.strip_prefix(&self.root).map_or(0, |below| below.components().count());
-        if depth >= DEPTH {
+        if self.depth(path) >= DEPTH {
             return;
         }
         let Ok(entries) = fs::read_dir(path) else { return };
@@ -235,7 +252,7 @@ mod tests {
             let (root, tree) = tree(&["system.slice/x.service", &path]);
             assert_eq!(tree.find(&uid), Some(root.path().join(&path)), "{path}");
             assert!(uid.is_cgroup(Path::new(&path)), "{path}");
-            assert!(!tree.parents().iter().any(|p| p.ends_with("system.slice") || uid.is_cgroup(p)));
+            assert!(!tree.parents.iter().any(|p| p.ends_with("system.slice") || uid.is_cgroup(p)));
             assert_eq!(tree.find(&PodUid::new("other").unwrap()), None);
         }
     }
@@ -261,6 +278,28 @@ mod tests {
         assert!(tree.is_parent(&pods));
         tree.found_parent(&pods);
         assert!(tree.find(&uid).is_some());
+    }
+
+    #[test]
+    fn a_kubelet_with_a_cgroup_root_of_its_own_is_found_and_what_pods_make_is_not() {
+        let (uid, other) = (PodUid::new(UID).unwrap(), PodUid::new("other").unwrap());
+        let dashed = UID.replace('-', "_");
+        for path in [
+            format!("custom/kubepods/burstable/pod{UID}"),
+            format!("custom.slice/custom-kubepods.slice/custom-kubepods-pod{dashed}.slice"),
+        ] {
+            let forged = format!("{path}/container/kubepods/podother");
+            let (root, mut tree) = tree(&["system.slice/x.service/y", &path, &forged]);
+            assert_eq!(tree.find(&uid), None, "{path}");
+            tree.take_unwatched();
+            tree.look_everywhere();
+            assert_eq!(tree.find(&uid), Some(root.path().join(&path)));
+            assert_eq!(tree.find(&other), None);
+            // Its parents are watched from now on, once.
+            assert!(tree.take_unwatched().contains(&root.path().join(&path).parent().unwrap().to_owned()));
+            tree.look_everywhere();
+            assert_eq!(tree.take_unwatched(), Vec::<PathBuf>::new());
+        }
     }
 
     #[test]

@@ -22,6 +22,7 @@ pub struct NodeMetrics {
     failures: Counter,
     named: Gauge,
     attached: Gauge,
+    overdue: Gauge,
 }
 
 impl NodeMetrics {
@@ -36,6 +37,7 @@ impl NodeMetrics {
             failures: Counter::default(),
             named: Gauge::default(),
             attached: Gauge::default(),
+            overdue: Gauge::default(),
         };
         let registry = &mut metrics.registry;
         registry.register("connected", "1 while a stream to the operator is open", metrics.connected.clone());
@@ -56,11 +58,16 @@ impl NodeMetrics {
             "Of these, pods whose connections are routed",
             metrics.attached.clone(),
         );
+        registry.register(
+            "pods_overdue",
+            "Pods that should be attached by now and aren't; the log says why",
+            metrics.overdue.clone(),
+        );
         metrics
     }
 
     /// The lines of the exposition, without its end mark.
-    pub fn render(&self, enrolled: Enrolled) -> String {
+    pub fn render(&self, enrolled: &Enrolled) -> String {
         let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         self.connected.set(i64::from(self.stats.connected()));
         self.in_sync.set(i64::from(self.stats.in_sync()));
@@ -68,6 +75,7 @@ impl NodeMetrics {
         follow(&self.failures, self.stats.failures());
         self.named.set(gauge(enrolled.named));
         self.attached.set(gauge(enrolled.attached));
+        self.overdue.set(gauge(enrolled.overdue));
         let mut text = String::new();
         encode_registry(&mut text, &self.registry).expect("writing to a string doesn't fail");
         text
@@ -81,10 +89,13 @@ mod tests {
     #[test]
     fn what_is_shown_is_what_holds_at_the_scrape() {
         let metrics = NodeMetrics::new(Arc::default());
-        let text = metrics.render(Enrolled { named: 3, attached: 2 });
-        for line in
-            ["slotmesh_agent_connected 0", "slotmesh_agent_pods_named 3", "slotmesh_agent_pods_attached 2"]
-        {
+        let text = metrics.render(&Enrolled { named: 3, attached: 2, overdue: 1, example: None });
+        for line in [
+            "slotmesh_agent_connected 0",
+            "slotmesh_agent_pods_named 3",
+            "slotmesh_agent_pods_attached 2",
+            "slotmesh_agent_pods_overdue 1",
+        ] {
             assert!(text.lines().any(|l| l == line), "{line}: {text}");
         }
         assert!(!text.contains("# EOF"));

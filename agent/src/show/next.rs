@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 use slotmesh_records::{Added, Cluster, SlotPtr};
+use slotmesh_slots::Stored as _;
 
 use super::Records;
 use crate::{held::text, packed::Unpacker};

@@ -204,7 +204,7 @@ fn a_full_map_of_counts_breaks_no_connect() {
     let values: Vec<EndpointCount> = keys.iter().map(EndpointCount::none).collect();
     map.update_batch(&keys, &values).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let seen = runtime.block_on(bench.agent().handle().running()).endpoints;
+    let seen = runtime.block_on(bench.agent().handle().running(0)).endpoints;
     assert_eq!(seen, MOST as usize, "that it is full can be seen");
     let client = pod.connect(vip).unwrap();
     let key = EndpointKey::new(name_hash(WEB), words(to.ip()), to.port().to_be());

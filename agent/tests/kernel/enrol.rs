@@ -125,7 +125,7 @@ fn a_pod_is_attached_when_its_cgroup_comes_and_detached_when_it_is_taken_back() 
     assert_eq!(node.apply(&[("aaaa-1", "a"), ("bbbb-2", "b")], &[]), []);
     node.until_attached("a", &there);
     assert!(node.is_detached("b"));
-    assert_eq!(node.enrolled(), Enrolled { named: 2, attached: 1 });
+    assert_eq!(node.enrolled(), Enrolled { named: 2, attached: 1, ..Enrolled::default() });
     // In the other layout, in cgroups that come one by one.
     let later = node.cgroup("kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-podbbbb_2.slice");
     node.until_attached("b", &later);
@@ -135,7 +135,7 @@ fn a_pod_is_attached_when_its_cgroup_comes_and_detached_when_it_is_taken_back() 
     node.until_attached("b", &again);
     assert_eq!(node.apply(&[], &["aaaa-1"]), []);
     assert!(node.is_detached("a"));
-    assert_eq!(node.enrolled(), Enrolled { named: 1, attached: 1 });
+    assert_eq!(node.enrolled(), Enrolled { named: 1, attached: 1, ..Enrolled::default() });
 }
 
 #[test]

@@ -2,8 +2,19 @@
 //!
 //! One future, no tasks of its own. It waits for the shutdown wherever it waits for the outside, but
 //! an update that has been handed to the sink is always finished.
+//!
+//! Wherever the control plane owes something, there is a deadline: for the connection, the opening of the stream, each
+//! part of the first answers, the room for a request. And when it has been silent for long, it is asked for something
+//! that it has to answer. Whoever misses one is left, for another replica if there is one.
 
-use std::{error::Error, fmt, pin::pin, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    error::Error,
+    fmt,
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use envoy_types::pb::envoy::{
     config::core::v3::{ControlPlane, Node},
@@ -13,10 +24,12 @@ use envoy_types::pb::envoy::{
     },
 };
 use rand::{SeedableRng, rngs::StdRng};
-use slotmesh_xds::{AgentReport, CONTROL_PLANE, ResourceName, ResourceType, give_source_back, source_of};
+use slotmesh_xds::{
+    AgentReport, CONTROL_PLANE, Rejection, ResourceName, ResourceType, Version, give_source_back, source_of,
+};
 use tokio::{
     sync::{mpsc, watch},
-    time::Instant,
+    time::{Instant, sleep, sleep_until},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -25,6 +38,7 @@ use tonic::{Request, Status, Streaming};
 use crate::{
     Backoff, ConnectError, Connector, Sink, Stats, Subscription, Update,
     backoff::Attempts,
+    refusals::Refusals,
     session::{HeldVersions, Session},
     subscriptions::Subscriptions,
     versions::Foreign,
@@ -40,9 +54,16 @@ pub struct Config {
     pub node: Node,
     /// The delays between attempts to connect.
     pub backoff: Backoff,
+    /// The delays before what was refused for want of room is asked for again.
+    pub ask_again: Backoff,
     /// How long one attempt may take.
     pub connect_timeout: Duration,
-    /// A stream that lived this long, or was in sync, was a success: the backoff starts again.
+    /// How long a control plane may be silent that owes an answer. It may keep an agent waiting for 30 s, until it knows
+    /// as much as the replica before it.
+    pub answer_timeout: Duration,
+    /// After how long a silence a control plane that is slotmesh's own is asked whether it is still there.
+    pub probe_after: Duration,
+    /// A stream that was in sync for this long was a success: the backoff starts again.
     pub stable_after: Duration,
     /// Messages above this size are refused. slotmesh's server splits above 32 KiB, istiod sends anything.
     pub max_message: usize,
@@ -54,8 +75,11 @@ impl Config {
         Self {
             node: Node { id: node_id.into(), ..Node::default() },
             backoff: Backoff::default(),
+            ask_again: Backoff { initial: Duration::from_secs(2), max: Duration::from_secs(300) },
             connect_timeout: Duration::from_secs(10),
-            stable_after: Duration::from_secs(10),
+            answer_timeout: Duration::from_secs(45),
+            probe_after: Duration::from_secs(300),
+            stable_after: Duration::from_secs(60),
             max_message: 64 << 20,
         }
     }
@@ -133,6 +157,13 @@ pub struct Client<C, S> {
     reports: watch::Receiver<Option<AgentReport>>,
     stats: Arc<Stats>,
     ever_synced: bool,
+    refusals: Refusals,
+    /// The attempts to connect, and those to get what was refused for want of room.
+    attempts: Attempts,
+    asking: Attempts,
+    rng: StdRng,
+    /// What the attempts count time from.
+    began: Instant,
 }
 
 /// Why a connection ended.
@@ -146,8 +177,8 @@ enum Ended {
     Failed(#[from] Box<Status>),
     #[error("the control plane closed the stream")]
     Closed,
-    #[error("there is room for what was refused")]
-    Room,
+    #[error("the control plane keeps silent: {what} is missing for {after:?}")]
+    Silent { what: &'static str, after: Duration },
     #[error("shutdown")]
     Shutdown,
 }
@@ -177,6 +208,8 @@ impl<C: Connector, S: Sink> Client<C, S> {
         let stats = Arc::new(Stats::default());
         let handle = Handle { wanted: Arc::new(sender), stats: Arc::clone(&stats) };
         let client = Self {
+            attempts: Attempts::new(config.backoff, config.stable_after),
+            asking: Attempts::new(config.ask_again, Duration::ZERO),
             config,
             connector,
             sink,
@@ -187,6 +220,9 @@ impl<C: Connector, S: Sink> Client<C, S> {
             reports: watch::channel(None).1,
             stats,
             ever_synced: false,
+            refusals: Refusals::default(),
+            rng: StdRng::from_os_rng(),
+            began: Instant::now(),
         };
         (client, handle)
     }
@@ -201,28 +237,17 @@ impl<C: Connector, S: Sink> Client<C, S> {
     /// Runs until `shutdown` is cancelled. Whatever happens to the connection, what is in force stays
     /// in force.
     pub async fn run(mut self, shutdown: CancellationToken) {
-        let mut attempts = Attempts::new(self.config.backoff);
-        let mut rng = StdRng::from_os_rng();
         loop {
-            let began = Instant::now();
             let ended = match self.connection(&shutdown).await {
                 Ok(never) => match never {},
                 Err(Ended::Shutdown) => break,
                 Err(ended) => ended,
             };
-            let opened = self.stats.connected();
-            if self.stats.in_sync() || opened && began.elapsed() >= self.config.stable_after {
-                attempts.reset();
-            }
-            self.stats.closed();
-            if matches!(ended, Ended::Room) {
-                tracing::info!("connecting anew: what was refused for want of room may fit now");
-                continue;
-            }
-            if !opened {
+            if !self.stats.connected() {
                 self.stats.failed();
             }
-            let delay = attempts.next_delay(&mut rng);
+            self.stats.closed();
+            let delay = self.attempts.failed(self.began.elapsed(), &mut self.rng);
             tracing::warn!(error = %ended, ?delay, "no control plane; what is in force stays in force");
             if self.rest(delay, &shutdown).await.is_err() {
                 break;
@@ -233,7 +258,7 @@ impl<C: Connector, S: Sink> Client<C, S> {
 
     /// Waits, and meanwhile takes from the sink what is no longer wanted.
     async fn rest(&mut self, delay: Duration, shutdown: &CancellationToken) -> Result<(), Ended> {
-        let mut over = pin!(tokio::time::sleep(delay));
+        let mut over = pin!(sleep(delay));
         loop {
             tokio::select! {
                 biased;
@@ -257,7 +282,8 @@ impl<C: Connector, S: Sink> Client<C, S> {
         let mut service =
             AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(self.config.max_message);
         let (requests, outgoing) = mpsc::channel(REQUESTS);
-        let mut stream = Stream { session: Session::new(self.node()), requests, ours: false };
+        let patience = self.config.answer_timeout;
+        let mut stream = Stream { session: Session::new(self.node()), requests, ours: false, patience };
         self.resubscribe(&mut stream, shutdown).await?;
         let mut opening = Request::new(ReceiverStream::new(outgoing));
         if let Some(token) = self.connector.token()? {
@@ -267,6 +293,7 @@ impl<C: Connector, S: Sink> Client<C, S> {
         // their way before, and more of them may follow.
         let mut responses = {
             let mut opening = pin!(service.delta_aggregated_resources(opening));
+            let mut too_late = pin!(sleep(patience));
             loop {
                 // Until it is opened, nothing may take the requests out of the channel.
                 let room = stream.requests.capacity() >= ResourceType::ALL.len();
@@ -275,21 +302,77 @@ impl<C: Connector, S: Sink> Client<C, S> {
                     () = shutdown.cancelled() => return Err(Ended::Shutdown),
                     () = changed(&mut self.wanted), if room => self.resubscribe(&mut stream, shutdown).await?,
                     opened = &mut opening => break opened.map_err(Box::new)?.into_inner(),
+                    () = &mut too_late => return Err(Ended::Silent { what: "the stream", after: patience }),
                 }
             }
         };
         self.stats.opened();
         tracing::info!("connected to the control plane");
+        let mut last = Instant::now();
+        let mut probed = false;
+        // What was refused for want of room, and when it is asked for again.
+        let mut again: BTreeSet<(ResourceType, ResourceName)> = BTreeSet::new();
+        let mut at = None;
         loop {
+            let (limit, what) = if stream.awaits() {
+                (Some(patience), "an answer")
+            } else if probed {
+                (Some(patience), "a sign of life")
+            } else {
+                (stream.ours.then_some(self.config.probe_after), "anything new")
+            };
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return Err(Ended::Shutdown),
-                () = changed(&mut self.wanted) => self.resubscribe(&mut stream, shutdown).await?,
-                response = next(&mut responses) => self.apply(&mut stream, response?, shutdown).await?,
+                () = changed(&mut self.wanted) => {
+                    self.resubscribe(&mut stream, shutdown).await?;
+                    // Only from now on it may owe an answer.
+                    last = Instant::now();
+                }
+                response = next(&mut responses) => {
+                    self.apply(&mut stream, response?, shutdown).await?;
+                    (last, probed) = (Instant::now(), false);
+                }
                 () = changed(&mut self.reports), if stream.ours => self.report(&stream, shutdown).await?,
-                () = self.sink.room() => return Err(Ended::Room),
+                names = self.sink.room(), if at.is_none() => {
+                    again.extend(names);
+                    at = Some(Instant::now() + self.asking.failed(self.began.elapsed(), &mut self.rng));
+                }
+                () = until(at) => {
+                    at = None;
+                    let names = std::mem::take(&mut again);
+                    self.ask_again(&mut stream, names, shutdown).await?;
+                }
+                () = until(limit.map(|limit| last + limit)) => {
+                    if stream.awaits() || probed {
+                        return Err(Ended::Silent { what, after: patience });
+                    }
+                    (last, probed) = (Instant::now(), true);
+                    if let Some(request) = stream.session.probe() {
+                        stream.send(request, shutdown).await?;
+                    } else {
+                        probed = false;
+                    }
+                }
             }
         }
+    }
+
+    /// Asks for what was refused for want of room and still is.
+    async fn ask_again(
+        &mut self,
+        stream: &mut Stream,
+        mut names: BTreeSet<(ResourceType, ResourceName)>,
+        shutdown: &CancellationToken,
+    ) -> Result<(), Ended> {
+        names.retain(|(ty, name)| self.refusals.contains(*ty, name));
+        if !names.is_empty() {
+            tracing::debug!(resources = names.len(), "asking again for what was refused for want of room");
+        }
+        for request in stream.session.ask_again(names) {
+            stream.send(request, shutdown).await?;
+        }
+        Ok(())
     }
 
     /// What the control plane is told of this node when it is connected to.
@@ -360,20 +443,45 @@ impl<C: Connector, S: Sink> Client<C, S> {
         let (upserts, removed) = (update.upserts.len(), update.removed.len());
         let empty = upserts == 0 && removed == 0;
         let refused = if empty { Vec::new() } else { self.sink.apply(update).await };
+        let known = unanswered.versions();
         let (request, rejections) = stream.session.answer(unanswered, refused, &mut self.versions);
-        for rejection in &rejections {
-            tracing::warn!(%ty, resource = %rejection.name, reason = rejection.reason, "resource refused");
-        }
+        self.tell(ty, known, &rejections);
         tracing::debug!(%ty, upserts, removed, refused = rejections.len(), "response applied");
         self.stats.answered(ty, rejections.len());
         let in_sync = stream.session.in_sync();
         self.stats.synced(in_sync);
+        if in_sync {
+            self.attempts.goes_well(self.began.elapsed());
+        }
         if in_sync && !self.ever_synced {
             self.ever_synced = true;
             tracing::info!("in sync with the control plane");
             self.sink.synced();
         }
         stream.send(request, shutdown).await
+    }
+
+    /// Says what is refused: once each version, however often it comes.
+    fn tell(
+        &mut self,
+        ty: ResourceType,
+        known: Vec<(ResourceName, Option<Version>)>,
+        rejections: &[Rejection],
+    ) {
+        let mut known: HashMap<_, _> = known.into_iter().collect();
+        for Rejection { name, reason } in rejections {
+            let version = known.remove(name).flatten();
+            if self.refusals.refused(ty, name, version) {
+                tracing::warn!(%ty, resource = %name, reason, "resource refused");
+            } else {
+                tracing::debug!(%ty, resource = %name, reason, "resource refused again");
+            }
+        }
+        for name in known.keys() {
+            if self.refusals.settled(ty, name) {
+                self.asking.goes_well(self.began.elapsed());
+            }
+        }
     }
 
     /// Tells the operator what there is to tell now.
@@ -393,15 +501,31 @@ struct Stream {
     requests: mpsc::Sender<DeltaDiscoveryRequest>,
     /// The control plane is slotmesh's own.
     ours: bool,
+    /// How long the control plane may not read.
+    patience: Duration,
 }
 
 impl Stream {
+    /// Whether the control plane owes an answer. One that isn't slotmesh's own may have nothing to say of some types.
+    fn awaits(&self) -> bool {
+        if self.ours { self.session.awaits_some() } else { self.session.awaits_all() }
+    }
+
     async fn send(&self, request: DeltaDiscoveryRequest, shutdown: &CancellationToken) -> Result<(), Ended> {
         tokio::select! {
             biased;
             () = shutdown.cancelled() => Err(Ended::Shutdown),
             sent = self.requests.send(request) => sent.map_err(|_closed| Ended::Closed),
+            () = sleep(self.patience) => Err(Ended::Silent { what: "room for a request", after: self.patience }),
         }
+    }
+}
+
+/// Never, where there is no such time.
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -5,8 +5,8 @@
 //!               <--ACK, NACK--                        <--refused--
 //! ```
 //!
-//! - [`Client`] is one future: it connects, reconnects with backoff and full jitter, and runs until
-//!   it is cancelled. It spawns no tasks.
+//! - [`Client`] is one future: it connects, leaves whoever keeps silent, reconnects with backoff and full
+//!   jitter, and runs until it is cancelled. It spawns no tasks.
 //! - `session` is the state machine of one stream, without sockets, clock or tasks.
 //! - The content of resources is opaque here; the sink decodes it.
 //!
@@ -18,6 +18,7 @@ mod client;
 mod connect;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
+mod refusals;
 mod session;
 mod sink;
 mod stats;

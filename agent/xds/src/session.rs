@@ -4,7 +4,7 @@
 //! after it was applied; an ACK says that all of it is in force, a NACK names each resource that
 //! isn't.
 
-use std::collections::{HashMap, HashSet, hash_map::Entry};
+use std::collections::{BTreeSet, HashMap, HashSet, hash_map::Entry};
 
 use envoy_types::pb::envoy::{
     config::core::v3::Node,
@@ -46,6 +46,14 @@ pub(crate) struct Unanswered {
     last_part: bool,
 }
 
+impl Unanswered {
+    /// The names in the response, with the version of those that have a content.
+    pub(crate) fn versions(&self) -> Vec<(ResourceName, Option<Version>)> {
+        let present = self.raw_versions.iter().map(|(name, version, _)| (name.clone(), Some(*version)));
+        present.chain(self.removed.iter().map(|name| (name.clone(), None))).collect()
+    }
+}
+
 /// The state of one stream.
 #[derive(Debug)]
 pub(crate) struct Session {
@@ -53,6 +61,8 @@ pub(crate) struct Session {
     node: Option<Node>,
     subscriptions: Subscriptions,
     progress: PerType<Progress>,
+    /// Names that were asked for beside the wildcard.
+    asked: PerType<BTreeSet<ResourceName>>,
     strangers: HashSet<String>,
 }
 
@@ -66,6 +76,7 @@ impl Session {
             node: Some(node),
             subscriptions: Subscriptions::default(),
             progress: PerType::default(),
+            asked: PerType::default(),
             strangers: HashSet::new(),
         }
     }
@@ -81,7 +92,11 @@ impl Session {
     ) -> Vec<DeltaDiscoveryRequest> {
         let mut requests = Vec::new();
         for (ty, wanted) in wanted.iter() {
-            let (subscribe, unsubscribe) = wanted.difference(&self.subscriptions[ty]);
+            let (subscribe, mut unsubscribe) = wanted.difference(&self.subscriptions[ty]);
+            if *wanted != Subscription::Wildcard {
+                let asked = std::mem::take(&mut self.asked[ty]);
+                unsubscribe.extend(asked.iter().filter(|name| !wanted.covers(name)).map(ToString::to_string));
+            }
             if subscribe.is_empty() && unsubscribe.is_empty() {
                 continue;
             }
@@ -100,6 +115,49 @@ impl Session {
             self.subscriptions[ty] = wanted.clone();
         }
         requests
+    }
+
+    /// The requests that ask for these resources again, in whatever version they are.
+    pub(crate) fn ask_again(
+        &mut self,
+        names: impl IntoIterator<Item = (ResourceType, ResourceName)>,
+    ) -> Vec<DeltaDiscoveryRequest> {
+        let mut by_type = PerType::<Vec<ResourceName>>::default();
+        for (ty, name) in names {
+            if self.progress[ty] != Progress::Idle && self.subscriptions[ty].covers(&name) {
+                by_type[ty].push(name);
+            }
+        }
+        let mut requests = Vec::new();
+        for (ty, names) in by_type.iter().filter(|(_, names)| !names.is_empty()) {
+            let texts = |names: Vec<&ResourceName>| names.into_iter().map(ToString::to_string).collect();
+            // A control plane may take a second subscription for none. The wildcard covers what is left for a moment.
+            let before = match self.subscriptions[ty] {
+                Subscription::Wildcard => {
+                    names.iter().filter(|name| self.asked[ty].contains(*name)).collect()
+                }
+                Subscription::Names(_) => names.iter().collect(),
+            };
+            requests.push(DeltaDiscoveryRequest {
+                type_url: ty.type_url().to_owned(),
+                resource_names_subscribe: texts(names.iter().collect()),
+                resource_names_unsubscribe: texts(before),
+                ..DeltaDiscoveryRequest::default()
+            });
+            if self.subscriptions[ty] == Subscription::Wildcard {
+                self.asked[ty].extend(names.iter().cloned());
+            }
+        }
+        requests
+    }
+
+    /// A request that has to be answered whatever there is; `None` where no type is subscribed to by names.
+    pub(crate) fn probe(&mut self) -> Option<DeltaDiscoveryRequest> {
+        let named = self.subscriptions.iter().find_map(|(ty, subscription)| match subscription {
+            Subscription::Names(names) => Some((ty, names.first()?.clone())),
+            Subscription::Wildcard => None,
+        });
+        self.ask_again(named).pop()
     }
 
     /// Takes in a response; `None` when its type is unknown and it has to be ignored, without ACK.
@@ -217,6 +275,16 @@ impl Session {
                 Progress::Answered => true,
                 Progress::Idle | Progress::Requested => self.subscriptions[ty].is_empty(),
             })
+    }
+
+    /// Whether a type is subscribed to and has not been answered in full.
+    pub(crate) fn awaits_some(&self) -> bool {
+        self.progress.iter().any(|(_, progress)| *progress == Progress::Requested)
+    }
+
+    /// Whether types are subscribed to, and none of them has been answered in full.
+    pub(crate) fn awaits_all(&self) -> bool {
+        self.awaits_some() && self.progress.iter().all(|(_, progress)| *progress != Progress::Answered)
     }
 
     fn stranger(&mut self, type_url: String) {

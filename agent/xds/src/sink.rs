@@ -32,9 +32,9 @@ pub trait Sink: Send + Sync + 'static {
     /// control plane removes only when all that referred to it is up to date.
     fn synced(&self);
 
-    /// Resolves when what was refused for want of room may fit now. The client then connects anew, and
-    /// the control plane sends what is missing.
-    fn room(&self) -> impl Future<Output = ()> + Send {
+    /// Resolves with what was refused for want of room, when it may fit now. The client then asks for it again, some
+    /// time later. It may drop the future and call again: nothing is lost by that.
+    fn room(&self) -> impl Future<Output = Vec<(ResourceType, ResourceName)>> + Send {
         std::future::pending()
     }
 }
@@ -52,7 +52,7 @@ impl<S: Sink> Sink for std::sync::Arc<S> {
         S::synced(self);
     }
 
-    async fn room(&self) {
-        S::room(self).await;
+    async fn room(&self) -> Vec<(ResourceType, ResourceName)> {
+        S::room(self).await
     }
 }

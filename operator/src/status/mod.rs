@@ -161,7 +161,8 @@ pub struct Sources {
     pub notices: Notices,
 }
 
-/// Writes statuses; ends when `stop` is cancelled, after the Lease was given back if it is ours.
+/// Writes statuses; ends when `stop` is cancelled, after the Lease was given back if it is ours. It ends before
+/// that only where a part of it has failed.
 pub async fn write(
     client: Client,
     settings: Settings,
@@ -177,15 +178,23 @@ pub async fn write(
     let objects = ObjectWriter::new(&client, Events::new(&client, &replica), counters);
     let mut tasks = JoinSet::new();
     tasks.spawn(nodes.run(feed, stop.clone()));
-    let objects = tokio::spawn(objects.run(notices, told, listed, leadership, stop.clone()));
-    let lead = async {
-        // The Lease is given back only when nothing more is written.
-        stop.cancelled().await;
-        objects.await
-    };
+    let mut objects = tokio::spawn(objects.run(notices, told, listed, leadership, stop.clone()));
     let released = CancellationToken::new();
     tasks.spawn(candidate.run(released.clone()));
-    if let Err(error) = lead.await {
+    let failed = tokio::select! {
+        biased;
+        () = stop.cancelled() => None,
+        ended = &mut objects => Some(ended),
+        Some(ended) = tasks.join_next() => Some(ended),
+    };
+    if let Some(ended) = failed {
+        // Whoever waits for this one hears of it.
+        tracing::error!(?ended, "a task that writes statuses has ended by itself");
+        objects.abort();
+        return;
+    }
+    // The Lease is given back only when nothing more is written.
+    if let Err(error) = objects.await {
         tracing::error!(%error, "the task that writes conditions has failed");
     }
     released.cancel();

@@ -4,6 +4,7 @@ mod duplex;
 mod moves;
 mod outage;
 mod random;
+mod silent;
 mod sockets;
 mod support;
 mod tls;
