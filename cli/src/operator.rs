@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     admin::{self, Site},
     cluster::reach,
+    domain::DomainFlag,
     flags::{ADMIN, LogFlag, address},
     listen::listen,
     process::{GRACE, LIMIT, Parts, raise_descriptor_limit, stop_on_signals},
@@ -112,6 +113,9 @@ pub struct OperatorCommand {
     drain_seconds: u32,
 
     #[command(flatten)]
+    domain: DomainFlag,
+
+    #[command(flatten)]
     log: LogFlag,
 }
 
@@ -136,11 +140,15 @@ impl OperatorCommand {
             lease,
             replica,
             drain_seconds,
+            domain,
             log,
         } = self;
         log.init()?;
         raise_descriptor_limit();
-        let mut names: Vec<String> = ["", ".cluster.local"]
+        let domain = domain.in_a_pod();
+        tracing::info!(%domain, "host names of Services end with this");
+        domain.clone().set();
+        let mut names: Vec<String> = [String::new(), format!(".{domain}")]
             .map(|domain| format!("{service}.{namespace}.svc{domain}"))
             .into_iter()
             .chain([service.clone(), format!("{service}.{namespace}")])

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin::{self, Site},
+    domain::DomainFlag,
     embedded,
     flags::{ADMIN, CLUSTER_METRICS, LogFlag, PINS, SlotFlags, address},
     listen::listen,
@@ -88,6 +89,9 @@ pub struct Up {
 
     #[command(flatten)]
     slots: SlotFlags,
+
+    #[command(flatten)]
+    domain: DomainFlag,
 
     #[command(flatten)]
     log: LogFlag,
@@ -167,9 +171,11 @@ impl Up {
             admin,
             cluster_metrics,
             slots,
+            domain,
             log,
         } = self;
         log.init()?;
+        domain.on_a_machine().set();
         let slots = slots.config()?;
         let workloads: Vec<Workload> = workloads.into_iter().map(|arg| arg.0).collect();
         let mut names = BTreeSet::new();

@@ -20,6 +20,7 @@ pub mod builder;
 mod clusters;
 mod compiler;
 mod conditions;
+mod domain;
 mod endpoints;
 mod envoy;
 mod index;
@@ -35,6 +36,7 @@ mod settings;
 
 pub use compiler::{Compiler, Output, Stats};
 pub use conditions::{Ancestor, At, Condition, ConditionType, Conditions, ResourceVersion};
+pub use domain::{ClusterDomain, InvalidDomain};
 pub use index::{Index, Unit};
 pub use object::{Kind, Object, ObjectKey, ObjectName, Source};
 pub use report::{ObjectRef, Reason, Report, Severity};

@@ -2,10 +2,7 @@
 
 use std::net::IpAddr;
 
-use crate::ObjectName;
-
-/// The DNS domain of the cluster.
-pub(crate) const CLUSTER_DOMAIN: &str = "cluster.local";
+use crate::{ObjectName, domain::cluster_domain};
 
 /// The longest name that an object may have (a DNS subdomain).
 pub(crate) const MAX_NAME: usize = 253;
@@ -13,7 +10,7 @@ pub(crate) const MAX_NAME: usize = 253;
 impl ObjectName {
     /// The full host name of the Service with this name.
     pub(crate) fn host(&self) -> String {
-        format!("{}.{}.svc.{CLUSTER_DOMAIN}", self.name, self.namespace)
+        format!("{}.{}.svc.{}", self.name, self.namespace, cluster_domain())
     }
 
     /// The host of a ServiceEntry that has this name.
@@ -52,7 +49,7 @@ pub(crate) fn listener_name(ip: IpAddr, port: u16) -> String {
 }
 
 /// What a host means for an object in `namespace`: the Service `web`, `web.shop`, `web.shop.svc` or
-/// `web.shop.svc.cluster.local`; any other host by its whole name, in no namespace. `None` when it can't be one
+/// `web.shop.svc.cluster.local` (with the domain of the cluster); any other host by its whole name, in no namespace. `None` when it can't be one
 /// host.
 ///
 /// A host of two parts, such as `example.com`, can be a Service's or a ServiceEntry's: for both it is the name
@@ -63,7 +60,7 @@ pub(crate) fn resolve_host(host: &str, namespace: &str) -> Option<ObjectName> {
         return None;
     }
     let qualified = host
-        .strip_suffix(CLUSTER_DOMAIN)
+        .strip_suffix(cluster_domain())
         .and_then(|h| h.strip_suffix(".svc."))
         .or_else(|| host.strip_suffix(".svc"));
     match qualified {

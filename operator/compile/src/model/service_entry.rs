@@ -13,7 +13,8 @@ use super::{
 };
 use crate::{
     ObjectName,
-    names::{CLUSTER_DOMAIN, name_fault, resolve_host},
+    domain::cluster_domain,
+    names::{name_fault, resolve_host},
     report::Findings,
 };
 
@@ -126,7 +127,7 @@ fn read_hosts(hosts: &[String], found: &mut Findings) -> Vec<(String, ObjectName
         let host = host.strip_suffix('.').unwrap_or(host);
         if host.contains('*') {
             found.unsupported(field, "which host a connection is for isn't known when it is made");
-        } else if host.ends_with(".svc") || host.ends_with(&format!(".svc.{CLUSTER_DOMAIN}")) {
+        } else if host.ends_with(".svc") || host.ends_with(&format!(".svc.{}", cluster_domain())) {
             let what = "it is the host of a Service of this cluster, which has its own endpoints; add EndpointSlices \
                         to the Service";
             found.unsupported(field, what);
