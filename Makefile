@@ -32,10 +32,12 @@ test: root setup ## Build and run all tests, and say how long each part took (ro
 fuzz: setup ## Fuzz all that is decoded from outside, 5 minutes each
 	@$(XTASK) fuzz $(FUZZ)
 
-stress: root ebpf ## Look for rare mistakes: 10^8 reads, 1,000 kills (root, a quarter of an hour)
+stress: root ebpf control-plane ## Look for rare mistakes: 10^8 reads, 1,000 kills, 1,000 nodes (root, half an hour)
 	SLOTMESH_TORN_READS=100000000 SLOTMESH_TORN_RUNS=10 \
 	  cargo test -p slotmesh-agent --locked --test torn_reads -- --nocapture
 	cargo build -p slotmesh -p slotmesh-e2e --locked
+	SLOTMESH_STATUS_OBJECTS=5000 SLOTMESH_STATUS_NODES=1000 \
+	  cargo test -p slotmesh-operator --locked --test cluster -- --nocapture writes::
 	SLOTMESH_KILLS=1000 cargo test -p slotmesh-e2e --locked --test be_killed_at_any_instant -- --nocapture
 
 e2e: root ebpf control-plane ## Run the end-to-end scenarios, on one agent and on a cluster (part of `test`; root)

@@ -74,8 +74,8 @@ pub struct MeshNodeStatus {
     #[schemars(length(max = 8))]
     #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
     pub refused: Vec<Refusal>,
-    /// The resources that the agent has acknowledged, as a sketch of fixed size. Of it and of what the
-    /// node is due follows which resources the node lacks (Programmed).
+    /// The resources but endpoints that the agent has acknowledged, as a sketch of fixed size. Of it and of
+    /// what the node is due follows which resources the node lacks (Programmed).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 4096))]
     pub acknowledged: Option<String>,

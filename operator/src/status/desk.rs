@@ -24,6 +24,8 @@ use slotmesh_crds::own::{MeshNodeStatus, Refusal, SlotUse, StreamHolder};
 use slotmesh_serve::{AgentStatus, Ending, NodeName, StreamId, StreamNews};
 use slotmesh_xds::{AgentReport, PerType, ResourceType, Sketch};
 
+use super::due::PROGRAMMED;
+
 /// How many refused resources are told; the rest is counted.
 const TOLD: usize = 8;
 
@@ -198,7 +200,7 @@ fn matters(before: &AgentStatus, now: &AgentStatus) -> bool {
     before.report.is_none() != now.report.is_none() || counted().any(differ)
 }
 
-/// The types of which a node's status speaks: those that conditions are about.
+/// The types of which a node's status speaks.
 fn counted() -> impl Iterator<Item = ResourceType> {
     ResourceType::ALL.into_iter().filter(|ty| *ty != ResourceType::Workload)
 }
@@ -215,6 +217,9 @@ impl Seat {
         let types: &PerType<_> = &self.status.types;
         let mut held = Sketch::default();
         counted().for_each(|ty| held.add_all(&types[ty].sketch));
+        let mut acknowledged = Sketch::default();
+        let judged = |ty: &ResourceType| *ty == ResourceType::Settings || PROGRAMMED.contains(ty);
+        counted().filter(judged).for_each(|ty| acknowledged.add_all(&types[ty].sketch));
         let resources = counted().map(|ty| types[ty].held).sum::<usize>();
         let mut rejected: Vec<(String, &str)> = ResourceType::ALL
             .into_iter()
@@ -252,7 +257,7 @@ impl Seat {
             last_refusal,
             refused_resources: Some(u32::try_from(rejected.len()).unwrap_or(u32::MAX)),
             refused,
-            acknowledged: Some(held.to_string()),
+            acknowledged: Some(acknowledged.to_string()),
             holder: Some(StreamHolder { replica: replica.to_owned(), session: session.0, connected }),
             conditions,
         }

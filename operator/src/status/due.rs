@@ -1,4 +1,5 @@
-//! What each node has to have in force, as a sketch: what is served, as the node sees it.
+//! What each node has to have in force, as a sketch: what is served, as the node sees it. Endpoints are left out:
+//! they change with every pod, and what an object says is in force whichever there are.
 //!
 //! Invariant: [`Due`] is in step with what was published last. A change costs the names that it touches.
 
@@ -9,6 +10,10 @@ use std::{
 
 use slotmesh_serve::NodeName;
 use slotmesh_xds::{Change, Fingerprint, ResourceName, ResourceType, Sketch, Version};
+
+/// The types of the records of which conditions tell.
+pub(crate) const PROGRAMMED: [ResourceType; 3] =
+    [ResourceType::Cluster, ResourceType::Route, ResourceType::Listener];
 
 /// Clones are handles of the same.
 #[derive(Clone, Debug, Default)]
@@ -62,7 +67,7 @@ impl Due {
                     Some(version) => settings.insert(node, print(version)),
                     None => settings.remove(&node),
                 };
-            } else if ResourceType::RECORDS.contains(&ty) {
+            } else if PROGRAMMED.contains(&ty) {
                 if let Some(version) = before(ty, name) {
                     state.records.remove(print(version));
                 }
@@ -128,6 +133,9 @@ mod tests {
         due.apply(&[Change::Remove(new.ty, new.name.clone())], |_, _| Some(new.version));
         assert_eq!((due.now().of(&n1), due.now().of(&n2)), (Sketch::default(), Sketch::default()));
         due.takes_part(&n1, false);
-        assert_eq!(*due.now().nodes(), BTreeSet::from([n2]));
+        assert_eq!(*due.now().nodes(), BTreeSet::from([n2.clone()]));
+        let endpoints = resource(ResourceType::Endpoints, "web", b"1");
+        due.apply(&[Change::Upsert(endpoints)], |_, _| None);
+        assert_eq!(due.now().of(&n2), Sketch::default(), "pods that come and go are nobody's due");
     }
 }

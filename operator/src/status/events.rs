@@ -1,10 +1,14 @@
 //! Events about what is refused, for `kubectl describe` and `kubectl get events`.
 //!
-//! Invariant: the same message about the same object is one Event, whichever replica writes it and
+//! Invariants: however much is wrong with an object, it has one event for what was refused of it when it was
+//! read or compiled, and one for what agents refuse, each with as many of the faults as fit. The same message about the same object is one Event, whichever replica writes it and
 //! however often: its name follows from object, reason and message. Said again by the same process, its
 //! count rises.
 
-use std::collections::HashMap;
+use std::{
+    collections::{BTreeSet, HashMap},
+    fmt::Write as _,
+};
 
 use k8s_openapi::{
     api::{core::v1::ObjectReference, events::v1::Event},
@@ -16,15 +20,115 @@ use kube::{
     api::{DynamicObject, Patch, PatchParams, PostParams},
 };
 use serde_json::json;
+use slotmesh_compile::{Kind, ObjectKey, ObjectName, Report};
 use slotmesh_crds::own::CONTROLLER;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{MANAGER, PATIENCE, WriteError};
+use super::{MANAGER, PATIENCE, WriteError, shorten};
 
 /// The API server takes notes up to 1,024 bytes.
 const LONGEST: usize = 1_000;
+/// What ". And 1000000 more" takes.
+const ROOM_FOR_MORE: usize = 24;
 /// How many events are remembered, to count them.
 const REMEMBERED: usize = 4_096;
+
+/// What an event is to say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Fault {
+    pub(super) reason: &'static str,
+    pub(super) note: String,
+}
+
+/// What is wrong with one object.
+#[derive(Debug, Default)]
+struct Wrong {
+    reports: BTreeSet<Report>,
+    /// What agents refuse of it.
+    agents: Option<String>,
+    /// What was said of it last.
+    said: Vec<Fault>,
+}
+
+/// What is refused at present, by object, and what was said of it.
+#[derive(Debug, Default)]
+pub(super) struct Faults(HashMap<ObjectKey, Wrong>);
+
+impl Faults {
+    /// A report of something refused holds, or does no longer; the object of which there is something to say.
+    pub(super) fn report(&mut self, report: Report, holds: bool) -> Option<ObjectKey> {
+        let kind = Kind::ALL.into_iter().find(|kind| kind.as_str() == report.object.kind)?;
+        let name =
+            ObjectName { namespace: report.object.namespace.clone(), name: report.object.name.clone() };
+        let key = ObjectKey { kind, name };
+        let wrong = self.0.entry(key.clone()).or_default();
+        if holds {
+            wrong.reports.insert(report);
+        } else {
+            wrong.reports.remove(&report);
+        }
+        self.settle(&key);
+        holds.then_some(key)
+    }
+
+    /// What agents refuse of an object; whether that is something to say.
+    pub(super) fn agents(&mut self, key: &ObjectKey, refused: Option<String>) -> bool {
+        if refused.is_none() && !self.0.contains_key(key) {
+            return false;
+        }
+        let wrong = self.0.entry(key.clone()).or_default();
+        let news = refused.is_some() && refused != wrong.agents;
+        wrong.agents = refused;
+        self.settle(key);
+        news
+    }
+
+    /// An object with which nothing is wrong any more is forgotten: what is wrong later is said anew.
+    fn settle(&mut self, key: &ObjectKey) {
+        if self.0.get(key).is_some_and(|wrong| wrong.reports.is_empty() && wrong.agents.is_none()) {
+            self.0.remove(key);
+        }
+    }
+
+    /// The objects with which something is wrong.
+    pub(super) fn objects(&self) -> impl Iterator<Item = &ObjectKey> {
+        self.0.keys()
+    }
+
+    /// What is to be said of an object, and wasn't yet.
+    pub(super) fn unsaid(&self, key: &ObjectKey) -> Vec<Fault> {
+        let Some(wrong) = self.0.get(key) else { return Vec::new() };
+        let reports = wrong.reports.first().map(|first| {
+            let mut note = String::new();
+            for (i, report) in wrong.reports.iter().enumerate() {
+                let one = report.text();
+                let more = wrong.reports.len() - i;
+                if i > 0 && note.len() + one.len() > LONGEST - ROOM_FOR_MORE {
+                    _ = write!(note, ". And {more} more");
+                    break;
+                }
+                if i > 0 {
+                    note.push_str(". ");
+                }
+                note.push_str(&shorten(&one, LONGEST - ROOM_FOR_MORE));
+            }
+            Fault { reason: first.reason.as_str(), note }
+        });
+        let agents = wrong
+            .agents
+            .as_ref()
+            .map(|refused| Fault { reason: "RefusedByAgents", note: shorten(refused, LONGEST).into_owned() });
+        reports.into_iter().chain(agents).filter(|fault| !wrong.said.contains(fault)).collect()
+    }
+
+    /// That was said; what was said for the same reason before counts no more.
+    pub(super) fn said(&mut self, key: &ObjectKey, fault: Fault) {
+        if let Some(wrong) = self.0.get_mut(key) {
+            wrong.said.retain(|said| said.reason != fault.reason);
+            wrong.said.push(fault);
+        }
+    }
+}
 
 /// Writes events.
 pub(super) struct Events {
@@ -86,12 +190,7 @@ impl Events {
 fn event(object: &DynamicObject, replica: &str, reason: &str, note: &str, now: Timestamp) -> Event {
     let types = object.types.clone().unwrap_or_default();
     let meta = &object.metadata;
-    let mut note = note.to_owned();
-    if note.len() > LONGEST {
-        let end = (0..=LONGEST).rev().find(|end| note.is_char_boundary(*end)).unwrap_or(0);
-        note.truncate(end);
-        note.push('…');
-    }
+    let note = shorten(note, LONGEST).into_owned();
     let uid = meta.uid.clone().unwrap_or_default();
     let hash = xxh3_64([types.kind.as_str(), &uid, reason, &note].join("\0").as_bytes());
     // The longest name that leaves room for the hash.
@@ -125,8 +224,39 @@ fn event(object: &DynamicObject, replica: &str, reason: &str, note: &str, now: T
 #[cfg(test)]
 mod tests {
     use kube::core::{ApiResource, GroupVersionKind};
+    use slotmesh_compile::{ObjectRef, Severity};
 
     use super::*;
+
+    fn report(field: usize) -> Report {
+        let key = ObjectKey { kind: Kind::VirtualService, name: ObjectName::new("shop", "web") };
+        let message =
+            "there is no Service shop/nowhere; until it exists, port 80 goes to the Service's own endpoints";
+        let field = Some(format!("spec.http[{field:04}].route[0].destination.host"));
+        Report::new(ObjectRef::new(&key, None), field, Severity::Refused, message.to_owned())
+    }
+
+    #[test]
+    fn a_thousand_faults_of_one_object_are_one_bounded_event() {
+        let mut faults = Faults::default();
+        let keys: BTreeSet<_> = (0..1_000).filter_map(|i| faults.report(report(i), true)).collect();
+        let key = keys.first().expect("an object");
+        assert_eq!(keys.len(), 1);
+        let said = faults.unsaid(key);
+        let [one] = &said[..] else { panic!("{said:?}") };
+        assert!(one.note.starts_with("spec.http[0000].route[0].destination.host: there is no Service"));
+        assert!(one.note.ends_with(" more") && one.note.len() <= 1_024, "{}", one.note);
+        faults.said(key, one.clone());
+        assert!(faults.unsaid(key).is_empty(), "said once");
+        // What agents refuse is another event, and what is over is forgotten.
+        assert!(faults.agents(key, Some("no room".to_owned())));
+        assert_eq!(faults.unsaid(key)[0].reason, "RefusedByAgents");
+        assert!(!faults.agents(key, None));
+        (0..1_000).for_each(|i| assert_eq!(faults.report(report(i), false), None));
+        assert_eq!(faults.objects().count(), 0);
+        faults.report(report(0), true);
+        assert_eq!(faults.unsaid(key).len(), 1, "said anew");
+    }
 
     fn object(name: &str) -> DynamicObject {
         let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("", "v1", "Service"));

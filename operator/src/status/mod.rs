@@ -3,7 +3,7 @@
 //! ```text
 //!  streams --Feed--> nodes: Desk ---------------> MeshNode (each replica, of its streams)
 //!                                                    | watch
-//!  pipeline --Notices--> objects: Verdicts <---------+
+//!  pipeline --Notices--> objects: Verdicts, Lacking <+
 //!   (with what is due) -------^      |
 //!  Lease --> lease: Candidate --> only the leader --> conditions, events
 //! ```
@@ -18,6 +18,7 @@
 mod desk;
 mod due;
 mod events;
+mod lacking;
 mod lease;
 mod mailbox;
 mod nodes;
@@ -203,6 +204,15 @@ pub async fn write(
             tracing::error!(%error, "a task that writes statuses has failed");
         }
     }
+}
+
+/// The text, or as much of it as fits into `longest` bytes and "…".
+fn shorten(text: &str, longest: usize) -> std::borrow::Cow<'_, str> {
+    if text.len() <= longest {
+        return text.into();
+    }
+    let end = (0..=longest).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+    format!("{}…", &text[..end]).into()
 }
 
 /// Sleeps until then; for ever where there is no such time.

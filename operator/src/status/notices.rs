@@ -14,6 +14,8 @@ use super::{
 pub(crate) enum Subject {
     Served,
     Object(ObjectKey),
+    /// Apart from [`Object`](Self::Object): what the compiler says later must not take its place.
+    Seen(ObjectKey),
     Report(Report),
 }
 
@@ -22,9 +24,10 @@ pub(crate) enum Subject {
 pub(crate) enum News {
     /// What is due to the nodes, from what the objects were compiled to.
     Served(Snapshot),
-    /// What the compiler says of an object now, `None` when it is gone; and the resource version in which
-    /// it was seen last, if it was seen.
-    Object { conditions: Option<Box<Conditions>>, version: Option<String> },
+    /// What the compiler says of an object now, `None` when it is gone.
+    Object(Option<Box<Conditions>>),
+    /// The resource version in which an object was seen last.
+    Version(Option<String>),
     /// Whether a report of something refused holds.
     Holds(bool),
 }
@@ -47,12 +50,14 @@ impl Notices {
         &self,
         objects: impl Iterator<Item = (ObjectKey, Option<Conditions>, Option<String>)>,
     ) {
-        let objects = objects.map(|(key, conditions, version)| {
-            (Subject::Object(key), News::Object { conditions: conditions.map(Box::new), version })
-        });
-        let served = (Subject::Served, News::Served(self.due.now()));
         // Made before anybody has to wait for it.
-        let all: Vec<_> = std::iter::once(served).chain(objects).collect();
+        let mut all = vec![(Subject::Served, News::Served(self.due.now()))];
+        for (key, conditions, version) in objects {
+            if version.is_some() {
+                all.push((Subject::Seen(key.clone()), News::Version(version)));
+            }
+            all.push((Subject::Object(key), News::Object(conditions.map(Box::new))));
+        }
         self.mailbox.put(all);
     }
 
@@ -63,5 +68,23 @@ impl Notices {
 
     pub(crate) async fn take(&self) -> BTreeMap<Subject, News> {
         self.mailbox.take().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use slotmesh_compile::{Kind, ObjectName};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_seen_of_an_object_outlives_what_the_compiler_says_later() {
+        let notices = Notices::new(Due::default());
+        let key = ObjectKey { kind: Kind::HttpRoute, name: ObjectName::new("shop", "web") };
+        // Somebody else wrote into its status, then something that it depends on changed.
+        notices.compiled([(key.clone(), None, Some("7".to_owned()))].into_iter());
+        notices.compiled([(key.clone(), None, None)].into_iter());
+        let news = notices.take().await;
+        assert!(matches!(&news[&Subject::Seen(key)], News::Version(Some(seen)) if seen == "7"), "{news:?}");
     }
 }

@@ -1,11 +1,14 @@
 //! Writes conditions onto the users' objects, and events about what is refused. The holder of the Lease
 //! does; the others follow, so that they can go on at any time.
 //!
+//! Conditions and events have queues of their own, so many events never keep conditions waiting. What comes in
+//! and what goes out take turns: neither waits for the other to have nothing more to do.
+//!
 //! Invariants: nothing is written before all objects and all MeshNodes are known; each status is compared
 //! with the object as it is, and its write carries the object's resource version; and a status that
 //! speaks of an older generation than the object has isn't written: our own watch will tell.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
@@ -15,14 +18,14 @@ use kube::{
     core::ApiResource,
 };
 use serde_json::{Value, json};
-use slotmesh_compile::{Kind, ObjectKey, Report};
+use slotmesh_compile::{Kind, ObjectKey};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::{
     Counters, MANAGER, PATIENCE, Target, WriteError,
-    events::Events,
+    events::{Events, Faults},
     lease::Leadership,
     nodes::Nodes,
     notices::{News, Notices, Subject},
@@ -34,22 +37,24 @@ use crate::watch::resources;
 
 /// A change and its acknowledgements are told together, if the nodes are quick.
 const SETTLE: Duration = Duration::from_millis(300);
+/// Nodes that have not acknowledged an object after this long are named.
+const LATE: Duration = Duration::from_secs(60);
 
-/// How fast objects are written.
-const LIMITS: Limits = Limits {
+/// How fast conditions are written.
+const STATUSES: Limits = Limits {
     interval: Duration::from_millis(50),
     burst: 50,
     rest: Duration::from_secs(1),
     again: Duration::from_secs(1),
 };
 
-/// Something to write.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-enum Task {
-    Status(ObjectKey),
-    /// An event about what was refused when an object was read.
-    Event(Report),
-}
+/// How fast events are written.
+const EVENTS: Limits = Limits {
+    interval: Duration::from_millis(200),
+    burst: 25,
+    rest: Duration::from_secs(10),
+    again: Duration::from_secs(5),
+};
 
 /// An object whose status was compared, or written.
 struct Compared {
@@ -67,29 +72,34 @@ enum Outcome {
 pub(super) struct ObjectWriter {
     client: Client,
     verdicts: Verdicts,
-    pace: Pace<Task>,
+    statuses: Pace<ObjectKey>,
+    events: Pace<ObjectKey>,
     compared: HashMap<ObjectKey, Compared>,
-    /// What is refused at present.
-    refused: BTreeSet<Report>,
+    /// Objects that nodes are about to acknowledge: the generation, and since when.
+    waiting: HashMap<ObjectKey, (Option<i64>, Instant)>,
+    /// What is refused at present, and what was said of it last.
+    faults: Faults,
     /// The version in which a kind was last found.
     found: HashMap<Kind, ApiResource>,
     /// All objects are compiled.
     compiled: bool,
-    events: Events,
+    writer: Events,
     counters: Counters,
 }
 
 impl ObjectWriter {
-    pub(super) fn new(client: &Client, events: Events, counters: Counters) -> Self {
+    pub(super) fn new(client: &Client, writer: Events, counters: Counters) -> Self {
         Self {
             client: client.clone(),
             verdicts: Verdicts::default(),
-            pace: Pace::new(LIMITS),
+            statuses: Pace::new(STATUSES),
+            events: Pace::new(EVENTS),
             compared: HashMap::new(),
-            refused: BTreeSet::new(),
+            waiting: HashMap::new(),
+            faults: Faults::default(),
             found: HashMap::new(),
             compiled: false,
-            events,
+            writer,
             counters,
         }
     }
@@ -103,37 +113,47 @@ impl ObjectWriter {
         mut leadership: Leadership,
         stop: CancellationToken,
     ) {
-        let mut led = false;
-        loop {
+        let (mut led, mut overdue) = (false, None);
+        while !stop.is_cancelled() {
             let leading = leadership.leads();
             let leads = leading && self.compiled && listed.is_cancelled();
             if leads && !led {
                 // Whatever the one before has written, or hasn't.
                 self.compared.clear();
-                let objects = self.verdicts.keys().cloned().map(Task::Status);
-                let events = self.refused.iter().cloned().map(Task::Event);
-                for task in objects.chain(events) {
-                    self.pace.want(&task, Instant::now(), SETTLE);
+                for key in self.verdicts.keys() {
+                    self.statuses.want(key, Instant::now(), SETTLE);
+                }
+                for key in self.faults.objects() {
+                    self.events.want(key, Instant::now(), SETTLE);
                 }
             }
             led = leads;
+            // Not biased: of those that have something to do each gets its turn.
             tokio::select! {
-                biased;
                 () = stop.cancelled() => return,
                 () = leadership.turns(leading) => {}
                 () = listed.cancelled(), if !listed.is_cancelled() => {}
                 news = notices.take() => self.take_in(news),
                 told = nodes.take() => {
                     for (node, told) in told {
-                        self.verdicts.node(&node, told);
-                    }
-                    self.look_at_dirty();
-                }
-                () = until(self.pace.next()), if leads => {
-                    if let Some(task) = self.pace.pop(Instant::now()) {
-                        self.carry_out(task, &leadership).await;
+                        self.verdicts.node(&node, told, Instant::now());
                     }
                 }
+                () = until(overdue) => {}
+                () = until(self.statuses.next()), if leads => {
+                    if let Some(key) = self.statuses.pop(Instant::now()) {
+                        self.write_status(&key, &leadership).await;
+                    }
+                }
+                () = until(self.events.next()), if leads => {
+                    if let Some(key) = self.events.pop(Instant::now()) {
+                        self.write_events(&key).await;
+                    }
+                }
+            }
+            overdue = self.verdicts.overdue(Instant::now());
+            for key in self.verdicts.take_dirty() {
+                self.statuses.want(&key, Instant::now(), SETTLE);
             }
         }
     }
@@ -141,68 +161,79 @@ impl ObjectWriter {
     fn take_in(&mut self, news: BTreeMap<Subject, News>) {
         for (subject, news) in news {
             match (subject, news) {
-                (Subject::Object(key), News::Object { conditions, version }) => {
-                    // Somebody else may have written into the status.
-                    if version.is_some()
-                        && self.compared.get(&key).is_some_and(|ours| ours.version != version)
-                    {
-                        self.compared.remove(&key);
-                    }
+                (Subject::Object(key), News::Object(conditions)) => {
                     self.verdicts.object(&key, conditions.map(|conditions| *conditions));
                 }
-                (Subject::Report(report), News::Holds(true)) => {
-                    self.pace.want(&Task::Event(report.clone()), Instant::now(), SETTLE);
-                    self.refused.insert(report);
+                (Subject::Seen(key), News::Version(version)) => {
+                    // Somebody else may have written into the status.
+                    if self.compared.get(&key).is_some_and(|ours| ours.version != version) {
+                        self.compared.remove(&key);
+                        self.statuses.want(&key, Instant::now(), SETTLE);
+                    }
                 }
-                (Subject::Report(report), News::Holds(false)) => {
-                    self.refused.remove(&report);
-                    self.pace.forget(&Task::Event(report));
+                (Subject::Report(report), News::Holds(holds)) => {
+                    if let Some(key) = self.faults.report(report, holds) {
+                        self.events.want(&key, Instant::now(), SETTLE);
+                    }
                 }
                 (_, News::Served(due)) => {
                     self.compiled = true;
-                    self.verdicts.served(due);
+                    self.verdicts.served(due, Instant::now());
                 }
                 // A subject's news are of its kind.
-                (Subject::Served | Subject::Object(_) | Subject::Report(_), _) => {}
+                (Subject::Served | Subject::Object(_) | Subject::Seen(_) | Subject::Report(_), _) => {}
             }
         }
-        self.look_at_dirty();
     }
 
-    fn look_at_dirty(&mut self) {
-        for key in self.verdicts.take_dirty() {
-            self.pace.want(&Task::Status(key), Instant::now(), SETTLE);
-        }
-    }
-
-    async fn carry_out(&mut self, task: Task, leadership: &Leadership) {
-        let (outcome, target) = match &task {
-            Task::Status(key) => (self.status(key, leadership).await, Target::Object),
-            Task::Event(report) => (self.event(report).await, Target::Event),
-        };
-        match outcome {
+    async fn write_status(&mut self, key: &ObjectKey, leadership: &Leadership) {
+        match self.status(key, leadership).await {
             Ok(Outcome::Wrote) => {
-                self.counters.wrote(target);
-                self.pace.wrote(&task, Instant::now());
+                self.counters.wrote(Target::Object);
+                self.statuses.wrote(key, Instant::now());
             }
-            Ok(Outcome::Nothing) => self.pace.idle(&task),
+            Ok(Outcome::Nothing) => self.statuses.idle(key),
             Err(WriteError::Conflict) => {
-                debug!(?task, "the object has changed meanwhile");
-                self.pace.failed(&task, Instant::now());
+                debug!(object = %key, "the object has changed meanwhile");
+                self.statuses.failed(key, Instant::now());
             }
             Err(error) => {
-                self.counters.failed(target);
-                warn!(?task, %error, "can't be written; trying again");
-                self.pace.failed(&task, Instant::now());
+                self.counters.failed(Target::Object);
+                warn!(object = %key, %error, "its conditions can't be written; trying again");
+                self.statuses.failed(key, Instant::now());
+            }
+        }
+        // Asked again only if nothing happens until then.
+        let now = Instant::now();
+        if let Some((_, since)) = self.waiting.get(key).filter(|(_, since)| *since + LATE > now) {
+            self.statuses.want(key, now, *since + LATE - now);
+        }
+    }
+
+    async fn write_events(&mut self, key: &ObjectKey) {
+        match self.event(key).await {
+            Ok(Outcome::Wrote) => {
+                self.counters.wrote(Target::Event);
+                self.events.wrote(key, Instant::now());
+            }
+            Ok(Outcome::Nothing) => self.events.idle(key),
+            Err(error) => {
+                self.counters.failed(Target::Event);
+                warn!(object = %key, %error, "an event about it can't be written; trying again");
+                self.events.failed(key, Instant::now());
             }
         }
     }
 
     async fn status(&mut self, key: &ObjectKey, leadership: &Leadership) -> Result<Outcome, WriteError> {
-        let Some(verdict) = self.verdicts.judge(key) else {
+        let Some(verdict) = self.judge(key) else {
             self.compared.remove(key);
             return Ok(Outcome::Nothing);
         };
+        let refused = refused_by_agents(&verdict);
+        if self.faults.agents(key, refused) {
+            self.events.want(key, Instant::now(), SETTLE);
+        }
         if self.compared.get(key).is_some_and(|compared| compared.verdict == verdict) {
             return Ok(Outcome::Nothing);
         }
@@ -239,45 +270,37 @@ impl ObjectWriter {
         };
         let written = tokio::time::timeout(PATIENCE, write).await??;
         debug!(object = %key, "wrote its conditions");
-        self.tell_refusals(&written, &verdict).await;
         let version = written.metadata.resource_version;
         self.compared.insert(key.clone(), Compared { version, verdict });
         Ok(Outcome::Wrote)
     }
 
-    /// Agents refuse what the object compiled to. (What was refused before is told by reports.)
-    async fn tell_refusals(&mut self, object: &DynamicObject, verdict: &Verdict) {
-        let said = verdict.places.iter().flat_map(|place| &place.conditions);
-        for said in said.filter(|said| said.ty == "Programmed" && said.truth == Truth::False) {
-            if said.reason != "Refused" {
-                continue;
-            }
-            match self.events.warn(object, "RefusedByAgents", &said.message).await {
-                Ok(()) => self.counters.wrote(Target::Event),
-                Err(error) => {
-                    self.counters.failed(Target::Event);
-                    warn!(%error, "an event can't be written");
-                }
-            }
+    /// What is to be said of an object now.
+    fn judge(&mut self, key: &ObjectKey) -> Option<Verdict> {
+        let verdict = self.verdicts.judge(key, false);
+        let Some(waits) = verdict.as_ref().filter(|verdict| verdict.waits) else {
+            self.waiting.remove(key);
+            return verdict;
+        };
+        let now = Instant::now();
+        let waiting = self.waiting.entry(key.clone()).or_insert((waits.generation, now));
+        if waiting.0 != waits.generation {
+            *waiting = (waits.generation, now);
         }
+        let late = now.saturating_duration_since(waiting.1) >= LATE;
+        if late { self.verdicts.judge(key, true) } else { verdict }
     }
 
-    async fn event(&mut self, report: &Report) -> Result<Outcome, WriteError> {
-        let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.as_str() == report.object.kind) else {
+    async fn event(&mut self, key: &ObjectKey) -> Result<Outcome, WriteError> {
+        let unsaid = self.faults.unsaid(key);
+        if unsaid.is_empty() {
             return Ok(Outcome::Nothing);
-        };
-        let name = slotmesh_compile::ObjectName {
-            namespace: report.object.namespace.clone(),
-            name: report.object.name.clone(),
-        };
-        let Some((_, object)) = self.read(&ObjectKey { kind, name }).await? else {
-            return Ok(Outcome::Nothing);
-        };
-        let note = match &report.field {
-            Some(field) if !report.message.contains(field.as_str()) => format!("{field}: {}", report.message),
-            _ => report.message.clone(),
-        };
-        self.events.warn(&object, report.reason.as_str(), &note).await?;
+        }
+        let Some((_, object)) = self.read(key).await? else { return Ok(Outcome::Nothing) };
+        for fault in unsaid {
+            self.writer.warn(&object, fault.reason, &fault.note).await?;
+            self.faults.said(key, fault);
+        }
         Ok(Outcome::Wrote)
     }
 
@@ -308,6 +331,14 @@ impl ObjectWriter {
         }
         Ok(None)
     }
+}
+
+/// What agents refuse of what the object compiled to.
+fn refused_by_agents(verdict: &Verdict) -> Option<String> {
+    let mut said = verdict.places.iter().flat_map(|place| &place.conditions);
+    let refused =
+        said.find(|said| said.ty == "Programmed" && said.truth == Truth::False && said.reason == "Refused");
+    refused.map(|said| said.message.clone())
 }
 
 /// A server-side apply of a status.

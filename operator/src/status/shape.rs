@@ -7,18 +7,24 @@
 //! | HTTPRoute, TCPRoute | `status.parents[]`, ours by `controllerName` | controllers of their Gateways |
 //! | VirtualService, DestinationRule, ServiceEntry, WorkloadEntry | `status.conditions[]`, ours by type | istiod |
 //!
-//! Invariants: what others wrote is left as it is; a condition that says the same keeps its time; and a
-//! status that says the same isn't written.
+//! Invariants: what others wrote is left as it is and where it is: in lists that are shared our entries are
+//! changed in place, so two controllers that do so never undo each other's work. A condition that says the same
+//! keeps its time; and a status that says the same isn't written.
 
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use serde_json::{Map, Value, json};
 use slotmesh_compile::{At, Kind};
 use slotmesh_crds::own::CONTROLLER;
 
-use super::verdicts::{Place, Said, Truth, Verdict};
+use super::{
+    shorten,
+    verdicts::{Place, Said, Truth, Verdict},
+};
 
 /// The types of conditions that are ours, in lists that have no other owner's name.
-const OURS: [&str; 4] = ["Accepted", "ResolvedRefs", "Conflicted", "Programmed"];
+const OURS: [&str; 5] = ["Accepted", "PartiallyInvalid", "ResolvedRefs", "Conflicted", "Programmed"];
+/// How long a message about several places may be.
+const LONGEST: usize = 4_096;
 
 /// The parts of `status` that are to be written; `None` where the object says all of it already.
 pub(super) fn status(kind: Kind, object: &Value, verdict: &Verdict, now: Timestamp) -> Option<Value> {
@@ -33,10 +39,10 @@ pub(super) fn status(kind: Kind, object: &Value, verdict: &Verdict, now: Timesta
             "conditions": render.conditions(&all(&verdict.places), &before["conditions"]),
         }),
         Kind::VirtualService | Kind::DestinationRule | Kind::ServiceEntry | Kind::WorkloadEntry => {
-            let mut conditions =
-                others(&before["conditions"], |c| !OURS.iter().any(|ours| c["type"] == *ours));
-            conditions.append(&mut render.conditions(&all(&verdict.places), &before["conditions"]));
-            json!({"conditions": conditions})
+            let ours = render.conditions(&all(&verdict.places), &before["conditions"]);
+            let is_ours = |c: &Value| OURS.iter().any(|ours| c["type"] == *ours);
+            let same = |a: &Value, b: &Value| a["type"] == b["type"];
+            json!({"conditions": in_place(&before["conditions"], ours, is_ours, same)})
         }
         Kind::Service
         | Kind::EndpointSlice
@@ -58,7 +64,7 @@ struct Render {
 impl Render {
     fn policy(&self, object: &Value, verdict: &Verdict) -> Value {
         let before = &object["status"]["ancestors"];
-        let mut ancestors = others(before, |ancestor| ancestor["controllerName"] != CONTROLLER);
+        let mut ancestors = Vec::new();
         for place in &verdict.places {
             let references = match &place.at {
                 Some(at) => vec![service(at)],
@@ -72,20 +78,25 @@ impl Render {
                 );
             }
         }
-        json!({"ancestors": ancestors})
+        let same = |a: &Value, b: &Value| a["ancestorRef"] == b["ancestorRef"];
+        json!({"ancestors": in_place(before, ancestors, by_us, same)})
     }
 
     fn route(&self, object: &Value, verdict: &Verdict) -> Value {
         let before = &object["status"]["parents"];
-        let mut parents = others(before, |parent| parent["controllerName"] != CONTROLLER);
+        let own = &object["metadata"]["namespace"];
+        let mut parents = Vec::new();
         for reference in object["spec"]["parentRefs"].as_array().into_iter().flatten() {
-            let Some(place) = verdict.places.iter().find(|place| is_at(place, reference)) else { continue };
+            let Some(place) = verdict.places.iter().find(|place| is_at(place, reference, own)) else {
+                continue;
+            };
             let conditions = self.conditions(&place.conditions, &ours(before, "parentRef", reference));
             parents.push(
                 json!({"parentRef": reference, "controllerName": CONTROLLER, "conditions": conditions}),
             );
         }
-        json!({"parents": parents})
+        let same = |a: &Value, b: &Value| is_same_parent(&a["parentRef"], &b["parentRef"], own);
+        json!({"parents": in_place(before, parents, by_us, same)})
     }
 
     /// As conditions, with the times of those before that have the same status.
@@ -113,9 +124,42 @@ impl Render {
     }
 }
 
-/// The entries of a list that `keep` lets pass, as they are.
-fn others(list: &Value, keep: impl Fn(&Value) -> bool) -> Vec<Value> {
-    list.as_array().into_iter().flatten().filter(|entry| keep(entry)).cloned().collect()
+/// A list in which our entries are these: those of others stay as and where they are, ours that are there
+/// already are exchanged where they stand, ours that aren't wanted go, and new ones come last.
+fn in_place(
+    before: &Value,
+    ours: Vec<Value>,
+    is_ours: impl Fn(&Value) -> bool,
+    same: impl Fn(&Value, &Value) -> bool,
+) -> Vec<Value> {
+    let mut ours: Vec<Option<Value>> = ours.into_iter().map(Some).collect();
+    let mut list = Vec::new();
+    for entry in before.as_array().into_iter().flatten() {
+        if !is_ours(entry) {
+            list.push(entry.clone());
+        } else if let Some(new) = ours.iter_mut().find(|new| new.as_ref().is_some_and(|new| same(entry, new)))
+        {
+            list.extend(new.take());
+        }
+    }
+    list.extend(ours.into_iter().flatten());
+    list
+}
+
+fn by_us(entry: &Value) -> bool {
+    entry["controllerName"] == CONTROLLER
+}
+
+/// Whether two references are to the same parent, `own` being the namespace of the route.
+fn is_same_parent(a: &Value, b: &Value, own: &Value) -> bool {
+    let text = |reference: &Value, field: &str| reference[field].as_str().unwrap_or_default().to_owned();
+    let namespace = |reference: &Value| match &reference["namespace"] {
+        Value::Null => own.clone(),
+        namespace => namespace.clone(),
+    };
+    namespace(a) == namespace(b)
+        && a["port"] == b["port"]
+        && ["group", "kind", "name", "sectionName"].iter().all(|field| text(a, field) == text(b, field))
 }
 
 /// The conditions of our entry for this reference.
@@ -148,14 +192,16 @@ fn targets(policy: &Value) -> Vec<Value> {
 
 /// Whether a place is the parent of this reference. What is said of a route as a whole, which is refused,
 /// is said at each Service; other parents are not ours.
-fn is_at(place: &Place, reference: &Value) -> bool {
+fn is_at(place: &Place, reference: &Value, own: &Value) -> bool {
     let is_service =
         matches!(reference["group"].as_str(), Some("" | "core")) && reference["kind"] == "Service";
     is_service
         && place.at.as_ref().is_none_or(|at| {
+            let namespace = reference["namespace"].as_str().or(own.as_str());
             reference["name"] == *at.service.name
-                && reference["namespace"].as_str().is_none_or(|namespace| *namespace == *at.service.namespace)
+                && namespace.is_none_or(|namespace| *namespace == *at.service.namespace)
                 && reference["sectionName"].as_str() == at.section.as_deref()
+                && reference["port"].as_u64() == at.port.map(u64::from)
         })
 }
 
@@ -172,8 +218,9 @@ fn all(places: &[Place]) -> Vec<Said> {
             let said = places
                 .iter()
                 .filter_map(|place| Some((at(place), place.conditions.iter().find(|c| c.ty == *ty)?)));
-            // A conflict anywhere is one; everything else has to hold everywhere.
-            let bad = if *ty == "Conflicted" { Truth::True } else { Truth::False };
+            // A conflict anywhere is one; what is good has to hold everywhere.
+            let bad =
+                if matches!(*ty, "Conflicted" | "PartiallyInvalid") { Truth::True } else { Truth::False };
             let mut all: Vec<(String, &Said)> = said.collect();
             for worst in [bad, Truth::Unknown] {
                 if all.iter().any(|(_, said)| said.truth == worst) {
@@ -181,7 +228,8 @@ fn all(places: &[Place]) -> Vec<Said> {
                     let message: Vec<String> =
                         all.iter().map(|(at, said)| format!("{at}: {}", said.message)).collect();
                     let first = all.first()?.1;
-                    return Some(Said { message: message.join(". "), ..first.clone() });
+                    let message = shorten(&message.join(". "), LONGEST).into_owned();
+                    return Some(Said { message, ..first.clone() });
                 }
             }
             all.first().map(|(_, said)| (*said).clone())
@@ -226,13 +274,14 @@ mod tests {
     }
 
     fn place(service: &str, section: Option<&str>, programmed: Truth) -> Place {
-        let at = At { service: ObjectName::new("shop", service), section: section.map(str::to_owned) };
+        let service = ObjectName::new("shop", service);
+        let at = At { service, section: section.map(str::to_owned), port: None };
         let conditions = vec![said("Accepted", Truth::True), said("Programmed", programmed)];
         Place { at: Some(at), conditions }
     }
 
     fn verdict(places: Vec<Place>) -> Verdict {
-        Verdict { generation: Some(3), places, nodes: Count { due: 2, have: 1 } }
+        Verdict { generation: Some(3), places, nodes: Count { due: 2, have: 1 }, waits: false }
     }
 
     /// What is written, written into the object.
@@ -270,7 +319,7 @@ mod tests {
             "parentRef": {"name": "edge"}, "controllerName": "example.com/gateway",
             "conditions": [{"type": "Accepted", "status": "True"}],
         });
-        let reference = json!({"group": "", "kind": "Service", "name": "web", "port": 80});
+        let reference = json!({"group": "", "kind": "Service", "name": "web"});
         let mut object = json!({
             "spec": {"parentRefs": [{"name": "edge"}, reference]},
             "status": {"parents": [gateway]},
@@ -285,6 +334,67 @@ mod tests {
         object["spec"]["parentRefs"] = json!([{"name": "edge"}]);
         assert!(write(Kind::HttpRoute, &mut object, &verdict(vec![])));
         assert_eq!(object["status"]["parents"], json!([gateway]));
+    }
+
+    #[test]
+    fn parents_that_differ_by_port_have_entries_of_their_own() {
+        let reference = |port: u16| json!({"group": "", "kind": "Service", "name": "web", "port": port});
+        let mut object = json!({
+            "metadata": {"namespace": "shop"},
+            "spec": {"parentRefs": [reference(80), reference(81)]},
+        });
+        let of = |port: u16, programmed| {
+            let mut place = place("web", None, programmed);
+            place.at.as_mut().unwrap().port = Some(port);
+            place
+        };
+        let both = verdict(vec![of(80, Truth::True), of(81, Truth::False)]);
+        assert!(write(Kind::HttpRoute, &mut object, &both));
+        let parents = &object["status"]["parents"];
+        let programmed =
+            |i: usize| (&parents[i]["parentRef"]["port"], &parents[i]["conditions"][1]["status"]);
+        assert_eq!(programmed(0), (&json!(80), &json!("True")));
+        assert_eq!(programmed(1), (&json!(81), &json!("False")));
+    }
+
+    /// Whoever writes a list changes its own entries in place, whatever order another prefers.
+    #[test]
+    fn two_controllers_do_not_fight_over_a_list() {
+        let web = json!({"group": "", "kind": "Service", "name": "web"});
+        let theirs = |n: u32| {
+            json!({"parentRef": {"name": "edge"}, "controllerName": "example.com/gateway",
+                   "conditions": [{"type": "Accepted", "status": "True", "observedGeneration": n}]})
+        };
+        let mut object = json!({
+            "metadata": {"namespace": "shop"},
+            "spec": {"parentRefs": [web, {"name": "edge"}]},
+        });
+        let ours = verdict(vec![place("web", None, Truth::True)]);
+        assert!(write(Kind::HttpRoute, &mut object, &ours));
+        // The other sorts its own entry to the end, or to the front, and writes it a hundred times.
+        for n in 0..100 {
+            let mine =
+                object["status"]["parents"].as_array().unwrap().iter().find(|p| by_us(p)).cloned().unwrap();
+            object["status"]["parents"] =
+                if n % 2 == 0 { json!([mine, theirs(n)]) } else { json!([theirs(n), mine]) };
+            assert!(!write(Kind::HttpRoute, &mut object, &ours), "write {n}");
+        }
+        // One that differs only in a namespace that goes without saying is the same entry.
+        object["status"]["parents"][1]["parentRef"]["namespace"] = "shop".into();
+        assert!(!write(Kind::HttpRoute, &mut object, &ours));
+        // What they overwrote of ours comes back where it was.
+        object["status"]["parents"][1]["conditions"] = json!([]);
+        assert!(write(Kind::HttpRoute, &mut object, &ours));
+        assert_eq!(object["status"]["parents"][1]["conditions"][0]["type"], "Accepted");
+    }
+
+    #[test]
+    fn a_message_about_many_hosts_is_bounded() {
+        let many = (0..2_000).map(|n| place(&format!("web-{n}"), None, Truth::False)).collect();
+        let mut object = json!({});
+        assert!(write(Kind::VirtualService, &mut object, &verdict(many)));
+        let message = object["status"]["conditions"][1]["message"].as_str().unwrap();
+        assert!(message.len() <= LONGEST + "…".len() && message.ends_with('…'), "{}", message.len());
     }
 
     #[test]
@@ -315,7 +425,7 @@ mod tests {
         let ancestors = policy["status"]["ancestors"].as_array().unwrap();
         let at = |name, section: Option<&str>| {
             let section = section.map(str::to_owned);
-            service(&At { service: ObjectName::new("shop", name), section })
+            service(&At { service: ObjectName::new("shop", name), section, port: None })
         };
         let said: Vec<_> = ancestors.iter().map(|a| &a["ancestorRef"]).collect();
         assert_eq!(said, [&at("web", None), &at("api", Some("http"))]);

@@ -1,89 +1,35 @@
 //! What stands in the status of each object: what the compiler says, and whether every node has it.
 //!
 //! ```text
-//!  compiler --conditions--> objects ---+
-//!  what is served --due--> nodes       +--judge--> Verdict
-//!  MeshNodes --acknowledged--> nodes --+
+//!  compiler --conditions--> objects ---------------+
+//!  what is served, MeshNodes --> Lacking: nodes ---+--judge--> Verdict
 //! ```
 //!
-//! A node lacks what it is due and hasn't acknowledged, by content hash; that difference is read from two
-//! sketches of fixed size. An object is programmed when none of its resources, in the version that it has
-//! now, is lacked by a node that is due it.
+//! An object is programmed when none of its resources, in the version that it has now, is lacked by a node that
+//! counts and is due it. Endpoints are no part of that: they change with every pod.
 //!
-//! Invariants: `Programmed` is true only if every such node has acknowledged exactly these versions. Where
-//! it can't be told what a node lacks (it has just begun), it counts as lacking everything. A node's
-//! acknowledgement costs the objects of what it lacks no more; nothing is scanned but the nodes, when what
-//! is served has changed, which is due to each of them.
+//! Invariants: `Programmed` is true only if every such node has acknowledged exactly these versions. A node's
+//! acknowledgement costs the objects of what it lacks no more. What is said of an object that all nodes have,
+//! or are about to have, doesn't change with the nodes: neither names nor counts stand there.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use k8s_openapi::jiff::Timestamp;
 use slotmesh_compile::{Ancestor, At, ConditionType, Conditions, Kind, ObjectKey};
-use slotmesh_crds::own::MeshNodeStatus;
 use slotmesh_serve::NodeName;
-use slotmesh_xds::{Fingerprint, ResourceType, Sketch, Version};
+use slotmesh_xds::{Fingerprint, ResourceType, Version};
+use tokio::time::Instant;
 
-use super::due::Snapshot;
+pub(super) use super::lacking::Told;
+use super::{
+    due::Snapshot,
+    lacking::{Lacking, Part},
+    shorten,
+};
 
 /// How many nodes a message names.
 const NAMED: usize = 5;
-
-/// What a node's MeshNode tells.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Told {
-    /// What the agent has acknowledged; `None` where that can't be read.
-    pub(super) acknowledged: Option<Sketch>,
-    /// Why the node isn't ready, and since when; `None` where it is.
-    pub(super) not_ready: Option<(String, Timestamp)>,
-    /// What the agent refuses, as `type/name`, and why.
-    pub(super) refused: BTreeMap<String, String>,
-}
-
-impl Told {
-    pub(super) fn of(status: &MeshNodeStatus) -> Self {
-        let ready = status.conditions.iter().find(|condition| condition.type_ == "Ready");
-        let not_ready = ready.filter(|ready| ready.status != "True");
-        Self {
-            acknowledged: status.acknowledged.as_deref().and_then(|text| text.parse().ok()),
-            not_ready: not_ready.map(|ready| (ready.reason.clone(), ready.last_transition_time.0)),
-            refused: status.refused.iter().map(|one| (one.resource.clone(), one.reason.clone())).collect(),
-        }
-    }
-}
-
-/// What a node lacks of what it is due.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Lacks {
-    /// Exactly these.
-    These(HashSet<Fingerprint>),
-    /// Nobody can tell: perhaps everything.
-    Unknown,
-}
-
-impl Lacks {
-    fn contains(&self, print: &Fingerprint) -> bool {
-        match self {
-            Self::These(prints) => prints.contains(print),
-            Self::Unknown => true,
-        }
-    }
-}
-
-#[derive(Debug)]
-struct Node {
-    told: Told,
-    lacks: Lacks,
-}
-
-/// A resource that an object takes part in.
-#[derive(Clone, Debug)]
-struct Part {
-    print: Fingerprint,
-    /// As a MeshNode names it among what is refused.
-    name: String,
-    /// The one node that is due it; `None` where all are that take part.
-    only: Option<NodeName>,
-}
+/// How long a reason of an agent's may be.
+const LONGEST_REASON: usize = 256;
 
 #[derive(Debug)]
 struct Object {
@@ -139,6 +85,8 @@ pub(super) struct Verdict {
     pub(super) generation: Option<i64>,
     pub(super) places: Vec<Place>,
     pub(super) nodes: Count,
+    /// Nodes are about to acknowledge it, and none of these is named yet.
+    pub(super) waits: bool,
 }
 
 /// See the module's comment.
@@ -147,75 +95,65 @@ pub(super) struct Verdicts {
     objects: BTreeMap<ObjectKey, Object>,
     /// The objects of a resource in the version that it has now.
     owners: HashMap<Fingerprint, BTreeSet<ObjectKey>>,
-    nodes: BTreeMap<NodeName, Node>,
-    /// In step with what the objects compiled to: never newer, or something would count as acknowledged
-    /// that no longer is due.
-    due: Snapshot,
+    lacking: Lacking,
     dirty: BTreeSet<ObjectKey>,
 }
 
 impl Verdicts {
     /// Takes in what the compiler says of an object; `None` when it is gone.
     pub(super) fn object(&mut self, key: &ObjectKey, conditions: Option<Conditions>) {
-        if let Some(old) = self.objects.remove(key) {
-            for part in old.parts.iter().flatten() {
-                if let Some(owners) = self.owners.get_mut(&part.print) {
-                    owners.remove(key);
-                    if owners.is_empty() {
-                        self.owners.remove(&part.print);
-                    }
+        let parts: Vec<Vec<Part>> =
+            conditions.iter().flat_map(|conditions| &conditions.ancestors).map(parts).collect();
+        for part in parts.iter().flatten() {
+            let owners = self.owners.entry(part.print).or_default();
+            if owners.is_empty() {
+                self.lacking.came(part.print);
+            }
+            owners.insert(key.clone());
+        }
+        let old = self.objects.remove(key).map(|old| old.parts).unwrap_or_default();
+        let kept: BTreeSet<Fingerprint> = parts.iter().flatten().map(|part| part.print).collect();
+        for print in old.iter().flatten().map(|part| part.print).filter(|print| !kept.contains(print)) {
+            if let Some(owners) = self.owners.get_mut(&print) {
+                owners.remove(key);
+                if owners.is_empty() {
+                    self.owners.remove(&print);
+                    self.lacking.went(print);
                 }
             }
         }
         self.dirty.insert(key.clone());
-        let Some(conditions) = conditions else { return };
-        let parts: Vec<Vec<Part>> = conditions.ancestors.iter().map(parts).collect();
-        for part in parts.iter().flatten() {
-            self.owners.entry(part.print).or_default().insert(key.clone());
+        if let Some(conditions) = conditions {
+            self.objects.insert(key.clone(), Object { conditions, parts });
         }
-        self.objects.insert(key.clone(), Object { conditions, parts });
     }
 
     /// Takes in what a MeshNode tells; `None` when it is gone.
-    pub(super) fn node(&mut self, name: &NodeName, told: Option<Told>) {
-        let before = self.nodes.remove(name);
-        let Some(told) = told else {
-            if before.is_some() {
-                self.all_of(name);
-            }
-            return;
-        };
-        let lacks = lacks(&told, &self.due.of(name));
-        self.differ(before.as_ref().map(|node| &node.lacks), &lacks);
-        // Why it lacks something is part of the message.
-        let same = before.is_some_and(|before| {
-            before.told.not_ready == told.not_ready && before.told.refused == told.refused
-        });
-        if !same {
-            self.touch(&lacks);
-        }
-        self.nodes.insert(name.clone(), Node { told, lacks });
+    pub(super) fn node(&mut self, name: &NodeName, told: Option<Told>, now: Instant) {
+        self.lacking.node(name, told, now);
     }
 
     /// What the nodes are due has changed, to what objects are compiled to from now on.
-    pub(super) fn served(&mut self, due: Snapshot) {
-        if self.due.nodes() != due.nodes() {
-            // Every object is for other nodes now.
-            self.dirty.extend(self.objects.keys().cloned());
-        }
-        self.due = due;
-        let names: Vec<NodeName> = self.nodes.keys().cloned().collect();
-        for name in names {
-            let Some(node) = self.nodes.remove(&name) else { continue };
-            let lacks = lacks(&node.told, &self.due.of(&name));
-            self.differ(Some(&node.lacks), &lacks);
-            self.nodes.insert(name, Node { lacks, ..node });
-        }
+    pub(super) fn served(&mut self, due: Snapshot, now: Instant) {
+        self.lacking.served(due, now);
+    }
+
+    /// Time passes; when to ask again.
+    pub(super) fn overdue(&mut self, now: Instant) -> Option<Instant> {
+        self.lacking.overdue(now)
     }
 
     /// The objects of which something else may be to be said since the last call.
     pub(super) fn take_dirty(&mut self) -> BTreeSet<ObjectKey> {
-        std::mem::take(&mut self.dirty)
+        let touched = self.lacking.take_touched();
+        let mut dirty = std::mem::take(&mut self.dirty);
+        if touched.all {
+            dirty.extend(self.objects.keys().cloned());
+        }
+        for print in touched.prints {
+            dirty.extend(self.owners.get(&print).into_iter().flatten().cloned());
+        }
+        dirty
     }
 
     /// All objects.
@@ -223,10 +161,11 @@ impl Verdicts {
         self.objects.keys()
     }
 
-    /// What is to be said of an object; `None` where there is none.
-    pub(super) fn judge(&self, key: &ObjectKey) -> Option<Verdict> {
+    /// What is to be said of an object; `None` where there is none. `late` is whether nodes had time enough to
+    /// acknowledge it, so that those are named that haven't.
+    pub(super) fn judge(&self, key: &ObjectKey, late: bool) -> Option<Verdict> {
         let Object { conditions, parts } = self.objects.get(key)?;
-        let mut nodes = Count::default();
+        let (mut nodes, mut waits) = (Count::default(), false);
         let places = conditions.ancestors.iter().zip(parts).map(|(ancestor, parts)| {
             let mut said: Vec<Said> = ancestor
                 .conditions
@@ -238,138 +177,97 @@ impl Verdicts {
                     message: condition.message.clone(),
                 })
                 .collect();
-            let (programmed, count) = self.programmed(key.kind, ancestor, parts);
-            nodes = count;
-            said.push(programmed);
+            let selected = parts.iter().filter(|part| part.only.is_some()).count();
+            let programmed = self.programmed(key.kind, ancestor, parts, late);
+            nodes = Count { due: selected, have: selected - programmed.lacking.min(selected) };
+            waits |= programmed.waits;
+            said.push(programmed.said);
             Place { at: ancestor.at.clone(), conditions: said }
         });
         let places = places.collect();
-        Some(Verdict { generation: conditions.generation, places, nodes })
+        Some(Verdict { generation: conditions.generation, places, nodes, waits })
     }
 
-    fn programmed(&self, kind: Kind, ancestor: &Ancestor, parts: &[Part]) -> (Said, Count) {
-        let say = |truth, reason, message: String| Said { ty: "Programmed", truth, reason, message };
+    fn programmed(&self, kind: Kind, ancestor: &Ancestor, parts: &[Part], late: bool) -> Programmed {
+        let say = |truth, reason, message: &str| {
+            let said = Said { ty: "Programmed", truth, reason, message: message.to_owned() };
+            Programmed { said, lacking: 0, waits: false }
+        };
         let accepted = |c: &&slotmesh_compile::Condition| c.ty == ConditionType::Accepted;
         if ancestor.conditions.iter().find(accepted).is_some_and(|accepted| !accepted.holds) {
-            let message = "it isn't in force: see Accepted".to_owned();
-            return (say(Truth::False, "NotAccepted", message), Count::default());
+            return say(Truth::False, "NotAccepted", "it isn't in force: see Accepted");
         }
-        let due: BTreeSet<&NodeName> = match parts.iter().any(|part| part.only.is_none()) {
-            true => self.due.nodes().iter().collect(),
-            false => parts.iter().filter_map(|part| part.only.as_ref()).collect(),
-        };
-        if parts.is_empty() || due.is_empty() {
+        if kind == Kind::WorkloadEntry {
+            let message = "what became of it is said of the ServiceEntries that select it";
+            return say(Truth::Unknown, "NothingToProgram", message);
+        }
+        if parts.is_empty() {
+            return match kind {
+                Kind::SlotProfile => say(Truth::Unknown, "NoNodes", "no node is selected"),
+                _ => say(Truth::Unknown, "NothingToProgram", "it leads to nothing that a node has to know"),
+            };
+        }
+        if !self.lacking.is_due_to_any(parts) {
             let message = match kind {
-                Kind::WorkloadEntry => "what became of it is said of the ServiceEntries that select it",
-                _ if parts.is_empty() && kind != Kind::SlotProfile => {
-                    "it leads to nothing that a node has to know"
-                }
-                Kind::SlotProfile => "no node is selected",
-                _ => "no node runs pods that take part in the mesh",
+                Kind::SlotProfile => "no node that is selected has an agent",
+                _ => "no node that has an agent runs pods that take part in the mesh",
             };
-            let reason =
-                if parts.is_empty() && kind != Kind::SlotProfile { "NothingToProgram" } else { "NoNodes" };
-            return (say(Truth::Unknown, reason, message.to_owned()), Count::default());
+            let without = parts.iter().filter(|part| part.only.is_some()).count();
+            return Programmed { lacking: without, ..say(Truth::Unknown, "NoNodes", message) };
         }
-        let lacking: Vec<(&NodeName, Vec<&Part>)> = due
-            .iter()
-            .map(|node| (*node, self.lacking(node, parts)))
-            .filter(|(_, lacking)| !lacking.is_empty())
-            .collect();
-        let count = Count { due: due.len(), have: due.len() - lacking.len() };
+        let lacking = self.lacking.of(parts);
         if lacking.is_empty() {
-            let message = match count.due {
-                1 => "the one node that it is for has acknowledged it".to_owned(),
-                due => format!("all {due} nodes have acknowledged it"),
-            };
-            return (say(Truth::True, "Programmed", message), count);
+            let without = self.lacking.without_agent(parts);
+            let said = say(Truth::True, "Programmed", "every node that it is for has acknowledged it");
+            return Programmed { lacking: without, ..said };
         }
-        let mut refused = false;
-        let mut named = Vec::new();
+        let (mut refused, mut named, mut more, mut waits) = (false, Vec::new(), 0, false);
         for (node, parts) in &lacking {
-            let (why, refuses) = self.why(node, parts);
+            let (why, refuses) = match self.why(node, parts) {
+                Some(why) => why,
+                None if late => ("pending".to_owned(), false),
+                None => {
+                    waits = true;
+                    continue;
+                }
+            };
             refused |= refuses;
             if named.len() < NAMED {
                 named.push(format!("{node} ({why})"));
+            } else {
+                more += 1;
             }
         }
-        let more = if lacking.len() > NAMED {
-            format!(", and {} more", lacking.len() - NAMED)
-        } else {
-            String::new()
+        let message = match (named.is_empty(), more) {
+            (true, _) => "nodes are about to acknowledge it".to_owned(),
+            (false, 0) => format!("not acknowledged by {}", named.join(", ")),
+            (false, more) => format!("not acknowledged by {}, and {more} more nodes", named.join(", ")),
         };
-        let (n, of) = (lacking.len(), count.due);
-        let message = format!(
-            "{n} of {of} nodes {} not acknowledged it: {}{more}",
-            if n == 1 { "has" } else { "have" },
-            named.join(", ")
-        );
-        (say(Truth::False, if refused { "Refused" } else { "Pending" }, message), count)
+        let reason = if refused { "Refused" } else { "Pending" };
+        let without = self.lacking.without_agent(parts);
+        Programmed { lacking: lacking.len() + without, waits, ..say(Truth::False, reason, &message) }
     }
 
-    fn lacking<'p>(&self, node: &NodeName, parts: &'p [Part]) -> Vec<&'p Part> {
-        let due = |part: &&Part| part.only.as_ref().is_none_or(|only| only == node);
-        let known = self.nodes.get(node);
-        let lacks = |part: &&Part| known.is_none_or(|known| known.lacks.contains(&part.print));
-        parts.iter().filter(due).filter(lacks).collect()
-    }
-
-    /// Why a node lacks something, and whether that is because its agent refuses it.
-    fn why(&self, node: &NodeName, parts: &[&Part]) -> (String, bool) {
-        let Some(Node { told, .. }) = self.nodes.get(node) else {
-            return ("no agent has connected".to_owned(), false);
-        };
+    /// Why a node lacks something, and whether that is because its agent refuses it; `None` where it is about
+    /// to have it.
+    fn why(&self, node: &NodeName, parts: &[&Part]) -> Option<(String, bool)> {
+        let told = self.lacking.told(node)?;
         if let Some((name, reason)) = parts.iter().find_map(|part| told.refused.get_key_value(&part.name)) {
-            return (format!("refuses {name}: {reason}"), true);
+            let reason = shorten(reason, LONGEST_REASON);
+            return Some((format!("refuses {name}: {reason}"), true));
         }
-        match &told.not_ready {
-            Some((reason, since)) => (format!("not ready since {since}: {reason}"), false),
-            None => ("pending".to_owned(), false),
-        }
-    }
-
-    /// The objects of what one set lacks and the other doesn't are dirty.
-    fn differ(&mut self, before: Option<&Lacks>, now: &Lacks) {
-        match (before, now) {
-            (Some(Lacks::These(before)), Lacks::These(now)) => {
-                for print in before.symmetric_difference(now) {
-                    self.dirty.extend(self.owners.get(print).into_iter().flatten().cloned());
-                }
-            }
-            (Some(Lacks::Unknown), Lacks::Unknown) => {}
-            _ => self.dirty.extend(self.objects.keys().cloned()),
-        }
-    }
-
-    /// The objects of what is lacked are dirty.
-    fn touch(&mut self, lacks: &Lacks) {
-        match lacks {
-            Lacks::These(prints) => {
-                for print in prints {
-                    self.dirty.extend(self.owners.get(print).into_iter().flatten().cloned());
-                }
-            }
-            Lacks::Unknown => self.dirty.extend(self.objects.keys().cloned()),
-        }
-    }
-
-    /// All objects that the node may be due are dirty.
-    fn all_of(&mut self, node: &NodeName) {
-        let due = |object: &Object| {
-            let mut parts = object.parts.iter().flatten();
-            parts.any(|part| part.only.as_ref().is_none_or(|only| only == node))
-        };
-        let keys = self.objects.iter().filter(|(_, object)| due(object)).map(|(key, _)| key.clone());
-        self.dirty.extend(keys);
+        let (reason, since) = told.not_ready.as_ref()?;
+        Some((format!("not ready since {since}: {reason}"), false))
     }
 }
 
-fn lacks(told: &Told, due: &Sketch) -> Lacks {
-    let difference = told.acknowledged.as_ref().map(|acknowledged| due.difference(acknowledged));
-    match difference {
-        Some(Ok(difference)) => Lacks::These(difference.first.into_iter().collect()),
-        Some(Err(_)) | None => Lacks::Unknown,
-    }
+/// What is to be said about Programmed.
+struct Programmed {
+    said: Said,
+    /// How many nodes lack it, or have no agent to have it.
+    lacking: usize,
+    /// Nodes are about to acknowledge it, and aren't named.
+    waits: bool,
 }
 
 fn parts(ancestor: &Ancestor) -> Vec<Part> {
@@ -382,7 +280,8 @@ fn parts(ancestor: &Ancestor) -> Vec<Part> {
             only: only.then(|| NodeName::from(resource.name.as_str())),
         })
     };
-    ancestor.resources.iter().filter_map(part).collect()
+    let counted = |resource: &&slotmesh_compile::ResourceVersion| resource.ty != ResourceType::Endpoints;
+    ancestor.resources.iter().filter(counted).filter_map(part).collect()
 }
 
 #[cfg(test)]

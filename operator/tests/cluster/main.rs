@@ -9,3 +9,4 @@ mod replica;
 mod status;
 mod support;
 mod watch;
+mod writes;

@@ -1,7 +1,8 @@
 //! Objects, nodes and what is served, without an API server.
 
+use k8s_openapi::jiff::Timestamp;
 use slotmesh_compile::{Condition, ObjectName, ResourceVersion};
-use slotmesh_xds::{Change, Resource, ResourceName};
+use slotmesh_xds::{Change, Resource, ResourceName, Sketch};
 
 use super::*;
 use crate::Due;
@@ -73,13 +74,17 @@ fn object(key: &ObjectKey, accepted: bool, resources: &[(ResourceType, &str, &[u
 struct Scene {
     verdicts: Verdicts,
     served: Served,
+    nodes: BTreeSet<&'static str>,
+    now: Instant,
 }
 
 impl Scene {
-    fn new(nodes: &[&str], served: Served) -> Self {
-        let mut verdicts = Verdicts::default();
-        verdicts.served(served.due(nodes.iter().copied()));
-        Self { verdicts, served }
+    /// Nothing was served before.
+    fn new(nodes: &[&'static str], served: Served) -> Self {
+        let (nodes, now) = (nodes.iter().copied().collect(), Instant::now());
+        let mut scene = Self { verdicts: Verdicts::default(), served: Served::default(), nodes, now };
+        scene.serves(served);
+        scene
     }
 
     fn object(&mut self, key: &ObjectKey, resources: &[(ResourceType, &str, &[u8])]) {
@@ -87,7 +92,7 @@ impl Scene {
     }
 
     fn told(&mut self, node: &str, told: Told) {
-        self.verdicts.node(&node.into(), Some(told));
+        self.verdicts.node(&node.into(), Some(told), self.now);
     }
 
     /// The node has acknowledged all of this.
@@ -96,14 +101,35 @@ impl Scene {
         self.told(node, Told { acknowledged, ..Told::default() });
     }
 
+    /// As an agent that has just begun.
+    fn begins(&mut self, node: &str, held: &Served) {
+        let acknowledged = Some(held.sketch(&node.into()));
+        let not_ready = Some(("Syncing".to_owned(), Timestamp::UNIX_EPOCH));
+        self.told(node, Told { acknowledged, not_ready, ..Told::default() });
+    }
+
     fn serves(&mut self, served: Served) {
         self.served = served;
-        let due = self.served.due(self.verdicts.due.nodes().iter().map(NodeName::as_str));
-        self.verdicts.served(due);
+        let due = self.served.due(self.nodes.iter().copied());
+        self.verdicts.served(due, self.now);
+    }
+
+    /// A node gets its first pod, or loses its last.
+    fn takes_part(&mut self, node: &'static str, does: bool) {
+        if does {
+            self.nodes.insert(node)
+        } else {
+            self.nodes.remove(node)
+        };
+        self.serves(self.served.clone());
     }
 
     fn programmed(&self, key: &ObjectKey) -> (Truth, &'static str, String) {
-        let verdict = self.verdicts.judge(key).unwrap();
+        self.programmed_when(key, false)
+    }
+
+    fn programmed_when(&self, key: &ObjectKey, late: bool) -> (Truth, &'static str, String) {
+        let verdict = self.verdicts.judge(key, late).unwrap();
         let said = verdict.places[0].conditions.last().unwrap();
         assert_eq!(said.ty, "Programmed");
         (said.truth, said.reason, said.message.clone())
@@ -121,13 +147,9 @@ fn programmed_once_every_node_has_acknowledged_this_very_content() {
     let policy = key(Kind::TrafficPolicy, "web");
     let mut scene = Scene::new(&["n1", "n2"], Served::clusters(&[("web", b"1"), ("api", b"1")]));
     scene.object(&policy, &[(CLUSTER, "web", b"1")]);
-    let (truth, reason, message) = scene.programmed(&policy);
-    assert_eq!((truth, reason), (Truth::False, "Pending"));
-    assert_eq!(
-        message,
-        "2 of 2 nodes have not acknowledged it: n1 (no agent has connected), n2 (no agent has connected)"
-    );
-
+    scene.acknowledges("n1", &Served::default());
+    let waits = (Truth::False, "Pending", "nodes are about to acknowledge it".to_owned());
+    assert_eq!(scene.programmed(&policy), waits);
     let all = scene.served.clone();
     scene.acknowledges("n1", &all);
     // What others lack of other objects doesn't matter, nor what the node has besides.
@@ -137,19 +159,17 @@ fn programmed_once_every_node_has_acknowledged_this_very_content() {
     // The content changes: what was acknowledged before counts no more.
     scene.serves(Served::clusters(&[("web", b"2"), ("api", b"1")]));
     scene.object(&policy, &[(CLUSTER, "web", b"2")]);
-    assert_eq!(scene.programmed(&policy).0, Truth::False);
+    assert_eq!(scene.programmed(&policy), waits);
     let all = scene.served.clone();
     scene.acknowledges("n1", &all);
-    let (truth, _, message) = scene.programmed(&policy);
-    assert_eq!(
-        (truth, message.as_str()),
-        (Truth::False, "1 of 2 nodes has not acknowledged it: n2 (pending)")
-    );
+    // That changes as nodes acknowledge it, one after the other; so it isn't said before it lasts.
+    assert_eq!(scene.programmed(&policy), waits);
+    assert_eq!(scene.programmed_when(&policy, true).2, "not acknowledged by n2 (pending)");
     scene.acknowledges("n2", &all);
     let (truth, reason, message) = scene.programmed(&policy);
     assert_eq!(
         (truth, reason, message.as_str()),
-        (Truth::True, "Programmed", "all 2 nodes have acknowledged it")
+        (Truth::True, "Programmed", "every node that it is for has acknowledged it")
     );
 }
 
@@ -203,22 +223,40 @@ fn only_the_objects_of_what_differs_are_looked_at() {
 }
 
 #[test]
-fn a_node_that_lacks_more_than_can_be_told_lacks_everything() {
+fn a_node_of_which_too_much_is_new_to_be_told_lacks_what_is_new() {
+    let (web, one) = (key(Kind::TrafficPolicy, "web"), key(Kind::TrafficPolicy, "one"));
+    let mut scene = Scene::new(&["n1"], Served::clusters(&[("web", b"1"), ("one", b"1")]));
+    scene.object(&web, &[(CLUSTER, "web", b"1")]);
+    scene.object(&one, &[(CLUSTER, "one", b"1")]);
+    let before = scene.served.clone();
+    scene.acknowledges("n1", &before);
+    // 500 resources come at once, and one of those that were there changes.
+    let many = (0..500)
+        .map(|n| &*n.to_string().leak())
+        .fold(Served::clusters(&[("web", b"1"), ("one", b"2")]), |all, name| all.with(CLUSTER, name, b"1"));
+    scene.dirty();
+    scene.serves(many.clone());
+    scene.object(&one, &[(CLUSTER, "one", b"2")]);
+    assert_eq!(scene.dirty(), ["one"], "nothing is to be said of what didn't change");
+    assert_eq!((scene.programmed(&web).0, scene.programmed(&one).0), (Truth::True, Truth::False));
+    scene.acknowledges("n1", &many);
+    assert_eq!(scene.dirty(), ["one"]);
+    assert_eq!(scene.programmed(&one).0, Truth::True);
+    // A sketch that can't be read tells nothing: what it had, it still has.
+    scene.told("n1", Told::default());
+    assert_eq!((scene.dirty(), scene.programmed(&web).0), (Vec::new(), Truth::True));
+}
+
+#[test]
+fn a_node_that_was_never_known_and_lacks_too_much_lacks_everything() {
     let policy = key(Kind::TrafficPolicy, "web");
-    let many: Vec<&'static str> = (0..500).map(|n| &*n.to_string().leak()).collect();
-    let served =
-        many.iter().fold(Served::clusters(&[("web", b"1")]), |all, name| all.with(CLUSTER, name, b"1"));
-    let mut scene = Scene::new(&["n1"], served);
+    let many = (0..500)
+        .map(|n| &*n.to_string().leak())
+        .fold(Served::clusters(&[("web", b"1")]), |all, name| all.with(CLUSTER, name, b"1"));
+    let mut scene = Scene::new(&["n1"], many);
     scene.object(&policy, &[(CLUSTER, "web", b"1")]);
     scene.acknowledges("n1", &Served::clusters(&[("web", b"1")]));
     assert_eq!(scene.programmed(&policy).0, Truth::False, "nobody can tell");
-    let all = scene.served.clone();
-    scene.acknowledges("n1", &all);
-    assert_eq!(scene.programmed(&policy).0, Truth::True);
-    assert_eq!(scene.dirty(), ["web"]);
-    // A sketch that can't be read tells nothing either.
-    scene.told("n1", Told::default());
-    assert_eq!(scene.programmed(&policy).0, Truth::False);
 }
 
 #[test]
@@ -232,28 +270,81 @@ fn a_profile_is_for_the_nodes_that_it_has_and_no_others() {
     let all = scene.served.clone();
     scene.acknowledges("n1", &all);
     scene.acknowledges("n3", &Served::default());
-    let verdict = scene.verdicts.judge(&profile).unwrap();
+    let verdict = scene.verdicts.judge(&profile, false).unwrap();
     assert_eq!(verdict.nodes, Count { due: 2, have: 1 });
     scene.acknowledges("n2", &all);
     assert_eq!(scene.programmed(&profile).0, Truth::True);
 }
 
 #[test]
-fn nodes_come_and_go() {
+fn nodes_come_and_go_and_nothing_is_to_be_said_of_what_the_others_have() {
     let policy = key(Kind::TrafficPolicy, "web");
-    let mut scene = Scene::new(&[], Served::clusters(&[("web", b"1")]));
+    let mut scene = Scene::new(&["n1", "no-agent"], Served::clusters(&[("web", b"1")]));
     scene.object(&policy, &[(CLUSTER, "web", b"1")]);
     assert_eq!((scene.programmed(&policy).0, scene.programmed(&policy).1), (Truth::Unknown, "NoNodes"));
     scene.dirty();
     let served = scene.served.clone();
-    scene.verdicts.served(served.due(["n1"]));
-    assert_eq!(scene.dirty(), ["web"]);
     scene.acknowledges("n1", &served);
-    assert_eq!(scene.programmed(&policy).0, Truth::True);
+    assert_eq!(scene.dirty(), ["web"], "the first node");
+    assert_eq!(scene.programmed(&policy).0, Truth::True, "one that never had an agent isn't waited for");
+
+    // A node joins: its MeshNode is made, its agent begins, it gets pods, it catches up.
+    scene.told("n2", Told::default());
+    scene.begins("n2", &Served::default());
+    scene.acknowledges("n2", &Served::default());
+    scene.takes_part("n2", true);
+    assert_eq!((scene.dirty(), scene.programmed(&policy).0), (Vec::new(), Truth::True));
+    scene.acknowledges("n2", &served);
+    assert!(scene.dirty().is_empty());
+    // It reboots.
+    scene.begins("n2", &Served::default());
+    assert!(scene.dirty().is_empty());
+    scene.acknowledges("n2", &served);
+    // From now on it counts.
+    scene.serves(Served::clusters(&[("web", b"2")]));
+    scene.object(&policy, &[(CLUSTER, "web", b"2")]);
+    let served = scene.served.clone();
+    scene.acknowledges("n1", &served);
+    assert_eq!((scene.dirty(), scene.programmed(&policy).0), (vec!["web".to_owned()], Truth::False));
+    scene.acknowledges("n2", &served);
     scene.dirty();
-    scene.verdicts.node(&"n1".into(), None);
+    // It leaves: its pods go, its MeshNode goes.
+    scene.takes_part("n2", false);
+    scene.verdicts.node(&"n2".into(), None, scene.now);
+    assert_eq!((scene.dirty(), scene.programmed(&policy).0), (Vec::new(), Truth::True));
+    scene.verdicts.node(&"n1".into(), None, scene.now);
+    assert_eq!(scene.dirty(), ["web"], "the last node");
+    assert_eq!(scene.programmed(&policy).1, "NoNodes");
+}
+
+#[test]
+fn a_node_that_joins_for_too_long_counts() {
+    let policy = key(Kind::TrafficPolicy, "web");
+    let mut scene = Scene::new(&["n1", "n2"], Served::clusters(&[("web", b"1")]));
+    scene.object(&policy, &[(CLUSTER, "web", b"1")]);
+    let served = scene.served.clone();
+    scene.acknowledges("n1", &served);
+    scene.begins("n2", &Served::default());
+    scene.dirty();
+    let until = scene.verdicts.overdue(scene.now).unwrap();
+    assert!(scene.dirty().is_empty());
+    assert_eq!(scene.verdicts.overdue(until), None);
     assert_eq!(scene.dirty(), ["web"]);
-    assert_eq!(scene.programmed(&policy).0, Truth::False);
+    let (truth, _, message) = scene.programmed(&policy);
+    assert_eq!(truth, Truth::False);
+    assert!(message.contains("n2 (not ready since 1970-01-01T00:00:00Z: Syncing)"), "{message}");
+}
+
+#[test]
+fn a_refusal_that_is_long_is_shortened() {
+    let policy = key(Kind::TrafficPolicy, "web");
+    let mut scene = Scene::new(&["n1"], Served::clusters(&[("web", b"2")]));
+    scene.object(&policy, &[(CLUSTER, "web", b"2")]);
+    let refused = BTreeMap::from([("cluster/web".to_owned(), "x".repeat(100_000))]);
+    let acknowledged = Some(Sketch::default());
+    scene.told("n1", Told { acknowledged, refused, refused_resources: 1, ..Told::default() });
+    let (_, reason, message) = scene.programmed(&policy);
+    assert!(reason == "Refused" && message.len() < 400, "{}", message.len());
 }
 
 #[test]
@@ -269,5 +360,5 @@ fn what_is_not_accepted_or_leads_nowhere_is_not_programmed() {
         (Truth::Unknown, "NothingToProgram")
     );
     scene.verdicts.object(&refused, None);
-    assert_eq!(scene.verdicts.judge(&refused), None);
+    assert_eq!(scene.verdicts.judge(&refused, false), None);
 }
