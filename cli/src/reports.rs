@@ -3,33 +3,48 @@
 use axum::{Router, extract::State, response::Response, routing::get};
 use serde::Serialize;
 use slotmesh_agent::admin::json;
-use slotmesh_compile::{Report, Severity};
+use slotmesh_compile::{Kind, ObjectRef, Report, Severity};
 use slotmesh_operator::Status;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// A report as `/reports` shows it.
 #[derive(Debug, Serialize)]
-struct ReportView {
+struct ReportView<'a> {
+    /// Kind, namespace and name in one, to be read.
     object: String,
-    field: Option<String>,
-    file: Option<String>,
+    kind: &'a str,
+    namespace: &'a str,
+    name: &'a str,
+    file: Option<&'a str>,
+    document: Option<usize>,
+    line: Option<usize>,
+    field: Option<&'a str>,
     severity: &'static str,
-    message: String,
+    reason: &'static str,
+    message: &'a str,
+    consequence: Option<&'a str>,
+    hint: Option<&'a str>,
 }
 
-impl From<&Report> for ReportView {
-    fn from(report: &Report) -> Self {
+impl<'a> From<&'a Report> for ReportView<'a> {
+    fn from(report: &'a Report) -> Self {
+        let object = &report.object;
+        let source = object.source.as_ref();
         Self {
-            object: report.object.to_string(),
-            field: report.field.clone(),
-            file: report.object.source.as_ref().map(ToString::to_string),
-            severity: match report.severity {
-                Severity::Refused => "refused",
-                Severity::NotSupported => "not supported",
-                Severity::Note => "note",
-            },
-            message: report.message.clone(),
+            object: ObjectRef { source: None, ..object.clone() }.to_string(),
+            kind: &object.kind,
+            namespace: &object.namespace,
+            name: &object.name,
+            file: source.map(|source| &*source.file),
+            document: source.and_then(|source| source.document),
+            line: source.and_then(|source| source.line),
+            field: report.field.as_deref().filter(|field| !field.is_empty()),
+            severity: report.severity.as_str(),
+            reason: report.reason.as_str(),
+            message: &report.message,
+            consequence: report.consequence.as_deref(),
+            hint: report.hint(),
         }
     }
 }
@@ -46,21 +61,33 @@ pub fn router(status: watch::Receiver<Status>) -> Router {
     Router::new().route(PAGE.0, get(show)).with_state(status)
 }
 
-/// How much there is to say, in a few words.
+/// How much there is, and how much there is to say of it, in a few words.
 pub fn summary(status: &Status) -> String {
-    let count = |severity| status.reports.iter().filter(|report| report.severity == severity).count();
-    let said = [
-        (Severity::Refused, "refused"),
-        (Severity::NotSupported, "not supported"),
-        (Severity::Note, "notes"),
-    ]
-    .map(|(severity, word)| (count(severity), word));
-    let said: Vec<String> = said
-        .into_iter()
-        .filter(|(count, _)| *count > 0)
-        .map(|(count, word)| format!("{count} {word}"))
-        .collect();
-    if said.is_empty() { "no reports".to_owned() } else { format!("{} (see /reports)", said.join(", ")) }
+    let routes = |kind: &Kind| *kind == Kind::VirtualService || kind.as_str().ends_with("Route");
+    let held = |of: &dyn Fn(&Kind) -> bool| -> usize {
+        status.objects.iter().filter(|(kind, _)| of(kind)).map(|(_, count)| count).sum()
+    };
+    let some = |count: usize, one: &str, many: &str| match count {
+        1 => format!("1 {one}"),
+        count => format!("{count} {many}"),
+    };
+    let objects = [
+        some(held(&|kind| *kind == Kind::Service), "Service", "Services"),
+        some(held(&routes), "route", "routes"),
+    ];
+    let said = Severity::ALL.map(|severity| {
+        let count = status.reports.iter().filter(|report| report.severity == severity).count();
+        let word = match severity {
+            Severity::Refused => "refused",
+            Severity::NotSupported => "not supported",
+            Severity::Note => "worth knowing",
+        };
+        (count > 0).then(|| format!("{count} {word}"))
+    });
+    let said: Vec<String> = said.into_iter().flatten().collect();
+    let said =
+        if said.is_empty() { "no reports".to_owned() } else { format!("{} (see /reports)", said.join(", ")) };
+    format!("{}; {said}", objects.join(", "))
 }
 
 /// Ends when the compile thread does, which is before the process only where something is wrong.
@@ -93,7 +120,14 @@ mod tests {
     }
 
     #[test]
-    fn nothing_to_say_is_said() {
-        assert_eq!(summary(&Status::default()), "no reports");
+    fn what_there_is_and_what_is_to_be_said_of_it_is_summed_up() {
+        let mut status = Status::default();
+        assert_eq!(summary(&status), "0 Services, 0 routes; no reports");
+        status.objects =
+            [(Kind::Service, 3), (Kind::VirtualService, 1), (Kind::HttpRoute, 1), (Kind::Pod, 9)].into();
+        let object = ObjectRef { kind: "Pod".into(), namespace: "".into(), name: "".into(), source: None };
+        let report = Report::new(object, None, Severity::NotSupported, String::new());
+        status.reports = std::sync::Arc::new([report].into());
+        assert_eq!(summary(&status), "3 Services, 2 routes; 1 not supported (see /reports)");
     }
 }

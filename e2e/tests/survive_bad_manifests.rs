@@ -141,6 +141,78 @@ fn routes_to_what_is_not_there_and_weights_that_sum_to_0() {
     });
 }
 
+/// What is nearly a field or a kind is named with what is meant, and turns no route into another one.
+#[test]
+fn misspelt_fields_kinds_and_versions() {
+    undisturbed(|mesh| {
+        let agent = mesh.agent()?;
+        let path = mesh.manifests.path().join("mesh.yaml");
+        let whole = fs::read_to_string(&path)?;
+        for (good, typo, words) in [
+            (
+                "weight",
+                "wieght",
+                ["VirtualService default/reviews", "did you mean `weight`?", "stays in force"],
+            ),
+            (
+                "VirtualService",
+                "VirtualServce",
+                ["VirtualServce default/reviews", "did you mean VirtualService?", "stays in force"],
+            ),
+            (
+                "networking.istio.io/v1",
+                "networking.istio.io/v9",
+                ["VirtualService default/reviews", "networking.istio.io/v1beta1", "stays in force"],
+            ),
+        ] {
+            let broken = whole.replace(good, typo);
+            ensure!(broken != whole, "{good} isn't in {whole}");
+            fs::write(&path, broken)?;
+            agent.expect_report(&words)?;
+            hold(mesh)?;
+            fs::write(&path, &whole)?;
+            agent.expect_no_report(&words)?;
+        }
+        // In the log a line says where, and another one when it is over.
+        wait::until_true("the end of a complaint", || Ok(agent.said().contains("settled: ")))?;
+        let line =
+            agent.said().lines().find(|line| line.contains("did you mean `weight`?")).map(str::to_owned);
+        let line = line.context("a line")?;
+        ensure!(
+            line.contains("WARN") && line.contains("mesh.yaml:") && !line.contains("field=\"\""),
+            "{line}"
+        );
+        Ok(())
+    });
+}
+
+/// Whoever relies on security that nobody enforces is told.
+#[test]
+fn security_policies_and_what_kustomize_reads() {
+    undisturbed(|mesh| {
+        let policy = json!({"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy", "metadata": {"name": "deny"}});
+        reported(
+            mesh,
+            &yaml(&policy),
+            &["AuthorizationPolicy default/deny", "not_supported", "nothing enforces it"],
+        )?;
+        mesh.manifests.write_text("kustomization.yaml", "resources: [mesh.yaml]\n")?;
+        let unset = json!({"apiVersion": "networking.istio.io/v1", "kind": "VirtualService", "metadata": {"name": "lost"},
+            "spec": {"hosts": ["elsewhere"], "http": [{"route": [{"destination": {"host": "elsewhere"}}]}]}});
+        reported(
+            mesh,
+            &yaml(&unset),
+            &[
+                "VirtualService default/lost",
+                "there is no Service default/elsewhere",
+                "metadata.namespace isn't set",
+            ],
+        )?;
+        ensure!(mesh.agent()?.reports()?.is_empty(), "{:?}", mesh.agent()?.reports());
+        Ok(())
+    });
+}
+
 #[test]
 fn duplicate_addresses_and_objects_that_are_defined_twice() {
     undisturbed(|mesh| {

@@ -160,13 +160,9 @@ impl Metrics {
             self.resources.get_or_create(&label).set(gauge(self.store.count(ty)));
             self.rejected.get_or_create(&label).set(gauge(rejected));
         }
-        for (severity, name) in [
-            (Severity::Refused, "refused"),
-            (Severity::NotSupported, "not_supported"),
-            (Severity::Note, "note"),
-        ] {
+        for severity in Severity::ALL {
             let count = status.reports.iter().filter(|report| report.severity == severity).count();
-            self.reports.get_or_create(&SeverityLabel { severity: name }).set(gauge(count));
+            self.reports.get_or_create(&SeverityLabel { severity: severity.as_str() }).set(gauge(count));
         }
         follow(&self.compiled, status.compiled.units);
         for reason in Reason::ALL {

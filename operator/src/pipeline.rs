@@ -4,7 +4,7 @@
 //! burst costs one compilation, and nothing between two of its updates is published.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     path::Path,
     sync::Arc,
     thread::{self, JoinHandle},
@@ -12,7 +12,7 @@ use std::{
 };
 
 use kube::Client;
-use slotmesh_compile::{Compiler, Kind, ObjectKey, Report, Severity, Stats};
+use slotmesh_compile::{Compiler, Kind, Object, ObjectKey, ObjectRef, Reason, Report, Severity, Stats};
 use slotmesh_serve::Reached;
 use slotmesh_xds::Change;
 use tokio::sync::{
@@ -26,7 +26,7 @@ use crate::{
     enrol::Enrolment,
     pulse::Pulse,
     status::Notices,
-    watch::{Cluster, Intake, LocalNode, Manifests, Reach, SliceController, Step, Update},
+    watch::{Cluster, Intake, LocalNode, Manifests, Reach, SliceController, Sourced, Step, Update},
 };
 
 /// Updates that may wait for the compiler; a source that has more waits itself.
@@ -63,6 +63,8 @@ pub struct Status {
     pub outstanding: Vec<Kind>,
     /// Every report that holds, sorted by object.
     pub reports: Arc<BTreeSet<Report>>,
+    /// How many objects of each kind the source has.
+    pub objects: BTreeMap<Kind, usize>,
     /// How much was compiled since the start.
     pub compiled: Stats,
 }
@@ -153,8 +155,9 @@ impl Operator {
         let intake = Intake::default();
         let compiler = Compiler::default();
         let reached = Reached::default();
+        let defined = HashMap::new();
         let pipeline =
-            Pipeline { intake, slices, enrolment, compiler, reached, publish, tell, status: sender };
+            Pipeline { intake, slices, enrolment, compiler, defined, reached, publish, tell, status: sender };
         let source = source(updates)?;
         let pulse = Pulse::default();
         let beat = pulse.clone();
@@ -203,6 +206,8 @@ struct Pipeline<P> {
     /// Only where workloads are named by the operator.
     enrolment: Option<Enrolment>,
     compiler: Compiler,
+    /// What manifests define.
+    defined: HashMap<ObjectKey, Object>,
     /// How far the source is known.
     reached: Reached,
     publish: P,
@@ -250,6 +255,7 @@ impl<P: Publish> Pipeline<P> {
             let _busy = pulse.begin();
             let (mut appeared, mut disappeared) = (Vec::new(), Vec::new());
             let (mut events, seen) = (0, first.seen);
+            let mut edits = Edits::default();
             let before = self.reached.clone();
             let more = std::iter::from_fn(|| waiting.try_recv().ok()).take(TOGETHER);
             for update in std::iter::once(first).chain(more) {
@@ -270,6 +276,7 @@ impl<P: Publish> Pipeline<P> {
                         if let Some(tell) = &mut self.tell {
                             tell.see(&step);
                         }
+                        edits.see(&step, &mut self.defined);
                         self.step(step);
                     }
                 }
@@ -304,6 +311,9 @@ impl<P: Publish> Pipeline<P> {
                 tell.notices.reports(&appeared, true);
             }
             self.tell(&appeared, &disappeared);
+            if !first && self.intake.synced() {
+                edits.log(&self.compiler);
+            }
         }
     }
 
@@ -326,10 +336,11 @@ impl<P: Publish> Pipeline<P> {
     }
 
     fn tell(&self, appeared: &[Report], disappeared: &[Report]) {
-        appeared.iter().for_each(log);
-        for report in disappeared {
-            debug!(object = %report.object, message = report.message, "settled");
-        }
+        // What is said again because its line has moved isn't new.
+        let still = |reports: &[Report]| reports.iter().map(without_line).collect::<BTreeSet<_>>();
+        let (new, old) = (still(appeared), still(disappeared));
+        appeared.iter().filter(|report| !old.contains(&without_line(report))).for_each(log);
+        disappeared.iter().filter(|report| !new.contains(&without_line(report))).for_each(log_end);
         let outstanding: Vec<_> = self.intake.outstanding().collect();
         let synced = outstanding.is_empty();
         let compiled = self.compiler.stats();
@@ -345,11 +356,14 @@ impl<P: Publish> Pipeline<P> {
             if synced && !status.synced {
                 info!(units = compiled.units, resources = compiled.resources, "all objects are compiled");
             }
+            let objects = self.intake.held();
             let changed = reports
+                || objects != status.objects
                 || outstanding != status.outstanding
                 || synced != status.synced
                 || compiled != status.compiled;
             (status.synced, status.outstanding, status.compiled) = (synced, outstanding, compiled);
+            status.objects = objects;
             changed
         });
     }
@@ -367,12 +381,127 @@ fn settle(appeared: &mut Vec<Report>, disappeared: &mut Vec<Report>, gone: Vec<R
     }
 }
 
-fn log(report: &Report) {
+/// What was edited in manifests. In a cluster there may be thousands of changes a minute, and `kubectl` says what
+/// became of each.
+#[derive(Debug, Default)]
+struct Edits {
+    applied: BTreeMap<ObjectKey, String>,
+    deleted: BTreeSet<ObjectKey>,
+}
+
+impl Edits {
+    /// `defined` is what manifests have defined so far: what only moved within its file is no edit.
+    fn see(&mut self, step: &Step, defined: &mut HashMap<ObjectKey, Object>) {
+        match step {
+            Step::Apply(Sourced { object, source: Some(source) }) => {
+                let key = object.key();
+                if defined.insert(key.clone(), object.clone()).as_ref() != Some(object) {
+                    self.deleted.remove(&key);
+                    self.applied.insert(key, place(source));
+                }
+            }
+            Step::Apply(_) => {}
+            Step::Delete(key) => {
+                if defined.remove(key).is_some() {
+                    self.applied.remove(key);
+                    self.deleted.insert(key.clone());
+                }
+            }
+        }
+    }
+
+    /// Says so once it is published; what was refused is told by reports.
+    fn log(self, compiler: &Compiler) {
+        let Self { applied, deleted } = self;
+        for (key, place) in applied.iter().filter(|(key, _)| !compiler.refuses(key)) {
+            info!("{place}{key}: in force");
+        }
+        for key in deleted {
+            info!("{key}: gone");
+        }
+    }
+}
+
+/// A report, as one line: `shop/web.yaml:12 Service shop/web: …`.
+fn line(report: &Report) -> String {
     let object = &report.object;
-    let file = object.source.as_ref().map(ToString::to_string).unwrap_or_default();
-    let field = report.field.as_deref().unwrap_or_default();
+    let place = object.source.as_ref().map(place).unwrap_or_default();
+    let object = ObjectRef { source: None, ..object.clone() };
+    format!("{place}{object}: {}", report.text())
+}
+
+/// A file and its line, with a space behind.
+fn place(source: &slotmesh_compile::Source) -> String {
+    match source.line {
+        Some(line) => format!("{}:{line} ", source.file),
+        None => format!("{source} "),
+    }
+}
+
+/// The report of the same, wherever in its file the object stands.
+fn without_line(report: &Report) -> Report {
+    let mut report = report.clone();
+    if let Some(source) = &mut report.object.source {
+        source.line = None;
+    }
+    report
+}
+
+fn log(report: &Report) {
+    let line = line(report);
+    match (report.severity, report.reason) {
+        (Severity::Refused | Severity::NotSupported, _) => warn!("{line}"),
+        (Severity::Note, Reason::Foreign) => debug!("{line}"),
+        (Severity::Note, _) => info!("{line}"),
+    }
+}
+
+/// A report that holds no longer.
+fn log_end(report: &Report) {
+    let line = line(report);
     match report.severity {
-        Severity::Refused => warn!(%object, field, file, "{}", report.message),
-        Severity::NotSupported | Severity::Note => info!(%object, field, file, "{}", report.message),
+        Severity::Refused | Severity::NotSupported => info!("settled: {line}"),
+        Severity::Note => debug!("settled: {line}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use slotmesh_compile::{ObjectName, Source, builder::service};
+
+    use super::*;
+
+    #[test]
+    fn an_object_that_only_moves_in_its_file_is_no_edit() {
+        let mut defined = HashMap::new();
+        let mut edited = |port: i32, line: usize| {
+            let source = Some(Source { line: Some(line), ..Source::file("app.yaml".into()) });
+            let object = service("web").port(port).build();
+            let mut edits = Edits::default();
+            edits.see(&Step::Apply(Sourced { object, source }), &mut defined);
+            edits.applied.into_values().collect::<Vec<_>>()
+        };
+        assert_eq!(edited(80, 1), ["app.yaml:1 "]);
+        assert_eq!(edited(80, 7), [""; 0]);
+        assert_eq!(edited(81, 7), ["app.yaml:7 "]);
+        let mut edits = Edits::default();
+        let key = service("web").build().key();
+        edits.see(&Step::Delete(key.clone()), &mut defined);
+        edits.see(&Step::Delete(ObjectKey { kind: Kind::Pod, ..key.clone() }), &mut defined);
+        assert_eq!(edits.deleted, BTreeSet::from([key]));
+    }
+
+    #[test]
+    fn a_report_is_one_line_without_what_is_empty() {
+        let key = ObjectKey { kind: Kind::Service, name: ObjectName::new("shop", "web") };
+        let source = Source { document: Some(2), line: Some(12), ..Source::file("app.yaml".into()) };
+        let said = |source, field: Option<&str>| {
+            let object = ObjectRef::new(&key, source);
+            let report = Report::new(object, field.map(str::to_owned), Severity::Note, "so it is".to_owned());
+            line(&report.meaning("and nothing happens"))
+        };
+        let whole = "app.yaml:12 Service shop/web: spec.ports: so it is; and nothing happens";
+        assert_eq!(said(Some(source), Some("spec.ports")), whole);
+        assert_eq!(said(None, None), "Service shop/web: so it is; and nothing happens");
     }
 }

@@ -124,6 +124,7 @@ impl Compiler {
             reason: Reason::Invalid,
             at: None,
             message: String::new(),
+            consequence: None,
         };
         let is = move |report: &&Report| {
             report.object.kind == object.kind.as_str()
@@ -204,6 +205,11 @@ impl Compiler {
                 self.reports.insert(report, holds);
             }
         }
+    }
+
+    /// Whether an object, or something of it, is refused.
+    pub fn refuses(&self, object: &ObjectKey) -> bool {
+        self.reports_about(object).any(|report| report.severity == Severity::Refused)
     }
 
     /// Every report that holds, sorted.

@@ -96,8 +96,10 @@ pub struct Ancestor {
 pub struct At {
     /// The Service.
     pub service: ObjectName,
-    /// The name of its port, where the object is for one only.
+    /// The name of its port, where the object is for one only by name.
     pub section: Option<String>,
+    /// The number of its port, where the object is for one only by number.
+    pub port: Option<u16>,
 }
 
 /// All that there is to say of an object in its status.
@@ -156,13 +158,14 @@ pub(crate) fn parties(index: &Index, unit: &Unit) -> Vec<ObjectKey> {
 
 /// Where an object is attached, and the units that it takes part in there.
 pub(crate) fn attachments(index: &Index, object: &ObjectKey) -> Vec<(Option<At>, Vec<Unit>)> {
-    let whole = |service: &ObjectName| Some(At { service: service.clone(), section: None });
+    let whole = |service: &ObjectName| Some(At { service: service.clone(), section: None, port: None });
     match object.kind {
         Kind::VirtualService | Kind::HttpRoute | Kind::TcpRoute => {
             let hosts = index.routes(object).into_iter().flat_map(|routes| &routes.hosts);
             hosts
                 .map(|host| {
-                    let at = At { service: host.service.clone(), section: host.section.clone() };
+                    let (service, section) = (host.service.clone(), host.section.clone());
+                    let at = At { service, section, port: host.port };
                     (Some(at), vec![Unit::Routing(host.service.clone())])
                 })
                 .collect()
@@ -187,7 +190,7 @@ pub(crate) fn attachments(index: &Index, object: &ObjectKey) -> Vec<(Option<At>,
             let targets = index.policy(&object.name).into_iter().flat_map(|policy| &policy.targets);
             targets
                 .map(|t| {
-                    let at = At { service: t.service.clone(), section: t.port.clone() };
+                    let at = At { service: t.service.clone(), section: t.port.clone(), port: None };
                     (Some(at), vec![Unit::Clusters(t.service.clone())])
                 })
                 .collect()
@@ -281,10 +284,7 @@ fn no(ty: ConditionType, reason: &'static str, reports: &[&Report]) -> Condition
 fn message(reports: &[&Report]) -> String {
     let mut text = String::new();
     for report in reports {
-        let one = match &report.field {
-            Some(field) if !report.message.contains(field.as_str()) => format!("{field}: {}", report.message),
-            _ => report.message.clone(),
-        };
+        let one = report.text();
         if text.len() + one.len() > LONGEST {
             text.push_str(if text.is_empty() { "too much to be shown" } else { ". And more" });
             break;

@@ -154,6 +154,17 @@ pub struct Source {
     pub file: Arc<str>,
     /// Its document, counted from 1; `None` for the file as a whole.
     pub document: Option<usize>,
+    /// The line on which the document begins, where that is known.
+    pub line: Option<usize>,
+    /// It doesn't say in which namespace the object is.
+    pub in_default: bool,
+}
+
+impl Source {
+    /// A file as a whole.
+    pub fn file(file: Arc<str>) -> Self {
+        Self { file, document: None, line: None, in_default: false }
+    }
 }
 
 impl fmt::Display for Source {

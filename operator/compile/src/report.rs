@@ -18,6 +18,20 @@ pub enum Severity {
     Note,
 }
 
+impl Severity {
+    /// As JSON and metrics name it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::NotSupported => "not_supported",
+            Self::Note => "note",
+        }
+    }
+
+    /// All, the most serious first.
+    pub const ALL: [Self; 3] = [Self::Refused, Self::NotSupported, Self::Note];
+}
+
 /// Why something is said of an object, for machines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Reason {
@@ -33,6 +47,8 @@ pub enum Reason {
     RefNotPermitted,
     /// A field has no effect.
     NotSupported,
+    /// The object is none of slotmesh's.
+    Foreign,
     /// Nothing is wrong.
     Note,
 }
@@ -47,6 +63,7 @@ impl Reason {
             Self::BackendNotFound => "BackendNotFound",
             Self::RefNotPermitted => "RefNotPermitted",
             Self::NotSupported => "NotSupported",
+            Self::Foreign => "Foreign",
             Self::Note => "Note",
         }
     }
@@ -107,6 +124,8 @@ pub struct Report {
     pub at: Option<ObjectName>,
     /// What is the matter and what to do, for a person.
     pub message: String,
+    /// What that means, where it isn't part of the message: such as what happens to connections now.
+    pub consequence: Option<String>,
 }
 
 impl Report {
@@ -117,19 +136,71 @@ impl Report {
             Severity::NotSupported => Reason::NotSupported,
             Severity::Note => Reason::Note,
         };
-        Self { object, field, severity, reason, at: None, message }
+        Self { object, field, severity, reason, at: None, message, consequence: None }
+    }
+
+    /// With what it means.
+    #[must_use]
+    pub fn meaning(self, consequence: impl Into<String>) -> Self {
+        Self { consequence: Some(consequence.into()), ..self }
+    }
+
+    /// All that it says, but for the object: the field, where the message doesn't name it, what is the matter, and
+    /// what that means.
+    pub fn text(&self) -> String {
+        let mut text = match &self.field {
+            Some(field) if !field.is_empty() && !self.message.contains(field.as_str()) => {
+                format!("{field}: {}", self.message)
+            }
+            _ => self.message.clone(),
+        };
+        if let Some(consequence) = &self.consequence {
+            text.push_str("; ");
+            text.push_str(consequence);
+        }
+        if let Some(hint) = self.hint() {
+            text.push_str("; ");
+            text.push_str(hint);
+        }
+        text
+    }
+
+    /// What may be the cause, where that can be guessed.
+    pub fn hint(&self) -> Option<&'static str> {
+        let unresolved = matches!(self.reason, Reason::TargetNotFound | Reason::BackendNotFound);
+        let in_default = self.object.source.as_ref().is_some_and(|source| source.in_default);
+        (unresolved && in_default)
+            .then_some("the object is in namespace default, because metadata.namespace isn't set")
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.field {
-            Some(field) if !self.message.contains(field.as_str()) => {
-                write!(f, "{}: {field}: {}", self.object, self.message)
-            }
-            _ => write!(f, "{}: {}", self.object, self.message),
-        }
+        write!(f, "{}: {}", self.object, self.text())
     }
+}
+
+/// What it means for connections that a field of this name, of Istio's or Gateway API's, has no effect.
+fn consequence_of(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "tls" => {
+            "nothing encrypts connections or verifies who answers: they stay as the application makes them"
+        }
+        "portLevelSettings" => "connections to every port are treated by the settings for all",
+        "outlierDetection" => "no endpoint is left out because it fails",
+        "warmupDurationSecs" | "warmup" => "a new endpoint gets its full share at once",
+        "localityLbSetting" => "endpoints of all zones are used alike",
+        "fault" => "no fault is injected",
+        "timeout" | "timeouts" => "nothing ends a request that takes long",
+        "retries" | "retry" => "no request is tried again",
+        "mirror" | "mirrors" | "mirrorPercent" | "mirrorPercentage" => "nothing is mirrored",
+        "headers" | "corsPolicy" | "rewrite" | "filters" => "requests and responses pass unchanged",
+        "sessionPersistence" => "each connection chooses its endpoint anew",
+        "http" => "requests aren't bounded, only connections",
+        "proxyProtocol" => "no header tells who connects",
+        "tunnel" => "connections are made directly",
+        _ => return None,
+    })
 }
 
 /// Collects the reports about one object while it is read.
@@ -160,15 +231,15 @@ impl Findings {
         self.reports.push(Report { reason, ..report });
     }
 
-    /// The field is ignored; `consequence` says what that means where it isn't obvious.
+    /// The field is ignored; `consequence` says what that means where its name doesn't.
     pub(crate) fn unsupported(&mut self, field: impl Into<String>, consequence: &str) {
         let field = field.into();
-        let message = if consequence.is_empty() {
-            format!("not supported: field {field}")
-        } else {
-            format!("not supported: field {field}; {consequence}")
-        };
-        self.push(Severity::NotSupported, field, message);
+        let message = format!("not supported: field {field}");
+        let name = field.rsplit('.').next().unwrap_or_default();
+        let consequence = if consequence.is_empty() { consequence_of(name) } else { Some(consequence) };
+        let consequence = consequence.map(str::to_owned);
+        let report = Report::new(self.object.clone(), Some(field), Severity::NotSupported, message);
+        self.reports.push(Report { consequence, ..report });
     }
 
     /// Every field of this level that isn't supported.

@@ -39,10 +39,11 @@ fn is_hidden(name: &OsStr) -> bool {
     name.as_encoded_bytes().first() == Some(&b'.')
 }
 
-/// Whether a path below the directory names a manifest.
+/// Whether a path below the directory names a manifest. What kustomize reads is none.
 pub(crate) fn is_manifest(below: &Path) -> bool {
     let manifest = below.extension().is_some_and(|e| e == "yaml" || e == "yml" || e == "json");
-    manifest && !below.iter().any(is_hidden)
+    let kustomization = below.file_stem().is_some_and(|stem| stem == "kustomization");
+    manifest && !kustomization && !below.iter().any(is_hidden)
 }
 
 /// Whether an event about this path below the directory can matter to the manifests that are there.
@@ -109,9 +110,17 @@ mod tests {
         for folder in ["sub/deep", ".git", "..2026"] {
             fs::create_dir_all(dir.path().join(folder)).unwrap();
         }
-        for file in
-            ["a.yaml", "b.yml", "c.json", "d.txt", ".e.yaml", "f.yaml~", "sub/deep/g.yaml", ".git/h.yaml"]
-        {
+        for file in [
+            "a.yaml",
+            "b.yml",
+            "c.json",
+            "d.txt",
+            ".e.yaml",
+            "f.yaml~",
+            "sub/deep/g.yaml",
+            ".git/h.yaml",
+            "kustomization.yaml",
+        ] {
             fs::write(dir.path().join(file), "").unwrap();
         }
         std::os::unix::fs::symlink("..2026/i.yaml", dir.path().join("i.yaml")).unwrap();

@@ -4,7 +4,7 @@
 //! was held before and is not listed is deleted, and only then, so a new listing takes nothing out
 //! of force in between.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use slotmesh_compile::{Kind, ObjectKey, ObjectName};
 
@@ -69,6 +69,11 @@ impl Intake {
         }
     }
 
+    /// How many objects of each kind are held.
+    pub(crate) fn held(&self) -> BTreeMap<Kind, usize> {
+        self.0.iter().map(|(kind, listing)| (*kind, listing.held.len())).collect()
+    }
+
     /// Whether every kind has been listed once.
     pub(crate) fn synced(&self) -> bool {
         self.outstanding().next().is_none()
@@ -103,6 +108,7 @@ mod tests {
         {
             intake.steps(event(e));
         }
+        assert_eq!(intake.held(), BTreeMap::from([(Kind::Service, 2)]));
         assert_eq!(intake.steps(event(Event::Init)), []);
         assert_eq!(intake.steps(event(Event::InitApply(sourced("b")))), [Step::Apply(sourced("b"))]);
         assert_eq!(intake.steps(event(Event::InitDone)), [Step::Delete(sourced("a").object.key())]);

@@ -133,7 +133,7 @@ fn store_with(node: &LocalNode) -> Store {
         ..ObjectMeta::default()
     };
     let object = Node { metadata, ..Node::default() }.into();
-    let source = Some(Source { file: file.clone(), document: None });
+    let source = Some(Source::file(file.clone()));
     let mut store = Store::default();
     let lost = Lost::These(BTreeSet::new());
     store.set(&file, Parsed { objects: vec![Sourced { object, source }], reports: Vec::new(), lost });

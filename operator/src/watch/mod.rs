@@ -11,6 +11,7 @@ mod manifests;
 mod parse;
 mod slices;
 mod store;
+mod typos;
 
 pub use cluster::Cluster;
 pub(crate) use cluster::resources;

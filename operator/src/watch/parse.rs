@@ -5,16 +5,23 @@
 
 use std::{borrow::Cow, collections::BTreeSet, sync::Arc};
 
-use serde::de::DeserializeOwned;
+use serde::{Serialize, de::DeserializeOwned};
 use serde_yaml::Value;
-use slotmesh_compile::{Kind, Object, ObjectKey, ObjectName, ObjectRef, Report, Severity, Source};
+use slotmesh_compile::{Kind, Object, ObjectKey, ObjectName, ObjectRef, Reason, Report, Severity, Source};
 use slotmesh_crds::{
     ISTIO_GROUP, ISTIO_VERSIONS,
     gateway::{self, GATEWAY_GROUP},
     own,
 };
 
-use super::Sourced;
+use super::{
+    Sourced,
+    typos::{self, nearest, unknown_fields},
+};
+
+/// What it means that a document, or an object, can't be read.
+const KEPT: &str = "what it defined before stays in force";
+const LAST_GOOD: &str = "the object's last good version stays in force";
 
 /// What a file tried to define and couldn't, as far as it can be told.
 #[derive(Debug, PartialEq, Eq)]
@@ -36,12 +43,12 @@ pub(crate) struct Parsed {
 /// Parses a file. `file` is its name in reports.
 pub(crate) fn parse(file: &Arc<str>, text: &str) -> Parsed {
     let mut parser = Parser {
-        source: Source { file: file.clone(), document: None },
+        source: Source::file(file.clone()),
         out: Parsed { objects: Vec::new(), reports: Vec::new(), lost: Lost::These(BTreeSet::new()) },
     };
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     if file.ends_with(".json") {
-        parser.source.document = Some(1);
+        (parser.source.document, parser.source.line) = (Some(1), Some(1));
         match serde_json::from_str::<Value>(text) {
             Ok(value) => parser.document(&value, None),
             Err(error) => parser.broken(Some(error.line()), &error.to_string()),
@@ -49,7 +56,7 @@ pub(crate) fn parse(file: &Arc<str>, text: &str) -> Parsed {
         return parser.out;
     }
     for (i, (line, document)) in split(text).into_iter().enumerate() {
-        parser.source.document = Some(i + 1);
+        (parser.source.document, parser.source.line) = (Some(i + 1), Some(first_line(document) + line));
         let mut value = match serde_yaml::from_str::<Value>(document) {
             Ok(value) => value,
             Err(error) => {
@@ -85,34 +92,127 @@ fn split(text: &str) -> Vec<(usize, &str)> {
         offset += line.len();
     }
     documents.push((start_line, &text[start..]));
-    let says_nothing = |line: &str| {
-        let line = line.trim();
-        line.is_empty() || line.starts_with('#') || line.starts_with('%')
-    };
     documents.retain(|(_, document)| !document.lines().all(says_nothing));
     documents
 }
 
-/// Which compiled kind this is, if any.
-fn known_kind(api_version: &str, kind: &str) -> Option<Kind> {
-    let istio =
-        || api_version.split_once('/').is_some_and(|(g, v)| g == ISTIO_GROUP && ISTIO_VERSIONS.contains(&v));
-    let gateway = |versions: &[&str]| {
-        api_version.split_once('/').is_some_and(|(g, v)| g == GATEWAY_GROUP && versions.contains(&v))
-    };
-    let own = || api_version.split_once('/') == Some((own::GROUP, own::VERSION));
-    let kind = Kind::ALL.into_iter().find(|k| k.as_str() == kind)?;
-    let matches = match kind {
-        Kind::Service | Kind::Pod | Kind::Namespace | Kind::Node => api_version == "v1",
-        Kind::EndpointSlice => api_version == "discovery.k8s.io/v1",
-        Kind::VirtualService | Kind::DestinationRule => istio(),
-        Kind::ServiceEntry | Kind::WorkloadEntry => istio(),
-        Kind::HttpRoute => gateway(&["v1", "v1beta1"]),
-        Kind::TcpRoute => gateway(&["v1", "v1alpha2"]),
-        Kind::ReferenceGrant => gateway(&["v1", "v1beta1"]),
-        Kind::SlotProfile | Kind::TrafficPolicy => own(),
-    };
-    matches.then_some(kind)
+fn says_nothing(line: &str) -> bool {
+    let line = line.trim();
+    line.is_empty() || line.starts_with('#') || line.starts_with('%')
+}
+
+/// The number of the first line that says something, in a document that does.
+fn first_line(document: &str) -> usize {
+    document.lines().position(|line| !says_nothing(line)).unwrap_or(0) + 1
+}
+
+/// The group of a kind, and the versions that are read.
+const fn api(kind: Kind) -> (&'static str, &'static [&'static str]) {
+    match kind {
+        Kind::Service | Kind::Pod | Kind::Namespace | Kind::Node => ("", &["v1"]),
+        Kind::EndpointSlice => ("discovery.k8s.io", &["v1"]),
+        Kind::VirtualService | Kind::DestinationRule | Kind::ServiceEntry | Kind::WorkloadEntry => {
+            (ISTIO_GROUP, &ISTIO_VERSIONS)
+        }
+        Kind::HttpRoute | Kind::ReferenceGrant => (GATEWAY_GROUP, &["v1", "v1beta1"]),
+        Kind::TcpRoute => (GATEWAY_GROUP, &["v1", "v1alpha2"]),
+        Kind::SlotProfile | Kind::TrafficPolicy => (own::GROUP, &[own::VERSION]),
+    }
+}
+
+/// Kinds of the groups that are read, which are somebody else's.
+const OTHERS: [&str; 20] = [
+    "Binding",
+    "ConfigMap",
+    "Endpoints",
+    "Event",
+    "LimitRange",
+    "PersistentVolume",
+    "PersistentVolumeClaim",
+    "PodTemplate",
+    "ReplicationController",
+    "ResourceQuota",
+    "Secret",
+    "ServiceAccount",
+    "Gateway",
+    "GatewayClass",
+    "GRPCRoute",
+    "TLSRoute",
+    "UDPRoute",
+    "Sidecar",
+    "WorkloadGroup",
+    "EnvoyFilter",
+];
+
+/// The group of Istio's security policies, and the kinds that somebody relies on who writes them.
+const SECURITY_GROUP: &str = "security.istio.io";
+const SECURITY: [(&str, &str); 3] = [
+    ("AuthorizationPolicy", "nothing enforces it: connections that it denies are made"),
+    (
+        "PeerAuthentication",
+        "nothing enforces it: connections aren't encrypted, and nobody verifies who makes them",
+    ),
+    ("RequestAuthentication", "nothing enforces it: requests pass with any token, and with none"),
+];
+
+/// Kinds of which controllers make Pods, where there are some.
+const WORKLOADS: [&str; 7] =
+    ["Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "ReplicationController", "Job", "CronJob"];
+
+/// What a document is.
+enum What {
+    /// Of a kind that is read.
+    Known(Kind),
+    /// Meant to be of this kind; what is wrong with it.
+    Meant(Kind, String),
+    /// Somebody else's: how serious that is, and what it means.
+    Foreign(Severity, Reason, &'static str),
+}
+
+/// Tells what a document is.
+fn what(api_version: &str, kind: &str) -> What {
+    let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+    let known = Kind::ALL.into_iter().find(|known| known.as_str() == kind);
+    if let Some(known) = known {
+        let (of, versions) = api(known);
+        if of == group && versions.contains(&version) {
+            return What::Known(known);
+        }
+        if of == group {
+            let read = versions.iter().map(|version| api_version_of(of, version)).collect::<Vec<_>>();
+            return What::Meant(
+                known,
+                format!("{kind} isn't read of {api_version}, but of {}", read.join(", ")),
+            );
+        }
+        // Others have a Service, too; nobody has a VirtualService in the core group.
+        if group.is_empty() {
+            let read = versions.iter().map(|version| api_version_of(of, version)).collect::<Vec<_>>();
+            return What::Meant(
+                known,
+                format!("there is no {kind} in {api_version}; write {}", read.join(", ")),
+            );
+        }
+    }
+    let mut of_group = Kind::ALL.into_iter().filter(|known| api(*known).0 == group).map(Kind::as_str);
+    if !OTHERS.contains(&kind)
+        && let Some(near) = nearest(kind, &mut of_group)
+        && let Some(meant) = Kind::ALL.into_iter().find(|known| known.as_str() == near)
+    {
+        return What::Meant(meant, format!("there is no {kind} in {api_version}; did you mean {near}?"));
+    }
+    if let Some((_, means)) = SECURITY.iter().find(|(of, _)| group == SECURITY_GROUP && *of == kind) {
+        return What::Foreign(Severity::NotSupported, Reason::NotSupported, means);
+    }
+    if WORKLOADS.contains(&kind) && matches!(group, "" | "apps" | "batch") {
+        let means = "in a directory nobody makes its Pods: write Pods with status.podIP, or an EndpointSlice";
+        return What::Foreign(Severity::Note, Reason::Note, means);
+    }
+    What::Foreign(Severity::Note, Reason::Foreign, "it is skipped")
+}
+
+fn api_version_of(group: &str, version: &str) -> String {
+    if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") }
 }
 
 fn text<'a>(value: &'a Value, key: &str) -> Option<&'a str> {
@@ -125,6 +225,12 @@ struct Parser {
 }
 
 impl Parser {
+    /// Something that is wrong, and what that means.
+    fn fault(&mut self, object: ObjectRef, field: Option<String>, message: String, consequence: &str) {
+        let report = Report::new(object, field, Severity::Refused, message).meaning(consequence);
+        self.out.reports.push(report);
+    }
+
     fn object_ref(&self, kind: &str, namespace: &str, name: &str) -> ObjectRef {
         ObjectRef {
             kind: Cow::Owned(kind.to_owned()),
@@ -134,16 +240,11 @@ impl Parser {
         }
     }
 
-    fn report(&mut self, object: ObjectRef, field: Option<String>, severity: Severity, message: String) {
-        self.out.reports.push(Report::new(object, field, severity, message));
-    }
-
     /// The document can't be read at all.
     fn broken(&mut self, line: Option<usize>, reason: &str) {
         let line = line.map_or(String::new(), |line| format!("line {line}: "));
-        let message = format!("{line}{reason}; what it defined before stays in force");
         let object = self.object_ref("Document", "", "");
-        self.report(object, None, Severity::Refused, message);
+        self.fault(object, None, format!("{line}{reason}"), KEPT);
         self.out.lost = Lost::Unknown;
     }
 
@@ -186,49 +287,122 @@ impl Parser {
         let metadata = value.get("metadata");
         let name = metadata.and_then(|m| text(m, "name")).unwrap_or_default();
         let namespace = metadata.and_then(|m| text(m, "namespace")).filter(|ns| !ns.is_empty());
+        self.source.in_default = namespace.is_none();
         let namespace = namespace.unwrap_or("default");
         if kind.is_empty() || api_version.is_empty() {
             let missing = field(if kind.is_empty() { "kind" } else { "apiVersion" });
             let object = self.object_ref("Document", "", name);
-            let message =
-                format!("{missing} is missing, so this can't be read; what it defined before stays in force");
-            self.report(object, Some(missing), Severity::Refused, message);
+            let message = format!("{missing} is missing, so this can't be read");
+            self.fault(object, Some(missing), message, KEPT);
             self.out.lost = Lost::Unknown;
             return;
         }
-        let Some(known) = known_kind(api_version, kind) else {
-            let message = format!("slotmesh does not read {kind} of {api_version}; it is skipped");
-            let object = self.object_ref(kind, namespace, name);
-            self.report(object, None, Severity::Note, message);
-            return;
+        let known = match what(api_version, kind) {
+            What::Known(known) => known,
+            What::Meant(meant, fault) => {
+                let object = self.object_ref(kind, namespace, name);
+                let wrong = field(if fault.contains("did you mean") { "kind" } else { "apiVersion" });
+                self.fault(object, Some(wrong), fault, KEPT);
+                let namespace = if meant.is_namespaced() { namespace } else { "" };
+                self.lose(ObjectKey { kind: meant, name: ObjectName::new(namespace, name) });
+                return;
+            }
+            What::Foreign(severity, reason, means) => {
+                let object = self.object_ref(kind, namespace, name);
+                let message = format!("slotmesh does not read {kind} of {api_version}");
+                let report = Report::new(object, None, severity, message).meaning(means);
+                self.out.reports.push(Report { reason, ..report });
+                return;
+            }
         };
         if name.is_empty() {
             let object = self.object_ref(kind, namespace, "");
             let missing = field("metadata.name");
-            let message = format!("{missing} is missing; what the document defined before stays in force");
-            self.report(object, Some(missing), Severity::Refused, message);
+            let message = format!("{missing} is missing");
+            self.fault(object, Some(missing), message, KEPT);
             self.out.lost = Lost::Unknown;
             return;
         }
         let namespace = if known.is_namespaced() { namespace } else { "" };
         let key = ObjectKey { kind: known, name: ObjectName::new(namespace, name) };
+        if !known.is_namespaced() {
+            self.source.in_default = false;
+        }
         match typed(known, value, place) {
-            Ok(object) => {
-                let sourced = Sourced { object: in_namespace(object), source: Some(self.source.clone()) };
-                self.out.objects.push(sourced);
+            Ok((object, unknown)) => {
+                let misspelt = unknown.iter().any(|unknown| unknown.meant.is_some());
+                for unknown in unknown {
+                    self.unknown(&key, &unknown, field(&unknown.path()), place);
+                }
+                if misspelt {
+                    self.lose(key);
+                } else {
+                    let sourced = Sourced { object: in_namespace(object), source: Some(self.source.clone()) };
+                    self.out.objects.push(sourced);
+                }
             }
             Err(Fault { path, reason, line }) => {
                 let object = ObjectRef::new(&key, Some(self.source.clone()));
                 let line = line.map_or(String::new(), |line| format!("line {line}: "));
-                let message = format!("{line}{reason}; the object's last good version stays in force");
                 let path = if path == "." { at.to_owned() } else { field(&path) };
-                self.report(object, Some(path), Severity::Refused, message);
-                if let Lost::These(keys) = &mut self.out.lost {
-                    keys.insert(key);
-                }
+                self.fault(object, Some(path), format!("{line}{reason}"), LAST_GOOD);
+                self.lose(key);
             }
         }
     }
+
+    /// What this object was before stays.
+    fn lose(&mut self, key: ObjectKey) {
+        if let Lost::These(keys) = &mut self.out.lost {
+            keys.insert(key);
+        }
+    }
+
+    /// A field of an object that isn't one. One that is nearly another is a mistake, which may turn what the object
+    /// says into something else; of another nobody can tell, and the rest of the object acts.
+    fn unknown(
+        &mut self,
+        key: &ObjectKey,
+        unknown: &typos::Unknown,
+        path: String,
+        place: Option<(usize, &str)>,
+    ) {
+        let object = ObjectRef::new(key, Some(self.source.clone()));
+        let line = place.and_then(|(before, text)| Some(line_of(text, &unknown.name)? + before));
+        let line = line.map_or(String::new(), |line| format!("line {line}: "));
+        match unknown.meant {
+            Some(meant) => {
+                let message = format!("{line}there is no field {path}; did you mean `{meant}`?");
+                self.fault(object, Some(path), message, LAST_GOOD);
+            }
+            None => {
+                let message = format!("{line}there is no field {path}");
+                let report = Report::new(object, Some(path), Severity::NotSupported, message);
+                self.out.reports.push(report.meaning("it has no effect"));
+            }
+        }
+    }
+}
+
+/// The only line on which a key stands, where it is one.
+fn line_of(text: &str, key: &str) -> Option<usize> {
+    let stands = |line: &str| {
+        let mut rest = line;
+        while let Some(at) = rest.find(key) {
+            let before = rest[..at].trim_end_matches(['"', '\'']).chars().next_back();
+            let after = rest[at + key.len()..].trim_start_matches(['"', '\'']);
+            if before.is_none_or(|c| c.is_whitespace() || matches!(c, '{' | ',' | '-'))
+                && after.starts_with(':')
+            {
+                return true;
+            }
+            rest = &rest[at + key.len()..];
+        }
+        false
+    };
+    let mut lines = text.lines().enumerate().filter(|(_, line)| stands(line)).map(|(i, _)| i + 1);
+    let first = lines.next()?;
+    lines.next().is_none().then_some(first)
 }
 
 /// Objects without namespace are in `default`, for all who read them from here on.
@@ -269,23 +443,37 @@ struct Fault {
     line: Option<usize>,
 }
 
-fn typed(kind: Kind, value: &Value, place: Option<(usize, &str)>) -> Result<Object, Fault> {
+/// Reads an object, and finds the fields that are none.
+fn typed(
+    kind: Kind,
+    value: &Value,
+    place: Option<(usize, &str)>,
+) -> Result<(Object, Vec<typos::Unknown>), Fault> {
     use k8s_openapi::api::{core::v1, discovery::v1 as discovery};
+    fn typed<T: DeserializeOwned + Serialize + Into<Object>>(
+        kind: Kind,
+        value: &Value,
+        place: Option<(usize, &str)>,
+    ) -> Result<(Object, Vec<typos::Unknown>), Fault> {
+        let object = read::<T>(value, place)?;
+        let again = serde_json::to_value(&object).unwrap_or_default();
+        Ok((object.into(), unknown_fields(kind, value, &again)))
+    }
     match kind {
-        Kind::Service => read::<v1::Service>(value, place).map(Object::from),
-        Kind::EndpointSlice => read::<discovery::EndpointSlice>(value, place).map(Object::from),
-        Kind::Pod => read::<v1::Pod>(value, place).map(Object::from),
-        Kind::Namespace => read::<v1::Namespace>(value, place).map(Object::from),
-        Kind::Node => read::<v1::Node>(value, place).map(Object::from),
-        Kind::VirtualService => read::<slotmesh_crds::VirtualService>(value, place).map(Object::from),
-        Kind::DestinationRule => read::<slotmesh_crds::DestinationRule>(value, place).map(Object::from),
-        Kind::ServiceEntry => read::<slotmesh_crds::ServiceEntry>(value, place).map(Object::from),
-        Kind::WorkloadEntry => read::<slotmesh_crds::WorkloadEntry>(value, place).map(Object::from),
-        Kind::HttpRoute => read::<gateway::HttpRoute>(value, place).map(Object::from),
-        Kind::TcpRoute => read::<gateway::TcpRoute>(value, place).map(Object::from),
-        Kind::ReferenceGrant => read::<gateway::ReferenceGrant>(value, place).map(Object::from),
-        Kind::TrafficPolicy => read::<own::TrafficPolicy>(value, place).map(Object::from),
-        Kind::SlotProfile => read::<own::SlotProfile>(value, place).map(Object::from),
+        Kind::Service => typed::<v1::Service>(kind, value, place),
+        Kind::EndpointSlice => typed::<discovery::EndpointSlice>(kind, value, place),
+        Kind::Pod => typed::<v1::Pod>(kind, value, place),
+        Kind::Namespace => typed::<v1::Namespace>(kind, value, place),
+        Kind::Node => typed::<v1::Node>(kind, value, place),
+        Kind::VirtualService => typed::<slotmesh_crds::VirtualService>(kind, value, place),
+        Kind::DestinationRule => typed::<slotmesh_crds::DestinationRule>(kind, value, place),
+        Kind::ServiceEntry => typed::<slotmesh_crds::ServiceEntry>(kind, value, place),
+        Kind::WorkloadEntry => typed::<slotmesh_crds::WorkloadEntry>(kind, value, place),
+        Kind::HttpRoute => typed::<gateway::HttpRoute>(kind, value, place),
+        Kind::TcpRoute => typed::<gateway::TcpRoute>(kind, value, place),
+        Kind::ReferenceGrant => typed::<gateway::ReferenceGrant>(kind, value, place),
+        Kind::TrafficPolicy => typed::<own::TrafficPolicy>(kind, value, place),
+        Kind::SlotProfile => typed::<own::SlotProfile>(kind, value, place),
     }
 }
 
@@ -346,8 +534,7 @@ mod tests {
         let start = "Service default/api (shop.yaml, document 2): spec.ports[0].port: line 13: ";
         assert!(said[0].starts_with(start), "{}", said[0]);
         assert!(said[0].contains("invalid type: string \"http\""), "{}", said[0]);
-        let key = ObjectKey { kind: Kind::Service, name: ObjectName::new("default", "api") };
-        assert_eq!(parsed.lost, Lost::These(BTreeSet::from([key])));
+        assert_eq!(parsed.lost, Lost::These(BTreeSet::from([key(Kind::Service, "default", "api")])));
     }
 
     #[test]
@@ -371,6 +558,112 @@ mod tests {
         );
         assert_eq!(names(&parsed), ["VirtualService x/a", "Service default/b"]);
         assert!(said(&parsed)[0].contains("items[1].metadata.name is missing"), "{:?}", said(&parsed));
+    }
+
+    const ROUTED: &str = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: web, namespace: \
+                          shop}\nspec:\n  hosts: [web]\n  http:\n  - route:\n    - destination: {host: web, subset: \
+                          v1}\n      weight: 90\n";
+
+    fn key(kind: Kind, namespace: &str, name: &str) -> ObjectKey {
+        ObjectKey { kind, name: ObjectName::new(namespace, name) }
+    }
+
+    #[test]
+    fn a_misspelt_field_names_what_was_meant_and_the_last_good_version_stays() {
+        let parsed = parsed(&ROUTED.replace("weight", "wieght"));
+        assert!(parsed.objects.is_empty());
+        assert_eq!(
+            said(&parsed),
+            ["VirtualService shop/web (shop.yaml, document 1): line 9: there is no field \
+              spec.http[0].route[0].wieght; did you mean `weight`?; the object's last good version stays in force"]
+        );
+        assert_eq!(parsed.lost, Lost::These(BTreeSet::from([key(Kind::VirtualService, "shop", "web")])));
+        // What is only not supported isn't misspelt.
+        assert_eq!(said(&self::parsed(&ROUTED.replace("  - route", "  - timeout: 3s\n    route"))), [""; 0]);
+    }
+
+    #[test]
+    fn misspelt_fields_of_core_and_own_objects_are_found_too() {
+        for (text, wanted) in [
+            (WEB.replace("port: 80", "prot: 80, port: 80"), "spec.ports[0].prot; did you mean `port`?"),
+            (WEB.replace("ports:", "clusterip: 10.96.0.9\n  ports:"), "spec.clusterip; did you mean `clusterIP`?"),
+            (WEB.replace("{name: web}", "{name: web, lables: {a: b}}"), "metadata.lables; did you mean `labels`?"),
+            (
+                "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nstatus: {podIp: 10.1.0.1}\n".to_owned(),
+                "status.podIp; did you mean `podIP`?",
+            ),
+            (
+                "apiVersion: slotmesh.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {name: p}\nspec: {targetRefs: \
+                 [{group: '', kind: Service, name: web}], maxConnection: 3}\n"
+                    .to_owned(),
+                "spec.maxConnection; did you mean `maxConnections`?",
+            ),
+        ] {
+            let text = text.replace("  - prot: 80, port: 80", "  - {prot: 80, port: 80}");
+            let parsed = parsed(&text);
+            assert!(parsed.objects.is_empty() && said(&parsed)[0].contains(wanted), "{wanted}: {:?}", said(&parsed));
+        }
+        // One that is like none has no effect, and the rest of the object has.
+        let odd = parsed(&WEB.replace("ports:", "colour: green\n  ports:"));
+        assert_eq!(names(&odd), ["Service default/web"]);
+        let wanted = "Service default/web (shop.yaml, document 1): line 5: there is no field spec.colour; it has no effect";
+        assert_eq!(said(&odd), [wanted]);
+        assert_eq!(odd.reports[0].severity, Severity::NotSupported);
+        // What is there but says nothing is no field.
+        assert!(parsed(&WEB.replace("ports:", "colour: {}\n  ports:")).reports.is_empty());
+    }
+
+    #[test]
+    fn a_misspelt_kind_and_a_version_that_is_not_read_name_what_is() {
+        for (text, wanted) in [
+            (
+                ROUTED.replace("VirtualService", "VirtualServce"),
+                "VirtualServce shop/web (shop.yaml, document 1): kind: there is no VirtualServce in \
+                 networking.istio.io/v1; did you mean VirtualService?; what it defined before stays in force",
+            ),
+            (
+                ROUTED.replace("io/v1", "io/v9"),
+                "VirtualService shop/web (shop.yaml, document 1): apiVersion: VirtualService isn't read of \
+                 networking.istio.io/v9, but of networking.istio.io/v1, networking.istio.io/v1beta1, \
+                 networking.istio.io/v1alpha3; what it defined before stays in force",
+            ),
+            (
+                ROUTED.replace("networking.istio.io/v1", "v1"),
+                "VirtualService shop/web (shop.yaml, document 1): apiVersion: there is no VirtualService in v1; write \
+                 networking.istio.io/v1, networking.istio.io/v1beta1, networking.istio.io/v1alpha3; what it defined \
+                 before stays in force",
+            ),
+        ] {
+            let parsed = parsed(&text);
+            assert_eq!((said(&parsed), parsed.objects.len()), (vec![wanted.to_owned()], 0));
+            assert_eq!(parsed.reports[0].severity, Severity::Refused);
+            assert_eq!(parsed.lost, Lost::These(BTreeSet::from([key(Kind::VirtualService, "shop", "web")])));
+        }
+        for (api_version, kind) in [("gateway.networking.k8s.io/v1", "TLSRoute"), ("v1", "Endpoints")] {
+            let text = format!("apiVersion: {api_version}\nkind: {kind}\nmetadata: {{name: x}}\n");
+            assert_eq!(parsed(&text).reports[0].reason, Reason::Foreign, "{kind}");
+        }
+    }
+
+    #[test]
+    fn security_that_nobody_enforces_and_workloads_that_nobody_runs_are_told() {
+        let of = |api_version: &str, kind: &str| {
+            parsed(&format!(
+                "apiVersion: {api_version}\nkind: {kind}\nmetadata: {{name: x, namespace: shop}}\n"
+            ))
+        };
+        let policy = of("security.istio.io/v1", "AuthorizationPolicy");
+        assert_eq!(policy.reports[0].severity, Severity::NotSupported);
+        assert!(said(&policy)[0].ends_with("nothing enforces it: connections that it denies are made"));
+        let deployment = of("apps/v1", "Deployment");
+        assert!(said(&deployment)[0].contains("write Pods with status.podIP, or an EndpointSlice"));
+    }
+
+    #[test]
+    fn an_object_knows_its_line_and_whether_its_namespace_was_given() {
+        let parsed = parsed(&format!("# shop\n\n{WEB}---\n{ROUTED}"));
+        let of = |i: usize| parsed.objects[i].source.as_ref().map(|s| (s.line, s.in_default)).unwrap();
+        assert_eq!((of(0), of(1)), ((Some(3), true), (Some(10), false)));
     }
 
     #[test]

@@ -80,10 +80,11 @@ impl Store {
             kind: "File".into(),
             namespace: "".into(),
             name: "".into(),
-            source: Some(Source { file: path.clone(), document: None }),
+            source: Some(Source::file(path.clone())),
         };
-        let message = format!("the file can't be read: {reason}; what it defined before stays in force");
+        let message = format!("the file can't be read: {reason}");
         let report = Report::new(object, None, Severity::Refused, message);
+        let report = report.meaning("what it defined before stays in force");
         let old = std::mem::replace(&mut file.reports, vec![report.clone()]);
         self.reports.replace(old, [report]);
     }

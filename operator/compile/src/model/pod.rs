@@ -30,6 +30,10 @@ impl Pod {
             conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
         });
         let ended = status.is_some_and(|s| matches!(s.phase.as_deref(), Some("Failed" | "Succeeded")));
+        if ended {
+            // It keeps its address in the status; another Pod may have it.
+            ips.clear();
+        }
         let terminating = object.metadata.deletion_timestamp.is_some();
         Self { labels, ips, ready: ready && !ended, terminating }
     }

@@ -229,7 +229,7 @@ fn a_slice_whose_ports_have_other_names_is_told() {
 #[test]
 fn reports_name_where_an_object_was_read() {
     let mut cluster_ = Cluster::default();
-    let source = Source { file: "shop/web.yaml".into(), document: Some(2) };
+    let source = Source { document: Some(2), ..Source::file("shop/web.yaml".into()) };
     cluster_.compiler.apply(&service("web").ip("10.0.0.1").port(0).build(), Some(source));
     cluster_.flush();
     assert!(
