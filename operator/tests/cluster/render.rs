@@ -50,9 +50,9 @@ const SECURITY: [Choice; 3] = [
 
 const QUOTA: [Choice; 4] = [
     (&[], |made| made.quota(None)),
-    (&["--kube-version=v1.34.1-gke.1293000"], |made| made.quota(Some("20k"))),
+    (&["--api-versions=networking.gke.io/v1"], |made| made.quota(Some("20k"))),
     (&["--set=priorityQuota.enabled=true", "--set=priorityQuota.pods=7"], |made| made.quota(Some("7"))),
-    (&["--kube-version=v1.34.1-gke.1293000", "--set=priorityQuota.enabled=false"], |made| made.quota(None)),
+    (&["--api-versions=networking.gke.io/v1", "--set=priorityQuota.enabled=false"], |made| made.quota(None)),
 ];
 
 const SPREAD: [Choice; 2] = [
@@ -117,7 +117,9 @@ fn chart() -> PathBuf {
 fn template(cluster: &ControlPlane, args: &[&str]) -> Result<Output> {
     let mut helm = cluster.helm()?;
     helm.args(["template", "slotmesh"]).arg(chart());
-    Ok(helm.args(["--namespace", NAMESPACE, "--no-hooks"]).args(args).output()?)
+    // Without a cluster helm takes an old version for granted.
+    helm.args(["--kube-version=v1.34.0", "--namespace", NAMESPACE, "--no-hooks"]);
+    Ok(helm.args(args).output()?)
 }
 
 /// The objects as an API server would store them.
