@@ -256,12 +256,13 @@ impl<P: Publish> Pipeline<P> {
             let (mut appeared, mut disappeared) = (Vec::new(), Vec::new());
             let (mut events, seen) = (0, first.seen);
             let mut edits = Edits::default();
-            let before = self.reached.clone();
+            let mut further = false;
             let more = std::iter::from_fn(|| waiting.try_recv().ok()).take(TOGETHER);
             for update in std::iter::once(first).chain(more) {
                 appeared.extend(update.appeared);
                 settle(&mut appeared, &mut disappeared, update.disappeared);
                 if let Some((kind, reach)) = update.reached {
+                    further = true;
                     self.reach(kind, reach);
                 }
                 for event in update.events {
@@ -299,7 +300,7 @@ impl<P: Publish> Pipeline<P> {
                 debug!(events, changes = changes.len(), "compiled");
                 if first || !changes.is_empty() {
                     self.publish.publish(changes, seen, &self.reached);
-                } else if self.reached != before {
+                } else if further {
                     self.publish.reach(&self.reached);
                 }
                 if let Some(tell) = &mut self.tell {

@@ -33,6 +33,11 @@ impl Versions {
         self
     }
 
+    /// Whether merging adds nothing to the other.
+    pub(crate) fn is_within(&self, other: &Self) -> bool {
+        self.0.iter().all(|(kind, version)| other.0.get(kind).is_some_and(|held| held >= version))
+    }
+
     /// Reads what [`Display`](fmt::Display) wrote; what can't be read is left out.
     pub(crate) fn parse(text: &str) -> Self {
         let one = |part: &str| {
@@ -149,6 +154,11 @@ mod tests {
             "d=4"
         );
         assert_eq!(Versions::parse(""), Versions::default());
+        assert!(Versions::default().is_within(&versions) && Versions::parse("Pod=9").is_within(&versions));
+        assert!(
+            !Versions::parse("Pod=10").is_within(&versions)
+                && !Versions::parse("Node=1").is_within(&versions)
+        );
         let many: String = (0..1_000).map(|i| format!("k{i}=1,")).collect();
         assert_eq!(Versions::parse(&many).0.len(), MOST);
         assert_eq!(

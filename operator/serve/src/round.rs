@@ -12,7 +12,7 @@
 //! next round, each name once, at its latest content. Each round has at most ten stages, so
 //! nothing waits for ever as long as the agent answers.
 
-use std::{collections::HashMap, mem, time::Instant};
+use std::{collections::HashMap, mem, sync::Arc, time::Instant};
 
 use envoy_types::pb::{
     envoy::service::discovery::v3::{DeltaDiscoveryResponse, Resource as WireResource},
@@ -77,7 +77,7 @@ pub(crate) enum Step {
 pub(crate) struct Round {
     generation: u64,
     /// How far the source was known, for the agent to give back.
-    source: String,
+    source: Arc<str>,
     needs: PerType<Needs>,
     stages: std::slice::Iter<'static, Stage>,
     stage: Stage,
@@ -92,7 +92,7 @@ impl Round {
     pub(crate) fn begin(
         trackers: &mut PerType<Tracker>,
         resources: View<'_>,
-        source: String,
+        source: Arc<str>,
         seen: Option<Instant>,
     ) -> Self {
         let needs = PerType::from_fn(|ty| trackers[ty].take_needs(resources));

@@ -38,6 +38,8 @@ pub(crate) struct Resources {
     by_type: PerType<HashMap<ResourceName, Resource>>,
     generation: u64,
     reached: Reached,
+    /// What an agent that holds all of them has to give back, as it is written: the same for nearly all.
+    source: Arc<str>,
     scope: Option<Arc<dyn Scope>>,
 }
 
@@ -89,6 +91,12 @@ impl Resources {
     /// From now on the source is known so far.
     pub(crate) fn reach(&mut self, reached: &Reached) {
         self.reached.clone_from(reached);
+        self.source = reached.needs().to_string().into();
+    }
+
+    /// What an agent that holds all of these has to give back.
+    pub(crate) fn source(&self) -> &Arc<str> {
+        &self.source
     }
 
     /// How many batches have been applied. Zero means that nothing is known yet, and an agent must

@@ -6,6 +6,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    sync::Arc,
     time::Instant,
 };
 
@@ -168,9 +169,14 @@ impl Stream {
         if let Some(versions) = self.awaits.take() {
             self.known = versions;
         }
-        let source = self.known.clone().merged(resources.reached().needs());
+        let needs = resources.reached().needs();
+        let source = if self.known.is_within(needs) {
+            Arc::clone(resources.source())
+        } else {
+            self.known.clone().merged(needs).to_string().into()
+        };
         let view = View::new(resources, self.node.as_ref());
-        self.round = Some(Round::begin(&mut self.trackers, view, source.to_string(), seen));
+        self.round = Some(Round::begin(&mut self.trackers, view, source, seen));
         true
     }
 
