@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use anyhow::anyhow;
-use kube::Client;
+use kube::{Client, Config};
+use slotmesh_operator::connect;
 
 /// The pause before the cluster is asked again.
 pub const AGAIN: Duration = Duration::from_secs(1);
@@ -14,9 +15,10 @@ pub const AGAIN: Duration = Duration::from_secs(1);
 /// When neither is there.
 pub async fn reach() -> anyhow::Result<Client> {
     // What kube says names its causes already.
-    Client::try_default().await.map_err(|error| {
+    let config = Config::infer().await.map_err(|error| {
         anyhow!(
             "no cluster: run it in a pod with a service account, or name a kubeconfig file in KUBECONFIG ({error})"
         )
-    })
+    })?;
+    Ok(connect(config)?)
 }

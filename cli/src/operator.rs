@@ -17,6 +17,7 @@ use axum::{
     routing::get,
 };
 use clap::Args;
+use slotmesh_compile::Kind;
 use slotmesh_operator::{
     Metrics, Operator, Pulse, Scoped, Status, Tokens,
     certs::{Certificates, Keeper, Lifetimes, Names, tls_config},
@@ -249,7 +250,7 @@ impl Running {
         // Outlives the streams, which are served for a while after the signal.
         parts.add_last("the admin server", admin::serve(socket, site, CancellationToken::new()));
 
-        let connections = tls_connections(listener, tls_config(&certificates)?);
+        let connections = tls_connections(listener, tls_config(&certificates)?, &config.gate);
         parts.add("the delta ADS server", {
             let serving = slotmesh_serve::serve(store, config, connections, stop.clone());
             async move { Ok(serving.await?) }
@@ -315,15 +316,20 @@ async fn live(State(admin): State<Admin>) -> Response {
 async fn ready(State(admin): State<Admin>) -> Response {
     let status = admin.status.borrow();
     let waiting = match (status.synced, admin.certified.is_cancelled()) {
-        (true, true) => return (StatusCode::OK, "ready\n").into_response(),
+        (true, true) if status.left_out.is_empty() => return (StatusCode::OK, "ready\n").into_response(),
+        (true, true) => {
+            let left_out = names(&status.left_out);
+            return (StatusCode::OK, format!("ready, without {left_out}: can't be listed\n")).into_response();
+        }
         (true, false) => "a certificate".to_owned(),
         (false, _) if status.outstanding.is_empty() => "the first lists".to_owned(),
-        (false, _) => {
-            let kinds: Vec<&str> = status.outstanding.iter().map(|kind| kind.as_str()).collect();
-            format!("the first list of {}", kinds.join(", "))
-        }
+        (false, _) => format!("the first list of {}", names(&status.outstanding)),
     };
     (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: waiting for {waiting}\n")).into_response()
+}
+
+fn names(kinds: &[Kind]) -> String {
+    kinds.iter().map(|kind| kind.as_str()).collect::<Vec<_>>().join(", ")
 }
 
 async fn metrics(State(admin): State<Admin>) -> Response {

@@ -2,14 +2,17 @@
 //!
 //! The API server says whether a token is good (TokenReview, with an audience of our own, so that a
 //! token for anything else is none here), whose it is and on which node its pod runs. Good answers are
-//! remembered until the token expires; of a token only its SHA-256 is kept.
+//! remembered until the token expires, bad ones for a minute; of a token only its SHA-256 is kept.
+//! Who is asked about next, and how fast, is [`Line`]'s to say.
 //!
 //! Invariant: nobody gets a stream for a node without a token of the agent's service account that
 //! Kubernetes bound to a pod on that node.
 
+mod line;
+mod memory;
+
 use std::{
-    collections::HashMap,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -18,13 +21,17 @@ use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, UserInf
 use kube::{Api, Client, api::PostParams};
 use ring::digest::{SHA256, digest};
 use serde::Deserialize;
-use slotmesh_serve::{Admission, Admitted, Answer, Denied, NodeName, Token};
+use slotmesh_serve::{Admission, Admitted, Answer, Denied, NodeName, Origin, Token};
+use tokio::sync::oneshot;
+
+use self::{
+    line::{Line, Next},
+    memory::{Digest, Known, Memory},
+};
 
 /// Where Kubernetes tells the node of the pod to which a token is bound (1.30 and later; always on since
 /// 1.32).
 const NODE: &str = "authentication.kubernetes.io/node-name";
-/// More tokens than this aren't remembered; each node has one at a time.
-const REMEMBERED: usize = 16_384;
 /// A good answer is asked for anew after this long at the latest: the pod may have been deleted.
 const LONGEST: Duration = Duration::from_secs(600);
 /// When a good answer is asked for anew about a token that is over by this machine's clock.
@@ -32,7 +39,10 @@ const SOON: Duration = Duration::from_secs(30);
 /// How long the API server may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-type Digest = [u8; 32];
+/// How long a token may wait for its turn.
+const TURN: Duration = Duration::from_secs(10);
+
+type Waiting = Arc<Mutex<Line<Option<Origin>, oneshot::Sender<()>>>>;
 
 /// Checks the tokens of agents.
 pub struct Tokens {
@@ -40,14 +50,8 @@ pub struct Tokens {
     audience: String,
     /// `system:serviceaccount:<namespace>:<name>`
     user: String,
-    remembered: Mutex<HashMap<Digest, Remembered>>,
-}
-
-#[derive(Clone, Debug)]
-struct Remembered {
-    node: NodeName,
-    expires: Option<Instant>,
-    ask_again: Instant,
+    memory: Mutex<Memory>,
+    line: Waiting,
 }
 
 impl std::fmt::Debug for Tokens {
@@ -66,16 +70,45 @@ impl Tokens {
             reviews: Api::all(client),
             audience: audience.to_owned(),
             user: format!("system:serviceaccount:{namespace}:{service_account}"),
-            remembered: Mutex::default(),
+            memory: Mutex::default(),
+            line: Arc::new(Mutex::new(Line::new())),
         }
     }
 
-    async fn review(&self, token: &Token) -> Result<Admitted, Denied> {
+    async fn review(&self, token: &Token, from: Option<Origin>) -> Result<Admitted, Denied> {
         let key = key(token);
-        let now = Instant::now();
-        if let Some(known) = self.recall(&key, now) {
-            return Ok(known);
+        if let Some(known) = self.recall(&key) {
+            return known;
         }
+        let turn = Turn::wait(&self.line, from).await?;
+        // It may have been asked about meanwhile.
+        if let Some(known) = self.recall(&key) {
+            return known;
+        }
+        let answer = self.ask(token).await;
+        let now = Instant::now();
+        match &answer {
+            Ok(admitted) => {
+                let ask_again = now + admitted.lasts.unwrap_or(LONGEST).min(LONGEST);
+                lock(&self.memory).good(key, admitted, now, ask_again);
+            }
+            Err(Denied::Refused(why)) => {
+                turn.ends_bad(from, now);
+                lock(&self.memory).bad(key, why.clone(), now);
+            }
+            Err(Denied::Unavailable(_)) => {}
+        }
+        answer
+    }
+
+    fn recall(&self, key: &Digest) -> Option<Result<Admitted, Denied>> {
+        Some(match lock(&self.memory).recall(key, Instant::now())? {
+            Known::Good(admitted) => Ok(admitted),
+            Known::Bad(why) => Err(Denied::Refused(why)),
+        })
+    }
+
+    async fn ask(&self, token: &Token) -> Result<Admitted, Denied> {
         let review = TokenReview {
             spec: TokenReviewSpec {
                 audiences: Some(vec![self.audience.clone()]),
@@ -98,38 +131,85 @@ impl Tokens {
             return Err(Denied::Refused(format!("the token isn't for the audience {:?}", self.audience)));
         }
         let node = node_of(&status.user.unwrap_or_default(), &self.user).map_err(Denied::Refused)?;
-        let lasts = lasts(token.reveal(), SystemTime::now());
-        self.remember(key, &node, lasts, now);
-        Ok(Admitted { node, lasts })
+        Ok(Admitted { node, lasts: lasts(token.reveal(), SystemTime::now()) })
+    }
+}
+
+/// A question whose turn it is. Its share of the rate comes back when this is dropped, unless the token is bad.
+struct Turn {
+    line: Waiting,
+    is_bad: bool,
+}
+
+impl Turn {
+    async fn wait(line: &Waiting, from: Option<Origin>) -> Result<Self, Denied> {
+        let busy = || Denied::Unavailable("too many tokens wait to be checked; try again".to_owned());
+        let (ticket, mut turn) = oneshot::channel();
+        let mut until = {
+            let (mut line, now) = (lock(line), Instant::now());
+            line.join(from, ticket, now).map_err(|_ticket| busy())?;
+            call(&mut line, now)
+        };
+        let given_up = tokio::time::sleep(TURN);
+        tokio::pin!(given_up);
+        loop {
+            let more = async {
+                match until {
+                    Some(until) => tokio::time::sleep_until(until.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                called = &mut turn => match called {
+                    Ok(()) => return Ok(Self { line: Arc::clone(line), is_bad: false }),
+                    Err(_dropped) => return Err(busy()),
+                },
+                () = more => until = call(&mut lock(line), Instant::now()),
+                () = &mut given_up => return Err(busy()),
+            }
+        }
     }
 
-    fn recall(&self, key: &Digest, now: Instant) -> Option<Admitted> {
-        let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = remembered.get(key)?;
-        if known.ask_again <= now {
-            remembered.remove(key);
-            return None;
-        }
-        let lasts = known.expires.map(|at| at.saturating_duration_since(now));
-        Some(Admitted { node: known.node.clone(), lasts })
+    fn ends_bad(mut self, from: Option<Origin>, now: Instant) {
+        self.is_bad = true;
+        lock(&self.line).mark(from, now);
     }
+}
 
-    fn remember(&self, key: Digest, node: &NodeName, lasts: Option<Duration>, now: Instant) {
-        let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
-        if remembered.len() >= REMEMBERED {
-            remembered.retain(|_, known| known.ask_again > now);
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut line = lock(&self.line);
+        if !self.is_bad {
+            line.give_back();
         }
-        if remembered.len() < REMEMBERED {
-            let ask_again = now + lasts.unwrap_or(LONGEST).min(LONGEST);
-            let expires = lasts.map(|lasts| now + lasts);
-            remembered.insert(key, Remembered { node: node.clone(), expires, ask_again });
+        call(&mut line, Instant::now());
+    }
+}
+
+/// Calls all whose turn it is; says when it is that of others.
+fn call(line: &mut Line<Option<Origin>, oneshot::Sender<()>>, now: Instant) -> Option<Instant> {
+    loop {
+        match line.next(now) {
+            // Who waits no longer takes nothing.
+            Next::Ask(ticket) => {
+                if ticket.send(()).is_err() {
+                    line.give_back();
+                }
+            }
+            Next::At(when) => return Some(when),
+            Next::Nothing => return None,
         }
     }
 }
 
+/// A panic elsewhere leaves what is whole, so a poisoned lock is used on.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Admission for Tokens {
-    fn admit(&self, token: Token) -> Answer<'_> {
-        Box::pin(async move { self.review(&token).await })
+    fn admit(&self, token: Token, from: Option<Origin>) -> Answer<'_> {
+        Box::pin(async move { self.review(&token, from).await })
     }
 }
 

@@ -1,12 +1,14 @@
 //! Which pods take part, and what their nodes are sent.
 //!
 //! A pod takes part when its namespace has the label `slotmesh.dev/mesh=enabled`, unless the pod itself
-//! has the label or annotation `slotmesh.dev/mesh=disabled`, shares its node's network, or has ended.
-//! For each there is one [`Workload`] resource, for its own node. A node on which no pod takes part is
-//! sent nothing else.
+//! has the label or annotation `slotmesh.dev/mesh=disabled`, shares its node's network, has ended, or is
+//! [left alone](LeftAlone). For each there is one [`Workload`] resource, for its own node. A node on which no pod
+//! takes part is sent nothing else. Another value than these two changes nothing, and is told.
 //!
-//! Invariant: after `flush`, the published workloads are exactly those of the pods that take part. One
-//! pod costs one look-up; a namespace costs its pods.
+//! Invariants: after `flush`, the published workloads are exactly those of the pods that take part, and no two pods
+//! have one resource. One pod costs one look-up; a namespace costs its pods.
+
+mod candidate;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -15,48 +17,69 @@ use std::{
 };
 
 use k8s_openapi::api::core::v1::{Namespace, Pod};
-use slotmesh_compile::{Kind, Object, ObjectKey, ObjectName};
+use slotmesh_compile::{Kind, Object, ObjectKey, ObjectName, ObjectRef, Report, Severity};
 use slotmesh_serve::{NodeName, Reached, Scope, Store};
 use slotmesh_xds::{Change, Resource, ResourceName, ResourceType, Workload};
 
+pub(crate) use self::candidate::{ANNOTATIONS, is_sidecar};
+use self::candidate::{Candidate, DISABLED, ENABLED, mesh_value, mesh_values};
+pub use self::candidate::{LeftAlone, MESH};
 use crate::{
     Due,
     pipeline::Publish,
-    watch::{Sourced, Step},
+    watch::{ReportChanges, Sourced, Step},
 };
-
-/// The label of namespaces that take part, and of pods that don't.
-pub const MESH: &str = "slotmesh.dev/mesh";
-const ENABLED: &str = "enabled";
-const DISABLED: &str = "disabled";
-/// A static pod's cgroup is named after this, not after the uid of its mirror in the API.
-pub(crate) const STATIC_POD: &str = "kubernetes.io/config.hash";
 
 /// Follows namespaces and pods.
 #[derive(Debug, Default)]
 pub(crate) struct Enrolment {
     /// Namespaces that take part.
     namespaces: HashSet<Arc<str>>,
-    /// Pods that would take part if their namespace does, by namespace and name.
-    willing: BTreeMap<ObjectName, Arc<Workload>>,
+    /// Pods that take part if their namespace does, and nothing stands against it; by namespace and name.
+    candidates: BTreeMap<ObjectName, Arc<Candidate>>,
+    /// The static pods that say to be one resource, since when; the oldest is it.
+    claims: HashMap<ResourceName, BTreeSet<(i64, ObjectName)>>,
     published: HashMap<ObjectName, Arc<Workload>>,
     dirty: BTreeSet<ObjectName>,
+    left_alone: HashMap<ObjectName, LeftAlone>,
+    /// How many of them, by reason.
+    count: BTreeMap<LeftAlone, usize>,
+    /// What is said of each object's label.
+    odd: HashMap<ObjectKey, Vec<Report>>,
+    reports: ReportChanges,
 }
 
 impl Enrolment {
     /// Takes notice of a step that came from the source.
     pub(crate) fn observe(&mut self, step: &Step) {
         match step {
-            Step::Apply(Sourced { object: Object::Namespace(namespace), .. }) => {
+            Step::Apply(Sourced { object: object @ Object::Namespace(namespace), .. }) => {
                 let name = namespace.metadata.name.as_deref().unwrap_or_default();
-                self.namespace(name, takes_part(namespace));
+                self.namespace(name, mesh_value(namespace) == Some(ENABLED));
+                self.odd(object.key(), odd_namespace(&object.key(), namespace));
             }
             Step::Apply(Sourced { object: object @ Object::Pod(pod), .. }) => {
-                self.pod(object.key().name, willing(pod));
+                self.pod(object.key().name, Candidate::of(pod));
+                self.odd(object.key(), odd_pod(&object.key(), pod));
             }
-            Step::Delete(ObjectKey { kind: Kind::Namespace, name }) => self.namespace(&name.name, false),
-            Step::Delete(ObjectKey { kind: Kind::Pod, name }) => self.pod(name.clone(), None),
+            Step::Delete(key @ ObjectKey { kind: Kind::Namespace, name }) => {
+                self.namespace(&name.name, false);
+                self.odd(key.clone(), Vec::new());
+            }
+            Step::Delete(key @ ObjectKey { kind: Kind::Pod, name }) => {
+                self.pod(name.clone(), None);
+                self.odd(key.clone(), Vec::new());
+            }
             Step::Apply(_) | Step::Delete(_) => {}
+        }
+    }
+
+    fn odd(&mut self, key: ObjectKey, now: Vec<Report>) {
+        let now_too = now.clone();
+        let before = if now.is_empty() { self.odd.remove(&key) } else { self.odd.insert(key, now) }
+            .unwrap_or_default();
+        if before != now_too {
+            self.reports.replace(before, now_too);
         }
     }
 
@@ -65,30 +88,67 @@ impl Enrolment {
             if takes_part { self.namespaces.insert(name.into()) } else { self.namespaces.remove(name) };
         if changed {
             let first = ObjectName::new(name, "");
-            let pods = self.willing.range(first..).map(|(pod, _)| pod);
+            let pods = self.candidates.range(first..).map(|(pod, _)| pod);
             self.dirty.extend(pods.take_while(|pod| &*pod.namespace == name).cloned());
         }
     }
 
-    fn pod(&mut self, name: ObjectName, workload: Option<Workload>) {
-        match workload {
-            Some(workload) => {
-                if self.willing.get(&name).is_some_and(|known| **known == workload) {
-                    return;
-                }
-                self.willing.insert(name.clone(), Arc::new(workload));
+    fn pod(&mut self, name: ObjectName, candidate: Option<Candidate>) {
+        let before = self.candidates.get(&name);
+        if before.map(|before| &**before) == candidate.as_ref() {
+            return;
+        }
+        if let Some(before) = before.cloned() {
+            self.claim(&name, &before, false);
+        }
+        match candidate.map(Arc::new) {
+            Some(candidate) => {
+                self.claim(&name, &candidate, true);
+                self.candidates.insert(name.clone(), candidate);
             }
-            None if self.willing.remove(&name).is_none() => return,
-            None => {}
+            None => _ = self.candidates.remove(&name),
         }
         self.dirty.insert(name);
+    }
+
+    /// A static pod says to be a resource, or does so no longer.
+    fn claim(&mut self, pod: &ObjectName, candidate: &Candidate, holds: bool) {
+        let Some(since) = candidate.static_since else { return };
+        let resource = candidate.workload.resource_name();
+        let claims = self.claims.entry(resource.clone()).or_default();
+        // Another one may be it from now on.
+        self.dirty.extend(claims.iter().map(|(_, pod)| pod.clone()));
+        let claim = (since, pod.clone());
+        if holds {
+            claims.insert(claim);
+        } else {
+            claims.remove(&claim);
+        }
+        if claims.is_empty() {
+            self.claims.remove(&resource);
+        }
+    }
+
+    /// Why a pod is left alone, if it is.
+    fn left_alone(&self, pod: &ObjectName, candidate: &Candidate) -> Option<LeftAlone> {
+        candidate.left_alone.or_else(|| {
+            candidate.static_since?;
+            let (_, oldest) = self.claims.get(&candidate.workload.resource_name())?.first()?;
+            (oldest != pod).then_some(LeftAlone::NotItself)
+        })
     }
 
     /// What changed since the last call: first who joins, then who leaves.
     pub(crate) fn flush(&mut self) -> Vec<Change> {
         let (mut joins, mut leaves) = (Vec::new(), Vec::new());
         for pod in std::mem::take(&mut self.dirty) {
-            let now = self.willing.get(&pod).filter(|_| self.namespaces.contains(&pod.namespace)).cloned();
+            let candidate =
+                self.candidates.get(&pod).filter(|_| self.namespaces.contains(&pod.namespace)).cloned();
+            let left_alone = candidate.as_ref().and_then(|candidate| self.left_alone(&pod, candidate));
+            self.leave_alone(&pod, left_alone);
+            let now = candidate
+                .filter(|_| left_alone.is_none())
+                .map(|candidate| Arc::new(candidate.workload.clone()));
             let before = match &now {
                 Some(now) => self.published.insert(pod, now.clone()),
                 None => self.published.remove(&pod),
@@ -100,50 +160,74 @@ impl Enrolment {
             if let Some(before) = before.map(|workload| workload.resource_name())
                 && Some(&before) != name.as_ref()
             {
-                leaves.push(Change::Remove(ResourceType::Workload, before));
+                leaves.push(before);
             }
             if let (Some(workload), Some(name)) = (now, name) {
-                let resource = Resource::encode(ResourceType::Workload, name, &*workload);
-                joins.push(Change::Upsert(resource));
+                joins.push(Resource::encode(ResourceType::Workload, name, &*workload));
             }
         }
-        joins.append(&mut leaves);
-        joins
+        // What one pod gave up another may have become.
+        leaves.retain(|name| !joins.iter().any(|joined| joined.name == *name));
+        let leaves = leaves.into_iter().map(|name| Change::Remove(ResourceType::Workload, name));
+        joins.into_iter().map(Change::Upsert).chain(leaves).collect()
+    }
+
+    fn leave_alone(&mut self, pod: &ObjectName, why: Option<LeftAlone>) {
+        let before = match why {
+            Some(why) => self.left_alone.insert(pod.clone(), why),
+            None => self.left_alone.remove(pod),
+        };
+        if before != why {
+            if let Some(count) = before.and_then(|before| self.count.get_mut(&before)) {
+                *count -= 1;
+            }
+            if let Some(why) = why {
+                *self.count.entry(why).or_default() += 1;
+            }
+            let report = |why: LeftAlone| {
+                let object = ObjectRef::new(&ObjectKey { kind: Kind::Pod, name: pod.clone() }, None);
+                let message = format!("the pod doesn't take part, though its namespace does: {why}");
+                Report::new(object, None, Severity::Refused, message)
+            };
+            self.reports.replace(before.map(report), why.map(report));
+        }
+    }
+
+    /// What there is to say since the last call: what appeared, and what disappeared.
+    pub(crate) fn reports(&mut self) -> (Vec<Report>, Vec<Report>) {
+        self.reports.take()
+    }
+
+    /// How many pods are left alone, by reason.
+    pub(crate) const fn count(&self) -> &BTreeMap<LeftAlone, usize> {
+        &self.count
     }
 }
 
-fn takes_part(namespace: &Namespace) -> bool {
-    let labels = namespace.metadata.labels.as_ref();
-    // One that is being deleted takes its pods with it, one by one.
-    labels.and_then(|labels| labels.get(MESH)).is_some_and(|value| value == ENABLED)
-}
-
-/// The workload of a pod that takes part if its namespace does.
-fn willing(pod: &Pod) -> Option<Workload> {
-    let (meta, spec) = (&pod.metadata, pod.spec.as_ref()?);
-    let says_no = |map: Option<&BTreeMap<String, String>>| {
-        map.and_then(|map| map.get(MESH)).is_some_and(|value| value == DISABLED)
+/// What is said of a namespace's label that says neither yes nor no.
+fn odd_namespace(key: &ObjectKey, namespace: &Namespace) -> Vec<Report> {
+    let value = mesh_value(namespace).filter(|value| ![ENABLED, DISABLED].contains(value));
+    let report = |value| {
+        let message = format!(
+            "the label {MESH} is {value:?}, which changes nothing: only {ENABLED:?} lets the pods of a namespace take part"
+        );
+        let field = Some(format!("metadata.labels[{MESH}]"));
+        Report::new(ObjectRef::new(key, None), field, Severity::Refused, message)
     };
-    let ended = pod
-        .status
-        .as_ref()
-        .and_then(|status| status.phase.as_deref())
-        .is_some_and(|phase| matches!(phase, "Succeeded" | "Failed"));
-    if says_no(meta.labels.as_ref())
-        || says_no(meta.annotations.as_ref())
-        || spec.host_network == Some(true)
-        || ended
-    {
-        return None;
-    }
-    let static_pod = meta.annotations.as_ref().and_then(|annotations| annotations.get(STATIC_POD));
-    Some(Workload {
-        uid: static_pod.or(meta.uid.as_ref())?.clone(),
-        namespace: meta.namespace.clone()?,
-        name: meta.name.clone()?,
-        service_account: spec.service_account_name.clone().unwrap_or_default(),
-        node: spec.node_name.clone().filter(|node| !node.is_empty())?,
+    value.map(report).into_iter().collect()
+}
+
+/// The same of a pod's label and annotation.
+fn odd_pod(key: &ObjectKey, pod: &Pod) -> Vec<Report> {
+    let odd = mesh_values(pod).filter(|(_, value)| ![ENABLED, DISABLED].contains(value));
+    odd.map(|(field, value)| {
+        let message = format!(
+            "{MESH} is {value:?}, which changes nothing: a pod takes part where its namespace does, unless it says {DISABLED:?}"
+        );
+        let field = Some(format!("metadata.{field}[{MESH}]"));
+        Report::new(ObjectRef::new(key, None), field, Severity::Refused, message)
     })
+    .collect()
 }
 
 /// Lets a node see its own workloads and settings, and the rest only while it has workloads.
@@ -315,8 +399,99 @@ mod tests {
             assert_eq!(step(&mut enrolment, pod("a", "n1", json!({}))), ["+n1/uid-a"]);
             assert_eq!(step(&mut enrolment, pod("a", "n1", out.clone())), ["-n1/uid-a"], "{out}");
         }
-        let static_pod = json!({"/metadata/annotations": {STATIC_POD: "hash"}});
-        assert_eq!(step(&mut enrolment, pod("s", "n1", static_pod)), ["+n1/hash"]);
+    }
+
+    const HASH: &str = "0123456789abcdef0123456789abcdef";
+
+    fn mirror(node: &str, hash: &str) -> serde_json::Value {
+        json!({
+            "/metadata/annotations": {"kubernetes.io/config.hash": hash, "kubernetes.io/config.mirror": hash},
+            "/metadata/ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": node, "uid": "u"}],
+        })
+    }
+
+    #[test]
+    fn only_a_mirror_pod_is_known_by_its_hash() {
+        let mut enrolment = Enrolment::default();
+        step(&mut enrolment, namespace("shop", "enabled"));
+        assert_eq!(step(&mut enrolment, pod("s", "n1", mirror("n1", HASH))), [format!("+n1/{HASH}")]);
+        let alone = json!({"/metadata/annotations": {"kubernetes.io/config.hash": HASH}});
+        let mut unowned = mirror("n1", HASH);
+        unowned.as_object_mut().unwrap().remove("/metadata/ownerReferences");
+        // Of another pod; and what another pod's uid looks like.
+        let uid = "2f1d6c1e-8a4f-4a9e-9d0e-0f5f2f8f7a11";
+        for (i, forged) in [alone, unowned, mirror("n2", HASH), mirror("n1", uid)].into_iter().enumerate() {
+            assert!(step(&mut enrolment, pod(&format!("z{i}"), "n1", forged)).is_empty(), "{i}");
+        }
+        assert_eq!(enrolment.count()[&LeftAlone::NotItself], 4);
+    }
+
+    #[test]
+    fn two_pods_never_have_one_resource() {
+        let mut enrolment = Enrolment::default();
+        step(&mut enrolment, namespace("shop", "enabled"));
+        step(&mut enrolment, pod("b", "n1", mirror("n1", HASH)));
+        let (resource, gone) = (format!("+n1/{HASH}"), json!({"/status": {"phase": "Failed"}}));
+        assert!(step(&mut enrolment, pod("c", "n1", mirror("n1", HASH))).is_empty());
+        let mut older = mirror("n1", HASH);
+        older["/metadata/creationTimestamp"] = "2026-01-02T00:00:00Z".into();
+        assert!(step(&mut enrolment, pod("a", "n1", older)).is_empty(), "b has no time: it was first");
+        // On another node it is another resource.
+        assert_eq!(step(&mut enrolment, pod("d", "n2", mirror("n2", HASH))), [format!("+n2/{HASH}")]);
+        assert_eq!(
+            step(&mut enrolment, pod("b", "n1", gone.clone())),
+            [resource],
+            "the other one has it now"
+        );
+        assert!(step(&mut enrolment, pod("a", "n1", gone.clone())).is_empty());
+        assert_eq!(step(&mut enrolment, pod("c", "n1", gone)), [format!("-n1/{HASH}")]);
+    }
+
+    #[test]
+    fn pods_of_other_meshes_and_kernels_are_left_alone_and_that_is_told() {
+        let mut enrolment = Enrolment::default();
+        step(&mut enrolment, namespace("shop", "enabled"));
+        step(&mut enrolment, pod("a", "n1", json!({})));
+        for (more, why) in [
+            (json!({"/spec/containers": [{"name": "app"}, {"name": "istio-proxy"}]}), LeftAlone::Sidecar),
+            (json!({"/spec/initContainers": [{"name": "linkerd-proxy"}]}), LeftAlone::Sidecar),
+            (
+                json!({"/metadata/annotations": {"ambient.istio.io/redirection": "enabled"}}),
+                LeftAlone::Ambient,
+            ),
+            (json!({"/spec/runtimeClassName": "gvisor"}), LeftAlone::Gvisor),
+            (json!({"/spec/runtimeClassName": "kata-qemu"}), LeftAlone::Kata),
+            (json!({"/metadata/labels": {"kubevirt.io": "virt-launcher"}}), LeftAlone::Kubevirt),
+        ] {
+            assert_eq!(step(&mut enrolment, pod("a", "n1", more)), ["-n1/uid-a"]);
+            assert_eq!(enrolment.count()[&why], 1);
+            let (appeared, _) = enrolment.reports();
+            let [report] = &appeared[..] else { panic!("{appeared:?}") };
+            assert!(report.message.contains(&why.to_string()), "{report}");
+            assert_eq!(step(&mut enrolment, pod("a", "n1", json!({}))), ["+n1/uid-a"]);
+            assert_eq!((enrolment.count()[&why], enrolment.reports()), (0, (vec![], appeared)));
+        }
+        // Where the namespace doesn't take part there is nothing to say.
+        step(&mut enrolment, namespace("shop", "disabled"));
+        step(&mut enrolment, pod("a", "n1", json!({"/spec/runtimeClassName": "kata"})));
+        assert_eq!(enrolment.reports(), (vec![], vec![]));
+    }
+
+    #[test]
+    fn a_label_that_says_neither_yes_nor_no_is_told() {
+        let mut enrolment = Enrolment::default();
+        step(&mut enrolment, pod("a", "n1", json!({})));
+        for value in ["true", "Enabled"] {
+            assert!(step(&mut enrolment, namespace("shop", value)).is_empty());
+            let (appeared, _) = enrolment.reports();
+            assert!(appeared[0].to_string().contains(&format!("{value:?}")), "{appeared:?}");
+        }
+        step(&mut enrolment, namespace("shop", "enabled"));
+        assert_eq!(enrolment.reports().1.len(), 1);
+        step(&mut enrolment, pod("a", "n1", json!({"/metadata/labels": {MESH: "false"}})));
+        assert!(enrolment.reports().0[0].to_string().contains("metadata.labels"));
+        step(&mut enrolment, pod("a", "n1", json!({"/metadata/labels": {MESH: "disabled"}})));
+        assert_eq!(enrolment.reports().1.len(), 1);
     }
 
     #[test]

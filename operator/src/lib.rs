@@ -12,6 +12,7 @@
 
 mod access;
 pub mod certs;
+mod client;
 mod enrol;
 mod error;
 #[cfg(feature = "fuzz")]
@@ -19,12 +20,14 @@ pub mod fuzz;
 mod metrics;
 mod pipeline;
 mod pulse;
+mod retry;
 pub mod status;
 pub mod uninstall;
 pub mod watch;
 
 pub use access::Tokens;
-pub use enrol::{MESH, Scoped};
+pub use client::connect;
+pub use enrol::{LeftAlone, MESH, Scoped};
 pub use error::Error;
 pub use metrics::Metrics;
 pub use pipeline::{Operator, Publish, Status};

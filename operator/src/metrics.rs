@@ -7,19 +7,24 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::{Registry, Unit},
 };
-use slotmesh_compile::Severity;
-use slotmesh_serve::{Config, Delays, Holds, Reason, Refusals, Store};
+use slotmesh_compile::{Kind, Severity};
+use slotmesh_serve::{Config, Delays, Gate, Holds, Reason, Refusals, Shed, Store};
 use slotmesh_xds::ResourceType;
 use tokio::sync::watch;
 
 use crate::{
-    Status,
+    LeftAlone, Status,
     status::{Counters, Target},
 };
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct TypeLabel {
     r#type: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabel {
+    kind: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -45,11 +50,16 @@ pub struct Metrics {
     refusals: Arc<Refusals>,
     holds: Arc<Holds>,
     synced: Gauge,
+    left_out: Family<KindLabel, Gauge>,
+    left_alone: Family<ReasonLabel, Gauge>,
     resources: Family<TypeLabel, Gauge>,
     agents: Gauge,
     up_to_date: Gauge,
     rejected: Family<TypeLabel, Gauge>,
     refused: Family<ReasonLabel, Counter>,
+    gate: Gate,
+    unknown: Gauge,
+    shed: Family<ReasonLabel, Counter>,
     held: Counter,
     given_up: Counter,
     reports: Family<SeverityLabel, Gauge>,
@@ -70,11 +80,16 @@ impl Metrics {
             refusals: Arc::clone(&server.refusals),
             holds: Arc::clone(&server.holds),
             synced: Gauge::default(),
+            left_out: Family::default(),
+            left_alone: Family::default(),
             resources: Family::default(),
             agents: Gauge::default(),
             up_to_date: Gauge::default(),
             rejected: Family::default(),
             refused: Family::default(),
+            gate: server.gate.clone(),
+            unknown: Gauge::default(),
+            shed: Family::default(),
             held: Counter::default(),
             given_up: Counter::default(),
             reports: Family::default(),
@@ -86,6 +101,16 @@ impl Metrics {
         };
         let registry = &mut metrics.registry;
         registry.register("synced", "1 once all objects are compiled", metrics.synced.clone());
+        registry.register(
+            "left_out_kinds",
+            "1 where a kind can't be listed, and everything else is served without it",
+            metrics.left_out.clone(),
+        );
+        registry.register(
+            "left_alone_pods",
+            "Pods that don't take part though their namespace does, by reason",
+            metrics.left_alone.clone(),
+        );
         registry.register("resources", "Resources that are served, by type", metrics.resources.clone());
         registry.register("agents", "Agents with a stream to this replica", metrics.agents.clone());
         registry.register(
@@ -99,6 +124,12 @@ impl Metrics {
             metrics.rejected.clone(),
         );
         registry.register("refused_streams", "Streams that were refused, by reason", metrics.refused.clone());
+        registry.register(
+            "unknown_connections",
+            "Connections of which nobody knows yet whose they are",
+            metrics.unknown.clone(),
+        );
+        registry.register("shed_connections", "Connections that were ended, by reason", metrics.shed.clone());
         registry.register(
             "held_streams",
             "Streams whose agents came from a replica that knew more, and waited for this one",
@@ -151,6 +182,14 @@ impl Metrics {
         let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         let status = self.status.borrow().clone();
         self.synced.set(i64::from(status.synced));
+        for kind in Kind::ALL {
+            let left_out = i64::from(status.left_out.contains(&kind));
+            self.left_out.get_or_create(&KindLabel { kind: kind.as_str() }).set(left_out);
+        }
+        for reason in LeftAlone::ALL {
+            let count = status.left_alone.get(&reason).copied().unwrap_or_default();
+            self.left_alone.get_or_create(&ReasonLabel { reason: reason.as_str() }).set(gauge(count));
+        }
         let agents = self.store.agents();
         self.agents.set(gauge(agents.len()));
         self.up_to_date.set(gauge(agents.iter().filter(|agent| agent.up_to_date).count()));
@@ -168,6 +207,11 @@ impl Metrics {
         for reason in Reason::ALL {
             let counter = self.refused.get_or_create(&ReasonLabel { reason: reason.as_str() });
             follow(&counter, self.refusals.count(reason));
+        }
+        self.unknown.set(gauge(self.gate.unknown()));
+        for reason in Shed::ALL {
+            let counter = self.shed.get_or_create(&ReasonLabel { reason: reason.as_str() });
+            follow(&counter, self.gate.shed(reason));
         }
         follow(&self.held, self.holds.begun());
         follow(&self.given_up, self.holds.given_up());
@@ -199,8 +243,12 @@ mod tests {
         let text = metrics.render();
         for line in [
             "slotmesh_operator_synced 0",
+            "slotmesh_operator_left_out_kinds{kind=\"HTTPRoute\"} 0",
             "slotmesh_operator_resources{type=\"workload\"} 0",
             "slotmesh_operator_refused_streams_total{reason=\"other_node\"} 0",
+            "slotmesh_operator_left_alone_pods{reason=\"sidecar\"} 0",
+            "slotmesh_operator_unknown_connections 0",
+            "slotmesh_operator_shed_connections_total{reason=\"crowded\"} 0",
             "slotmesh_operator_reports{severity=\"refused\"} 0",
             "slotmesh_operator_leader 0",
             "slotmesh_operator_propagation_seconds_count 0",

@@ -23,7 +23,7 @@ use tracing::{debug, info, warn};
 
 use crate::{
     Error,
-    enrol::Enrolment,
+    enrol::{Enrolment, LeftAlone},
     pulse::Pulse,
     status::Notices,
     watch::{Cluster, Intake, LocalNode, Manifests, Reach, SliceController, Sourced, Step, Update},
@@ -61,6 +61,10 @@ pub struct Status {
     pub synced: bool,
     /// The kinds that have not been listed yet; none once synced.
     pub outstanding: Vec<Kind>,
+    /// The kinds that can't be listed, and without which everything else is served.
+    pub left_out: Vec<Kind>,
+    /// How many pods are left alone, by reason.
+    pub left_alone: BTreeMap<LeftAlone, usize>,
     /// Every report that holds, sorted by object.
     pub reports: Arc<BTreeSet<Report>>,
     /// How many objects of each kind the source has.
@@ -296,7 +300,12 @@ impl<P: Publish> Pipeline<P> {
                 appeared.extend(output.appeared);
                 disappeared.extend(output.disappeared);
                 let mut changes = output.changes;
-                changes.extend(self.enrolment.iter_mut().flat_map(Enrolment::flush));
+                if let Some(enrolment) = &mut self.enrolment {
+                    changes.extend(enrolment.flush());
+                    let (more, fewer) = enrolment.reports();
+                    appeared.extend(more);
+                    disappeared.extend(fewer);
+                }
                 debug!(events, changes = changes.len(), "compiled");
                 if first || !changes.is_empty() {
                     self.publish.publish(changes, seen, &self.reached);
@@ -343,6 +352,8 @@ impl<P: Publish> Pipeline<P> {
         appeared.iter().filter(|report| !old.contains(&without_line(report))).for_each(log);
         disappeared.iter().filter(|report| !new.contains(&without_line(report))).for_each(log_end);
         let outstanding: Vec<_> = self.intake.outstanding().collect();
+        let left_out: Vec<_> = self.intake.left_out().collect();
+        let left_alone = self.enrolment.as_ref().map(Enrolment::count);
         let synced = outstanding.is_empty();
         let compiled = self.compiler.stats();
         self.status.send_if_modified(|status| {
@@ -361,10 +372,16 @@ impl<P: Publish> Pipeline<P> {
             let changed = reports
                 || objects != status.objects
                 || outstanding != status.outstanding
+                || left_out != status.left_out
+                || left_alone.is_some_and(|count| *count != status.left_alone)
                 || synced != status.synced
                 || compiled != status.compiled;
             (status.synced, status.outstanding, status.compiled) = (synced, outstanding, compiled);
             status.objects = objects;
+            status.left_out = left_out;
+            if let Some(count) = left_alone {
+                status.left_alone.clone_from(count);
+            }
             changed
         });
     }

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use crate::NodeName;
+use crate::{NodeName, Origin};
 
 /// A bearer token. Its debug form shows nothing of it.
 #[derive(Clone)]
@@ -60,8 +60,9 @@ pub type Answer<'a> = Pin<Box<dyn Future<Output = Result<Admitted, Denied>> + Se
 
 /// Checks tokens.
 pub trait Admission: fmt::Debug + Send + Sync + 'static {
-    /// Whether the bearer of this token is let in.
-    fn admit(&self, token: Token) -> Answer<'_>;
+    /// Whether the bearer of this token is let in. Where several ask, no origin waits for all that another one asks;
+    /// `None` where nobody can tell where it comes from.
+    fn admit(&self, token: Token, from: Option<Origin>) -> Answer<'_>;
 }
 
 /// Streams that were refused, by reason.

@@ -12,8 +12,10 @@
 //!   responses out. It decides what an agent lacks and in which order it is sent.
 //! - `reached` says how far the source is known, and keeps an agent from being taken back in time.
 //! - `access` and `scope` ask whoever wires this who may open a stream, and what a node may see.
+//! - `gate` bounds the connections of which nobody knows yet whose they are, and those of each node.
 //! - `delays` tells how long a change takes until it is served, and until agents have answered.
 //! - `service` moves messages between tonic and the state machine; `listen` serves connections.
+//!
 //!
 //! Invariant: between two rounds of a stream, what the agent has acknowledged is the content of the
 //! store at one generation (minus what it refused), and on the way from one generation to the next
@@ -23,9 +25,11 @@ mod access;
 mod delays;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
+mod gate;
 mod listen;
 mod news;
 mod peers;
+mod quiet;
 mod reached;
 mod round;
 mod scope;
@@ -39,6 +43,7 @@ mod tracker;
 
 pub use access::{Admission, Admitted, Answer, Denied, Reason, Refusals, Token};
 pub use delays::Delays;
+pub use gate::{Gate, Origin, Peer, Shed};
 pub use listen::serve;
 pub use news::Feed;
 pub use reached::Reached;
@@ -48,4 +53,4 @@ pub use status::{
     Acknowledgement, AgentStatus, Ending, NodeName, Rejected, StreamId, StreamNews, TypeStatus,
 };
 pub use store::Store;
-pub use tls::tls_connections;
+pub use tls::{Gated, tls_connections};

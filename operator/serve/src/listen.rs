@@ -9,6 +9,13 @@ use tonic::transport::{Error, Server, server::Connected};
 
 use crate::{Config, Store, service::tracked_server};
 
+/// What is taken in of a connection ahead of being read. Small: it is taken in of strangers, too.
+const WINDOW: u32 = (1 << 16) - 1;
+/// Headers of a request: an agent's token takes about 2 kB.
+const HEADERS: u32 = 16 << 10;
+/// Streams of a connection: an agent has one.
+const STREAMS: u32 = 4;
+
 /// Serves `store` on the connections of `incoming` until `shutdown` is cancelled, then ends the
 /// streams, spread over [`Config::stagger`], and waits for the connections, at most for
 /// [`Config::drain`].
@@ -30,6 +37,10 @@ where
     let end_streams = streams.clone().drop_guard();
     let serving = Server::builder()
         .http2_keepalive_interval(Some(config.keepalive))
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW)
+        .http2_max_header_list_size(HEADERS)
+        .max_concurrent_streams(STREAMS)
         .add_service(tracked_server(store, config, streams, tasks.clone()))
         .serve_with_incoming_shutdown(incoming, shutdown.cancelled());
     let too_late = async {

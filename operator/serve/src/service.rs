@@ -26,11 +26,13 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{Code, Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming, transport::server::TlsConnectInfo};
 
 use crate::{
     Store,
     access::{Admission, Admitted, Denied, Reason, Refusals, Token},
+    gate::{Gate, Peer},
+    quiet::Quiet,
     status::Ending,
     store::Registration,
     stream::{Awaiting, Refused},
@@ -63,6 +65,8 @@ pub struct Config {
     pub admission: Option<Arc<dyn Admission>>,
     /// Counts the streams that are refused.
     pub refusals: Arc<Refusals>,
+    /// Bounds the connections that nobody knows; to be given to [`tls_connections`](crate::tls_connections).
+    pub gate: Gate,
 }
 
 impl Default for Config {
@@ -77,6 +81,7 @@ impl Default for Config {
             holds: Arc::default(),
             admission: None,
             refusals: Arc::default(),
+            gate: Gate::default(),
         }
     }
 }
@@ -107,6 +112,8 @@ pub struct DeltaAds {
     config: Config,
     shutdown: CancellationToken,
     tasks: TaskTracker,
+    /// Of what strangers can cause.
+    quiet: Quiet,
 }
 
 /// The tonic service that serves `store`. Its streams end when `shutdown` is cancelled.
@@ -124,8 +131,14 @@ pub(crate) fn tracked_server(
     shutdown: CancellationToken,
     tasks: TaskTracker,
 ) -> AggregatedDiscoveryServiceServer<DeltaAds> {
-    AggregatedDiscoveryServiceServer::new(DeltaAds { store, config, shutdown, tasks })
-        .max_decoding_message_size(MAX_REQUEST)
+    AggregatedDiscoveryServiceServer::new(DeltaAds {
+        store,
+        config,
+        shutdown,
+        tasks,
+        quiet: Quiet::default(),
+    })
+    .max_decoding_message_size(MAX_REQUEST)
 }
 
 /// How long a refused agent may take to read why.
@@ -179,25 +192,50 @@ impl AggregatedDiscoveryService for DeltaAds {
 impl DeltaAds {
     /// Asks who it is that opens a stream.
     async fn admit<T>(&self, request: &Request<T>) -> Result<Option<Admitted>, Status> {
-        let Some(admission) = &self.config.admission else { return Ok(None) };
-        let peer = request.remote_addr().map(|address| address.to_string()).unwrap_or_default();
-        let Some(token) = bearer(request) else {
-            self.config.refusals.add(Reason::NoToken);
-            tracing::warn!(peer, "stream refused: no token");
-            return Err(Status::unauthenticated(
-                "a stream needs the agent's token (authorization: Bearer …)",
-            ));
-        };
-        match admission.admit(token).await {
-            Ok(admitted) => Ok(Some(admitted)),
-            Err(denied @ Denied::Refused(_)) => {
-                self.config.refusals.add(Reason::BadToken);
-                tracing::warn!(peer, error = %denied, "stream refused: bad token");
-                Err(Status::unauthenticated(denied.to_string()))
+        let peer = request.extensions().get::<TlsConnectInfo<Peer>>().map(TlsConnectInfo::get_ref);
+        let Some(admission) = &self.config.admission else {
+            if let Some(peer) = peer {
+                peer.is_known(None);
             }
-            Err(denied @ Denied::Unavailable(_)) => {
-                tracing::warn!(peer, error = %denied, "stream put off");
-                Err(Status::unavailable(denied.to_string()))
+            return Ok(None);
+        };
+        let answer = match bearer(request) {
+            Some(token) => {
+                if let Some(peer) = peer {
+                    peer.asks(Instant::now());
+                }
+                admission.admit(token, peer.map(Peer::origin)).await.map_err(|denied| match denied {
+                    Denied::Refused(_) => {
+                        (Some(Reason::BadToken), Status::unauthenticated(denied.to_string()))
+                    }
+                    Denied::Unavailable(_) => (None, Status::unavailable(denied.to_string())),
+                })
+            }
+            None => {
+                let why = "a stream needs the agent's token (authorization: Bearer …)";
+                Err((Some(Reason::NoToken), Status::unauthenticated(why)))
+            }
+        };
+        match answer {
+            Ok(admitted) => {
+                if let Some(peer) = peer {
+                    peer.is_known(Some(admitted.node.clone()));
+                }
+                Ok(Some(admitted))
+            }
+            Err((reason, status)) => {
+                if let Some(reason) = reason {
+                    self.config.refusals.add(reason);
+                }
+                if let Some(peer) = peer {
+                    peer.is_refused(Instant::now());
+                }
+                if let Some(left_out) = self.quiet.line(std::time::Instant::now()) {
+                    let from = peer.map(|peer| peer.origin().to_string()).unwrap_or_default();
+                    let what = if reason.is_some() { "stream refused" } else { "stream put off" };
+                    tracing::warn!(from, error = status.message(), left_out, "{what}");
+                }
+                Err(status)
             }
         }
     }
@@ -436,7 +474,7 @@ async fn next_event<'a>(
     }
 }
 
-async fn until_passed(until: Option<Instant>) {
+pub(crate) async fn until_passed(until: Option<Instant>) {
     match until {
         Some(until) => tokio::time::sleep_until(until).await,
         None => pending().await,

@@ -15,10 +15,7 @@ use kube::{
     Api, Client,
     api::{Patch, PatchParams, PostParams},
 };
-use kube_runtime::{
-    WatchStreamExt as _,
-    watcher::{self, DefaultBackoff},
-};
+use kube_runtime::{WatchStreamExt as _, watcher};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -26,6 +23,7 @@ use super::{
     Authority, CertError, Certificates, Lifetimes,
     authority::{Issued, Moment},
 };
+use crate::retry::Retry;
 
 /// Where in the Secret the authority is.
 const AUTHORITY: &str = "authority.json";
@@ -98,8 +96,8 @@ impl Keeper {
     /// `ready` is cancelled when there is.
     pub async fn run(mut self, ready: CancellationToken, shutdown: CancellationToken) {
         let config = watcher::Config::default().fields(&format!("metadata.name={}", self.names.secret));
-        let changes = watcher::watcher(self.secrets.clone(), config);
-        let mut changes = std::pin::pin!(changes.backoff(DefaultBackoff::default()));
+        let changes = watcher(self.secrets.clone(), config);
+        let mut changes = std::pin::pin!(changes.backoff(Retry::default()));
         loop {
             let wait = match self.keep().await {
                 Ok(next) => {

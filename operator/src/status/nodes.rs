@@ -24,7 +24,7 @@ use kube::{
 };
 use kube_runtime::{
     WatchStreamExt as _,
-    watcher::{self, DefaultBackoff, Event},
+    watcher::{self, Event},
 };
 use serde_json::json;
 use slotmesh_crds::own::{GROUP, MeshNode, MeshNodeStatus, VERSION};
@@ -41,6 +41,7 @@ use super::{
     until,
     verdicts::Told,
 };
+use crate::retry::Retry;
 
 const SOON: Duration = Duration::from_millis(100);
 const LAZY: Duration = Duration::from_secs(3);
@@ -101,8 +102,7 @@ impl NodeWriter {
 
     /// Runs until `stop`.
     pub(super) async fn run(mut self, mut feed: Feed, stop: CancellationToken) {
-        let events =
-            watcher::watcher(self.api.clone(), watcher::Config::default()).backoff(DefaultBackoff::default());
+        let events = watcher::watcher(self.api.clone(), watcher::Config::default()).backoff(Retry::default());
         let mut events = pin!(events);
         loop {
             tokio::select! {

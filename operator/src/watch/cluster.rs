@@ -8,7 +8,9 @@
 //! Invariants:
 //! - What is gone is noticed, however it went: a watch that can't be resumed (410) lists again, and
 //!   what isn't in the list is deleted when the list is complete, not before.
-//! - An API server that is away takes nothing out of force.
+//! - An API server that is away takes nothing out of force. When it answers one kind again, all try at once.
+//! - A kind of others (Istio's, Gateway API's) that can't be listed at the start holds up the rest for half a
+//!   minute, not for ever: then it is left out, loudly, until it can.
 //! - An object that can't be read is reported by name and field, and keeps its last good version.
 //! - A custom resource that isn't installed counts as listed, with no objects. When it is installed,
 //!   its objects come; when it is removed, they go.
@@ -17,6 +19,7 @@
 
 mod decode;
 mod feed;
+mod health;
 mod kinds;
 mod presence;
 mod prune;
@@ -28,18 +31,21 @@ use std::{
 };
 
 use kube::{Api, Client, core::ApiResource};
-use kube_runtime::{utils::Backoff as _, watcher::DefaultBackoff};
+use kube_runtime::utils::Backoff as _;
 use slotmesh_compile::Kind;
+use slotmesh_crds::own;
 use tokio::{sync::mpsc, task::JoinSet};
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use self::{
     decode::{Decode, Raw},
     feed::{Ended, Feed},
+    health::{Answers, Heard, Refusals},
     presence::Presence,
     reading::Reading,
 };
 use super::{Event, Update, WatchEvent};
+use crate::retry::Retry;
 
 /// How long to wait before the API server is asked again whether a resource is there, after an error.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -58,7 +64,7 @@ impl Cluster {
     pub fn follow(client: Client, updates: mpsc::Sender<Update>) -> Self {
         let mut tasks = JoinSet::new();
         let presence = Presence::watch(client.clone(), &mut tasks);
-        let context = Arc::new(Context { client, updates, presence });
+        let context = Arc::new(Context { client, updates, presence, answers: Answers::default() });
         kinds::follow_all(&context, &mut tasks);
         Self { _tasks: tasks }
     }
@@ -69,6 +75,7 @@ struct Context {
     client: Client,
     updates: mpsc::Sender<Update>,
     presence: Presence,
+    answers: Answers,
 }
 
 /// Where the objects of a kind are found.
@@ -86,6 +93,11 @@ impl Place {
     /// Whether every API server has it.
     fn is_built_in(&self) -> bool {
         matches!(self.group, "" | "discovery.k8s.io")
+    }
+
+    /// Whether nothing is served before it is listed: without it, what is served would be wrong.
+    fn is_needed(&self) -> bool {
+        self.is_built_in() || self.group == own::GROUP
     }
 
     fn resource(&self, version: &str) -> ApiResource {
@@ -110,30 +122,143 @@ pub(crate) fn resources(kind: Kind) -> impl Iterator<Item = ApiResource> {
 /// Nobody listens any more.
 struct Over;
 
+/// One kind, and what became of its requests.
+struct Following {
+    context: Arc<Context>,
+    place: Place,
+    heard: Heard,
+    refusals: Refusals,
+    listed: bool,
+    retry: Retry,
+}
+
 /// Watches one kind until nobody listens any more.
 async fn follow(context: Arc<Context>, place: Place) {
     let mut reading = Reading::new(place.kind, place.decode);
-    let built_in = place.is_built_in();
-    loop {
+    let heard = context.answers.listen();
+    let refusals = Refusals::default();
+    let mut this = Following { context, place, heard, refusals, listed: false, retry: Retry::default() };
+    while this.once(&mut reading).await.is_ok() {}
+}
+
+impl Following {
+    /// Finds the resource and watches it until it is gone.
+    async fn once(&mut self, reading: &mut Reading) -> Result<(), Over> {
+        let (context, place) = (Arc::clone(&self.context), self.place);
+        let built_in = place.is_built_in();
         let version = if built_in {
             place.versions[0]
         } else {
-            match context.presence.find(&context.client, &place).await {
+            match self.find().await? {
                 Some(version) => version,
                 None => {
                     info!(kind = %place.kind, group = place.group, "the cluster doesn't have this resource; waiting for it");
-                    if context.tell(reading.none()).await.is_err() {
-                        return;
-                    }
+                    context.tell(reading.none()).await?;
+                    self.is_listed();
                     context.presence.wait_for(&context.client, &place).await
                 }
             }
         };
         debug!(kind = %place.kind, version, "watching");
-        match watch(&context, place.resource(version), &mut reading, built_in).await {
-            Ok(()) => info!(kind = %place.kind, "the resource is gone"),
-            Err(Over) => return,
+        self.watch(place.resource(version), reading, built_in).await?;
+        info!(kind = %place.kind, "the resource is gone");
+        Ok(())
+    }
+
+    /// The best version of the resource that is served; `None` when it isn't there. Asks until the API server says.
+    async fn find(&mut self) -> Result<Option<&'static str>, Over> {
+        let context = Arc::clone(&self.context);
+        loop {
+            match presence::look(&context.client, &self.place).await {
+                Ok(found) => {
+                    self.answered();
+                    return Ok(found);
+                }
+                Err(error) => {
+                    warn!(kind = %self.place.kind, error = %Chain(&error), "can't find out whether the resource is there");
+                    self.failed(&error).await?;
+                }
+            }
         }
+    }
+
+    /// Watches a resource that was there a moment ago; returns when it is gone.
+    async fn watch(
+        &mut self,
+        resource: ApiResource,
+        reading: &mut Reading,
+        built_in: bool,
+    ) -> Result<(), Over> {
+        let context = Arc::clone(&self.context);
+        let api: Api<Raw> = Api::all_with(context.client.clone(), &resource);
+        let mut streamed = context.streams_lists().await;
+        let mut feed = Feed::new(&context, reading, api);
+        loop {
+            let error = match feed.follow(streamed, self).await {
+                Ok(never) => match never {},
+                Err(Ended::Over) => return Err(Over),
+                Err(Ended::Failed(error)) => error,
+            };
+            let code = if let kube::Error::Api(status) = &error { Some(status.code) } else { None };
+            // 400 and 422: it doesn't stream lists after all.
+            if matches!(code, Some(400 | 422)) && streamed {
+                debug!(kind = resource.kind, %error, "lists aren't streamed");
+                streamed = false;
+                continue;
+            }
+            if code == Some(404) && !built_in {
+                return Ok(());
+            }
+            match code {
+                Some(410) => {
+                    info!(kind = resource.kind, "the watch is too old to be resumed; listing again");
+                    // At once, unless a list was refused so.
+                    if feed.list_again() {
+                        self.answered();
+                        continue;
+                    }
+                }
+                Some(403) => warn!(
+                    kind = resource.kind, %error,
+                    "not allowed to watch; grant list and watch (what is in force stays in force)"
+                ),
+                _ => warn!(kind = resource.kind, error = %Chain(&error), "the watch failed; trying again"),
+            }
+            self.failed(&error).await?;
+        }
+    }
+
+    /// A request of this kind was answered well.
+    fn answered(&mut self) {
+        self.retry.reset();
+        self.context.answers.answered(&mut self.heard);
+    }
+
+    /// All objects of the kind were told.
+    fn is_listed(&mut self) {
+        self.listed = true;
+        if self.refusals.listed() {
+            info!(kind = %self.place.kind, "the kind can be listed again: it is left out no longer");
+        }
+    }
+
+    /// A request failed: leaves the kind out where that lasts, and waits.
+    async fn failed(&mut self, error: &kube::Error) -> Result<(), Over> {
+        if matches!(error, kube::Error::Api(_)) {
+            self.context.answers.answered(&mut self.heard);
+            let waits = !self.listed && !self.place.is_needed();
+            if waits && self.refusals.refused(Instant::now()) {
+                let kind = self.place.kind;
+                error!(%kind, error = %Chain(error), "the kind can't be listed; everything else is served without it");
+                self.context.tell(update(kind, [Event::LeftOut])).await?;
+            }
+        } else {
+            self.refusals.unanswered();
+            self.heard.unanswered();
+        }
+        let wait = self.retry.next().unwrap_or(AGAIN);
+        self.heard.sleep(wait).await;
+        Ok(())
     }
 }
 
@@ -157,51 +282,6 @@ impl Context {
 /// Clouds write "32+".
 fn minor(text: &str) -> u32 {
     text.trim_end_matches(|c: char| !c.is_ascii_digit()).parse().unwrap_or(0)
-}
-
-/// Watches a resource that was there a moment ago; returns when it is gone.
-async fn watch(
-    context: &Context,
-    resource: ApiResource,
-    reading: &mut Reading,
-    built_in: bool,
-) -> Result<(), Over> {
-    let api: Api<Raw> = Api::all_with(context.client.clone(), &resource);
-    let mut streamed = context.streams_lists().await;
-    let mut feed = Feed::new(context, reading, api);
-    let mut backoff = DefaultBackoff::default();
-    loop {
-        let error = match feed.follow(streamed).await {
-            Ok(never) => match never {},
-            Err(Ended::Over) => return Err(Over),
-            Err(Ended::Failed(error)) => error,
-        };
-        let code = if let kube::Error::Api(status) = &error { Some(status.code) } else { None };
-        // 400 and 422: it doesn't stream lists after all.
-        if matches!(code, Some(400 | 422)) && streamed {
-            debug!(kind = resource.kind, %error, "lists aren't streamed");
-            streamed = false;
-            continue;
-        }
-        if code == Some(404) && !built_in {
-            return Ok(());
-        }
-        match code {
-            Some(410) => {
-                info!(kind = resource.kind, "the watch is too old to be resumed; listing again");
-                feed.list_again();
-            }
-            Some(403) => warn!(
-                kind = resource.kind, %error,
-                "not allowed to watch; grant list and watch (what is in force stays in force)"
-            ),
-            _ => warn!(kind = resource.kind, error = %Chain(&error), "the watch failed; trying again"),
-        }
-        if feed.has_told() {
-            backoff.reset();
-        }
-        tokio::time::sleep(backoff.next().unwrap_or(AGAIN)).await;
-    }
 }
 
 /// An error with its causes in one line.

@@ -23,6 +23,8 @@ struct Listing {
     /// What the listing under way has brought so far.
     listed: Option<HashSet<ObjectName>>,
     synced: bool,
+    /// It can't be listed, and isn't waited for.
+    left_out: bool,
 }
 
 /// The state of all watchers.
@@ -60,11 +62,15 @@ impl Intake {
                 held.then_some(Step::Delete(ObjectKey { kind, name })).into_iter().collect()
             }
             Event::InitDone => {
-                listing.synced = true;
+                (listing.synced, listing.left_out) = (true, false);
                 let Some(listed) = listing.listed.take() else { return Vec::new() };
                 let gone: BTreeSet<_> = listing.held.difference(&listed).cloned().collect();
                 listing.held = listed;
                 gone.into_iter().map(|name| Step::Delete(ObjectKey { kind, name })).collect()
+            }
+            Event::LeftOut => {
+                listing.left_out = true;
+                Vec::new()
             }
         }
     }
@@ -74,15 +80,21 @@ impl Intake {
         self.0.iter().map(|(kind, listing)| (*kind, listing.held.len())).collect()
     }
 
-    /// Whether every kind has been listed once.
+    /// Whether every kind has been listed once, or is left out.
     pub(crate) fn synced(&self) -> bool {
         self.outstanding().next().is_none()
     }
 
     /// The kinds that have not been listed yet.
     pub(crate) fn outstanding(&self) -> impl Iterator<Item = Kind> {
-        let listed = |kind: &Kind| self.0.get(kind).is_some_and(|listing| listing.synced);
+        let listed = |kind: &Kind| self.0.get(kind).is_some_and(|listing| listing.synced || listing.left_out);
         Kind::ALL.into_iter().filter(move |kind| !listed(kind))
+    }
+
+    /// The kinds that can't be listed and aren't waited for.
+    pub(crate) fn left_out(&self) -> impl Iterator<Item = Kind> {
+        let left_out = |kind: &Kind| self.0.get(kind).is_some_and(|listing| listing.left_out);
+        Kind::ALL.into_iter().filter(left_out)
     }
 }
 
@@ -142,5 +154,19 @@ mod tests {
             intake.steps(WatchEvent { kind, event: Event::InitDone });
         }
         assert!(intake.synced());
+    }
+
+    #[test]
+    fn a_kind_that_is_left_out_is_not_waited_for_and_comes_later() {
+        let mut intake = Intake::default();
+        for kind in Kind::ALL {
+            let event = if kind == Kind::Service { Event::LeftOut } else { Event::InitDone };
+            intake.steps(WatchEvent { kind, event });
+        }
+        assert!(intake.synced() && intake.left_out().eq([Kind::Service]));
+        intake.steps(event(Event::Init));
+        assert_eq!(intake.steps(event(Event::InitApply(sourced("a")))), [Step::Apply(sourced("a"))]);
+        intake.steps(event(Event::InitDone));
+        assert_eq!(intake.left_out().count(), 0);
     }
 }

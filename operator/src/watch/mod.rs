@@ -58,6 +58,8 @@ pub enum Event {
     Keep(ObjectName),
     /// An object is gone.
     Delete(ObjectName),
+    /// The objects can't be listed for now, and nothing waits for that any longer.
+    LeftOut,
 }
 
 /// An event of the watcher for one kind.

@@ -64,13 +64,15 @@ async fn agents_are_known_by_the_tokens_of_their_pods() -> Result<()> {
     };
     let tokens = Tokens::new(client.clone(), "slotmesh-operator", "shop", "slotmesh-agent");
     let good = token("slotmesh-agent", "slotmesh-operator", Some(bound.clone())).await?;
-    let admitted = tokens.admit(good.clone()).await?;
+    let admitted = tokens.admit(good.clone(), None).await?;
     ensure!(admitted.node.as_str() == "n1");
     let lasts = admitted.lasts.context("a token that never expires")?;
     ensure!(lasts > Duration::from_secs(500) && lasts <= Duration::from_secs(600), "{lasts:?}");
 
     let refused = async |token: Token, word: &str| -> Result<()> {
-        let Err(Denied::Refused(reason)) = tokens.admit(token).await else { anyhow::bail!("let in: {word}") };
+        let Err(Denied::Refused(reason)) = tokens.admit(token, None).await else {
+            anyhow::bail!("let in: {word}")
+        };
         ensure!(reason.contains(word), "{reason}");
         Ok(())
     };
@@ -83,8 +85,8 @@ async fn agents_are_known_by_the_tokens_of_their_pods() -> Result<()> {
     let new = {
         let mut cluster = cluster;
         cluster.stop_api_server()?;
-        ensure!(tokens.admit(good).await?.node.as_str() == "n1");
-        tokens.admit(Token::from("another")).await
+        ensure!(tokens.admit(good, None).await?.node.as_str() == "n1");
+        tokens.admit(Token::from("another"), None).await
     };
     ensure!(matches!(new, Err(Denied::Unavailable(_))), "{new:?}");
     Ok(())

@@ -29,6 +29,10 @@ pub struct Watched {
 
 impl Watched {
     pub async fn start(cluster: &ControlPlane) -> Result<Self> {
+        Self::start_on(cluster.client().await?).await
+    }
+
+    pub async fn start_on(client: Client) -> Result<Self> {
         let published = Published::default();
         let sink = Arc::clone(&published);
         let publish = move |changes: Vec<Change>| {
@@ -40,7 +44,7 @@ impl Watched {
                 }
             }
         };
-        let operator = Operator::from_cluster(cluster.client().await?, publish)?;
+        let operator = Operator::from_cluster(client, publish)?;
         let watched = Self { operator, published };
         wait::until_true("the first sync", async || Ok(watched.status().synced)).await?;
         Ok(watched)

@@ -17,7 +17,7 @@ use rustls::{
 };
 use slotmesh_ads::{Client, Handle, Subscription, Tls};
 use slotmesh_serve::{
-    Admission, Admitted, Answer, Config, Denied, NodeName, Reason, Refusals, Scope, Store, Token,
+    Admission, Admitted, Answer, Config, Denied, NodeName, Origin, Reason, Refusals, Scope, Store, Token,
     tls_connections,
 };
 use slotmesh_xds::{ResourceName, ResourceType};
@@ -34,7 +34,7 @@ struct ByName {
 }
 
 impl Admission for ByName {
-    fn admit(&self, token: Token) -> Answer<'_> {
+    fn admit(&self, token: Token, _: Option<Origin>) -> Answer<'_> {
         Box::pin(async move {
             let node = token.reveal().strip_prefix("node:").ok_or(Denied::Refused("unknown".to_owned()))?;
             Ok(Admitted { node: node.into(), lasts: self.lasts })
@@ -113,8 +113,8 @@ impl Operator {
             refusals: Arc::clone(&refusals),
             ..Config::default()
         };
-        let serving =
-            slotmesh_serve::serve(store.clone(), config, tls_connections(listener, tls), stop.clone());
+        let connections = tls_connections(listener, tls, &config.gate);
+        let serving = slotmesh_serve::serve(store.clone(), config, connections, stop.clone());
         let server = tokio::spawn(serving);
         Self { store, address, certificate, refusals, files, stop, server }
     }

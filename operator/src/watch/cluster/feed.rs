@@ -19,7 +19,7 @@ use kube::{
 };
 use kube_runtime::watcher::Event as Watched;
 
-use super::{Context, Over, decode::Raw, reading::Reading};
+use super::{Context, Following, Over, decode::Raw, reading::Reading};
 use crate::watch::Reach;
 
 /// A server ends a watch after 290 s; one that is silent for longer is gone.
@@ -56,33 +56,31 @@ pub(super) struct Feed<'a> {
     api: Api<Raw>,
     /// Up to which version everything was told; `None` where there has to be a list.
     at: Option<String>,
-    /// Whether something was told since the last failure.
-    told: bool,
 }
 
 impl<'a> Feed<'a> {
     pub(super) fn new(context: &'a Context, reading: &'a mut Reading, api: Api<Raw>) -> Self {
-        Self { context, reading, api, at: None, told: false }
+        Self { context, reading, api, at: None }
     }
 
-    /// The next time begins with a list.
-    pub(super) fn list_again(&mut self) {
-        self.at = None;
-    }
-
-    /// Whether something was told since the last time that this was asked.
-    pub(super) fn has_told(&mut self) -> bool {
-        std::mem::take(&mut self.told)
+    /// The next time begins with a list; says whether this one didn't.
+    pub(super) fn list_again(&mut self) -> bool {
+        self.at.take().is_some()
     }
 
     /// Lists if need be, by streaming or by pages, and watches until something fails.
-    pub(super) async fn follow(&mut self, streamed: bool) -> Result<Infallible, Ended> {
+    pub(super) async fn follow(
+        &mut self,
+        streamed: bool,
+        following: &mut Following,
+    ) -> Result<Infallible, Ended> {
         let mut listed = match self.at {
             Some(_) => None,
-            None if streamed => Some(self.streamed_list().await?),
             None => {
-                self.list().await?;
-                None
+                let events = if streamed { Some(self.streamed_list().await?) } else { self.list().await? };
+                following.answered();
+                following.is_listed();
+                events
             }
         };
         loop {
@@ -90,7 +88,9 @@ impl<'a> Feed<'a> {
                 Some(events) => events,
                 None => {
                     let at = self.at.as_deref().unwrap_or_default();
-                    self.api.watch(&WatchParams::default(), at).await?.boxed()
+                    let events = self.api.watch(&WatchParams::default(), at).await?.boxed();
+                    following.answered();
+                    events
                 }
             };
             while let Some(event) = next(&mut events).await? {
@@ -133,7 +133,8 @@ impl<'a> Feed<'a> {
         Err(Ended::Failed(kube::Error::Service("the list ended early".into())))
     }
 
-    async fn list(&mut self) -> Result<(), Ended> {
+    /// By pages; leaves nothing of a watch.
+    async fn list(&mut self) -> Result<Option<Events>, Ended> {
         self.event(Watched::Init, None).await?;
         let mut page = ListParams::default().limit(PAGE);
         loop {
@@ -144,7 +145,8 @@ impl<'a> Feed<'a> {
             }
             page.continue_token = list.metadata.continue_.filter(|token| !token.is_empty());
             if page.continue_token.is_none() {
-                return Ok(self.listed(list.metadata.resource_version.unwrap_or_default()).await?);
+                self.listed(list.metadata.resource_version.unwrap_or_default()).await?;
+                return Ok(None);
             }
         }
     }
@@ -162,7 +164,6 @@ impl<'a> Feed<'a> {
     }
 
     async fn event(&mut self, event: Watched<Raw>, reach: Option<Reach>) -> Result<(), Over> {
-        self.told = true;
         let update = self.reading.take(event, reach);
         self.context.tell(update).await
     }

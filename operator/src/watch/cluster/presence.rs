@@ -8,14 +8,12 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::{Api, Client, core::PartialObjectMeta};
-use kube_runtime::{
-    WatchStreamExt as _,
-    watcher::{self, DefaultBackoff},
-};
+use kube_runtime::{WatchStreamExt as _, watcher};
 use tokio::{sync::watch, task::JoinSet};
 use tracing::{debug, warn};
 
 use super::{AGAIN, Chain, Place};
+use crate::retry::Retry;
 
 /// How often to look where CustomResourceDefinitions can't be watched.
 const LOOK: Duration = Duration::from_secs(30);
@@ -48,8 +46,8 @@ impl Presence {
         let (sender, receiver) = watch::channel(Seen { changes: 0, watched: false });
         tasks.spawn(async move {
             let definitions: Api<PartialObjectMeta<CustomResourceDefinition>> = Api::all(client);
-            let events = watcher::watcher(definitions, watcher::Config::default());
-            let mut events = std::pin::pin!(events.backoff(DefaultBackoff::default()));
+            let events = watcher(definitions, watcher::Config::default());
+            let mut events = std::pin::pin!(events.backoff(Retry::default()));
             while let Some(event) = events.next().await {
                 let watched = match &event {
                     Ok(_) => true,
@@ -69,7 +67,7 @@ impl Presence {
 
     /// The best version of the resource that is served; `None` when it isn't there. Asks until the
     /// API server answers.
-    pub(super) async fn find(&self, client: &Client, place: &Place) -> Option<&'static str> {
+    async fn find(&self, client: &Client, place: &Place) -> Option<&'static str> {
         loop {
             match look(client, place).await {
                 Ok(found) => return found,
@@ -113,7 +111,8 @@ async fn sleep(time: Option<Duration>) {
     }
 }
 
-async fn look(client: &Client, place: &Place) -> kube::Result<Option<&'static str>> {
+/// The best version of the resource that is served; `None` when it isn't there.
+pub(super) async fn look(client: &Client, place: &Place) -> kube::Result<Option<&'static str>> {
     for version in place.versions {
         match client.list_api_group_resources(&place.resource(version).api_version).await {
             Ok(list) if list.resources.iter().any(|resource| resource.name == place.plural) => {

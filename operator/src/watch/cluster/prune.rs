@@ -4,7 +4,9 @@
 
 use k8s_openapi::{
     api::{
-        core::v1::{Namespace, Node, NodeSpec, NodeStatus, Pod, PodCondition, PodSpec, PodStatus, Service},
+        core::v1::{
+            Container, Namespace, Node, NodeSpec, NodeStatus, Pod, PodCondition, PodSpec, PodStatus, Service,
+        },
         discovery::v1::EndpointSlice,
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -15,7 +17,7 @@ use slotmesh_crds::{
     own::{SlotProfile, TrafficPolicy},
 };
 
-use crate::enrol::STATIC_POD;
+use crate::enrol::{ANNOTATIONS, is_sidecar};
 
 /// Annotations with this prefix are ours and are kept.
 const OURS: &str = "slotmesh.dev/";
@@ -32,7 +34,7 @@ fn metadata(meta: &mut ObjectMeta) {
     meta.finalizers = None;
     meta.self_link = None;
     if let Some(annotations) = &mut meta.annotations {
-        annotations.retain(|name, _| name.starts_with(OURS) || name == STATIC_POD);
+        annotations.retain(|name, _| name.starts_with(OURS) || ANNOTATIONS.contains(&name.as_str()));
         if annotations.is_empty() {
             meta.annotations = None;
         }
@@ -96,6 +98,9 @@ impl Prune for Pod {
                 node_name: spec.node_name,
                 service_account_name: spec.service_account_name,
                 host_network: spec.host_network,
+                runtime_class_name: spec.runtime_class_name,
+                containers: sidecars(spec.containers),
+                init_containers: spec.init_containers.map(sidecars).filter(|sidecars| !sidecars.is_empty()),
                 ..PodSpec::default()
             });
         }
@@ -109,6 +114,12 @@ impl Prune for Pod {
             });
         }
     }
+}
+
+/// Of the containers, the names of those that say that the pod is another mesh's.
+fn sidecars(containers: Vec<Container>) -> Vec<Container> {
+    let sidecars = containers.into_iter().filter(is_sidecar);
+    sidecars.map(|Container { name, .. }| Container { name, ..Container::default() }).collect()
 }
 
 /// A Pod that has conditions and isn't known to be ready keeps an empty list: it isn't one that says nothing.
@@ -137,7 +148,9 @@ mod tests {
                 "ownerReferences": [{"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "web", "uid": "o"}],
                 "managedFields": [{"manager": "kubelet"}],
             },
-            "spec": {"nodeName": "n1", "serviceAccountName": "web", "containers": [{"name": "c"}]},
+            "spec": {"nodeName": "n1", "serviceAccountName": "web", "runtimeClassName": "gvisor",
+                     "containers": [{"name": "c"}, {"name": "istio-proxy", "image": "i"}],
+                     "initContainers": [{"name": "i"}]},
             "status": {"phase": "Running", "podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.1"}],
                        "conditions": [{"type": "PodScheduled", "status": "True"},
                                       {"type": "Ready", "status": "True", "message": "so it is"}]},
@@ -153,7 +166,8 @@ mod tests {
                     "annotations": {"slotmesh.dev/x": "y"},
                     "ownerReferences": [{"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "web", "uid": "o"}],
                 },
-                "spec": {"nodeName": "n1", "serviceAccountName": "web", "containers": []},
+                "spec": {"nodeName": "n1", "serviceAccountName": "web", "runtimeClassName": "gvisor",
+                         "containers": [{"name": "istio-proxy"}]},
                 "status": {"phase": "Running", "podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.1"}],
                            "conditions": [{"type": "Ready", "status": "True"}]},
             })

@@ -127,6 +127,7 @@ mod tests {
             Event::Apply(o) => format!("apply {}", o.object.key().name),
             Event::Keep(name) => format!("keep {name}"),
             Event::Delete(name) => format!("delete {name}"),
+            Event::LeftOut => "left out".to_owned(),
         };
         let mut said: Vec<String> = update.events.iter().map(event).collect();
         said.extend(update.appeared.iter().map(|r| format!("+ {r}")));

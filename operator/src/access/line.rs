@@ -1,0 +1,219 @@
+//! Whose token is asked about next.
+//!
+//! A TokenReview costs the API server work, and whoever reaches the port can ask for one. So those that come out
+//! bad are limited together; one that comes out good gives its share back, so a fleet that comes at once doesn't
+//! wait. The origins take turns. One that had a bad token lately comes after all others and leaves them half of
+//! what there is.
+//!
+//! Invariants: no more reviews are under way, or have come out bad, than the rate allows; an origin has a bounded
+//! number that wait. No clock: the caller says what time it is.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    hash::Hash,
+    time::{Duration, Instant},
+};
+
+/// Bad tokens that may be asked about at once after a rest.
+const BURST: u32 = 10;
+/// Time that each takes of the rate.
+const EACH: Duration = Duration::from_millis(200);
+/// Questions of one origin that may wait: those of a node's agent, or of many agents behind one address.
+const WAITING: usize = 1_024;
+/// Questions of an origin that had a bad token lately.
+const WAITING_MARKED: usize = 8;
+/// How long an origin counts as one that had a bad token.
+const MARKED: Duration = Duration::from_secs(60);
+/// Origins that are remembered for that.
+const REMEMBERED: usize = 16_384;
+
+/// What there is to do.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Next<T> {
+    /// Ask about this one.
+    Ask(T),
+    /// Nothing before that time.
+    At(Instant),
+    /// Nothing until something else happens.
+    Nothing,
+}
+
+#[derive(Debug)]
+struct Queue<O, T> {
+    /// Whose turn it is next, first; each origin that waits stands in it once.
+    turns: VecDeque<O>,
+    waiting: HashMap<O, VecDeque<T>>,
+}
+
+impl<O: Copy + Eq + Hash, T> Queue<O, T> {
+    fn new() -> Self {
+        Self { turns: VecDeque::new(), waiting: HashMap::new() }
+    }
+
+    fn join(&mut self, origin: O, ticket: T, most: usize) -> Result<(), T> {
+        let own = self.waiting.entry(origin).or_default();
+        if own.len() >= most {
+            return Err(ticket);
+        }
+        if own.is_empty() {
+            self.turns.push_back(origin);
+        }
+        own.push_back(ticket);
+        Ok(())
+    }
+
+    /// All that wait of an origin.
+    fn take(&mut self, origin: O) -> VecDeque<T> {
+        self.turns.retain(|other| *other != origin);
+        self.waiting.remove(&origin).unwrap_or_default()
+    }
+
+    fn pop(&mut self) -> Option<T> {
+        let origin = self.turns.pop_front()?;
+        let own = self.waiting.get_mut(&origin)?;
+        let ticket = own.pop_front();
+        if own.is_empty() {
+            self.waiting.remove(&origin);
+        } else {
+            self.turns.push_back(origin);
+        }
+        ticket
+    }
+}
+
+/// See the module's comment. `O` is where a question comes from, `T` the question.
+#[derive(Debug)]
+pub(super) struct Line<O, T> {
+    clean: Queue<O, T>,
+    marked: Queue<O, T>,
+    bad: HashMap<O, Instant>,
+    /// What is used of the burst, as the time that it takes until all is there again.
+    used_until: Option<Instant>,
+}
+
+impl<O: Copy + Eq + Hash, T> Line<O, T> {
+    pub(super) fn new() -> Self {
+        Self { clean: Queue::new(), marked: Queue::new(), bad: HashMap::new(), used_until: None }
+    }
+
+    /// Adds a question; gives it back where too many of its origin wait.
+    pub(super) fn join(&mut self, origin: O, ticket: T, now: Instant) -> Result<(), T> {
+        if self.bad.get(&origin).is_some_and(|until| *until > now) {
+            self.marked.join(origin, ticket, WAITING_MARKED)
+        } else {
+            self.clean.join(origin, ticket, WAITING)
+        }
+    }
+
+    /// What to ask about. What is to be asked takes its share of the rate.
+    pub(super) fn next(&mut self, now: Instant) -> Next<T> {
+        let used = self.used_until.map_or(now, |used| used.max(now));
+        for (queue, share) in [(&mut self.clean, BURST), (&mut self.marked, BURST / 2)] {
+            if queue.turns.is_empty() {
+                continue;
+            }
+            let enough = used + EACH - EACH * share;
+            if enough > now {
+                return Next::At(enough);
+            }
+            if let Some(ticket) = queue.pop() {
+                self.used_until = Some(used + EACH);
+                return Next::Ask(ticket);
+            }
+        }
+        Next::Nothing
+    }
+
+    /// The share of a question that wasn't bad comes back.
+    pub(super) fn give_back(&mut self) {
+        self.used_until = self.used_until.and_then(|used| used.checked_sub(EACH));
+    }
+
+    /// A token of this origin is bad. What waits of it does so behind others from now on, or is dropped.
+    pub(super) fn mark(&mut self, origin: O, now: Instant) {
+        for ticket in self.clean.take(origin) {
+            if self.marked.join(origin, ticket, WAITING_MARKED).is_err() {
+                break;
+            }
+        }
+        if self.bad.len() >= REMEMBERED {
+            self.bad.retain(|_, until| *until > now);
+        }
+        if self.bad.len() < REMEMBERED {
+            self.bad.insert(origin, now + MARKED);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(line: &mut Line<u8, u32>, now: Instant) -> Vec<u32> {
+        std::iter::from_fn(|| match line.next(now) {
+            Next::Ask(ticket) => Some(ticket),
+            Next::At(_) | Next::Nothing => None,
+        })
+        .collect()
+    }
+
+    #[test]
+    fn good_tokens_do_not_wait_for_the_rate() {
+        let (mut line, now) = (Line::new(), Instant::now());
+        (0..1_000).for_each(|i| line.join(1, i, now).unwrap());
+        for i in 0..1_000 {
+            assert_eq!(line.next(now), Next::Ask(i));
+            line.give_back();
+        }
+        assert_eq!(line.next(now), Next::Nothing);
+    }
+
+    #[test]
+    fn bad_tokens_are_asked_about_at_a_rate() {
+        let (mut line, mut now) = (Line::new(), Instant::now());
+        let (mut reviews, start) = (0, now);
+        for ticket in 0..60_000 {
+            // 1,000 a second from four origins.
+            _ = line.join((ticket % 4) as u8, ticket, now);
+            for ticket in asked(&mut line, now) {
+                line.mark((ticket % 4) as u8, now);
+                reviews += 1;
+            }
+            now += Duration::from_millis(1);
+        }
+        assert_eq!(now - start, Duration::from_secs(60));
+        assert!((300..=310).contains(&reviews), "{reviews}");
+        assert!(line.marked.waiting.values().all(|own| own.len() <= WAITING_MARKED));
+    }
+
+    #[test]
+    fn who_had_no_bad_token_goes_first() {
+        let (mut line, now) = (Line::new(), Instant::now());
+        (0..20).for_each(|i| line.join(1, i, now).unwrap());
+        let bad = asked(&mut line, now);
+        assert_eq!(bad.len(), BURST as usize);
+        bad.iter().for_each(|_| line.mark(1, now));
+        let later = now + EACH * BURST;
+        assert!(line.join(1, 100, later).is_err(), "it has enough that wait");
+        (200..203).for_each(|i| line.join(2, i, later).unwrap());
+        (300..302).for_each(|i| line.join(3, i, later).unwrap());
+        // Half of what comes back is kept for others.
+        assert_eq!(asked(&mut line, later), [200, 300, 201, 301, 202]);
+        assert_eq!(asked(&mut line, later + EACH), [10]);
+        let much_later = later + MARKED;
+        asked(&mut line, much_later);
+        line.join(1, 500, much_later).unwrap();
+        assert_eq!(line.clean.turns, [1]);
+    }
+
+    #[test]
+    fn an_origin_can_not_fill_the_line() {
+        let (mut line, now) = (Line::new(), Instant::now());
+        let joined = (0..5_000).filter(|i| line.join(1, *i, now).is_ok()).count();
+        assert_eq!(joined, WAITING);
+        assert_eq!(line.join(2, 7, now), Ok(()));
+        line.mark(3, now);
+        let joined = (0..5_000).filter(|i| line.join(3, *i, now).is_ok()).count();
+        assert_eq!(joined, WAITING_MARKED);
+    }
+}
