@@ -16,12 +16,14 @@
 //! - `delays` tells how long a change takes until it is served, and until agents have answered.
 //! - `service` moves messages between tonic and the state machine; `listen` serves connections.
 //!
+//! What all agents hold alike is kept once: an agent in sync costs a bit a resource (see `peers` and `table`).
 //!
 //! Invariant: between two rounds of a stream, what the agent has acknowledged is the content of the
 //! store at one generation (minus what it refused), and on the way from one generation to the next
 //! nothing that it holds refers to what it has not got.
 
 mod access;
+mod bits;
 mod delays;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
@@ -38,6 +40,7 @@ mod status;
 mod store;
 mod stream;
 mod subscription;
+mod table;
 mod tls;
 mod tracker;
 

@@ -22,6 +22,7 @@ use slotmesh_xds::{PerType, Resource, ResourceName, ResourceType, system_version
 
 use crate::{
     scope::View,
+    table::Place,
     tracker::{Needs, Sent, Tracker},
 };
 
@@ -152,12 +153,17 @@ impl Round {
         let mut removed_resources = Vec::new();
         let mut size = 0;
         // The client may have unsubscribed since the round began.
-        let mut covered = |name: &ResourceName| tracker.covers(name);
-        while let Some(resource) = pop_within(&mut needs.upserts, &mut size, limit, cost, &mut covered) {
-            items.push((resource.name.clone(), Sent::Upsert(resource.version)));
-            resources.push(wire(resource));
+        let covered = |name: &ResourceName| tracker.covers(name);
+        let places = &needs.places;
+        let cost_of = |place: &Place| places.get(*place).filter(|one| covered(&one.name)).map(cost);
+        while let Some(place) = pop_within(&mut needs.upserts, &mut size, limit, cost_of) {
+            if let Some(resource) = places.get(place) {
+                items.push((resource.name.clone(), Sent::Upsert(resource.version)));
+                resources.push(wire(resource));
+            }
         }
-        while let Some(name) = pop_within(&mut needs.absent, &mut size, limit, name_cost, &mut covered) {
+        let cost_of = |name: &ResourceName| covered(name).then(|| name_cost(name));
+        while let Some(name) = pop_within(&mut needs.absent, &mut size, limit, cost_of) {
             removed_resources.push(name.to_string());
             items.push((name, Sent::Absent));
         }
@@ -178,8 +184,9 @@ impl Round {
         let removals = &mut self.needs[ty].removals;
         let mut items = Vec::new();
         let mut size = 0;
-        let mut covered = |name: &ResourceName| tracker.covers(name);
-        while let Some(name) = pop_within(removals, &mut size, limit, name_cost, &mut covered) {
+        let covered = |name: &ResourceName| tracker.covers(name);
+        let cost_of = |name: &ResourceName| covered(name).then(|| name_cost(name));
+        while let Some(name) = pop_within(removals, &mut size, limit, cost_of) {
             items.push((name, Sent::Removal));
         }
         if items.is_empty() {
@@ -210,38 +217,20 @@ impl Round {
 /// Responses that are sent and not acknowledged, by nonce.
 pub(crate) type Unacknowledged = HashMap<String, InFlight>;
 
-/// An item that is part of a message.
-trait Named {
-    fn name(&self) -> &ResourceName;
-}
-
-impl Named for Resource {
-    fn name(&self) -> &ResourceName {
-        &self.name
-    }
-}
-
-impl Named for ResourceName {
-    fn name(&self) -> &ResourceName {
-        self
-    }
-}
-
-/// Takes the last item that `covered` lets pass, if the message stays within `limit` with it. The
-/// first item of a message always fits: one resource can't be split.
-fn pop_within<T: Named>(
+/// Takes the last item that has a cost, if the message stays within `limit` with it; those that have none are
+/// dropped. The first item of a message always fits: one resource can't be split.
+fn pop_within<T>(
     items: &mut Vec<T>,
     size: &mut usize,
     limit: usize,
-    cost: impl Fn(&T) -> usize,
-    covered: &mut impl FnMut(&ResourceName) -> bool,
+    cost: impl Fn(&T) -> Option<usize>,
 ) -> Option<T> {
     while let Some(last) = items.last() {
-        if !covered(last.name()) {
+        let Some(cost) = cost(last) else {
             items.pop();
             continue;
-        }
-        let with_it = *size + cost(last);
+        };
+        let with_it = *size + cost;
         if *size > 0 && with_it > limit {
             return None;
         }
@@ -259,7 +248,7 @@ fn name_cost(name: &ResourceName) -> usize {
     name.as_str().len() + OVERHEAD
 }
 
-fn wire(resource: Resource) -> WireResource {
+fn wire(resource: &Resource) -> WireResource {
     WireResource {
         name: resource.name.to_string(),
         version: resource.version.to_string(),

@@ -8,7 +8,11 @@ use std::fmt;
 
 use slotmesh_xds::{Resource, ResourceName, ResourceType};
 
-use crate::{NodeName, store::Resources};
+use crate::{
+    NodeName,
+    store::Resources,
+    table::{Place, Table},
+};
 
 /// Decides what is for which node.
 pub trait Scope: fmt::Debug + Send + Sync + 'static {
@@ -29,7 +33,8 @@ impl<'a> View<'a> {
         Self { resources, node }
     }
 
-    fn sees(&self, ty: ResourceType, name: &ResourceName) -> bool {
+    /// Whether the node may see the resource of this name, if there is one.
+    pub(crate) fn sees(&self, ty: ResourceType, name: &ResourceName) -> bool {
         match (self.resources.scope(), self.node) {
             (None, _) => true,
             (Some(scope), Some(node)) => scope.sees(node, ty, name),
@@ -37,14 +42,19 @@ impl<'a> View<'a> {
         }
     }
 
-    /// The current content of a resource.
-    pub(crate) fn get(&self, ty: ResourceType, name: &ResourceName) -> Option<&'a Resource> {
-        self.resources.get(ty, name).filter(|_| self.sees(ty, name))
+    /// A resource and its place, whether or not the node may see it.
+    pub(crate) fn find(&self, ty: ResourceType, name: &ResourceName) -> Option<(Place, &'a Resource)> {
+        self.resources.find(ty, name)
     }
 
-    /// The names of all resources of a type.
-    pub(crate) fn names(&self, ty: ResourceType) -> impl Iterator<Item = &'a ResourceName> {
-        self.resources.names(ty).filter(move |name| self.sees(ty, name))
+    /// All resources of a type, whether or not the node may see them.
+    pub(crate) fn table(&self, ty: ResourceType) -> &'a Table {
+        self.resources.table(ty)
+    }
+
+    /// The places of all resources of a type that the node may see.
+    pub(crate) fn places(&self, ty: ResourceType) -> impl Iterator<Item = Place> {
+        self.table(ty).iter().filter(move |(name, _)| self.sees(ty, name)).map(|(_, place)| place)
     }
 
     /// How many batches have been applied.

@@ -27,15 +27,19 @@ use crate::{
     scope::Scope,
     status::{Acknowledgement, AgentStatus, Ending, NodeName, StreamId, StreamNews},
     stream::{Awaiting, Stream},
+    table::{Before, Place, Table},
 };
 
+/// Names of a type that changed, and what there was of each before.
+pub(crate) type Changed = HashMap<ResourceName, Option<Before>>;
+
 /// Names that may differ from what a stream's agent has.
-pub(crate) type Dirty = PerType<HashSet<ResourceName>>;
+pub(crate) type Dirty = PerType<Changed>;
 
 /// The resources to be served, at one generation.
 #[derive(Debug, Default)]
 pub(crate) struct Resources {
-    by_type: PerType<HashMap<ResourceName, Resource>>,
+    by_type: PerType<Table>,
     generation: u64,
     reached: Reached,
     /// What an agent that holds all of them has to give back, as it is written: the same for nearly all.
@@ -51,15 +55,13 @@ impl Resources {
             match change {
                 Change::Upsert(resource) => {
                     let (ty, name) = (resource.ty, resource.name.clone());
-                    let version = resource.version;
-                    let before = self.by_type[ty].insert(name.clone(), resource);
-                    if before.is_none_or(|before| before.version != version) {
-                        dirty[ty].insert(name);
+                    if let Some(before) = self.by_type[ty].upsert(resource) {
+                        dirty[ty].entry(name).or_insert(before);
                     }
                 }
                 Change::Remove(ty, name) => {
-                    if self.by_type[ty].remove(&name).is_some() {
-                        dirty[ty].insert(name);
+                    if let Some(before) = self.by_type[ty].remove(&name) {
+                        dirty[ty].entry(name).or_insert(Some(before));
                     }
                 }
             }
@@ -73,14 +75,24 @@ impl Resources {
         self.by_type[ty].get(name)
     }
 
-    /// The names of all resources of a type; for a new wildcard subscription only.
-    pub(crate) fn names(&self, ty: ResourceType) -> impl Iterator<Item = &ResourceName> {
-        self.by_type[ty].keys()
+    /// A resource and its place.
+    pub(crate) fn find(&self, ty: ResourceType, name: &ResourceName) -> Option<(Place, &Resource)> {
+        let place = self.by_type[ty].place(name)?;
+        Some((place, self.by_type[ty].at(place)?))
+    }
+
+    /// All resources of a type.
+    pub(crate) fn table(&self, ty: ResourceType) -> &Table {
+        &self.by_type[ty]
     }
 
     /// What decides which node sees what; `None` where all see all.
     pub(crate) fn scope(&self) -> Option<&dyn Scope> {
         self.scope.as_deref()
+    }
+
+    pub(crate) fn set_scope(&mut self, scope: Arc<dyn Scope>) {
+        self.scope = Some(scope);
     }
 
     /// How far the source is known of which these resources are.
@@ -117,16 +129,22 @@ pub(crate) struct Inbox {
 #[derive(Debug, Default)]
 struct Waiting {
     names: Dirty,
+    /// What the agent may see has changed: all is to be compared.
+    all: bool,
     /// When the first event that led to them was seen.
     seen: Option<Instant>,
 }
 
 impl Inbox {
-    fn put<'n>(&self, names: impl Iterator<Item = (ResourceType, &'n ResourceName)>, seen: Option<Instant>) {
+    fn put(&self, dirty: &Dirty, all: bool, seen: Option<Instant>) {
         let mut waiting = lock(&self.waiting);
-        for (ty, name) in names {
-            waiting.names[ty].insert(name.clone());
+        for (ty, names) in dirty.iter() {
+            for (name, before) in names {
+                // What it has is what there was before the first change.
+                waiting.names[ty].entry(name.clone()).or_insert(*before);
+            }
         }
+        waiting.all |= all;
         waiting.seen = waiting.seen.or(seen);
         self.wake.notify_one();
     }
@@ -153,10 +171,25 @@ struct Connected {
 impl Connected {
     fn status(&self, id: StreamId) -> Option<AgentStatus> {
         let stream = lock(&self.stream);
-        let news = lock(&self.inbox.waiting).names.iter().any(|(_, names)| !names.is_empty());
+        let waiting = lock(&self.inbox.waiting);
+        let news = waiting.all || waiting.names.iter().any(|(_, names)| !names.is_empty());
+        drop(waiting);
         let mut status = stream.status(id)?;
         status.up_to_date &= !news;
         Some(status)
+    }
+
+    /// Runs `step` on the stream's state, which has absorbed the inbox, with the resources of the same generation.
+    fn step<T>(&self, store: &Store, step: impl FnOnce(&mut Stream, &Resources) -> T) -> T {
+        let mut stream = lock(&self.stream);
+        store.read(|resources| {
+            let Waiting { names, all, seen } = mem::take(&mut *lock(&self.inbox.waiting));
+            stream.absorb(names, seen, resources);
+            if all {
+                stream.compare_all(resources);
+            }
+            step(&mut stream, resources)
+        })
     }
 }
 
@@ -189,7 +222,7 @@ impl Store {
     /// An empty store of which each node sees what `scope` says.
     pub fn with_scope(scope: Arc<dyn Scope>) -> Self {
         let store = Self::default();
-        store.0.state.write().unwrap_or_else(PoisonError::into_inner).resources.scope = Some(scope);
+        store.0.state.write().unwrap_or_else(PoisonError::into_inner).resources.set_scope(scope);
         store
     }
 
@@ -224,8 +257,7 @@ impl Store {
         let first = state.resources.generation() == 1;
         let seen = seen.filter(|_| !first);
         for inbox in inboxes {
-            let of_type = |ty| state.resources.names(ty).map(move |name| (ty, name));
-            inbox.put(ResourceType::ALL.into_iter().flat_map(of_type), seen);
+            inbox.put(&Dirty::default(), true, seen);
         }
         if !first && dirty.iter().all(|(_, names)| names.is_empty()) {
             return;
@@ -234,7 +266,7 @@ impl Store {
             observe(&self.0.delays.published, seen);
         }
         for inbox in state.inboxes.values() {
-            inbox.put(dirty.iter().flat_map(|(ty, names)| names.iter().map(move |name| (ty, name))), seen);
+            inbox.put(&dirty, false, seen);
         }
     }
 
@@ -289,8 +321,9 @@ impl Store {
         name: &ResourceName,
     ) -> Vec<(StreamId, NodeName, Acknowledgement)> {
         let one = |(id, connected): (StreamId, Connected)| {
-            let stream = lock(&connected.stream);
-            Some((id, stream.node()?.clone(), stream.acknowledgement(ty, name)))
+            connected.step(self, |stream, resources| {
+                Some((id, stream.node()?.clone(), stream.acknowledgement(ty, name, resources)))
+            })
         };
         self.streams().into_iter().filter_map(one).collect()
     }
@@ -299,8 +332,7 @@ impl Store {
     /// gone.
     pub fn held(&self, stream: StreamId, ty: ResourceType) -> Option<Vec<(ResourceName, Version)>> {
         let connected = lock(&self.0.streams).get(&stream).cloned()?;
-        let held = lock(&connected.stream).held(ty);
-        Some(held)
+        Some(connected.step(self, |stream, resources| stream.held(ty, resources)))
     }
 
     /// Changes whenever an agent connects, acknowledges or leaves; the value itself has no meaning.
@@ -320,9 +352,9 @@ impl Store {
         let mut state = self.0.state.write().unwrap_or_else(PoisonError::into_inner);
         state.inboxes.insert(id, Arc::clone(&inbox));
         drop(state);
-        let connected = Connected { stream: Arc::clone(&stream), inbox: Arc::clone(&inbox) };
-        lock(&self.0.streams).insert(id, connected);
-        Registration { store: self.clone(), id, inbox, stream, ending: Ending::default() }
+        let connected = Connected { stream, inbox };
+        lock(&self.0.streams).insert(id, connected.clone());
+        Registration { store: self.clone(), id, connected, ending: Ending::default() }
     }
 
     fn streams(&self) -> Vec<(StreamId, Connected)> {
@@ -334,8 +366,7 @@ impl Store {
 pub(crate) struct Registration {
     store: Store,
     id: StreamId,
-    inbox: Arc<Inbox>,
-    stream: Arc<Mutex<Stream>>,
+    connected: Connected,
     ending: Ending,
 }
 
@@ -346,22 +377,17 @@ impl Registration {
 
     /// Refuses the stream if it turns out to be for another node.
     pub(crate) fn restrict(&self, node: NodeName) {
-        lock(&self.stream).restrict(node);
+        lock(&self.connected.stream).restrict(node);
     }
 
     pub(crate) fn inbox(&self) -> &Inbox {
-        &self.inbox
+        &self.connected.inbox
     }
 
     /// Runs `step` on the stream's state, which has absorbed the inbox, with the resources of the
     /// same generation.
     pub(crate) fn step<T>(&self, step: impl FnOnce(&mut Stream, &Resources) -> T) -> T {
-        let mut stream = lock(&self.stream);
-        self.store.read(|resources| {
-            let Waiting { names, seen } = mem::take(&mut *lock(&self.inbox.waiting));
-            stream.absorb(names, seen, resources);
-            step(&mut stream, resources)
-        })
+        self.connected.step(&self.store, step)
     }
 
     /// The next response to send, if there is one now.
@@ -369,7 +395,7 @@ impl Registration {
     /// The resources are locked only to begin a round: building a message copies up to megabytes.
     pub(crate) fn next_response(&self) -> Option<DeltaDiscoveryResponse> {
         loop {
-            let mut stream = lock(&self.stream);
+            let mut stream = lock(&self.connected.stream);
             let response = stream.next_response();
             if let Some(seen) = stream.take_answered() {
                 observe(&self.store.0.delays.answered, seen);
@@ -391,19 +417,19 @@ impl Registration {
 
     /// Whether the first round waits until the source is known as far as elsewhere.
     pub(crate) fn lags(&self) -> bool {
-        let stream = lock(&self.stream);
+        let stream = lock(&self.connected.stream);
         // Most have nothing to wait for, and don't need the resources to know.
         stream.awaits() && self.store.read(|resources| stream.lags(resources))
     }
 
     /// Waits for that no longer.
     pub(crate) fn go_on(&self) {
-        lock(&self.stream).go_on();
+        lock(&self.connected.stream).go_on();
     }
 
     /// What the stream waits for, if for anything.
     pub(crate) fn awaiting(&self) -> Option<Awaiting> {
-        lock(&self.stream).awaiting()
+        lock(&self.connected.stream).awaiting()
     }
 
     /// Says how the stream ended, before it is dropped.
@@ -426,7 +452,7 @@ impl Drop for Registration {
     fn drop(&mut self) {
         self.store.0.state.write().unwrap_or_else(PoisonError::into_inner).inboxes.remove(&self.id);
         lock(&self.store.0.streams).remove(&self.id);
-        let status = lock(&self.stream).status(self.id);
+        let status = lock(&self.connected.stream).status(self.id);
         lock(&self.store.0.news).ended(self.id, status, self.ending);
         self.tell();
     }
@@ -462,7 +488,7 @@ mod tests {
             Change::Upsert(resource("b", "2")),
             Change::Remove(ResourceType::Cluster, "unknown".into()),
         ]);
-        assert!(dirty[ResourceType::Cluster].iter().eq([&ResourceName::from("b")]));
+        assert!(dirty[ResourceType::Cluster].keys().eq([&ResourceName::from("b")]));
     }
 
     #[test]
@@ -472,7 +498,7 @@ mod tests {
         for content in ["1", "2", "3"].into_iter().cycle().take(1_000) {
             store.apply(vec![Change::Upsert(resource("a", content))]);
         }
-        assert_eq!(lock(&stream.inbox.waiting).names[ResourceType::Cluster].len(), 1);
+        assert_eq!(lock(&stream.connected.inbox.waiting).names[ResourceType::Cluster].len(), 1);
     }
 
     #[test]

@@ -136,7 +136,7 @@ impl Stream {
             return Ok(());
         };
         if !request.response_nonce.is_empty() {
-            self.acknowledge(ty, &request.response_nonce, request.error_detail);
+            self.acknowledge(ty, &request.response_nonce, request.error_detail, resources);
         }
         self.trackers[ty]
             .subscribe(
@@ -155,6 +155,12 @@ impl Stream {
         for (ty, tracker) in self.trackers.iter_mut() {
             tracker.absorb(std::mem::take(&mut dirty[ty]), view);
         }
+    }
+
+    /// Compares all that is served: what the agent may see has changed.
+    pub(crate) fn compare_all(&mut self, resources: &Resources) {
+        let view = View::new(resources, self.node.as_ref());
+        self.trackers.iter_mut().for_each(|(_, tracker)| tracker.compare_all(view));
     }
 
     /// Begins a round if none is under way and something may have to be sent; says whether it did.
@@ -255,12 +261,17 @@ impl Stream {
         Some(AgentStatus { stream, node: self.node.clone()?, up_to_date, requests, report, types })
     }
 
-    pub(crate) fn acknowledgement(&self, ty: ResourceType, name: &ResourceName) -> Acknowledgement {
-        self.trackers[ty].acknowledgement(name)
+    pub(crate) fn acknowledgement(
+        &self,
+        ty: ResourceType,
+        name: &ResourceName,
+        resources: &Resources,
+    ) -> Acknowledgement {
+        self.trackers[ty].acknowledgement(name, resources)
     }
 
-    pub(crate) fn held(&self, ty: ResourceType) -> Vec<(ResourceName, Version)> {
-        self.trackers[ty].held()
+    pub(crate) fn held(&self, ty: ResourceType, resources: &Resources) -> Vec<(ResourceName, Version)> {
+        self.trackers[ty].held(resources)
     }
 
     /// How many names are remembered.
@@ -269,7 +280,13 @@ impl Stream {
         self.trackers.iter().map(|(_, tracker)| tracker.remembered()).sum()
     }
 
-    fn acknowledge(&mut self, ty: ResourceType, nonce: &str, error: Option<RpcStatus>) {
+    fn acknowledge(
+        &mut self,
+        ty: ResourceType,
+        nonce: &str,
+        error: Option<RpcStatus>,
+        resources: &Resources,
+    ) {
         if self.unacknowledged.get(nonce).is_none_or(|in_flight| in_flight.ty != ty) {
             tracing::debug!(stream = %self.id, %ty, nonce, "stale or unknown nonce ignored");
             return;
@@ -278,7 +295,7 @@ impl Stream {
         let tracker = &mut self.trackers[ty];
         let Some(error) = error else {
             for (name, sent) in items {
-                tracker.accepted(&name, sent);
+                tracker.accepted(&name, sent, resources);
             }
             return;
         };
@@ -300,7 +317,7 @@ impl Stream {
                     tracing::warn!(stream = %self.id, node, %ty, resource = %name, reason, "refused by the agent");
                     tracker.refused(&name, sent, reason);
                 }
-                None => tracker.accepted(&name, sent),
+                None => tracker.accepted(&name, sent, resources),
             }
         }
     }

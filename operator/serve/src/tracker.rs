@@ -1,18 +1,22 @@
 //! What one agent has of one resource type, and what it may lack.
 //!
-//! Invariant: a name is remembered only while the agent has it, is being sent it or refused it, or
-//! while it exists and has to be compared; so memory is bounded by what is served and held, however
-//! many names come and go and however slow the agent is.
+//! Invariant: a name is remembered only while the agent has it in another version than is served, is being sent it
+//! or refused it, or is to be told that it is gone; for all others there are bits. So memory is bounded by what is
+//! served and held, however many names come and go and however slow the agent is, and an agent in sync costs nearly
+//! nothing.
 
-use std::collections::{HashMap, HashSet, hash_map::Entry};
+use std::collections::{HashMap, hash_map::Entry};
 
-use slotmesh_xds::{Resource, ResourceName, ResourceType, Version};
+use slotmesh_xds::{ResourceName, ResourceType, Version};
 
 use crate::{
+    bits::Bits,
     peers::{Held, Peer, Peers, Refused},
     scope::View,
     status::{Acknowledgement, TypeStatus},
+    store::{Changed, Resources},
     subscription::{Subscription, TooManyNames},
+    table::{Place, Places},
 };
 
 /// Why a name has to be compared with the store.
@@ -40,7 +44,10 @@ pub(crate) enum Sent {
 pub(crate) struct Needs {
     /// An answer is owed, even an empty one.
     pub(crate) answer: bool,
-    pub(crate) upserts: Vec<Resource>,
+    /// What is served, at the moment when this was found out.
+    pub(crate) places: Places,
+    /// The places of what has to be sent.
+    pub(crate) upserts: Vec<Place>,
     pub(crate) absent: Vec<ResourceName>,
     pub(crate) removals: Vec<ResourceName>,
 }
@@ -52,7 +59,10 @@ pub(crate) struct Tracker {
     /// `None` until the first request of this type.
     subscription: Option<Subscription>,
     peers: Peers,
+    /// Names that have to be compared: those that aren't served, and those that the agent asked for.
     pending: HashMap<ResourceName, Pending>,
+    /// The places of those that are served and have changed.
+    changed: Bits,
     answer_owed: bool,
     ever_answered: bool,
 }
@@ -64,6 +74,7 @@ impl Tracker {
             subscription: None,
             peers: Peers::new(ty),
             pending: HashMap::new(),
+            changed: Bits::default(),
             answer_owed: false,
             ever_answered: false,
         }
@@ -82,8 +93,12 @@ impl Tracker {
         let asked = subscription.update(first, subscribe, unsubscribe)?;
         self.answer_owed |= asked.answer;
         if asked.narrowed {
-            self.peers.retain(|name| subscription.covers(name));
+            let table = resources.table(self.ty);
+            self.peers.retain(table, |name| subscription.covers(name));
             self.pending.retain(|name, _| subscription.covers(name));
+            let covered = |place: &Place| table.at(*place).is_some_and(|one| subscription.covers(&one.name));
+            let out: Vec<_> = self.changed.iter().filter(|place| !covered(place)).collect();
+            out.into_iter().for_each(|place| _ = self.changed.remove(place));
         }
         for name in asked.names {
             self.pending.insert(name, Pending::Asked);
@@ -96,30 +111,54 @@ impl Tracker {
                 }
                 let held = version.parse().map_or(Held::Foreign, Held::Version);
                 // It says what it has: comparing is enough, even for a name it subscribes to.
-                self.pending.insert(name.clone(), Pending::Changed);
-                self.peers.insert(name, Peer::holding(held));
+                self.pending.remove(&name);
+                match resources.find(self.ty, &name) {
+                    Some((place, resource)) if held == Held::Version(resource.version) => {
+                        self.peers.insert_current(place, resource);
+                        self.changed.insert(place);
+                    }
+                    Some((place, _)) => {
+                        self.changed.insert(place);
+                        self.peers.insert(name, Peer::holding(held));
+                    }
+                    None => {
+                        self.pending.insert(name.clone(), Pending::Changed);
+                        self.peers.insert(name, Peer::holding(held));
+                    }
+                }
             }
         }
         if asked.wildcard {
-            for name in resources.names(self.ty) {
-                self.pending.entry(name.clone()).or_insert(Pending::Changed);
-            }
+            resources.places(self.ty).for_each(|place| _ = self.changed.insert(place));
         }
         self.subscription = Some(subscription);
         Ok(())
     }
 
     /// Takes in names that changed in the store.
-    pub(crate) fn absorb(&mut self, dirty: HashSet<ResourceName>, resources: View<'_>) {
+    pub(crate) fn absorb(&mut self, dirty: Changed, resources: View<'_>) {
         let Some(subscription) = &self.subscription else { return };
-        for name in dirty {
+        // All places that were given up or changed, before any that are taken.
+        for (name, before) in &dirty {
+            if let Some(before) = before {
+                self.changed.remove(before.place);
+                self.peers.outdate(name, *before);
+            }
+        }
+        for name in dirty.into_keys() {
             if !subscription.covers(&name) {
                 continue;
             }
-            let relevant = self.peers.contains(&name) || resources.get(self.ty, &name).is_some();
+            let is_known = self.peers.get(&name).is_some();
+            if let Some((place, _)) = resources.find(self.ty, &name) {
+                if is_known || resources.sees(self.ty, &name) {
+                    self.changed.insert(place);
+                }
+                continue;
+            }
             match self.pending.entry(name) {
-                Entry::Vacant(vacant) if relevant => _ = vacant.insert(Pending::Changed),
-                Entry::Occupied(pending) if !relevant && *pending.get() == Pending::Changed => {
+                Entry::Vacant(vacant) if is_known => _ = vacant.insert(Pending::Changed),
+                Entry::Occupied(pending) if !is_known && *pending.get() == Pending::Changed => {
                     pending.remove();
                 }
                 _ => {}
@@ -127,9 +166,20 @@ impl Tracker {
         }
     }
 
+    /// Compares all that is served: what the agent may see has changed.
+    pub(crate) fn compare_all(&mut self, resources: View<'_>) {
+        if let Some(subscription) = &self.subscription {
+            for (name, place) in resources.table(self.ty).iter() {
+                if subscription.covers(name) {
+                    self.changed.insert(place);
+                }
+            }
+        }
+    }
+
     /// Whether a round has to look at this type.
     pub(crate) fn wants_round(&self) -> bool {
-        self.answer_owed || !self.pending.is_empty()
+        self.answer_owed || !self.pending.is_empty() || !self.changed.is_empty()
     }
 
     /// The agent asked for this type after the current round began.
@@ -141,46 +191,74 @@ impl Tracker {
     pub(crate) fn take_needs(&mut self, resources: View<'_>) -> Needs {
         let mut needs = Needs { answer: std::mem::take(&mut self.answer_owed), ..Needs::default() };
         self.ever_answered |= self.subscription.is_some();
+        let mut changed = std::mem::take(&mut self.changed);
         for (name, why) in std::mem::take(&mut self.pending) {
-            if !self.covers(&name) {
-                continue;
+            if let Some((place, _)) = resources.find(self.ty, &name) {
+                changed.remove(place);
             }
-            match resources.get(self.ty, &name) {
-                Some(resource) => {
-                    let version = resource.version;
-                    let wanted = self.peers.update_or_new(&name, |peer| {
-                        let wanted = peer.lacks(version) || why == Pending::Asked;
-                        if wanted {
-                            peer.sent = Some(Sent::Upsert(version));
-                        }
-                        wanted
-                    });
-                    if wanted {
-                        needs.upserts.push(resource.clone());
-                    }
+            self.compare(name, why, resources, &mut needs);
+        }
+        let table = resources.table(self.ty);
+        for name in changed.iter().filter_map(|place| Some(table.at(place)?.name.clone())) {
+            self.compare(name, Pending::Changed, resources, &mut needs);
+        }
+        if !needs.upserts.is_empty() {
+            needs.places = table.places().clone();
+        }
+        self.peers.shrink();
+        needs
+    }
+
+    fn compare(&mut self, name: ResourceName, why: Pending, resources: View<'_>, needs: &mut Needs) {
+        if !self.covers(&name) {
+            return;
+        }
+        let found = resources.find(self.ty, &name);
+        let is_seen = resources.sees(self.ty, &name);
+        if let Some((place, resource)) = found
+            && self.peers.is_current(place)
+        {
+            if is_seen && why == Pending::Changed {
+                return;
+            }
+            self.peers.write_out(place, resource);
+        }
+        if let Some((place, resource)) = found.filter(|_| is_seen) {
+            let version = resource.version;
+            let wanted = self.peers.update_or_new(&name, |peer| {
+                let wanted = peer.lacks(version) || why == Pending::Asked;
+                if wanted {
+                    peer.sent = Some(Sent::Upsert(version));
                 }
-                None => match self.peers.get(&name) {
-                    Some(Peer { held: Some(_), refused: Some(refused), .. })
-                        if refused.version.is_none() && why == Pending::Changed => {}
-                    Some(Peer { held: Some(_), .. }) => {
-                        self.peers.update(&name, |peer| peer.sent = Some(Sent::Removal));
-                        needs.removals.push(name);
-                    }
-                    _ => {
-                        self.peers.remove(&name);
-                        if why == Pending::Asked {
-                            needs.absent.push(name);
-                        }
-                    }
-                },
+                wanted
+            });
+            if wanted {
+                needs.upserts.push(place);
+            } else {
+                self.peers.settle(&name, resources.table(self.ty));
+            }
+            return;
+        }
+        match self.peers.get(&name) {
+            Some(Peer { held: Some(_), refused: Some(refused), .. })
+                if refused.version.is_none() && why == Pending::Changed => {}
+            Some(Peer { held: Some(_), .. }) => {
+                self.peers.update(&name, |peer| peer.sent = Some(Sent::Removal));
+                needs.removals.push(name);
+            }
+            _ => {
+                self.peers.remove(&name);
+                if why == Pending::Asked {
+                    needs.absent.push(name);
+                }
             }
         }
-        needs
     }
 
     /// Puts a removal that was not sent back to the names to be compared.
     pub(crate) fn postpone_removal(&mut self, name: ResourceName) {
         if self.peers.update(&name, |peer| peer.sent = None).is_some() {
+            // It may be served again meanwhile: the name finds out.
             self.pending.entry(name).or_insert(Pending::Changed);
         }
     }
@@ -191,13 +269,14 @@ impl Tracker {
     }
 
     /// Records that the agent has put in force what it was sent.
-    pub(crate) fn accepted(&mut self, name: &ResourceName, sent: Sent) {
+    pub(crate) fn accepted(&mut self, name: &ResourceName, sent: Sent, resources: &Resources) {
         if self.peers.get(name).is_none_or(|peer| peer.sent != Some(sent)) {
             return;
         }
         match sent {
             Sent::Upsert(version) => {
                 self.peers.insert(name.clone(), Peer::holding(Held::Version(version)));
+                self.peers.settle(name, resources.table(self.ty));
             }
             Sent::Removal => _ = self.peers.remove(name),
             Sent::Absent => {}
@@ -229,15 +308,20 @@ impl Tracker {
             held: self.peers.held(),
             sketch: self.peers.sketch().clone(),
             unacknowledged: 0,
-            pending: self.pending.len(),
+            pending: self.pending.len() + self.changed.len(),
             rejected: self.peers.rejected(),
         }
     }
 
     /// What the agent thinks of one resource.
-    pub(crate) fn acknowledgement(&self, name: &ResourceName) -> Acknowledgement {
+    pub(crate) fn acknowledgement(&self, name: &ResourceName, resources: &Resources) -> Acknowledgement {
         if !self.covers(name) {
             return Acknowledgement::NotSubscribed;
+        }
+        if let Some((place, resource)) = resources.find(self.ty, name)
+            && self.peers.is_current(place)
+        {
+            return Acknowledgement::Held(resource.version);
         }
         let Some(peer) = self.peers.get(name) else { return Acknowledgement::Waiting };
         match (peer.rejected(name), peer.held) {
@@ -248,17 +332,13 @@ impl Tracker {
     }
 
     /// The versions that the agent has in force.
-    pub(crate) fn held(&self) -> Vec<(ResourceName, Version)> {
-        let version = |(name, peer): (&ResourceName, &Peer)| match peer.held {
-            Some(Held::Version(version)) => Some((name.clone(), version)),
-            Some(Held::Foreign) | None => None,
-        };
-        self.peers.iter().filter_map(version).collect()
+    pub(crate) fn held(&self, resources: &Resources) -> Vec<(ResourceName, Version)> {
+        self.peers.versions(resources.table(self.ty)).collect()
     }
 
     /// How many names are remembered.
     #[cfg(test)]
     pub(crate) fn remembered(&self) -> usize {
-        self.peers.len() + self.pending.len()
+        self.peers.len() + self.pending.len() + self.changed.len()
     }
 }

@@ -8,6 +8,7 @@ use slotmesh_xds::{Change, Rejection, Resource, more_follows, status_from_reject
 
 use super::*;
 
+mod random;
 mod source;
 
 const LIMIT: usize = 1 << 20;
@@ -139,8 +140,13 @@ impl Scene {
         seen
     }
 
+    fn thinks(&self, name: &str) -> Acknowledgement {
+        self.stream.acknowledgement(Cluster, &name.into(), &self.resources)
+    }
+
     fn held(&self, ty: ResourceType) -> Vec<String> {
-        let mut names: Vec<_> = self.stream.held(ty).into_iter().map(|(name, _)| name.to_string()).collect();
+        let mut names: Vec<_> =
+            self.stream.held(ty, &self.resources).into_iter().map(|(name, _)| name.to_string()).collect();
         names.sort_unstable();
         names
     }
@@ -321,7 +327,7 @@ fn a_nack_names_what_is_not_held_and_the_rest_is() {
     scene.apply(vec![upsert(Cluster, "bad", "2")]);
     assert_eq!(scene.settle(), ["cluster +bad"]);
     let version = Version::of(b"2");
-    assert_eq!(scene.stream.acknowledgement(Cluster, &"bad".into()), Acknowledgement::Held(version));
+    assert_eq!(scene.thinks("bad"), Acknowledgement::Held(version));
 }
 
 #[test]
@@ -330,11 +336,11 @@ fn going_back_to_what_the_agent_still_holds_clears_the_rejection() {
     scene.apply(vec![upsert(Cluster, "a", "2")]);
     let response = scene.next().unwrap();
     scene.nack(&response, &[("a", "bad")]);
-    assert!(matches!(scene.stream.acknowledgement(Cluster, &"a".into()), Acknowledgement::Rejected(_)));
+    assert!(matches!(scene.thinks("a"), Acknowledgement::Rejected(_)));
     scene.apply(vec![upsert(Cluster, "a", "1")]);
     assert_eq!(scene.next(), None);
     let version = Version::of(b"1");
-    assert_eq!(scene.stream.acknowledgement(Cluster, &"a".into()), Acknowledgement::Held(version));
+    assert_eq!(scene.thinks("a"), Acknowledgement::Held(version));
 }
 
 #[test]
@@ -364,7 +370,7 @@ fn a_refused_removal_leaves_the_resource_held() {
     assert_eq!(scene.next(), None);
     scene.apply(vec![upsert(Cluster, "a", "1")]);
     assert_eq!(scene.next(), None);
-    assert!(matches!(scene.stream.acknowledgement(Cluster, &"a".into()), Acknowledgement::Held(_)));
+    assert!(matches!(scene.thinks("a"), Acknowledgement::Held(_)));
 }
 
 #[test]
