@@ -9,14 +9,27 @@ use slotmesh_slots::Stats;
 use slotmesh_xds::{AgentReport, SlotCounts};
 use tokio::{sync::watch, time::sleep};
 
-use crate::Handle;
+use crate::{Enrolled, Handle};
 
-/// Gathers reports into `reports` until the agent ends, or nobody wants them any more.
-pub async fn follow(agent: Handle, reports: watch::Sender<Option<AgentReport>>, at_most_every: Duration) {
+/// How often is looked whether pods are attached; it asks nobody.
+const LOOK_AT_PODS: Duration = Duration::from_secs(10);
+
+/// Gathers reports into `reports` until the agent ends, or nobody wants them any more. `enrolled` says which pods are
+/// attached.
+pub async fn follow(
+    agent: Handle,
+    enrolled: impl Fn() -> Enrolled,
+    reports: watch::Sender<Option<AgentReport>>,
+    at_most_every: Duration,
+) {
     let mut changes = agent.changes();
     loop {
         let Some((stats, profile)) = agent.slots().await else { return };
-        let report = report(&stats, profile, agent.metrics().flush_p99());
+        let unattached = unattached(&enrolled());
+        let report = AgentReport {
+            unattached: unattached.clone(),
+            ..report(&stats, profile, agent.metrics().flush_p99())
+        };
         reports.send_if_modified(|last| {
             let news = last.as_ref() != Some(&report);
             *last = Some(report);
@@ -27,12 +40,22 @@ pub async fn follow(agent: Handle, reports: watch::Sender<Option<AgentReport>>, 
             () = reports.closed() => return,
             () = sleep(at_most_every) => {}
         }
-        tokio::select! {
-            biased;
-            () = reports.closed() => return,
-            changed = changes.changed() => if changed.is_err() { return },
+        loop {
+            tokio::select! {
+                biased;
+                () = reports.closed() => return,
+                changed = changes.changed() => if changed.is_err() { return } else { break },
+                () = sleep(LOOK_AT_PODS) => if self::unattached(&enrolled()) != unattached { break },
+            }
         }
     }
+}
+
+/// What is to be said of pods that aren't attached.
+fn unattached(enrolled: &Enrolled) -> Option<String> {
+    let example = enrolled.example.as_ref()?;
+    let (overdue, named) = (enrolled.overdue, enrolled.named);
+    Some(format!("{overdue} of {named} pods, such as {example}"))
 }
 
 fn report(stats: &Stats, profile: Option<String>, flush_p99: Option<Duration>) -> AgentReport {
@@ -50,5 +73,6 @@ fn report(stats: &Stats, profile: Option<String>, flush_p99: Option<Duration>) -
         },
         flush_p99,
         profile,
+        unattached: None,
     }
 }

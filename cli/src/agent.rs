@@ -246,12 +246,13 @@ impl Running {
             }
         });
         parts.add("the reporter to the operator", {
-            let (agent, stop) = (agent.handle(), stop.clone());
+            let (agent, enrolment, stop) = (agent.handle(), enrolment.clone(), stop.clone());
             async move {
+                let enrolled = || enrolment.enrolled();
                 tokio::select! {
                     biased;
                     () = stop.cancelled() => {}
-                    () = report::follow(agent, reports, REPORT_EVERY) => {}
+                    () = report::follow(agent, enrolled, reports, REPORT_EVERY) => {}
                 }
                 Ok(())
             }

@@ -4,9 +4,11 @@ use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, str::FromStr, s
 
 use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
+use slotmesh_ads::Sink as _;
 use slotmesh_agent::{Agent, FixedWorkloads, Options, Workload, admin::Admin, metrics::Metrics};
 use slotmesh_operator::{Operator, watch::LocalNode};
 use slotmesh_serve::Store;
+use slotmesh_xds::ResourceType;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -297,9 +299,18 @@ async fn run(
             if let Err(error) = &kept {
                 tracing::warn!(%error, "a workload whose cgroup is made again goes unrouted until the next start");
             }
+            let held = agent.handle().held().await;
+            let count = |ty| held.iter().filter(|(held, ..)| *held == ty).count();
             let summary = reports::summary(&operator.status().borrow());
-            let workloads = running.workloads.len();
-            tracing::info!(%admin, manifests = %manifests.display(), workloads, "ready: {summary}");
+            tracing::info!(
+                %admin,
+                manifests = %manifests.display(),
+                workloads = running.workloads.len(),
+                listeners = count(ResourceType::Listener),
+                routes = count(ResourceType::Route),
+                clusters = count(ResourceType::Cluster),
+                "ready: {summary}"
+            );
             let _kept = kept;
             std::future::pending::<()>().await;
         }

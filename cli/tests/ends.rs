@@ -76,3 +76,22 @@ fn the_limit_of_descriptors_is_raised_to_what_is_allowed() {
     let words: Vec<&str> = line.split_whitespace().collect();
     assert_eq!(words[3], words[4], "{line}");
 }
+
+#[test]
+fn the_log_is_json_where_that_is_asked_for() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let output = Command::new(env!("CARGO_BIN_EXE_slotmesh"))
+        .args(["agent", "--cleanup", "--log-format", "json", "--pin-root"])
+        .arg(dir.path().join("pins"))
+        .output()
+        .expect("the binary starts");
+    let said = String::from_utf8(output.stderr).expect("UTF-8");
+    assert!(!said.is_empty());
+    for line in said.lines() {
+        let line: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        assert!(
+            line["level"] == "INFO" && line["message"].is_string() && line["pin_root"].is_string(),
+            "{line}"
+        );
+    }
+}

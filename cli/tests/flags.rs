@@ -51,6 +51,46 @@ fn flags_that_contradict_each_other_are_refused_before_anything_is_created() {
 }
 
 #[test]
+fn a_slip_is_told_with_what_was_meant() {
+    let dir = std::env::temp_dir();
+    let dir = dir.to_str().expect("UTF-8");
+    let up = |flags: &[&str]| refusal(&[&["up", "--manifests", dir], flags].concat());
+    let verbose = up(&["--log", "verbose"]);
+    assert!(verbose.contains("error, warn, info, debug, trace and off"), "{verbose}");
+    assert!(up(&["--log", "slotmesh=infoo"]).contains("--log"));
+    assert!(up(&["--log-format", "xml"]).contains("json"));
+    let host = up(&["--admin", "localhost:15920"]);
+    assert!(host.contains("127.0.0.1:15020") && host.contains("host names"), "{host}");
+    assert!(up(&["--workload", "Shop/Client=/x"]).contains("lower-case"));
+}
+
+#[test]
+fn help_is_in_groups_and_speaks_of_slabs() {
+    let help = String::from_utf8(slotmesh(&["up", "--help"]).stdout).expect("UTF-8");
+    for part in ["Memory:", "Data path:", "Log:", "Metrics and diagnosis:", "Examples:"] {
+        assert!(help.lines().any(|line| line == part), "{part}: {help}");
+    }
+    assert!(!help.to_lowercase().contains("outer record"), "{help}");
+}
+
+#[test]
+fn a_cleanup_says_where_it_looked() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let root = dir.path().join("never");
+    let output = slotmesh(&["agent", "--cleanup", "--pin-root", root.to_str().expect("UTF-8")]);
+    let said = String::from_utf8(output.stderr).expect("UTF-8");
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("nothing of slotmesh was pinned there") && said.contains("never"), "{said}");
+}
+
+#[test]
+fn a_missing_cluster_is_said_once() {
+    let said = refusal(&["check"]);
+    assert!(said.contains("no cluster:") && said.contains("KUBECONFIG"), "{said}");
+    assert!(!said.contains("Caused by"), "{said}");
+}
+
+#[test]
 fn a_missing_agent_is_told_with_its_address() {
     let text = refusal(&["slots", "--admin", "127.0.0.1:1"]);
     assert!(text.contains("127.0.0.1:1") && text.contains("--admin"), "{text}");

@@ -97,11 +97,43 @@ fn with_a_directory_that_is_no_cgroup() {
             &[&dir.display().to_string(), "is not a cgroup", "name a directory below"],
         )?;
         let spec = mesh.spec().clone().workload("default/wrong", Path::new("/no/such/cgroup"));
-        expect_refusal(spec.run_to_end()?, &["/no/such/cgroup"])?;
+        expect_refusal(
+            spec.run_to_end()?,
+            &["there is no cgroup /no/such/cgroup", "create it", "mkdir -p /no/such/cgroup"],
+        )?;
         // A refused start leaves nothing attached and nothing pinned.
         let pins = if spec.pin_root.exists() { bpf::pins(&spec.pin_root)? } else { Vec::new() };
         ensure!(pins.is_empty(), "{} pins stay, such as {:?}", pins.len(), pins.first());
         Ok(())
+    });
+}
+
+/// The agent of a node attaches later, so it pins before it looks for pods.
+#[test]
+fn as_an_agent_with_a_cgroup_root_that_is_none() {
+    isolated(|| {
+        let root = names::PinRoot::new();
+        let mut agent = std::process::Command::new(names::binary("slotmesh", "slotmesh")?);
+        agent.args(["agent", "--node", "n", "--operator", "http://127.0.0.1:1", "--cgroup-root", "/no/such"]);
+        agent.arg("--pin-root").arg(root.path());
+        agent.arg("--admin").arg(format!("127.0.0.1:{}", names::admin_port()));
+        let output = agent.output()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        expect_refusal((output.status, said), &["/no/such", "--cgroup-root"])?;
+        ensure!(!root.path().exists(), "pins stay: {:?}", bpf::pins(root.path())?);
+        Ok(())
+    });
+}
+
+#[test]
+fn with_a_file_instead_of_a_directory_of_manifests() {
+    isolated(|| {
+        let mut mesh = Mesh::with(&[])?;
+        mesh.stop()?;
+        let folder = mesh.manifests.path().display().to_string();
+        mesh.spec().manifests = mesh.manifests.path().join("mesh.yaml");
+        std::fs::write(&mesh.spec().manifests, "")?;
+        expect_refusal(mesh.spec().run_to_end()?, &["is a file", &folder])
     });
 }
 

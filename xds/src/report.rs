@@ -28,6 +28,8 @@ pub struct AgentReport {
     pub flush_p99: Option<Duration>,
     /// The SlotProfile in force; `None` where the agent's own flags are.
     pub profile: Option<String>,
+    /// Which pods aren't attached that should be by now, and why; `None` where there are none.
+    pub unattached: Option<String>,
 }
 
 /// How many slots there are, and the outer records that they are in.
@@ -50,7 +52,7 @@ pub struct SlotCounts {
 impl AgentReport {
     /// The report as `Node.metadata`.
     pub fn metadata(&self) -> Struct {
-        let Self { version, slots, flush_p99, profile } = self;
+        let Self { version, slots, flush_p99, profile, unattached } = self;
         let SlotCounts { used, idle, retired, outer_records, remaining, cap } = *slots;
         let mut fields: Vec<(&str, Kind)> = vec![
             ("version", Kind::StringValue(version.clone())),
@@ -66,6 +68,9 @@ impl AgentReport {
         }
         if let Some(profile) = profile {
             fields.push(("profile", Kind::StringValue(profile.clone())));
+        }
+        if let Some(unattached) = unattached {
+            fields.push(("unattached", Kind::StringValue(unattached.clone())));
         }
         structure([(KEY, Kind::StructValue(structure(fields)))])
     }
@@ -96,6 +101,7 @@ impl AgentReport {
             slots,
             flush_p99: count("flushP99Nanos").map(Duration::from_nanos),
             profile: text("profile").filter(|profile| !profile.is_empty()),
+            unattached: text("unattached").filter(|unattached| !unattached.is_empty()),
         })
     }
 }
@@ -122,6 +128,7 @@ mod tests {
             slots,
             flush_p99: Some(Duration::from_micros(41)),
             profile: Some("edge".into()),
+            unattached: Some("1 pod, such as a/b: its cgroup isn't found".into()),
         };
         assert_eq!(AgentReport::from_metadata(&full.metadata()), Some(full));
         let least = AgentReport::default();

@@ -94,13 +94,18 @@ impl Node {
     /// The cgroups to which the programs of a pod are attached: 0 for one that is gone, `None` for a
     /// program that isn't attached. While the agent attaches them they differ.
     fn attached(&self, name: &str) -> Vec<Option<u64>> {
-        let id = Attached { namespace: "shop".into(), name: name.into(), cgroup: PathBuf::new() }.id();
-        let links = Pins::new(&self.bench.options().pin_root).links_of(id);
+        let links = self.links(name);
         let target = |hook: Hook| {
             let link = Link::open(&links.join(hook.as_str())).unwrap()?;
             Some(link.target(hook).unwrap().0)
         };
         Hook::ALL.into_iter().map(target).collect()
+    }
+
+    /// Where the links of a pod are pinned.
+    fn links(&self, name: &str) -> PathBuf {
+        let id = Attached { namespace: "shop".into(), name: name.into(), cgroup: PathBuf::new() }.id();
+        Pins::new(&self.bench.options().pin_root).links_of(id)
     }
 
     fn is_detached(&self, name: &str) -> bool {
@@ -187,6 +192,62 @@ fn what_an_earlier_agent_attached_stays_until_all_pods_are_named() {
     node.enrolment.as_ref().unwrap().synced();
     node.until_attached("a", &stays);
     assert!(node.is_detached("b"));
+}
+
+#[test]
+fn a_pod_that_can_not_be_attached_is_tried_again_and_the_operator_hears_of_it() {
+    let mut node = Node::new();
+    let other = node.cgroup("kubepods/podbbbb-2");
+    node.apply(&[("bbbb-2", "b")], &[]);
+    // From now on it is known where pods are.
+    node.until_attached("b", &other);
+    let cgroup = node.cgroup("kubepods/podaaaa-1");
+    // In the place of its links lies something else.
+    let links = node.links("a");
+    std::os::unix::fs::symlink("/nowhere", &links).unwrap();
+    let refused = node.apply(&[("aaaa-1", "a")], &[]);
+    assert_eq!(refused.len(), 1, "{refused:?}");
+    let enrolled = node.enrolled();
+    assert_eq!((enrolled.named, enrolled.attached, enrolled.overdue), (2, 1, 1));
+    assert!(enrolled.example.is_some_and(|example| example.starts_with("shop/a: ")));
+    std::fs::remove_file(&links).unwrap();
+    node.until_attached("a", &cgroup);
+    let enrolment = node.enrolment.as_ref().unwrap();
+    assert_eq!(node.runtime.block_on(enrolment.room()), [(TY, "n/aaaa-1".into())]);
+    assert_eq!(node.apply(&[("aaaa-1", "a")], &[]), []);
+    assert_eq!(node.enrolled(), Enrolled { named: 2, attached: 2, ..Enrolled::default() });
+}
+
+#[test]
+fn what_is_attached_stays_so_when_it_can_not_be_attached_anew() {
+    let mut node = Node::new();
+    let cgroup = node.cgroup("kubepods/podaaaa-1");
+    node.apply(&[("aaaa-1", "a")], &[]);
+    node.until_attached("a", &cgroup);
+    let before = node.attached("a");
+    // A pin that leads nowhere counts as none, and is in the way of a new one.
+    let pin = node.links("a").join(Hook::ALL[0].as_str());
+    let aside = pin.with_file_name("aside");
+    std::fs::rename(&pin, &aside).unwrap();
+    std::os::unix::fs::symlink("/nowhere", &pin).unwrap();
+    assert_eq!(node.apply(&[("aaaa-1", "a")], &[]).len(), 1);
+    assert_eq!(node.attached("a")[1..], before[1..], "the others are as they were");
+    std::fs::remove_file(&pin).unwrap();
+    std::fs::rename(&aside, &pin).unwrap();
+    assert_eq!(node.apply(&[("aaaa-1", "a")], &[]), []);
+    assert_eq!(node.attached("a"), before);
+}
+
+#[test]
+fn pods_of_a_kubelet_with_a_cgroup_root_of_its_own_are_found() {
+    let mut node = Node::new();
+    let cgroup = node.cgroup("custom/kubepods/burstable/podaaaa-1");
+    assert_eq!(node.apply(&[("aaaa-1", "a")], &[]), []);
+    node.until_attached("a", &cgroup);
+    // From then on as anywhere else.
+    node.apply(&[("bbbb-2", "b")], &[]);
+    let later = node.cgroup("custom/kubepods/burstable/podbbbb-2");
+    node.until_attached("b", &later);
 }
 
 #[test]

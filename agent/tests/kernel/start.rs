@@ -60,7 +60,7 @@ fn a_refused_start_creates_nothing() {
     let inner = Cgroup::at(outer.0.join("inner"));
     let missing = Workload { cgroup: outer.0.join("missing"), ..outer.workload("missing") };
     for (workloads, words) in [
-        (vec![outer.workload("a"), missing], ["missing", "is not a cgroup"]),
+        (vec![outer.workload("a"), missing], ["missing", "there is no cgroup"]),
         (vec![inner.workload("in"), outer.workload("out")], ["test/in lies", "of workload test/out"]),
         (vec![outer.workload("a"), outer.workload("b")], ["test/b", "test/a"]),
     ] {

@@ -1,9 +1,20 @@
 //! How the client reaches a control plane: TCP, or any stream of bytes.
 
-use std::{fmt, io, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
+use rand::{Rng, seq::SliceRandom as _};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpStream, lookup_host},
+    time::timeout,
+};
 use tonic::{
     metadata::{Ascii, MetadataValue},
     transport::{Channel, Endpoint, Uri},
@@ -14,6 +25,8 @@ use tonic::{
 const KEEPALIVE: Duration = Duration::from_secs(20);
 /// How long the answer to a probe may take.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long one of several addresses may take to accept.
+const ACCEPT: Duration = Duration::from_secs(3);
 /// HTTP/2's default of 64 KiB stalls a first sync, and every large message, dozens of times.
 const WINDOW: u32 = 4 << 20;
 
@@ -61,7 +74,10 @@ pub type BearerToken = MetadataValue<Ascii>;
 
 /// Connects by TCP, or as the given endpoint says (TLS).
 #[derive(Clone, Debug)]
-pub struct Tcp(Endpoint);
+pub struct Tcp {
+    endpoint: Endpoint,
+    turns: Turns,
+}
 
 impl Tcp {
     /// Connects to a URL.
@@ -72,13 +88,56 @@ impl Tcp {
 
     /// Connects to an endpoint with settings of its own; keepalive and windows are set here.
     pub fn with(endpoint: Endpoint) -> Self {
-        Self(tuned(endpoint).tcp_nodelay(true).tcp_keepalive(Some(KEEPALIVE)))
+        Self::taking_turns(endpoint, Turns::default())
+    }
+
+    /// As [`with`](Self::with), going on from where others were that took the same turns.
+    pub(crate) fn taking_turns(endpoint: Endpoint, turns: Turns) -> Self {
+        Self { endpoint: tuned(endpoint), turns }
     }
 }
 
 impl Connector for Tcp {
     async fn connect(&self) -> Result<Channel, ConnectError> {
-        Ok(self.0.connect().await?)
+        let turns = self.turns.clone();
+        let connector = tower::service_fn(move |uri: Uri| {
+            let turns = turns.clone();
+            async move { turns.dial(&uri).await.map(TokioIo::new) }
+        });
+        Ok(self.endpoint.connect_with_connector(connector).await?)
+    }
+}
+
+/// Which of a host's addresses are tried first: at random, and the one that was connected to last comes last. It may be
+/// the one that keeps silent.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Turns(Arc<Mutex<Option<SocketAddr>>>);
+
+impl Turns {
+    async fn dial(&self, uri: &Uri) -> io::Result<TcpStream> {
+        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+        let port = uri.port_u16().unwrap_or(if uri.scheme_str() == Some("https") { 443 } else { 80 });
+        let mut addresses: Vec<SocketAddr> = lookup_host((host, port)).await?.collect();
+        self.order(&mut addresses, &mut rand::rng());
+        let mut failed = io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address"));
+        for address in addresses {
+            let connected = timeout(ACCEPT, TcpStream::connect(address)).await;
+            match connected.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into())) {
+                Ok(stream) => {
+                    stream.set_nodelay(true)?;
+                    *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(address);
+                    return Ok(stream);
+                }
+                Err(error) => failed = io::Error::new(error.kind(), format!("{address}: {error}")),
+            }
+        }
+        Err(failed)
+    }
+
+    fn order(&self, addresses: &mut [SocketAddr], rng: &mut impl Rng) {
+        addresses.shuffle(rng);
+        let last = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        addresses.sort_by_key(|address| Some(*address) == last);
     }
 }
 
@@ -136,6 +195,33 @@ fn tuned(endpoint: Endpoint) -> Endpoint {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn another_replica_is_tried_before_the_one_that_was_left() {
+        use rand::{SeedableRng as _, rngs::StdRng};
+
+        let addresses: Vec<SocketAddr> =
+            (1..=4).map(|host| SocketAddr::from(([10, 0, 0, host], 15010))).collect();
+        let mut rng = StdRng::seed_from_u64(1);
+        let mut firsts = std::collections::HashSet::new();
+        for last in [None, Some(addresses[2])] {
+            let turns = Turns(Arc::new(Mutex::new(last)));
+            for _ in 0..100 {
+                let mut order = addresses.clone();
+                turns.order(&mut order, &mut rng);
+                firsts.insert((last, order[0]));
+                assert!(last.is_none() || order[3] == addresses[2]);
+            }
+        }
+        assert_eq!(firsts.len(), 4 + 3, "agents are spread over all others");
+    }
+
+    #[tokio::test]
+    async fn what_keeps_an_address_from_being_reached_is_said_with_it() {
+        let error = Tcp::new("http://127.0.0.1:1").unwrap().connect().await.unwrap_err();
+        let text = format!("{:?}", std::error::Error::source(&error));
+        assert!(text.contains("127.0.0.1:1"), "{text}");
+    }
 
     #[tokio::test]
     async fn an_address_that_is_none_is_named() {

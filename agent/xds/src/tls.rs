@@ -7,7 +7,7 @@ use std::{fs, path::PathBuf};
 
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 
-use crate::{BearerToken, ConnectError, Connector, Tcp};
+use crate::{BearerToken, ConnectError, Connector, Tcp, connect::Turns};
 
 const CA_REMEDY: &str =
     "mount the ConfigMap that the operator publishes, and name its ca.crt with --operator-ca";
@@ -21,6 +21,7 @@ pub struct Tls {
     ca: PathBuf,
     token: Option<PathBuf>,
     server_name: Option<String>,
+    turns: Turns,
 }
 
 impl Tls {
@@ -35,7 +36,7 @@ impl Tls {
         if endpoint.uri().scheme_str() != Some("https") {
             return Err(address());
         }
-        Ok(Self { endpoint, ca: ca.into(), token: None, server_name: None })
+        Ok(Self { endpoint, ca: ca.into(), token: None, server_name: None, turns: Turns::default() })
     }
 
     /// Opens streams with the token in this file.
@@ -69,7 +70,8 @@ impl Connector for Tls {
         if let Some(name) = &self.server_name {
             tls = tls.domain_name(name);
         }
-        Tcp::with(self.endpoint.clone().tls_config(tls)?).connect().await
+        let endpoint = self.endpoint.clone().tls_config(tls)?;
+        Tcp::taking_turns(endpoint, self.turns.clone()).connect().await
     }
 
     fn token(&self) -> Result<Option<BearerToken>, ConnectError> {

@@ -197,7 +197,8 @@ fn matters(before: &AgentStatus, now: &AgentStatus) -> bool {
         let (before, now) = (&before.types[ty], &now.types[ty]);
         before.rejected != now.rejected || (ty != ResourceType::Endpoints && before.sketch != now.sketch)
     };
-    before.report.is_none() != now.report.is_none() || counted().any(differ)
+    let unattached = |status: &AgentStatus| status.report.as_ref().map(|report| report.unattached.clone());
+    unattached(before) != unattached(now) || counted().any(differ)
 }
 
 /// The types of which a node's status speaks.
@@ -269,7 +270,10 @@ impl Seat {
             None if !self.synced => {
                 ("False", "Syncing", "the agent has not answered to all that it was sent yet".to_owned(), now)
             }
-            None => ("True", "Synced", "the agent is connected and up to date".to_owned(), now),
+            None => match self.status.report.as_ref().and_then(|report| report.unattached.as_ref()) {
+                Some(pods) => ("False", "PodsNotAttached", format!("connections go unrouted of {pods}"), now),
+                None => ("True", "Synced", "the agent is connected and up to date".to_owned(), now),
+            },
         };
         let before = record.into_iter().flat_map(|record| &record.conditions);
         let since = before

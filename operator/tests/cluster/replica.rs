@@ -194,7 +194,7 @@ impl Agent {
             version: "0.1.0".to_owned(),
             slots: SlotCounts { used, idle: 7, remaining: 30, cap: 32, ..SlotCounts::default() },
             flush_p99: Some(Duration::from_micros(41)),
-            profile: None,
+            ..AgentReport::default()
         };
         let metadata = Some(report.metadata());
         self.requests

@@ -23,7 +23,7 @@ fn status(stream: u64, requests: u64) -> AgentStatus {
             version: "0.1.0".into(),
             slots: SlotCounts { used: 5, ..SlotCounts::default() },
             flush_p99: Some(std::time::Duration::from_micros(41)),
-            profile: None,
+            ..AgentReport::default()
         }),
         types: PerType::default(),
     }
@@ -204,4 +204,24 @@ fn refusals_keep_their_time_and_are_bounded() {
     assert_eq!(status.refused[0].at, Some(Time(at(10))));
     let last = status.last_refusal.as_ref().unwrap();
     assert_eq!((last.resource.as_str(), last.at.clone()), ("cluster/c07", Some(Time(at(20)))));
+}
+
+#[test]
+fn pods_that_are_not_attached_make_a_node_not_ready() {
+    let (mut desk, mut record) = (Desk::new("a"), None);
+    let with = |requests, unattached: Option<&str>| {
+        let mut news = live(1, requests);
+        news.status.report.as_mut().unwrap().unattached = unattached.map(str::to_owned);
+        news
+    };
+    desk.news(with(1, None), at(10));
+    write(&mut desk, &mut record, 10);
+    let pods = "1 of 3 pods, such as shop/a: its cgroup isn't found";
+    assert_eq!(desk.news(with(2, Some(pods)), at(20)), Urgency::Soon);
+    assert!(write(&mut desk, &mut record, 20));
+    assert_eq!(ready(&record), ("False", "PodsNotAttached", 20));
+    assert!(record.as_ref().unwrap().conditions[0].message.contains("shop/a"));
+    desk.news(with(3, None), at(30));
+    assert!(write(&mut desk, &mut record, 30));
+    assert_eq!(ready(&record), ("True", "Synced", 30));
 }
