@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     datapath::{Datapath, DatapathError, Workload},
+    memory,
     metrics::Metrics,
     pins::{Found, Pins},
     room::Room,
@@ -32,14 +33,27 @@ use crate::{
 };
 
 /// How an agent runs.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// The pin root, a directory on bpffs.
     pub pin_root: PathBuf,
     /// The slots.
     pub slots: Config,
+    /// How many sockets may be recorded.
+    pub sockets: u32,
     /// The workloads whose connections are routed.
     pub workloads: Vec<Workload>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            pin_root: PathBuf::default(),
+            slots: Config::default(),
+            sockets: memory::SOCKETS,
+            workloads: Vec::new(),
+        }
+    }
 }
 
 /// Why an agent doesn't start.
@@ -102,6 +116,8 @@ enum Command {
 pub struct Agent {
     commands: Sender<Command>,
     owner: Option<JoinHandle<()>>,
+    /// Ends with the owner.
+    keeper: Option<JoinHandle<()>>,
     datapath: Arc<Datapath>,
     pins: Pins,
     metrics: Arc<Metrics>,
@@ -180,7 +196,7 @@ impl Agent {
     }
 
     fn begin(options: Options, metrics: Arc<Metrics>, attachment: Attachment) -> Result<Self, StartError> {
-        let Options { pin_root, slots, workloads } = options;
+        let Options { pin_root, slots, sockets, workloads } = options;
         // All that can be checked, before anything is created.
         let host = Host::probe()?;
         if let Some(contradiction) = slots.contradiction() {
@@ -211,8 +227,9 @@ impl Agent {
             move || drop(commands.lock().map(|commands| commands.send(Command::Wake)))
         };
         let mut writer = Writer::open(outer, arena, vips, slots, Arc::new(wake))?;
-        writer.keep_running_state(Datapath::open_clusters(&pins)?);
-        let running = RunningReader::new(Datapath::open_clusters(&pins)?, Datapath::open_endpoints(&pins)?);
+        let maps = Arc::new(Datapath::open_running(&pins)?);
+        let keeper = writer.keep_running_state(&maps, sockets);
+        let running = RunningReader::new(maps);
         let held = writer.held().len();
         let (stats, _) = writer.stats();
         tracing::info!(
@@ -221,23 +238,28 @@ impl Agent {
             remaining = stats.remaining(),
             "slots are ready"
         );
-        let datapath = Arc::new(Datapath::load(pins.clone(), host)?);
+        let datapath = Arc::new(Datapath::load(pins.clone(), host, sockets)?);
         if attachment == Attachment::Later {
             tracing::info!("programs are attached to workloads as they are enrolled");
         } else if found.is_upgrade() {
             tracing::info!("programs with records of another layout stay in force until the first sync");
         } else {
             datapath.attach(&workloads)?;
+            pins.remove_other_states().map_err(pin_error)?;
             tracing::info!(workloads = workloads.len(), "programs are attached");
         }
         let took_over = !found.is_nothing();
         let (synced_sender, synced) = watch::channel(false);
         let at_sync = {
-            let datapath = datapath.clone();
+            let (datapath, pins) = (datapath.clone(), pins.clone());
             move || {
                 if found.is_upgrade() && attachment == Attachment::Exactly {
                     datapath.attach(&workloads)?;
                     tracing::info!(workloads = workloads.len(), "programs are replaced");
+                }
+                // What they count in goes with them; what is attached now counts in its own.
+                if let Err(error) = pins.remove_other_states() {
+                    tracing::warn!(%error, "links of another version can't be removed");
                 }
                 for path in found.other_records {
                     // Their maps go with the last program that uses them.
@@ -259,11 +281,13 @@ impl Agent {
             let tell = Tell { metrics, room, changes: changed };
             spawn_owner(&ended, move || own(writer, &inbox, &tell, at_sync)).map_err(StartError::Thread)?
         };
+        let keeper = keeper.start(datapath.clone()).map_err(StartError::Thread)?;
         undo.found = None;
         drop(undo);
         Ok(Self {
             commands,
             owner: Some(owner),
+            keeper: Some(keeper),
             datapath,
             pins,
             metrics,
@@ -321,9 +345,9 @@ impl Agent {
 
     fn stop(&mut self) {
         let _ = self.commands.send(Command::Stop);
-        if let Some(owner) = self.owner.take() {
+        for thread in [self.owner.take(), self.keeper.take()].into_iter().flatten() {
             // A thread that panicked has printed why.
-            let _ = owner.join();
+            let _ = thread.join();
         }
     }
 }
@@ -368,12 +392,12 @@ impl Handle {
     /// clusters are asked of the owner of the maps.
     pub async fn running(&self, most: usize) -> RunningNow {
         let Some(reader) = self.running.clone() else { return RunningNow::default() };
-        let read = spawn_blocking(move || (reader.busiest(most), reader.endpoints()));
-        let Ok((busiest, endpoints)) = read.await else { return RunningNow::default() };
+        let read = spawn_blocking(move || (reader.busiest(most), reader.endpoints(), reader.sockets()));
+        let Ok((busiest, endpoints, sockets)) = read.await else { return RunningNow::default() };
         let hashes = busiest.iter().map(|(hash, _)| *hash).collect();
         let names = self.ask(|reply| Command::ClusterNames(hashes, reply)).await.unwrap_or_default();
         let named = |(hash, state)| Some((names.get(&hash)?.clone(), state));
-        RunningNow { clusters: busiest.into_iter().filter_map(named).collect(), endpoints }
+        RunningNow { clusters: busiest.into_iter().filter_map(named).collect(), endpoints, sockets }
     }
 
     /// Changes the settings of the slots while running: growth goes on as the new ones say.

@@ -9,20 +9,22 @@ use std::{
 };
 
 use aya::{
-    Ebpf, EbpfError, EbpfLoader,
-    programs::{CgroupSockAddr, ProgramError, SchedClassifier, SockOps},
+    Btf, Ebpf, EbpfError, EbpfLoader,
+    programs::{CgroupSock, CgroupSockAddr, Iter, ProgramError, SchedClassifier},
 };
 use bytemuck::Zeroable as _;
 use slotmesh_kernel::{
-    BpfError, Hook, Host, HostError, Link, Map, MapKind, MapSpec, attached_programs, cgroup_id, program_id,
-    test_run,
+    BpfError, Hook, Host, HostError, Link, Map, MapKind, MapSpec, Sockets, attached_programs, cgroup_id,
+    program_id, test_run,
 };
 use slotmesh_records::{
-    Answer, ClusterState, EndpointCount, EndpointKey, Identity, LAYOUT_HASH, Question, Verdict, VipKey,
-    name_hash,
+    Answer, EndpointKey, Identity, LAYOUT_HASH, Question, Removal, SocketState, Verdict, VipKey, name_hash,
 };
 
-use crate::pins::Pins;
+use crate::{
+    pins::{Pins, remove_links},
+    running::RunningMaps,
+};
 
 /// The eBPF object; empty where the build had none.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/slotmesh.bpf.o"));
@@ -91,9 +93,20 @@ pub enum DatapathError {
     },
 }
 
+impl DatapathError {
+    pub(crate) fn running(source: BpfError) -> Self {
+        bpf("read what runs")(source)
+    }
+}
+
 fn bpf(what: impl Into<String>) -> impl FnOnce(BpfError) -> DatapathError {
     let what = what.into();
     move |source| DatapathError::Bpf { what, source }
+}
+
+fn pin_error(path: &Path) -> impl FnOnce(io::Error) -> DatapathError {
+    let path = path.to_owned();
+    move |source| DatapathError::Pin { path, source }
 }
 
 /// A workload and its cgroup.
@@ -162,8 +175,14 @@ impl fmt::Display for Workload {
 
 /// The loaded programs.
 pub struct Datapath {
+    /// Those of a workload.
     hooks: Vec<(Hook, OwnedFd)>,
+    /// That of a cgroup.
+    release: OwnedFd,
     question: OwnedFd,
+    removal: OwnedFd,
+    /// Finds connections that are over; `None` where the kernel can't go over sockets.
+    sockets: Option<Sockets>,
     identity: Map<u64, Identity>,
     pins: Pins,
     host: Host,
@@ -189,52 +208,81 @@ impl Datapath {
         Map::open_or_create(&pins.records().join("vips"), &VIPS, None).map_err(bpf("open the VIP map"))
     }
 
-    /// Opens the map of what runs of each cluster, or creates it, before the programs that use it.
+    /// Opens the maps of what runs, or creates them, before the programs that use them.
     ///
     /// # Errors
-    /// Where the kernel refuses, or another kind of map is pinned there.
-    pub fn open_clusters(pins: &Pins) -> Result<Map<u64, ClusterState>, DatapathError> {
+    /// Where the kernel refuses, or other kinds of maps are pinned there.
+    pub(crate) fn open_running(pins: &Pins) -> Result<RunningMaps, DatapathError> {
         const CLUSTERS: MapSpec =
             MapSpec { name: "slotmesh_clust", kind: MapKind::Hash, max_entries: 65_536, flags: 1 };
-        Map::open_or_create(&pins.clusters(), &CLUSTERS, None).map_err(bpf("open what runs of clusters"))
-    }
-
-    /// Opens the map of how many connections count at each endpoint, or creates it, before the programs that
-    /// use it.
-    ///
-    /// # Errors
-    /// Where the kernel refuses, or another kind of map is pinned there.
-    pub fn open_endpoints(pins: &Pins) -> Result<Map<EndpointKey, EndpointCount>, DatapathError> {
         const ENDPOINTS: MapSpec =
             MapSpec { name: "slotmesh_endp", kind: MapKind::Hash, max_entries: 65_536, flags: 1 };
-        Map::open_or_create(&pins.endpoints(), &ENDPOINTS, None).map_err(bpf("open the counts of endpoints"))
+        const TOTALS: MapSpec =
+            MapSpec { name: "slotmesh_totals", kind: MapKind::Array, max_entries: 1, flags: 0 };
+        Ok(RunningMaps {
+            clusters: Map::open_or_create(&pins.clusters(), &CLUSTERS, None)
+                .map_err(bpf("open what runs of clusters"))?,
+            endpoints: Map::open_or_create(&pins.endpoints(), &ENDPOINTS, None)
+                .map_err(bpf("open what runs at endpoints"))?,
+            totals: Map::open_or_create(&pins.totals(), &TOTALS, None)
+                .map_err(bpf("open the number of sockets"))?,
+        })
     }
 
-    /// Loads the programs over the maps that are pinned.
+    /// Loads the programs over the maps that are pinned; they record at most so many sockets.
     ///
     /// # Errors
     /// Where the kernel refuses, or the programs are another build's.
-    pub fn load(pins: Pins, host: Host) -> Result<Self, DatapathError> {
+    pub fn load(pins: Pins, host: Host, sockets: u32) -> Result<Self, DatapathError> {
         const IDENTITY: MapSpec =
             MapSpec { name: "slotmesh_ident", kind: MapKind::CgroupStorage, max_entries: 0, flags: 0 };
+        const LIMIT: MapSpec =
+            MapSpec { name: "slotmesh_limit", kind: MapKind::Array, max_entries: 1, flags: 0 };
         Self::check_object()?;
         let identity_path = pins.state().join("identity");
+        if !identity_path.exists() {
+            // What is attached keeps the storage of a map that is lost.
+            pins.set_links_aside().map_err(pin_error(&pins.links()))?;
+        }
         let identity =
             Map::open_or_create(&identity_path, &IDENTITY, None).map_err(bpf("open the identities"))?;
+        let limit: Map<u32, u64> =
+            Map::open_or_create(&pins.limit(), &LIMIT, None).map_err(bpf("open the most sockets"))?;
+        limit.update(&0, &sockets.into()).map_err(bpf("store the most sockets"))?;
+        let sockets_path = pins.state().join("sockets");
+        let btf = Btf::from_sys_fs().map_err(|error| tracing::debug!(%error, "no BTF of the kernel")).ok();
         let mut object = EbpfLoader::new()
+            .btf(btf.as_ref())
             .map_pin_path("OUTER", pins.records().join("outer"))
             .map_pin_path("VIPS", pins.records().join("vips"))
-            .map_pin_path("SOCKETS", pins.state().join("sockets"))
+            .map_pin_path("SOCKETS", &sockets_path)
             .map_pin_path("IDENTITY", identity_path)
             .map_pin_path("CLUSTERS", pins.clusters())
             .map_pin_path("ENDPOINTS", pins.endpoints())
+            .map_pin_path("SOCKET_TOTALS", pins.totals())
+            .map_pin_path("SOCKET_LIMIT", pins.limit())
             .load(OBJECT)?;
         let hooks = Hook::ALL
             .into_iter()
             .map(|hook| load_hook(&mut object, hook).map(|fd| (hook, fd)))
             .collect::<Result<Vec<_>, _>>()?;
-        let question = load_question(&mut object)?;
-        let datapath = Self { hooks, question, identity, pins, host };
+        let datapath = Self {
+            hooks,
+            release: load_release(&mut object)?,
+            question: load_classifier(&mut object, "question")?,
+            removal: load_classifier(&mut object, "removal")?,
+            sockets: load_closed(&mut object, btf.as_ref(), &sockets_path)
+                .map_err(|error| {
+                    tracing::warn!(
+                        %error,
+                        "a connection that the other end reset counts until its socket is closed"
+                    );
+                })
+                .ok(),
+            identity,
+            pins,
+            host,
+        };
         let found = datapath.run(&Question::zeroed())?.layout;
         if found != LAYOUT_HASH {
             return Err(DatapathError::Layout { found });
@@ -251,10 +299,7 @@ impl Datapath {
         let mut new = Vec::new();
         for workload in workloads {
             if let Err(error) = self.attach_one(workload, &mut new) {
-                for dir in new {
-                    // The error that led here says more than one that follows from it.
-                    let _ = fs::remove_dir_all(dir);
-                }
+                undo(new);
                 return Err(error);
             }
         }
@@ -268,26 +313,17 @@ impl Datapath {
     /// Where it can't be attached; what this call attached is detached again.
     pub fn enrol(&self, workload: &Workload) -> Result<(), DatapathError> {
         let mut new = Vec::new();
-        self.attach_one(workload, &mut new).inspect_err(|_| {
-            for dir in new {
-                // The error that led here says more than one that follows from it.
-                let _ = fs::remove_dir_all(dir);
-            }
-        })
+        self.attach_one(workload, &mut new).inspect_err(|_| undo(new))
     }
 
-    /// Detaches the programs from a workload, if they are attached to it.
+    /// Detaches the programs from a workload, if they are attached to it. The one that counts its sockets
+    /// down stays until the cgroup is gone, and all its sockets.
     ///
     /// # Errors
     /// Where a pin can't be removed.
     pub fn release(&self, workload: &Workload) -> Result<(), DatapathError> {
         let path = self.pins.links_of(workload.id());
-        match fs::remove_dir_all(&path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(DatapathError::Pin { path, source })
-            }
-            _ => Ok(()),
-        }
+        remove_links(&path).map_err(pin_error(&path))
     }
 
     /// Detaches the programs from all but these workloads.
@@ -296,19 +332,58 @@ impl Datapath {
     /// Where a pin can't be removed.
     pub fn retain<'w>(&self, workloads: impl IntoIterator<Item = &'w Workload>) -> Result<(), DatapathError> {
         let wanted: HashSet<PathBuf> = workloads.into_iter().map(|w| self.pins.links_of(w.id())).collect();
-        let links = self.pins.links();
-        let pin = |path: &Path| {
-            let path = path.to_owned();
-            move |source| DatapathError::Pin { path, source }
-        };
-        for entry in fs::read_dir(&links).map_err(pin(&links))? {
-            let path = entry.map_err(pin(&links))?.path();
+        for path in entries(&self.pins.links())? {
             if !wanted.contains(&path) {
-                fs::remove_dir_all(&path).map_err(pin(&path))?;
+                remove_links(&path).map_err(pin_error(&path))?;
                 tracing::info!(links = %path.display(), "detached a workload that is no longer named");
             }
         }
+        // Of cgroups that aren't routed any more, too.
+        for path in entries(&self.pins.releases())? {
+            if let Some(link) = self.live_release(&path)? {
+                link.replace(self.release.as_fd()).map_err(bpf("upgrade the program that counts down"))?;
+            }
+        }
         Ok(())
+    }
+
+    /// Lets the connections count no more that are over although their sockets aren't closed.
+    pub(crate) fn release_closed(&self) -> Result<(), DatapathError> {
+        self.sockets.as_ref().map_or(Ok(()), |sockets| sockets.run().map_err(bpf("go over the sockets")))
+    }
+
+    /// Removes the state of a cluster where nothing counts in it; whether it did.
+    pub(crate) fn remove_cluster(&self, cluster: u64) -> Result<bool, DatapathError> {
+        self.remove_state(EndpointKey::new(cluster, [0; 4], 0))
+    }
+
+    /// Removes the state of an endpoint where nothing counts at it; whether it did.
+    pub(crate) fn remove_endpoint(&self, endpoint: &EndpointKey) -> Result<bool, DatapathError> {
+        self.remove_state(*endpoint)
+    }
+
+    fn remove_state(&self, of: EndpointKey) -> Result<bool, DatapathError> {
+        let mut packet = [0_u8; ETHERNET + size_of::<Removal>()];
+        packet[ETHERNET..].copy_from_slice(bytemuck::bytes_of(&Removal { of, removed: 0 }));
+        test_run(self.removal.as_fd(), &mut packet).map_err(bpf("run the removing program"))?;
+        Ok(bytemuck::pod_read_unaligned::<Removal>(&packet[ETHERNET..]).removed != 0)
+    }
+
+    /// Removes the links of cgroups that are gone, and all their sockets.
+    pub(crate) fn collect_releases(&self) -> Result<(), DatapathError> {
+        for path in entries(&self.pins.releases())? {
+            if self.live_release(&path)?.is_none() {
+                fs::remove_file(&path).map_err(pin_error(&path))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The link that counts a cgroup's sockets down; `None` where the cgroup is gone.
+    fn live_release(&self, path: &Path) -> Result<Option<Link>, DatapathError> {
+        let Some(link) = Link::open(path).map_err(bpf("open a link"))? else { return Ok(None) };
+        let (cgroup, is_release) = link.target(Hook::SockRelease).map_err(bpf("read a link"))?;
+        Ok((cgroup != 0 && is_release).then_some(link))
     }
 
     /// What was found on the host.
@@ -320,11 +395,20 @@ impl Datapath {
     fn attach_one(&self, workload: &Workload, new: &mut Vec<PathBuf>) -> Result<(), DatapathError> {
         let describe = |what: &str| format!("{what} workload {workload}");
         let dir = self.host.cgroup(&workload.cgroup)?;
-        let pin_error = |path: &Path| {
-            let path = path.to_owned();
-            move |source| DatapathError::Pin { path, source }
-        };
         let cgroup = cgroup_id(&dir).map_err(pin_error(&workload.cgroup))?;
+        // First, and of the cgroup: whatever is redirected is counted down, whoever the workload is then.
+        let release = self.pins.release_of(cgroup);
+        match self.live_release(&release)? {
+            Some(link) => {
+                link.replace(self.release.as_fd()).map_err(bpf(describe("upgrade the programs of")))?;
+            }
+            None => {
+                let link = Link::attach(Hook::SockRelease, dir.as_fd(), self.release.as_fd())
+                    .map_err(bpf(describe("attach sock_release to")))?;
+                link.pin(&release).map_err(bpf(describe("pin the link of")))?;
+                new.push(release);
+            }
+        }
         let links = self.pins.links_of(workload.id());
         if self.pins.create_links_of(workload.id()).map_err(pin_error(&links))? {
             new.push(links.clone());
@@ -449,13 +533,6 @@ pub enum Decision {
 
 fn load_hook(object: &mut Ebpf, hook: Hook) -> Result<OwnedFd, DatapathError> {
     let program = hook.as_str();
-    if hook == Hook::SockOps {
-        let loaded: &mut SockOps = find(object, program)?;
-        return load(program, || {
-            loaded.load()?;
-            duplicate(loaded.fd()?.as_fd())
-        });
-    }
     let loaded: &mut CgroupSockAddr = find(object, program)?;
     load(program, || {
         loaded.load()?;
@@ -463,13 +540,52 @@ fn load_hook(object: &mut Ebpf, hook: Hook) -> Result<OwnedFd, DatapathError> {
     })
 }
 
-fn load_question(object: &mut Ebpf) -> Result<OwnedFd, DatapathError> {
-    let program = "question";
+fn load_release(object: &mut Ebpf) -> Result<OwnedFd, DatapathError> {
+    let program = Hook::SockRelease.as_str();
+    let loaded: &mut CgroupSock = find(object, program)?;
+    load(program, || {
+        loaded.load()?;
+        duplicate(loaded.fd()?.as_fd())
+    })
+}
+
+fn load_closed(object: &mut Ebpf, btf: Option<&Btf>, sockets: &Path) -> Result<Sockets, DatapathError> {
+    let program = "closed";
+    let loaded: &mut Iter = find(object, program)?;
+    let btf = btf.ok_or_else(|| DatapathError::Program {
+        program,
+        source: io::Error::new(io::ErrorKind::NotFound, "/sys/kernel/btf/vmlinux").into(),
+    })?;
+    let fd = load(program, || {
+        loaded.load("bpf_sk_storage_map", btf)?;
+        duplicate(loaded.fd()?.as_fd())
+    })?;
+    let map: Map<u32, SocketState> =
+        Map::open(sockets).map_err(bpf("open the sockets"))?.ok_or(DatapathError::NoObject)?;
+    Sockets::attach(fd.as_fd(), map.as_fd()).map_err(bpf("go over the sockets"))
+}
+
+fn load_classifier(object: &mut Ebpf, program: &'static str) -> Result<OwnedFd, DatapathError> {
     let loaded: &mut SchedClassifier = find(object, program)?;
     load(program, || {
         loaded.load()?;
         duplicate(loaded.fd()?.as_fd())
     })
+}
+
+/// The pins in a directory.
+fn entries(dir: &Path) -> Result<Vec<PathBuf>, DatapathError> {
+    let paths =
+        fs::read_dir(dir).and_then(|entries| entries.map(|entry| entry.map(|entry| entry.path())).collect());
+    paths.map_err(pin_error(dir))
+}
+
+/// Removes what was attached before an attach failed: the error that led here says more than one that
+/// follows from it.
+fn undo(new: Vec<PathBuf>) {
+    for path in new.iter().rev() {
+        let _ = if path.is_dir() { remove_links(path) } else { fs::remove_file(path) };
+    }
 }
 
 fn load(

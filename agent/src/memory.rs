@@ -7,42 +7,57 @@ use slotmesh_slots::{Config, MemoryBudget};
 /// 10,000 services).
 const BESIDE_SLABS: u64 = 48 << 20;
 
-/// Slabs that would not fit the memory limit.
+/// What the record of a socket takes of the kernel's memory, charged to who made their map (measured: 335
+/// to 384 bytes).
+const SOCKET_BYTES: u64 = 400;
+
+/// How many sockets may be recorded where nobody says: 25 MiB.
+pub const SOCKETS: u32 = 65_536;
+
+/// Slabs and sockets that would not fit the memory limit.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 #[error(
-    "{cap} slabs cost {}, and with the agent's own {}Mi that is above the memory limit of {} bytes ({}); lower \
-     --memory-budget to at most {}, or raise the limit (a pod: resources.limits.memory)",
-    MemoryBudget::of_slabs(*cap), BESIDE_SLABS >> 20, limit.bytes, limit.file.display(), fitting(limit)
+    "{cap} slabs cost {}, and with {sockets} sockets ({}Mi) and the agent's own {}Mi that is above the memory \
+     limit of {} bytes ({}); lower --memory-budget to at most {}, or --max-sockets, or raise the limit (a pod: \
+     resources.limits.memory)",
+    MemoryBudget::of_slabs(*cap), of_sockets(*sockets) >> 20, BESIDE_SLABS >> 20, limit.bytes,
+    limit.file.display(), fitting(limit, *sockets)
 )]
 pub struct OverLimit {
     /// How many slabs there may be.
     pub cap: u32,
+    /// How many sockets may be recorded.
+    pub sockets: u32,
     /// The limit.
     pub limit: MemoryLimit,
 }
 
+fn of_sockets(sockets: u32) -> u64 {
+    u64::from(sockets) * SOCKET_BYTES
+}
+
 /// The largest budget in whole MiB that fits.
-fn fitting(limit: &MemoryLimit) -> String {
-    format!("{}Mi", limit.bytes.saturating_sub(BESIDE_SLABS) >> 20)
+fn fitting(limit: &MemoryLimit, sockets: u32) -> String {
+    format!("{}Mi", limit.bytes.saturating_sub(BESIDE_SLABS + of_sockets(sockets)) >> 20)
 }
 
 /// Holds the settings against the limit of the cgroup that this process runs in.
 ///
 /// # Errors
-/// Where slabs up to the cap don't fit: the kernel would refuse to create them, or end the agent.
-pub fn check(slots: &Config) -> Result<(), OverLimit> {
+/// Where slabs up to the cap, and as many sockets as may be recorded, don't fit: the kernel would refuse to
+/// create them, or end the agent.
+pub fn check(slots: &Config, sockets: u32) -> Result<(), OverLimit> {
     let limit = MemoryLimit::of_self().unwrap_or_else(|error| {
         tracing::debug!(%error, "the memory limit can't be read");
         None
     });
-    hold(slots.cap, limit)
+    hold(slots.cap, sockets, limit)
 }
 
-fn hold(cap: u32, limit: Option<MemoryLimit>) -> Result<(), OverLimit> {
+fn hold(cap: u32, sockets: u32, limit: Option<MemoryLimit>) -> Result<(), OverLimit> {
+    let needed = MemoryBudget::of_slabs(cap).bytes() + of_sockets(sockets) + BESIDE_SLABS;
     match limit {
-        Some(limit) if MemoryBudget::of_slabs(cap).bytes() + BESIDE_SLABS > limit.bytes => {
-            Err(OverLimit { cap, limit })
-        }
+        Some(limit) if needed > limit.bytes => Err(OverLimit { cap, sockets, limit }),
         _ => Ok(()),
     }
 }
@@ -52,13 +67,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn slabs_above_the_limit_are_refused_with_what_would_fit() {
+    fn what_is_above_the_limit_is_refused_with_what_would_fit() {
         let limit = |mib: u64| Some(MemoryLimit { bytes: mib << 20, file: "/x/memory.max".into() });
-        assert_eq!(hold(1000, None), Ok(()));
-        assert_eq!(hold(1000, limit(128)), Ok(()));
-        let error = hold(2048, limit(128)).unwrap_err().to_string();
+        assert_eq!(hold(1000, 0, None), Ok(()));
+        assert_eq!(hold(1000, 0, limit(128)), Ok(()));
+        let error = hold(2048, 0, limit(128)).unwrap_err().to_string();
         assert!(error.contains("2048 slabs cost 136Mi"), "{error}");
         assert!(error.contains("134217728 bytes (/x/memory.max)"), "{error}");
         assert!(error.contains("at most 80Mi"), "{error}");
+        let error = hold(1000, SOCKETS, limit(128)).unwrap_err().to_string();
+        assert!(error.contains("65536 sockets (25Mi)") && error.contains("at most 55Mi"), "{error}");
     }
 }

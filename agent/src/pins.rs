@@ -4,9 +4,13 @@
 //! <pin root>/                         flock: one agent
 //!   records-<layout hash>/            outer, vips, slabs/<index>     goes with a record layout
 //!   state-v<version>/                 sockets, identity, clusters,   outlives record layouts
-//!                                     endpoints
-//!   links/<workload>/<hook>                                          fixed
+//!                                     endpoints, socket_totals, socket_limit
+//!   links-v<version>/<workload>/<hook>                               a workload's, of that state
+//!   releases-v<version>/<cgroup>                                     stays with the cgroup's sockets
 //! ```
+//!
+//! A link keeps the cgroup storage of its first program, so links belong to a version of the state: another
+//! version's are attached beside them, and then the others go.
 
 use std::{
     fs::{self, DirBuilder},
@@ -15,11 +19,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use slotmesh_kernel::{Hook, Link};
 use slotmesh_records::{LAYOUT_HASH, STATE_VERSION};
 
 const RECORDS: &str = "records-";
 const STATE: &str = "state-v";
 const LINKS: &str = "links";
+const RELEASES: &str = "releases-v";
 
 /// The pin root and what lies where in it.
 #[derive(Clone, Debug)]
@@ -38,7 +44,9 @@ impl Pins {
     /// # Errors
     /// Where they can't be created.
     pub fn create(&self) -> io::Result<()> {
-        [self.records(), self.state(), self.links()].iter().try_for_each(|dir| create_private(dir))
+        [self.records(), self.state(), self.links(), self.releases()]
+            .iter()
+            .try_for_each(|dir| create_private(dir))
     }
 
     /// Creates the directory of a workload's links; whether it was missing.
@@ -72,9 +80,29 @@ impl Pins {
         self.state().join("endpoints")
     }
 
+    /// How many sockets are recorded.
+    pub fn totals(&self) -> PathBuf {
+        self.state().join("socket_totals")
+    }
+
+    /// How many may be.
+    pub fn limit(&self) -> PathBuf {
+        self.state().join("socket_limit")
+    }
+
     /// The links of all workloads.
     pub fn links(&self) -> PathBuf {
-        self.root.join(LINKS)
+        self.root.join(format!("{LINKS}-v{STATE_VERSION}"))
+    }
+
+    /// The links that count sockets down, by cgroup.
+    pub fn releases(&self) -> PathBuf {
+        self.root.join(format!("{RELEASES}{STATE_VERSION}"))
+    }
+
+    /// The link that counts the sockets of a cgroup down.
+    pub fn release_of(&self, cgroup: u64) -> PathBuf {
+        self.releases().join(format!("{cgroup:016x}"))
     }
 
     /// The links of one workload. bpffs allows no dots in names, so the workload stands there by its
@@ -83,37 +111,64 @@ impl Pins {
         self.links().join(format!("{workload:016x}"))
     }
 
+    /// Puts the links aside: their cgroup storage is lost. They stay in force until
+    /// [`remove_other_states`](Self::remove_other_states).
+    ///
+    /// # Errors
+    /// Where they can't be moved.
+    pub fn set_links_aside(&self) -> io::Result<()> {
+        let links = self.links();
+        if !has_entries(&links)? {
+            return Ok(());
+        }
+        let aside = |n: u32| self.root.join(format!("{}-aside-{n}", name(&links)));
+        let free = (0..).map(aside).find(|path| !path.exists()).ok_or(io::ErrorKind::AlreadyExists)?;
+        fs::rename(&links, free)?;
+        create_private(&links)
+    }
+
     /// What is in the pin root of ours.
     ///
     /// # Errors
     /// Where it can't be read.
     pub fn found(&self) -> io::Result<Found> {
-        let links = match fs::read_dir(self.links()) {
-            Ok(mut links) => links.next().is_some(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
-            Err(error) => return Err(error),
+        let mut found = Found {
+            links: false,
+            records: self.records().exists(),
+            state: self.state().exists(),
+            other_records: Vec::new(),
+            other_states: Vec::new(),
         };
-        let (records, state) = (self.records(), self.state());
-        let mut found =
-            Found { links, records: records.exists(), state: state.exists(), other_records: Vec::new() };
         for path in self.ours()? {
-            if name(&path).starts_with(RECORDS) && path != records {
+            found.links |= name(&path).starts_with(LINKS) && has_entries(&path)?;
+            if self.is_current(&path) {
+                continue;
+            }
+            if name(&path).starts_with(RECORDS) {
                 found.other_records.push(path);
+            } else {
+                found.other_states.push(path);
             }
         }
         Ok(found)
     }
 
-    /// Removes the pin root with our pins in it: programs detach first, then the maps go with their
-    /// last user. What isn't ours stays, and the pin root with it.
+    /// Removes what belongs to other versions of the state. Their programs are detached, those that decide
+    /// first.
+    ///
+    /// # Errors
+    /// Where something can't be removed.
+    pub fn remove_other_states(&self) -> io::Result<()> {
+        remove(self.found()?.other_states)
+    }
+
+    /// Removes the pin root with our pins in it: programs detach first, those that decide before those that
+    /// count; then the maps go with their last user. What isn't ours stays, and the pin root with it.
     ///
     /// # Errors
     /// Where something of ours can't be removed.
     pub fn remove_all(&self) -> io::Result<()> {
-        gone(fs::remove_dir_all(self.links()))?;
-        for path in self.ours()? {
-            gone(fs::remove_dir_all(path))?;
-        }
+        remove(self.ours()?)?;
         match gone(fs::remove_dir(&self.root)) {
             Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
                 tracing::warn!(pin_root = %self.root.display(), "stays: there is more in it than slotmesh's");
@@ -135,9 +190,13 @@ impl Pins {
             gone(fs::remove_dir_all(self.records()))?;
         }
         if !found.state {
-            gone(fs::remove_dir_all(self.state()))?;
+            remove(vec![self.links(), self.releases(), self.state()])?;
         }
         Ok(())
+    }
+
+    fn is_current(&self, path: &Path) -> bool {
+        [self.records(), self.state(), self.links(), self.releases()].iter().any(|ours| ours == path)
     }
 
     /// The directories of ours in the pin root, of whatever layout.
@@ -149,7 +208,9 @@ impl Pins {
         let paths = entries.map(|entry| entry.map(|entry| entry.path())).collect::<io::Result<Vec<_>>>()?;
         let ours = |path: &PathBuf| {
             let name = name(path);
-            name == LINKS || name.starts_with(RECORDS) || name.starts_with(STATE)
+            name == LINKS
+                || name.starts_with(&format!("{LINKS}-v"))
+                || [RECORDS, STATE, RELEASES].iter().any(|prefix| name.starts_with(prefix))
         };
         Ok(paths.into_iter().filter(ours).collect())
     }
@@ -166,6 +227,8 @@ pub struct Found {
     pub state: bool,
     /// The directories of records of other layouts.
     pub other_records: Vec<PathBuf>,
+    /// The directories of other versions of the state, and of their links.
+    pub other_states: Vec<PathBuf>,
 }
 
 impl Found {
@@ -189,6 +252,41 @@ fn create_private(dir: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 
+fn has_entries(dir: &Path) -> io::Result<bool> {
+    match fs::read_dir(dir) {
+        Ok(mut entries) => Ok(entries.next().is_some()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes directories of pins in such an order that no connect is redirected that nobody counts down.
+fn remove(mut dirs: Vec<PathBuf>) -> io::Result<()> {
+    dirs.sort_by_key(|dir| (!name(dir).starts_with(LINKS), !name(dir).starts_with(RELEASES)));
+    for dir in dirs.iter().filter(|dir| name(dir).starts_with(LINKS) && dir.is_dir()) {
+        for workload in fs::read_dir(dir)? {
+            remove_links(&workload?.path())?;
+        }
+    }
+    dirs.into_iter().try_for_each(|dir| gone(fs::remove_dir_all(dir)))
+}
+
+/// Detaches the programs of a workload, those that decide first, and removes their pins.
+///
+/// # Errors
+/// Where something can't be removed.
+pub fn remove_links(workload: &Path) -> io::Result<()> {
+    for hook in Hook::ALL.into_iter().rev() {
+        let path = workload.join(hook.as_str());
+        // At once; what can't be detached so is by the end of its pin.
+        if let Ok(Some(link)) = Link::open(&path) {
+            let _ = link.detach();
+        }
+        gone(fs::remove_file(path))?;
+    }
+    gone(fs::remove_dir_all(workload))
+}
+
 /// What was to be removed and isn't there is removed.
 fn gone(removed: io::Result<()>) -> io::Result<()> {
     removed.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
@@ -206,6 +304,9 @@ mod tests {
         assert!(pins.found().unwrap().is_nothing());
         pins.create().unwrap();
         fs::create_dir_all(root.join("records-0000000000000001/slabs")).unwrap();
+        for other in ["state-v0", "links", "links-v0/x", "releases-v0"] {
+            fs::create_dir_all(root.join(other)).unwrap();
+        }
         fs::create_dir(root.join("others")).unwrap();
         pins.remove_all().unwrap();
         let left: Vec<_> = fs::read_dir(&root).unwrap().map(|entry| entry.unwrap().file_name()).collect();
@@ -231,5 +332,24 @@ mod tests {
         pins.restore(&found).unwrap();
         assert_eq!(pins.found().unwrap(), found);
         assert!(old.exists() && pins.links_of(7).exists());
+    }
+
+    #[test]
+    fn links_whose_storage_is_lost_are_put_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let pins = Pins::new(&dir.path().join("root"));
+        pins.create().unwrap();
+        pins.set_links_aside().unwrap();
+        assert!(pins.found().unwrap().other_states.is_empty(), "there were none");
+        for round in 1..3 {
+            pins.create_links_of(7).unwrap();
+            pins.set_links_aside().unwrap();
+            assert!(!pins.links_of(7).exists() && pins.links().exists());
+            assert_eq!(pins.found().unwrap().other_states.len(), round);
+            assert!(pins.found().unwrap().links, "they are in force");
+        }
+        pins.remove_other_states().unwrap();
+        let found = pins.found().unwrap();
+        assert!(found.other_states.is_empty() && found.state && !found.links, "{found:?}");
     }
 }

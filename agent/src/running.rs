@@ -1,31 +1,50 @@
-//! What runs of clusters (connections, turns) outlives every flush; here it ends, some time after its
-//! cluster. The programs make the entries; the agent only removes them, so an update makes no call. Those of
-//! endpoints the programs remove, too.
+//! What runs of clusters (connections, turns) outlives every flush. The programs make the entries; a thread
+//! of the agent's looks after them ([`Keeper`]): it finds connections that ended although nobody closed their
+//! socket, and removes the entries in which nothing counts any more. The owner of the maps only tells it
+//! which clusters are gone, so an update makes no call.
 
-use std::{cmp::Reverse, collections::VecDeque};
+use std::{
+    cmp::Reverse,
+    collections::HashSet,
+    io,
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
 
-use slotmesh_kernel::Map;
-use slotmesh_records::{ClusterState, EndpointCount, EndpointKey, name_hash};
+use slotmesh_kernel::{BpfError, Map, monotonic};
+use slotmesh_records::{ClusterState, EndpointKey, EndpointState, SocketTotals, name_hash};
+
+use crate::datapath::{Datapath, DatapathError};
 
 /// What runs now.
 #[derive(Clone, Debug, Default)]
 pub struct RunningNow {
     /// Of the clusters that are in force, the busiest of those that had a connection, by name.
     pub clusters: Vec<(String, ClusterState)>,
-    /// At how many endpoints connections count.
+    /// How many endpoints have an entry.
     pub endpoints: usize,
+    /// How many sockets are recorded, and what had no room.
+    pub sockets: SocketTotals,
 }
 
-/// Reads what runs, on whatever thread: by maps of its own, so it keeps nobody from an update.
-pub(crate) struct RunningReader {
-    clusters: Map<u64, ClusterState>,
-    endpoints: Map<EndpointKey, EndpointCount>,
+/// The maps of what runs.
+pub(crate) struct RunningMaps {
+    pub clusters: Map<u64, ClusterState>,
+    pub endpoints: Map<EndpointKey, EndpointState>,
+    pub totals: Map<u32, SocketTotals>,
 }
+
+/// Reads what runs, on whatever thread: so it keeps nobody from an update.
+pub(crate) struct RunningReader(Arc<RunningMaps>);
 
 impl RunningReader {
     /// Reads these maps.
-    pub const fn new(clusters: Map<u64, ClusterState>, endpoints: Map<EndpointKey, EndpointCount>) -> Self {
-        Self { clusters, endpoints }
+    pub const fn new(maps: Arc<RunningMaps>) -> Self {
+        Self(maps)
     }
 
     /// The `most` busiest clusters, busiest first, by the hash of the cluster's name.
@@ -33,87 +52,167 @@ impl RunningReader {
         if most == 0 {
             return Vec::new();
         }
-        let mut entries = self.clusters.entries().unwrap_or_else(|error| {
-            tracing::warn!(%error, "what runs of clusters can't be read");
-            Vec::new()
-        });
-        entries.sort_unstable_by_key(|&(cluster, state)| Reverse((state.active, state.opened, cluster)));
+        let mut entries = self.read(|maps| maps.clusters.entries());
+        entries
+            .sort_unstable_by_key(|&(cluster, state)| Reverse((state.active.get(), state.opened, cluster)));
         entries.truncate(most);
         entries
     }
 
-    /// At how many endpoints connections count.
+    /// How many endpoints have an entry.
     pub fn endpoints(&self) -> usize {
-        self.endpoints.entries().map_or_else(
-            |error| {
-                tracing::warn!(%error, "the counts of endpoints can't be read");
-                0
-            },
-            |all| all.len(),
-        )
+        self.read(|maps| maps.endpoints.entries()).len()
+    }
+
+    /// How many sockets are recorded.
+    pub fn sockets(&self) -> SocketTotals {
+        self.read(|maps| maps.totals.get(&0)).unwrap_or_default()
+    }
+
+    fn read<T: Default>(&self, read: impl FnOnce(&RunningMaps) -> Result<T, BpfError>) -> T {
+        read(&self.0).unwrap_or_else(|error| {
+            tracing::warn!(%error, "what runs can't be read");
+            T::default()
+        })
     }
 }
 
-/// How many departed clusters are looked at in one go.
-const AT_ONCE: usize = 32;
+/// What the owner tells the keeper.
+enum Told {
+    /// A cluster has been removed.
+    Gone(u64),
+    /// A cluster is there (again).
+    Back(u64),
+    /// The clusters that are there: what is of others an earlier agent left.
+    All(HashSet<u64>),
+}
 
-/// The state of clusters, and which of them have gone.
+/// The owner's side: what it tells.
 #[derive(Default)]
 pub(crate) struct Running {
-    map: Option<Map<u64, ClusterState>>,
-    departed: VecDeque<u64>,
+    keeper: Option<Sender<Told>>,
+    /// Clusters that were told to be gone, so that only their return needs to be told.
+    gone: HashSet<u64>,
 }
 
 impl Running {
-    /// Takes the map over, with all that an earlier agent left there.
-    pub fn open(&mut self, map: Map<u64, ClusterState>) {
-        self.map = Some(map);
+    /// From now on the keeper is told, who looks after these maps and all that an earlier agent left there.
+    pub fn open(&mut self, maps: &Arc<RunningMaps>) -> Keeper {
+        let (keeper, inbox) = channel();
+        self.keeper = Some(keeper);
+        Keeper { maps: maps.clone(), inbox, gone: HashSet::new() }
     }
 
     /// What an earlier agent left of clusters that aren't there any more goes.
     ///
-    /// Not before the first sync: in an upgrade to other records there are no clusters until then, while the
-    /// earlier agent's programs go on counting. What they count at the moment of a removal would be lost, and
-    /// its end would bring the count below zero.
-    pub fn leave_behind(&mut self, exists: impl Fn(u64) -> bool) {
-        match self.map.as_ref().map_or(Ok(Vec::new()), Map::keys) {
-            Ok(keys) => self.departed.extend(keys.into_iter().filter(|&cluster| !exists(cluster))),
-            Err(error) => tracing::warn!(%error, "what runs of clusters that are gone can't be removed"),
-        }
+    /// Not before the first sync: in an upgrade to other records there are no clusters until then.
+    pub fn leave_behind(&self, exist: HashSet<u64>) {
+        self.tell(Told::All(exist));
     }
 
     /// A cluster has been removed.
     pub fn depart(&mut self, cluster: u64) {
-        self.departed.push_back(cluster);
+        self.gone.insert(cluster);
+        self.tell(Told::Gone(cluster));
     }
 
     /// A cluster of this name is there (again).
     pub fn stay(&mut self, name: &str) {
-        if !self.departed.is_empty() {
-            let cluster = name_hash(name);
-            self.departed.retain(|&departed| departed != cluster);
+        if !self.gone.is_empty() && self.gone.remove(&name_hash(name)) {
+            self.tell(Told::Back(name_hash(name)));
         }
     }
 
-    /// Removes what has no connections any more, of a bounded number of departed clusters.
-    pub fn poll(&mut self) {
-        let Some(map) = &self.map else { return };
-        for _ in 0..AT_ONCE.min(self.departed.len()) {
-            let Some(cluster) = self.departed.pop_front() else { return };
-            let removed = match map.get(&cluster) {
-                Ok(None) => Ok(true),
-                Ok(Some(ClusterState { active: 0, .. })) => map.delete(&cluster).map(|_| true),
-                Ok(Some(_)) => Ok(false),
-                Err(error) => Err(error),
-            };
-            match removed {
-                Ok(true) => {}
-                Ok(false) => self.departed.push_back(cluster),
-                Err(error) => {
-                    tracing::warn!(%error, "what runs of a cluster that is gone can't be removed");
-                    self.departed.push_back(cluster);
+    fn tell(&self, told: Told) {
+        // A keeper that has ended has said why.
+        let _ = self.keeper.as_ref().map(|keeper| keeper.send(told));
+    }
+}
+
+/// How often sockets are looked at whose connection is over.
+const EVERY: Duration = Duration::from_secs(1);
+/// How often entries are looked at in which nothing counts, in rounds of [`EVERY`].
+const ENTRIES: u64 = 2;
+/// How often links are looked at whose cgroup may be gone.
+const LINKS: u64 = 10;
+
+/// Looks after what runs; see the module's comment.
+pub(crate) struct Keeper {
+    maps: Arc<RunningMaps>,
+    inbox: Receiver<Told>,
+    /// Clusters that aren't in force, and may have an entry.
+    gone: HashSet<u64>,
+}
+
+impl Keeper {
+    /// Starts the thread, which ends when the owner's side is dropped.
+    pub fn start(self, datapath: Arc<Datapath>) -> io::Result<JoinHandle<()>> {
+        std::thread::Builder::new().name("counts".to_owned()).spawn(move || self.keep(&datapath))
+    }
+
+    fn keep(mut self, datapath: &Datapath) {
+        let mut said: HashSet<String> = HashSet::new();
+        let mut check = |what: &'static str, outcome: Result<(), DatapathError>| {
+            // Once each: it would be the same every second.
+            if let Err(error) = outcome
+                && said.insert(error.to_string())
+            {
+                tracing::warn!(%error, "{what}");
+            }
+        };
+        let mut next = Instant::now();
+        for round in 0_u64.. {
+            next = (next + EVERY).max(Instant::now());
+            loop {
+                match self.inbox.recv_timeout(next.saturating_duration_since(Instant::now())) {
+                    Ok(told) => self.told(told),
+                    Err(RecvTimeoutError::Timeout) => break,
+                    Err(RecvTimeoutError::Disconnected) => return,
                 }
             }
+            check("sockets whose connection is over go on counting", datapath.release_closed());
+            if round.is_multiple_of(ENTRIES) {
+                check("what runs of clusters that are gone can't be removed", self.remove_clusters(datapath));
+                check("what ran at endpoints can't be removed", self.remove_endpoints(datapath));
+            }
+            if round.is_multiple_of(LINKS) {
+                check("links of cgroups that are gone can't be removed", datapath.collect_releases());
+            }
         }
+    }
+
+    fn told(&mut self, told: Told) {
+        match told {
+            Told::Gone(cluster) => drop(self.gone.insert(cluster)),
+            Told::Back(cluster) => drop(self.gone.remove(&cluster)),
+            Told::All(exist) => match self.maps.clusters.keys() {
+                Ok(keys) => self.gone.extend(keys.into_iter().filter(|key| !exist.contains(key))),
+                Err(error) => tracing::warn!(%error, "what runs of clusters that are gone can't be removed"),
+            },
+        }
+    }
+
+    /// Should a cluster be back, and nobody have told yet, it loses its numbers of connections in the past.
+    fn remove_clusters(&mut self, datapath: &Datapath) -> Result<(), DatapathError> {
+        let mut failed = None;
+        self.gone.retain(|&cluster| {
+            let remove = || match self.maps.clusters.get(&cluster).map_err(DatapathError::running)? {
+                None => Ok(true),
+                Some(state) => Ok(state.active.get() == 0 && datapath.remove_cluster(cluster)?),
+            };
+            !remove().unwrap_or_else(|error| {
+                failed = Some(error);
+                false
+            })
+        });
+        failed.map_or(Ok(()), Err)
+    }
+
+    fn remove_endpoints(&self, datapath: &Datapath) -> Result<(), DatapathError> {
+        let second = monotonic().as_secs() as u32;
+        let all = self.maps.endpoints.entries().map_err(DatapathError::running)?;
+        let idle =
+            all.into_iter().filter(|(_, state)| state.active.get() == 0 && state.failed.at(second) == 0);
+        idle.map(|(key, _)| key).try_for_each(|key| datapath.remove_endpoint(&key).map(drop))
     }
 }

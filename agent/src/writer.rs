@@ -18,7 +18,7 @@ use std::{
 
 use slotmesh_ads::Update;
 use slotmesh_kernel::{Arena, BpfError, Map, Outer};
-use slotmesh_records::{ClusterState, Handle, Listener, SlotPtr, VipKey, name_hash};
+use slotmesh_records::{Handle, Listener, SlotPtr, VipKey, name_hash};
 use slotmesh_slots::{Backing, Config, Contradiction, Engine, Full, HandlePtr, RecoverError, Stats};
 use slotmesh_xds::{Rejection, Resource, ResourceName, ResourceType, Version};
 
@@ -26,7 +26,7 @@ use crate::{
     config::{Invalid, Message, Model, Settings},
     flatten::{flush, kind, resource_type, vip_key},
     memory,
-    running::Running,
+    running::{Keeper, Running, RunningMaps},
     show::Shown,
     vips::{NotEntered, Vips},
 };
@@ -115,6 +115,8 @@ pub struct Writer {
     /// Removed listeners of which an address could not be taken out of the map yet.
     leaving: Vec<HandlePtr>,
     running: Running,
+    /// How many sockets may be recorded: memory that slabs can't have.
+    sockets: u32,
     /// Load assignments, in force or not, that clusters in force choose from by the source; how many do.
     hashed: HashMap<String, u32>,
     /// What was refused for want of room, and isn't in force.
@@ -154,6 +156,7 @@ impl Writer {
             vips,
             leaving: Vec::new(),
             running: Running::default(),
+            sockets: memory::SOCKETS,
             hashed: HashMap::new(),
             starved: BTreeSet::new(),
             room: 0,
@@ -264,7 +267,7 @@ impl Writer {
         let Settings { profile, slots } = Settings::decode(resource, self.flags)?;
         // The flags' own cap was looked at when the agent started.
         if slots.cap != self.flags.cap {
-            memory::check(&slots).map_err(|error| Invalid::Field {
+            memory::check(&slots, self.sockets).map_err(|error| Invalid::Field {
                 field: format!("SlotProfile {profile}"),
                 reason: error.to_string(),
             })?;
@@ -360,15 +363,15 @@ impl Writer {
         }
     }
 
-    /// From now on, what runs of clusters that are removed goes with their last connection.
-    pub fn keep_running_state(&mut self, clusters: Map<u64, ClusterState>) {
-        self.running.open(clusters);
+    /// From now on, who looks after what runs is told of clusters that come and go.
+    pub(crate) fn keep_running_state(&mut self, maps: &Arc<RunningMaps>, sockets: u32) -> Keeper {
+        self.sockets = sockets;
+        self.running.open(maps)
     }
 
     /// The first sync is over: what an earlier agent left that nothing leads to goes.
     pub fn synced(&mut self) {
-        let clusters: HashSet<u64> = self.clusters().map(name_hash).collect();
-        self.running.leave_behind(|cluster| clusters.contains(&cluster));
+        self.running.leave_behind(self.clusters().map(name_hash).collect());
     }
 
     /// The names of the clusters that are in force.
@@ -460,7 +463,6 @@ impl Writer {
     /// Takes finished background work over.
     pub fn poll(&mut self) {
         self.go_on_leaving();
-        self.running.poll();
         self.engine.poll();
     }
 

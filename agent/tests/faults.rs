@@ -48,6 +48,7 @@ impl Root {
         let options = Options {
             pin_root: self.path.clone(),
             slots: Config { initial: 2, ..Config::default() },
+            sockets: slotmesh_agent::memory::SOCKETS,
             workloads: vec![self.cgroup.workload("web")],
         };
         Agent::start(options, Arc::new(Metrics::new()))

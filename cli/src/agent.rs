@@ -129,8 +129,8 @@ impl AgentCommand {
         }
         let operator = operator.context("--operator (SLOTMESH_OPERATOR) is missing")?;
         let node = node.context("--node (SLOTMESH_NODE) is missing")?;
-        let slots = slots.config()?;
-        let options = Options { pin_root, slots, workloads: Vec::new() };
+        let (slots, sockets) = slots.config()?;
+        let options = Options { pin_root, slots, sockets, workloads: Vec::new() };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let clusters = cluster_metrics as usize;
         let running = Running { options, cgroup_root, admin, clusters, node };

@@ -57,14 +57,21 @@ pub struct SlotFlags {
         default_value_t = Config::default().batch,
         value_parser = clap::value_parser!(u32).range(1..=16_384))]
     slab_batch: u32,
+
+    /// How many open connections the node's workloads may have that are remembered; each costs 400 bytes. A
+    /// further one is redirected, but getpeername shows its endpoint, it isn't counted, and where its cluster
+    /// has a limit of connections it is refused
+    #[arg(long, env = "SLOTMESH_MAX_SOCKETS", value_name = "SOCKETS", default_value_t = memory::SOCKETS,
+        help_heading = MEMORY)]
+    max_sockets: u32,
 }
 
 impl SlotFlags {
-    /// The settings of the slots.
+    /// The settings of the slots, and how many sockets may be recorded.
     ///
     /// # Errors
     /// Where they contradict each other.
-    pub fn config(self) -> anyhow::Result<Config> {
+    pub fn config(self) -> anyhow::Result<(Config, u32)> {
         let Self {
             growth,
             growth_threads,
@@ -74,6 +81,7 @@ impl SlotFlags {
             slab_low_watermark,
             slab_high_watermark,
             slab_batch,
+            max_sockets,
         } = self;
         let cap = cap(slab_cap, memory_budget)?;
         let slots = Config {
@@ -90,14 +98,14 @@ impl SlotFlags {
                 "{contradiction} (--slab-initial, --slab-cap, --slab-low-watermark, --slab-high-watermark, --slab-batch)"
             );
         }
-        if let Err(error) = memory::check(&slots) {
+        if let Err(error) = memory::check(&slots, max_sockets) {
             // Who names a budget means it; who doesn't may never need all of the default.
             if memory_budget.is_some() {
                 bail!(error);
             }
             tracing::warn!(%error, "the memory limit may be met before the cap");
         }
-        Ok(slots)
+        Ok((slots, max_sockets))
     }
 }
 

@@ -178,7 +178,7 @@ impl Up {
         } = self;
         log.init()?;
         domain.on_a_machine().set();
-        let slots = slots.config()?;
+        let (slots, sockets) = slots.config()?;
         let workloads: Vec<Workload> = workloads.into_iter().map(|arg| arg.0).collect();
         let mut names = BTreeSet::new();
         for workload in &workloads {
@@ -210,7 +210,7 @@ impl Up {
             tracing::warn!("no --workload is given: nothing will be routed until one is");
         }
         raise_descriptor_limit();
-        let options = Options { pin_root, slots, workloads: workloads.clone() };
+        let options = Options { pin_root, slots, sockets, workloads: workloads.clone() };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let clusters = cluster_metrics as usize;
         runtime.block_on(serve(Running { manifests, node, admin, clusters, keep, workloads }, options))

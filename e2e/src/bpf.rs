@@ -85,7 +85,13 @@ impl Footprint {
             objects.links.extend(id("link_id:"));
         }
         let pins = pins(&pin_root)?;
-        for pin in pins.iter().filter(|pin| !pin.starts_with(pin_root.join("links"))) {
+        let is_link = |pin: &PathBuf| {
+            let dir = pin.strip_prefix(&pin_root).ok().and_then(|below| below.iter().next());
+            dir.is_some_and(|dir| {
+                ["links-", "releases-"].iter().any(|links| dir.to_string_lossy().starts_with(links))
+            })
+        };
+        for pin in pins.iter().filter(|pin| !is_link(pin)) {
             let map = MapInfo::from_pin(pin).with_context(|| format!("read the map {}", pin.display()))?;
             objects.maps.insert(map.id());
         }

@@ -120,17 +120,21 @@ impl Pinned {
         maps(&self.state_dir()?)
     }
 
-    /// The links, by workload and hook.
+    /// The links: by workload and hook, and those that count down by cgroup.
     ///
     /// # Errors
     /// When they can't be read.
     pub fn links(&self) -> Result<BTreeMap<PathBuf, LinkIds>> {
-        let links = pins(&self.0.join("links"))?.into_iter().map(|pin| {
-            let link: FdLink = PinnedLink::from_pin(&pin).with_context(|| pin.display().to_string())?.into();
-            let info = link.info()?;
-            Ok((pin, LinkIds { link: info.id(), program: info.program_id() }))
-        });
-        links.collect()
+        let mut links = BTreeMap::new();
+        for dir in [self.directories("links-")?, self.directories("releases-")?].iter().flatten() {
+            for pin in pins(dir)? {
+                let link: FdLink =
+                    PinnedLink::from_pin(&pin).with_context(|| pin.display().to_string())?.into();
+                let info = link.info()?;
+                links.insert(pin, LinkIds { link: info.id(), program: info.program_id() });
+            }
+        }
+        Ok(links)
     }
 
     /// The ids of all maps that the programs at its links use.
@@ -156,7 +160,7 @@ impl Pinned {
     pub fn active(&self) -> Result<BTreeMap<u64, u64>> {
         let map: HashMap<MapData, u64, [u64; 4]> = open(&self.state_dir()?.join("clusters"))?.try_into()?;
         // An element that goes meanwhile has no connections.
-        let active = |key| map.get(&key, 0).map_or(0, |[active, ..]| active);
+        let active = |key| map.get(&key, 0).map_or(0, |[active, ..]| count(active));
         map.keys().map(|key| key.map(|key| (key, active(key))).map_err(Into::into)).collect()
     }
 
@@ -165,10 +169,12 @@ impl Pinned {
     /// # Errors
     /// When the map can't be read.
     pub fn at_endpoints(&self) -> Result<Vec<u64>> {
-        let map: HashMap<MapData, [u64; 4], u64> = open(&self.state_dir()?.join("endpoints"))?.try_into()?;
-        // The upper half tells whose element it is.
-        let count = |found: Result<([u64; 4], u64), _>| found.map(|(_, count)| count & u64::from(u32::MAX));
-        map.iter().map(count).collect::<Result<_, MapError>>().context("read the counts of endpoints")
+        let map: HashMap<MapData, [u64; 4], [u64; 2]> =
+            open(&self.state_dir()?.join("endpoints"))?.try_into()?;
+        let counts = map.iter().map(|found| found.map(|(_, [active, _])| count(active)));
+        let counts: Vec<u64> =
+            counts.collect::<Result<_, MapError>>().context("read the counts of endpoints")?;
+        Ok(counts.into_iter().filter(|&count| count != 0).collect())
     }
 
     fn state_dir(&self) -> Result<PathBuf> {
@@ -182,6 +188,11 @@ impl Pinned {
             |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix));
         Ok(paths.into_iter().filter(named).collect())
     }
+}
+
+/// The number in a count: the upper half tells whose it is, and is 0 of one that is being removed.
+fn count(bits: u64) -> u64 {
+    if bits >> 32 == 0 { 0 } else { bits & u64::from(u32::MAX) }
 }
 
 /// How many addresses the records of a layout are reached by.

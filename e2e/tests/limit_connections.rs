@@ -50,7 +50,7 @@ fn limit(mesh: &Mesh, most: u32) -> Result<()> {
     mesh.agent()?.published("cluster", || mesh.manifests.write("policy.yaml", &[policy]))
 }
 
-/// A connection that was closed counts until both sides have said so.
+/// A process that was killed has closed its sockets a moment later.
 fn expect_active(mesh: &Mesh, expected: u64) -> Result<()> {
     let what = format!("{expected} connections to be open");
     wait::until_true(&what, || Ok(count(mesh, "active")? == expected))

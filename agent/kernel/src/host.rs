@@ -188,6 +188,14 @@ pub fn cgroup_id(dir: &File) -> io::Result<u64> {
     Ok(dir.metadata()?.ino())
 }
 
+/// The kernel's clock, by which programs tell the time (`CLOCK_MONOTONIC`).
+pub fn monotonic() -> Duration {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a whole struct; the clock is always there.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+}
+
 fn probe_bpf() -> Result<(), HostError> {
     const PROBE: MapSpec = MapSpec { name: "slotmesh_probe", kind: MapKind::Array, max_entries: 1, flags: 0 };
     Map::<u32, u32>::create(&PROBE, None).map(drop).or_else(judge_probe)

@@ -13,14 +13,18 @@ mod mapped;
 mod memory;
 mod outer;
 mod program;
+mod sockets;
 mod sys;
+#[cfg(feature = "faults")]
+pub mod tcp;
 
 pub use arena::{Arena, MappedSlab, Reservation};
-pub use host::{Host, HostError, Lock, cgroup_id, ensure_bpffs};
+pub use host::{Host, HostError, Lock, cgroup_id, ensure_bpffs, monotonic};
 pub use link::{Hook, Link, attached_programs};
 pub use map::{Map, MapKind, MapSpec};
 pub use mapped::MappedArray;
 pub use memory::MemoryLimit;
 pub use outer::{BatchCost, Outer, OuterError, Puts};
 pub use program::{program_id, test_run};
+pub use sockets::Sockets;
 pub use sys::{BpfError, bpf_calls};

@@ -20,15 +20,18 @@ pub enum Hook {
     GetPeerName4,
     /// getpeername(2) of an IPv6 socket.
     GetPeerName6,
-    /// The life of TCP sockets.
-    SockOps,
+    /// The last close(2) of a socket.
+    SockRelease,
 }
 
 impl Hook {
-    /// All hooks, in the order in which they are attached. One that decides nothing comes first: its
-    /// attachment makes the cgroup's storage, where the identity is stored before anything decides.
-    pub const ALL: [Self; 5] =
-        [Self::GetPeerName4, Self::GetPeerName6, Self::SockOps, Self::Connect4, Self::Connect6];
+    /// The hooks of a workload, in the order in which they are attached. One that decides nothing comes
+    /// first: its attachment makes the cgroup's storage, where the identity is stored before anything
+    /// decides. They are detached in the reverse order.
+    ///
+    /// [`SockRelease`](Self::SockRelease) isn't among them: it is a cgroup's, is attached before them, and
+    /// stays as long as the cgroup has sockets.
+    pub const ALL: [Self; 4] = [Self::GetPeerName4, Self::GetPeerName6, Self::Connect4, Self::Connect6];
 
     /// The program's name in the object, and the link's name among the pins.
     pub const fn as_str(self) -> &'static str {
@@ -37,7 +40,7 @@ impl Hook {
             Self::Connect6 => "connect6",
             Self::GetPeerName4 => "getpeername4",
             Self::GetPeerName6 => "getpeername6",
-            Self::SockOps => "sock_ops",
+            Self::SockRelease => "sock_release",
         }
     }
 
@@ -47,7 +50,7 @@ impl Hook {
             Self::Connect6 => bpf_attach_type::BPF_CGROUP_INET6_CONNECT as u32,
             Self::GetPeerName4 => bpf_attach_type::BPF_CGROUP_INET4_GETPEERNAME as u32,
             Self::GetPeerName6 => bpf_attach_type::BPF_CGROUP_INET6_GETPEERNAME as u32,
-            Self::SockOps => bpf_attach_type::BPF_CGROUP_SOCK_OPS as u32,
+            Self::SockRelease => bpf_attach_type::BPF_CGROUP_INET_SOCK_RELEASE as u32,
         }
     }
 }
@@ -76,6 +79,13 @@ impl Link {
     /// Pins the link.
     pub fn pin(&self, path: &Path) -> Result<(), BpfError> {
         sys::pin(&self.fd, path)
+    }
+
+    /// Detaches the program at once. Removing the pin does so, too, but some time later.
+    pub fn detach(&self) -> Result<(), BpfError> {
+        let mut attr = attr();
+        attr.link_detach.link_fd = self.fd.as_raw_fd() as u32;
+        bpf("BPF_LINK_DETACH", bpf_cmd::BPF_LINK_DETACH, &mut attr).map(drop)
     }
 
     /// The id of the cgroup and whether the link is one of `hook`. The cgroup is 0 once it is removed.
@@ -132,6 +142,6 @@ mod tests {
     fn what_decides_is_attached_last() {
         let decides: Vec<bool> =
             Hook::ALL.iter().map(|hook| matches!(hook, Hook::Connect4 | Hook::Connect6)).collect();
-        assert_eq!(decides, [false, false, false, true, true]);
+        assert_eq!(decides, [false, false, true, true]);
     }
 }

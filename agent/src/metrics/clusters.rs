@@ -13,7 +13,7 @@ struct Label {
 }
 
 /// The lines of the exposition, without its end mark. A cluster that is gone leaves nothing behind.
-pub(crate) fn render(RunningNow { clusters, endpoints }: RunningNow) -> String {
+pub(crate) fn render(RunningNow { clusters, endpoints, sockets }: RunningNow) -> String {
     let (active, opened, refused) = (
         Family::<Label, Gauge>::default(),
         Family::<Label, Counter>::default(),
@@ -21,14 +21,14 @@ pub(crate) fn render(RunningNow { clusters, endpoints }: RunningNow) -> String {
     );
     for (cluster, state) in clusters {
         let label = Label { cluster };
-        active.get_or_create(&label).set(i64::try_from(state.active).unwrap_or(i64::MAX));
+        active.get_or_create(&label).set(state.active.get().into());
         opened.get_or_create(&label).inc_by(state.opened);
         refused.get_or_create(&label).inc_by(state.refused);
     }
     let mut registry = Registry::with_prefix("slotmesh_agent");
     registry.register(
         "cluster_connections_active",
-        "TCP connections of this node's workloads to the cluster, from the SYN until the socket is closed",
+        "TCP connections of this node's workloads to the cluster, from connect until the socket is closed",
         active,
     );
     registry.register("cluster_connections", "TCP connections that began, since the cluster's first", opened);
@@ -44,6 +44,26 @@ pub(crate) fn render(RunningNow { clusters, endpoints }: RunningNow) -> String {
         "Endpoints at which connections are counted, for LeastConnections; at most 65536",
         counted,
     );
+    let recorded = Gauge::<i64>::default();
+    recorded.set(i64::try_from(sockets.recorded).unwrap_or(i64::MAX));
+    registry.register(
+        "sockets_recorded",
+        "Sockets with a record of what they were connected to, until they are closed; at most --max-sockets",
+        recorded,
+    );
+    let (unrecorded, uncounted) = (Counter::<u64>::default(), Counter::<u64>::default());
+    unrecorded.inc_by(sockets.unrecorded);
+    uncounted.inc_by(sockets.uncounted);
+    registry.register(
+        "connections_unrecorded",
+        "Connections for whose socket there was no record: not counted, and refused where a limit is set",
+        unrecorded,
+    );
+    registry.register(
+        "connections_uncounted",
+        "Connections that found no room for another count: refused where a limit is set",
+        uncounted,
+    );
     let mut text = String::new();
     encode_registry(&mut text, &registry).expect("writing to a string doesn't fail");
     text
@@ -51,17 +71,22 @@ pub(crate) fn render(RunningNow { clusters, endpoints }: RunningNow) -> String {
 
 #[cfg(test)]
 mod tests {
-    use slotmesh_records::ClusterState;
+    use slotmesh_records::{ClusterState, Count, SocketTotals};
 
     use super::*;
 
     #[test]
     fn a_cluster_shows_its_connections() {
-        let state = ClusterState { active: 3, cursor: 9, opened: 40, refused: 2 };
+        let active = Count::from_bits(Count::none(1).bits() + 3);
+        let state = ClusterState { active, cursor: 9, opened: 40, refused: 2 };
+        let sockets = SocketTotals { recorded: 7, unrecorded: 1, uncounted: 6 };
         let clusters = vec![("outbound|80||a.b.svc.cluster.local".to_owned(), state)];
-        let text = render(RunningNow { clusters, endpoints: 5 });
+        let text = render(RunningNow { clusters, endpoints: 5, sockets });
         for line in [
             "endpoints_counted 5",
+            "sockets_recorded 7",
+            "connections_unrecorded_total 1",
+            "connections_uncounted_total 6",
             "cluster_connections_active{cluster=\"outbound|80||a.b.svc.cluster.local\"} 3",
             "cluster_connections_total{cluster=\"outbound|80||a.b.svc.cluster.local\"} 40",
             "cluster_connections_refused_total{cluster=\"outbound|80||a.b.svc.cluster.local\"} 2",

@@ -39,7 +39,12 @@ impl Bench {
     }
 
     pub(crate) fn options(&self) -> Options {
-        Options { pin_root: self.pin_root.clone(), slots: self.slots, workloads: Vec::new() }
+        Options {
+            pin_root: self.pin_root.clone(),
+            slots: self.slots,
+            sockets: slotmesh_agent::memory::SOCKETS,
+            workloads: Vec::new(),
+        }
     }
 
     /// Ends the agent in order, and leaves the maps: its owner finishes the command it is at.

@@ -7,7 +7,7 @@ use std::{
 
 use slotmesh_agent::{Decision, Numbers, Pins};
 use slotmesh_kernel::Map;
-use slotmesh_records::{EndpointCount, EndpointKey, name_hash, source_hash, words};
+use slotmesh_records::{Count, EndpointKey, EndpointState, name_hash, source_hash, words};
 use slotmesh_slots::Config;
 use slotmesh_xds::{
     Resource,
@@ -66,7 +66,7 @@ fn over(assignment: &str, name: &str, policy: LbPolicy, extension: Option<LoadBa
     Resource::encode(Cluster, name, &message)
 }
 
-fn eds(name: &str, policy: LbPolicy) -> Resource {
+pub(crate) fn eds(name: &str, policy: LbPolicy) -> Resource {
     over(WEB, name, policy, None)
 }
 
@@ -104,7 +104,7 @@ fn ask(bench: &Bench, vip: SocketAddr, numbers: impl Into<Numbers>) -> SocketAdd
     }
 }
 
-fn counts(bench: &Bench) -> Map<EndpointKey, EndpointCount> {
+fn counts(bench: &Bench) -> Map<EndpointKey, EndpointState> {
     Map::open(&Pins::new(&bench.options().pin_root).endpoints()).unwrap().expect("it is pinned")
 }
 
@@ -112,10 +112,11 @@ fn counts(bench: &Bench) -> Map<EndpointKey, EndpointCount> {
 fn counted(bench: &Bench) -> BTreeMap<SocketAddr, u32> {
     let all = counts(bench).entries().unwrap();
     all.into_iter()
-        .map(|(key, count)| {
+        .map(|(key, state)| {
             assert_eq!(key.cluster, name_hash(WEB));
-            (key.at.socket_addr(), count.of(&key).expect("its own element"))
+            (key.at.socket_addr(), state.active.of(key.tag()).expect("its own element"))
         })
+        .filter(|&(_, active)| active != 0)
         .collect()
 }
 
@@ -166,7 +167,8 @@ fn the_less_busy_of_two_is_taken() {
     until("the closed ones not to count", || counted(&bench) == BTreeMap::from([(a, 1)]));
     assert_eq!([of(&bench, A, B), of(&bench, B, A)], [b, b]);
     drop(second);
-    until("nothing to be left", || counted(&bench).is_empty());
+    assert_eq!(counted(&bench), BTreeMap::new());
+    until("nothing to be left", || counts(&bench).entries().unwrap().is_empty());
     assert_eq!([of(&bench, A, B), of(&bench, B, A)], [a, b]);
 }
 
@@ -201,25 +203,28 @@ fn a_full_map_of_counts_breaks_no_connect() {
     let map = counts(&bench);
     let keys: Vec<EndpointKey> =
         (0..MOST).map(|i| EndpointKey::new(name_hash("other"), [0, 0, 0, i], 80)).collect();
-    let values: Vec<EndpointCount> = keys.iter().map(EndpointCount::none).collect();
+    let one = |key: &EndpointKey| Count::from_bits(EndpointState::none(key).active.bits() + 1);
+    let values: Vec<EndpointState> =
+        keys.iter().map(|key| EndpointState { active: one(key), ..EndpointState::none(key) }).collect();
     map.update_batch(&keys, &values).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let seen = runtime.block_on(bench.agent().handle().running(0)).endpoints;
-    assert_eq!(seen, MOST as usize, "that it is full can be seen");
+    let running = || runtime.block_on(bench.agent().handle().running(0));
+    assert_eq!(running().endpoints, MOST as usize, "that it is full can be seen");
     let client = pod.connect(vip).unwrap();
+    assert_eq!(running().sockets.uncounted, 1, "and what it costs");
     let key = EndpointKey::new(name_hash(WEB), words(to.ip()), to.port().to_be());
     assert_eq!(map.get(&key).unwrap(), None);
     // The end of one that didn't count takes nothing from one that does.
     map.delete(&keys[0]).unwrap();
     let counts = pod.connect(vip).unwrap();
-    let number = || map.get(&key).unwrap().and_then(|count| count.of(&key));
-    assert_eq!(number(), Some(1));
+    let number = || map.get(&key).unwrap().map_or(0, |state| state.active.get());
+    assert_eq!(number(), 1);
     drop(server.accept().unwrap());
     drop(client);
     let again = pod.connect(vip).unwrap();
-    assert_eq!(number(), Some(2));
+    assert_eq!(number(), 2);
     drop((counts, again, server));
-    until("the closed ones not to count", || number().is_none());
+    assert_eq!(number(), 0);
 }
 
 fn address(i: u32) -> SocketAddr {

@@ -6,6 +6,7 @@ mod bench;
 mod cgroup;
 mod choice;
 mod config;
+mod counts;
 mod enrol;
 mod readback;
 mod restart;

@@ -2,7 +2,7 @@
 
 use std::{
     io::{BufRead as _, BufReader, ErrorKind},
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// A cluster, chosen from in turn, with at most so many connections.
-fn publish(bench: &Bench, vip: SocketAddr, to: &[(SocketAddr, u32)], most: Option<u32>) {
+pub(crate) fn publish(bench: &Bench, vip: SocketAddr, to: &[(SocketAddr, u32)], most: Option<u32>) {
     let thresholds =
         Thresholds { max_connections: most.map(|value| UInt32Value { value }), ..Default::default() };
     let message = cluster::Cluster {
@@ -62,8 +62,8 @@ fn state(bench: &Bench) -> Option<ClusterState> {
     states(bench).get(&name_hash("web")).unwrap()
 }
 
-fn active(bench: &Bench) -> u64 {
-    state(bench).map_or(0, |state| state.active)
+pub(crate) fn active(bench: &Bench) -> u64 {
+    state(bench).map_or(0, |state| state.active.get().into())
 }
 
 pub(crate) fn until(what: &str, mut reached: impl FnMut() -> bool) {
@@ -74,7 +74,7 @@ pub(crate) fn until(what: &str, mut reached: impl FnMut() -> bool) {
     }
 }
 
-fn is_refused(connected: std::io::Result<TcpStream>) -> bool {
+pub(crate) fn is_refused<T>(connected: std::io::Result<T>) -> bool {
     connected.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
 }
 
@@ -98,8 +98,9 @@ fn a_cluster_has_at_most_its_connections() {
     assert_eq!((now.opened, now.refused), (3, 2));
     // Whichever side closes first.
     drop(server.accept().unwrap());
+    assert_eq!(active(&bench), 3, "one side is open");
     drop(first);
-    until("the first has ended", || active(&bench) == 2);
+    assert_eq!(active(&bench), 2, "as soon as it is closed");
 
     // A process that is killed has closed its connections.
     let script = format!(
@@ -121,7 +122,7 @@ fn a_cluster_has_at_most_its_connections() {
     child.kill().unwrap();
     child.wait().unwrap();
     drop(server);
-    until("the killed one has ended", || active(&bench) <= 2);
+    assert_eq!(active(&bench), 2, "the killed one has ended");
 
     // With the server gone every connect fails, and none counts afterwards.
     drop(third);
@@ -129,12 +130,9 @@ fn a_cluster_has_at_most_its_connections() {
         assert!(is_refused(pod.connect(vip)));
     }
     drop(second);
-    until("all have ended", || active(&bench) == 0);
+    assert_eq!(active(&bench), 0);
     bench.remove(Cluster, &["web"]);
-    until("what ran goes with its cluster", || {
-        bench.remove(Listener, &["another"]);
-        state(&bench).is_none()
-    });
+    until("what ran goes with its cluster", || state(&bench).is_none());
 }
 
 #[test]
@@ -147,26 +145,21 @@ fn what_runs_stays_while_records_of_another_layout_are_in_force() {
     publish(&bench, vip, &to, None);
     drop(pod.connect(vip).unwrap());
     drop(server.accept().unwrap());
-    until("it has ended", || active(&bench) == 0);
+    assert_eq!(active(&bench), 0);
     let left = state(&bench).expect("a connection began");
     let gone = name_hash("gone");
-    states(&bench).update(&gone, &left).unwrap();
+    states(&bench).update(&gone, &ClusterState { opened: 1, ..ClusterState::none(gone) }).unwrap();
 
     bench.stop();
     let pins = Pins::new(&bench.options().pin_root);
     std::fs::rename(pins.records(), pins.records().with_file_name("records-0000000000000001")).unwrap();
     bench.agent = Some(start(&bench, &workloads).unwrap());
-    // Whatever is applied, the agent looks after what has departed.
-    bench.remove(Listener, &["another"]);
     assert_eq!(state(&bench), Some(left), "the programs in force count there");
     publish(&bench, vip, &to, None);
     let handle = bench.agent().handle();
     handle.synced();
     until("the first sync", || handle.is_synced());
-    until("what runs of no cluster goes", || {
-        bench.remove(Listener, &["another"]);
-        states(&bench).get(&gone).unwrap().is_none()
-    });
+    until("what runs of no cluster goes", || states(&bench).get(&gone).unwrap().is_none());
     assert_eq!(state(&bench), Some(left));
 }
 

@@ -60,7 +60,12 @@ fn isolated() -> anyhow::Result<()> {
     let workload =
         Workload { namespace: "bench".to_owned(), name: "client".to_owned(), cgroup: cgroup.0.clone() };
     let slots = Config { initial: 256, high_watermark: 2_048, ..Config::default() };
-    let options = Options { pin_root: pin_root("churn"), slots, workloads: vec![workload] };
+    let options = Options {
+        pin_root: pin_root("churn"),
+        slots,
+        sockets: slotmesh_agent::memory::SOCKETS,
+        workloads: vec![workload],
+    };
     let agent = Agent::start(options, Arc::new(Metrics::new()))?;
     let result =
         measure(&agent, &cgroup, 1, Some(300_000.0)).and_then(|()| measure(&agent, &cgroup, 10, None));

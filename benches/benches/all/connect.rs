@@ -1,4 +1,4 @@
-//! connect() through a VIP beside connect() direct, on loopback, in a network namespace of its own.
+//! connect() and close() through a VIP beside direct, on loopback, in a network namespace of its own.
 //!
 //! Direct is measured by a process outside the mesh's cgroup, where no program runs at all.
 
@@ -36,6 +36,12 @@ use crate::pin_root;
 const ROUNDS: usize = 100;
 const BATCH: usize = 200;
 const VIP: &str = "10.96.0.10:80";
+/// Processes that hold sockets while memory is measured, and how many each: below the usual limit of
+/// descriptors.
+const HOLDERS: usize = 8;
+const HELD: usize = 900;
+/// What an operator reckons with for each connection (`--max-sockets`).
+const SOCKET_BYTES: f64 = 400.0;
 
 /// A cgroup that goes when dropped.
 pub struct Cgroup(pub PathBuf);
@@ -122,7 +128,7 @@ pub fn resources(vip: SocketAddr, to: SocketAddr) -> [Resource; 3] {
 }
 
 pub fn run() -> anyhow::Result<()> {
-    section("connect(): through a VIP beside direct, loopback");
+    section("connect() and close(): through a VIP beside direct, loopback");
     // Only this thread and what it starts are in the new namespace, which has no way out.
     std::thread::scope(|scope| scope.spawn(isolated).join().map_err(|_| anyhow::anyhow!("panicked"))?)
 }
@@ -133,8 +139,12 @@ fn isolated() -> anyhow::Result<()> {
     let cgroup = Cgroup::create()?;
     let workload =
         Workload { namespace: "bench".to_owned(), name: "client".to_owned(), cgroup: cgroup.0.clone() };
-    let options =
-        Options { pin_root: pin_root("connect"), slots: Config::default(), workloads: vec![workload] };
+    let options = Options {
+        pin_root: pin_root("connect"),
+        slots: Config::default(),
+        sockets: slotmesh_agent::memory::SOCKETS,
+        workloads: vec![workload],
+    };
     let agent = Agent::start(options, Arc::new(Metrics::new()))?;
     let result = measure(&agent, &cgroup);
     agent.remove()?;
@@ -145,12 +155,7 @@ fn measure(agent: &Agent, cgroup: &Cgroup) -> anyhow::Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let to = listener.local_addr()?;
     let vip: SocketAddr = VIP.parse()?;
-    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
-    for resource in resources(vip, to) {
-        let update = Update { ty: resource.ty, upserts: vec![resource], removed: Vec::new() };
-        let refused = runtime.block_on(agent.handle().apply(update));
-        ensure!(refused.is_empty(), "{refused:?}");
-    }
+    publish(agent, vip, to)?;
     std::thread::spawn(move || listener.incoming().for_each(drop));
 
     let mut direct = Side::start(to)?;
@@ -170,10 +175,56 @@ fn measure(agent: &Agent, cgroup: &Cgroup) -> anyhow::Result<()> {
     mesh.end()?;
     let (direct, mesh) = (Samples::new(direct_times), Samples::new(mesh_times));
     let ratio = mesh.ratio(&direct);
-    row("connect() direct, p50", &show(direct.p50()), "");
-    row("connect() through a VIP, p50", &show(mesh.p50()), "");
-    row("through a VIP / direct", &format!("{ratio:.3}"), &verdict(ratio <= 1.15, "1.15"));
+    row("connect() + close() direct, p50", &show(direct.p50()), "");
+    row("connect() + close() through a VIP, p50", &show(mesh.p50()), "");
+    row("through a VIP / direct", &format!("{ratio:.3}"), &verdict(ratio <= 1.12, "1.12"));
+
+    let open = bytes(vip, Some(cgroup))? - bytes(to, None)?;
+    // Nobody listens there any more.
+    let nobody = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    publish(agent, vip, nobody)?;
+    let failed = bytes(vip, Some(cgroup))? - bytes(nobody, None)?;
+    for (what, bytes) in
+        [("of an open connection", open), ("of a failed connect, while its socket is kept", failed)]
+    {
+        let figure = format!("{bytes:.0} B");
+        row(&format!("kernel memory {what}"), &figure, &verdict(bytes <= SOCKET_BYTES, "400 B"));
+    }
     Ok(())
+}
+
+fn publish(agent: &Agent, vip: SocketAddr, to: SocketAddr) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    for resource in resources(vip, to) {
+        let update = Update { ty: resource.ty, upserts: vec![resource], removed: Vec::new() };
+        let refused = runtime.block_on(agent.handle().apply(update));
+        ensure!(refused.is_empty(), "{refused:?}");
+    }
+    Ok(())
+}
+
+/// By how much the kernel's memory grows for each socket that connects there, or tries to.
+fn bytes(target: SocketAddr, cgroup: Option<&Cgroup>) -> anyhow::Result<f64> {
+    let mut holders = (0..HOLDERS)
+        .map(|_| Side::run(&["child-hold", &HELD.to_string(), &target.to_string()]))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    if let Some(cgroup) = cgroup {
+        for holder in &holders {
+            fs::write(cgroup.0.join("cgroup.procs"), holder.child.id().to_string())?;
+        }
+    }
+    let before = slab()?;
+    holders.iter_mut().try_for_each(|holder| holder.batch().map(drop))?;
+    let after = slab()?;
+    holders.into_iter().try_for_each(Side::end)?;
+    Ok((after - before) / (HOLDERS * HELD) as f64)
+}
+
+/// The kernel's memory for its small objects, in bytes.
+fn slab() -> anyhow::Result<f64> {
+    let text = fs::read_to_string("/proc/meminfo")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("SUnreclaim:")).context("/proc/meminfo")?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? * 1024.0)
 }
 
 /// A process that connects when told to.
@@ -185,8 +236,12 @@ struct Side {
 
 impl Side {
     fn start(target: SocketAddr) -> anyhow::Result<Self> {
+        Self::run(&["child-connect", &ROUNDS.to_string(), &BATCH.to_string(), &target.to_string()])
+    }
+
+    fn run(args: &[&str]) -> anyhow::Result<Self> {
         let mut child = Command::new(std::env::current_exe()?)
-            .args(["child-connect", &ROUNDS.to_string(), &BATCH.to_string(), &target.to_string()])
+            .args(args)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;
@@ -211,6 +266,20 @@ impl Side {
     }
 }
 
+/// Connects so often when told to, and holds the sockets until the end, whatever came of it.
+pub fn child_hold(count: usize, target: SocketAddr) -> anyhow::Result<()> {
+    let mut held = Vec::with_capacity(count);
+    for _ in std::io::stdin().lines() {
+        for _ in 0..count {
+            let socket = Socket::new(Domain::for_address(target), Type::STREAM, None)?;
+            let connected = socket.connect(&target.into());
+            held.push((socket, connected));
+        }
+        println!("{}", held.len());
+    }
+    Ok(())
+}
+
 pub fn child(rounds: usize, batch: usize, target: SocketAddr) -> anyhow::Result<()> {
     let stdin = std::io::stdin();
     for _ in 0..rounds {
@@ -223,12 +292,13 @@ pub fn child(rounds: usize, batch: usize, target: SocketAddr) -> anyhow::Result<
             let socket = Socket::new(Domain::for_address(target), Type::STREAM, None)?;
             let (result, took) = time(|| socket.connect(&target.into()));
             result.with_context(|| format!("connect to {target}"))?;
-            times.push(took);
             // Wait until the listener has taken and closed it, so that its backlog never fills; reset
             // on close, so that no sockets pile up in TIME_WAIT.
             let mut stream = TcpStream::from(socket);
             ensure!(stream.read(&mut [0])? == 0, "the listener only closes");
             SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+            let ((), closing) = time(|| drop(stream));
+            times.push(took + closing);
         }
         println!("{}", Samples::new(times).p50().as_nanos());
     }

@@ -99,7 +99,12 @@ fn first_flush(period: Duration) -> anyhow::Result<()> {
     let (mut starts, mut loads, mut flushes, mut visible) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for _ in 0..TIMES {
         let pin_root = pin_root("first");
-        let options = Options { pin_root: pin_root.clone(), slots: Config::default(), workloads: Vec::new() };
+        let options = Options {
+            pin_root: pin_root.clone(),
+            slots: Config::default(),
+            sockets: slotmesh_agent::memory::SOCKETS,
+            workloads: Vec::new(),
+        };
         let (agent, start) = time(|| Agent::start(options, Arc::new(Metrics::new())));
         let agent = agent?;
         let update =
@@ -108,7 +113,7 @@ fn first_flush(period: Duration) -> anyhow::Result<()> {
         let (refused, flush) = time(|| runtime.block_on(handle.apply(update)));
         ensure!(refused.is_empty(), "{refused:?}");
         let pins = AgentPins::new(&pin_root);
-        let (loaded, load) = time(|| Datapath::load(pins, Host::probe()?));
+        let (loaded, load) = time(|| Datapath::load(pins, Host::probe()?, slotmesh_agent::memory::SOCKETS));
         loaded?;
         agent.remove()?;
         starts.push(start);

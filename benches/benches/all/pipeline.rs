@@ -81,6 +81,7 @@ impl Pipeline {
         let options = Options {
             pin_root: pin_root(&format!("pipeline-{services}")),
             slots: Config::default(),
+            sockets: slotmesh_agent::memory::SOCKETS,
             workloads: Vec::new(),
         };
         let agent = Agent::start(options, Arc::new(Metrics::new()))?;

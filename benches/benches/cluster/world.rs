@@ -234,7 +234,7 @@ impl World {
 
     /// The agent's maps, to be asked through the programs.
     pub fn kernel(&self) -> Result<Datapath> {
-        Ok(Datapath::load(Pins::new(self.pins.path()), Host::probe()?)?)
+        Ok(Datapath::load(Pins::new(self.pins.path()), Host::probe()?, slotmesh_agent::memory::SOCKETS)?)
     }
 
     /// How many Services there are, but for the probed one.

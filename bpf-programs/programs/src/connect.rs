@@ -8,12 +8,12 @@ use aya_ebpf::{
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
-use slotmesh_records::{Family, Identity, SocketState, VipKey, balance, source_hash};
+use slotmesh_records::{Family, Identity, NO_LIMIT, SocketState, VipKey, balance, source_hash};
 
 use crate::{
     lookup::{Choice, Found, Numbers, Target, look_up},
     maps::{IDENTITY, SOCKETS},
-    running,
+    running::{self, Begun},
 };
 
 const ALLOW: i32 = 1;
@@ -66,54 +66,103 @@ fn decide(
     // SAFETY: the context's socket is valid in this hook; the storage lives as long as the socket.
     let stored = unsafe { SOCKETS.get_ptr_mut(ctx) };
     // SAFETY: as above.
-    if let Some(state) = unsafe { stored.as_ref() }
-        && state.target_port == vip.port
-        && state.target == vip.addr
-    {
-        // The program of a cgroup further down has redirected it, and runs first: it has decided, and
-        // getpeername is to answer with what was asked for then.
-        return None;
-    }
-    let found = look_up(vip, family, &Connecting { ctx, family, bound });
-    let target = match &found {
-        // Only TCP sockets are counted; a VIP of another protocol isn't there.
-        Found::Target(target) if !running::is_full(target.cluster, target.max_connections) => target,
-        Found::Target(_) | Found::Refuse => {
-            if let Found::Target(full) = &found {
-                running::refuse(full.cluster);
-            }
-            // SAFETY: the helper has no preconditions; with a refusal it sets what connect returns.
-            unsafe { bpf_set_retval(-ECONNREFUSED) };
-            return Some(DENY);
+    if let Some(state) = unsafe { stored.as_ref() } {
+        if state.target_port == vip.port && state.target == vip.addr && state.workload != identity().workload
+        {
+            // The program of a cgroup further down has redirected it, and runs first: it has decided, and
+            // getpeername is to answer with what was asked for then.
+            return None;
         }
+        // The kernel lets no socket that is connected connect: its earlier connection is over.
+        // SAFETY: as above.
+        unsafe { running::release(stored, true) };
+    }
+    let target = match look_up(vip, family, &Connecting { ctx, family, bound }) {
+        Found::Target(target) => target,
+        Found::Refuse => return Some(refuse()),
         Found::Pass => {
             if !stored.is_null() {
                 // A socket that was redirected once and now goes elsewhere must not answer with its
                 // old VIP.
                 // SAFETY: the context's socket is valid in this hook.
-                let _ = unsafe { SOCKETS.delete((*ctx.sock_addr).__bindgen_anon_1.sk) };
+                if unsafe { SOCKETS.delete((*ctx.sock_addr).__bindgen_anon_1.sk) }.is_ok() {
+                    running::forget();
+                }
             }
             return None;
+        }
+    };
+    // Only TCP sockets are counted; a VIP of another protocol isn't there.
+    let counts = match running::begin(target.cluster, target.max_connections) {
+        Begun::Counts => true,
+        Begun::Full => return Some(refuse()),
+        Begun::Uncounted => {
+            running::uncounted();
+            if target.max_connections != NO_LIMIT {
+                return Some(refuse());
+            }
+            false
         }
     };
     let mut state = SocketState {
         original: *vip,
         target_port: target.port,
-        counted: if target.is_counted { SocketState::AT_ENDPOINT } else { 0 },
+        at_endpoint: 0,
+        is_closed: 0,
         target: target.addr,
         cluster: target.cluster,
         workload: identity().workload,
+        since: 0,
     };
-    if stored.is_null() {
-        // SAFETY: the context's socket is valid in this hook.
-        let _ = unsafe { SOCKETS.get_or_insert_ptr_mut(ctx, Some(&mut state)) };
-    } else {
-        // A socket that connects again (after a refusal, say) has a record of its earlier connect.
-        // SAFETY: not null, and the storage lives as long as the socket.
-        unsafe { *stored = state };
+    let stored = if stored.is_null() { remember(ctx, &mut state) } else { stored };
+    // SAFETY: as above.
+    let Some(record) = (unsafe { stored.as_mut() }) else {
+        running::unrecorded();
+        if counts {
+            running::end(target.cluster);
+        }
+        if target.max_connections != NO_LIMIT {
+            // What isn't remembered can't be counted down: a limit lets nothing pass that it can't count.
+            return Some(refuse());
+        }
+        redirect(&target);
+        return Some(ALLOW);
+    };
+    if counts && target.is_counted {
+        state.at_endpoint = u8::from(running::begin_at(&running::endpoint(&state)));
+        if state.at_endpoint == 0 {
+            running::uncounted();
+        }
     }
-    redirect(target);
+    *record = state;
+    if counts {
+        // Last: whoever finds it set finds the rest written.
+        // SAFETY: a word of the record.
+        unsafe { running::swap(&raw mut record.since, running::now()) };
+    }
+    redirect(&target);
     Some(ALLOW)
+}
+
+#[inline(always)]
+fn refuse() -> i32 {
+    // SAFETY: the helper has no preconditions; with a refusal it sets what connect returns.
+    unsafe { bpf_set_retval(-ECONNREFUSED) };
+    DENY
+}
+
+/// Makes the record of a socket; null where there is no room for it.
+#[inline(always)]
+fn remember(ctx: &SockAddrContext, state: &mut SocketState) -> *mut SocketState {
+    if !running::record() {
+        return core::ptr::null_mut();
+    }
+    // SAFETY: the context's socket is valid in this hook.
+    let stored = unsafe { SOCKETS.get_or_insert_ptr_mut(ctx, Some(state)) };
+    if stored.is_null() {
+        running::forget();
+    }
+    stored
 }
 
 /// A connection that is being made.

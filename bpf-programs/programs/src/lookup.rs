@@ -4,7 +4,8 @@
 //! whole new version of each resource. Every step is O(1): alias tables for clusters and endpoints, a table of
 //! sources, a cuckoo table for virtual hosts, a binary search among at most 64 filter chains.
 //! A pointer or count that doesn't fit its slab ends the look-up with a refusal; it never reads past
-//! the slab.
+//! the slab. A handle without a version ends it, too: of a resource that has never been in force (it was
+//! refused, or there was no room for it) nothing is known, and the connection goes where it went before.
 
 use core::mem::offset_of;
 
@@ -78,9 +79,24 @@ pub fn look_up(vip: &VipKey, family: Family, numbers: &impl Numbers) -> Found {
     let listener = value.listener(vip).or_else(|| entry(vip)?.listener(vip));
     let Some(listener) = listener else { return Found::Pass };
     match target(listener, vip, family, numbers) {
-        Some(target) => Found::Target(target),
-        None => Found::Refuse,
+        Ok(target) => Found::Target(target),
+        Err(Nothing::ToKnow) => Found::Pass,
+        Err(Nothing::ToTake) => Found::Refuse,
     }
+}
+
+/// Why there is no endpoint.
+enum Nothing {
+    /// A resource on the way has no version.
+    ToKnow,
+    /// There is none to choose.
+    ToTake,
+}
+
+/// What is there to be taken.
+#[inline(always)]
+fn there<T>(found: Option<T>) -> Result<T, Nothing> {
+    found.ok_or(Nothing::ToTake)
 }
 
 #[inline(always)]
@@ -92,44 +108,50 @@ fn entry(vip: &VipKey) -> Option<VipValue> {
 }
 
 #[inline(always)]
-fn target(listener: SlotPtr, vip: &VipKey, family: Family, numbers: &impl Numbers) -> Option<Target> {
+fn target(
+    listener: SlotPtr,
+    vip: &VipKey,
+    family: Family,
+    numbers: &impl Numbers,
+) -> Result<Target, Nothing> {
     let at = current(listener)?;
-    let listener = record::<Listener>(&at)?;
-    let action = chain(&listener, u16::from_be(vip.port))?;
+    let listener = there(record::<Listener>(&at))?;
+    let action = there(chain(&listener, u16::from_be(vip.port)))?;
     let mut cluster = action.cluster.ptr();
     let mut by_source = false;
     if cluster.is_null() {
         // A weighted TCP route and an HTTP route are the same choice over another part of a set.
         let (set, first, count) = if action.clusters.ptr().is_null() {
             let range = route(&action, vip)?;
-            (Place::of(range.set.ptr())?, u32::from(range.first), u32::from(range.count))
+            (there(Place::of(range.set.ptr()))?, u32::from(range.first), u32::from(range.count))
         } else {
-            let set = Place::of(action.clusters.ptr())?;
-            let count = set.read::<RecordHeader>(0)?.count;
+            let set = there(Place::of(action.clusters.ptr()))?;
+            let count = there(set.read::<RecordHeader>(0))?.count;
             (set, 0, count)
         };
         let element =
             |i: u32| set.read::<WeightedCluster>(tail::<ClusterSet, WeightedCluster>(first.wrapping_add(i)));
         let (i, fraction) = choose(numbers.cluster(), count);
-        let mut chosen = element(i)?;
+        let mut chosen = there(element(i))?;
         if fraction >= chosen.threshold {
-            chosen = element(chosen.alias.into())?;
+            chosen = there(element(chosen.alias.into()))?;
         }
         cluster = chosen.cluster.ptr();
         by_source = chosen.by_source != 0;
     }
-    let handle = Place::of(cluster)?;
-    let at = Place::of(handle.load_current()?)?;
-    let name = handle.read::<u64>(offset_of!(Handle, name_hash))?;
-    let cluster = record::<Cluster>(&at)?;
+    let handle = there(Place::of(cluster))?;
+    let at = current_of(&handle)?;
+    let name = there(handle.read::<u64>(offset_of!(Handle, name_hash)))?;
+    let cluster = there(record::<Cluster>(&at))?;
     let inline = cluster.inline.ptr();
-    let endpoints = if inline.is_null() { current(cluster.endpoints.ptr())? } else { Place::of(inline)? };
+    let endpoints =
+        if inline.is_null() { current(cluster.endpoints.ptr())? } else { there(Place::of(inline))? };
     let balance = match cluster.balance {
         balance::HASH_BY_ROUTE if by_source => balance::HASH,
         other => other,
     };
-    let endpoint = endpoint(&endpoints, family, name, balance, numbers)?;
-    Some(Target {
+    let endpoint = there(endpoint(&endpoints, family, name, balance, numbers))?;
+    Ok(Target {
         addr: endpoint.addr,
         port: endpoint.port,
         cluster: name,
@@ -167,27 +189,27 @@ fn chain(listener: &Listener, port: u16) -> Option<Action> {
 /// The clusters that a route configuration has for an address: those of the virtual host that names
 /// the address with its port, else without, else of `*`.
 #[inline(always)]
-fn route(action: &Action, vip: &VipKey) -> Option<ClusterRange> {
+fn route(action: &Action, vip: &VipKey) -> Result<ClusterRange, Nothing> {
     let inline = action.inline.ptr();
-    let at = if inline.is_null() { current(action.route.ptr())? } else { Place::of(inline)? };
-    let route = record::<Route>(&at)?;
+    let at = if inline.is_null() { current(action.route.ptr())? } else { there(Place::of(inline))? };
+    let route = there(record::<Route>(&at))?;
     let index = route.index.ptr();
     if index.is_null() {
-        return Some(route.any);
+        return Ok(route.any);
     }
-    let at = Place::of(index)?;
-    let index = record::<HostIndex>(&at)?;
+    let at = there(Place::of(index))?;
+    let index = there(record::<HostIndex>(&at))?;
     for port in [vip.port, 0] {
         for place in HostIndex::places(vip.addr, port, index.size, index.seed) {
-            let chunk = at.read::<SlotPtr>(tail::<HostIndex, SlotPtr>(place / HostChunk::CAPACITY))?;
-            let host =
-                Place::of(chunk)?.read::<Host>(tail::<HostChunk, Host>(place % HostChunk::CAPACITY))?;
+            let chunk = at.read::<SlotPtr>(tail::<HostIndex, SlotPtr>(place / HostChunk::CAPACITY));
+            let chunk = there(Place::of(there(chunk)?))?;
+            let host = there(chunk.read::<Host>(tail::<HostChunk, Host>(place % HostChunk::CAPACITY)))?;
             if host.addr == vip.addr && host.port == port && !host.clusters.set.ptr().is_null() {
-                return Some(host.clusters);
+                return Ok(host.clusters);
             }
         }
     }
-    Some(route.any)
+    Ok(route.any)
 }
 
 /// The endpoints of one family.
@@ -280,8 +302,13 @@ fn of_source(table: SlotPtr, family: Family, source: u32) -> Option<u32> {
 
 /// The current version behind a handle.
 #[inline(always)]
-fn current(handle: SlotPtr) -> Option<Place> {
-    Place::of(Place::of(handle)?.load_current()?)
+fn current(handle: SlotPtr) -> Result<Place, Nothing> {
+    current_of(&there(Place::of(handle))?)
+}
+
+#[inline(always)]
+fn current_of(handle: &Place) -> Result<Place, Nothing> {
+    there(Place::of(handle.load_current().ok_or(Nothing::ToKnow)?))
 }
 
 #[inline(always)]

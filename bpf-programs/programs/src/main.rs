@@ -6,15 +6,17 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod closed;
 mod connect;
 mod getpeername;
 mod lookup;
 mod maps;
 mod place;
 mod question;
+mod removal;
 mod running;
 mod slabs;
-mod sock_ops;
+mod sock_release;
 
 #[cfg(not(test))]
 #[panic_handler]

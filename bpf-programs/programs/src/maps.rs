@@ -7,10 +7,10 @@
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{CgroupStorage, HashMap, SkStorage},
+    btf_maps::{Array, CgroupStorage, HashMap, SkStorage},
     macros::btf_map,
 };
-use slotmesh_records::{ClusterState, EndpointKey, Identity, SocketState};
+use slotmesh_records::{ClusterState, EndpointKey, EndpointState, Identity, SocketState, SocketTotals};
 
 /// What a redirected socket remembers.
 #[btf_map]
@@ -20,9 +20,18 @@ pub static SOCKETS: SkStorage<SocketState> = SkStorage::new();
 #[btf_map]
 pub static IDENTITY: CgroupStorage<Identity> = CgroupStorage::new();
 
-/// How many connections count at each endpoint; the value is an `EndpointCount`.
+/// How many sockets are recorded.
 #[btf_map]
-pub static ENDPOINTS: HashMap<EndpointKey, u64, 65_536, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+pub static SOCKET_TOTALS: Array<SocketTotals, 1> = Array::new();
+
+/// How many sockets may be recorded; the agent writes it.
+#[btf_map]
+pub static SOCKET_LIMIT: Array<u64, 1> = Array::new();
+
+/// What runs at each endpoint that counts its connections.
+#[btf_map]
+pub static ENDPOINTS: HashMap<EndpointKey, EndpointState, 65_536, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
 
 /// What runs of each cluster, by the hash of its name.
 #[btf_map]

@@ -1,22 +1,32 @@
 //! What runs of a cluster: its connections, those of each endpoint, and whose turn it is.
+//!
+//! A connection counts from its connect, before anything is sent, until its socket is closed, is found
+//! closed, or connects anew; each connect once, which the socket's record remembers. So a limit holds
+//! whatever the sockets do, and no count needs a callback flag that other programs may clear.
 
 use core::arch::asm;
 
-use aya_ebpf::bindings::BPF_NOEXIST;
-use slotmesh_records::{ClusterState, Endpoint, EndpointCount, EndpointKey, NO_LIMIT};
+use aya_ebpf::{bindings::BPF_NOEXIST, helpers::bpf_ktime_get_ns};
+use slotmesh_records::{
+    ClusterState, Count, Endpoint, EndpointKey, EndpointState, NO_LIMIT, SocketState, cluster_tag,
+};
 
-use crate::maps::{CLUSTERS, ENDPOINTS};
+use crate::maps::{CLUSTERS, ENDPOINTS, SOCKET_LIMIT, SOCKET_TOTALS};
 
-/// The state of a cluster, made where it is missing.
-#[inline(always)]
-fn state(cluster: u64) -> Option<*mut ClusterState> {
-    if let Some(state) = CLUSTERS.get_ptr_mut(cluster) {
-        return Some(state);
-    }
-    // Another CPU may make it at the same time: then that one's is found.
-    let new = ClusterState { active: 0, cursor: 0, opened: 0, refused: 0 };
-    let _ = CLUSTERS.insert(cluster, new, u64::from(BPF_NOEXIST));
-    CLUSTERS.get_ptr_mut(cluster)
+/// How often a count is tried to be changed while other CPUs change it.
+const SWAPS: usize = 12;
+/// How often an element is looked for that is being removed at that moment.
+const LOOKS: usize = 3;
+
+/// What became of a connection that was to count.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Begun {
+    /// It counts.
+    Counts,
+    /// There are as many as there may be.
+    Full,
+    /// There is no room for another count.
+    Uncounted,
 }
 
 /// Adds to a word that other CPUs change at the same time; what it was before. The target's Rust has no
@@ -38,97 +48,278 @@ unsafe fn fetch_add(word: *mut u64, mut add: u64) -> u64 {
     add
 }
 
-/// Whether the cluster has all the connections that it may have.
+/// Replaces a word; what it was before.
+///
+/// # Safety
+/// As for [`fetch_add`].
 #[inline(always)]
-pub fn is_full(cluster: u64, most: u32) -> bool {
-    most != NO_LIMIT
-        && match CLUSTERS.get_ptr_mut(cluster) {
-            // Signed: see `end`.
-            // SAFETY: the helper's pointer is valid for this run.
-            Some(state) => {
-                (unsafe { (&raw const (*state).active).read_volatile() }) as i64 >= i64::from(most)
-            }
-            None => most == 0,
-        }
+pub unsafe fn swap(word: *mut u64, mut new: u64) -> u64 {
+    // SAFETY: the caller vouches for the pointer.
+    unsafe {
+        asm!(
+            "{new} = xchg_64({word} + 0, {new})",
+            word = in(reg) word,
+            new = inout(reg) new,
+            options(nostack),
+        );
+    }
+    new
 }
 
-/// One connection more. Whether it counts.
+/// Replaces a word where it is `old`; what it was before.
+///
+/// # Safety
+/// As for [`fetch_add`].
 #[inline(always)]
-pub fn begin(cluster: u64) -> bool {
-    let Some(state) = state(cluster) else { return false };
-    // SAFETY: words of an element.
+pub unsafe fn compare_and_swap(word: *mut u64, old: u64, new: u64) -> u64 {
+    let found;
+    // SAFETY: the caller vouches for the pointer.
     unsafe {
-        fetch_add(&raw mut (*state).active, 1);
-        fetch_add(&raw mut (*state).opened, 1);
+        asm!(
+            "r0 = cmpxchg_64({word} + 0, r0, {new})",
+            word = in(reg) word,
+            new = in(reg) new,
+            inout("r0") old => found,
+            options(nostack),
+        );
     }
-    true
+    found
+}
+
+/// The kernel's nanoseconds; never 0.
+#[inline(always)]
+pub fn now() -> u64 {
+    // SAFETY: the helper has no preconditions.
+    unsafe { bpf_ktime_get_ns() | 1 }
+}
+
+#[inline(always)]
+fn second() -> u32 {
+    (now() / 1_000_000_000) as u32
+}
+
+/// One more in a count of this owner, unless it is `most`. Whether it counts; `None` where the element isn't
+/// the owner's.
+///
+/// # Safety
+/// As for [`fetch_add`].
+#[inline(always)]
+unsafe fn count_up(word: *mut u64, tag: u32, most: u32) -> Option<bool> {
+    // SAFETY: the caller vouches for the pointer.
+    let mut found = unsafe { word.read_volatile() };
+    for _ in 0..SWAPS {
+        if Count::from_bits(found).of(tag)? >= most {
+            return Some(false);
+        }
+        // SAFETY: as above.
+        let before = unsafe { compare_and_swap(word, found, found + 1) };
+        if before == found {
+            return Some(true);
+        }
+        found = before;
+    }
+    // So many others were faster. Never more than `most` this way either; another one may find it full for
+    // the moment until this one has seen that it is.
+    // SAFETY: as above.
+    let before = Count::from_bits(unsafe { fetch_add(word, 1) });
+    if before.of(tag).is_some_and(|count| count < most) {
+        return Some(true);
+    }
+    // SAFETY: as above.
+    unsafe { fetch_add(word, u64::MAX) };
+    before.of(tag).map(|_| false)
+}
+
+/// One less in a count of this owner.
+///
+/// # Safety
+/// As for [`fetch_add`].
+#[inline(always)]
+unsafe fn count_down(word: *mut u64, tag: u32) {
+    // Who counts keeps the element: it is the owner's, and not 0, unless somebody removed it by hand.
+    // SAFETY: the caller vouches for the pointer.
+    let found = Count::from_bits(unsafe { word.read_volatile() });
+    if found.of(tag).is_some_and(|count| count != 0) {
+        // SAFETY: as above.
+        unsafe { fetch_add(word, u64::MAX) };
+    }
+}
+
+/// The state of a cluster, made where it is missing.
+#[inline(always)]
+fn state(cluster: u64) -> Option<*mut ClusterState> {
+    if let Some(state) = CLUSTERS.get_ptr_mut(cluster) {
+        return Some(state);
+    }
+    // Another CPU may make it at the same time: then that one's is found.
+    let _ = CLUSTERS.insert(cluster, ClusterState::none(cluster), u64::from(BPF_NOEXIST));
+    CLUSTERS.get_ptr_mut(cluster)
+}
+
+/// One connection more, unless there are `most`.
+#[inline(always)]
+pub fn begin(cluster: u64, most: u32) -> Begun {
+    let tag = cluster_tag(cluster);
+    for _ in 0..LOOKS {
+        let Some(state) = state(cluster) else { break };
+        // SAFETY: words of an element.
+        match unsafe { count_up((&raw mut (*state).active).cast(), tag, most) } {
+            Some(true) => {
+                // SAFETY: a word of an element, which stays the cluster's: this connection counts in it.
+                unsafe { fetch_add(&raw mut (*state).opened, 1) };
+                return Begun::Counts;
+            }
+            Some(false) => {
+                refuse(state, tag);
+                return Begun::Full;
+            }
+            None => {}
+        }
+    }
+    Begun::Uncounted
 }
 
 /// A connect was refused because the cluster is full.
 #[inline(always)]
-pub fn refuse(cluster: u64) {
-    if let Some(state) = state(cluster) {
-        // SAFETY: a word of an element.
-        unsafe { fetch_add(&raw mut (*state).refused, 1) };
+fn refuse(state: *mut ClusterState, tag: u32) {
+    // SAFETY: words of an element.
+    unsafe {
+        fetch_add(&raw mut (*state).refused, 1);
+        let owner = (&raw const (*state).active).cast::<u64>().read_volatile();
+        if Count::from_bits(owner).of(tag).is_none() {
+            // It was removed, and made another's, meanwhile.
+            fetch_add(&raw mut (*state).refused, u64::MAX);
+        }
     }
 }
 
-/// One connection less. One that began while the agent removed the entry of a cluster that was gone isn't
-/// among those of an entry made since: then the count is below zero for a moment, and no longer.
+/// One connection less.
 #[inline(always)]
 pub fn end(cluster: u64) {
     if let Some(state) = CLUSTERS.get_ptr_mut(cluster) {
         // SAFETY: a word of an element.
-        unsafe {
-            if fetch_add(&raw mut (*state).active, u64::MAX) == 0 {
-                fetch_add(&raw mut (*state).active, 1);
-            }
-        }
+        unsafe { count_down((&raw mut (*state).active).cast(), cluster_tag(cluster)) };
     }
 }
 
 /// One connection more at an endpoint. Whether it counts: where the map is full it doesn't.
 #[inline(always)]
 pub fn begin_at(endpoint: &EndpointKey) -> bool {
-    let mut count = ENDPOINTS.get_ptr_mut(endpoint);
-    if count.is_none() {
-        // As with clusters.
-        let _ = ENDPOINTS.insert(endpoint, EndpointCount::none(endpoint).bits(), u64::from(BPF_NOEXIST));
-        count = ENDPOINTS.get_ptr_mut(endpoint);
+    for _ in 0..LOOKS {
+        let mut state = ENDPOINTS.get_ptr_mut(endpoint);
+        if state.is_none() {
+            // As with clusters.
+            let _ = ENDPOINTS.insert(endpoint, EndpointState::none(endpoint), u64::from(BPF_NOEXIST));
+            state = ENDPOINTS.get_ptr_mut(endpoint);
+        }
+        let Some(state) = state else { break };
+        // SAFETY: a word of an element.
+        let counts = unsafe { count_up((&raw mut (*state).active).cast(), endpoint.tag(), NO_LIMIT) };
+        if counts == Some(true) {
+            return true;
+        }
     }
-    let Some(count) = count else { return false };
-    // SAFETY: an aligned word of an element, whose pointer is valid for this run.
-    let ours = EndpointCount::from_bits(unsafe { fetch_add(count, 1) }).of(endpoint).is_some();
-    if !ours {
-        // It was removed, and made another's, after it was found.
-        // SAFETY: as above.
-        unsafe { fetch_add(count, u64::MAX) };
-    }
-    ours
+    false
 }
 
-/// One connection less at an endpoint; the last one takes the element along. One that begins at that moment
-/// isn't among those counted: then the number is too low by it, and never too high.
+/// One connection less at an endpoint; and for some seconds a failed one more, if it is.
 #[inline(always)]
-pub fn end_at(endpoint: &EndpointKey) {
-    let Some(count) = ENDPOINTS.get_ptr_mut(endpoint) else { return };
-    // SAFETY: as in `begin_at`.
-    match EndpointCount::from_bits(unsafe { fetch_add(count, u64::MAX) }).of(endpoint) {
-        // SAFETY: as in `begin_at`.
-        None => drop(unsafe { fetch_add(count, 1) }),
-        Some(0 | 1) => drop(ENDPOINTS.remove(endpoint)),
-        Some(_) => {}
+fn end_at(endpoint: &EndpointKey, failed: bool) {
+    let Some(state) = ENDPOINTS.get_ptr_mut(endpoint) else { return };
+    // SAFETY: words of an element, which is the endpoint's as long as this connection counts. Of failures at
+    // the same moment one may be forgotten.
+    unsafe {
+        if failed {
+            let failures = &raw mut (*state).failed;
+            failures.write_volatile(failures.read_volatile().and(second()));
+        }
+        count_down((&raw mut (*state).active).cast(), endpoint.tag());
     }
 }
 
-/// Whether the first endpoint has more connections for its weight than the second.
+/// A socket's connection counts no more, if it did.
+///
+/// # Safety
+/// The record of a socket, valid for this run.
+#[inline(always)]
+pub unsafe fn release(record: *mut SocketState, failed: bool) {
+    // SAFETY: the caller vouches for the pointer.
+    unsafe {
+        if swap(&raw mut (*record).since, 0) != 0 {
+            end_of(&*record, failed);
+        }
+    }
+}
+
+/// Ends the connection of a record that has just been swapped not to count.
+#[inline(always)]
+pub fn end_of(record: &SocketState, failed: bool) {
+    end(record.cluster);
+    if record.at_endpoint != 0 {
+        end_at(&endpoint(record), failed);
+    }
+}
+
+/// The endpoint of a record.
+#[inline(always)]
+pub fn endpoint(record: &SocketState) -> EndpointKey {
+    EndpointKey::new(record.cluster, record.target, record.target_port)
+}
+
+/// A socket more is recorded. Whether there is room for it.
+#[inline(always)]
+pub fn record() -> bool {
+    let (Some(totals), Some(most)) = (SOCKET_TOTALS.get_ptr_mut(0), SOCKET_LIMIT.get_ptr(0)) else {
+        return false;
+    };
+    // SAFETY: words of elements.
+    if unsafe { fetch_add(&raw mut (*totals).recorded, 1) < most.read_volatile() } {
+        return true;
+    }
+    forget();
+    false
+}
+
+/// A socket less is recorded.
+#[inline(always)]
+pub fn forget() {
+    if let Some(totals) = SOCKET_TOTALS.get_ptr_mut(0) {
+        // SAFETY: a word of the one element.
+        unsafe { fetch_add(&raw mut (*totals).recorded, u64::MAX) };
+    }
+}
+
+/// A connection has no record.
+#[inline(always)]
+pub fn unrecorded() {
+    if let Some(totals) = SOCKET_TOTALS.get_ptr_mut(0) {
+        // SAFETY: a word of the one element.
+        unsafe { fetch_add(&raw mut (*totals).unrecorded, 1) };
+    }
+}
+
+/// A connection isn't counted that should be.
+#[inline(always)]
+pub fn uncounted() {
+    if let Some(totals) = SOCKET_TOTALS.get_ptr_mut(0) {
+        // SAFETY: a word of the one element.
+        unsafe { fetch_add(&raw mut (*totals).uncounted, 1) };
+    }
+}
+
+/// Whether the first endpoint has more connections for its weight than the second; those that failed of late
+/// are among them.
 #[inline(always)]
 pub fn is_busier(cluster: u64, first: &Endpoint, second: &Endpoint) -> bool {
+    let now = self::second();
     let open = |endpoint: &Endpoint| {
         let key = EndpointKey::new(cluster, endpoint.addr, endpoint.port);
-        // SAFETY: the helper's pointer is valid for this run; other CPUs change the word.
-        let count = ENDPOINTS.get_ptr(&key).map(|count| unsafe { count.read_volatile() });
-        u64::from(count.and_then(|count| EndpointCount::from_bits(count).of(&key)).unwrap_or(0))
+        let Some(state) = ENDPOINTS.get_ptr(&key) else { return 0 };
+        // SAFETY: words of an element, which other CPUs change.
+        let (active, failed) = unsafe {
+            ((&raw const (*state).active).read_volatile(), (&raw const (*state).failed).read_volatile())
+        };
+        active.of(key.tag()).map_or(0, |active| u64::from(active) + u64::from(failed.at(now)))
     };
     open(first) * u64::from(second.weight) > open(second) * u64::from(first.weight)
 }
@@ -140,7 +331,7 @@ pub fn is_busier(cluster: u64, first: &Endpoint, second: &Endpoint) -> bool {
 pub fn turn(cluster: u64, count: u32, weighted: bool) -> Option<u32> {
     const GOLDEN: u64 = 0x9e37_79b9;
     let state = state(cluster)?;
-    // SAFETY: a word of an element.
+    // SAFETY: a word of an element. Should it have become another's, that one's turn moves on by one.
     let cursor = unsafe { fetch_add(&raw mut (*state).cursor, 1) };
     if weighted {
         return Some(cursor.wrapping_mul(GOLDEN) as u32);
@@ -148,4 +339,33 @@ pub fn turn(cluster: u64, count: u32, weighted: bool) -> Option<u32> {
     let count = u64::from(count);
     // The least number that leads to this element.
     Some((cursor.checked_rem(count)? << 32).wrapping_add(count - 1).checked_div(count)? as u32)
+}
+
+/// Removes the state of a cluster in which nothing counts. Whether it did.
+#[inline(always)]
+pub fn remove(cluster: u64) -> bool {
+    let Some(state) = CLUSTERS.get_ptr_mut(cluster) else { return false };
+    // SAFETY: a word of an element.
+    let given_up = unsafe { give_up((&raw mut (*state).active).cast(), cluster_tag(cluster)) };
+    given_up && CLUSTERS.remove(cluster).is_ok()
+}
+
+/// Removes the state of an endpoint at which nothing counts. Whether it did.
+#[inline(always)]
+pub fn remove_at(endpoint: &EndpointKey) -> bool {
+    let Some(state) = ENDPOINTS.get_ptr_mut(endpoint) else { return false };
+    // SAFETY: a word of an element.
+    let given_up = unsafe { give_up((&raw mut (*state).active).cast(), endpoint.tag()) };
+    given_up && ENDPOINTS.remove(endpoint).is_ok()
+}
+
+/// Makes a count of 0 nobody's. Whether it was 0.
+///
+/// # Safety
+/// As for [`fetch_add`].
+#[inline(always)]
+unsafe fn give_up(word: *mut u64, tag: u32) -> bool {
+    let none = Count::none(tag).bits();
+    // SAFETY: the caller vouches for the pointer.
+    unsafe { compare_and_swap(word, none, Count::GONE.bits()) == none }
 }

@@ -249,7 +249,7 @@ pub fn pointers(slot: &[u8], mut visit: impl FnMut(Points, SlotPtr)) -> Result<R
 /// `choose`, `HostIndex::places`, the places of a `HashTable`, the numbers in `balance`, what
 /// [`Text`](crate::Text) holds, the size of a unit or the numbers of resource types raises the number in its seed.
 pub const LAYOUT_HASH: u64 = {
-    let mut hash = fnv1a(FNV_OFFSET, b"slotmesh records 2");
+    let mut hash = fnv1a(FNV_OFFSET, b"slotmesh records 3");
     let mut i = 0;
     while i < model::LAYOUTS.len() {
         let layout = &model::LAYOUTS[i];

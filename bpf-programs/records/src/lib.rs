@@ -34,8 +34,8 @@ mod route;
 
 pub use layout::{LAYOUT_HASH, Record, RecordHeader, RecordKind};
 pub use maps::{
-    ClusterState, EndpointCount, EndpointKey, Identity, STATE_VERSION, SocketState, VipKey, VipValue,
-    name_hash, source_hash, words,
+    ClusterState, Count, EndpointKey, EndpointState, Failures, Identity, STATE_VERSION, SocketState,
+    SocketTotals, VipKey, VipValue, cluster_tag, name_hash, source_hash, words,
 };
 pub use model::{
     Cluster, DirectoryPage, Endpoint, EndpointChunk, EndpointIndex, Endpoints, Handle, HashChunk, HashTable,
@@ -46,7 +46,7 @@ pub use next::Added;
 pub use pointer::{
     MAX_SLABS, Owned, Ref, SLAB_BYTES, SlabIndex, SlotPtr, UNIT_BYTES, UNITS_PER_SLAB, Within,
 };
-pub use question::{Answer, Family, Question, Verdict};
+pub use question::{Answer, Family, Question, Removal, Verdict};
 pub use route::{
     Action, Chain, Chains, ClusterRange, ClusterSet, Host, HostChunk, HostIndex, Listener, Route, Vip,
     WeightedCluster,

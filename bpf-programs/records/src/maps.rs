@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// The version of the per-socket and identity state, which outlives a change of record layouts.
-pub const STATE_VERSION: u32 = 1;
+pub const STATE_VERSION: u32 = 2;
 
 const V4_MAPPED: u32 = 0xffff_u32.to_be();
 
@@ -95,11 +95,12 @@ pub fn ip(words: [u32; 4]) -> IpAddr {
     v6.to_ipv4_mapped().map_or(IpAddr::V6(v6), IpAddr::V4)
 }
 
-/// The value of the VIP map: the listener's handle and the key's tag, in one aligned 64-bit word.
+/// The value of the VIP map: the listener's handle, and a tag of key and handle, in one 64-bit word.
 ///
 /// The kernel reuses a deleted element of a hash map at once, so a program may find the value of
-/// another key behind the pointer that it was given. One 64-bit load of pointer and tag together
-/// tells: a value whose tag isn't that of the key asked for is treated as absent, as it then is.
+/// another key behind the pointer that it was given, or some bytes of the one and some of the other: how the
+/// kernel copies a value into an element is its own affair. The tag is of key and handle together, so
+/// neither passes for a value of the key asked for; it counts as absent, as the key then is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(transparent)]
 pub struct VipValue(u64);
@@ -107,7 +108,8 @@ pub struct VipValue(u64);
 impl VipValue {
     /// The value to store under `key`.
     pub const fn new(key: &VipKey, listener: Ref<Handle>) -> Self {
-        Self((key.tag() as u64) << 32 | listener.ptr().bits() as u64)
+        let listener = listener.ptr().bits();
+        Self((Self::tag(key, listener) as u64) << 32 | listener as u64)
     }
 
     /// The value with these bits.
@@ -124,14 +126,26 @@ impl VipValue {
     /// The listener's handle; `None` where the value belongs to another key.
     #[inline(always)]
     pub const fn listener(self, key: &VipKey) -> Option<SlotPtr> {
-        if (self.0 >> 32) as u32 == key.tag() { Some(SlotPtr::from_bits(self.0 as u32)) } else { None }
+        let listener = self.0 as u32;
+        if (self.0 >> 32) as u32 == Self::tag(key, listener) {
+            Some(SlotPtr::from_bits(listener))
+        } else {
+            None
+        }
+    }
+
+    #[inline(always)]
+    const fn tag(key: &VipKey, listener: u32) -> u32 {
+        const MIX: u32 = 0x85eb_ca6b;
+        let mixed = (key.tag() ^ listener).wrapping_mul(MIX);
+        mixed ^ mixed >> 16
     }
 }
 
-/// What a redirected socket remembers, in its sk_storage.
+/// What a redirected socket remembers of its last connect, in its sk_storage.
 ///
 /// It isn't part of the layout hash: its layout, and that of [`Identity`], is versioned by
-/// [`STATE_VERSION`], which names the directory of their pins. A change of either raises it once a
+/// [`STATE_VERSION`], which names the directories of their pins. A change of either raises it once a
 /// release has been made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
@@ -140,26 +154,86 @@ pub struct SocketState {
     pub original: VipKey,
     /// Where it was redirected to: the port, network order.
     pub target_port: u16,
-    /// Bits: [`IN_CLUSTER`](Self::IN_CLUSTER) while it counts among the connections of its cluster, and
-    /// [`AT_ENDPOINT`](Self::AT_ENDPOINT), which connect sets, where its endpoint counts it for as long.
-    pub counted: u16,
+    /// 1 where its endpoint counts it, for as long as its cluster does.
+    pub at_endpoint: u8,
+    /// 1 once its owner has closed it: programs of several cgroups may see that.
+    pub is_closed: u8,
     /// Where it was redirected to: the address. A program that runs after this one's, further up in the
     /// cgroup hierarchy, sees a connect to it.
     pub target: [u32; 4],
     /// [`name_hash`] of the chosen cluster.
     pub cluster: u64,
-    /// [`Identity::workload`] of the caller.
+    /// [`Identity::workload`] of the program that redirected it.
     pub workload: u64,
+    /// When it began to count among the connections of its cluster, in the kernel's nanoseconds; 0 while it
+    /// doesn't. Whoever swaps it for 0 has to take the connection out of the count, so that is done once.
+    pub since: u64,
 }
 
-impl SocketState {
-    /// In [`counted`](Self::counted).
-    pub const IN_CLUSTER: u16 = 1;
-    /// In [`counted`](Self::counted).
-    pub const AT_ENDPOINT: u16 = 2;
+/// How many sockets are recorded: the one element of a map of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct SocketTotals {
+    /// Sockets with a [`SocketState`] that their owners haven't closed.
+    pub recorded: u64,
+    /// Connections without a record, for want of room: redirected where their cluster has no limit, else
+    /// refused.
+    pub unrecorded: u64,
+    /// Connections that couldn't be counted, because as many clusters or endpoints are counted as can be.
+    pub uncounted: u64,
 }
 
-/// An endpoint of a cluster that chooses by how many connections each has: the key of [`EndpointCount`].
+/// A number of connections, and whose it is, in one word that programs of all CPUs change by compare and swap.
+///
+/// The kernel reuses the elements of a hash map at once, so a program may have found an element that is
+/// another key's by now: the upper half is a hash of the key, which is never 0, the lower half the number. An
+/// element is removed only after its number was swapped from 0 to [`GONE`](Self::GONE), which has no owner:
+/// who counts in an element keeps it there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(transparent)]
+pub struct Count(u64);
+
+impl Count {
+    /// Of an element that is being removed: nobody's.
+    pub const GONE: Self = Self(u32::MAX as u64);
+
+    /// Nothing yet.
+    #[inline(always)]
+    pub const fn none(tag: u32) -> Self {
+        Self((tag as u64) << 32)
+    }
+
+    /// What an element holds.
+    #[inline(always)]
+    pub const fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    /// The bits that an element holds.
+    #[inline(always)]
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// The number; `None` where the element is another's.
+    #[inline(always)]
+    pub const fn of(self, tag: u32) -> Option<u32> {
+        if (self.0 >> 32) as u32 == tag { Some(self.0 as u32) } else { None }
+    }
+
+    /// The number, whosever it is: for those who read a copy.
+    pub const fn get(self) -> u32 {
+        if self.0 >> 32 == 0 { 0 } else { self.0 as u32 }
+    }
+}
+
+/// The tag of the count of a cluster, by the [`name_hash`] of its name.
+#[inline(always)]
+pub const fn cluster_tag(cluster: u64) -> u32 {
+    (cluster ^ cluster >> 32) as u32 | 1
+}
+
+/// An endpoint of a cluster that chooses by how many connections each has: the key of [`EndpointState`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 #[repr(C)]
 pub struct EndpointKey {
@@ -177,44 +251,59 @@ impl EndpointKey {
     pub const fn new(cluster: u64, addr: [u32; 4], port: u16) -> Self {
         Self { cluster, at: VipKey { addr, port, protocol: 0, reserved: 0 }, reserved: 0 }
     }
+
+    /// The tag of its count.
+    #[inline(always)]
+    pub const fn tag(&self) -> u32 {
+        self.at.tag() ^ cluster_tag(self.cluster) | 1
+    }
 }
 
-/// How many connections count at an endpoint: made by the first, removed with the last by the programs, so
-/// that the map has an element for each endpoint with connections, and nobody looks after the others.
-///
-/// The kernel reuses the elements of a hash map at once, so the word also tells whose it is, as a
-/// [`VipValue`] does: the lower half is the number, the upper half a hash of the key. Versioned as
-/// [`SocketState`] is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
-#[repr(transparent)]
-pub struct EndpointCount(u64);
+/// What runs at an endpoint: made by the first connection, removed by the agent some time after the last
+/// one. Versioned as [`SocketState`] is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct EndpointState {
+    /// Connections, from connect until the socket is closed.
+    pub active: Count,
+    /// Connects that failed of late: see [`Failures`].
+    pub failed: Failures,
+}
 
-impl EndpointCount {
-    const fn tag(key: &EndpointKey) -> u32 {
-        key.at.tag() ^ key.cluster as u32 ^ (key.cluster >> 32) as u32
-    }
-
-    /// No connection yet.
+impl EndpointState {
+    /// The state of an endpoint without connections.
     #[inline(always)]
     pub const fn none(key: &EndpointKey) -> Self {
-        Self((Self::tag(key) as u64) << 32)
+        Self { active: Count::none(key.tag()), failed: Failures(0) }
     }
+}
 
-    /// What the map holds.
+/// Connects that failed, in one word: the upper half tells the second of the last one, the lower half how
+/// many there were without a pause of [`SECONDS`](Self::SECONDS).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(transparent)]
+pub struct Failures(u64);
+
+impl Failures {
+    /// For so long a failed connect counts like an open connection, so that an endpoint that refuses doesn't
+    /// pass for the least busy one.
+    pub const SECONDS: u32 = 10;
+    const MOST: u32 = 1 << 20;
+
+    /// How many count at this second.
     #[inline(always)]
-    pub const fn from_bits(bits: u64) -> Self {
-        Self(bits)
+    pub const fn at(self, second: u32) -> u32 {
+        let passed = second.wrapping_sub((self.0 >> 32) as u32);
+        if passed < Self::SECONDS { self.0 as u32 } else { 0 }
     }
 
-    /// The bits that the map holds.
-    pub const fn bits(self) -> u64 {
-        self.0
-    }
-
-    /// How many connections; `None` where the element is another key's.
+    /// One more.
     #[inline(always)]
-    pub const fn of(self, key: &EndpointKey) -> Option<u32> {
-        if (self.0 >> 32) as u32 == Self::tag(key) { Some(self.0 as u32) } else { None }
+    #[must_use]
+    pub const fn and(self, second: u32) -> Self {
+        let count = self.at(second);
+        let count = if count < Self::MOST { count + 1 } else { count };
+        Self((second as u64) << 32 | count as u64)
     }
 }
 
@@ -224,14 +313,23 @@ impl EndpointCount {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct ClusterState {
-    /// TCP connections that count: from the SYN until the socket is closed.
-    pub active: u64,
+    /// TCP connections: from connect until the socket is closed, by its owner, by the other end's reset, or
+    /// because the connect failed.
+    pub active: Count,
     /// How many connections were given an endpoint in turn.
     pub cursor: u64,
     /// TCP connections that have counted since the entry was made.
     pub opened: u64,
     /// Connects refused because there were as many connections as there may be.
     pub refused: u64,
+}
+
+impl ClusterState {
+    /// The state of a cluster without connections.
+    #[inline(always)]
+    pub const fn none(cluster: u64) -> Self {
+        Self { active: Count::none(cluster_tag(cluster)), cursor: 0, opened: 0, refused: 0 }
+    }
 }
 
 /// Who a program's caller is, in the cgroup storage of the program's attachment.
@@ -294,5 +392,44 @@ mod tests {
         let value = VipValue::new(&web, Ref::new(SlotPtr::from_bits(77)));
         assert_eq!(value.listener(&web), Some(SlotPtr::from_bits(77)));
         assert_eq!(value.listener(&db), None);
+    }
+
+    /// Whatever the kernel's copy of a value into a reused element looks like half-way.
+    #[test]
+    fn bytes_of_two_values_are_no_value() {
+        let key = |port| VipKey::new("10.96.0.10".parse().unwrap(), port, 6);
+        for (before, after) in [(80, 81), (81, 80), (80, 80)] {
+            let old = VipValue::new(&key(before), Ref::new(SlotPtr::from_bits(0x0001_0402)));
+            let new = VipValue::new(&key(after), Ref::new(SlotPtr::from_bits(0x0203_0807)));
+            for mask in 1..255_u8 {
+                let (old, new) = (old.bits().to_le_bytes(), new.bits().to_le_bytes());
+                let mixed = core::array::from_fn(|i| if mask >> i & 1 == 0 { old[i] } else { new[i] });
+                let mixed = VipValue::from_bits(u64::from_le_bytes(mixed));
+                if [old, new].contains(&mixed.bits().to_le_bytes()) {
+                    continue;
+                }
+                for port in [before, after] {
+                    assert_eq!(mixed.listener(&key(port)), None, "{mask:08b}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_count_is_of_its_key() {
+        let key = |port| EndpointKey::new(7, [0, 0, 1, 2], port);
+        let count = Count::from_bits(EndpointState::none(&key(80)).active.bits() + 3);
+        assert_eq!((count.of(key(80).tag()), count.get()), (Some(3), 3));
+        assert_eq!(count.of(key(81).tag()), None);
+        assert_eq!((Count::GONE.of(key(80).tag()), Count::GONE.get()), (None, 0));
+        assert_ne!(cluster_tag(0), 0, "that is nobody's");
+    }
+
+    #[test]
+    fn failures_count_for_some_seconds() {
+        let failed = Failures::default().and(100).and(103);
+        assert_eq!([failed.at(103), failed.at(112), failed.at(113)], [2, 2, 0]);
+        assert_eq!(failed.and(200).at(200), 1);
+        assert_eq!(Failures::default().at(1), 0);
     }
 }

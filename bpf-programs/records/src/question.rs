@@ -4,7 +4,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::VipKey;
+use crate::{EndpointKey, VipKey};
 
 /// Which of a cluster's endpoints can be chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +46,17 @@ pub struct Answer {
     pub verdict: u16,
     /// Zero.
     pub reserved: u32,
+}
+
+/// What the removing program is asked, in the same way: to remove the state of a cluster or an endpoint where
+/// no connection counts in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Removal {
+    /// The cluster; or the endpoint, where its port isn't 0.
+    pub of: EndpointKey,
+    /// The answer: 1 where it was removed.
+    pub removed: u64,
 }
 
 /// What the look-up decides.

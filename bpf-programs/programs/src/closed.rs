@@ -1,0 +1,54 @@
+//! closed: goes over all sockets that are recorded, wherever they are, and lets those count no more whose
+//! connection is over although their owners keep them: the other end reset it, the connect failed, or the
+//! socket was disconnected.
+//!
+//! The agent runs it every second. It holds no lock of a socket, so a connect may be on its way at the same
+//! time; such a record is younger than [`YOUNG`], or is another one by the time it is swapped.
+
+use aya_ebpf::bindings::{BPF_TCP_CLOSE, BPF_TCP_LISTEN};
+use slotmesh_records::SocketState;
+
+use crate::running;
+
+/// `skc_state` in the kernel's `struct sock_common`, whose first words haven't changed since 3.13: addresses,
+/// hash, ports, family, then this byte.
+const STATE_AT: usize = 18;
+/// What counts for less long, in nanoseconds, may not have left the connect hook.
+const YOUNG: u64 = 2_000_000_000;
+
+/// `struct bpf_iter__bpf_sk_storage_map`
+#[repr(C)]
+pub struct Visit {
+    meta: *const u8,
+    map: *const u8,
+    sk: *const u8,
+    value: *mut SocketState,
+}
+
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/bpf_sk_storage_map")]
+pub extern "C" fn closed(ctx: *const Visit) -> i32 {
+    // SAFETY: the kernel hands a valid context; both are null at the end.
+    let (sk, record) = unsafe { ((*ctx).sk, (*ctx).value) };
+    if sk.is_null() || record.is_null() {
+        return 0;
+    }
+    // SAFETY: words of the record, which lives for this run; its socket may change them meanwhile.
+    let since = unsafe { (&raw const (*record).since).read_volatile() };
+    if since == 0 || running::now().wrapping_sub(since) < YOUNG {
+        return 0;
+    }
+    // SAFETY: the kernel checks the place of the byte, and lets it be read of any socket.
+    let state = u32::from(unsafe { sk.add(STATE_AT).read_volatile() });
+    if state != BPF_TCP_CLOSE && state != BPF_TCP_LISTEN {
+        return 0;
+    }
+    // SAFETY: as above. A record that has been written for long is whole; where it is another one by now, it
+    // isn't `since` that is found.
+    let copy = unsafe { record.read_volatile() };
+    // SAFETY: a word of the record.
+    if unsafe { running::compare_and_swap(&raw mut (*record).since, since, 0) } == since {
+        running::end_of(&copy, true);
+    }
+    0
+}
