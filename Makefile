@@ -69,10 +69,11 @@ fmt: ## Format the workspace and the eBPF programs
 	cargo fmt --all
 	cargo fmt --all --manifest-path bpf-programs/programs/Cargo.toml
 
-lint: ## Check format and dependency direction, run clippy
+lint: ## Check format, dependency direction and words, run clippy
 	cargo fmt --all --check
 	cargo fmt --all --manifest-path bpf-programs/programs/Cargo.toml --check
 	@$(XTASK) layers
+	@$(XTASK) words
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 
 deny: ## Check licenses, bans and sources of all dependencies

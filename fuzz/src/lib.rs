@@ -1,4 +1,4 @@
-//! What the fuzzers drive: all that is decoded from outside. Each function takes one input and panics
+//! Entry points of the fuzzers: all that is decoded from outside. Each function takes one input and panics
 //! where an invariant doesn't hold.
 //!
 //! ```text

@@ -74,7 +74,7 @@ pub fn engine() -> Engine {
     open(arena, memory, &[]).expect("memory can be had").0
 }
 
-/// What is in the slabs after an engine did this.
+/// Contents of the slabs after an engine did this.
 pub fn image(work: impl FnOnce(&mut Engine)) -> Image {
     let files: Arc<Mutex<Vec<File>>> = Arc::default();
     let (range, arena) = Reservation::new(SLABS).expect("addresses can be reserved");

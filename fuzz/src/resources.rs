@@ -60,7 +60,7 @@ pub(crate) fn type_of(code: u8) -> ResourceType {
     ResourceType::ALL[usize::from(code & 7) % ResourceType::ALL.len()]
 }
 
-/// What is accepted doesn't contradict itself.
+/// Settings that are accepted don't contradict themselves.
 fn settings(resource: &Resource) {
     if let Ok(settings) = Settings::decode(resource, Config::default()) {
         assert_eq!(settings.slots.contradiction(), None);
@@ -226,7 +226,7 @@ pub fn recovery(data: &[u8]) {
     engine.settle();
 }
 
-/// What an agent leaves that holds a few resources of each type.
+/// Memory that an agent leaves that holds a few resources of each type.
 fn sound() -> &'static Image {
     static SOUND: OnceLock<Image> = OnceLock::new();
     SOUND.get_or_init(|| {

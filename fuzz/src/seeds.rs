@@ -27,9 +27,9 @@ use crate::{HASHED, NAMES, REMOVE, config, frame, manifests, recovery, request_c
 pub struct Target {
     /// The name of its binary.
     pub name: &'static str,
-    /// What it runs.
+    /// The function that it runs.
     pub run: fn(&[u8]),
-    /// What it starts from.
+    /// The inputs that it starts from.
     pub seeds: fn() -> Vec<Vec<u8>>,
 }
 
@@ -68,7 +68,7 @@ spec:
   loadBalancing: {algorithm: ConsistentHash}
 "#;
 
-/// What the operator makes of the shop.
+/// Resources that the operator makes of the shop.
 pub(crate) fn examples() -> &'static [Resource] {
     static EXAMPLES: OnceLock<Vec<Resource>> = OnceLock::new();
     EXAMPLES.get_or_init(|| {

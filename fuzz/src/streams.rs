@@ -20,7 +20,7 @@ pub fn responses(data: &[u8]) {
     slotmesh_ads::fuzz::responses(responses);
 }
 
-/// What a frame of [`requests`] is.
+/// Meanings of a frame of [`requests`].
 pub mod request_code {
     /// A request, as it stands.
     pub const REQUEST: u8 = 0;

@@ -16,7 +16,7 @@ use crate::workspace::remove_dir;
 /// Another apt or dpkg may be at work; it is waited for, but not for ever.
 const WAIT_FOR_DPKG: &str = "DPkg::Lock::Timeout=300";
 
-/// Whether this machine manages its packages with apt.
+/// True where this machine manages its packages with apt.
 pub fn is_available() -> bool {
     find_program("apt-get").is_some() && find_program("dpkg-query").is_some()
 }

@@ -22,15 +22,15 @@ const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 const DEBIAN_LIBRARY: &str = "/usr/lib/rustlib/src/rust/library/Cargo.lock";
 
 /// The chain to use, whether or not it is complete.
-pub enum Kind {
+pub enum ChainKind {
     /// A rustup nightly with rust-src, and a bpf-linker on PATH.
-    Nightly(Chain),
+    Nightly(ToolChain),
     /// Debian's compiler, and a bpf-linker that set-up builds.
     Debian,
 }
 
 /// A complete chain.
-pub struct Chain {
+pub struct ToolChain {
     /// For messages.
     pub name: &'static str,
     /// The cargo to start; `None` is the one that runs this program.
@@ -42,19 +42,19 @@ pub struct Chain {
 }
 
 /// Decides by what the contributor has.
-pub fn choose() -> Result<Kind> {
+pub fn choose() -> Result<ChainKind> {
     let choice = env::var(CHOICE).unwrap_or_default();
     match (choice.as_str(), nightly()) {
-        ("debian", _) => Ok(Kind::Debian),
-        ("", Ok(chain)) | ("nightly", Ok(chain)) => Ok(Kind::Nightly(chain)),
-        ("", Err(_)) => Ok(Kind::Debian),
+        ("debian", _) => Ok(ChainKind::Debian),
+        ("", Ok(chain)) | ("nightly", Ok(chain)) => Ok(ChainKind::Nightly(chain)),
+        ("", Err(_)) => Ok(ChainKind::Debian),
         ("nightly", Err(missing)) => bail!("{CHOICE}=nightly, but {missing}"),
         _ => bail!("{CHOICE}={choice}: it can be `nightly`, `debian` or unset"),
     }
 }
 
 /// The contributor's nightly, or what it lacks.
-fn nightly() -> Result<Chain, &'static str> {
+fn nightly() -> Result<ToolChain, &'static str> {
     let sysroot = stdout_of(
         Command::new("rustup")
             .args(["run", "nightly", "rustc", "--print", "sysroot"])
@@ -65,7 +65,7 @@ fn nightly() -> Result<Chain, &'static str> {
     nightly_in(&sysroot, find_program("bpf-linker"))
 }
 
-fn nightly_in(sysroot: &Path, linker: Option<PathBuf>) -> Result<Chain, &'static str> {
+fn nightly_in(sysroot: &Path, linker: Option<PathBuf>) -> Result<ToolChain, &'static str> {
     let (cargo, rustc) = (sysroot.join("bin/cargo"), sysroot.join("bin/rustc"));
     if !sysroot.join("lib/rustlib/src/rust/library/Cargo.lock").is_file() {
         return Err(
@@ -76,11 +76,11 @@ fn nightly_in(sysroot: &Path, linker: Option<PathBuf>) -> Result<Chain, &'static
         return Err("the nightly has no cargo");
     }
     let linker = linker.ok_or("there is no bpf-linker on PATH: cargo install bpf-linker")?;
-    Ok(Chain { name: "rustup nightly", cargo: Some(cargo), rustc, linker })
+    Ok(ToolChain { name: "rustup nightly", cargo: Some(cargo), rustc, linker })
 }
 
 /// Debian's chain, or what is missing of it.
-pub fn debian(cache: &Path) -> Result<Chain> {
+pub fn debian(cache: &Path) -> Result<ToolChain> {
     let linker = tool::BPF_LINKER.program(cache);
     if let Some(reason) = debian_compiler_lacks() {
         bail!("{reason}. Run `make setup`");
@@ -88,10 +88,10 @@ pub fn debian(cache: &Path) -> Result<Chain> {
     if !is_executable(&linker) {
         bail!("{} is not there. Run `make setup`", linker.display());
     }
-    Ok(Chain { name: "Debian", cargo: None, rustc: DEBIAN_RUSTC.into(), linker })
+    Ok(ToolChain { name: "Debian", cargo: None, rustc: DEBIAN_RUSTC.into(), linker })
 }
 
-/// What Debian's compiler lacks, if anything. An older one comes from a machine without security
+/// The fault of Debian's compiler, if it has one. An older one comes from a machine without security
 /// updates: Debian ships new compilers there.
 pub fn debian_compiler_lacks() -> Option<String> {
     let Some(version) = stdout_of(Command::new(DEBIAN_RUSTC).arg("-vV").env_remove("LD_LIBRARY_PATH")) else {

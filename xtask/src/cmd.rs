@@ -82,7 +82,7 @@ pub fn run_quietly(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// What a command prints, or nothing when it can't be started or fails.
+/// Output of a command; nothing when it can't be started or fails.
 pub fn stdout_of(command: &mut Command) -> Option<String> {
     let Output { status, stdout, .. } = command.output().ok()?;
     status.success().then(|| String::from_utf8_lossy(&stdout).into_owned())
@@ -101,7 +101,7 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
         .find(|file| is_executable(file))
 }
 
-/// Whether a file can be started.
+/// True of a file that can be started.
 pub fn is_executable(file: &Path) -> bool {
     file.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }

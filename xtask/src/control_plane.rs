@@ -32,11 +32,11 @@ const NAMES: [&str; 7] = [
 ];
 /// A program of its own: it can't be imported.
 const HELM: (&str, &str) = ("helm", "helm.sh/helm/v3/cmd/helm");
-/// What decides the outcome, beside the Go compiler.
+/// Files that decide the outcome, beside the Go compiler.
 const SOURCES: [&str; 4] = ["go.mod", "go.sum", "main.go", "coredns.go"];
 /// A Go from here on fetches the version that `go.mod` asks for.
 const LEAST_GO: (u32, u32) = (1, 24);
-/// What the programs say about their version is set when they are linked; the charts' `kubeVersion`
+/// The programs' version is set when they are linked; the charts' `kubeVersion`
 /// is compared with it.
 const VERSION_OF: &str = "k8s.io/kubernetes ";
 const VERSION_VARIABLE: &str = "k8s.io/component-base/version.gitVersion";
@@ -125,7 +125,7 @@ fn parse_version(version: &str) -> Option<(u32, u32)> {
     Some((major, minor.parse().ok()?))
 }
 
-/// What `go.mod` requires of Kubernetes.
+/// Version of Kubernetes that `go.mod` requires.
 fn kubernetes_version(go_mod: &str) -> Option<&str> {
     go_mod.lines().find_map(|line| line.trim().strip_prefix(VERSION_OF)?.split(' ').next())
 }

@@ -8,11 +8,11 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use crate::chain::{self, Chain, Kind};
+use crate::chain::{self, ChainKind, ToolChain};
 use crate::cmd::{clean_cargo, host_cargo, run as run_command};
 use crate::workspace::{Workspace, cache_dir};
 
-/// What cargo puts between the flags in `CARGO_ENCODED_RUSTFLAGS`.
+/// Separator of the flags in `CARGO_ENCODED_RUSTFLAGS`.
 const SEPARATOR: &str = "\x1f";
 
 /// The programs' byte order is the machine's: maps are shared memory.
@@ -21,8 +21,8 @@ const TARGET: &str = if cfg!(target_endian = "big") { "bpfeb-unknown-none" } els
 /// `cargo xtask ebpf`
 pub fn run(workspace: &Workspace) -> Result<()> {
     let chain = match chain::choose()? {
-        Kind::Nightly(chain) => chain,
-        Kind::Debian => chain::debian(&cache_dir()?)?,
+        ChainKind::Nightly(chain) => chain,
+        ChainKind::Debian => chain::debian(&cache_dir()?)?,
     };
     build(workspace, &chain, &["--workspace"])?;
     take(workspace, "slotmesh", &workspace.bpf_object())?;
@@ -42,7 +42,7 @@ fn take(workspace: &Workspace, binary: &str, object: &Path) -> Result<()> {
     Ok(())
 }
 
-fn build(workspace: &Workspace, chain: &Chain, what: &[&str]) -> Result<()> {
+fn build(workspace: &Workspace, chain: &ToolChain, what: &[&str]) -> Result<()> {
     run_command(
         clean_cargo(&chain.cargo.clone().unwrap_or_else(host_cargo))
             .env_remove("RUSTUP_TOOLCHAIN")

@@ -19,8 +19,8 @@ use crate::workspace::Workspace;
 
 /// The flags of `cargo xtask images`.
 #[derive(Args)]
-pub struct Images {
-    /// What is built: release for clusters; dev builds in a fraction of the time
+pub struct ImageFlags {
+    /// Profile of the build: release for clusters; dev takes a fraction of the time
     #[arg(long, default_value = "release", value_name = "PROFILE")]
     profile: String,
 
@@ -48,8 +48,8 @@ const IMAGES: [Image; 2] = [
 ];
 
 /// `cargo xtask images`
-pub fn run(workspace: &Workspace, images: &Images) -> Result<()> {
-    let Images { profile, repository, target } = images;
+pub fn run(workspace: &Workspace, images: &ImageFlags) -> Result<()> {
+    let ImageFlags { profile, repository, target } = images;
     if find_program("buildah").is_none() {
         apt::install(
             &["buildah"],
@@ -91,7 +91,7 @@ fn build(workspace: &Workspace, profile: &str, target: &str) -> Result<PathBuf> 
     Ok(binary)
 }
 
-/// Whether an ELF file names no program interpreter.
+/// True of an ELF file that names no program interpreter.
 fn is_static(binary: &Path) -> Result<bool> {
     use object::read::elf::{ElfFile64, ProgramHeader as _};
     let bytes = fs::read(binary).with_context(|| format!("can't read {}", binary.display()))?;

@@ -24,13 +24,13 @@ use crate::cmd::{find_program, step};
 use crate::setup;
 use crate::workspace::{Workspace, cache_dir};
 
-mod images;
 mod initramfs;
-mod report;
+mod outcome;
+mod vmlinuz;
 
-use images::Kernel;
 use initramfs::{build_tests, pack};
-use report::{Report, aligned, header};
+use outcome::{BootReport, aligned, header};
+use vmlinuz::Kernel;
 
 /// The kernel series: the least that slotmesh supports, and the newest that bookworm has.
 const SERIES: [&str; 2] = ["6.1", "6.12"];
@@ -68,10 +68,10 @@ const SILENCE: Duration = Duration::from_secs(300);
 /// The tests need more than one: they wait for each other's CPUs.
 const CPUS: &str = "2";
 
-/// What stands before a line that is shown, also where all is well: what a test measured of the kernel.
+/// Beginning of a line that is shown also where all is well: what a test measured of the kernel.
 const MEASURED: &str = "measured: ";
 
-/// What the init script's own lines start with.
+/// Beginning of the init script's own lines.
 const MARK: &str = "slotmesh-kernels: ";
 
 struct Test {
@@ -105,7 +105,7 @@ pub fn run(workspace: &Workspace) -> Result<()> {
         step(format!("testing on {}", kernel.release), || boot(kernel, &initramfs, &log))?;
         let took = start.elapsed();
         let text = fs::read(&log).with_context(|| format!("can't read {}", log.display()))?;
-        let report = Report::parse(&String::from_utf8_lossy(&text));
+        let report = BootReport::parse(&String::from_utf8_lossy(&text));
         if let Some(reason) = report.complaint(&kernel.release) {
             eprintln!("{}", String::from_utf8_lossy(&text).trim_end());
             eprintln!("{}: {reason}. The log above is {}", kernel.release, log.display());
@@ -137,7 +137,7 @@ fn prepare() -> Result<Vec<Kernel>> {
     if !absent.is_empty() {
         apt::install(&absent, false, "Only `make kernels` needs them.")?;
     }
-    SERIES.into_iter().map(|series| images::fetch(&cache, series)).collect()
+    SERIES.into_iter().map(|series| vmlinuz::fetch(&cache, series)).collect()
 }
 
 /// Runs a kernel until it reboots, or has printed nothing for [`SILENCE`]. What it printed stands in the log.

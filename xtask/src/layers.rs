@@ -27,9 +27,9 @@ use crate::workspace::Workspace;
 /// A crate's line in the table.
 struct Room {
     name: &'static str,
-    /// What it may use.
+    /// Crates that it may use.
     uses: &'static [&'static str],
-    /// What its tests may use besides.
+    /// Crates that its tests may use besides.
     tests_use: &'static [&'static str],
 }
 
@@ -37,10 +37,10 @@ const fn room(name: &'static str, uses: &'static [&'static str]) -> Room {
     Room { name, uses, tests_use: &[] }
 }
 
-/// What follows the name of the original in that of a variant.
+/// Suffix of a variant's name, after that of its original.
 const VARIANT: &str = "-next";
 
-/// What the command line wires for the standalone mode: both sides, and the types of their public
+/// Crates that the command line wires for the standalone mode: both sides, and the types of their public
 /// settings and reports. Never what lies below them (kernel, records, resource definitions).
 const COMMAND_LINE: &[&str] = &[
     "slotmesh-ads",
@@ -149,7 +149,7 @@ const NEVER: &[(&str, &[&[&str]])] = &[
 struct Edge<'a> {
     from: &'a str,
     to: &'a str,
-    /// Whether only tests, examples and benches of `from` use it.
+    /// Set where only tests, examples and benches of `from` use it.
     test_only: bool,
 }
 
@@ -201,7 +201,7 @@ fn is_variant(name: &str) -> bool {
     original(name) != name
 }
 
-/// What is wrong with a graph, one sentence each.
+/// Faults of a graph, one sentence each.
 fn check(members: &BTreeSet<&str>, edges: &[Edge<'_>]) -> Vec<String> {
     let exactly = |name: &str| ROOMS.iter().find(|room| room.name == name);
     let find = |name: &str| exactly(name).or_else(|| exactly(original(name)));

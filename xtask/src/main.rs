@@ -23,6 +23,7 @@ mod proofs;
 mod setup;
 mod test;
 mod tool;
+mod words;
 mod workspace;
 
 use workspace::Workspace;
@@ -45,10 +46,12 @@ enum Task {
     ControlPlane,
     /// Check that workspace crates depend on each other in the designed direction only.
     Layers,
+    /// Check names and doc comments: one meaning a word, one word a thing.
+    Words(words::Words),
     /// Check licenses, bans and sources of all dependencies with cargo-deny.
     Deny,
     /// Build the container images to target/images, with buildah.
-    Images(images::Images),
+    Images(images::ImageFlags),
     /// Try the interleavings of the slot engine's threads with loom.
     Loom,
     /// Run the tests that need no kernel with the address sanitizer.
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
         Task::Ebpf => ebpf::run(&workspace),
         Task::ControlPlane => control_plane::run(&workspace),
         Task::Layers => layers::run(&workspace),
+        Task::Words(words) => words::run(&workspace, &words),
         Task::Deny => deny::run(&workspace),
         Task::Images(images) => images::run(&workspace, &images),
         Task::Loom => proofs::loom(&workspace),

@@ -1,4 +1,4 @@
-//! What proves the slot engine and all that decodes: loom's model, the address sanitizer, the fuzzers.
+//! Proofs of the slot engine and of all that decodes: loom's model, the address sanitizer, the fuzzers.
 //!
 //! ```text
 //! loom   target/loom      agent/slots with --cfg loom: its threads in every interleaving
@@ -183,7 +183,7 @@ pub fn as_rustc() -> Option<ExitCode> {
     })
 }
 
-/// Whether rustc is to compile something that isn't for the compiler's own use, as macros and build
+/// True where rustc is to compile something that isn't for the compiler's own use, as macros and build
 /// scripts are.
 fn is_for_the_target(args: &[OsString]) -> bool {
     let after =

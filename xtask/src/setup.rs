@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 
 use crate::apt;
-use crate::chain::{self, Kind};
+use crate::chain::{self, ChainKind};
 use crate::cmd::find_program;
 use crate::tool;
 use crate::workspace::{Workspace, cache_dir};
@@ -30,7 +30,7 @@ const RUN_TIME: [(&str, &str); 6] = [
 /// lets a process see another time.
 const DATA: [&str; 2] = ["golang-github-containers-common", "libfaketime"];
 
-/// What to do where the chain's packages are not to be had.
+/// Remedy where the chain's packages are not to be had.
 const OTHERWISE: &str = "Without them, use a rustup nightly with the rust-src component and a bpf-linker on PATH \
                          (docs/development.md).";
 
@@ -41,8 +41,8 @@ pub fn run(_: &Workspace) -> Result<()> {
     let kind = chain::choose()?;
     install_packages(&kind)?;
     let chain = match kind {
-        Kind::Nightly(chain) => chain,
-        Kind::Debian => {
+        ChainKind::Nightly(chain) => chain,
+        ChainKind::Debian => {
             tool::BPF_LINKER.ensure(&cache)?;
             chain::debian(&cache)?
         }
@@ -68,7 +68,7 @@ pub fn lock(cache: &Path) -> Result<File> {
     Ok(file)
 }
 
-fn install_packages(kind: &Kind) -> Result<()> {
+fn install_packages(kind: &ChainKind) -> Result<()> {
     let absent: Vec<(&str, &str)> =
         RUN_TIME.into_iter().filter(|(program, _)| find_program(program).is_none()).collect();
     if !apt::is_available() {
@@ -77,7 +77,7 @@ fn install_packages(kind: &Kind) -> Result<()> {
     let mut wanted: Vec<&str> = absent.iter().map(|(_, package)| *package).collect();
     wanted.extend(apt::missing(&DATA));
     let mut stale = false;
-    if matches!(kind, Kind::Debian) {
+    if matches!(kind, ChainKind::Debian) {
         let missing = apt::missing(&CHAIN_PACKAGES);
         // Installed, but of another version: what apt knows is as old.
         if !missing.contains(&"rustc-web") && chain::debian_compiler_lacks().is_some() {
@@ -90,7 +90,7 @@ fn install_packages(kind: &Kind) -> Result<()> {
         apt::install(&wanted, stale, OTHERWISE)?;
     }
     match (kind, chain::debian_compiler_lacks()) {
-        (Kind::Debian, Some(reason)) => bail!(
+        (ChainKind::Debian, Some(reason)) => bail!(
             "{reason}. The right compiler is in bookworm's security updates: add them to the package sources, \
              or use a rustup nightly (docs/development.md)"
         ),
@@ -99,8 +99,8 @@ fn install_packages(kind: &Kind) -> Result<()> {
 }
 
 /// Not a Debian: only a contributor's own chain can be used, and nothing can be installed.
-fn without_apt(kind: &Kind, absent: &[(&str, &str)]) -> Result<()> {
-    if matches!(kind, Kind::Debian) {
+fn without_apt(kind: &ChainKind, absent: &[(&str, &str)]) -> Result<()> {
+    if matches!(kind, ChainKind::Debian) {
         bail!(
             "this is no Debian, so the eBPF programs need a rustup nightly of your own:\n    \
              rustup toolchain install nightly --component rust-src\n    cargo install bpf-linker\n\

@@ -16,7 +16,7 @@ use crate::cmd::{clean_cargo, host_cargo, is_executable, run, stdout_of, step};
 pub struct Tool {
     name: &'static str,
     version: &'static str,
-    /// What else decides the binary, for the folder's name.
+    /// Anything else that decides the binary, for the folder's name.
     flavour: &'static str,
     args: &'static [&'static str],
     env: &'static [(&'static str, &'static str)],

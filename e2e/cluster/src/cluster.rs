@@ -45,7 +45,7 @@ use crate::{
     wait,
 };
 
-/// What the cgroups of all clusters begin with; then comes the number of the process.
+/// Prefix of the cgroups of all clusters; then comes the number of the process.
 const PREFIX: &str = "slotmesh-cluster-";
 /// The nodes' names.
 const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
@@ -267,7 +267,7 @@ impl Cluster {
         children.split(' ').next().unwrap_or_default().parse().context("the node has no inner process")
     }
 
-    /// What a node was told.
+    /// Configuration that a node was given.
     ///
     /// # Errors
     /// When there is no such node.
@@ -324,7 +324,7 @@ impl Cluster {
         .await
     }
 
-    /// What a container of a pod wrote, of all its starts.
+    /// Output of a container of a pod, of all its starts.
     ///
     /// # Errors
     /// When it wrote nothing.
@@ -375,7 +375,7 @@ impl Drop for Cluster {
     }
 }
 
-/// Whether a pod says that it is ready, and isn't leaving.
+/// True of a pod that says that it is ready, and isn't leaving.
 pub fn is_ready(pod: &Pod) -> bool {
     let mut conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
     pod.metadata.deletion_timestamp.is_none()

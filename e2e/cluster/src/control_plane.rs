@@ -43,7 +43,7 @@ use crate::{
     wait,
 };
 
-/// What the folders of all control planes begin with; then comes the number of the process.
+/// Prefix of the folders of all control planes; then comes the number of the process.
 const PREFIX: &str = "slotmesh-cluster-";
 /// The cluster's Service addresses, and the first of them, which is the API server's.
 const SERVICES: (&str, Ipv4Addr) = ("10.96.0.0/16", Ipv4Addr::new(10, 96, 0, 1));
@@ -79,7 +79,7 @@ pub struct Spec {
     pub address: Option<Ipv4Addr>,
     /// Which controllers run.
     pub controllers: Vec<&'static str>,
-    /// Whether pods are given nodes.
+    /// Set where pods are to be given nodes.
     pub scheduler: bool,
 }
 

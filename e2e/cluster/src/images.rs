@@ -25,9 +25,9 @@ use serde_json::Value;
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Start {
-    /// What `command` replaces.
+    /// The part that `command` replaces.
     pub entrypoint: Vec<String>,
-    /// What `args` replaces.
+    /// The part that `args` replaces.
     pub cmd: Vec<String>,
     /// Environment variables, `NAME=value`.
     pub env: Vec<String>,

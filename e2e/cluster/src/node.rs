@@ -1,4 +1,4 @@
-//! What a node is told when it is started: shared by the harness and the program `slotmesh-node`.
+//! Configuration that a node is started with: shared by the harness and the program `slotmesh-node`.
 
 use std::{
     fs,

@@ -119,7 +119,7 @@ impl Process {
         self.child.id()
     }
 
-    /// What it wrote.
+    /// File with its output.
     pub fn log(&self) -> &Path {
         &self.log
     }

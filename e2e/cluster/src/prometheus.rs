@@ -16,7 +16,7 @@ use crate::{
     wait,
 };
 
-/// What the labels of a target begin with that are there for rules only.
+/// Prefix of a target's labels that are there for rules only.
 const META: &str = "__meta_kubernetes_";
 
 /// A running Prometheus. It ends when this is dropped.
@@ -72,7 +72,7 @@ impl Prometheus {
         Ok(this)
     }
 
-    /// What a query yields now.
+    /// Samples that a query yields now.
     ///
     /// # Errors
     /// When Prometheus refuses it.

@@ -15,7 +15,7 @@ use tokio::runtime::Runtime;
 
 use crate::{Cluster, fabric};
 
-/// What a scenario returns: `Box::pin(async move { … })`.
+/// The future that a scenario returns: `Box::pin(async move { … })`.
 pub type Story<'a> = Pin<Box<dyn Future<Output = Result<()>> + 'a>>;
 /// A scenario.
 pub type Scenario = fn(&mut Cluster) -> Story<'_>;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use tokio::time::{Instant, sleep};
 
-/// What everything that should happen soon is given on a busy machine.
+/// Time that everything is given which should happen soon, on a busy machine.
 pub const SOON: Duration = Duration::from_secs(60);
 
 /// Asks `probe` every few milliseconds until it gives a value.

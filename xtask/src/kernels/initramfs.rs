@@ -1,4 +1,4 @@
-//! What a kernel is started with: the test binaries, their libraries, busybox and an init script.
+//! The file system that a kernel is started with: the test binaries, their libraries, busybox and an init script.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -303,7 +303,7 @@ impl Ground {
         Ok(this)
     }
 
-    /// What the container left in its termination log.
+    /// Text that the container left in its termination log.
     fn message(&self) -> Option<String> {
         fs::read_to_string(&self.message).ok().filter(|text| !text.is_empty())
     }

@@ -10,7 +10,7 @@ use kube::{Api, ResourceExt as _};
 
 use crate::{kubelet::Kubelet, quantity};
 
-/// What a pod's fields are that aren't in its object yet.
+/// Fields of a pod that aren't in its object yet.
 #[derive(Clone, Debug)]
 pub struct Addresses {
     /// The pod's.

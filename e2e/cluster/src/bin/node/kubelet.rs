@@ -34,7 +34,7 @@ use tokio_stream::StreamExt as _;
 
 use crate::pod;
 
-/// What all pods of the node share.
+/// State that all pods of the node share.
 pub struct Kubelet {
     pub config: Config,
     pub client: Client,

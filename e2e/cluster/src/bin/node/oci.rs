@@ -1,4 +1,4 @@
-//! What a container is to the runtime: its configuration in the words of the OCI runtime specification.
+//! A container as the runtime sees it: its configuration in the words of the OCI runtime specification.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,7 +13,7 @@ use slotmesh_cluster::images::Start;
 
 use crate::{environment::expand, pod::Sandbox, seccomp};
 
-/// What a container has that asks for nothing, without the prefix `CAP_`: the list of container engines.
+/// Capabilities of a container that asks for nothing, without the prefix `CAP_`: the list of container engines.
 const CAPABILITIES: [&str; 14] = [
     "AUDIT_WRITE",
     "CHOWN",
@@ -87,7 +87,7 @@ const MASKED: [&str; 9] = [
 ];
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-/// What a container's configuration is made of.
+/// Parts that a container's configuration is made of.
 pub struct Input<'a> {
     pub pod: &'a Pod,
     pub container: &'a Container,
@@ -224,7 +224,7 @@ fn capabilities(context: &SecurityContext) -> Result<BTreeSet<String>> {
     Ok(set)
 }
 
-/// What this machine lets anybody have.
+/// Capabilities that this machine lets anybody have.
 fn held() -> Result<u64> {
     let status = fs::read_to_string("/proc/self/status")?;
     let mask = status.lines().find_map(|line| line.strip_prefix("CapBnd:")).context("no CapBnd")?;

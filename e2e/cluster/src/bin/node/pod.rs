@@ -40,7 +40,7 @@ use crate::{
 /// How often what comes from the API is brought up to date.
 const REFRESH: Duration = Duration::from_secs(10);
 
-/// What the containers of a pod share.
+/// State that the containers of a pod share.
 pub struct Sandbox {
     pub addresses: Addresses,
     pub hostname: String,

@@ -100,7 +100,7 @@ pub fn seconds(field: Option<i32>, default: u64) -> Duration {
     Duration::from_secs(field.and_then(|n| u64::try_from(n).ok()).filter(|n| *n > 0).unwrap_or(default))
 }
 
-/// What a probe found, after as many answers of a kind as it wants.
+/// Finding of a probe, after as many answers of a kind as it wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     Success,

@@ -19,7 +19,7 @@ const SUFFIXES: [(&str, f64); 13] = [
     ("", 1.0),
 ];
 
-/// What an amount is in its unit (bytes, cores).
+/// An amount in its unit (bytes, cores).
 pub fn value(text: &str) -> Result<f64> {
     let (digits, factor) = SUFFIXES
         .iter()

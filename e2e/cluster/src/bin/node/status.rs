@@ -1,4 +1,4 @@
-//! What a pod's containers are doing, and the pod's status made of it.
+//! States of a pod's containers, and the pod's status made of them.
 
 use std::{
     collections::BTreeMap,
@@ -84,12 +84,12 @@ impl Board {
         self.with(name, |entry| entry.started = Some(true));
     }
 
-    /// What its readiness probe says.
+    /// Takes the word of its readiness probe.
     pub fn set_ready(&self, name: &str, ready: bool) {
         self.with(name, |entry| entry.ready = ready);
     }
 
-    /// Whether it runs and its startup probe succeeded.
+    /// True once it runs and its startup probe succeeded.
     pub fn is_started(&self, name: &str) -> bool {
         let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
         all.get(name).is_some_and(|entry| entry.started == Some(true))
@@ -134,7 +134,7 @@ fn waiting(reason: &str, message: &str) -> ContainerState {
     ContainerState { waiting: Some(waiting), ..ContainerState::default() }
 }
 
-/// How far a pod is.
+/// Stage of a pod's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
     /// Volumes and network are being made.

@@ -1,22 +1,22 @@
-//! What a kernel's log says, and the table of all.
+//! The outcome by a kernel's log, and the table of all.
 
 use std::time::Duration;
 
 use super::{CPUS, MARK, MEASURED, SILENCE, TESTS};
 
-/// What a log says.
+/// Outcome by a log.
 #[derive(Default)]
-pub struct Report {
+pub struct BootReport {
     release: String,
     cpus: String,
     /// In the order of [`TESTS`].
     outcomes: [Outcome; TESTS.len()],
     complete: bool,
-    /// What the tests measured of the kernel.
+    /// Figures that the tests measured of the kernel.
     measured: Vec<String>,
 }
 
-/// What a log says of one binary.
+/// Outcome of one binary by a log.
 #[derive(Clone, Copy, Default)]
 struct Outcome {
     /// Passed and failed tests, when it came to that.
@@ -24,7 +24,7 @@ struct Outcome {
     exit: Option<u32>,
 }
 
-impl Report {
+impl BootReport {
     /// Reads a log.
     pub fn parse(log: &str) -> Self {
         let mut report = Self::default();
@@ -55,7 +55,7 @@ impl Report {
         report
     }
 
-    /// What the tests measured.
+    /// Figures that the tests measured.
     pub fn measured(&self) -> impl Iterator<Item = &str> {
         self.measured.iter().map(String::as_str)
     }
@@ -145,7 +145,7 @@ mod tests {
 
     const RELEASE: &str = "6.1.0-56-cloud-amd64";
 
-    /// What a kernel on which all passes prints.
+    /// Log of a kernel on which all passes.
     fn log() -> String {
         let mut log = format!("{MARK}release={RELEASE}\r\n{MARK}cpus=2\r\n");
         for test in &TESTS {
@@ -156,19 +156,19 @@ mod tests {
     }
 
     fn complaint(log: &str) -> Option<String> {
-        Report::parse(log).complaint(RELEASE)
+        BootReport::parse(log).complaint(RELEASE)
     }
 
     #[test]
     fn a_log_that_says_all_is_a_success() {
         assert_eq!(complaint(&log()), None);
-        let row = Report::parse(&log()).row(RELEASE, Duration::from_millis(14_300));
+        let row = BootReport::parse(&log()).row(RELEASE, Duration::from_millis(14_300));
         assert_eq!(row, [&[RELEASE][..], &["12 passed"; TESTS.len()], &["14.3 s"]].concat());
     }
 
     #[test]
     fn what_was_measured_is_shown() {
-        let report = Report::parse("test outer::batch ... measured: 64 records one by one\r\nok\r\n");
+        let report = BootReport::parse("test outer::batch ... measured: 64 records one by one\r\nok\r\n");
         assert_eq!(report.measured().collect::<Vec<_>>(), ["64 records one by one"]);
     }
 

@@ -8,7 +8,7 @@ use crate::apt::{self, Candidate};
 
 /// A kernel of Debian's.
 pub struct Kernel {
-    /// What its `uname -r` prints.
+    /// The output of its `uname -r`.
     pub release: String,
     /// The file to boot.
     pub image: PathBuf,
