@@ -258,8 +258,9 @@ impl State {
         let Some(cgroup) = made.or_else(|| self.tree.find(&pod.uid)) else {
             // One that is on its way out has had its cgroup.
             if pod.attached.is_none() {
+                let known = pod.is_overdue();
                 pod.is_troubled(NO_CGROUP, now);
-                if pod.is_overdue() {
+                if pod.is_overdue() && !known {
                     tracing::warn!(pod = %name, "{NO_CGROUP}: its connections go unrouted");
                 }
             } else {

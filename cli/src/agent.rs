@@ -190,9 +190,9 @@ impl Running {
         };
         let outcome = self.serve(connector, &agent, &enrolment, socket, stop).await;
         // With nothing enrolled nothing is routed: nobody misses what is pinned, and an uninstalled agent
-        // leaves nothing behind. Before the first sync nobody knows what is enrolled.
-        let synced = *agent.synced().borrow();
-        let drained = outcome.is_ok() && synced && enrolment.enrolled().named == 0;
+        // leaves nothing behind. Before the first sync nobody knows what an earlier agent had enrolled.
+        let known = *agent.synced().borrow() || !agent.took_over();
+        let drained = known && !agent.ended().is_cancelled() && enrolment.enrolled().named == 0;
         tokio::task::block_in_place(|| enrolment.end());
         drop(enrolment);
         tokio::task::block_in_place(|| {

@@ -80,8 +80,10 @@ pub struct UpSpec {
     pub workloads: Vec<(String, PathBuf)>,
     /// Where it pins.
     pub pin_root: PathBuf,
-    /// The port of its admin interface on 127.0.0.1.
+    /// The port of its admin interface.
     pub admin: u16,
+    /// The address on which its admin interface listens; 127.0.0.1 is one of it.
+    pub admin_on: &'static str,
     /// Whether the data path stays when it ends.
     pub keep: bool,
     /// Further arguments.
@@ -99,6 +101,7 @@ impl UpSpec {
             workloads: vec![("default/client".to_owned(), cgroup.path().to_owned())],
             pin_root: pin_root.to_owned(),
             admin: names::admin_port(),
+            admin_on: "127.0.0.1",
             keep: false,
             args: Vec::new(),
             capabilities: Vec::new(),
@@ -120,7 +123,8 @@ impl UpSpec {
             workload.push(cgroup);
             command.arg("--workload").arg(workload);
         }
-        command.arg("--pin-root").arg(&self.pin_root).arg("--admin").arg(self.admin());
+        command.arg("--pin-root").arg(&self.pin_root);
+        command.arg("--admin").arg(format!("{}:{}", self.admin_on, self.admin));
         if self.keep {
             command.arg("--keep");
         }

@@ -53,10 +53,11 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// The minor version of Kubernetes 1 from which lists are streamed by default.
 const STREAMING_LISTS: u32 = 32;
 
-/// The watchers of all kinds. Dropping it ends them.
+/// The watchers of all kinds. Dropping it ends them; and one that fails ends all, so that whoever waits for updates
+/// hears of it: no more come.
 #[derive(Debug)]
 pub struct Cluster {
-    _tasks: JoinSet<()>,
+    _watching: JoinSet<()>,
 }
 
 impl Cluster {
@@ -66,7 +67,21 @@ impl Cluster {
         let presence = Presence::watch(client.clone(), &mut tasks);
         let context = Arc::new(Context { client, updates, presence, answers: Answers::default() });
         kinds::follow_all(&context, &mut tasks);
-        Self { _tasks: tasks }
+        // The watchers have the only senders left.
+        drop(context);
+        let mut watching = JoinSet::new();
+        watching.spawn(until_one_fails(tasks));
+        Self { _watching: watching }
+    }
+}
+
+/// Ends, and the others with it, when one of these has failed.
+async fn until_one_fails(mut tasks: JoinSet<()>) {
+    while let Some(ended) = tasks.join_next().await {
+        if let Err(error) = ended {
+            error!(%error, "a watcher has failed; nothing is watched any more");
+            return;
+        }
     }
 }
 
@@ -313,6 +328,18 @@ fn update(kind: Kind, events: impl IntoIterator<Item = Event>) -> Update {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_watcher_that_fails_takes_the_others_along() {
+        let (updates, mut waiting) = mpsc::channel::<Update>(1);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            updates.closed().await;
+        });
+        tasks.spawn(async { panic!("as a bug would") });
+        until_one_fails(tasks).await;
+        assert!(waiting.recv().await.is_none(), "whoever waits hears of it");
+    }
 
     #[test]
     fn minor_versions_of_clouds_are_understood() {
