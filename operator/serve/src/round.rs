@@ -115,7 +115,7 @@ impl Round {
     pub(crate) fn step(&mut self, trackers: &mut PerType<Tracker>, settled: bool, limit: usize) -> Step {
         loop {
             let response = match self.stage {
-                Stage::Make(ty) => self.make(ty, &trackers[ty], limit),
+                Stage::Make(ty) => self.make(ty, &mut trackers[ty], limit),
                 Stage::Break(ty) => self.unmake(ty, &trackers[ty], limit),
             };
             if let Some((response, in_flight)) = response {
@@ -144,7 +144,7 @@ impl Round {
     fn make(
         &mut self,
         ty: ResourceType,
-        tracker: &Tracker,
+        tracker: &mut Tracker,
         limit: usize,
     ) -> Option<(DeltaDiscoveryResponse, InFlight)> {
         let needs = &mut self.needs[ty];
@@ -171,6 +171,10 @@ impl Round {
             return None;
         }
         needs.answer = false;
+        // Only now: what waits for its turn costs a number.
+        for (name, sent) in items.iter().filter(|(_, sent)| matches!(sent, Sent::Upsert(_))) {
+            tracker.sends(name, *sent);
+        }
         let more = !needs.upserts.is_empty() || !needs.absent.is_empty();
         Some((self.response(ty, resources, removed_resources, more), InFlight { ty, items }))
     }

@@ -228,6 +228,7 @@ impl Stream {
             Step::Wait => None,
             Step::Done => {
                 self.answered = self.round.take().and_then(|round| round.seen());
+                self.trackers.iter_mut().for_each(|(_, tracker)| tracker.shrink());
                 None
             }
         }

@@ -205,7 +205,6 @@ impl Tracker {
         if !needs.upserts.is_empty() {
             needs.places = table.places().clone();
         }
-        self.peers.shrink();
         needs
     }
 
@@ -224,14 +223,8 @@ impl Tracker {
             self.peers.write_out(place, resource);
         }
         if let Some((place, resource)) = found.filter(|_| is_seen) {
-            let version = resource.version;
-            let wanted = self.peers.update_or_new(&name, |peer| {
-                let wanted = peer.lacks(version) || why == Pending::Asked;
-                if wanted {
-                    peer.sent = Some(Sent::Upsert(version));
-                }
-                wanted
-            });
+            let lacks = self.peers.update(&name, |peer| peer.lacks(resource.version)).unwrap_or(true);
+            let wanted = lacks || why == Pending::Asked;
             if wanted {
                 needs.upserts.push(place);
             } else {
@@ -253,6 +246,17 @@ impl Tracker {
                 }
             }
         }
+    }
+
+    /// The agent is sent this.
+    pub(crate) fn sends(&mut self, name: &ResourceName, sent: Sent) {
+        self.peers.update_or_new(name, |peer| peer.sent = Some(sent));
+    }
+
+    /// Gives memory back that the round needed.
+    pub(crate) fn shrink(&mut self) {
+        self.peers.shrink();
+        self.pending.shrink_to(0);
     }
 
     /// Puts a removal that was not sent back to the names to be compared.

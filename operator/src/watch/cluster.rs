@@ -151,7 +151,7 @@ struct Following {
 async fn follow(context: Arc<Context>, place: Place) {
     let mut reading = Reading::new(place.kind, place.decode);
     let heard = context.answers.listen();
-    let refusals = Refusals::default();
+    let refusals = Refusals::new(Instant::now());
     let mut this = Following { context, place, heard, refusals, listed: false, retry: Retry::default() };
     while this.once(&mut reading).await.is_ok() {}
 }

@@ -23,13 +23,11 @@ impl Cut {
         let own: Vec<String> = open_to(port)?.iter().map(u16::to_string).collect();
         ensure!(!own.is_empty(), "nobody is connected to {port}");
         let (table, own) = (format!("slotmesh_half_open_{}", std::process::id()), own.join(", "));
-        let cut = Self(table);
         nft(&format!(
-            "table inet {} {{ chain output {{ type filter hook output priority 0; \
-             tcp dport {port} tcp sport {{ {own} }} drop; tcp sport {port} tcp dport {{ {own} }} drop; }} }}",
-            cut.0
+            "table inet {table} {{ chain output {{ type filter hook output priority 0; \
+             tcp dport {port} tcp sport {{ {own} }} drop; tcp sport {port} tcp dport {{ {own} }} drop; }}; }}"
         ))?;
-        Ok(cut)
+        Ok(Self(table))
     }
 }
 

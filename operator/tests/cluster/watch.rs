@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use slotmesh_cluster::{ControlPlane, wait};
-use slotmesh_compile::Severity;
+use slotmesh_compile::{Kind, Severity};
 use slotmesh_xds::ResourceType::{Cluster, Endpoints, Listener, Route, Workload};
 
 use crate::support::{Watched, apply, delete, get, namespace, pod, service};
@@ -162,5 +162,48 @@ async fn what_happens_in_the_cluster_is_published() -> Result<()> {
     watched.has(Cluster, "api.shop", false).await?;
     wait::until_true("one workload", async || Ok(watched.names(Workload).len() == 1)).await?;
     watched.has(Cluster, services, true).await?;
+    Ok(())
+}
+
+/// A definition whose objects are stored in one version and can't be had in the other.
+fn without_conversion() -> Value {
+    let mut definition = virtual_services();
+    let mut better = definition["spec"]["versions"][0].clone();
+    (better["name"], better["storage"]) = ("v1".into(), false.into());
+    definition["spec"]["versions"].as_array_mut().unwrap().push(better);
+    definition["spec"]["conversion"] = json!({
+        "strategy": "Webhook",
+        "webhook": {
+            "conversionReviewVersions": ["v1"],
+            // Nobody listens there.
+            "clientConfig": {"url": "https://127.0.0.1:1/convert"},
+        },
+    });
+    definition
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kind_that_can_not_be_listed_does_not_keep_services_from_being_served() -> Result<()> {
+    let cluster = ControlPlane::start().await?;
+    let client = cluster.client().await?;
+    for object in [namespace("shop", json!({})), service("web"), service("api"), without_conversion()] {
+        apply(&client, object).await?;
+    }
+    wait::until_true("the definition to be served", async || {
+        Ok(apply(&client, virtual_service(json!(["web"]))).await.is_ok())
+    })
+    .await?;
+    // It waits for the kind, and then no longer.
+    let watched = Watched::start(&cluster).await?;
+    let left_out = watched.status().left_out;
+    ensure!(left_out == [Kind::VirtualService], "{left_out:?}");
+    watched.has(Cluster, "web.shop", true).await?;
+
+    // When it can be listed, it is.
+    let mut mended = without_conversion();
+    mended["spec"]["conversion"] = json!({"strategy": "None"});
+    apply(&client, mended).await?;
+    watched.says(Route, "web.shop", "api.shop").await?;
+    ensure!(watched.status().left_out.is_empty());
     Ok(())
 }

@@ -63,13 +63,18 @@ impl Heard {
 }
 
 /// Whether a kind that was never listed is left out.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Refusals {
     since: Option<Instant>,
     left_out: bool,
 }
 
 impl Refusals {
+    /// The first request is about to be made: what isn't answered in time counts from here.
+    pub(super) const fn new(now: Instant) -> Self {
+        Self { since: Some(now), left_out: false }
+    }
+
     /// The API server refused to list the kind; says whether it is left out from now on.
     pub(super) fn refused(&mut self, now: Instant) -> bool {
         let since = *self.since.get_or_insert(now);
@@ -86,7 +91,7 @@ impl Refusals {
 
     /// The kind is listed; says whether it was left out.
     pub(super) fn listed(&mut self) -> bool {
-        std::mem::take(self).left_out
+        std::mem::take(&mut self.left_out)
     }
 }
 
@@ -118,7 +123,8 @@ mod tests {
 
     #[test]
     fn a_kind_is_left_out_once_and_only_while_the_api_server_answers() {
-        let (mut refusals, start) = (Refusals::default(), Instant::now());
+        let start = Instant::now();
+        let mut refusals = Refusals::new(start);
         let later = start + PATIENCE;
         assert!(!refusals.refused(start));
         refusals.unanswered();
