@@ -1,4 +1,4 @@
-//! Gateway API: HTTPRoute, TCPRoute and ReferenceGrant, as far as they are about Services.
+//! Gateway API: GRPCRoute, HTTPRoute, TLSRoute, TCPRoute and ReferenceGrant, as far as they are about Services.
 //!
 //! As with Istio's objects, only the supported fields are typed and the others land in `rest`. The CRDs
 //! are Gateway API's own.
@@ -31,6 +31,59 @@ pub struct HttpRouteSpec {
     /// The routes.
     #[serde(default, deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<HttpRule>,
+    /// Everything else.
+    #[serde(flatten)]
+    pub rest: Rest,
+}
+
+/// The spec of a [`GrpcRoute`].
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "gateway.networking.k8s.io",
+    version = "v1",
+    kind = "GRPCRoute",
+    root = "GrpcRoute",
+    namespaced,
+    schema = "disabled",
+    doc = "Where gRPC connections to its parents go.",
+    derive = "PartialEq"
+)]
+#[serde(rename_all = "camelCase")]
+pub struct GrpcRouteSpec {
+    /// What it is attached to.
+    #[serde(default, deserialize_with = "or_default")]
+    pub parent_refs: Vec<ParentRef>,
+    /// The routes. A match by method or headers can't be decided when a connection is made.
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<HttpRule>,
+    /// Everything else.
+    #[serde(flatten)]
+    pub rest: Rest,
+}
+
+/// The spec of a [`TlsRoute`].
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "gateway.networking.k8s.io",
+    version = "v1alpha2",
+    kind = "TLSRoute",
+    root = "TlsRoute",
+    namespaced,
+    schema = "disabled",
+    doc = "Where TLS connections to its parents go.",
+    derive = "PartialEq"
+)]
+#[serde(rename_all = "camelCase")]
+pub struct TlsRouteSpec {
+    /// What it is attached to.
+    #[serde(default, deserialize_with = "or_default")]
+    pub parent_refs: Vec<ParentRef>,
+    /// The hosts whose connections it is for; all where there is none.
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
+    pub hostnames: Vec<String>,
+    /// The routes.
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<TcpRule>,
     /// Everything else.
     #[serde(flatten)]
     pub rest: Rest,
@@ -88,7 +141,7 @@ pub struct ParentRef {
     pub rest: Rest,
 }
 
-/// A rule of an HTTPRoute.
+/// A rule of an HTTPRoute or GRPCRoute.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HttpRule {
@@ -136,7 +189,7 @@ impl PathMatch {
     }
 }
 
-/// A rule of a TCPRoute.
+/// A rule of a TCPRoute or TLSRoute.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TcpRule {

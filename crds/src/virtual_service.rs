@@ -71,6 +71,10 @@ pub struct HttpMatch {
     /// The port of the host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u32>,
+    /// The gateways for whose connections the match is, `mesh` among them for those of the mesh; unset means those
+    /// of the VirtualService.
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
+    pub gateways: Vec<String>,
     /// Everything else; it cannot be decided when a connection is made.
     #[serde(flatten)]
     pub rest: Rest,
@@ -103,6 +107,10 @@ pub struct TcpMatch {
     /// The port of the host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u32>,
+    /// The gateways for whose connections the match is, `mesh` among them for those of the mesh; unset means those
+    /// of the VirtualService.
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
+    pub gateways: Vec<String>,
     /// Everything else.
     #[serde(flatten)]
     pub rest: Rest,

@@ -268,13 +268,13 @@ pub fn traffic_policy(name: &str, service: &str, spec: &Value) -> Value {
 }
 
 builder!(
-    /// Builds an HTTPRoute or TCPRoute.
+    /// Builds a route of Gateway API.
     GatewayRouteBuilder
 );
 
 /// A route of this kind for a Service, to port 80 of `service` or `namespace/service` by weight.
 pub fn gateway_route(kind: &str, name: &str, parent: &str, weights: &[(&str, i64)]) -> GatewayRouteBuilder {
-    let version = if kind == "TCPRoute" { "v1alpha2" } else { "v1" };
+    let version = if matches!(kind, "TCPRoute" | "TLSRoute") { "v1alpha2" } else { "v1" };
     let backend = |(to, weight): &(&str, i64)| match to.split_once('/') {
         Some((namespace, name)) => {
             json!({"namespace": namespace, "name": name, "port": 80, "weight": weight})

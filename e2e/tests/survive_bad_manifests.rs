@@ -112,32 +112,66 @@ fn broken_yaml_in_the_file_that_is_in_force() {
     });
 }
 
+/// Each mistake costs its own share of the connections and no other, for as long as it stands there.
 #[test]
-fn routes_to_what_is_not_there_and_weights_that_sum_to_0() {
-    undisturbed(|mesh| {
+fn routes_to_what_is_not_there_refuse_their_share_and_heal() {
+    isolated(|| {
+        let mut mesh = Mesh::with(&good())?;
+        reviews::open(&mut mesh.backends)?;
         let agent = mesh.agent()?;
-        let edit = |weights: &[(&str, i64)], host: &str, words: &[&str]| {
+        let edit = |weights: &[(&str, i64)], host: &str, words: &[&str], share: [u32; 3]| {
+            const CONNECTS: u64 = 10_000;
             let mut objects = reviews::objects();
             objects.push(virtual_service("reviews").http(host, weights).build());
-            mesh.manifests.write("mesh.yaml", &objects)?;
+            agent.published("route", || mesh.manifests.write("mesh.yaml", &objects))?;
             agent.expect_report(words)?;
-            hold(mesh)?;
-            mesh.manifests.write("mesh.yaml", &good())?;
-            agent.expect_no_report(words)
+            let log = mesh.connect(at(reviews::V4, reviews::PORT), CONNECTS)?;
+            let [v1, v2, v3] = reviews::by_version(&log, [1, 2, 3]);
+            let refused = CONNECTS - v1 - v2 - v3;
+            // A share of 0 takes no part in the fit: it is exactly 0.
+            let (counts, shares): (Vec<_>, Vec<_>) = [v1, v2, refused]
+                .into_iter()
+                .zip(share)
+                .filter(|(count, share)| *count > 0 || *share > 0)
+                .unzip();
+            ensure!(
+                v3 == 0 && shares.iter().all(|share| *share > 0),
+                "{v1}, {v2}, {v3} and {refused} refused"
+            );
+            if shares.len() > 1 {
+                stats::expect_fit(&counts, &shares)?;
+            }
+            agent.published("route", || mesh.manifests.write("mesh.yaml", &good()))?;
+            agent.expect_no_report(words)?;
+            hold(&mesh)
         };
         let name = "VirtualService default/reviews";
         edit(
             &ROUTED,
             "nowhere",
             &[name, "spec.http[0].route[0].destination.host", "there is no Service default/nowhere"],
+            [0, 0, 1],
         )?;
         edit(
             &[("v1", 80), ("v9", 20)],
             "reviews",
             &[name, "spec.http[0].route[1].destination.subset", "v9"],
+            [80, 0, 20],
         )?;
-        edit(&[("v1", 0), ("v2", 0)], "reviews", &[name, "spec.http[0].route", "sum to 0"])?;
-        edit(&[("v1", -1), ("v2", 1)], "reviews", &[name, "spec.http[0].route[0].weight", "below 0"])
+        edit(
+            &[("v1", 0), ("v2", 0)],
+            "reviews",
+            &[name, "spec.http[0].route", "connections are refused"],
+            [0, 0, 1],
+        )?;
+        edit(
+            &[("v1", -1), ("v2", 1)],
+            "reviews",
+            &[name, "spec.http[0].route[0].weight", "below 0"],
+            [0, 1, 0],
+        )?;
+        ensure!(agent.metrics()?.nacked() == 0, "the agent refused something: {}", agent.said());
+        mesh.stop()
     });
 }
 

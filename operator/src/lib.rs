@@ -32,4 +32,5 @@ pub use error::Error;
 pub use metrics::Metrics;
 pub use pipeline::{Operator, Publish, Status};
 pub use pulse::Pulse;
+pub use slotmesh_compile::{Cidr, CompileOptions};
 pub use status::Due;

@@ -64,6 +64,7 @@ pub struct Metrics {
     given_up: Counter,
     reports: Family<SeverityLabel, Gauge>,
     compiled: Counter,
+    left: Gauge,
     counters: Counters,
     leader: Gauge,
     writes: Family<TargetLabel, Counter>,
@@ -94,6 +95,7 @@ impl Metrics {
             given_up: Counter::default(),
             reports: Family::default(),
             compiled: Counter::default(),
+            left: Gauge::default(),
             counters,
             leader: Gauge::default(),
             writes: Family::default(),
@@ -146,6 +148,11 @@ impl Metrics {
             metrics.reports.clone(),
         );
         registry.register("compiled_units", "Units compiled since the start", metrics.compiled.clone());
+        registry.register(
+            "services_left_to_kube_proxy",
+            "Services that ask for what isn't done yet, whose connections are left to kube-proxy",
+            metrics.left.clone(),
+        );
         let Delays { published, answered } = metrics.store.delays();
         registry.register_with_unit(
             "publish",
@@ -204,6 +211,7 @@ impl Metrics {
             self.reports.get_or_create(&SeverityLabel { severity: severity.as_str() }).set(gauge(count));
         }
         follow(&self.compiled, status.compiled.units);
+        self.left.set(i64::try_from(status.left_to_kube_proxy).unwrap_or(i64::MAX));
         for reason in Reason::ALL {
             let counter = self.refused.get_or_create(&ReasonLabel { reason: reason.as_str() });
             follow(&counter, self.refusals.count(reason));

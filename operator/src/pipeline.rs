@@ -12,7 +12,9 @@ use std::{
 };
 
 use kube::Client;
-use slotmesh_compile::{Compiler, Kind, Object, ObjectKey, ObjectRef, Reason, Report, Severity, Stats};
+use slotmesh_compile::{
+    CompileOptions, Compiler, Kind, Object, ObjectKey, ObjectRef, Reason, Report, Severity, Stats,
+};
 use slotmesh_serve::Reached;
 use slotmesh_xds::Change;
 use tokio::sync::{
@@ -71,6 +73,8 @@ pub struct Status {
     pub objects: BTreeMap<Kind, usize>,
     /// How much was compiled since the start.
     pub compiled: Stats,
+    /// How many Services ask for what isn't done yet, so that connections to them are left to kube-proxy.
+    pub left_to_kube_proxy: usize,
 }
 
 /// A running pipeline. Dropping it stops it; what was published stays with the publisher.
@@ -122,7 +126,8 @@ impl Operator {
         publish: impl Publish,
     ) -> Result<Self, Error> {
         let source = |updates| follow(node, dir, updates);
-        Self::start(Some(SliceController::default()), None, None, publish, source)
+        let slices = Some(SliceController::default());
+        Self::start(CompileOptions::default(), slices, None, None, publish, source)
     }
 
     /// Starts an operator on a cluster, on tasks of the current tokio runtime.
@@ -142,12 +147,26 @@ impl Operator {
         publish: impl Publish,
         notices: impl Into<Option<Notices>>,
     ) -> Result<Self, Error> {
+        Self::from_cluster_with(CompileOptions::default(), client, publish, notices)
+    }
+
+    /// As [`from_cluster_telling`](Self::from_cluster_telling), compiled with these options.
+    ///
+    /// # Errors
+    /// As [`from_cluster`](Self::from_cluster).
+    pub fn from_cluster_with(
+        options: CompileOptions,
+        client: Client,
+        publish: impl Publish,
+        notices: impl Into<Option<Notices>>,
+    ) -> Result<Self, Error> {
         let source = |updates| Ok(Source::Cluster(Cluster::follow(client, updates)));
         let tell = notices.into().map(Tell::new);
-        Self::start(None, Some(Enrolment::default()), tell, publish, source)
+        Self::start(options, None, Some(Enrolment::default()), tell, publish, source)
     }
 
     fn start(
+        options: CompileOptions,
         slices: Option<SliceController>,
         enrolment: Option<Enrolment>,
         tell: Option<Tell>,
@@ -157,7 +176,7 @@ impl Operator {
         let (updates, waiting) = mpsc::channel(WAITING);
         let (sender, status) = watch::channel(Status::default());
         let intake = Intake::default();
-        let compiler = Compiler::default();
+        let compiler = Compiler::new(options);
         let reached = Reached::default();
         let defined = HashMap::new();
         let pipeline =
@@ -356,6 +375,7 @@ impl<P: Publish> Pipeline<P> {
         let left_alone = self.enrolment.as_ref().map(Enrolment::count);
         let synced = outstanding.is_empty();
         let compiled = self.compiler.stats();
+        let left = self.compiler.left_to_kube_proxy();
         self.status.send_if_modified(|status| {
             let reports = !appeared.is_empty() || !disappeared.is_empty();
             if reports {
@@ -376,6 +396,7 @@ impl<P: Publish> Pipeline<P> {
                 || left_alone.is_some_and(|count| *count != status.left_alone)
                 || synced != status.synced
                 || compiled != status.compiled;
+            status.left_to_kube_proxy = left;
             (status.synced, status.outstanding, status.compiled) = (synced, outstanding, compiled);
             status.objects = objects;
             status.left_out = left_out;

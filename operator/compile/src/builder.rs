@@ -56,7 +56,9 @@ meta_setters!(
     NodeBuilder,
     ProfileBuilder,
     PolicyBuilder,
+    GrpcRouteBuilder,
     HttpRouteBuilder,
+    TlsRouteBuilder,
     TcpRouteBuilder,
     GrantBuilder
 );
@@ -562,6 +564,46 @@ impl HttpRouteBuilder {
     #[must_use]
     pub fn rule(mut self, rule: crds::gateway::HttpRule) -> Self {
         self.0.spec.rules.push(rule);
+        self
+    }
+}
+
+/// Builds a GRPCRoute.
+#[derive(Clone, Debug)]
+pub struct GrpcRouteBuilder(pub crds::gateway::GrpcRoute);
+
+/// A GRPCRoute in namespace `default` for this Service: `service`, or `service:port`.
+pub fn grpc_route(name: &str, service: &str) -> GrpcRouteBuilder {
+    let spec = crds::gateway::GrpcRouteSpec { parent_refs: vec![parent(service)], ..Default::default() };
+    GrpcRouteBuilder(crds::gateway::GrpcRoute::new(name, spec))
+}
+
+impl GrpcRouteBuilder {
+    /// A rule for all connections.
+    #[must_use]
+    pub fn to(mut self, backends: impl IntoIterator<Item = crds::gateway::BackendRef>) -> Self {
+        let backend_refs = backends.into_iter().collect();
+        self.0.spec.rules.push(crds::gateway::HttpRule { backend_refs, ..Default::default() });
+        self
+    }
+}
+
+/// Builds a TLSRoute.
+#[derive(Clone, Debug)]
+pub struct TlsRouteBuilder(pub crds::gateway::TlsRoute);
+
+/// A TLSRoute in namespace `default` for this Service: `service`, or `service:port`.
+pub fn tls_route(name: &str, service: &str) -> TlsRouteBuilder {
+    let spec = crds::gateway::TlsRouteSpec { parent_refs: vec![parent(service)], ..Default::default() };
+    TlsRouteBuilder(crds::gateway::TlsRoute::new(name, spec))
+}
+
+impl TlsRouteBuilder {
+    /// A rule for all connections.
+    #[must_use]
+    pub fn to(mut self, backends: impl IntoIterator<Item = crds::gateway::BackendRef>) -> Self {
+        let backend_refs = backends.into_iter().collect();
+        self.0.spec.rules.push(crds::gateway::TcpRule { backend_refs, ..Default::default() });
         self
     }
 }

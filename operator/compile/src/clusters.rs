@@ -1,7 +1,7 @@
 //! Clusters of a Service, or of a host of a ServiceEntry: one for each port, and one for each port and subset.
 //!
 //! How connections to a cluster are spread and bounded is said by the TrafficPolicy in force for the
-//! port; what it doesn't say, by the DestinationRule: of the subset, then of the Service. TrafficPolicies are for
+//! port; what it doesn't say, by the DestinationRules in force: of the subset, then of the Service. TrafficPolicies are for
 //! Services only.
 
 use crate::{
@@ -11,9 +11,11 @@ use crate::{
     model::{ServicePort, Target, TrafficPolicy},
     names::{absent, cluster_name},
     report::Findings,
+    rules::Standing,
 };
 
-/// All (port, subset) of a Service for which there is a cluster, the empty subset first.
+/// All (port, subset) of a Service for which there is a cluster, the empty subset first: those to which an address or
+/// a route leads. What nobody can connect to costs no node anything.
 ///
 /// This alone decides which clusters exist: assignments are made for the same pairs and routes
 /// lead to them.
@@ -23,24 +25,27 @@ pub(crate) fn backends<'a>(
 ) -> impl Iterator<Item = (u16, &'a str)> + use<'a> {
     let ports = index.service(name).into_iter().flat_map(|service| &service.ports);
     ports.flat_map(move |port| {
-        let subsets = index.rule(name).into_iter().flat_map(|rule| rule.subsets.keys());
-        std::iter::once("").chain(subsets.map(String::as_str)).map(|subset| (port.number, subset))
+        let whole = Some("")
+            .filter(|whole| index.is_led_to(name, whole) || !index.addresses(name, port.number).is_empty());
+        let subsets = index.rules(name).subsets().into_keys().filter(|subset| index.is_led_to(name, subset));
+        whole.into_iter().chain(subsets).map(|subset| (port.number, subset))
     })
 }
 
 /// Compiles the clusters of a Service, and says which policies, rules and ServiceEntries for it have no effect.
 pub(crate) fn compile(index: &Index, name: &ObjectName) -> Compiled {
-    let rule = index.rule(name);
-    let of_rule = rule.map(|rule| rule.traffic).unwrap_or_default();
+    let rules = index.rules(name);
+    let of_rule = rules.traffic();
     let host = index.host(name);
     let resources = backends(index, name).map(|(port, subset)| {
         let port_name = index.service(name).and_then(|service| service.port(port));
         let policy = port_name.and_then(|port| in_force(index, name, port));
         let of_policy = policy.map(|(_, policy, _)| policy.traffic).unwrap_or_default();
-        let of_subset = rule.and_then(|rule| rule.subsets.get(subset)).map(|s| s.traffic).unwrap_or_default();
+        let of_subset = rules.subset(subset).map(|s| s.traffic).unwrap_or_default();
         envoy::cluster(&cluster_name(&host, port, subset), of_policy.or(of_subset).or(of_rule))
     });
-    let mut compiled = Compiled { resources: resources.collect(), reports: rule_reports(index, name) };
+    let (resources, reports) = (resources.collect(), rule_reports(index, name));
+    let mut compiled = Compiled { resources, reports, ..Compiled::default() };
     compiled.reports.extend(policy_reports(index, name));
     compiled.reports.extend(entry_reports(index, name));
     compiled
@@ -102,60 +107,93 @@ fn policy_reports(index: &Index, name: &ObjectName) -> Vec<Report> {
     reports
 }
 
+/// What of the rules for a Service has no effect.
 fn rule_reports(index: &Index, name: &ObjectName) -> Vec<Report> {
     let mut reports = Vec::new();
-    let mut rules = index.relations.rules.of(name).map(|(_, rule)| rule);
-    let Some(first) = rules.next() else { return reports };
-    if index.service(name).is_none() {
-        let mut found = Findings::new(index.object_ref(Kind::DestinationRule, first));
-        found.refuse_as(
-            Reason::TargetNotFound,
-            "spec.host",
-            format!("{}; the rule takes effect when it appears", absent(name)),
-        );
-        reports.append(&mut found.reports);
-    }
-    for loser in rules {
-        let mut found = Findings::new(index.object_ref(Kind::DestinationRule, loser));
-        let winner = index.object_ref(Kind::DestinationRule, first);
-        found.refuse_as(
-            Reason::Conflicted,
-            "spec.host",
-            format!(
-                "{} already has {winner}, which is older or first by name; this rule has no effect for as long; put \
-                 the subsets of both into one",
-                index.called(name)
-            ),
-        );
+    let all = index.relations.rules.of(name).map(|(_, rule)| rule);
+    let exists = index.service(name).is_some();
+    for rule in all {
+        let mut found = Findings::new(index.object_ref(Kind::DestinationRule, rule));
+        if !exists {
+            let fault = format!("{}; the rule takes effect when it appears", absent(name));
+            found.refuse_as(Reason::TargetNotFound, "spec.host", fault);
+        }
+        match index.standing(name, rule) {
+            _ if !exists => {}
+            Standing::InForce => behind_older(index, name, rule, &mut found),
+            Standing::Behind(first) => {
+                let first = index.object_ref(Kind::DestinationRule, first);
+                let fault = format!(
+                    "{} has {first} in its own namespace, which goes before; this rule has no effect for as long",
+                    index.called(name)
+                );
+                found.refuse_as(Reason::Conflicted, "metadata.namespace", fault);
+            }
+            Standing::Stranger => {
+                let fault = format!(
+                    "not supported: a rule for callers of some namespaces only, because callers aren't told apart; the \
+                     rule has no effect. Put it into the namespace of {}, with spec.exportTo unset",
+                    index.called(name)
+                );
+                found.refuse_as(Reason::NotSupported, "metadata.namespace", fault);
+            }
+        }
         reports.append(&mut found.reports);
     }
     reports
 }
 
-/// The ServiceEntries that have no effect on this host, because it is another's.
-fn entry_reports(index: &Index, name: &ObjectName) -> Vec<Report> {
-    let Some(provider) = index.provider(name) else { return Vec::new() };
-    let entries = index.relations.service_entries.of(name).map(|(_, entry)| entry);
-    let losers = entries.filter(|entry| provider.kind == Kind::Service || provider.name != **entry);
-    let report = |loser: &ObjectName| {
-        let hosts = index.service_entry(loser).into_iter().flat_map(|entry| &entry.hosts);
-        let field = hosts.filter(|host| host.name == *name).map(|host| host.field.as_str()).next();
-        let mut found = Findings::new(index.object_ref(Kind::ServiceEntry, loser));
-        let winner = index.object_ref(provider.kind, &provider.name);
-        let why = match provider.kind {
-            Kind::Service => "a Service goes before",
-            _ => "which is older or first by name",
-        };
-        let fault = format!(
-            "the host already is that of {winner}, {why}; this object has no effect on it for as long; remove it from \
-             one of them"
+/// What older rules of the namespace say already.
+fn behind_older(index: &Index, name: &ObjectName, rule: &ObjectName, found: &mut Findings) {
+    let rules = index.rules(name);
+    let Some(model) = index.rule_named(rule) else { return };
+    if let Some((first, _)) = rules.policy().filter(|(first, _)| model.has_policy && *first != rule) {
+        let first = index.object_ref(Kind::DestinationRule, first);
+        found.unsupported(
+            "spec.trafficPolicy",
+            &format!("that of {first}, which is older or first by name, counts"),
         );
-        found.refuse_as(Reason::Conflicted, field.unwrap_or("spec.hosts"), fault);
-        found
-            .reports
-            .into_iter()
-            .map(|report| Report { at: Some(name.clone()), ..report })
-            .collect::<Vec<_>>()
-    };
-    losers.flat_map(report).collect()
+    }
+    for subset in model.subsets.keys() {
+        if let Some(first) = rules.definer(subset).filter(|first| *first != rule) {
+            let first = index.object_ref(Kind::DestinationRule, first);
+            let what = format!("subset {subset} of {first}, which is older or first by name, counts");
+            found.unsupported("spec.subsets", &what);
+        }
+    }
+}
+
+/// The ServiceEntries that have no effect on this host, because it is that of a Service or of another namespace.
+fn entry_reports(index: &Index, name: &ObjectName) -> Vec<Report> {
+    let entries = index.relations.service_entries.of(name).map(|(_, entry)| entry);
+    let mut reports = Vec::new();
+    for entry in entries {
+        let hosts = index.service_entry(entry).into_iter().flat_map(|entry| &entry.hosts);
+        let field = hosts.filter(|host| host.name == *name).map(|host| host.field.as_str()).next();
+        let mut found = Findings::new(index.object_ref(Kind::ServiceEntry, entry));
+        match index.provider(name) {
+            _ if !index.fits(entry) => {
+                let fault = "the ServiceEntries of the namespace make more endpoints than it may have, and older ones go \
+                             before; this object has no effect for as long";
+                found.refuse_at(name, Reason::Invalid, "spec", fault);
+            }
+            Some(provider)
+                if provider.kind == Kind::Service || provider.name.namespace != entry.namespace =>
+            {
+                let why = match provider.kind {
+                    Kind::Service => "a Service goes before",
+                    _ => "which is of another namespace, and older or first by name",
+                };
+                let winner = index.object_ref(provider.kind, &provider.name);
+                let fault = format!(
+                    "the host already is that of {winner}, {why}; this object has no effect on it for as long; remove it \
+                     from one of them"
+                );
+                found.refuse_at(name, Reason::Conflicted, field.unwrap_or("spec.hosts"), fault);
+            }
+            _ => {}
+        }
+        reports.append(&mut found.reports);
+    }
+    reports
 }

@@ -1,7 +1,7 @@
 //! The compiler: takes events, compiles what depends on them, and tells what changed.
 //!
 //! Invariant: after each [`Compiler::flush`], what was ever sent as a change adds up to exactly what
-//! the index says (and the last good versions of what is refused).
+//! the index says.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -11,10 +11,8 @@ use std::{
 use slotmesh_xds::{Change, Resource, ResourceName, ResourceType, Version};
 
 use crate::{
-    Conditions, Index, Object, ObjectKey, ObjectName, ObjectRef, Reason, Report, Severity, Source, Unit,
-    clusters, conditions, endpoints,
-    routing::{self, Memory},
-    settings,
+    CompileOptions, Conditions, Index, Object, ObjectKey, ObjectRef, Reason, Report, Severity, Source, Unit,
+    clusters, conditions, endpoints, envoy, routing, settings,
 };
 
 /// What one unit compiles to.
@@ -22,6 +20,16 @@ use crate::{
 pub(crate) struct Compiled {
     pub(crate) resources: Vec<Resource>,
     pub(crate) reports: Vec<Report>,
+    /// Whether some of the resources lead to the cluster that refuses connections.
+    pub(crate) refuses: bool,
+    /// Whether connections to this Service are left to kube-proxy.
+    pub(crate) left: bool,
+}
+
+impl Compiled {
+    fn is_empty(&self) -> bool {
+        self.resources.is_empty() && self.reports.is_empty()
+    }
 }
 
 /// What a [`Compiler::flush`] changed.
@@ -67,14 +75,21 @@ pub struct Compiler {
     /// The objects that came or went since the last flush, and have a status.
     events: BTreeSet<ObjectKey>,
     compiled: HashMap<Unit, Compiled>,
-    /// The last good versions of routes, by Service.
-    routed: HashMap<ObjectName, Memory>,
+    /// How many units lead to the cluster that refuses connections.
+    refusing: usize,
+    /// How many Services are left to kube-proxy.
+    left: usize,
     /// Every report that holds, and how many units say so.
     reports: BTreeMap<Report, usize>,
     stats: Stats,
 }
 
 impl Compiler {
+    /// A compiler without objects.
+    pub fn new(options: CompileOptions) -> Self {
+        Self { index: Index::new(options), ..Self::default() }
+    }
+
     /// Adds an object or replaces its previous version. Takes effect with the next flush.
     pub fn apply(&mut self, object: &Object, source: Option<Source>) {
         let reports = self.index.apply(object, source, &mut self.dirty);
@@ -136,28 +151,19 @@ impl Compiler {
 
     /// Compiles what depends on the events since the last flush.
     pub fn flush(&mut self) -> Output {
-        let mut before: HashMap<(ResourceType, ResourceName), Version> = HashMap::new();
-        let mut after: Vec<Resource> = Vec::new();
-        let mut said: BTreeMap<Report, isize> = BTreeMap::new();
+        let mut difference = Difference::default();
         let mut affected = mem::take(&mut self.events);
         for unit in mem::take(&mut self.dirty) {
             let new = self.compile(&unit);
             affected.extend(conditions::parties(&self.index, &unit));
-            after.extend(new.resources.iter().cloned());
-            for report in &new.reports {
-                *said.entry(report.clone()).or_default() += 1;
-            }
-            let old = if new.resources.is_empty() && new.reports.is_empty() {
-                self.compiled.remove(&unit)
-            } else {
-                self.compiled.insert(unit, new)
-            };
-            let Some(old) = old else { continue };
-            before.extend(old.resources.into_iter().map(|r| ((r.ty, r.name), r.version)));
-            for report in old.reports {
-                *said.entry(report).or_default() -= 1;
-            }
+            self.replace(unit, new, &mut difference);
         }
+        // It is there for as long as anything leads to it.
+        if (self.refusing > 0) != self.compiled.contains_key(&Unit::BlackHole) {
+            let new = self.compile(&Unit::BlackHole);
+            self.replace(Unit::BlackHole, new, &mut difference);
+        }
+        let Difference { before, after, said } = difference;
         let mut output = Output { changes: changes(before, after), affected, ..Output::default() };
         for (report, difference) in said {
             self.count(report, difference, &mut output);
@@ -165,23 +171,37 @@ impl Compiler {
         output
     }
 
+    fn replace(&mut self, unit: Unit, new: Compiled, difference: &mut Difference) {
+        difference.after.extend(new.resources.iter().cloned());
+        for report in &new.reports {
+            *difference.said.entry(report.clone()).or_default() += 1;
+        }
+        self.refusing += usize::from(new.refuses);
+        self.left += usize::from(new.left);
+        let old = if new.is_empty() { self.compiled.remove(&unit) } else { self.compiled.insert(unit, new) };
+        let Some(old) = old else { return };
+        self.refusing -= usize::from(old.refuses);
+        self.left -= usize::from(old.left);
+        difference.before.extend(old.resources.into_iter().map(|r| ((r.ty, r.name), r.version)));
+        for report in old.reports {
+            *difference.said.entry(report).or_default() -= 1;
+        }
+    }
+
     fn compile(&mut self, unit: &Unit) -> Compiled {
         let compiled = match unit {
             Unit::Object(key) => {
-                Compiled { resources: Vec::new(), reports: self.read.remove(key).unwrap_or_default() }
+                Compiled { reports: self.read.remove(key).unwrap_or_default(), ..Compiled::default() }
             }
             Unit::Clusters(name) => clusters::compile(&self.index, name),
             Unit::Endpoints(name) => endpoints::compile(&self.index, name),
             Unit::Settings(node) => settings::compile(&self.index, node),
             Unit::Profile(name) => settings::report(&self.index, name),
-            Unit::Routing(name) => {
-                let mut memory = self.routed.remove(name).unwrap_or_default();
-                let compiled = routing::compile(&self.index, name, &mut memory);
-                if !memory.is_empty() {
-                    self.routed.insert(name.clone(), memory);
-                }
-                compiled
+            Unit::Routing(name) => routing::compile(&self.index, name),
+            Unit::BlackHole if self.refusing > 0 => {
+                Compiled { resources: vec![envoy::black_hole()], ..Compiled::default() }
             }
+            Unit::BlackHole => Compiled::default(),
         };
         self.stats.units += 1;
         self.stats.resources += compiled.resources.len() as u64;
@@ -224,10 +244,23 @@ impl Compiler {
         all
     }
 
+    /// The number of Services that ask for what isn't done yet, and are left to kube-proxy.
+    pub const fn left_to_kube_proxy(&self) -> usize {
+        self.left
+    }
+
     /// How much work was done since the start.
     pub const fn stats(&self) -> Stats {
         self.stats
     }
+}
+
+/// What units held before and hold now.
+#[derive(Debug, Default)]
+struct Difference {
+    before: HashMap<(ResourceType, ResourceName), Version>,
+    after: Vec<Resource>,
+    said: BTreeMap<Report, isize>,
 }
 
 /// The difference, in make-before-break order. A resource may have moved from one unit to another.

@@ -119,7 +119,8 @@ impl Kind {
         match self {
             Self::Service | Self::EndpointSlice | Self::Pod | Self::Namespace | Self::Node => false,
             Self::ReferenceGrant => false,
-            Self::VirtualService | Self::HttpRoute | Self::TcpRoute => true,
+            Self::VirtualService | Self::GrpcRoute | Self::HttpRoute => true,
+            Self::TlsRoute | Self::TcpRoute => true,
             Self::DestinationRule | Self::SlotProfile | Self::TrafficPolicy => true,
             Self::ServiceEntry | Self::WorkloadEntry => true,
         }
@@ -127,7 +128,10 @@ impl Kind {
 
     /// Whether objects of this kind lead to Services other than the one that they are attached to.
     const fn leads_somewhere(self) -> bool {
-        matches!(self, Self::VirtualService | Self::HttpRoute | Self::TcpRoute)
+        matches!(
+            self,
+            Self::VirtualService | Self::GrpcRoute | Self::HttpRoute | Self::TlsRoute | Self::TcpRoute
+        )
     }
 }
 
@@ -153,6 +157,7 @@ pub(crate) fn parties(index: &Index, unit: &Unit) -> Vec<ObjectKey> {
         }
         Unit::Settings(node) => index.profile_of(node).map(key(Kind::SlotProfile)).into_iter().collect(),
         Unit::Profile(name) => vec![key(Kind::SlotProfile)(name)],
+        Unit::BlackHole => Vec::new(),
     }
 }
 
@@ -160,7 +165,7 @@ pub(crate) fn parties(index: &Index, unit: &Unit) -> Vec<ObjectKey> {
 pub(crate) fn attachments(index: &Index, object: &ObjectKey) -> Vec<(Option<At>, Vec<Unit>)> {
     let whole = |service: &ObjectName| Some(At { service: service.clone(), section: None, port: None });
     match object.kind {
-        Kind::VirtualService | Kind::HttpRoute | Kind::TcpRoute => {
+        Kind::VirtualService | Kind::GrpcRoute | Kind::HttpRoute | Kind::TlsRoute | Kind::TcpRoute => {
             let hosts = index.routes(object).into_iter().flat_map(|routes| &routes.hosts);
             hosts
                 .map(|host| {
@@ -224,7 +229,11 @@ pub(crate) fn ancestor<'a>(
     let mut resources: BTreeSet<ResourceVersion> = resources.map(ResourceVersion::of).collect();
     let conflicts = refused(&[Reason::Conflicted]);
     let wrong = refused(&[Reason::Invalid, Reason::TargetNotFound, Reason::NotSupported]);
-    let unresolved = refused(&[Reason::BackendNotFound, Reason::RefNotPermitted]);
+    let unresolved: Vec<&Report> = here
+        .iter()
+        .filter(|r| r.severity == Severity::Refused && r.reason.is_of_a_backend())
+        .copied()
+        .collect();
     // A SlotProfile is in force on the nodes that it has, even if another has some.
     let lost = !conflicts.is_empty() && (kind != Kind::SlotProfile || resources.is_empty());
     if lost || !wrong.is_empty() {

@@ -15,6 +15,7 @@ use crate::{
     clusters::backends,
     compiler::Compiled,
     envoy,
+    index::Backing,
     model::{Service, ServicePort, TargetPort},
     names::cluster_name,
     report::Findings,
@@ -40,11 +41,12 @@ pub(crate) fn compile(index: &Index, name: &ObjectName) -> Compiled {
     let mut reports = mismatched(index, name, service);
     let mut resources = Vec::new();
     let mut of_port = (0, Candidates::new());
+    let rules = index.rules(name);
     for (port, subset) in backends(index, name) {
         if let Some(port) = service.port(port).filter(|port| port.number != of_port.0) {
             of_port = (port.number, candidates(index, name, port, &mut reports));
         }
-        let labels = index.rule(name).and_then(|rule| rule.subsets.get(subset)).map(|subset| &subset.labels);
+        let labels = rules.subset(subset).map(|subset| &subset.labels);
         let chosen = choose(&of_port.1, |candidate| {
             labels.is_none_or(|labels| {
                 let all = |has: &BTreeMap<_, _>| labels.iter().all(|(k, v)| has.get(k) == Some(v));
@@ -53,7 +55,7 @@ pub(crate) fn compile(index: &Index, name: &ObjectName) -> Compiled {
         });
         resources.push(envoy::assignment(&cluster_name(&host, port, subset), chosen.into_iter()));
     }
-    Compiled { resources, reports }
+    Compiled { resources, reports, ..Compiled::default() }
 }
 
 /// The slices whose ports have no name that a port of the Service has: their endpoints are never used.
@@ -91,7 +93,7 @@ fn candidates<'a>(
     port: &ServicePort,
     reports: &mut Vec<Report>,
 ) -> Candidates<'a> {
-    let with_pods = index.rule(name).is_some_and(|rule| !rule.subsets.is_empty());
+    let with_pods = !index.rules(name).subsets().is_empty();
     let mut found = Candidates::new();
     for (slice_name, slice) in index.slices(name) {
         for (_, number) in slice.ports.iter().filter(|(name, _)| *name == port.name) {
@@ -104,15 +106,32 @@ fn candidates<'a>(
             }
         }
     }
-    let named = index.named_workloads(name).iter().map(|workload| (None, workload));
+    for backing in index.backings(name) {
+        if let Some(port) = backing.service.port(port.number) {
+            add_workloads(index, name, &backing, port, &mut found, reports);
+        }
+    }
+    found
+}
+
+/// What an object names or selects itself, beside slices.
+fn add_workloads<'a>(
+    index: &'a Index,
+    name: &ObjectName,
+    backing: &Backing<'a>,
+    port: &ServicePort,
+    found: &mut Candidates<'a>,
+    reports: &mut Vec<Report>,
+) {
+    let named = backing.endpoints.iter().map(|workload| (None, workload));
     let selected =
-        index.selected_workloads(name).into_iter().map(|(entry, workload)| (Some(entry), workload));
+        index.selected_workloads(backing).into_iter().map(|(entry, workload)| (Some(entry), workload));
     for (entry, workload) in named.chain(selected) {
         match (workload.port(port), &port.target, entry) {
             (Some(number), ..) => {
                 let (labels, weight) = (Some(&workload.labels), workload.weight);
                 let at = SocketAddr::new(workload.ip, number);
-                add(&mut found, at, Candidate { ready: true, fallback: false, labels, weight });
+                add(found, at, Candidate { ready: true, fallback: false, labels, weight });
             }
             (None, TargetPort::Name(wanted), Some(entry)) => {
                 let mut said = Findings::new(index.object_ref(Kind::WorkloadEntry, entry));
@@ -124,15 +143,14 @@ fn candidates<'a>(
         }
     }
     if let TargetPort::Number(number) = port.target {
-        for (_, pod) in index.selected_pods(name) {
+        for (_, pod) in index.selected_pods(backing) {
             let (ready, fallback) = (pod.ready && !pod.terminating, pod.ready && pod.terminating);
             for ip in &pod.ips {
                 let candidate = Candidate { ready, fallback, labels: Some(&pod.labels), weight: 1 };
-                add(&mut found, SocketAddr::new(*ip, number), candidate);
+                add(found, SocketAddr::new(*ip, number), candidate);
             }
         }
     }
-    found
 }
 
 /// While an endpoint moves to another slice it can be in both: the better one counts.

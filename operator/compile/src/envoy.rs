@@ -43,7 +43,7 @@ use slotmesh_xds::{
 
 use crate::{
     model::{Balance, Traffic},
-    names::listener_name,
+    names::{BLACK_HOLE, listener_name},
 };
 
 const TCP_PROXY: &str = "envoy.filters.network.tcp_proxy";
@@ -104,6 +104,24 @@ pub(crate) fn cluster(name: &str, traffic: Traffic) -> Resource {
         ..Default::default()
     };
     Resource::encode(ResourceType::Cluster, name, &message)
+}
+
+/// A cluster without endpoints, now and for ever: connections to it are refused.
+pub(crate) fn black_hole() -> Resource {
+    let message = Cluster {
+        name: BLACK_HOLE.to_owned(),
+        cluster_discovery_type: Some(cluster::ClusterDiscoveryType::Type(
+            cluster::DiscoveryType::Static.into(),
+        )),
+        load_assignment: Some(ClusterLoadAssignment {
+            cluster_name: BLACK_HOLE.to_owned(),
+            ..Default::default()
+        }),
+        connect_timeout: Some(Duration { seconds: CONNECT_TIMEOUT_SECONDS, nanos: 0 }),
+        lb_policy: cluster::LbPolicy::Random.into(),
+        ..Default::default()
+    };
+    Resource::encode(ResourceType::Cluster, BLACK_HOLE, &message)
 }
 
 /// The source is hashed whichever route a connection comes by: the cluster says so, not the routes to it.

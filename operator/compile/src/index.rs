@@ -12,14 +12,19 @@
 //! could come out differently, found by look-ups only. An object that says the same as before makes
 //! nothing dirty.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+};
 
 use crate::{
-    Kind, Object, ObjectKey, ObjectName, ObjectRef, Report, Severity, Source,
+    CompileOptions, Kind, Object, ObjectKey, ObjectName, ObjectRef, Report, Source,
+    budget::Budgets,
     links::{Model, Relations},
     model::{
-        DestinationRule, Endpoint, EndpointSlice, Node, Pod, ReferenceGrant, Routes, Service, ServiceEntry,
-        SlotProfile, TrafficPolicy, Workload, read_http, read_tcp, read_virtual_service,
+        Age, DestinationRule, Endpoint, EndpointSlice, Node, Pod, ReferenceGrant, Routes, Service,
+        ServiceEntry, SlotProfile, TrafficPolicy, Workload, read_grpc, read_http, read_tcp, read_tls,
+        read_virtual_service,
     },
     names::name_fault,
     relation::{Label, Relation},
@@ -41,11 +46,14 @@ pub enum Unit {
     Settings(ObjectName),
     /// On which nodes a SlotProfile is in force.
     Profile(ObjectName),
+    /// The cluster that refuses connections.
+    BlackHole,
 }
 
-/// An object in its last good version, if it ever had one.
+/// An object.
 #[derive(Debug)]
 struct Entry<M> {
+    /// `None` where the object is refused: then it is as if it weren't there.
     good: Option<M>,
     source: Option<Source>,
     /// The `metadata.generation` that was read last, good or not.
@@ -64,25 +72,26 @@ fn put<M: Model>(
 ) {
     let moved = entry.source != source;
     entry.source = source;
-    match read {
-        Some(new) if entry.good.as_ref() != Some(&new) => {
-            match &entry.good {
-                Some(old) => {
-                    old.touch(key, relations, dirty);
-                    old.relink(&new, key, relations);
-                }
-                None => new.link(key, relations),
-            }
-            new.touch(key, relations, dirty);
-            entry.good = Some(new);
-        }
+    if entry.good == read {
         // Reports name the source.
-        _ if moved => {
-            if let Some(good) = &entry.good {
-                good.touch(key, relations, dirty);
-            }
+        if let (true, Some(good)) = (moved, &entry.good) {
+            good.touch(key, relations, dirty);
         }
-        _ => {}
+        return;
+    }
+    let old = std::mem::replace(&mut entry.good, read);
+    M::touch_if_other(old.as_ref(), entry.good.as_ref(), dirty);
+    if let Some(old) = &old {
+        old.touch(key, relations, dirty);
+    }
+    match (&old, &entry.good) {
+        (Some(old), Some(new)) => old.relink(new, key, relations),
+        (Some(old), None) => old.unlink(key, relations),
+        (None, Some(new)) => new.link(key, relations),
+        (None, None) => {}
+    }
+    if let Some(new) = &entry.good {
+        new.touch(key, relations, dirty);
     }
 }
 
@@ -93,6 +102,7 @@ fn take<M: Model>(
     dirty: &mut BTreeSet<Unit>,
 ) {
     if let Some(old) = entries.remove(key).and_then(|entry| entry.good) {
+        M::touch_if_other(Some(&old), None, dirty);
         old.touch(key, relations, dirty);
         old.unlink(key, relations);
     }
@@ -105,23 +115,35 @@ pub struct Index {
     slices: Entries<EndpointSlice>,
     pods: Entries<Pod>,
     virtual_services: Entries<Routes>,
+    grpc_routes: Entries<Routes>,
     http_routes: Entries<Routes>,
+    tls_routes: Entries<Routes>,
     tcp_routes: Entries<Routes>,
     grants: Entries<ReferenceGrant>,
     policies: Entries<TrafficPolicy>,
     rules: Entries<DestinationRule>,
     service_entries: Entries<ServiceEntry>,
+    /// What several ServiceEntries say together of a host.
+    merged: HashMap<ObjectName, Service>,
+    /// Which ServiceEntries are too much for their namespace.
+    budgets: Budgets,
     workloads: Entries<Workload>,
     nodes: Entries<Node>,
     profiles: Entries<SlotProfile>,
     pub(crate) relations: Relations,
+    pub(crate) options: CompileOptions,
 }
 
 impl Index {
+    /// An index without objects.
+    pub fn new(options: CompileOptions) -> Self {
+        Self { options, ..Self::default() }
+    }
+
     /// Adds the object or replaces its previous version, and adds all that depends on it to `dirty`.
     /// Returns what is to be said about the object itself.
     ///
-    /// A refused object leaves its last good version in place.
+    /// A refused object is as if it weren't there, whatever it said before.
     pub fn apply(
         &mut self,
         object: &Object,
@@ -148,45 +170,47 @@ impl Index {
         macro_rules! put {
             ($entries:ident, $read:expr) => {{
                 let read = if named { $read } else { None };
-                let refused = read.is_none();
                 let vacant = || Entry { good: None, source: None, generation: None };
                 let entry = self.$entries.entry(name.clone()).or_insert_with(vacant);
                 entry.generation = object.meta().generation;
                 put(entry, name, read, source, &mut self.relations, dirty);
-                refused.then_some(entry.good.is_some())
+                entry.good.is_none()
             }};
         }
-        let refused_with_good = match object {
+        let before = self.standing_of(&key);
+        let refused = match object {
             Object::Service(o) => put!(services, Service::read(o, &mut found)),
             Object::EndpointSlice(o) => put!(slices, EndpointSlice::read(o, name, &mut found)),
             Object::Pod(o) => put!(pods, Some(Pod::read(o))),
-            Object::Namespace(_) => None,
+            Object::Namespace(_) => false,
             Object::Node(o) => put!(nodes, Some(Node::read(o))),
             Object::VirtualService(o) => put!(virtual_services, read_virtual_service(o, name, &mut found)),
+            Object::GrpcRoute(o) => put!(grpc_routes, read_grpc(o, name, &mut found)),
             Object::HttpRoute(o) => put!(http_routes, read_http(o, name, &mut found)),
+            Object::TlsRoute(o) => put!(tls_routes, read_tls(o, name, &mut found)),
             Object::TcpRoute(o) => put!(tcp_routes, read_tcp(o, name, &mut found)),
             Object::ReferenceGrant(o) => put!(grants, Some(ReferenceGrant::read(o))),
             Object::TrafficPolicy(o) => put!(policies, TrafficPolicy::read(o, name, &mut found)),
             Object::DestinationRule(o) => put!(rules, DestinationRule::read(o, name, &mut found)),
-            Object::ServiceEntry(o) => put!(service_entries, ServiceEntry::read(o, &mut found)),
+            Object::ServiceEntry(o) => put!(
+                service_entries,
+                ServiceEntry::read(o, name, self.options.max_entry_endpoints, &mut found)
+            ),
             Object::WorkloadEntry(o) => put!(workloads, Workload::read(&o.spec, "spec", &mut found)),
             Object::SlotProfile(o) => put!(profiles, SlotProfile::read(o, name, &mut found)),
         };
-        if let Some(with_good) = refused_with_good {
-            let consequence = if with_good {
-                "; the object's last good version stays in force"
-            } else {
-                "; the object is not in force"
-            };
-            for report in found.reports.iter_mut().filter(|r| r.severity == Severity::Refused) {
-                report.message.push_str(consequence);
+        self.settle(&key, before, dirty);
+        if refused {
+            for report in found.reports.iter_mut().filter(|report| report.is_of_the_whole()) {
+                report.message.push_str("; the object is not in force");
             }
         }
         found.reports
     }
 
-    /// Removes the object with its last good version, and adds all that depended on it to `dirty`.
+    /// Removes the object, and adds all that depended on it to `dirty`.
     pub fn delete(&mut self, key: &ObjectKey, dirty: &mut BTreeSet<Unit>) {
+        let before = self.standing_of(key);
         let (name, relations) = (&key.name, &mut self.relations);
         match key.kind {
             Kind::Service => take(&mut self.services, name, relations, dirty),
@@ -195,7 +219,9 @@ impl Index {
             Kind::Namespace => {}
             Kind::Node => take(&mut self.nodes, name, relations, dirty),
             Kind::VirtualService => take(&mut self.virtual_services, name, relations, dirty),
+            Kind::GrpcRoute => take(&mut self.grpc_routes, name, relations, dirty),
             Kind::HttpRoute => take(&mut self.http_routes, name, relations, dirty),
+            Kind::TlsRoute => take(&mut self.tls_routes, name, relations, dirty),
             Kind::TcpRoute => take(&mut self.tcp_routes, name, relations, dirty),
             Kind::ReferenceGrant => take(&mut self.grants, name, relations, dirty),
             Kind::TrafficPolicy => take(&mut self.policies, name, relations, dirty),
@@ -204,15 +230,106 @@ impl Index {
             Kind::WorkloadEntry => take(&mut self.workloads, name, relations, dirty),
             Kind::SlotProfile => take(&mut self.profiles, name, relations, dirty),
         }
+        self.settle(key, before, dirty);
     }
 
-    /// What connections are made to under this name: a Service, or a host of the oldest ServiceEntry that
-    /// has it.
+    /// The age, cost and hosts of a ServiceEntry; `None` of anything else.
+    fn standing_of(&self, key: &ObjectKey) -> Option<(Age, usize, Vec<ObjectName>)> {
+        let entry = Some(&key.name).filter(|_| key.kind == Kind::ServiceEntry);
+        let entry = entry.and_then(|name| self.service_entry(name))?;
+        Some((entry.age, entry.cost, entry.hosts.iter().map(|host| host.name.clone()).collect()))
+    }
+
+    /// After a ServiceEntry came, changed or went: what follows for others.
+    fn settle(
+        &mut self,
+        key: &ObjectKey,
+        before: Option<(Age, usize, Vec<ObjectName>)>,
+        dirty: &mut BTreeSet<Unit>,
+    ) {
+        let after = self.standing_of(key);
+        if before.is_none() && after.is_none() {
+            return;
+        }
+        let limit = self.options.max_namespace_endpoints;
+        let (old, new) = (before.as_ref().map(|of| of.0), after.as_ref().map(|of| (of.0, of.1)));
+        let moved = self.budgets.replace(limit, &key.name, old, new);
+        let mut hosts: BTreeSet<ObjectName> =
+            [before, after].into_iter().flatten().flat_map(|of| of.2).collect();
+        for name in moved {
+            if let Some(entry) = self.service_entry(&name) {
+                hosts.extend(entry.hosts.iter().map(|host| host.name.clone()));
+                entry.touch(&name, &self.relations, dirty);
+            }
+        }
+        self.merge(hosts.into_iter());
+    }
+
+    /// Whether a ServiceEntry isn't too much for its namespace.
+    pub(crate) fn fits(&self, name: &ObjectName) -> bool {
+        self.service_entry(name).is_some_and(|entry| self.budgets.fits(entry.age, name))
+    }
+
+    /// Puts together what ServiceEntries say of these hosts.
+    fn merge(&mut self, hosts: impl Iterator<Item = ObjectName>) {
+        for host in hosts {
+            let parts: Vec<&Service> = self.parts(&host).map(|(_, _, service)| service).collect();
+            if let [first, _, ..] = parts[..] {
+                let merged = parts.iter().skip(1).fold(first.clone(), |merged, part| merged.merge(part));
+                self.merged.insert(host, merged);
+            } else {
+                self.merged.remove(&host);
+            }
+        }
+    }
+
+    /// What connections are made to under this name: a Service, or a host of ServiceEntries.
     pub(crate) fn service(&self, name: &ObjectName) -> Option<&Service> {
-        self.own_service(name).or_else(|| {
-            let hosts = &self.service_entry_of(name)?.1.hosts;
-            hosts.iter().find(|host| host.name == *name).map(|host| &host.service)
+        let part = || self.parts(name).next().map(|(_, _, service)| service);
+        self.own_service(name).or_else(|| self.merged.get(name)).or_else(part)
+    }
+
+    /// What ServiceEntries say of a host, the oldest first: those of the namespace of the oldest, which are merged by
+    /// address and port. Others have no effect on it.
+    fn parts(&self, host: &ObjectName) -> impl Iterator<Item = (&ObjectName, &ServiceEntry, &Service)> {
+        let entries = self.relations.service_entries.of(host).map(|(_, entry)| entry);
+        let owner = self.service_entry_of(host).map(|(first, _)| &first.namespace);
+        entries.filter(move |entry| Some(&entry.namespace) == owner).filter_map(|name| {
+            let entry = self.service_entry(name).filter(|_| self.fits(name))?;
+            let of_host = entry.hosts.iter().find(|of| of.name == *host)?;
+            Some((name, entry, &of_host.service))
         })
+    }
+
+    /// Whether a route names this subset of a Service; the empty one is all of it.
+    pub(crate) fn is_led_to(&self, name: &ObjectName, subset: &str) -> bool {
+        self.relations.led_to.first(&(name.clone(), subset.to_owned())).is_some()
+    }
+
+    /// The addresses of a port, each with the object that names it.
+    pub(crate) fn addresses(&self, name: &ObjectName, port: u16) -> Vec<(IpAddr, ObjectKey)> {
+        let mut addresses = Vec::new();
+        for backing in self.backings(name) {
+            if backing.service.port(port).is_some() {
+                addresses.extend(backing.service.vips.iter().map(|ip| (*ip, backing.by.clone())));
+            }
+        }
+        addresses
+    }
+
+    /// The objects that a Service, or a host of ServiceEntries, is made of.
+    pub(crate) fn backings(&self, name: &ObjectName) -> Vec<Backing<'_>> {
+        let key = |kind, name: &ObjectName| ObjectKey { kind, name: name.clone() };
+        match self.own_service(name) {
+            Some(service) => vec![Backing { by: key(Kind::Service, name), service, endpoints: &[] }],
+            None => {
+                let parts = self.parts(name).map(|(entry_name, entry, service)| {
+                    let by = key(Kind::ServiceEntry, entry_name);
+                    Backing { by, service, endpoints: &entry.endpoints }
+                });
+                parts.collect()
+            }
+        }
     }
 
     /// As [`service`](Self::service), for objects of this kind: only Istio's know hosts of ServiceEntries.
@@ -228,10 +345,10 @@ impl Index {
         self.services.get(name)?.good.as_ref()
     }
 
-    /// The ServiceEntry in force for a host.
+    /// The first of the ServiceEntries in force for a host.
     fn service_entry_of(&self, host: &ObjectName) -> Option<(&ObjectName, &ServiceEntry)> {
-        let (_, name) = self.relations.service_entries.first(host)?;
-        Some((name, self.service_entry(name)?))
+        let entries = self.relations.service_entries.of(host).map(|(_, entry)| entry);
+        entries.filter(|name| self.fits(name)).find_map(|name| Some((name, self.service_entry(name)?)))
     }
 
     pub(crate) fn service_entry(&self, name: &ObjectName) -> Option<&ServiceEntry> {
@@ -268,7 +385,9 @@ impl Index {
     pub(crate) fn routes(&self, key: &ObjectKey) -> Option<&Routes> {
         let entries = match key.kind {
             Kind::VirtualService => &self.virtual_services,
+            Kind::GrpcRoute => &self.grpc_routes,
             Kind::HttpRoute => &self.http_routes,
+            Kind::TlsRoute => &self.tls_routes,
             Kind::TcpRoute => &self.tcp_routes,
             _ => return None,
         };
@@ -295,15 +414,19 @@ impl Index {
         self.rules.get(name)?.good.as_ref()
     }
 
-    /// The DestinationRule in force for a Service: the oldest.
-    pub(crate) fn rule(&self, service: &ObjectName) -> Option<&DestinationRule> {
-        let (_, name) = self.relations.rules.first(service)?;
-        self.rules.get(name)?.good.as_ref()
-    }
-
     pub(crate) fn slices(&self, service: &ObjectName) -> impl Iterator<Item = (&ObjectName, &EndpointSlice)> {
         let own = self.own_service(service).map(|_| self.relations.slices.of(service));
         own.into_iter().flatten().filter_map(|name| Some((name, self.slices.get(name)?.good.as_ref()?)))
+    }
+
+    /// The field by which a Service, or its endpoints, ask for what isn't done yet: connections to it are left to
+    /// kube-proxy.
+    pub(crate) fn left_to_kube_proxy(&self, name: &ObjectName) -> Option<&'static str> {
+        let service = self.own_service(name)?;
+        // kube-proxy follows hints wherever they come from: trafficDistribution or the topology-mode annotation.
+        let hinted =
+            || self.slices(name).any(|(_, slice)| slice.hinted).then_some("spec.trafficDistribution");
+        service.left.or_else(hinted)
     }
 
     /// The Pod behind an endpoint of a slice in `namespace`: the one that the slice names, else one
@@ -315,43 +438,17 @@ impl Index {
         })
     }
 
-    /// The endpoints that the ServiceEntry of a host names itself.
-    pub(crate) fn named_workloads(&self, name: &ObjectName) -> &[Workload] {
-        let entry = if self.own_service(name).is_none() { self.service_entry_of(name) } else { None };
-        entry.map_or(&[], |(_, entry)| &entry.endpoints)
-    }
-
     /// The WorkloadEntries that a Service or ServiceEntry selects.
-    pub(crate) fn selected_workloads(&self, name: &ObjectName) -> Vec<(&ObjectName, &Workload)> {
-        self.selected(name, &self.relations.workloads, &self.workloads, |workload| &workload.labels)
+    pub(crate) fn selected_workloads(&self, backing: &Backing<'_>) -> Vec<(&ObjectName, &Workload)> {
+        selected(backing, &self.relations.workloads, &self.workloads, |workload| &workload.labels)
     }
 
     /// The Pods that a ServiceEntry selects; those of a Service stand in its slices.
-    pub(crate) fn selected_pods(&self, name: &ObjectName) -> Vec<(&ObjectName, &Pod)> {
-        match self.own_service(name) {
-            Some(_) => Vec::new(),
-            None => self.selected(name, &self.relations.labelled, &self.pods, |pod| &pod.labels),
+    pub(crate) fn selected_pods(&self, backing: &Backing<'_>) -> Vec<(&ObjectName, &Pod)> {
+        match backing.by.kind {
+            Kind::Service => Vec::new(),
+            _ => selected(backing, &self.relations.labelled, &self.pods, |pod| &pod.labels),
         }
-    }
-
-    fn selected<'a, M>(
-        &'a self,
-        name: &ObjectName,
-        labelled: &'a Relation<Label, ObjectName>,
-        entries: &'a Entries<M>,
-        labels: impl Fn(&M) -> &BTreeMap<String, String>,
-    ) -> Vec<(&'a ObjectName, &'a M)> {
-        let (Some(service), Some(provider)) = (self.service(name), self.provider(name)) else {
-            return Vec::new();
-        };
-        let Some(label) = service.selection(&provider.name.namespace) else { return Vec::new() };
-        let good = |name: &'a ObjectName| Some((name, entries.get(name)?.good.as_ref()?));
-        let all = labelled.of(&label).filter_map(good);
-        all.filter(|(_, model)| {
-            let has = labels(model);
-            service.selector.iter().all(|(key, value)| has.get(key) == Some(value))
-        })
-        .collect()
     }
 
     pub(crate) fn profile(&self, name: &ObjectName) -> Option<&SlotProfile> {
@@ -392,7 +489,9 @@ impl Index {
             Kind::Node => of!(nodes),
             Kind::VirtualService => of!(virtual_services),
             Kind::DestinationRule => of!(rules),
+            Kind::GrpcRoute => of!(grpc_routes),
             Kind::HttpRoute => of!(http_routes),
+            Kind::TlsRoute => of!(tls_routes),
             Kind::TcpRoute => of!(tcp_routes),
             Kind::ReferenceGrant => of!(grants),
             Kind::ServiceEntry => of!(service_entries),
@@ -411,4 +510,31 @@ impl Index {
         let source = self.read_of(kind, name).and_then(|(source, _)| source);
         ObjectRef::new(&ObjectKey { kind, name: name.clone() }, source)
     }
+}
+
+/// An object that a Service, or a host of ServiceEntries, is made of.
+#[derive(Debug)]
+pub(crate) struct Backing<'a> {
+    pub(crate) by: ObjectKey,
+    pub(crate) service: &'a Service,
+    /// The endpoints that it names itself.
+    pub(crate) endpoints: &'a [Workload],
+}
+
+/// What of these an object selects by labels.
+fn selected<'a, M>(
+    backing: &Backing<'_>,
+    labelled: &'a Relation<Label, ObjectName>,
+    entries: &'a Entries<M>,
+    labels: impl Fn(&M) -> &BTreeMap<String, String>,
+) -> Vec<(&'a ObjectName, &'a M)> {
+    let service = backing.service;
+    let Some(label) = service.selection(&backing.by.name.namespace) else { return Vec::new() };
+    let good = |name: &'a ObjectName| Some((name, entries.get(name)?.good.as_ref()?));
+    let all = labelled.of(&label).filter_map(good);
+    all.filter(|(_, model)| {
+        let has = labels(model);
+        service.selector.iter().all(|(key, value)| has.get(key) == Some(value))
+    })
+    .collect()
 }

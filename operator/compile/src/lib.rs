@@ -5,18 +5,19 @@
 //! ```
 //!
 //! Invariants:
-//! - Pure: no I/O, no clock, no threads. The same objects give the same bytes in whatever order
-//!   they came (as long as none of them is refused; see *last good version*).
+//! - Pure: no I/O, no clock, no threads. The same objects give the same bytes, in whatever order they came and
+//!   whatever there was before: an object that is refused is as if it weren't there.
 //! - One event compiles only the units that depend on it, found through reverse indexes. Nothing is
 //!   ever scanned as a whole.
-//! - *Last good version*: an object that is refused leaves what was in force of it in force. A route
-//!   with a destination that doesn't exist keeps its previous version as long as all that refers to
-//!   exists; otherwise connections go to the Service's own endpoints. Both heal by themselves.
+//! - Nobody's connection goes where nobody sent it: what a route says and can't be resolved refuses its share of
+//!   the connections.
 //! - No resource refers to a cluster that isn't there: a change and all that follows from it come
 //!   out of one [`Compiler::flush`].
 //! - Nothing is ignored in silence: what is refused, not supported or skipped is a [`Report`].
 
+mod budget;
 pub mod builder;
+mod cidr;
 mod clusters;
 mod compiler;
 mod conditions;
@@ -28,15 +29,20 @@ mod links;
 mod model;
 mod names;
 mod object;
+mod options;
 mod quantity;
 mod relation;
 mod report;
+mod reserved;
 mod routing;
+mod rules;
 mod settings;
 
+pub use cidr::{Cidr, NoCidr};
 pub use compiler::{Compiler, Output, Stats};
 pub use conditions::{Ancestor, At, Condition, ConditionType, Conditions, ResourceVersion};
 pub use domain::{ClusterDomain, InvalidDomain};
 pub use index::{Index, Unit};
 pub use object::{Kind, Object, ObjectKey, ObjectName, Source};
+pub use options::CompileOptions;
 pub use report::{ObjectRef, Reason, Report, Severity};

@@ -10,7 +10,7 @@ use std::{
 };
 
 use crate::{
-    Kind, ObjectKey, ObjectName, Unit,
+    Cidr, Kind, ObjectKey, ObjectName, Unit,
     model::{
         Age, DestinationRule, EndpointSlice, Node, Pod, ReferenceGrant, Routes, Service, ServiceEntry,
         SlotProfile, TrafficPolicy, Workload,
@@ -23,8 +23,12 @@ use crate::{
 pub(crate) enum Rank {
     /// Istio's VirtualService.
     Istio,
+    /// Gateway API's GRPCRoute.
+    Grpc,
     /// Gateway API's HTTPRoute.
     Http,
+    /// Gateway API's TLSRoute.
+    Tls,
     /// Gateway API's TCPRoute.
     Tcp,
 }
@@ -33,6 +37,8 @@ impl Rank {
     const fn of(kind: Kind) -> Self {
         match kind {
             Kind::VirtualService => Self::Istio,
+            Kind::GrpcRoute => Self::Grpc,
+            Kind::TlsRoute => Self::Tls,
             Kind::TcpRoute => Self::Tcp,
             _ => Self::Http,
         }
@@ -48,20 +54,32 @@ pub(crate) struct Ranked {
     pub(crate) key: ObjectKey,
 }
 
-/// An object that wants connections to an address, as it stands among the others: the first has it.
+/// An object that wants connections to an address, as it stands among the others: the first that is in force has
+/// it. Services go before ServiceEntries.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Claim {
+    kind: Kind,
     age: Age,
     pub(crate) object: ObjectKey,
     /// What the connections are for.
-    service: ObjectName,
+    pub(crate) service: ObjectName,
 }
 
 /// The reverse indexes. "Service" means the name of one, or of a host; it need not exist.
 #[derive(Debug, Default)]
 pub(crate) struct Relations {
-    /// Address and port -> the Services and ServiceEntries that claim it, the oldest first.
+    /// Address and port -> the Services and ServiceEntries that claim it, in the order in which they count.
     pub(crate) claims: Relation<(IpAddr, u16), Claim>,
+    /// Address -> the Services that have it.
+    pub(crate) service_addresses: Relation<IpAddr, ObjectName>,
+    /// Address -> the hosts of ServiceEntries that want it.
+    entry_addresses: BTreeMap<IpAddr, BTreeSet<(ObjectName, ObjectName)>>,
+    /// Host -> the addresses that ServiceEntries want for it.
+    host_addresses: Relation<ObjectName, (IpAddr, ObjectName)>,
+    /// Address -> the Nodes that have it.
+    pub(crate) node_addresses: Relation<IpAddr, ObjectName>,
+    /// Range -> the Nodes whose Pods have addresses of it.
+    pub(crate) pod_ranges: Relation<Cidr, ObjectName>,
     /// Host -> the ServiceEntries that have it, the oldest first.
     pub(crate) service_entries: Relation<ObjectName, (Age, ObjectName)>,
     /// Label -> (Service, by what) that selects workloads by it, among others.
@@ -82,6 +100,8 @@ pub(crate) struct Relations {
     pub(crate) routes: Relation<ObjectName, Ranked>,
     /// Service -> (routed Service, by what) that send connections to it.
     destinations: Relation<ObjectName, (ObjectName, ObjectKey)>,
+    /// Service and subset -> the objects with routes that lead there.
+    pub(crate) led_to: Relation<(ObjectName, String), ObjectKey>,
     /// Namespace -> (routed Service, by what) that send connections there from another namespace.
     crossing: Relation<Arc<str>, (ObjectName, ObjectKey)>,
     /// Namespace -> its ReferenceGrants.
@@ -100,6 +120,12 @@ impl Relations {
     /// All whose routes lead to this Service.
     fn touch_routes_to(&self, service: &ObjectName, dirty: &mut BTreeSet<Unit>) {
         dirty.extend(self.destinations.of(service).map(|(routed, _)| Unit::Routing(routed.clone())));
+    }
+
+    /// The hosts of ServiceEntries that want addresses of these, from the first to the last.
+    fn touch_entries_at(&self, first: IpAddr, last: IpAddr, dirty: &mut BTreeSet<Unit>) {
+        let hosts = self.entry_addresses.range(first..=last).flat_map(|(_, hosts)| hosts);
+        dirty.extend(hosts.map(|(host, _)| Unit::Routing(host.clone())));
     }
 
     /// The assignments that may choose by this Pod's labels.
@@ -124,11 +150,17 @@ pub(crate) trait Model: PartialEq {
     }
     /// Marks all that depends on this model.
     fn touch(&self, key: &ObjectName, relations: &Relations, dirty: &mut BTreeSet<Unit>);
+    /// Marks what depends only on how the model differs from what there was before, or comes after.
+    fn touch_if_other(_old: Option<&Self>, _new: Option<&Self>, _dirty: &mut BTreeSet<Unit>) {}
 }
 
 impl Service {
     fn claims(&self) -> impl Iterator<Item = (IpAddr, u16)> {
         self.vips.iter().flat_map(|ip| self.ports.iter().map(|port| (*ip, port.number)))
+    }
+
+    fn claim(&self, name: &ObjectName, by: &ObjectKey) -> Claim {
+        Claim { kind: by.kind, age: self.age, object: by.clone(), service: name.clone() }
     }
 
     /// One label that each workload of its namespace has which it selects.
@@ -139,16 +171,37 @@ impl Service {
 
     /// `by` is the object that says so.
     fn link_as(&self, name: &ObjectName, by: &ObjectKey, to: &mut Relations) {
-        let claim = Claim { age: self.age, object: by.clone(), service: name.clone() };
+        let claim = self.claim(name, by);
         self.claims().for_each(|vip| to.claims.link(vip, claim.clone()));
+        for ip in &self.vips {
+            if by.kind == Kind::Service {
+                to.service_addresses.link(*ip, name.clone());
+            } else {
+                to.entry_addresses.entry(*ip).or_default().insert((name.clone(), by.name.clone()));
+                to.host_addresses.link(name.clone(), (*ip, by.name.clone()));
+            }
+        }
         if let Some(label) = self.selection(&by.name.namespace) {
             to.selecting.link(label, (name.clone(), by.clone()));
         }
     }
 
     fn unlink_as(&self, name: &ObjectName, by: &ObjectKey, from: &mut Relations) {
-        let claim = Claim { age: self.age, object: by.clone(), service: name.clone() };
+        let claim = self.claim(name, by);
         self.claims().for_each(|vip| from.claims.unlink(&vip, &claim));
+        for ip in &self.vips {
+            if by.kind == Kind::Service {
+                from.service_addresses.unlink(ip, name);
+                continue;
+            }
+            from.host_addresses.unlink(name, &(*ip, by.name.clone()));
+            if let Some(hosts) = from.entry_addresses.get_mut(ip) {
+                hosts.remove(&(name.clone(), by.name.clone()));
+                if hosts.is_empty() {
+                    from.entry_addresses.remove(ip);
+                }
+            }
+        }
         if let Some(label) = self.selection(&by.name.namespace) {
             from.selecting.unlink(&label, &(name.clone(), by.clone()));
         }
@@ -175,6 +228,11 @@ impl Model for Service {
         relations.touch_routes_to(key, dirty);
         for vip in self.claims() {
             dirty.extend(relations.claims.of(&vip).map(|claim| Unit::Routing(claim.service.clone())));
+        }
+        // Whether others have the addresses of ServiceEntries depends on whether these are in force.
+        let of_host = relations.host_addresses.of(key).map(|(ip, _)| *ip);
+        for ip in self.vips.iter().copied().chain(of_host) {
+            relations.touch_entries_at(ip, ip, dirty);
         }
     }
 }
@@ -275,6 +333,16 @@ impl Model for EndpointSlice {
     fn touch(&self, _: &ObjectName, _: &Relations, dirty: &mut BTreeSet<Unit>) {
         dirty.extend(self.service.clone().map(Unit::Endpoints));
     }
+
+    /// Listeners depend on whether there are hints, not on endpoints.
+    fn touch_if_other(old: Option<&Self>, new: Option<&Self>, dirty: &mut BTreeSet<Unit>) {
+        let hinted =
+            |slice: Option<&Self>| slice.filter(|slice| slice.hinted).and_then(|slice| slice.service.clone());
+        let (old, new) = (hinted(old), hinted(new));
+        if old != new {
+            dirty.extend([old, new].into_iter().flatten().map(Unit::Routing));
+        }
+    }
 }
 
 impl Model for Pod {
@@ -291,6 +359,7 @@ impl Model for Pod {
     fn touch(&self, key: &ObjectName, relations: &Relations, dirty: &mut BTreeSet<Unit>) {
         relations.touch_selection(relations.by_pod.of(key), dirty);
         for ip in &self.ips {
+            relations.touch_entries_at(*ip, *ip, dirty);
             relations.touch_selection(relations.by_ip.of(ip), dirty);
         }
         // Services have slices, which say the rest.
@@ -309,16 +378,27 @@ impl Routes {
     }
 }
 
+impl Routes {
+    /// The Services and subsets to which it leads; none where it routes nobody's connections.
+    fn leads_to(&self) -> BTreeSet<(ObjectName, String)> {
+        let all = self.destinations().filter(|_| !self.hosts.is_empty());
+        let to = all.map(|destination| (destination.service.clone(), destination.subset.clone()));
+        to.collect()
+    }
+}
+
 impl Model for Routes {
     fn link(&self, key: &ObjectName, to: &mut Relations) {
         let by = self.ranked(key);
+        self.leads_to().into_iter().for_each(|target| to.led_to.link(target, by.key.clone()));
         for host in &self.hosts {
             let service = &host.service;
             to.routes.link(service.clone(), by.clone());
             for destination in self.destinations() {
-                to.destinations.link(destination.clone(), (service.clone(), by.key.clone()));
-                if destination.namespace != key.namespace {
-                    to.crossing.link(destination.namespace.clone(), (service.clone(), by.key.clone()));
+                let to_service = &destination.service;
+                to.destinations.link(to_service.clone(), (service.clone(), by.key.clone()));
+                if to_service.namespace != key.namespace {
+                    to.crossing.link(to_service.namespace.clone(), (service.clone(), by.key.clone()));
                 }
             }
         }
@@ -326,18 +406,28 @@ impl Model for Routes {
 
     fn unlink(&self, key: &ObjectName, from: &mut Relations) {
         let by = self.ranked(key);
+        self.leads_to().iter().for_each(|target| from.led_to.unlink(target, &by.key));
         for host in &self.hosts {
             from.routes.unlink(&host.service, &by);
             let pair = (host.service.clone(), by.key.clone());
             for destination in self.destinations() {
-                from.destinations.unlink(destination, &pair);
-                from.crossing.unlink(&destination.namespace, &pair);
+                from.destinations.unlink(&destination.service, &pair);
+                from.crossing.unlink(&destination.service.namespace, &pair);
             }
         }
     }
 
     fn touch(&self, _: &ObjectName, _: &Relations, dirty: &mut BTreeSet<Unit>) {
         dirty.extend(self.hosts.iter().map(|host| Unit::Routing(host.service.clone())));
+    }
+
+    /// Which clusters there are depends on where routes lead, not on weights.
+    fn touch_if_other(old: Option<&Self>, new: Option<&Self>, dirty: &mut BTreeSet<Unit>) {
+        let [old, new] = [old, new].map(|routes| routes.map(Self::leads_to).unwrap_or_default());
+        for (service, _) in old.symmetric_difference(&new) {
+            dirty.insert(Unit::Clusters(service.clone()));
+            dirty.insert(Unit::Endpoints(service.clone()));
+        }
     }
 }
 
@@ -393,14 +483,23 @@ impl Model for DestinationRule {
 impl Model for Node {
     fn link(&self, key: &ObjectName, to: &mut Relations) {
         self.selections(key).for_each(|selection| to.nodes.link(selection, key.clone()));
+        self.addresses.iter().for_each(|ip| to.node_addresses.link(*ip, key.clone()));
+        self.pod_ranges.iter().for_each(|range| to.pod_ranges.link(*range, key.clone()));
     }
 
     fn unlink(&self, key: &ObjectName, from: &mut Relations) {
         self.selections(key).for_each(|selection| from.nodes.unlink(&selection, key));
+        self.addresses.iter().for_each(|ip| from.node_addresses.unlink(ip, key));
+        self.pod_ranges.iter().for_each(|range| from.pod_ranges.unlink(range, key));
     }
 
     fn touch(&self, key: &ObjectName, relations: &Relations, dirty: &mut BTreeSet<Unit>) {
         dirty.insert(Unit::Settings(key.clone()));
+        for (first, last) in
+            self.addresses.iter().map(|ip| (*ip, *ip)).chain(self.pod_ranges.iter().map(Cidr::ends))
+        {
+            relations.touch_entries_at(first, last, dirty);
+        }
         for selection in self.selections(key) {
             let profiles = relations.profiles.of(&selection);
             dirty.extend(profiles.map(|(_, profile)| Unit::Profile(profile.clone())));

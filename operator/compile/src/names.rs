@@ -4,6 +4,9 @@ use std::net::IpAddr;
 
 use crate::{ObjectName, domain::cluster_domain};
 
+/// The name of the cluster that refuses connections: what a route says and can't be resolved leads there.
+pub(crate) const BLACK_HOLE: &str = "BlackHoleCluster";
+
 /// The longest name that an object may have (a DNS subdomain).
 pub(crate) const MAX_NAME: usize = 253;
 

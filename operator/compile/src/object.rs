@@ -11,7 +11,7 @@ use k8s_openapi::{
 };
 use slotmesh_crds::{
     DestinationRule, ServiceEntry, VirtualService, WorkloadEntry,
-    gateway::{HttpRoute, ReferenceGrant, TcpRoute},
+    gateway::{GrpcRoute, HttpRoute, ReferenceGrant, TcpRoute, TlsRoute},
     own::{SlotProfile, TrafficPolicy},
 };
 
@@ -36,8 +36,12 @@ pub enum Kind {
     ServiceEntry,
     /// `networking.istio.io` WorkloadEntry
     WorkloadEntry,
+    /// `gateway.networking.k8s.io` GRPCRoute
+    GrpcRoute,
     /// `gateway.networking.k8s.io` HTTPRoute
     HttpRoute,
+    /// `gateway.networking.k8s.io` TLSRoute
+    TlsRoute,
     /// `gateway.networking.k8s.io` TCPRoute
     TcpRoute,
     /// `gateway.networking.k8s.io` ReferenceGrant
@@ -50,7 +54,7 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::Service,
         Self::EndpointSlice,
         Self::Pod,
@@ -60,7 +64,9 @@ impl Kind {
         Self::DestinationRule,
         Self::ServiceEntry,
         Self::WorkloadEntry,
+        Self::GrpcRoute,
         Self::HttpRoute,
+        Self::TlsRoute,
         Self::TcpRoute,
         Self::ReferenceGrant,
         Self::TrafficPolicy,
@@ -79,7 +85,9 @@ impl Kind {
             Self::DestinationRule => "DestinationRule",
             Self::ServiceEntry => "ServiceEntry",
             Self::WorkloadEntry => "WorkloadEntry",
+            Self::GrpcRoute => "GRPCRoute",
             Self::HttpRoute => "HTTPRoute",
+            Self::TlsRoute => "TLSRoute",
             Self::TcpRoute => "TCPRoute",
             Self::ReferenceGrant => "ReferenceGrant",
             Self::TrafficPolicy => "TrafficPolicy",
@@ -197,8 +205,12 @@ pub enum Object {
     ServiceEntry(Arc<ServiceEntry>),
     /// A WorkloadEntry.
     WorkloadEntry(Arc<WorkloadEntry>),
+    /// A GRPCRoute.
+    GrpcRoute(Arc<GrpcRoute>),
     /// An HTTPRoute.
     HttpRoute(Arc<HttpRoute>),
+    /// A TLSRoute.
+    TlsRoute(Arc<TlsRoute>),
     /// A TCPRoute.
     TcpRoute(Arc<TcpRoute>),
     /// A ReferenceGrant.
@@ -228,7 +240,9 @@ object_from!(
     DestinationRule,
     ServiceEntry,
     WorkloadEntry,
+    GrpcRoute,
     HttpRoute,
+    TlsRoute,
     TcpRoute,
     ReferenceGrant,
     TrafficPolicy,
@@ -248,7 +262,9 @@ impl Object {
             Self::DestinationRule(o) => &o.metadata,
             Self::ServiceEntry(o) => &o.metadata,
             Self::WorkloadEntry(o) => &o.metadata,
+            Self::GrpcRoute(o) => &o.metadata,
             Self::HttpRoute(o) => &o.metadata,
+            Self::TlsRoute(o) => &o.metadata,
             Self::TcpRoute(o) => &o.metadata,
             Self::ReferenceGrant(o) => &o.metadata,
             Self::TrafficPolicy(o) => &o.metadata,
@@ -268,7 +284,9 @@ impl Object {
             Self::DestinationRule(_) => Kind::DestinationRule,
             Self::ServiceEntry(_) => Kind::ServiceEntry,
             Self::WorkloadEntry(_) => Kind::WorkloadEntry,
+            Self::GrpcRoute(_) => Kind::GrpcRoute,
             Self::HttpRoute(_) => Kind::HttpRoute,
+            Self::TlsRoute(_) => Kind::TlsRoute,
             Self::TcpRoute(_) => Kind::TcpRoute,
             Self::ReferenceGrant(_) => Kind::ReferenceGrant,
             Self::TrafficPolicy(_) => Kind::TrafficPolicy,

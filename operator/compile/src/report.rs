@@ -45,6 +45,10 @@ pub enum Reason {
     BackendNotFound,
     /// The object leads to another namespace, which doesn't allow it.
     RefNotPermitted,
+    /// The object leads to something of a kind that can't have connections.
+    InvalidKind,
+    /// The object leads to what can't be.
+    InvalidBackend,
     /// A field has no effect.
     NotSupported,
     /// The object is none of slotmesh's.
@@ -54,6 +58,14 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Whether it is about what the object leads to: the object acts all the same.
+    pub const fn is_of_a_backend(self) -> bool {
+        matches!(
+            self,
+            Self::BackendNotFound | Self::RefNotPermitted | Self::InvalidKind | Self::InvalidBackend
+        )
+    }
+
     /// As it stands in a condition.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -62,6 +74,8 @@ impl Reason {
             Self::TargetNotFound => "TargetNotFound",
             Self::BackendNotFound => "BackendNotFound",
             Self::RefNotPermitted => "RefNotPermitted",
+            Self::InvalidKind => "InvalidKind",
+            Self::InvalidBackend => "InvalidBackend",
             Self::NotSupported => "NotSupported",
             Self::Foreign => "Foreign",
             Self::Note => "Note",
@@ -174,6 +188,13 @@ impl Report {
     }
 }
 
+impl Report {
+    /// Whether it keeps the object as a whole from acting.
+    pub(crate) fn is_of_the_whole(&self) -> bool {
+        self.severity == Severity::Refused && self.at.is_none() && !self.reason.is_of_a_backend()
+    }
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.object, self.text())
@@ -231,6 +252,18 @@ impl Findings {
         self.reports.push(Report { reason, ..report });
     }
 
+    /// As [`refuse_as`](Self::refuse_as), at one Service only: elsewhere the object acts.
+    pub(crate) fn refuse_at(
+        &mut self,
+        at: &ObjectName,
+        reason: Reason,
+        field: impl Into<String>,
+        message: impl Into<String>,
+    ) {
+        let report = Report::new(self.object.clone(), Some(field.into()), Severity::Refused, message.into());
+        self.reports.push(Report { reason, at: Some(at.clone()), ..report });
+    }
+
     /// The field is ignored; `consequence` says what that means where its name doesn't.
     pub(crate) fn unsupported(&mut self, field: impl Into<String>, consequence: &str) {
         let field = field.into();
@@ -254,13 +287,13 @@ impl Findings {
         self.push(Severity::Note, field, message.into());
     }
 
-    /// Whether something was refused.
+    /// Whether the object as a whole was refused.
     pub(crate) fn refused(&self) -> bool {
         self.refused_since(0)
     }
 
-    /// Whether something was refused after the first `count` reports.
+    /// Whether something refused the object as a whole after the first `count` reports.
     pub(crate) fn refused_since(&self, count: usize) -> bool {
-        self.reports.iter().skip(count).any(|r| r.severity == Severity::Refused)
+        self.reports.iter().skip(count).any(Report::is_of_the_whole)
     }
 }

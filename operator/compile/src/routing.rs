@@ -2,10 +2,11 @@
 //! addresses go.
 //!
 //! For each port the first object decides that has a route for it which can be decided: the oldest
-//! VirtualService, then the oldest HTTPRoute, then the oldest TCPRoute. Invariant: a choice in force
-//! names only clusters that exist, and that the object may send connections to.
+//! VirtualService, then GRPCRoutes, HTTPRoutes, TLSRoutes and TCPRoutes in this order, of each kind the oldest first. Invariants: a choice in force names only
+//! clusters that exist, and that the object may send connections to; and what a route says and can't be resolved
+//! refuses its share, which goes nowhere else.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use crate::{
     Index, Kind, ObjectKey, ObjectName, Reason, Report, Severity,
@@ -13,34 +14,15 @@ use crate::{
     compiler::Compiled,
     envoy::{self, Forward},
     links::Claim,
-    model::{Applies, Host, Protocol, Route, RouteKind, Routes, Service, ServicePort, Share},
-    names::{absent, cluster_name, route_name},
+    model::{
+        Applies, Destination, Forwarding, Host, Protocol, Route, RouteKind, Routes, Service, ServicePort,
+        Share,
+    },
+    names::{BLACK_HOLE, absent, cluster_name, route_name},
 };
 
-/// A cluster that a route leads to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Backend {
-    service: ObjectName,
-    port: u16,
-    subset: String,
-}
-
-impl Backend {
-    fn exists(&self, index: &Index) -> bool {
-        backends(index, &self.service).any(|(port, subset)| port == self.port && subset == self.subset)
-    }
-}
-
-/// The last good version of the routes of one port.
-#[derive(Clone, Debug)]
-pub(crate) struct Routed {
-    by: ObjectKey,
-    kind: RouteKind,
-    choice: Vec<(Backend, u32)>,
-}
-
-/// The last good versions of a Service's routes by port.
-pub(crate) type Memory = BTreeMap<u16, Routed>;
+/// The clusters that a route leads to, by weight.
+type Choice = Vec<(String, u32)>;
 
 /// An object with routes for the Service.
 type Candidate<'a> = (&'a ObjectKey, &'a Routes);
@@ -52,11 +34,10 @@ struct Missing {
     fault: String,
 }
 
-/// Compiles the listeners and routes of a Service. `memory` is what was in force of its routes.
-pub(crate) fn compile(index: &Index, name: &ObjectName, memory: &mut Memory) -> Compiled {
+/// Compiles the listeners and routes of a Service.
+pub(crate) fn compile(index: &Index, name: &ObjectName) -> Compiled {
     let mut out = Compiled::default();
     let mut candidates = candidates(index, name, &mut out);
-    let before = std::mem::take(memory);
     candidates.retain(|(key, routes)| {
         let exists = index.service_for(key.kind, name).is_some();
         if !exists {
@@ -67,6 +48,9 @@ pub(crate) fn compile(index: &Index, name: &ObjectName, memory: &mut Memory) -> 
         exists
     });
     let Some(service) = index.service(name) else { return out };
+    let left =
+        index.left_to_kube_proxy(name).filter(|_| !service.vips.is_empty() && !service.ports.is_empty());
+    let mut routed_ports = Vec::new();
     // For each object that has no effect where it could have: the one that has, and the ports.
     let mut lost: BTreeMap<&ObjectKey, (&ObjectKey, Vec<u16>)> = BTreeMap::new();
     for port in &service.ports {
@@ -78,13 +62,16 @@ pub(crate) fn compile(index: &Index, name: &ObjectName, memory: &mut Memory) -> 
             for (loser, ..) in applying {
                 lost.entry(loser).or_insert((key, Vec::new())).1.push(port.number);
             }
-            routed = decide(index, name, port, (key, kind, route), before.get(&port.number), &mut out);
-            if let Some((routed, _)) = &routed {
-                memory.insert(port.number, routed.clone());
-            }
+            routed = Some((kind, decide(index, name, port, (key, route), &mut out)));
+            routed_ports.push(port.number.to_string());
         }
-        let usable = routed.as_ref().filter(|(_, usable)| *usable).map(|(routed, _)| routed);
-        listen(index, name, service, port, usable, &mut out);
+        if left.is_none() || routed.is_some() {
+            listen(index, name, port, routed.as_ref(), &mut out);
+        }
+    }
+    if let Some(field) = left {
+        out.left = routed_ports.len() < service.ports.len();
+        out.reports.push(left_to_kube_proxy(index, name, field, &routed_ports));
     }
     for (loser, (winner, ports)) in lost {
         let ports = ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", ");
@@ -104,11 +91,28 @@ pub(crate) fn compile(index: &Index, name: &ObjectName, memory: &mut Memory) -> 
     out
 }
 
+/// Says that connections to a Service aren't taken over.
+fn left_to_kube_proxy(index: &Index, name: &ObjectName, field: &str, routed_ports: &[String]) -> Report {
+    let consequence = match routed_ports {
+        [] => "connections to the Service are left to kube-proxy".to_owned(),
+        ports => format!(
+            "connections to the Service are left to kube-proxy, but for port {}, where a route says where they go",
+            ports.join(", ")
+        ),
+    };
+    let object = index.object_ref(Kind::Service, name);
+    let message = format!("not supported: field {field}; {consequence}");
+    Report::new(object, Some(field.to_owned()), Severity::NotSupported, message)
+}
+
 /// The objects whose routes can be in force, the first goes first. Of VirtualServices that is one only.
 fn candidates<'a>(index: &'a Index, name: &ObjectName, out: &mut Compiled) -> Vec<Candidate<'a>> {
     let mut candidates: Vec<Candidate<'a>> = Vec::new();
     for ranked in index.relations.routes.of(name) {
         let Some(routes) = index.routes(&ranked.key) else { continue };
+        if !routes.hosts.iter().any(|host| host.usable && host.service == *name) {
+            continue;
+        }
         match candidates.first() {
             Some((winner, _))
                 if winner.kind == Kind::VirtualService && ranked.key.kind == Kind::VirtualService =>
@@ -128,35 +132,46 @@ fn candidates<'a>(index: &'a Index, name: &ObjectName, out: &mut Compiled) -> Ve
     candidates
 }
 
-/// What of a route comes into force: the route itself, or its last good version; and whether it can be
-/// used now.
+/// Where a route leads. Whatever of it can't be resolved is refused, and told.
 fn decide(
     index: &Index,
     name: &ObjectName,
     port: &ServicePort,
-    (key, kind, route): (&ObjectKey, RouteKind, &Route),
-    before: Option<&Routed>,
+    (key, route): (&ObjectKey, &Route),
     out: &mut Compiled,
-) -> Option<(Routed, bool)> {
-    let mut missing = Vec::new();
-    let choice = resolve(index, key, route, port.number, &mut missing);
-    let routed = if missing.is_empty() {
-        Some(Routed { by: key.clone(), kind, choice })
-    } else if missing.iter().any(|m| m.reason == Reason::RefNotPermitted) {
-        // What was allowed once and isn't any more doesn't stay.
-        None
-    } else {
-        before.filter(|last| last.by == *key).cloned()
+) -> Choice {
+    let shares = match &route.to {
+        Forwarding::Shares(shares) => shares.as_slice(),
+        Forwarding::Own | Forwarding::Undecidable => return vec![own_cluster(index, name, port)],
     };
-    let usable = routed.as_ref().is_some_and(|r| r.choice.iter().all(|(backend, _)| backend.exists(index)));
-    let kept =
-        if usable { "keeps the route's last good version" } else { "goes to the Service's own endpoints" };
-    out.reports.extend(missing.into_iter().map(|Missing { field, reason, fault }| {
-        let until = if reason == Reason::RefNotPermitted { "allows it" } else { "exists" };
-        let fault = format!("{fault}; until it {until}, port {} {kept}", port.number);
-        about(index, key, name, &field, reason, fault)
-    }));
-    routed.map(|routed| (routed, usable))
+    let mut choice = Choice::new();
+    let mut refused = 0;
+    for Share { field, destination, weight } in shares {
+        let Some(destination) = destination else {
+            refused += weight;
+            continue;
+        };
+        match backend(index, key, field, destination, port.number) {
+            Ok(cluster) => choice.push((cluster, *weight)),
+            Err(Missing { field, reason, fault }) => {
+                refused += weight;
+                let until = if reason == Reason::RefNotPermitted { "allows it" } else { "exists" };
+                let share =
+                    if shares.len() == 1 { "every connection" } else { "its share of the connections" };
+                let fault = format!("{fault}; until it {until}, {share} to port {} is refused", port.number);
+                out.reports.push(about(index, key, name, &field, reason, fault));
+            }
+        }
+    }
+    if refused > 0 || choice.is_empty() {
+        choice.push((BLACK_HOLE.to_owned(), refused.max(1)));
+    }
+    choice
+}
+
+/// The cluster of the Service's own endpoints.
+fn own_cluster(index: &Index, name: &ObjectName, port: &ServicePort) -> (String, u32) {
+    (cluster_name(&index.host(name), port.number, ""), 1)
 }
 
 /// Says so where an object is for a port that the Service hasn't.
@@ -168,7 +183,7 @@ fn no_such_port(
     routes: &Routes,
     out: &mut Compiled,
 ) {
-    for host in routes.hosts.iter().filter(|host| host.service == *name) {
+    for host in routes.hosts.iter().filter(|host| host.usable && host.service == *name) {
         let Host { field, port, section, .. } = host;
         if (port.is_some() || section.is_some()) && !service.ports.iter().any(|port| host.covers(port)) {
             let wanted = port.map(|port| port.to_string()).or(section.clone()).unwrap_or_default();
@@ -218,41 +233,32 @@ fn route_for<'a>(
     }
     let http = routes.http.iter().map(|route| (RouteKind::Http, route));
     let tcp = routes.tcp.iter().map(|route| (RouteKind::Tcp, route));
-    let allowed = |kind| match port.protocol {
-        Protocol::Http => kind == RouteKind::Http,
-        Protocol::Tcp => kind == RouteKind::Tcp,
-        Protocol::Tls => false,
-        Protocol::Undeclared => true,
+    let allowed = |list| match (routes.kind, port.protocol) {
+        // It looks at the port only.
+        (Kind::TcpRoute, _) | (_, Protocol::Undeclared) => true,
+        (Kind::TlsRoute, protocol) => protocol == Protocol::Tls,
+        (_, Protocol::Http) => list == RouteKind::Http,
+        (_, Protocol::Tcp) => list == RouteKind::Tcp,
+        (_, Protocol::Tls) => false,
     };
     http.chain(tcp).find(|(kind, route)| allowed(*kind) && route.applies(port.number) == Applies::Yes)
 }
 
-/// The clusters that a route leads to; what it can't lead to goes to `missing`.
-fn resolve(
+/// The cluster of a destination.
+fn backend(
     index: &Index,
     by: &ObjectKey,
-    route: &Route,
+    at: &str,
+    destination: &Destination,
     port: u16,
-    missing: &mut Vec<Missing>,
-) -> Vec<(Backend, u32)> {
-    let mut choice = Vec::new();
-    for share in &route.shares {
-        match backend(index, by, share, port) {
-            Ok(backend) => choice.push((backend, share.weight)),
-            Err(what) => missing.push(what),
-        }
-    }
-    choice
-}
-
-fn backend(index: &Index, by: &ObjectKey, share: &Share, port: u16) -> Result<Backend, Missing> {
-    let Share { service: name, subset, .. } = share;
+) -> Result<String, Missing> {
+    let Destination { service: name, subset, .. } = destination;
     let [of_name, of_port] = match by.kind {
         Kind::VirtualService => ["host", "port.number"],
         _ => ["name", "port"],
     };
     let missing = |field: &str, fault: String| Missing {
-        field: format!("{}.{field}", share.field),
+        field: format!("{at}.{field}"),
         reason: Reason::BackendNotFound,
         fault,
     };
@@ -265,7 +271,7 @@ fn backend(index: &Index, by: &ObjectKey, share: &Share, port: u16) -> Result<Ba
         return Err(Missing { reason: Reason::RefNotPermitted, ..missing("namespace", fault) });
     }
     let service = index.service_for(by.kind, name).ok_or_else(|| missing(of_name, absent(name)))?;
-    let number = match (share.port, &service.ports[..]) {
+    let number = match (destination.port, &service.ports[..]) {
         (Some(number), _) => number,
         (None, [only]) => only.number,
         (None, _) => port,
@@ -274,9 +280,9 @@ fn backend(index: &Index, by: &ObjectKey, share: &Share, port: u16) -> Result<Ba
         let fault = format!("{} has no TCP port {number} (it has {})", index.called(name), ports(service));
         return Err(missing(of_port, fault));
     }
-    let subsets = index.rule(name).map(|rule| &rule.subsets);
-    if !subset.is_empty() && !subsets.is_some_and(|s| s.contains_key(subset)) {
-        let known: Vec<_> = subsets.into_iter().flatten().map(|(name, _)| name.as_str()).collect();
+    let rules = index.rules(name);
+    if !subset.is_empty() && rules.subset(subset).is_none() {
+        let known: Vec<_> = rules.subsets().into_keys().collect();
         let has = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
         let fault = format!(
             "no DestinationRule in force defines subset {subset} of {} (defined: {has})",
@@ -284,53 +290,72 @@ fn backend(index: &Index, by: &ObjectKey, share: &Share, port: u16) -> Result<Ba
         );
         return Err(missing("subset", fault));
     }
-    Ok(Backend { service: name.clone(), port: number, subset: subset.clone() })
+    debug_assert!(backends(index, name).any(|(port, of)| port == number && of == subset), "{name} {subset}");
+    Ok(cluster_name(&index.host(name), number, subset))
 }
 
 /// The listeners of one port, for each address that belongs to this Service.
 fn listen(
     index: &Index,
     name: &ObjectName,
-    service: &Service,
     port: &ServicePort,
-    routed: Option<&Routed>,
+    routed: Option<&(RouteKind, Choice)>,
     out: &mut Compiled,
 ) {
     let host = index.host(name);
-    let own = cluster_name(&host, port.number, "");
-    let choice: Vec<(String, u32)> = match routed {
-        Some(routed) => {
-            let named = |b: &Backend| cluster_name(&index.host(&b.service), b.port, &b.subset);
-            routed.choice.iter().map(|(backend, weight)| (named(backend), *weight)).collect()
-        }
-        None => vec![(own.clone(), 1)],
-    };
+    let own = vec![own_cluster(index, name, port)];
+    let (kind, choice) = routed.map_or((RouteKind::Tcp, &own), |(kind, choice)| (*kind, choice));
     let route = route_name(&host, port.number);
-    let http = routed.is_some_and(|r| r.kind == RouteKind::Http);
-    let forward = if http { Forward::Http(&route) } else { Forward::Tcp(&choice) };
+    let http = kind == RouteKind::Http;
+    let forward = if http { Forward::Http(&route) } else { Forward::Tcp(choice) };
     let before = out.resources.len();
-    let Some(provider) = index.provider(name) else { return };
-    for ip in &service.vips {
-        match index.relations.claims.first(&(*ip, port.number)) {
-            Some(Claim { object: owner, .. }) if *owner != provider => {
-                let owner = index.object_ref(owner.kind, &owner.name);
-                let (field, what) = match provider.kind {
-                    Kind::Service => ("spec.clusterIPs", "cluster IP"),
-                    _ => ("spec.addresses", "address"),
-                };
-                let fault = format!(
-                    "{ip} port {} belongs to {owner}, which is older or first by name; this {} takes it over when that \
-                     one goes; choose another {what}",
-                    port.number, provider.kind
-                );
-                out.reports.push(about(index, &provider, name, field, Reason::Conflicted, fault));
+    for (ip, by) in index.addresses(name, port.number) {
+        match index.owner_of(ip, port.number) {
+            Some(claim) if claim.object == by => {
+                out.resources.push(envoy::listener(ip, port.number, &own[0].0, &forward));
             }
-            _ => out.resources.push(envoy::listener(*ip, port.number, &own, &forward)),
+            // Two ServiceEntries of one host that have the same address.
+            Some(claim) if claim.service == *name => {}
+            owner => out.reports.push(not_its_own(index, name, (ip, port.number), &by, owner)),
         }
     }
-    if http && out.resources.len() > before {
-        out.resources.push(envoy::route(&route, &choice));
+    if out.resources.len() > before {
+        out.refuses |= choice.iter().any(|(cluster, _)| cluster == BLACK_HOLE);
+        if http {
+            out.resources.push(envoy::route(&route, choice));
+        }
     }
+}
+
+/// Says so where an object doesn't get an address that it has.
+fn not_its_own(
+    index: &Index,
+    name: &ObjectName,
+    (ip, port): (IpAddr, u16),
+    by: &ObjectKey,
+    owner: Option<&Claim>,
+) -> Report {
+    let (field, what) = match by.kind {
+        Kind::Service => ("spec.clusterIPs", "cluster IP"),
+        _ => ("spec.addresses", "address"),
+    };
+    let (reason, fault) = match owner {
+        Some(Claim { object: owner, .. }) => {
+            let before = if owner.kind == by.kind { "is older or first by name" } else { "goes before" };
+            let owner = index.object_ref(owner.kind, &owner.name);
+            let fault = format!(
+                "{ip} port {port} belongs to {owner}, which {before}; this {} takes it over when that one goes; choose \
+                 another {what}",
+                by.kind
+            );
+            (Reason::Conflicted, fault)
+        }
+        None => {
+            let why = index.reserved(ip).unwrap_or_default();
+            (Reason::Invalid, format!("{ip} {why}, so no ServiceEntry can have it; choose another address"))
+        }
+    };
+    about(index, by, name, field, reason, fault)
 }
 
 /// The field in which an object names this Service.

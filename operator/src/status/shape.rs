@@ -4,7 +4,7 @@
 //! | --- | --- | --- |
 //! | TrafficPolicy | `status.ancestors[]`, ours by `controllerName` | nobody |
 //! | SlotProfile | `status.conditions[]` and counts | nobody |
-//! | HTTPRoute, TCPRoute | `status.parents[]`, ours by `controllerName` | controllers of their Gateways |
+//! | GRPCRoute, HTTPRoute, TLSRoute, TCPRoute | `status.parents[]`, ours by `controllerName` | controllers of their Gateways |
 //! | VirtualService, DestinationRule, ServiceEntry, WorkloadEntry | `status.conditions[]`, ours by type | istiod |
 //!
 //! Invariants: what others wrote is left as it is and where it is: in lists that are shared our entries are
@@ -32,7 +32,7 @@ pub(super) fn status(kind: Kind, object: &Value, verdict: &Verdict, now: Timesta
     let before = &object["status"];
     let status = match kind {
         Kind::TrafficPolicy => render.policy(object, verdict),
-        Kind::HttpRoute | Kind::TcpRoute => render.route(object, verdict),
+        Kind::GrpcRoute | Kind::HttpRoute | Kind::TlsRoute | Kind::TcpRoute => render.route(object, verdict),
         Kind::SlotProfile => json!({
             "selectedNodes": verdict.nodes.due,
             "programmedNodes": verdict.nodes.have,

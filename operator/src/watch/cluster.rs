@@ -11,7 +11,7 @@
 //! - An API server that is away takes nothing out of force. When it answers one kind again, all try at once.
 //! - A kind of others (Istio's, Gateway API's) that can't be listed at the start holds up the rest for half a
 //!   minute, not for ever: then it is left out, loudly, until it can.
-//! - An object that can't be read is reported by name and field, and keeps its last good version.
+//! - An object that can't be read is reported by name and field, and is as if it weren't there.
 //! - A custom resource that isn't installed counts as listed, with no objects. When it is installed,
 //!   its objects come; when it is removed, they go.
 //! - An object is pruned before it leaves the watcher, so what waits for the compiler is small; and

@@ -48,12 +48,6 @@ impl Intake {
                 listing.held.insert(name);
                 vec![Step::Apply(sourced)]
             }
-            Event::Keep(name) => {
-                if let Some(listed) = listing.listed.as_mut().filter(|_| listing.held.contains(&name)) {
-                    listed.insert(name);
-                }
-                Vec::new()
-            }
             Event::Delete(name) => {
                 if let Some(listed) = &mut listing.listed {
                     listed.remove(&name);
@@ -128,21 +122,18 @@ mod tests {
     }
 
     #[test]
-    fn what_can_not_be_read_any_more_stays_and_what_never_could_is_not_held() {
+    fn what_can_not_be_read_any_more_goes_at_once_and_what_never_could_is_not_held() {
         let mut intake = Intake::default();
         let name = |name| sourced(name).object.key().name;
         for e in [Event::Init, Event::InitApply(sourced("a")), Event::InitDone, Event::Init] {
             intake.steps(event(e));
         }
-        for kept in ["a", "b"] {
-            assert_eq!(intake.steps(event(Event::Keep(name(kept)))), []);
-        }
-        assert_eq!(intake.steps(event(Event::InitDone)), []);
-        assert_eq!(intake.steps(event(Event::Delete(name("b")))), []);
         assert_eq!(
             intake.steps(event(Event::Delete(name("a")))),
             [Step::Delete(ObjectKey { kind: Kind::Service, name: name("a") })]
         );
+        assert_eq!(intake.steps(event(Event::Delete(name("b")))), []);
+        assert_eq!(intake.steps(event(Event::InitDone)), []);
     }
 
     #[test]

@@ -54,9 +54,8 @@ pub enum Event {
     InitDone,
     /// An object is new or has changed.
     Apply(Sourced),
-    /// An object is there, but can't be read: what was read of it before stays in force.
-    Keep(ObjectName),
-    /// An object is gone.
+    /// An object is gone, or can't be read any more, which is the same: what is in force follows from what the
+    /// objects say now.
     Delete(ObjectName),
     /// The objects can't be listed for now, and nothing waits for that any longer.
     LeftOut,

@@ -115,13 +115,14 @@ const fn api(kind: Kind) -> (&'static str, &'static [&'static str]) {
             (ISTIO_GROUP, &ISTIO_VERSIONS)
         }
         Kind::HttpRoute | Kind::ReferenceGrant => (GATEWAY_GROUP, &["v1", "v1beta1"]),
-        Kind::TcpRoute => (GATEWAY_GROUP, &["v1", "v1alpha2"]),
+        Kind::TlsRoute => (GATEWAY_GROUP, &["v1", "v1alpha3", "v1alpha2"]),
+        Kind::GrpcRoute | Kind::TcpRoute => (GATEWAY_GROUP, &["v1", "v1alpha2"]),
         Kind::SlotProfile | Kind::TrafficPolicy => (own::GROUP, &[own::VERSION]),
     }
 }
 
 /// Kinds of the groups that are read, which are somebody else's.
-const OTHERS: [&str; 20] = [
+const OTHERS: [&str; 18] = [
     "Binding",
     "ConfigMap",
     "Endpoints",
@@ -136,8 +137,6 @@ const OTHERS: [&str; 20] = [
     "ServiceAccount",
     "Gateway",
     "GatewayClass",
-    "GRPCRoute",
-    "TLSRoute",
     "UDPRoute",
     "Sidecar",
     "WorkloadGroup",
@@ -428,7 +427,9 @@ fn in_namespace(mut object: Object) -> Object {
         DestinationRule,
         ServiceEntry,
         WorkloadEntry,
+        GrpcRoute,
         HttpRoute,
+        TlsRoute,
         TcpRoute,
         ReferenceGrant,
         TrafficPolicy
@@ -469,7 +470,9 @@ fn typed(
         Kind::DestinationRule => typed::<slotmesh_crds::DestinationRule>(kind, value, place),
         Kind::ServiceEntry => typed::<slotmesh_crds::ServiceEntry>(kind, value, place),
         Kind::WorkloadEntry => typed::<slotmesh_crds::WorkloadEntry>(kind, value, place),
+        Kind::GrpcRoute => typed::<gateway::GrpcRoute>(kind, value, place),
         Kind::HttpRoute => typed::<gateway::HttpRoute>(kind, value, place),
+        Kind::TlsRoute => typed::<gateway::TlsRoute>(kind, value, place),
         Kind::TcpRoute => typed::<gateway::TcpRoute>(kind, value, place),
         Kind::ReferenceGrant => typed::<gateway::ReferenceGrant>(kind, value, place),
         Kind::TrafficPolicy => typed::<own::TrafficPolicy>(kind, value, place),

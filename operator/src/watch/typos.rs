@@ -107,7 +107,7 @@ const fn has_status(kind: Kind) -> bool {
 const fn keeps_the_rest(kind: Kind) -> bool {
     match kind {
         Kind::VirtualService | Kind::DestinationRule | Kind::ServiceEntry | Kind::WorkloadEntry => true,
-        Kind::HttpRoute | Kind::TcpRoute | Kind::ReferenceGrant => true,
+        Kind::GrpcRoute | Kind::HttpRoute | Kind::TlsRoute | Kind::TcpRoute | Kind::ReferenceGrant => true,
         Kind::Service | Kind::EndpointSlice | Kind::Pod | Kind::Namespace | Kind::Node => false,
         Kind::TrafficPolicy | Kind::SlotProfile => false,
     }
@@ -222,14 +222,17 @@ fn fields(kind: Kind, level: &str) -> Option<&'static [&'static str]> {
         (Kind::ServiceEntry, "spec.ports[]") => PORT,
         (Kind::ServiceEntry, "spec.workloadSelector") => &["labels"],
         (Kind::ServiceEntry, "spec.endpoints[]") | (Kind::WorkloadEntry, "spec") => WORKLOAD,
-        (Kind::HttpRoute, "spec") => &["parentRefs", "hostnames", "rules", "useDefaultGateways"],
+        (Kind::GrpcRoute | Kind::HttpRoute | Kind::TlsRoute, "spec") => {
+            &["parentRefs", "hostnames", "rules", "useDefaultGateways"]
+        }
         (Kind::TcpRoute, "spec") => &["parentRefs", "rules", "useDefaultGateways"],
-        (Kind::HttpRoute | Kind::TcpRoute, "spec.parentRefs[]") => PARENT,
-        (Kind::HttpRoute, "spec.rules[]") =>
+        (Kind::GrpcRoute | Kind::HttpRoute | Kind::TlsRoute | Kind::TcpRoute, "spec.parentRefs[]") => PARENT,
+        (Kind::GrpcRoute | Kind::HttpRoute, "spec.rules[]") =>
             &["name", "matches", "filters", "backendRefs", "timeouts", "retry", "sessionPersistence"],
+        (Kind::GrpcRoute, "spec.rules[].matches[]") => &["method", "headers"],
         (Kind::HttpRoute, "spec.rules[].matches[]") => &["path", "headers", "queryParams", "method"],
-        (Kind::TcpRoute, "spec.rules[]") => &["name", "backendRefs"],
-        (Kind::HttpRoute | Kind::TcpRoute, "spec.rules[].backendRefs[]") => BACKEND,
+        (Kind::TlsRoute | Kind::TcpRoute, "spec.rules[]") => &["name", "backendRefs"],
+        (Kind::GrpcRoute | Kind::HttpRoute | Kind::TlsRoute | Kind::TcpRoute, "spec.rules[].backendRefs[]") => BACKEND,
         (Kind::ReferenceGrant, "spec") => &["from", "to"],
         (Kind::TrafficPolicy, "spec") => &["targetRefs", "loadBalancing", "maxConnections"],
         (Kind::TrafficPolicy, "spec.targetRefs[]") => &["group", "kind", "name", "sectionName"],

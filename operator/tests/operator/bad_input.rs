@@ -69,10 +69,14 @@ fn of_two_manifests_for_one_object_the_first_path_wins() {
 fn what_the_compiler_refuses_names_file_and_document() {
     let site = Site::with(&[(
         "all.yaml",
-        yaml(&[web("10.0.0.1"), virtual_service("web", "web").http([to("web/v1", 0), to("web", 0)]).build()]),
+        yaml(&[
+            web("10.0.0.1"),
+            virtual_service("web", "web").http([to("web", 1), to("web/v1", -1)]).build(),
+        ]),
     )]);
     assert!(site.has_listener("10.0.0.1_80"));
-    let start = "VirtualService default/web (all.yaml, document 2): spec.http[0].route: the weights sum to 0";
+    let start =
+        "VirtualService default/web (all.yaml, document 2): spec.http[0].route[1].weight: -1 is below 0";
     assert!(site.reports()[0].starts_with(start), "{:?}", site.reports());
 }
 

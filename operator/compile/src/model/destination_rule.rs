@@ -16,6 +16,9 @@ use crate::{
 pub(crate) struct DestinationRule {
     pub(crate) age: Age,
     pub(crate) service: ObjectName,
+    pub(crate) export: Export,
+    /// Whether it has a traffic policy for the Service as a whole, whatever that says.
+    pub(crate) has_policy: bool,
     /// How connections to the Service are treated, where the subset doesn't say.
     pub(crate) traffic: Traffic,
     /// The subsets by name.
@@ -38,7 +41,26 @@ impl DestinationRule {
         found: &mut Findings,
     ) -> Option<Self> {
         let spec = &object.spec;
-        refuse_export(&spec.export_to, found);
+        let export = Export::read(&spec.export_to, &key.namespace);
+        match export {
+            Some(Export::Everyone) => {}
+            Some(Export::Own) => {
+                found.unsupported(
+                    "spec.exportTo",
+                    "callers aren't told apart, so those of every namespace see the rule",
+                );
+            }
+            Some(Export::Others) => {
+                let fault = "not supported: a rule for callers of other namespaces only, because callers aren't told \
+                             apart; remove the field";
+                found.refuse("spec.exportTo", fault);
+            }
+            None => found.note("spec.exportTo", "nobody sees the rule, so it has no effect"),
+        }
+        if spec.rest.contains_key("workloadSelector") {
+            let fault = "not supported: a rule for some callers only, because callers aren't told apart; remove the field";
+            found.refuse("spec.workloadSelector", fault);
+        }
         let service = resolve_host(&spec.host, &key.namespace);
         if service.is_none() {
             let fault =
@@ -46,7 +68,9 @@ impl DestinationRule {
             found.refuse("spec.host", fault);
         }
         let traffic = policy("spec.trafficPolicy", spec.traffic_policy.as_ref(), found);
-        found.unsupported_rest("spec", &spec.rest);
+        for name in spec.rest.keys().filter(|name| *name != "workloadSelector") {
+            found.unsupported(format!("spec.{name}"), "");
+        }
         let mut subsets = BTreeMap::new();
         for (i, subset) in spec.subsets.iter().enumerate() {
             let at = format!("spec.subsets[{i}]");
@@ -64,7 +88,8 @@ impl DestinationRule {
             found.unsupported_rest(&at, &subset.rest);
         }
         let service = service.filter(|_| !found.refused())?;
-        Some(Self { age: Age::of(&object.metadata), service, traffic, subsets })
+        let has_policy = spec.traffic_policy.is_some();
+        Some(Self { age: Age::of(&object.metadata), service, export: export?, has_policy, traffic, subsets })
     }
 }
 
@@ -126,13 +151,46 @@ fn balance(at: &str, balancer: &crds::LoadBalancer, found: &mut Findings) -> Opt
     by_source.then_some(Balance::ConsistentHash)
 }
 
-/// One node serves callers of all namespaces, and what each of them may see isn't told apart yet.
-pub(super) fn refuse_export(export_to: &[String], found: &mut Findings) {
-    if !matches!(export_to, [] | [_]) || export_to.first().is_some_and(|ns| ns != "*") {
-        found.refuse(
-            "spec.exportTo",
-            "not supported: field spec.exportTo other than [\"*\"], because every namespace would see the \
-             object; remove the field",
-        );
+/// Callers of which namespaces see an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Export {
+    Everyone,
+    /// Those of the object's own namespace, and perhaps of some others.
+    Own,
+    /// Not those of the object's own namespace.
+    Others,
+}
+
+impl Export {
+    /// `None` where nobody sees the object.
+    pub(super) fn read(export_to: &[String], namespace: &str) -> Option<Self> {
+        let names = |wanted: &str| export_to.iter().any(|to| to == wanted);
+        if export_to.is_empty() || names("*") {
+            Some(Self::Everyone)
+        } else if names(".") || names(namespace) {
+            Some(Self::Own)
+        } else {
+            export_to.iter().any(|to| to != "~").then_some(Self::Others)
+        }
+    }
+}
+
+/// One node serves callers of all namespaces, and what each of them may see isn't told apart yet. Returns whether
+/// anybody sees the object.
+pub(super) fn refuse_export(export_to: &[String], key: &ObjectName, found: &mut Findings) -> bool {
+    match Export::read(export_to, &key.namespace) {
+        Some(Export::Everyone) => true,
+        Some(Export::Own | Export::Others) => {
+            found.refuse(
+                "spec.exportTo",
+                "not supported: field spec.exportTo other than [\"*\"], because every namespace would see the \
+                 object; remove the field",
+            );
+            true
+        }
+        None => {
+            found.note("spec.exportTo", "nobody sees the object, so it has no effect");
+            false
+        }
     }
 }

@@ -27,6 +27,8 @@ pub(crate) struct EndpointSlice {
     /// Name of the Service port, and the endpoints' TCP port.
     pub(crate) ports: Vec<(String, u16)>,
     pub(crate) endpoints: Vec<Endpoint>,
+    /// Whether some endpoints are meant for some zones or nodes.
+    pub(crate) hinted: bool,
 }
 
 impl EndpointSlice {
@@ -47,7 +49,7 @@ impl EndpointSlice {
             "IPv6" => false,
             "FQDN" => {
                 found.unsupported("addressType", "endpoints of type \"FQDN\" are not used");
-                return Some(Self { service, ports: Vec::new(), endpoints: Vec::new() });
+                return Some(Self { service, ports: Vec::new(), endpoints: Vec::new(), hinted: false });
             }
             other => {
                 found.refuse("addressType", format!("{other:?} is no address type; it is IPv4 or IPv6"));
@@ -55,8 +57,13 @@ impl EndpointSlice {
             }
         };
         let endpoints = object.endpoints.iter().enumerate();
+        let hinted = object.endpoints.iter().filter_map(|endpoint| endpoint.hints.as_ref()).any(|hints| {
+            let zones = hints.for_zones.as_ref().is_some_and(|zones| !zones.is_empty());
+            zones || hints.for_nodes.as_ref().is_some_and(|nodes| !nodes.is_empty())
+        });
         Some(Self {
             service,
+            hinted,
             ports: read_ports(object, found)?,
             endpoints: endpoints.filter_map(|(i, e)| read_endpoint(i, e, v4, key, found)).collect(),
         })

@@ -1,45 +1,80 @@
 //! Gateway API's routes and grants, as far as they are about Services (GAMMA).
+//!
+//! Parents, rules and backends are read each by itself: what is wrong with one takes no other out of force. A
+//! backend that can't be one refuses its share of the connections.
 
 use std::sync::Arc;
 
 use slotmesh_crds::gateway as crds;
 
-use super::{Age, Host, Match, Route, Routes, Share, port_number};
-use crate::{Kind, ObjectName, names::name_fault, report::Findings};
+use super::{Age, Destination, Forwarding, Host, Match, Route, Routes, Share, port_number};
+use crate::{Kind, ObjectName, Reason, names::name_fault, report::Findings};
 
 /// The share of a destination that doesn't say.
 const DEFAULT_WEIGHT: i32 = 1;
 
+const NEEDS_A_REQUEST: &str = "it can't be decided when a connection is made; this match is skipped";
+
 /// Reads an HTTPRoute; `None` when it must be refused.
 pub(crate) fn read_http(object: &crds::HttpRoute, key: &ObjectName, found: &mut Findings) -> Option<Routes> {
-    let spec = &object.spec;
-    for name in spec.rest.keys() {
+    let crds::HttpRouteSpec { parent_refs, rules, rest } = &object.spec;
+    let hosts = read_parents(parent_refs, key, found);
+    let http = read_http_rules(rules, rest, key, found);
+    let (kind, age) = (Kind::HttpRoute, Age::of(&object.metadata));
+    let routes = Routes { kind, age, hosts, http, tcp: Vec::new() };
+    (!found.refused()).then_some(routes)
+}
+
+/// Reads a GRPCRoute; `None` when it must be refused.
+pub(crate) fn read_grpc(object: &crds::GrpcRoute, key: &ObjectName, found: &mut Findings) -> Option<Routes> {
+    let crds::GrpcRouteSpec { parent_refs, rules, rest } = &object.spec;
+    let hosts = read_parents(parent_refs, key, found);
+    let http = read_http_rules(rules, rest, key, found);
+    let (kind, age) = (Kind::GrpcRoute, Age::of(&object.metadata));
+    let routes = Routes { kind, age, hosts, http, tcp: Vec::new() };
+    (!found.refused()).then_some(routes)
+}
+
+/// Rules that match requests, of a route that says `rest` besides.
+fn read_http_rules(
+    rules: &[crds::HttpRule],
+    rest: &slotmesh_crds::Rest,
+    key: &ObjectName,
+    found: &mut Findings,
+) -> Vec<Route> {
+    for name in rest.keys() {
         let consequence =
             if name == "hostnames" { "connections are routed whatever host they ask for" } else { "" };
         found.unsupported(format!("spec.{name}"), consequence);
     }
-    let hosts = read_parents(&spec.parent_refs, key, found);
-    let rules = spec.rules.iter().enumerate().map(|(i, rule)| {
+    let rules = rules.iter().enumerate().map(|(i, rule)| {
         let at = format!("spec.rules[{i}]");
-        found.unsupported_rest(&at, &rule.rest);
+        let redirects = is_redirect(&rule.rest);
+        for name in rule.rest.keys() {
+            let skipped = name == "filters" && redirects;
+            let consequence = if skipped { "a redirect takes a request, so the rule is skipped" } else { "" };
+            found.unsupported(format!("{at}.{name}"), consequence);
+        }
         let matches = rule.matches.iter().enumerate().map(|(m, wanted)| {
-            let at = format!("{at}.matches[{m}]");
             let path = wanted.path.as_ref().is_some_and(|path| !path.is_any()).then_some("path");
-            let undecidable: Vec<_> =
-                path.into_iter().chain(wanted.rest.keys().map(String::as_str)).collect();
-            for name in &undecidable {
-                let why = "it can't be decided when a connection is made; this match is skipped";
-                found.unsupported(format!("{at}.{name}"), why);
-            }
-            Match { port: None, decidable: undecidable.is_empty() }
+            let undecidable = path.into_iter().chain(wanted.rest.keys().map(String::as_str));
+            read_match(&format!("{at}.matches[{m}]"), undecidable, found)
         });
         let matches = matches.collect();
-        read_rule(&at, matches, &rule.backend_refs, key, found)
+        let to = if redirects {
+            Forwarding::Undecidable
+        } else {
+            read_backends(&at, &rule.backend_refs, key, found)
+        };
+        Route { field: at, matches, to }
     });
-    let http = rules.collect();
-    let (kind, age) = (Kind::HttpRoute, Age::of(&object.metadata));
-    let routes = Routes { kind, age, hosts, http, tcp: Vec::new() };
-    (!found.refused()).then_some(routes)
+    rules.collect()
+}
+
+/// Whether a rule answers by itself instead of leading anywhere.
+fn is_redirect(rest: &slotmesh_crds::Rest) -> bool {
+    let filters = rest.get("filters").and_then(serde_json::Value::as_array);
+    filters.into_iter().flatten().any(|filter| filter["type"] == "RequestRedirect")
 }
 
 /// Reads a TCPRoute; `None` when it must be refused.
@@ -47,15 +82,47 @@ pub(crate) fn read_tcp(object: &crds::TcpRoute, key: &ObjectName, found: &mut Fi
     let spec = &object.spec;
     found.unsupported_rest("spec", &spec.rest);
     let hosts = read_parents(&spec.parent_refs, key, found);
-    let rules = spec.rules.iter().enumerate().map(|(i, rule)| {
-        let at = format!("spec.rules[{i}]");
-        found.unsupported_rest(&at, &rule.rest);
-        read_rule(&at, Vec::new(), &rule.backend_refs, key, found)
-    });
-    let tcp = rules.collect();
+    let tcp = read_plain_rules(&spec.rules, key, found);
     let (kind, age) = (Kind::TcpRoute, Age::of(&object.metadata));
     let routes = Routes { kind, age, hosts, http: Vec::new(), tcp };
     (!found.refused()).then_some(routes)
+}
+
+/// Reads a TLSRoute; `None` when it must be refused.
+pub(crate) fn read_tls(object: &crds::TlsRoute, key: &ObjectName, found: &mut Findings) -> Option<Routes> {
+    let crds::TlsRouteSpec { parent_refs, hostnames, rules, rest } = &object.spec;
+    found.unsupported_rest("spec", rest);
+    let hosts = read_parents(parent_refs, key, found);
+    let mut tcp = read_plain_rules(rules, key, found);
+    if !hostnames.is_empty() {
+        let what = "which host a connection asks for isn't known when it is made, so the rules are skipped";
+        found.unsupported("spec.hostnames", what);
+        tcp.iter_mut().for_each(|rule| rule.matches = vec![Match { port: None, decidable: false }]);
+    }
+    let (kind, age) = (Kind::TlsRoute, Age::of(&object.metadata));
+    let routes = Routes { kind, age, hosts, http: Vec::new(), tcp };
+    (!found.refused()).then_some(routes)
+}
+
+/// Rules that match every connection.
+fn read_plain_rules(rules: &[crds::TcpRule], key: &ObjectName, found: &mut Findings) -> Vec<Route> {
+    let rules = rules.iter().enumerate().map(|(i, rule)| {
+        let field = format!("spec.rules[{i}]");
+        found.unsupported_rest(&field, &rule.rest);
+        let to = read_backends(&field, &rule.backend_refs, key, found);
+        Route { field, matches: Vec::new(), to }
+    });
+    rules.collect()
+}
+
+/// A match, of which `undecidable` names what takes a request.
+fn read_match<'a>(at: &str, undecidable: impl Iterator<Item = &'a str>, found: &mut Findings) -> Match {
+    let mut decidable = true;
+    for name in undecidable {
+        decidable = false;
+        found.unsupported(format!("{at}.{name}"), NEEDS_A_REQUEST);
+    }
+    Match { port: None, decidable }
 }
 
 fn is_service(group: Option<&str>, kind: Option<&str>) -> bool {
@@ -68,41 +135,44 @@ fn read_parents(refs: &[crds::ParentRef], key: &ObjectName, found: &mut Findings
     for (i, parent) in refs.iter().enumerate() {
         let field = format!("spec.parentRefs[{i}]");
         if !is_service(parent.group.as_deref(), parent.kind.as_deref()) {
-            let kind = parent.kind.as_deref().unwrap_or("Gateway");
-            found.note(format!("{field}.kind"), format!("a {kind} is left alone; slotmesh acts on Services"));
+            if parent.kind.as_deref() == Some("Service") {
+                let group = parent.group.as_deref().unwrap_or(crds::GATEWAY_GROUP);
+                let what =
+                    format!("a Service of the group {group} is meant, and there is none; write group: \"\"");
+                found.note(format!("{field}.group"), what);
+            } else {
+                let kind = parent.kind.as_deref().unwrap_or("Gateway");
+                let what = format!("a {kind} is left alone; slotmesh acts on Services");
+                found.note(format!("{field}.kind"), what);
+            }
             continue;
         }
         found.unsupported_rest(&field, &parent.rest);
         let namespace = parent.namespace.as_deref().unwrap_or(&key.namespace);
-        if namespace != &*key.namespace {
+        let service = ObjectName::new(namespace, parent.name.as_str());
+        let port = parent.port.map(port_number);
+        let fault = if let Some(fault) = name_fault(&parent.name) {
+            Some((Reason::Invalid, "name", format!("the name {fault}")))
+        } else if namespace != &*key.namespace {
             // It would be for callers of the route's namespace only, which aren't told apart yet.
             let fault = format!(
                 "not supported: a Service of another namespace, {namespace}, because the route would act on callers \
                  of every namespace; attach it to Services of {}",
                 key.namespace
             );
-            found.refuse(format!("{field}.namespace"), fault);
-            continue;
-        }
-        if let Some(fault) = name_fault(&parent.name) {
-            found.refuse(format!("{field}.name"), format!("the name {fault}"));
-            continue;
-        }
-        let port = match parent.port {
-            None => None,
-            Some(number) => match port_number(number) {
-                Some(port) => Some(port),
-                None => {
-                    found.refuse(
-                        format!("{field}.port"),
-                        format!("{number} is not a port; ports are 1 to 65535"),
-                    );
-                    continue;
-                }
-            },
+            Some((Reason::NotSupported, "namespace", fault))
+        } else if port == Some(None) {
+            let number = parent.port.unwrap_or_default();
+            Some((Reason::Invalid, "port", format!("{number} is not a port; ports are 1 to 65535")))
+        } else {
+            None
         };
-        let service = ObjectName::new(key.namespace.clone(), parent.name.as_str());
-        hosts.push(Host { field, service, port, section: parent.section_name.clone() });
+        let usable = fault.is_none();
+        if let Some((reason, what, fault)) = fault {
+            found.refuse_at(&service, reason, format!("{field}.{what}"), fault);
+        }
+        let (port, section) = (port.flatten(), parent.section_name.clone());
+        hosts.push(Host { field, service, port, section, usable });
     }
     if hosts.is_empty() && !found.refused() {
         found.note("spec.parentRefs", "no Service is named, so the route has no effect in the mesh");
@@ -110,71 +180,71 @@ fn read_parents(refs: &[crds::ParentRef], key: &ObjectName, found: &mut Findings
     hosts
 }
 
-fn read_rule(
+/// Where a rule leads: without backends to the Service's own endpoints.
+fn read_backends(
     at: &str,
-    matches: Vec<Match>,
     backends: &[crds::BackendRef],
     key: &ObjectName,
     found: &mut Findings,
-) -> Route {
+) -> Forwarding {
     if backends.is_empty() {
-        found.unsupported(format!("{at}.backendRefs"), "a rule without backends is skipped");
+        return Forwarding::Own;
     }
-    let shares: Vec<Share> = backends
-        .iter()
-        .enumerate()
-        .filter_map(|(i, backend)| read_backend(&format!("{at}.backendRefs[{i}]"), backend, key, found))
-        .collect();
-    let total: u64 = shares.iter().map(|s| u64::from(s.weight)).sum();
-    if !backends.is_empty() && total == 0 && shares.len() == backends.len() {
-        let fault = "the weights sum to 0, so no backend could be chosen; give at least one a weight above 0";
-        found.refuse(format!("{at}.backendRefs"), fault);
+    let shares = backends.iter().enumerate().map(|(i, backend)| {
+        let field = format!("{at}.backendRefs[{i}]");
+        let weight = backend.weight.unwrap_or(DEFAULT_WEIGHT);
+        let weight = u32::try_from(weight).unwrap_or_else(|_| {
+            let fault = "it is below 0, so the backend gets no connection; weights start at 0";
+            found.refuse_as(Reason::InvalidBackend, format!("{field}.weight"), fault);
+            0
+        });
+        let destination = read_backend(&field, backend, key, found);
+        Share { field, destination, weight }
+    });
+    let to = Forwarding::by_weight(shares.collect());
+    if to == Forwarding::Shares(Vec::new()) {
+        found
+            .note(format!("{at}.backendRefs"), "no backend has a weight above 0, so connections are refused");
     }
-    if total > u64::from(u32::MAX) {
-        found.refuse(format!("{at}.backendRefs"), format!("the weights sum to {total}, above {}", u32::MAX));
-    }
-    Route { matches, shares: shares.into_iter().filter(|s| s.weight > 0).collect() }
+    to
 }
 
+/// `None` where nothing can be there, which refuses the backend's share.
 fn read_backend(
     field: &str,
     backend: &crds::BackendRef,
     key: &ObjectName,
     found: &mut Findings,
-) -> Option<Share> {
+) -> Option<Destination> {
     found.unsupported_rest(field, &backend.rest);
+    let mut refuse = |reason, name: &str, fault: String| {
+        let fault = format!("{fault}; the backend's share of the connections is refused");
+        found.refuse_as(reason, format!("{field}.{name}"), fault);
+        None
+    };
     let kind = backend.kind.as_deref().unwrap_or("Service");
     if !is_service(Some(backend.group.as_deref().unwrap_or_default()), Some(kind)) {
-        found.refuse(
-            format!("{field}.kind"),
-            format!("connections can't go to a {kind}; a Service can be named"),
-        );
-        return None;
+        let fault = format!("connections can't go to a {kind}, only to a Service");
+        return refuse(Reason::InvalidKind, "kind", fault);
     }
     if let Some(fault) = name_fault(&backend.name) {
-        found.refuse(format!("{field}.name"), format!("the name {fault}"));
-        return None;
+        return refuse(Reason::InvalidBackend, "name", format!("the name {fault}"));
     }
-    let Ok(weight) = u32::try_from(backend.weight.unwrap_or(DEFAULT_WEIGHT)) else {
-        found.refuse(format!("{field}.weight"), "it is below 0; weights start at 0");
-        return None;
-    };
-    let port = backend.port.map(|number| (number, port_number(number)));
-    let port = match port {
+    let port = match backend.port.map(|number| (number, port_number(number))) {
+        Some((_, Some(port))) => port,
         Some((number, None)) => {
-            found.refuse(format!("{field}.port"), format!("{number} is not a port; ports are 1 to 65535"));
-            return None;
+            let fault = format!("{number} is not a port; ports are 1 to 65535");
+            return refuse(Reason::InvalidBackend, "port", fault);
         }
-        Some((_, port)) => port,
         None => {
-            found.refuse(format!("{field}.port"), "it is missing; name the Service's port");
-            return None;
+            let fault = "it is missing; name the Service's port".to_owned();
+            return refuse(Reason::InvalidBackend, "port", fault);
         }
     };
     let namespace = backend.namespace.as_deref().filter(|ns| !ns.is_empty());
     let namespace: Arc<str> = namespace.map_or_else(|| key.namespace.clone(), Arc::from);
     let service = ObjectName::new(namespace, backend.name.as_str());
-    Some(Share { field: field.to_owned(), service, subset: String::new(), port, weight })
+    Some(Destination { service, subset: String::new(), port: Some(port) })
 }
 
 /// A valid ReferenceGrant: whose objects may lead to which Services of its namespace.

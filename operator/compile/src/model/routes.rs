@@ -1,4 +1,4 @@
-//! Routes of Services, whatever kind of object says so: VirtualService, HTTPRoute, TCPRoute.
+//! Routes of Services, whatever kind of object says so: VirtualService, GRPCRoute, HTTPRoute, TLSRoute, TCPRoute.
 
 use super::{Age, ServicePort};
 use crate::{Kind, ObjectName};
@@ -26,29 +26,64 @@ pub(crate) struct Match {
     pub(crate) decidable: bool,
 }
 
+/// The part of a Service, or of a host, that connections can be sent to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Destination {
+    pub(crate) service: ObjectName,
+    /// Empty for the Service as a whole.
+    pub(crate) subset: String,
+    pub(crate) port: Option<u16>,
+}
+
 /// A destination and its share of the connections.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Share {
     /// The field of the destination.
     pub(crate) field: String,
-    pub(crate) service: ObjectName,
-    /// Empty for the Service as a whole.
-    pub(crate) subset: String,
-    pub(crate) port: Option<u16>,
+    /// `None` where it can't be one: its share is refused, which was reported when it was read.
+    pub(crate) destination: Option<Destination>,
+    /// Above 0.
     pub(crate) weight: u32,
 }
 
-/// A route. Its shares all have a weight above 0.
+/// Where the connections of a route go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Forwarding {
+    /// That takes a request, as a redirect does: the route is skipped.
+    Undecidable,
+    /// To the Service's own endpoints.
+    Own,
+    /// To these by weight. Without any they are refused.
+    Shares(Vec<Share>),
+}
+
+impl Forwarding {
+    /// To these by weight; those without weight get nothing. The sum of all weights fits in 32 bits afterwards.
+    pub(crate) fn by_weight(mut shares: Vec<Share>) -> Self {
+        shares.retain(|share| share.weight > 0);
+        let total: u64 = shares.iter().map(|share| u64::from(share.weight)).sum();
+        let most = u64::from(u32::MAX) - shares.len() as u64;
+        let divisor = u32::try_from(total.div_ceil(most)).unwrap_or(u32::MAX).max(1);
+        for share in &mut shares {
+            share.weight = (share.weight / divisor).max(1);
+        }
+        Self::Shares(shares)
+    }
+}
+
+/// A route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Route {
+    /// The field that defines it.
+    pub(crate) field: String,
     pub(crate) matches: Vec<Match>,
-    pub(crate) shares: Vec<Share>,
+    pub(crate) to: Forwarding,
 }
 
 impl Route {
     /// Whether the route applies to connections to this port.
     pub(crate) fn applies(&self, port: u16) -> Applies {
-        if self.shares.is_empty() {
+        if self.to == Forwarding::Undecidable {
             return Applies::Undecidable;
         }
         if self.matches.is_empty() {
@@ -75,12 +110,15 @@ pub(crate) struct Host {
     pub(crate) port: Option<u16>,
     /// The name of the only port; `None` for all.
     pub(crate) section: Option<String>,
+    /// Whether the routes can be for it at all; why not was reported when it was read.
+    pub(crate) usable: bool,
 }
 
 impl Host {
     /// Whether the routes are for this port.
     pub(crate) fn covers(&self, port: &ServicePort) -> bool {
-        self.port.is_none_or(|number| number == port.number)
+        self.usable
+            && self.port.is_none_or(|number| number == port.number)
             && self.section.as_ref().is_none_or(|name| *name == port.name)
     }
 }
@@ -99,7 +137,11 @@ pub(crate) struct Routes {
 
 impl Routes {
     /// All destinations of all routes.
-    pub(crate) fn destinations(&self) -> impl Iterator<Item = &ObjectName> {
-        self.http.iter().chain(&self.tcp).flat_map(|route| &route.shares).map(|share| &share.service)
+    pub(crate) fn destinations(&self) -> impl Iterator<Item = &Destination> {
+        let shares = self.http.iter().chain(&self.tcp).flat_map(|route| match &route.to {
+            Forwarding::Shares(shares) => shares.as_slice(),
+            Forwarding::Own | Forwarding::Undecidable => &[],
+        });
+        shares.filter_map(|share| share.destination.as_ref())
     }
 }

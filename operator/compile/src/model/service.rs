@@ -17,7 +17,7 @@ pub(crate) enum Protocol {
     Http,
     /// TCP routes apply.
     Tcp,
-    /// Neither: the content is encrypted, and slotmesh has no TLS routes yet.
+    /// TLSRoutes apply: the content is encrypted.
     Tls,
     /// Not declared: both apply, HTTP routes first.
     Undeclared,
@@ -87,7 +87,12 @@ pub(crate) struct Service {
     pub(crate) ports: Vec<ServicePort>,
     /// The labels of the workloads that it selects; none where it selects none.
     pub(crate) selector: BTreeMap<String, String>,
+    /// The field by which it asks for what isn't done yet: connections to it are left to kube-proxy.
+    pub(crate) left: Option<&'static str>,
 }
+
+/// A Service with this label is another proxy's.
+const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 
 impl Service {
     /// Reads a Service; `None` when it must be refused.
@@ -97,21 +102,38 @@ impl Service {
         if spec.type_.as_deref() == Some("ExternalName") {
             found.note("spec.type", "a Service of type ExternalName has no cluster IP; it is left alone");
             let selector = BTreeMap::new();
-            return Some(Self { age, vips: Vec::new(), ports: Vec::new(), selector });
+            return Some(Self { age, vips: Vec::new(), ports: Vec::new(), selector, left: None });
         }
-        let vips = read_vips(&spec, found);
+        let mut vips = read_vips(&spec, found);
         let ports = read_ports(&spec, found);
-        if spec.session_affinity.as_deref().is_some_and(|affinity| affinity != "None") {
-            found.unsupported("spec.sessionAffinity", "each connection chooses its endpoint anew");
+        let labels = object.metadata.labels.as_ref();
+        if let Some(proxy) = labels.and_then(|labels| labels.get(PROXY_NAME)) {
+            let what =
+                format!("the Service is that of the proxy {proxy:?}; connections to it are left to that");
+            found.note(format!("metadata.labels.{PROXY_NAME}"), what);
+            vips.clear();
         }
-        if spec.internal_traffic_policy.as_deref().is_some_and(|policy| policy != "Cluster") {
-            found.unsupported("spec.internalTrafficPolicy", "endpoints of all nodes are used");
-        }
-        if spec.traffic_distribution.is_some() {
-            found.unsupported("spec.trafficDistribution", "endpoints are chosen at random");
-        }
+        let left = if spec.session_affinity.as_deref().is_some_and(|affinity| affinity != "None") {
+            Some("spec.sessionAffinity")
+        } else if spec.internal_traffic_policy.as_deref().is_some_and(|policy| policy != "Cluster") {
+            Some("spec.internalTrafficPolicy")
+        } else {
+            None
+        };
         let selector = spec.selector.unwrap_or_default();
-        (!found.refused()).then_some(Self { age, vips, ports, selector })
+        (!found.refused()).then_some(Self { age, vips, ports, selector, left })
+    }
+
+    /// What both say; of what only one can say, `self`.
+    pub(crate) fn merge(mut self, other: &Self) -> Self {
+        self.vips.extend(&other.vips);
+        self.vips.sort_unstable();
+        self.vips.dedup();
+        let fresh =
+            other.ports.iter().filter(|port| self.port(port.number).is_none()).cloned().collect::<Vec<_>>();
+        self.ports.extend(fresh);
+        self.ports.sort_by_key(|port| port.number);
+        self
     }
 
     /// The TCP port with this number.

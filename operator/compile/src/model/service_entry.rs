@@ -35,6 +35,8 @@ pub(crate) struct ServiceEntry {
     pub(crate) hosts: Vec<EntryHost>,
     /// The endpoints that it names itself.
     pub(crate) endpoints: Vec<Workload>,
+    /// How many endpoints it makes, at least one for each of its hosts and ports.
+    pub(crate) cost: usize,
 }
 
 /// How endpoints are found, as far as it matters here.
@@ -50,10 +52,15 @@ enum Resolution {
 
 impl ServiceEntry {
     /// Reads a ServiceEntry; `None` when it must be refused.
-    pub(crate) fn read(object: &crds::ServiceEntry, found: &mut Findings) -> Option<Self> {
+    pub(crate) fn read(
+        object: &crds::ServiceEntry,
+        key: &ObjectName,
+        max_endpoints: usize,
+        found: &mut Findings,
+    ) -> Option<Self> {
         let spec = &object.spec;
         let age = Age::of(&object.metadata);
-        refuse_export(&spec.export_to, found);
+        let seen = refuse_export(&spec.export_to, key, found);
         for name in spec.rest.keys() {
             let consequence = if name == "subjectAltNames" { "nobody verifies who answers" } else { "" };
             found.unsupported(format!("spec.{name}"), consequence);
@@ -70,6 +77,17 @@ impl ServiceEntry {
         let ports = read_ports(&spec.ports, found);
         let selector = read_selector(spec, found);
         let endpoints = read_endpoints(&spec.endpoints, resolution, found);
+        let made = hosts.len() * ports.len() * endpoints.len().max(1);
+        if made > max_endpoints {
+            let fault = format!(
+                "{} hosts, {} ports and {} endpoints make {made} endpoints on every node, and {max_endpoints} are allowed; \
+                 make several smaller objects",
+                hosts.len(),
+                ports.len(),
+                endpoints.len()
+            );
+            found.refuse("spec", fault);
+        }
         let acts = resolution != Resolution::Nowhere;
         if acts && vips.is_empty() {
             found.note(
@@ -85,10 +103,14 @@ impl ServiceEntry {
         let hosts = hosts.into_iter().enumerate().map(|(i, (field, name))| {
             let vips = if i == 0 && acts { vips.clone() } else { Vec::new() };
             let ports = if acts { ports.clone() } else { Vec::new() };
-            EntryHost { field, name, service: Service { age, vips, ports, selector: selector.clone() } }
+            EntryHost {
+                field,
+                name,
+                service: Service { age, vips, ports, selector: selector.clone(), left: None },
+            }
         });
         let hosts = hosts.collect();
-        (!found.refused()).then_some(Self { age, hosts, endpoints })
+        (seen && !found.refused()).then_some(Self { age, hosts, endpoints, cost: made })
     }
 }
 

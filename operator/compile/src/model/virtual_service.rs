@@ -2,36 +2,41 @@
 
 use slotmesh_crds as crds;
 
-use super::{Age, Host, Match, Route, Routes, Share, destination_rule::refuse_export, port_number};
-use crate::{Kind, ObjectName, names::resolve_host, report::Findings};
+use super::{
+    Age, Destination, Forwarding, Host, Match, Route, Routes, Share, destination_rule::refuse_export,
+    port_number,
+};
+use crate::{Kind, ObjectName, Reason, names::resolve_host, report::Findings};
 
 const MESH: &str = "mesh";
 
 /// Reads a VirtualService; `None` when it must be refused.
 pub(crate) fn read(object: &crds::VirtualService, key: &ObjectName, found: &mut Findings) -> Option<Routes> {
     let spec = &object.spec;
-    refuse_export(&spec.export_to, found);
+    let seen = refuse_export(&spec.export_to, key, found);
     found.unsupported_rest("spec", &spec.rest);
     let for_mesh = spec.gateways.is_empty() || spec.gateways.iter().any(|g| g == MESH);
     if !for_mesh {
         found.note("spec.gateways", "the object is for gateways only; it has no effect in the mesh");
     }
     let hosts = if for_mesh { read_hosts(&spec.hosts, key, found) } else { Vec::new() };
-    let http = spec.http.iter().enumerate().map(|(i, route)| {
+    let http = spec.http.iter().enumerate().filter_map(|(i, route)| {
         let at = format!("spec.http[{i}]");
         found.unsupported_rest(&at, &route.rest);
-        let matches = route.matches.iter().map(|m| (m.port, &m.rest)).collect::<Vec<_>>();
-        read_route(&at, &matches, &route.route, key, found)
+        let wanted =
+            route.matches.iter().map(|m| Wanted { port: m.port, gateways: &m.gateways, rest: &m.rest });
+        read_route(&at, &wanted.collect::<Vec<_>>(), &route.route, key, found)
     });
     let http = http.collect();
-    let tcp = spec.tcp.iter().enumerate().map(|(i, route)| {
+    let tcp = spec.tcp.iter().enumerate().filter_map(|(i, route)| {
         let at = format!("spec.tcp[{i}]");
         found.unsupported_rest(&at, &route.rest);
-        let matches = route.matches.iter().map(|m| (m.port, &m.rest)).collect::<Vec<_>>();
-        read_route(&at, &matches, &route.route, key, found)
+        let wanted =
+            route.matches.iter().map(|m| Wanted { port: m.port, gateways: &m.gateways, rest: &m.rest });
+        read_route(&at, &wanted.collect::<Vec<_>>(), &route.route, key, found)
     });
     let tcp = tcp.collect();
-    (!found.refused()).then(|| Routes {
+    (seen && !found.refused()).then(|| Routes {
         kind: Kind::VirtualService,
         age: Age::of(&object.metadata),
         hosts,
@@ -51,47 +56,73 @@ fn read_hosts(hosts: &[String], key: &ObjectName, found: &mut Findings) -> Vec<H
             Some(service) if resolved.iter().any(|host| host.service == service) => {
                 found.note(field, format!("{host} stands there twice"));
             }
-            Some(service) => resolved.push(Host { field, service, port: None, section: None }),
+            Some(service) => resolved.push(Host { field, service, port: None, section: None, usable: true }),
             None => found.unsupported(field, &format!("{host:?} isn't one host, and routes are for one")),
         }
     }
     resolved
 }
 
+/// The parts of a match that count.
+struct Wanted<'a> {
+    port: Option<u32>,
+    gateways: &'a [String],
+    rest: &'a crds::Rest,
+}
+
+impl Wanted<'_> {
+    /// The match; `None` where no connection of the mesh can match.
+    fn read(&self, at: &str, found: &mut Findings) -> Option<Match> {
+        if !self.gateways.is_empty() && !self.gateways.iter().any(|gateway| gateway == MESH) {
+            return None;
+        }
+        let mut decidable = true;
+        for (name, value) in self.rest {
+            if name == "uri" && is_any(value) || name == "ignoreUriCase" {
+                continue;
+            }
+            decidable = false;
+            let what = "it can't be decided when a connection is made; this match is skipped";
+            found.unsupported(format!("{at}.{name}"), what);
+        }
+        Some(Match { port: self.port, decidable })
+    }
+}
+
+/// Whether every path matches.
+fn is_any(uri: &serde_json::Value) -> bool {
+    uri.as_object().is_some_and(|uri| {
+        uri.len() == 1 && uri.get("prefix").is_some_and(|prefix| prefix == "/")
+            || uri.get("regex").is_some_and(|regex| regex == ".*" || regex == "/.*")
+    })
+}
+
 fn read_route(
     at: &str,
-    matches: &[(Option<u32>, &crds::Rest)],
+    wanted: &[Wanted<'_>],
     destinations: &[crds::RouteDestination],
     key: &ObjectName,
     found: &mut Findings,
-) -> Route {
-    for (i, (_, rest)) in matches.iter().enumerate() {
-        for name in rest.keys() {
-            let field = format!("{at}.match[{i}].{name}");
-            found.unsupported(field, "it can't be decided when a connection is made; this match is skipped");
-        }
-    }
+) -> Option<Route> {
     let matches =
-        matches.iter().map(|(port, rest)| Match { port: *port, decidable: rest.is_empty() }).collect();
+        wanted.iter().enumerate().map(|(i, wanted)| wanted.read(&format!("{at}.match[{i}]"), found));
+    let matches: Vec<Match> = matches.collect::<Vec<_>>().into_iter().flatten().collect();
+    if matches.is_empty() && !wanted.is_empty() {
+        return None;
+    }
+    let field = at.to_owned();
     if destinations.is_empty() {
         found.unsupported(format!("{at}.route"), "a route without destinations is skipped");
+        return Some(Route { field, matches, to: Forwarding::Undecidable });
     }
     let single = destinations.len() == 1;
-    let shares: Vec<Share> = destinations
-        .iter()
-        .enumerate()
-        .filter_map(|(i, d)| read_share(&format!("{at}.route[{i}]"), d, single, key, found))
-        .collect();
-    let total: u64 = shares.iter().map(|s| u64::from(s.weight)).sum();
-    if !destinations.is_empty() && total == 0 && shares.len() == destinations.len() {
-        let fault =
-            "the weights sum to 0, so no destination could be chosen; give at least one a weight above 0";
-        found.refuse(format!("{at}.route"), fault);
+    let shares = destinations.iter().enumerate();
+    let shares = shares.map(|(i, d)| read_share(&format!("{at}.route[{i}]"), d, single, key, found));
+    let to = Forwarding::by_weight(shares.collect());
+    if to == Forwarding::Shares(Vec::new()) {
+        found.note(format!("{at}.route"), "no destination has a weight above 0, so connections are refused");
     }
-    if total > u64::from(u32::MAX) {
-        found.refuse(format!("{at}.route"), format!("the weights sum to {total}, above {}", u32::MAX));
-    }
-    Route { matches, shares: shares.into_iter().filter(|s| s.weight > 0).collect() }
+    Some(Route { field, matches, to })
 }
 
 fn read_share(
@@ -100,35 +131,48 @@ fn read_share(
     single: bool,
     key: &ObjectName,
     found: &mut Findings,
-) -> Option<Share> {
-    let destination = &share.destination;
+) -> Share {
     let field = format!("{at}.destination");
     found.unsupported_rest(at, &share.rest);
-    found.unsupported_rest(&field, &destination.rest);
     // A destination that stands alone gets everything: 0 can't be told from unset in Istio's own API.
     let weight =
         share.weight.filter(|&weight| !(single && weight == 0)).unwrap_or(if single { 100 } else { 0 });
-    let Ok(weight) = u32::try_from(weight) else {
-        found.refuse(format!("{at}.weight"), format!("{weight} is below 0; weights start at 0"));
-        return None;
+    let weight = u32::try_from(weight).unwrap_or_else(|_| {
+        let fault = format!("{weight} is below 0, so the destination gets no connection; weights start at 0");
+        found.refuse_as(Reason::InvalidBackend, format!("{at}.weight"), fault);
+        0
+    });
+    let destination = read_destination(&field, &share.destination, key, found);
+    Share { field, destination, weight }
+}
+
+/// `None` where nothing can be there, which refuses the destination's share.
+fn read_destination(
+    field: &str,
+    destination: &crds::Destination,
+    key: &ObjectName,
+    found: &mut Findings,
+) -> Option<Destination> {
+    found.unsupported_rest(field, &destination.rest);
+    let mut refuse = |name: &str, fault: String| {
+        let fault = format!("{fault}; the destination's share of the connections is refused");
+        found.refuse_as(Reason::InvalidBackend, format!("{field}.{name}"), fault);
     };
-    let port = match &destination.port {
-        None => None,
-        Some(selector) => {
-            found.unsupported_rest(&format!("{field}.port"), &selector.rest);
-            let port = selector.number.and_then(port_number);
-            if let (Some(number), None) = (selector.number, port) {
-                let fault = format!("{number} is not a port; ports are 1 to 65535");
-                found.refuse(format!("{field}.port.number"), fault);
-            }
-            port
+    let mut port = None;
+    if let Some(number) = destination.port.as_ref().and_then(|selector| selector.number) {
+        port = port_number(number);
+        if port.is_none() {
+            refuse("port.number", format!("{number} is not a port; ports are 1 to 65535"));
+            return None;
         }
-    };
+    }
     let Some(service) = resolve_host(&destination.host, &key.namespace) else {
-        let fault = format!("{:?} is no host; name a Service, or a host of a ServiceEntry", destination.host);
-        found.refuse(format!("{field}.host"), fault);
+        let host = &destination.host;
+        refuse("host", format!("{host:?} is no host; name a Service, or a host of a ServiceEntry"));
         return None;
     };
-    let subset = destination.subset.clone().unwrap_or_default();
-    Some(Share { field, service, subset, port, weight })
+    if let Some(selector) = &destination.port {
+        found.unsupported_rest(&format!("{field}.port"), &selector.rest);
+    }
+    Some(Destination { service, subset: destination.subset.clone().unwrap_or_default(), port })
 }

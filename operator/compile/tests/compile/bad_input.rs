@@ -1,13 +1,15 @@
 //! Bad input is reported by name and disturbs nothing that is in force.
 
 use slotmesh_compile::{
-    Source,
+    Severity, Source,
     builder::{rule, service, slice, to, virtual_service},
 };
+use slotmesh_crds::PortSelector;
+use slotmesh_xds::ResourceType;
 
 use crate::{
     routes::shop,
-    support::{Cluster, cluster},
+    support::{Cluster, NOWHERE, cluster},
 };
 
 fn v1() -> String {
@@ -23,8 +25,9 @@ fn routed() -> Cluster {
 }
 
 #[test]
-fn a_missing_host_or_subset_keeps_the_last_route_and_heals() {
+fn a_missing_host_subset_or_port_refuses_its_share_and_heals() {
     let web = |to_| virtual_service("web", "web").http([to("web/v1", 1), to_]).build();
+    let two = || service("two").ip("10.0.0.3").named_port("a", 81).named_port("b", 82);
     for (destination, field, heals, healed) in [
         (
             "blue",
@@ -39,36 +42,44 @@ fn a_missing_host_or_subset_keeps_the_last_route_and_heals() {
             rule("web", "web").version("v1").version("v3").build(),
             cluster("web", 80, "v3"),
         ),
+        (
+            "two",
+            "spec.http[0].route[1].destination.port.number: Service default/two has no TCP port 80 (it has 81, 82)",
+            two().named_port("c", 80).build(),
+            cluster("two", 80, ""),
+        ),
     ] {
         let mut cluster_ = routed();
-        let output = cluster_.apply([web(to(destination, 1))]);
-        assert!(output.changes.is_empty());
+        cluster_.apply([two().build()]);
+        let output = cluster_.apply([web(to(destination, 3))]);
         let message = format!(
-            "VirtualService default/web: {field}; until it exists, port 80 keeps the route's last good version"
+            "VirtualService default/web: {field}; until it exists, its share of the connections to port 80 is refused"
         );
         assert_eq!(cluster_.refused(), [message]);
         assert_eq!(output.appeared.len(), 1);
-        assert_eq!(cluster_.goes("10.0.0.1_80"), v1());
+        assert_eq!(cluster_.goes("10.0.0.1_80"), format!("{}=1 {NOWHERE}=3", v1()));
+        assert!(cluster_.names(ResourceType::Cluster).contains(&NOWHERE));
 
         let output = cluster_.apply([heals]);
         assert_eq!(output.disappeared.len(), 1);
-        assert_eq!(cluster_.goes("10.0.0.1_80"), format!("{}=1 {healed}=1", v1()));
+        assert_eq!(cluster_.goes("10.0.0.1_80"), format!("{}=1 {healed}=3", v1()));
+        assert!(!cluster_.names(ResourceType::Cluster).contains(&NOWHERE), "nothing leads there any more");
     }
 }
 
 #[test]
-fn a_missing_subset_without_a_last_route_leaves_the_service_as_it_is() {
+fn a_route_that_leads_only_to_what_is_missing_refuses_every_connection() {
     let mut cluster_ = Cluster::with(shop());
     cluster_.apply([virtual_service("web", "web").http([to("web/v3", 1)]).build()]);
-    assert_eq!(cluster_.goes("10.0.0.1_80"), cluster("web", 80, ""));
-    assert!(cluster_.refused()[0].ends_with("port 80 goes to the Service's own endpoints"));
+    assert_eq!(cluster_.goes("10.0.0.1_80"), format!("http:{NOWHERE}"));
+    assert!(cluster_.refused()[0].ends_with("until it exists, every connection to port 80 is refused"));
 }
 
 #[test]
 fn no_route_leads_to_a_cluster_that_went() {
     let mut cluster_ = routed();
     cluster_.apply([rule("web", "web").version("v2").build()]);
-    assert_eq!(cluster_.goes("10.0.0.1_80"), cluster("web", 80, ""));
+    assert_eq!(cluster_.goes("10.0.0.1_80"), format!("http:{NOWHERE}"));
     assert_eq!(cluster_.refused().len(), 1);
     cluster_.apply([rule("web", "web").version("v1").build()]);
     assert_eq!(cluster_.goes("10.0.0.1_80"), v1());
@@ -76,34 +87,54 @@ fn no_route_leads_to_a_cluster_that_went() {
 }
 
 #[test]
-fn a_missing_port_is_named() {
+fn without_any_weight_nobody_gets_the_connections() {
     let mut cluster_ = routed();
-    cluster_.apply([service("two").ip("10.0.0.3").named_port("a", 81).named_port("b", 82).build()]);
-    cluster_.apply([virtual_service("web", "web").http([to("two", 1)]).build()]);
-    assert!(cluster_.refused()[0].contains(
-        "spec.http[0].route[0].destination.port.number: Service default/two has no TCP port 80 (it has 81, 82)"
-    ));
-    assert_eq!(cluster_.goes("10.0.0.1_80"), v1());
+    cluster_.apply([virtual_service("web", "web").http([to("web/v1", 0), to("web/v2", 0)]).build()]);
+    assert_eq!(cluster_.goes("10.0.0.1_80"), format!("http:{NOWHERE}"));
+    assert!(cluster_.refused().is_empty(), "it is what the object says");
+    assert_eq!(
+        cluster_.said(Severity::Note),
+        [
+            "VirtualService default/web: spec.http[0].route: no destination has a weight above 0, so connections are \
+             refused"
+        ]
+    );
 }
 
 #[test]
-fn weights_that_sum_to_0_are_refused() {
-    let bad = || virtual_service("web", "web").http([to("web/v1", 0), to("web/v2", 0)]).build();
-    let mut cluster_ = routed();
-    assert!(cluster_.apply([bad()]).changes.is_empty());
-    assert_eq!(
-        cluster_.refused(),
-        ["VirtualService default/web: spec.http[0].route: the weights sum to 0, so no destination could be \
-          chosen; give at least one a weight above 0; the object's last good version stays in force"]
-    );
-    cluster_.apply([virtual_service("web", "web").http([to("web/v1", -1), to("web/v2", 5)]).build()]);
-    assert!(cluster_.refused()[0].contains("spec.http[0].route[0].weight: -1 is below 0"));
-    assert_eq!(cluster_.goes("10.0.0.1_80"), v1());
+fn a_destination_that_can_not_be_refuses_its_share_only() {
+    let mut port = to("web/v2", 1);
+    port.destination.port = Some(PortSelector { number: Some(70_000), ..Default::default() });
+    for (bad, field, goes) in [
+        (
+            to("*.shop", 1),
+            "spec.http[0].route[1].destination.host: \"*.shop\" is no host",
+            "=5 BlackHoleCluster=1",
+        ),
+        (port, "spec.http[0].route[1].destination.port.number: 70000 is not a port", "=5 BlackHoleCluster=1"),
+        (
+            to("web/v2", -1),
+            "spec.http[0].route[1].weight: -1 is below 0, so the destination gets no connection",
+            "",
+        ),
+    ] {
+        let mut cluster_ = routed();
+        cluster_.apply([virtual_service("web", "web").http([to("web/v1", 5), bad]).build()]);
+        assert_eq!(cluster_.goes("10.0.0.1_80"), format!("{}{goes}", v1()), "{field}");
+        let refused = cluster_.refused();
+        assert!(refused.len() == 1 && refused[0].contains(field), "{refused:?}");
+    }
+}
 
-    let mut fresh = Cluster::with(shop());
-    fresh.apply([bad()]);
-    assert_eq!(fresh.goes("10.0.0.1_80"), cluster("web", 80, ""));
-    assert!(fresh.refused()[0].ends_with("the object is not in force"));
+#[test]
+fn weights_of_any_size_keep_their_proportions() {
+    let mut cluster_ = routed();
+    let most = i32::MAX;
+    let all = [to("web/v1", most), to("web/v2", most), to("web", most), to("web/v9", 1)];
+    cluster_.apply([virtual_service("web", "web").http(all).build()]);
+    let half = most as u32 / 2;
+    let [v2, own] = ["v2", ""].map(|subset| cluster("web", 80, subset));
+    assert_eq!(cluster_.goes("10.0.0.1_80"), format!("{}={half} {v2}={half} {own}={half} {NOWHERE}=1", v1()));
 }
 
 #[test]
@@ -113,9 +144,10 @@ fn narrower_visibility_is_refused() {
     narrow.0.spec.export_to = vec![".".into()];
     cluster_.apply([narrow.clone().build()]);
     assert!(cluster_.refused()[0].contains("not supported: field spec.exportTo"));
-    assert_eq!(cluster_.goes("10.0.0.1_80"), v1());
+    assert_eq!(cluster_.goes("10.0.0.1_80"), cluster("web", 80, ""), "what it said before is gone");
     narrow.0.spec.export_to = vec!["*".into()];
     cluster_.apply([narrow.build()]);
+    assert_eq!(cluster_.goes("10.0.0.1_80"), format!("http:{}", cluster("web", 80, "v2")));
     assert!(cluster_.refused().is_empty());
 }
 
@@ -141,7 +173,7 @@ fn of_two_services_with_one_address_the_oldest_keeps_it() {
 }
 
 #[test]
-fn an_invalid_service_leaves_its_last_good_version() {
+fn an_invalid_service_is_as_if_it_were_not_there() {
     for (bad, message) in [
         (
             service("web").ip("10.0.0").port(80),
@@ -157,13 +189,12 @@ fn an_invalid_service_leaves_its_last_good_version() {
         (service("web").ip("::ffff:10.0.0.1").port(80), "write it as IPv4"),
     ] {
         let mut cluster_ = routed();
-        let output = cluster_.apply([bad.clone().build()]);
-        assert!(output.changes.is_empty());
+        cluster_.apply([bad.clone().build()]);
+        assert!(cluster_.served().is_empty(), "{:?}", cluster_.served());
         let refused = cluster_.refused();
-        assert_eq!(refused.len(), 1, "{refused:?}");
-        assert!(refused[0].starts_with("Service default/web: "), "{}", refused[0]);
-        assert!(refused[0].contains(message), "{}", refused[0]);
-        assert!(refused[0].ends_with("the object's last good version stays in force"), "{}", refused[0]);
+        let of_it: Vec<_> = refused.iter().filter(|r| r.starts_with("Service default/web: ")).collect();
+        assert!(of_it.len() == 1 && of_it[0].contains(message), "{refused:?}");
+        assert!(of_it[0].ends_with("the object is not in force"), "{}", of_it[0]);
         let mut fresh = Cluster::default();
         assert!(fresh.apply([bad.build()]).changes.is_empty());
     }
@@ -195,20 +226,23 @@ fn an_endpoint_without_address_is_left_out_alone() {
 }
 
 #[test]
-fn a_slice_that_cannot_be_leaves_the_endpoints_as_they_were() {
+fn a_slice_that_cannot_be_is_as_if_it_were_not_there() {
     let good = slice("web", "web").port(8080).endpoint("10.1.0.1");
-    let mut cluster_ = Cluster::with([service("web").ip("10.0.0.1").port(80).build(), good.clone().build()]);
-    let held = ["10.1.0.1 8080"];
-    assert_eq!(cluster_.endpoints(&cluster("web", 80, "")), held);
+    let other = slice("web-2", "web").port(8080).endpoint("10.1.0.2").build();
+    let web = service("web").ip("10.0.0.1").port(80).build();
+    let mut cluster_ = Cluster::with([web, other, good.clone().build()]);
+    let held = |cluster_: &Cluster| cluster_.endpoints(&cluster("web", 80, ""));
+    assert_eq!(held(&cluster_), ["10.1.0.1 8080", "10.1.0.2 8080"]);
     cluster_.apply([slice("web", "web").port(80_800).endpoint("10.1.0.1").build()]);
-    assert_eq!(cluster_.endpoints(&cluster("web", 80, "")), held);
+    assert_eq!(held(&cluster_), ["10.1.0.2 8080"]);
     assert!(cluster_.refused()[0].contains("80800 is not a port"), "{:?}", cluster_.refused());
     let mut bad = good.clone();
     "IPV4".clone_into(&mut bad.0.address_type);
     cluster_.apply([bad.build()]);
-    assert_eq!(cluster_.endpoints(&cluster("web", 80, "")), held);
+    assert_eq!(held(&cluster_), ["10.1.0.2 8080"]);
     assert!(cluster_.refused()[0].contains("addressType"), "{:?}", cluster_.refused());
     cluster_.apply([good.build()]);
+    assert_eq!(held(&cluster_), ["10.1.0.1 8080", "10.1.0.2 8080"]);
     assert_eq!(cluster_.refused(), [""; 0]);
 }
 

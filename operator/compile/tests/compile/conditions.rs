@@ -139,6 +139,6 @@ fn a_flush_names_the_objects_whose_conditions_may_have_changed() {
         keys(&[&p, &r]),
         "of the Service's clusters and endpoints"
     );
-    assert_eq!(affected(cluster_.delete(&vs)), keys(&[&vs]));
+    assert_eq!(affected(cluster_.delete(&vs)), keys(&[&p, &r, &vs]), "the subset's cluster goes with it");
     assert!(affected(cluster_.flush()).is_empty());
 }

@@ -12,12 +12,19 @@ fn shop(services: usize) -> Vec<Object> {
         objects.push(service(&name).ip(&format!("10.0.{}.{}", s / 250, s % 250 + 1)).port(80).build());
         objects.push(endpoints(s, 10));
         objects.push(rule(&name, &name).version("v1").version("v2").build());
-        objects.push(virtual_service(&name, &name).http([to(&format!("{name}/v1"), 1)]).build());
+        objects.push(split(&name, [1, 1]));
         for e in 0..10 {
             objects.push(pod(&format!("{name}-{e}")).label("version", "v1").build());
         }
     }
     objects
+}
+
+/// The connections of a Service to its subsets by weight.
+fn split(name: &str, weights: [i32; 2]) -> Object {
+    let [v1, v2] =
+        [("v1", weights[0]), ("v2", weights[1])].map(|(v, weight)| to(&format!("{name}/{v}"), weight));
+    virtual_service(name, name).http([v1, v2]).build()
 }
 
 fn endpoints(s: usize, count: usize) -> Object {
@@ -49,8 +56,11 @@ fn one_change_compiles_only_what_depends_on_it() {
         assert_eq!(endpoint, (Stats { units: 1, resources: 3 }, 2));
         let label = cost(&mut compiler, &[pod("s3-0").label("version", "v2").build()]);
         assert_eq!(label, (Stats { units: 1, resources: 3 }, 2));
-        let route = cost(&mut compiler, &[virtual_service("s3", "s3").http([to("s3/v2", 1)]).build()]);
+        let route = cost(&mut compiler, &[split("s3", [1, 2])]);
         assert_eq!(route, (Stats { units: 1, resources: 2 }, 1));
+        // Where nobody leads any more there is nothing.
+        let narrower = cost(&mut compiler, &[virtual_service("s3", "s3").http([to("s3/v2", 1)]).build()]);
+        assert_eq!(narrower, (Stats { units: 3, resources: 6 }, 3));
         let same = cost(&mut compiler, &shop(services)[..2]);
         assert_eq!(same, (Stats::default(), 0));
         compiler.stats().units - (services as u64) * 3

@@ -1,16 +1,17 @@
 //! ServiceEntries and WorkloadEntries.
 
+use serde_json::json;
 use slotmesh_compile::{
-    Conditions, Object, Severity,
+    CompileOptions, Conditions, Object, Severity,
     builder::{
-        EntryBuilder, backend, http_route, pod, policy, rule, service, service_entry, slice, to,
+        EntryBuilder, backend, http_route, node, pod, policy, rule, service, service_entry, slice, to,
         virtual_service, workload, workload_entry,
     },
 };
 use slotmesh_crds::{EntryPort, WorkloadSelector};
 use slotmesh_xds::ResourceType;
 
-use crate::support::{Cluster, cluster};
+use crate::support::{Cluster, NOWHERE, cluster};
 
 const HOST: &str = "db.example.com";
 
@@ -75,7 +76,7 @@ fn rules_and_routes_are_for_its_hosts_too() {
         let both = format!("{}=1 {}=1", cluster("web", 3306, ""), of(host, 3306, ""));
         assert_eq!(cluster_.goes("10.0.0.1_3306"), both);
         cluster_.delete(&entry.build());
-        assert_eq!(cluster_.goes("10.0.0.1_3306"), cluster("web", 3306, ""));
+        assert_eq!(cluster_.goes("10.0.0.1_3306"), format!("{}=1 {NOWHERE}=1", cluster("web", 3306, "")));
     }
 }
 
@@ -118,6 +119,7 @@ fn a_service_selects_workload_entries_beside_its_slices() {
         web.build(),
         slice("web", "web").named_port("http", 8080).endpoint("10.1.0.1").build(),
         rule("web", "web").version("v1").build(),
+        virtual_service("web", "web").http([to("web/v1", 1)]).build(),
         machine.clone().label("version", "v1").port("main", 8081).build(),
         // Pods are in slices.
         pod("p").label("app", "web").ip("10.1.0.2").build(),
@@ -135,19 +137,21 @@ fn a_service_selects_workload_entries_beside_its_slices() {
 }
 
 #[test]
-fn the_oldest_has_a_host_and_an_address() {
+fn the_oldest_namespace_has_a_host_and_the_oldest_entry_an_address() {
     let older = service_entry("z", HOST).ip("240.0.0.1").port("tcp", 80, 80).created(1).build();
-    let same_host = service_entry("a", HOST).ip("240.0.0.2").port("tcp", 80, 80).created(2).build();
+    let same_host =
+        service_entry("a", HOST).namespace("other").ip("240.0.0.2").port("tcp", 80, 80).created(2).build();
     let same_address =
         service_entry("b", "b.example.com").ip("240.0.0.1").port("tcp", 80, 80).created(3).build();
     let mut cluster_ = Cluster::with([same_host, same_address, older.clone()]);
     assert_eq!(
         cluster_.refused(),
         [
-            "ServiceEntry default/a: spec.hosts[0]: the host already is that of ServiceEntry default/z, which is older \
-             or first by name; this object has no effect on it for as long; remove it from one of them",
             "ServiceEntry default/b: spec.addresses: 240.0.0.1 port 80 belongs to ServiceEntry default/z, which is older \
              or first by name; this ServiceEntry takes it over when that one goes; choose another address",
+            "ServiceEntry other/a: spec.hosts[0]: the host already is that of ServiceEntry default/z, which is of another \
+             namespace, and older or first by name; this object has no effect on it for as long; remove it from one of \
+             them",
         ]
     );
     assert_eq!(cluster_.names(ResourceType::Listener), ["240.0.0.1_80"]);
@@ -155,10 +159,182 @@ fn the_oldest_has_a_host_and_an_address() {
     assert_eq!(cluster_.refused(), [""; 0]);
     assert_eq!(cluster_.goes("240.0.0.1_80"), of("b.example.com", 80, ""));
     assert_eq!(cluster_.goes("240.0.0.2_80"), of(HOST, 80, ""));
-    // An address of a Service is one, too.
-    cluster_.apply([service("web").ip("240.0.0.2").port(80).created(0).build()]);
+}
+
+#[test]
+fn entries_of_one_host_are_merged_by_address_and_port() {
+    let entry = |name: &str, host: &str, ip: &str, port: u32, created: i64| {
+        service_entry(name, host).ip(ip).port("tcp", port, 8080).created(created)
+    };
+    let sql = entry("db-sql", HOST, "240.0.0.1", 3306, 1).endpoint(workload("10.9.0.1", "v1"));
+    let admin = entry("db-admin", HOST, "240.0.0.2", 3307, 2).endpoint(workload("10.9.0.2", "v2"));
+    let metrics =
+        entry("metrics", "m.example.com", "240.0.0.2", 3307, 3).endpoint(workload("10.9.0.3", "v1"));
+    let mut cluster_ = Cluster::with([metrics.build(), admin.clone().build(), sql.clone().build()]);
+    assert_eq!(cluster_.names(ResourceType::Listener), ["240.0.0.1_3306", "240.0.0.2_3307"]);
+    assert_eq!(cluster_.goes("240.0.0.1_3306"), of(HOST, 3306, ""));
+    assert_eq!(cluster_.goes("240.0.0.2_3307"), of(HOST, 3307, ""));
+    assert_eq!(cluster_.endpoints(&of(HOST, 3306, "")), ["10.9.0.1 8080"]);
+    assert_eq!(cluster_.endpoints(&of(HOST, 3307, "")), ["10.9.0.2 8080"]);
+    assert!(cluster_.refused().iter().all(|r| r.starts_with("ServiceEntry default/metrics: spec.addresses")));
+
+    // Routes and rules are for all of it.
+    cluster_.apply([
+        rule("db", HOST).version("v1").version("v2").build(),
+        virtual_service("db", HOST).tcp([to(&format!("{HOST}/v2"), 1)]).build(),
+    ]);
+    assert_eq!(cluster_.goes("240.0.0.2_3307"), of(HOST, 3307, "v2"));
+    assert_eq!(cluster_.endpoints(&of(HOST, 3307, "v2")), ["10.9.0.2 8080"]);
+    cluster_.delete(&virtual_service("db", HOST).build());
+    cluster_.delete(&rule("db", HOST).build());
+
+    // The same port at another address: its endpoints are those of both.
+    let more = entry("db-more", HOST, "240.0.0.3", 3306, 4).endpoint(workload("10.9.0.4", "v1")).build();
+    cluster_.apply([more.clone()]);
+    assert_eq!(cluster_.goes("240.0.0.3_3306"), of(HOST, 3306, ""));
+    assert_eq!(cluster_.endpoints(&of(HOST, 3306, "")), ["10.9.0.1 8080", "10.9.0.4 8080"]);
+    cluster_.delete(&more);
+    assert_eq!(cluster_.endpoints(&of(HOST, 3306, "")), ["10.9.0.1 8080"]);
+    cluster_.delete(&sql.build());
+    assert_eq!(cluster_.names(ResourceType::Listener), ["240.0.0.2_3307"]);
+    cluster_.delete(&admin.build());
+    assert_eq!(cluster_.goes("240.0.0.2_3307"), of("m.example.com", 3307, ""));
+    assert_eq!(cluster_.refused(), [""; 0]);
+}
+
+#[test]
+fn what_is_not_in_force_claims_nothing() {
+    // The older entry's host is that of a Service, so its address is the younger one's.
+    let older = service_entry("a", "web.other").ip("240.0.0.1").port("tcp", 80, 80).created(1).build();
+    let younger = service_entry("b", "b.example.com").ip("240.0.0.1").port("tcp", 80, 80).created(2).build();
+    let own = service("web").namespace("other").ip("10.0.0.1").port(80).build();
+    let mut cluster_ = Cluster::with([older.clone(), younger, own.clone()]);
+    assert_eq!(cluster_.goes("240.0.0.1_80"), of("b.example.com", 80, ""));
+    cluster_.delete(&own);
+    assert_eq!(cluster_.goes("240.0.0.1_80"), of("web.other", 80, ""));
+    cluster_.apply([own]);
+    assert_eq!(cluster_.goes("240.0.0.1_80"), of("b.example.com", 80, ""));
+    // Nor does one that is refused, or whose host is another namespace's.
+    let before = service_entry("c", "web.other").namespace("x").port("tcp", 81, 81).created(0).build();
+    cluster_.delete(&service("web").namespace("other").build());
+    cluster_.apply([before.clone()]);
+    assert_eq!(cluster_.goes("240.0.0.1_80"), of("b.example.com", 80, ""));
+    cluster_.delete(&before);
+    assert_eq!(cluster_.goes("240.0.0.1_80"), of("web.other", 80, ""));
+    cluster_.apply([service_entry("a", "web.other").ip("240.0.0.1").port("tcp", 0, 80).created(1).build()]);
+    assert_eq!(cluster_.goes("240.0.0.1_80"), of("b.example.com", 80, ""));
+}
+
+#[test]
+fn a_service_entry_takes_no_address_of_the_cluster() {
+    let entry = |ip: &str| {
+        service_entry("e", HOST)
+            .ip(ip)
+            .ip("240.0.0.9")
+            .port("tcp", 80, 80)
+            .endpoint(workload("10.9.0.1", "v1"))
+    };
+    let mut of_node = node("n").label("a", "b");
+    of_node.0.status = serde_json::from_value(json!({"addresses": [
+        {"type": "Hostname", "address": "n"},
+        {"type": "InternalIP", "address": "192.168.0.7"},
+        {"type": "InternalIP", "address": "fd07::7"},
+    ]}))
+    .unwrap();
+    of_node.0.spec = serde_json::from_value(
+        json!({"podCIDR": "10.244.3.0/24", "podCIDRs": ["10.244.3.0/24", "fd00:3::/64"]}),
+    )
+    .unwrap();
+    let cluster_objects = [
+        of_node.build(),
+        pod("p").ip("10.250.0.1").build(),
+        service("web").ip("10.96.0.7").port(443).created(9).build(),
+    ];
+    for (ip, why) in [
+        ("127.0.0.1", Some("of the node itself")),
+        ("169.254.169.254", Some("of the node itself")),
+        ("fe80::1", Some("of the node itself")),
+        ("192.168.0.7", Some("an address of Node n")),
+        ("fd07::7", Some("an address of Node n")),
+        ("10.244.3.255", Some("of the Pods of Node n")),
+        ("fd00:3::9", Some("of the Pods of Node n")),
+        ("10.250.0.1", Some("an address of Pod default/p")),
+        ("10.96.0.7", Some("an address of Service default/web")),
+        ("10.111.0.1", Some("of 10.96.0.0/12, which the installation keeps for the cluster")),
+        ("10.97.5.5", None),
+        ("10.244.4.1", None),
+        ("192.168.0.8", None),
+    ] {
+        let options = CompileOptions {
+            reserved_addresses: vec!["10.96.0.0/12".parse().unwrap()],
+            allowed_addresses: vec!["10.97.0.0/16".parse().unwrap()],
+            ..CompileOptions::default()
+        };
+        // Whichever comes first.
+        let mut after = Cluster::new(options.clone());
+        after.apply(cluster_objects.clone());
+        after.apply([entry(ip).build()]);
+        let mut before = Cluster::new(options);
+        before.apply([entry(ip).build()]);
+        before.apply(cluster_objects.clone());
+        for cluster_ in [&after, &before] {
+            let taken =
+                cluster_.names(ResourceType::Listener).iter().filter(|name| name.ends_with("_80")).count();
+            // The other address is another matter.
+            assert_eq!(taken, if why.is_some() { 1 } else { 2 }, "{ip}");
+            let refused = cluster_.refused();
+            assert_eq!(refused.len(), usize::from(why.is_some()), "{ip}: {refused:?}");
+            let said = why.map(|why| format!("ServiceEntry default/e: spec.addresses: {ip} is {why}"));
+            assert!(said.is_none_or(|said| refused[0].starts_with(&said)), "{ip}: {refused:?}");
+        }
+        cluster_objects.iter().for_each(|object| drop(before.delete(object)));
+        let fixed = ["127.", "169.", "fe80", "10.96.", "10.111"].iter().any(|fixed| ip.starts_with(fixed));
+        assert_eq!(before.refused().is_empty(), !fixed, "{ip}: {:?}", before.refused());
+    }
+}
+
+#[test]
+fn a_services_address_goes_before_everything() {
+    let mut cluster_ = Cluster::with([
+        service_entry("e", HOST).ip("240.0.0.2").port("tcp", 80, 80).created(1).build(),
+        service("web").ip("240.0.0.2").port(80).created(9).build(),
+    ]);
     assert_eq!(cluster_.goes("240.0.0.2_80"), cluster("web", 80, ""));
-    assert!(cluster_.refused()[0].contains("belongs to Service default/web"), "{:?}", cluster_.refused());
+    assert_eq!(
+        cluster_.refused(),
+        [
+            "ServiceEntry default/e: spec.addresses: 240.0.0.2 port 80 belongs to Service default/web, which goes before; \
+             this ServiceEntry takes it over when that one goes; choose another address"
+        ]
+    );
+    cluster_.delete(&service("web").build());
+    assert_eq!(cluster_.goes("240.0.0.2_80"), of(HOST, 80, ""));
+}
+
+#[test]
+fn one_entry_makes_no_more_endpoints_than_are_allowed() {
+    let options = CompileOptions { max_entry_endpoints: 12, ..CompileOptions::default() };
+    let of_size = |hosts: usize, ports: u32, endpoints: usize| {
+        let mut entry = service_entry("e", HOST);
+        entry = (1..=ports).fold(entry, |entry, port| entry.port(&format!("p{port}"), port, port));
+        entry =
+            (1..=endpoints).fold(entry, |entry, n| entry.endpoint(workload(&format!("10.9.0.{n}"), "v1")));
+        entry.set(|spec| spec.hosts = (0..hosts).map(|n| format!("h{n}.example.com")).collect()).build()
+    };
+    for (sizes, allowed) in
+        [((2, 2, 3), true), ((2, 2, 4), false), ((13, 1, 0), false), ((1, 12, 0), true), ((1, 1, 13), false)]
+    {
+        let mut cluster_ = Cluster::new(options.clone());
+        cluster_.apply([of_size(sizes.0, sizes.1, sizes.2)]);
+        let refused = cluster_.refused();
+        assert_eq!(refused.is_empty(), allowed, "{sizes:?}: {refused:?}");
+        assert!(
+            refused
+                .iter()
+                .all(|r| r.contains("and 12 are allowed") && r.ends_with("the object is not in force"))
+        );
+        assert!(allowed || cluster_.served().is_empty());
+    }
 }
 
 #[test]
@@ -201,11 +377,46 @@ fn a_service_goes_before_an_entry_of_the_same_host_and_has_its_own_kinds_of_poli
 fn of_several_hosts_the_first_has_the_addresses() {
     let entry =
         db().endpoint(workload("10.9.0.1", "v1")).set(|spec| spec.hosts.push("old.example.com".into()));
-    let cluster_ = Cluster::with([entry.build()]);
+    let web = service("web").ip("10.0.0.1").port(3306).build();
+    let cluster_ = Cluster::with([
+        entry.build(),
+        web,
+        virtual_service("w", "web").tcp([to("old.example.com", 1)]).build(),
+    ]);
     assert_eq!(cluster_.goes("240.0.0.1_3306"), of(HOST, 3306, ""));
     assert_eq!(cluster_.endpoints(&of("old.example.com", 3306, "")), ["10.9.0.1 3307"]);
     let notes = cluster_.said(Severity::Note);
     assert!(notes[0].starts_with("ServiceEntry default/db: spec.hosts[1]: connections to the"), "{notes:?}");
+}
+
+#[test]
+fn the_entries_of_a_namespace_make_no_more_endpoints_than_it_may_have() {
+    let options = CompileOptions { max_namespace_endpoints: 3, ..CompileOptions::default() };
+    let entry = |namespace: &str, n: u8, endpoints: u8| {
+        let ip = if namespace == "default" { format!("240.0.0.{n}") } else { format!("240.0.1.{n}") };
+        let entry =
+            service_entry(&format!("e{n}"), &format!("e{n}.{namespace}.example")).namespace(namespace);
+        let entry = entry.ip(&ip).port("tcp", 80, 80).created(n.into());
+        (1..=endpoints).fold(entry, |entry, n| entry.endpoint(workload(&format!("10.9.0.{n}"), "v1"))).build()
+    };
+    let mut cluster_ = Cluster::new(options);
+    cluster_.apply([entry("default", 3, 1), entry("default", 2, 2), entry("other", 1, 3)]);
+    let all = ["240.0.0.2_80", "240.0.0.3_80", "240.0.1.1_80"];
+    assert_eq!(cluster_.names(ResourceType::Listener), all);
+    assert!(cluster_.refused().is_empty());
+    // An older one goes before the younger; other namespaces don't notice.
+    cluster_.apply([entry("default", 1, 1)]);
+    assert_eq!(cluster_.names(ResourceType::Listener), ["240.0.0.1_80", "240.0.0.2_80", "240.0.1.1_80"]);
+    let refused = cluster_.refused();
+    assert!(refused.len() == 1 && refused[0].starts_with("ServiceEntry default/e3: "), "{refused:?}");
+    assert!(refused[0].contains("make more endpoints than it may have"), "{refused:?}");
+    // What it wanted is free for others.
+    let taker =
+        service_entry("t", "t.example").namespace("third").ip("240.0.0.3").port("tcp", 80, 80).created(9);
+    cluster_.apply([taker.build()]);
+    assert_eq!(cluster_.goes("240.0.0.3_80"), of("t.example", 80, ""));
+    cluster_.delete(&entry("default", 1, 1));
+    assert_eq!(cluster_.goes("240.0.0.3_80"), of("e3.default.example", 80, ""));
 }
 
 #[test]
@@ -268,7 +479,7 @@ fn what_is_resolved_elsewhere_is_left_alone() {
     assert!(said[0].contains("spec.endpoints[1].address"), "{said:?}");
     // Without an address nobody connects to it, but routes lead there.
     let nowhere = service_entry("db", HOST).port("tcp", 80, 80).endpoint(workload("10.9.0.1", "v1"));
-    let cluster_ = Cluster::with([nowhere.build()]);
+    let cluster_ = Cluster::with([nowhere.build(), virtual_service("w", "web").tcp([to(HOST, 1)]).build()]);
     assert_eq!(cluster_.names(ResourceType::Cluster), [of(HOST, 80, "")]);
     assert!(cluster_.said(Severity::Note)[0].contains("spec.addresses"));
 }
@@ -328,7 +539,7 @@ fn said(conditions: &Conditions) -> Vec<String> {
 
 #[test]
 fn their_status_tells_what_became_of_each_host() {
-    let other = service_entry("a", "old.example.com").port("tcp", 80, 80).created(1).build();
+    let other = service_entry("a", "old.example.com").namespace("old").port("tcp", 80, 80).created(1).build();
     let entry = db().select("app", "db").set(|spec| spec.hosts.push("old.example.com".into())).build();
     let machine = workload_entry("m", "10.9.0.1").label("app", "db").build();
     let cluster_ = Cluster::with([entry.clone(), machine.clone(), other]);

@@ -3,12 +3,14 @@
 use serde_json::json;
 use slotmesh_compile::{
     Object, Severity,
-    builder::{backend, grant, http_route, parent, service, tcp_route, to, virtual_service},
+    builder::{
+        backend, grant, grpc_route, http_route, parent, service, tcp_route, tls_route, to, virtual_service,
+    },
 };
 use slotmesh_crds::gateway::{HttpRouteMatch, HttpRule, PathMatch};
 use slotmesh_xds::ResourceType;
 
-use crate::support::{Cluster, cluster};
+use crate::support::{Cluster, NOWHERE, cluster};
 
 /// A Service in namespace `default` with the ports http 80 and tcp 81.
 fn of(name: &str, ip: u8) -> Object {
@@ -24,7 +26,7 @@ fn weights_of_an_http_route_and_of_a_tcp_route() {
     let mut cluster_ = Cluster::with(shop());
     cluster_.apply([
         http_route("h", "web").to([backend("web-v1:80", 80), backend("web-v2:80", 20)]).build(),
-        tcp_route("t", "web").to([backend("web-v1:81", 1), backend("web-v2:81", 0)]).build(),
+        tcp_route("t", "web:81").to([backend("web-v1:81", 1), backend("web-v2:81", 0)]).build(),
     ]);
     let [v1, v2] = ["web-v1", "web-v2"].map(|name| cluster(name, 80, ""));
     assert_eq!(cluster_.goes("10.0.0.1_80"), format!("http:{v1}=80 {v2}=20"));
@@ -86,15 +88,15 @@ fn another_namespace_has_to_allow_it() {
     let route = || http_route("h", "web").to([backend("data/db:80", 1)]).build();
     let mut cluster_ = Cluster::with(shop());
     cluster_.apply([elsewhere, route()]);
-    let own = cluster("web", 80, "");
+    let nowhere = format!("http:{NOWHERE}");
     let db = "http:outbound|80||db.data.svc.cluster.local";
-    assert_eq!(cluster_.goes("10.0.0.1_80"), own);
+    assert_eq!(cluster_.goes("10.0.0.1_80"), nowhere);
     assert_eq!(
         cluster_.refused(),
         [
             "HTTPRoute default/h: spec.rules[0].backendRefs[0].namespace: no ReferenceGrant in namespace data lets HTTPRoute \
-         of namespace default send connections to Service db; until it allows it, port 80 goes to the Service's own \
-         endpoints"
+         of namespace default send connections to Service db; until it allows it, every connection to port 80 is \
+         refused"
         ]
     );
     let grant_ = |namespace: &str| grant("g", "HTTPRoute", namespace).namespace("data");
@@ -106,30 +108,89 @@ fn another_namespace_has_to_allow_it() {
         cluster_.apply([grant_("default").only("db").build()]);
         assert_eq!(cluster_.goes("10.0.0.1_80"), db);
         cluster_.apply([other.build()]);
-        assert_eq!(cluster_.goes("10.0.0.1_80"), own);
+        assert_eq!(cluster_.goes("10.0.0.1_80"), nowhere);
     }
     cluster_.apply([grant("g", "TCPRoute", "default").namespace("data").build()]);
-    assert_eq!(cluster_.goes("10.0.0.1_80"), own);
+    assert_eq!(cluster_.goes("10.0.0.1_80"), nowhere);
     cluster_.apply([grant_("default").build()]);
     cluster_.delete(&grant_("default").build());
-    assert_eq!(cluster_.goes("10.0.0.1_80"), own);
+    assert_eq!(cluster_.goes("10.0.0.1_80"), nowhere);
 }
 
 #[test]
-fn a_backend_that_is_missing_keeps_the_last_good_version() {
+fn a_backend_that_is_missing_refuses_its_share() {
     let mut cluster_ = Cluster::with(shop());
-    let v1 = format!("http:{}", cluster("web-v1", 80, ""));
-    cluster_.apply([http_route("h", "web").to([backend("web-v1:80", 1)]).build()]);
-    assert_eq!(cluster_.goes("10.0.0.1_80"), v1);
-    cluster_.apply([http_route("h", "web").to([backend("web-v3:80", 1), backend("web-v1:99", 1)]).build()]);
-    assert_eq!(cluster_.goes("10.0.0.1_80"), v1);
+    let v1 = cluster("web-v1", 80, "");
+    cluster_.apply([http_route("h", "web").to([backend("web-v1:80", 20), backend("web-v9:80", 80)]).build()]);
+    assert_eq!(cluster_.goes("10.0.0.1_80"), format!("http:{v1}=20 {NOWHERE}=80"));
+    cluster_.apply([http_route("h", "web").to([backend("web-v3:80", 1), backend("web-v1:99", 2)]).build()]);
+    assert_eq!(cluster_.goes("10.0.0.1_80"), format!("http:{NOWHERE}"));
     assert_eq!(
         cluster_.refused(),
         [
             "HTTPRoute default/h: spec.rules[0].backendRefs[0].name: there is no Service default/web-v3; until it exists, \
-             port 80 keeps the route's last good version",
+             its share of the connections to port 80 is refused",
             "HTTPRoute default/h: spec.rules[0].backendRefs[1].port: Service default/web-v1 has no TCP port 99 (it has 80, \
-             81); until it exists, port 80 keeps the route's last good version",
+             81); until it exists, its share of the connections to port 80 is refused",
+        ]
+    );
+    cluster_.apply([tcp_route("t", "web:81").to([backend("web-v1:81", 1), backend("web-v9:81", 4)]).build()]);
+    assert_eq!(cluster_.goes("10.0.0.1_81"), format!("{}=1 {NOWHERE}=4", cluster("web-v1", 81, "")));
+}
+
+#[test]
+fn without_any_weight_nobody_gets_the_connections() {
+    for zero in [
+        http_route("h", "web:80").to([backend("web-v1:80", 0)]).build(),
+        http_route("h", "web:80").to([backend("web-v1:80", 0), backend("web-v2:80", 0)]).build(),
+    ] {
+        let mut cluster_ = Cluster::with(shop());
+        cluster_.apply([http_route("h", "web:80").to([backend("web-v1:80", 1)]).build()]);
+        cluster_.apply([zero.clone()]);
+        assert_eq!(cluster_.goes("10.0.0.1_80"), format!("http:{NOWHERE}"));
+        assert!(cluster_.refused().is_empty());
+        let accepted = &cluster_.compiler.conditions(&zero.key()).unwrap().ancestors[0].conditions[0];
+        assert!(accepted.holds, "{accepted:?}");
+    }
+}
+
+#[test]
+fn a_rule_that_needs_a_request_does_not_take_the_others_along() {
+    let canary = |weights: [i32; 2]| {
+        let by_header = serde_json::from_value(json!({"headers": [{"name": "x-canary", "value": "true"}]}));
+        http_route("h", "web:80")
+            .to([backend("web-v1:80", weights[0]), backend("web-v2:80", weights[1])])
+            .rule(HttpRule {
+                matches: vec![by_header.unwrap()],
+                backend_refs: vec![backend("web-v2:80", 0)],
+                ..Default::default()
+            })
+            .build()
+    };
+    let mut cluster_ = Cluster::with(shop());
+    let [v1, v2] = ["web-v1", "web-v2"].map(|name| cluster(name, 80, ""));
+    for [a, b] in [[80, 20], [50, 50]] {
+        cluster_.apply([canary([a, b])]);
+        assert_eq!(cluster_.goes("10.0.0.1_80"), format!("http:{v1}={a} {v2}={b}"));
+        assert!(cluster_.refused().is_empty());
+    }
+}
+
+#[test]
+fn a_rule_without_backends_leads_to_the_services_own_endpoints_and_a_redirect_is_skipped() {
+    let mut redirect = HttpRule::default();
+    redirect.rest.insert("filters".into(), json!([{"type": "RequestRedirect", "requestRedirect": {}}]));
+    let mut cluster_ = Cluster::with(shop());
+    cluster_.apply([
+        http_route("h", "web:80").rule(HttpRule::default()).to([backend("web-v1:80", 1)]).build(),
+        http_route("r", "web-v1:80").rule(redirect).to([backend("web-v2:80", 1)]).build(),
+    ]);
+    assert_eq!(cluster_.goes("10.0.0.1_80"), format!("http:{}", cluster("web", 80, "")));
+    assert_eq!(cluster_.goes("10.0.0.2_80"), format!("http:{}", cluster("web-v2", 80, "")));
+    assert_eq!(
+        cluster_.said(Severity::NotSupported),
+        [
+            "HTTPRoute default/r: not supported: field spec.rules[0].filters; a redirect takes a request, so the rule is skipped"
         ]
     );
 }
@@ -173,42 +234,192 @@ fn matches_that_need_a_request_are_named_and_skipped() {
 }
 
 #[test]
-fn what_is_wrong_with_a_route_is_said_by_field() {
+fn what_is_wrong_with_one_parent_or_backend_is_said_by_field_and_takes_nothing_else_along() {
     let mut parents = http_route("parents", "web").to([backend("web-v1:80", 1)]);
-    parents.0.spec.parent_refs = vec![parent("web:70000"), parent("Web")];
-    parents.0.spec.parent_refs[1].namespace = Some("other".into());
-    let mut gateway = http_route("gateway", "web").to([backend("web-v1:80", 1)]);
-    gateway.0.spec.parent_refs[0].kind = None;
-    let mut backends = tcp_route("backends", "web").to([
-        backend("web-v1:80", -1),
-        backend("web-v1:80", 1),
-        backend("web-v1:80", 1),
-        backend("web-v1:0", 1),
+    parents.0.spec.parent_refs =
+        vec![parent("web-v2:70000"), parent("Web"), parent("web:80"), parent("other")];
+    parents.0.spec.parent_refs[3].namespace = Some("other".into());
+    let mut backends = tcp_route("backends", "web:81").to([
+        backend("web-v1:81", -1),
+        backend("web-v1:81", 2),
+        backend("web-v1:81", 3),
+        backend("web-v1:0", 4),
+        backend("Web:81", 5),
+        backend("web-v2:81", 6),
     ]);
     let refs = &mut backends.0.spec.rules[0].backend_refs;
     (refs[1].port, refs[2].kind) = (None, Some("Bucket".into()));
     let mut cluster_ = Cluster::with(shop());
+    let parents = parents.build();
     cluster_.apply([
-        parents.build(),
-        gateway.build(),
+        parents.clone(),
         backends.build(),
-        http_route("zero", "web").to([backend("web-v1:80", 0)]).build(),
         tcp_route("nowhere", "missing").to([backend("web-v1:80", 1)]).build(),
     ]);
+    assert_eq!(cluster_.goes("10.0.0.1_80"), format!("http:{}", cluster("web-v1", 80, "")));
+    assert_eq!(cluster_.goes("10.0.0.1_81"), format!("{}=6 {NOWHERE}=14", cluster("web-v2", 81, "")));
     let refused = cluster_.refused();
-    for said in [
-        "HTTPRoute default/parents: spec.parentRefs[0].port: 70000 is not a port",
-        "HTTPRoute default/parents: spec.parentRefs[1].namespace: not supported: a Service of another namespace, other",
-        "HTTPRoute default/zero: spec.rules[0].backendRefs: the weights sum to 0",
-        "TCPRoute default/backends: spec.rules[0].backendRefs[0].weight: it is below 0",
-        "TCPRoute default/backends: spec.rules[0].backendRefs[1].port: it is missing",
-        "TCPRoute default/backends: spec.rules[0].backendRefs[2].kind: connections can't go to a Bucket",
-        "TCPRoute default/backends: spec.rules[0].backendRefs[3].port: 0 is not a port",
-        "TCPRoute default/nowhere: spec.parentRefs[0]: there is no Service default/missing; the routes take effect when",
+    let share = "the backend's share of the connections is refused";
+    for (said, ends) in [
+        ("HTTPRoute default/parents: spec.parentRefs[0].port: 70000 is not a port", ""),
+        ("HTTPRoute default/parents: spec.parentRefs[1].name: the name contains 'W'", ""),
+        (
+            "HTTPRoute default/parents: spec.parentRefs[3].namespace: not supported: a Service of another namespace",
+            "",
+        ),
+        ("TCPRoute default/backends: spec.rules[0].backendRefs[0].weight: it is below 0", ""),
+        ("TCPRoute default/backends: spec.rules[0].backendRefs[1].port: it is missing", share),
+        (
+            "TCPRoute default/backends: spec.rules[0].backendRefs[2].kind: connections can't go to a Bucket",
+            share,
+        ),
+        ("TCPRoute default/backends: spec.rules[0].backendRefs[3].port: 0 is not a port", share),
+        ("TCPRoute default/backends: spec.rules[0].backendRefs[4].name: the name contains 'W'", share),
+        (
+            "TCPRoute default/nowhere: spec.parentRefs[0]: there is no Service default/missing; the routes take effect",
+            "",
+        ),
     ] {
-        assert!(refused.iter().any(|r| r.starts_with(said)), "{said}: {refused:#?}");
+        assert!(refused.iter().any(|r| r.starts_with(said) && r.ends_with(ends)), "{said}: {refused:#?}");
     }
-    assert_eq!(refused.len(), 8, "{refused:#?}");
-    let notes = cluster_.said(Severity::Note);
-    assert!(notes.iter().any(|note| note.contains("a Gateway is left alone")), "{notes:?}");
+    assert_eq!(refused.len(), 9, "{refused:#?}");
+    // The status tells them apart.
+    let accepted =
+        cluster_.compiler.conditions(&parents.key()).unwrap().ancestors.into_iter().map(|ancestor| {
+            (
+                ancestor.at.unwrap().service.to_string(),
+                ancestor.conditions[0].holds,
+                ancestor.resources.is_empty(),
+            )
+        });
+    let [no, yes] = [(false, true), (true, false)];
+    assert_eq!(
+        accepted.collect::<Vec<_>>(),
+        [("default/web-v2", no), ("default/Web", no), ("default/web", yes), ("other/other", no)]
+            .map(|(at, (holds, empty))| (at.to_owned(), holds, empty))
+    );
+}
+
+#[test]
+fn parents_that_are_no_services_are_left_alone() {
+    let mut gateway = http_route("gateway", "web").to([backend("web-v1:80", 1)]);
+    gateway.0.spec.parent_refs[0].kind = None;
+    let mut groupless = http_route("groupless", "web").to([backend("web-v1:80", 1)]);
+    groupless.0.spec.parent_refs[0].group = None;
+    let mut cluster_ = Cluster::with(shop());
+    cluster_.apply([gateway.build(), groupless.build()]);
+    assert_eq!(cluster_.goes("10.0.0.1_80"), cluster("web", 80, ""));
+    let notes = cluster_.said(Severity::Note).join("\n");
+    assert!(notes.contains("gateway: spec.parentRefs[0].kind: a Gateway is left alone"), "{notes}");
+    let group = "groupless: spec.parentRefs[0].group: a Service of the group gateway.networking.k8s.io is meant, and \
+                 there is none; write group: \"\"";
+    assert!(notes.contains(group), "{notes}");
+}
+
+#[test]
+fn routes_of_all_kinds_count_in_the_order_of_the_specification_whatever_their_age() {
+    let to_ = |n: usize| [backend(&format!("b{n}:80"), 1)];
+    // The one that counts least is the oldest.
+    let routes = [
+        grpc_route("r", "web").to(to_(0)).created(4).build(),
+        http_route("r", "web").to(to_(1)).created(3).build(),
+        tls_route("r", "web").to(to_(2)).created(2).build(),
+        tcp_route("r", "web").to(to_(3)).created(1).build(),
+    ];
+    let mut cluster_ = Cluster::with([service("web").ip("10.0.0.1").port(80).build()]);
+    cluster_.apply((0..4).map(|n| service(&format!("b{n}")).ip(&format!("10.0.1.{n}")).port(80).build()));
+    cluster_.apply(routes.clone());
+    for (n, route) in routes.iter().enumerate() {
+        let goes = cluster(&format!("b{n}"), 80, "");
+        assert_eq!(cluster_.goes("10.0.0.1_80"), if n < 2 { format!("http:{goes}") } else { goes });
+        let refused = cluster_.refused();
+        assert_eq!(refused.len(), 3 - n, "{refused:?}");
+        let winner = format!("is already routed by {}, which goes before", route.key());
+        assert!(refused.iter().all(|said| said.contains(&winner)), "{refused:?}");
+        cluster_.delete(route);
+    }
+    assert_eq!(cluster_.goes("10.0.0.1_80"), cluster("web", 80, ""));
+}
+
+#[test]
+fn all_routes_of_a_kind_take_part_the_older_first_then_by_name() {
+    let by_path = |to_: &str| HttpRule {
+        matches: vec![HttpRouteMatch {
+            path: Some(PathMatch { kind: None, value: Some("/api".into()) }),
+            ..Default::default()
+        }],
+        backend_refs: vec![backend(to_, 1)],
+        ..Default::default()
+    };
+    let mut cluster_ = Cluster::with(shop());
+    cluster_.apply([
+        // It says nothing that can be decided, and keeps nobody out.
+        http_route("oldest", "web:80").created(1).rule(by_path("web-v2:80")).build(),
+        http_route("b", "web:80").created(2).to([backend("web-v2:80", 1)]).build(),
+        http_route("a", "web:80").created(2).to([backend("web-v1:80", 1)]).build(),
+    ]);
+    assert_eq!(cluster_.goes("10.0.0.1_80"), format!("http:{}", cluster("web-v1", 80, "")));
+    let refused = cluster_.refused();
+    assert!(
+        refused.len() == 1 && refused[0].starts_with("HTTPRoute default/b: spec.parentRefs[0]"),
+        "{refused:?}"
+    );
+}
+
+/// A kind of route, and one of it that leads from `web` to `b`.
+type RouteOfKind = (&'static str, fn() -> Object);
+
+#[test]
+fn which_ports_a_kind_of_route_is_for() {
+    let kinds: [RouteOfKind; 4] = [
+        ("grpc", || grpc_route("r", "web").to([backend("b:80", 1)]).build()),
+        ("http", || http_route("r", "web").to([backend("b:80", 1)]).build()),
+        ("tls", || tls_route("r", "web").to([backend("b:80", 1)]).build()),
+        ("tcp", || tcp_route("r", "web").to([backend("b:80", 1)]).build()),
+    ];
+    for (kind, route) in kinds {
+        for (port, takes_part) in [
+            ("http", kind != "tls"),
+            ("grpc", kind != "tls"),
+            ("redis", kind == "tcp"),
+            ("https", matches!(kind, "tls" | "tcp")),
+            ("main", true),
+        ] {
+            let cluster_ = Cluster::with([
+                service("web").ip("10.0.0.1").named_port(port, 80).build(),
+                service("b").ip("10.0.0.2").port(80).build(),
+                route(),
+            ]);
+            let goes = cluster_.goes("10.0.0.1_80");
+            let goes = goes.strip_prefix("http:").unwrap_or(&goes);
+            let expected = cluster(if takes_part { "b" } else { "web" }, 80, "");
+            assert_eq!(goes, expected, "{kind} at {port}");
+        }
+    }
+}
+
+#[test]
+fn what_takes_a_request_is_named_in_grpc_and_tls_routes_too() {
+    let mut grpc = grpc_route("g", "web:80").to([backend("web-v1:80", 1)]).to([backend("web-v2:80", 1)]);
+    let by_method = json!({"method": {"service": "shop.Cart", "method": "Add"}, "headers": [{"name": "x", "value": "y"}]});
+    grpc.0.spec.rules[0].matches = vec![serde_json::from_value(by_method).unwrap()];
+    grpc.0.spec.rules[1].matches = vec![HttpRouteMatch::default()];
+    let mut tls = tls_route("t", "web:81").to([backend("web-v1:81", 1)]);
+    tls.0.spec.hostnames = vec!["web.example".into()];
+    let tls_port = service("web").ip("10.0.0.1").named_port("grpc", 80).named_port("tls", 81).build();
+    let mut cluster_ = Cluster::with(shop());
+    cluster_.apply([tls_port, grpc.build(), tls.clone().build()]);
+    assert_eq!(cluster_.goes("10.0.0.1_80"), format!("http:{}", cluster("web-v2", 80, "")));
+    assert_eq!(cluster_.goes("10.0.0.1_81"), cluster("web", 81, ""));
+    let said = cluster_.said(Severity::NotSupported);
+    for field in [
+        "g: not supported: field spec.rules[0].matches[0].method",
+        "g: not supported: field spec.rules[0].matches[0].headers",
+        "t: not supported: field spec.hostnames",
+    ] {
+        assert!(said.iter().any(|said| said.contains(field)), "{field}: {said:?}");
+    }
+    tls.0.spec.hostnames.clear();
+    cluster_.apply([tls.build()]);
+    assert_eq!(cluster_.goes("10.0.0.1_81"), cluster("web-v1", 81, ""));
 }

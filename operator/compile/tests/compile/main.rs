@@ -10,5 +10,6 @@ mod policies;
 mod profiles;
 mod properties;
 mod routes;
+mod rules;
 mod services;
 mod support;

@@ -2,7 +2,7 @@
 
 use slotmesh_compile::{
     Severity,
-    builder::{RuleBuilder, policy, rule, service, slice},
+    builder::{RuleBuilder, policy, rule, service, slice, to, virtual_service},
 };
 use slotmesh_crds::{
     ConnectionPool, ConsistentHash as Hash, TcpPool,
@@ -70,7 +70,12 @@ fn a_policy_goes_before_a_destination_rule_field_by_field() {
     balanced.0.spec.traffic_policy.as_mut().unwrap().connection_pool = pool(5);
     let of_v2 = balanced.0.spec.subsets[1].traffic_policy.get_or_insert_default();
     of_v2.connection_pool = pool(6);
-    let mut cluster_ = Cluster::with([web(), balanced.build(), slice("web", "web").port(1).build()]);
+    let mut cluster_ = Cluster::with([
+        web(),
+        balanced.build(),
+        slice("web", "web").port(1).build(),
+        virtual_service("w", "web").http([to("web/v1", 1), to("web/v2", 1)]).build(),
+    ]);
     assert_eq!(cluster_.traffic(&cluster("web", 80, "")), "ROUND_ROBIN 5");
     assert_eq!(cluster_.traffic(&cluster("web", 80, "v1")), "ROUND_ROBIN 5");
     assert_eq!(cluster_.traffic(&cluster("web", 80, "v2")), "ROUND_ROBIN 6");

@@ -106,7 +106,7 @@ fn all_settings_travel_and_what_is_not_set_is_not_said() {
 }
 
 #[test]
-fn a_contradiction_is_refused_by_field_and_the_last_good_settings_stay() {
+fn a_profile_that_contradicts_itself_is_refused_by_field_and_not_in_force() {
     let cases: [(Set, &str); 7] = [
         (
             |s| (s.initial, s.cap) = (Some(9), Some(8)),
@@ -139,8 +139,8 @@ fn a_contradiction_is_refused_by_field_and_the_last_good_settings_stay() {
             refused.len() == 1 && refused[0].starts_with(&format!("SlotProfile p: {said}")),
             "{refused:?}"
         );
-        assert!(refused[0].ends_with("last good version stays in force"), "{refused:?}");
-        assert_eq!(in_force(&cluster), [("a", "p".to_owned(), Some(5))]);
+        assert!(refused[0].ends_with("the object is not in force"), "{refused:?}");
+        assert_eq!(in_force(&cluster), []);
     }
 }
 

@@ -2,12 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use k8s_openapi::api::{
+    core::v1::NodeSpec,
+    discovery::v1::{EndpointHints, ForZone},
+};
 use proptest::prelude::*;
 use slotmesh_compile::{
-    Compiler, Conditions, Object, ObjectKey, Report,
+    CompileOptions, Compiler, Conditions, Object, ObjectKey, Report,
     builder::{
-        backend, grant, http_route, node, pod, policy, profile, rule, service, service_entry, slice,
-        tcp_route, to, virtual_service, workload, workload_entry,
+        backend, grant, grpc_route, http_route, node, pod, policy, profile, rule, service, service_entry,
+        slice, tcp_route, tls_route, to, virtual_service, workload, workload_entry,
     },
 };
 use slotmesh_xds::Resource;
@@ -18,12 +22,21 @@ use crate::support::Cluster;
 fn object() -> impl Strategy<Value = Object> {
     let name = prop::sample::select(vec!["a", "b", "c"]);
     let age = prop::option::of(0..3_i64);
-    let services = (name.clone(), age.clone(), 1..4_u8, 0..4_usize).prop_map(|(name, age, ip, shape)| {
+    let services = (name.clone(), age.clone(), 1..4_u8, 0..6_usize).prop_map(|(name, age, ip, shape)| {
         let mut built = service(name).ip(&format!("10.0.0.{ip}"));
         built = match shape {
             0 => built.port(80),
             1 => built.named_port("http", 80).named_port("tcp", 81),
             2 => built.ip("fd00::1").port(80).selector("version", "v2"),
+            3 => {
+                built.0.spec.get_or_insert_default().session_affinity = Some("ClientIP".to_owned());
+                built.port(80)
+            }
+            4 => {
+                let label = ("service.kubernetes.io/service-proxy-name".to_owned(), "other".to_owned());
+                built.0.metadata.labels = Some([label].into());
+                built.port(80)
+            }
             // Refused.
             _ => built.port(0),
         };
@@ -31,28 +44,38 @@ fn object() -> impl Strategy<Value = Object> {
     });
     // Hosts that only ServiceEntries can have, and one that a Service of the namespace "other" has, too.
     let host = prop::sample::select(vec!["x.example.com", "y.example.com", "a.other"]);
-    let entries = (name.clone(), host.clone(), host.clone(), age.clone(), 1..4_u8, 0..4_usize).prop_map(
+    let entries = (name.clone(), host.clone(), host.clone(), age.clone(), 1..4_u8, 0..5_usize).prop_map(
         |(name, host, second, age, ip, shape)| {
-            let built = service_entry(name, host).ip(&format!("10.0.0.{ip}")).port("http", 80, 8080);
+            let place = if age == Some(2) { "other" } else { "default" };
+            let (address, port) =
+                if shape == 3 { ("10.2.0.1".to_owned(), 81) } else { (format!("10.0.0.{ip}"), 80) };
+            let built = service_entry(name, host).namespace(place).ip(&address).port("http", port, 8080);
             let built = match shape {
                 0 => built.endpoint(workload("10.1.0.9", "v1")).endpoint(workload("10.1.0.8", "v2")),
                 1 => built.select("version", "v1"),
                 2 => built.select("version", "v1").set(|spec| spec.hosts.push(second.to_owned())),
+                3 => built.ip("10.1.0.4").endpoint(workload("10.1.0.9", "v1")),
                 // Refused.
                 _ => built.endpoint(workload("", "v1")),
             };
             age.map_or(built.clone(), |age| built.created(age)).build()
         },
     );
-    let slices = (name.clone(), name.clone(), prop::collection::vec((1..5_u8, any::<bool>()), 0..4))
-        .prop_map(|(name, of, endpoints)| {
+    let endpoints = prop::collection::vec((1..5_u8, any::<bool>()), 0..4);
+    let slices = (name.clone(), name.clone(), endpoints, prop::bool::weighted(0.2)).prop_map(
+        |(name, of, endpoints, hinted)| {
             let mut built = slice(name, of).port(8080).named_port("http", 8081);
             for (i, by_pod) in endpoints {
                 let ip = format!("10.1.0.{i}");
                 built = if by_pod { built.pod_endpoint(&ip, "a") } else { built.endpoint(&ip) };
             }
+            for endpoint in built.0.endpoints.iter_mut().filter(|_| hinted) {
+                let zones = vec![ForZone { name: "z".to_owned() }];
+                endpoint.hints = Some(EndpointHints { for_zones: Some(zones), for_nodes: None });
+            }
             built.build()
-        });
+        },
+    );
     let version = prop::sample::select(vec!["v1", "v2"]);
     let machines = (name.clone(), version.clone(), 1..5_u8, 0..3_u32).prop_map(|(name, v, i, weight)| {
         let built = workload_entry(name, &format!("10.2.0.{i}")).label("version", v).weight(weight);
@@ -61,12 +84,24 @@ fn object() -> impl Strategy<Value = Object> {
     let pods = (name.clone(), version.clone(), 1..5_u8)
         .prop_map(|(name, v, i)| pod(name).label("version", v).ip(&format!("10.1.0.{i}")).build());
     let target = prop_oneof![name.clone(), host];
-    let rules =
-        (name.clone(), target.clone(), age.clone(), prop::sample::subsequence(vec!["v1", "v2"], 0..=2))
-            .prop_map(|(name, host, age, versions)| {
-                let built = versions.into_iter().fold(rule(name, host), |rule, v| rule.version(v));
-                age.map_or(built.clone(), |age| built.created(age)).build()
-            });
+    // Of the Services' namespace, of the root namespace, of a third.
+    let namespace = prop::sample::select(vec!["default", "default", "istio-system", "other"]);
+    let versions = prop::sample::subsequence(vec!["v1", "v2"], 0..=2);
+    let rules = (name.clone(), target.clone(), age.clone(), versions, namespace, 0..4_usize).prop_map(
+        |(name, host, age, versions, namespace, shape)| {
+            // A short name is one of the rule's namespace.
+            let of_default = format!("{host}.default.svc.cluster.local");
+            let host = if host.contains('.') { host } else { &of_default };
+            let mut built = versions.into_iter().fold(rule(name, host), |rule, v| rule.version(v));
+            match shape {
+                0 => built = built.balance("ROUND_ROBIN"),
+                1 => built.0.spec.export_to = vec![".".to_owned()],
+                _ => {}
+            }
+            built = built.namespace(namespace);
+            age.map_or(built.clone(), |age| built.created(age)).build()
+        },
+    );
     let destination = (target.clone(), prop::option::of(version), 0..3_i32).prop_map(
         |(host, subset, weight)| match subset {
             Some(subset) => to(&format!("{host}/{subset}"), weight),
@@ -79,9 +114,9 @@ fn object() -> impl Strategy<Value = Object> {
             let built = if http { built.http(to) } else { built.tcp(to) };
             age.map_or(built.clone(), |age| built.created(age)).build()
         });
-    let backends = prop::collection::vec((name.clone(), 0..2_i32), 1..3);
-    let gateway = (name.clone(), name.clone(), age.clone(), any::<bool>(), backends).prop_map(
-        |(name, host, age, http, to)| {
+    let backends = prop::collection::vec((name.clone(), -1..3_i32), 0..3);
+    let gateway = (name.clone(), name.clone(), age.clone(), 0..4_u8, backends).prop_map(
+        |(name, host, age, kind, to)| {
             // Some lead to another namespace, which allows it or doesn't.
             let to = to.into_iter().enumerate().map(|(i, (name, weight))| {
                 let place = if i == 1 { format!("other/{name}:80") } else { format!("{name}:80") };
@@ -89,10 +124,11 @@ fn object() -> impl Strategy<Value = Object> {
             });
             let to: Vec<_> = to.collect();
             let age = age.unwrap_or(9);
-            if http {
-                http_route(name, host).to(to).created(age).build()
-            } else {
-                tcp_route(name, host).to(to).created(age).build()
+            match kind {
+                0 => grpc_route(name, host).to(to).created(age).build(),
+                1 => http_route(name, host).to(to).created(age).build(),
+                2 => tls_route(name, host).to(to).created(age).build(),
+                _ => tcp_route(name, host).to(to).created(age).build(),
             }
         },
     );
@@ -112,7 +148,11 @@ fn object() -> impl Strategy<Value = Object> {
         },
     );
     let label = prop::sample::select(vec!["a", "b"]);
-    let nodes = (label.clone(), label.clone()).prop_map(|(name, value)| node(name).label("l", value).build());
+    let nodes = (label.clone(), label.clone(), 1..5_u8).prop_map(|(name, value, ip)| {
+        let mut built = node(name).label("l", value);
+        built.0.spec = Some(NodeSpec { pod_cidr: Some(format!("10.0.0.{ip}/31")), ..NodeSpec::default() });
+        built.build()
+    });
     let profiles =
         (label.clone(), prop::option::of(label), 0..3_u32, age).prop_map(|(name, select, cap, age)| {
             let built = profile(name).cap(cap);
@@ -148,6 +188,17 @@ fn by_key(objects: Vec<Object>) -> BTreeMap<ObjectKey, Object> {
     objects.into_iter().map(|object| (object.key(), object)).collect()
 }
 
+/// So narrow that some of the ServiceEntries don't fit.
+fn options() -> CompileOptions {
+    CompileOptions { max_namespace_endpoints: 2, ..CompileOptions::default() }
+}
+
+fn cluster(objects: impl IntoIterator<Item = Object>) -> Cluster {
+    let mut cluster = Cluster::new(options());
+    cluster.apply(objects);
+    cluster
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, cases: 400, ..ProptestConfig::default() })]
 
@@ -159,8 +210,8 @@ proptest! {
         }),
         batches in prop::collection::vec(any::<bool>(), 20),
     ) {
-        let at_once = Cluster::with(objects);
-        let mut one_by_one = Cluster::default();
+        let at_once = cluster(objects);
+        let mut one_by_one = Cluster::new(options());
         for (object, batch_ends) in shuffled.iter().zip(batches) {
             one_by_one.compiler.apply(object, None);
             if batch_ends {
@@ -172,38 +223,44 @@ proptest! {
         prop_assert_eq!(at_once.served(), one_by_one.served());
     }
 
-    /// An object that is replaced is deleted first, because the last good version is history that a
-    /// fresh compiler can't know.
+    /// Whatever was before: objects are replaced, refused and deleted, one compiler has seen all of it, another
+    /// one was started half-way from what was held then, and the third knows what is left only.
     #[test]
     fn step_by_step_is_the_same_as_from_scratch(
         events in prop::collection::vec((object(), prop::bool::weighted(0.2)), 0..60),
+        restart in 0..60_usize,
     ) {
         let mut held = BTreeMap::new();
-        let mut incremental = Cluster::default();
+        let mut incremental = Cluster::new(options());
+        let mut restarted = Cluster::new(options());
         let mut statuses = Statuses::default();
-        for (object, delete) in events {
+        for (i, (object, delete)) in events.into_iter().enumerate() {
+            if i == restart {
+                restarted = cluster(held.values().rev().cloned());
+            }
             let key = object.key();
-            if held.remove(&key).is_some() {
-                let output = incremental.delete(&object);
-                statuses.follow(&incremental.compiler, output.affected);
-            }
-            if !delete {
-                let output = incremental.apply([object.clone()]);
-                statuses.follow(&incremental.compiler, output.affected);
-                held.insert(key, object);
-            }
+            let output = if delete {
+                held.remove(&key);
+                restarted.delete(&object);
+                incremental.delete(&object)
+            } else {
+                held.insert(key, object.clone());
+                restarted.apply([object.clone()]);
+                incremental.apply([object])
+            };
+            statuses.follow(&incremental.compiler, output.affected);
         }
         let keys: Vec<_> = held.keys().cloned().collect();
-        let fresh = Cluster::with(held.into_values());
+        let fresh = cluster(held.into_values());
         // Whoever asks only for what is said to have changed misses nothing.
         for key in keys {
             prop_assert_eq!(statuses.0.remove(&key), fresh.compiler.conditions(&key), "{}", key);
         }
         prop_assert!(statuses.0.is_empty());
-        // A route whose destination went keeps its own last good version, which is the same content:
-        // it is not usable now and was never usable in the fresh compiler.
-        prop_assert_eq!(state(&fresh.compiler), state(&incremental.compiler));
-        prop_assert_eq!(fresh.served(), incremental.served());
+        for other in [&incremental, &restarted] {
+            prop_assert_eq!(state(&fresh.compiler), state(&other.compiler));
+            prop_assert_eq!(fresh.served(), other.served());
+        }
     }
 }
 

@@ -153,6 +153,60 @@ fn the_first_decidable_route_is_in_force_and_the_others_are_named() {
     assert!(uri.contains("not supported: field spec.http[0].match[0].uri"), "{uri}");
 }
 
+/// The form in which routes through an egress gateway are written.
+#[test]
+fn a_match_is_for_the_mesh_unless_it_names_gateways_only() {
+    let mut cluster_ = Cluster::with(shop());
+    let to_subset = |gateways: Value, subset: &str| json!({"match": [{"gateways": gateways, "port": 80}], "route": [{"destination": {"host": "web", "subset": subset}}]});
+    let [mesh, ingress] = [json!(["mesh"]), json!(["shop/ingress"])];
+    let both = json!(["shop/ingress", "mesh"]);
+    for (rules, goes) in [
+        ([(&mesh, "v1"), (&ingress, "v2")], cluster("web", 80, "v1")),
+        ([(&ingress, "v2"), (&mesh, "v1")], cluster("web", 80, "v1")),
+        ([(&ingress, "v1"), (&both, "v2")], cluster("web", 80, "v2")),
+        ([(&ingress, "v1"), (&ingress, "v2")], cluster("web", 80, "")),
+    ] {
+        let mut http = web();
+        let mut tcp = web();
+        for (gateways, subset) in rules {
+            let rule = to_subset(gateways.clone(), subset);
+            http = http.http_route(route(rule.clone()));
+            tcp.0.spec.tcp.push(serde_json::from_value(rule).unwrap());
+        }
+        let in_http = if goes.contains("||") { goes.clone() } else { format!("http:{goes}") };
+        for (object, goes) in [(http, in_http), (tcp, goes)] {
+            cluster_.apply([object.build()]);
+            assert_eq!(cluster_.goes("10.0.0.1_80"), goes);
+            assert!(
+                cluster_.said(Severity::NotSupported).is_empty(),
+                "{:?}",
+                cluster_.said(Severity::NotSupported)
+            );
+        }
+    }
+}
+
+#[test]
+fn a_prefix_that_every_path_has_matches_everything() {
+    let mut cluster_ = Cluster::with(shop());
+    for (uri, every) in [
+        (json!({"prefix": "/"}), true),
+        (json!({"regex": ".*"}), true),
+        (json!({"regex": "/.*"}), true),
+        (json!({"prefix": "/a"}), false),
+        (json!({"exact": "/"}), false),
+        (json!({"regex": "/a.*"}), false),
+        (json!({"prefix": "/", "exact": "/a"}), false),
+        (json!("/"), false),
+    ] {
+        let to_v1 = json!({"match": [{"uri": uri, "ignoreUriCase": true}], "route": [{"destination": {"host": "web", "subset": "v1"}}]});
+        cluster_.apply([web().http_route(route(to_v1)).http([to("web/v2", 1)]).build()]);
+        let goes = cluster("web", 80, if every { "v1" } else { "v2" });
+        assert_eq!(cluster_.goes("10.0.0.1_80"), format!("http:{goes}"), "{uri}");
+        assert_eq!(cluster_.said(Severity::NotSupported).is_empty(), every, "{uri}");
+    }
+}
+
 #[test]
 fn destinations_in_another_service_and_port() {
     let mut cluster_ = Cluster::with(shop());
@@ -187,12 +241,6 @@ fn of_two_objects_for_a_host_the_oldest_wins_and_the_other_takes_over() {
     cluster_.delete(&older);
     assert_eq!(cluster_.goes("10.0.0.1_80"), format!("http:{}", cluster("web", 80, "v2")));
     assert!(cluster_.refused().is_empty());
-
-    // The same for rules; without a date the name decides.
-    cluster_.apply([rule("web-2", "web").version("v9").build()]);
-    assert!(cluster_.refused()[0].contains("DestinationRule default/web-2: spec.host"));
-    cluster_.delete(&rule("web", "web").build());
-    assert!(cluster_.names(ResourceType::Cluster).contains(&cluster("web", 80, "v9").as_str()));
 }
 
 #[test]

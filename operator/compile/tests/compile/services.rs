@@ -1,9 +1,15 @@
 //! Services and their endpoints.
 
-use k8s_openapi::{api::core::v1::ServicePort, apimachinery::pkg::util::intstr::IntOrString};
+use k8s_openapi::{
+    api::{
+        core::v1::{ServicePort, ServiceSpec},
+        discovery::v1::{Endpoint, EndpointHints, ForNode, ForZone},
+    },
+    apimachinery::pkg::util::intstr::IntOrString,
+};
 use slotmesh_compile::{
     Object, Severity,
-    builder::{pod, rule, service, slice},
+    builder::{pod, rule, service, service_entry, slice, to, virtual_service, workload},
 };
 use slotmesh_xds::{Change, ResourceType};
 
@@ -89,8 +95,139 @@ fn headless_and_external_services_have_no_listener() {
     external.0.spec.as_mut().unwrap().type_ = Some("ExternalName".into());
     let cluster_ = Cluster::with([service("db").ip("None").port(5432).build(), external.build()]);
     assert!(cluster_.names(ResourceType::Listener).is_empty());
-    assert_eq!(cluster_.names(ResourceType::Cluster), [cluster("db", 5432, "")]);
+    assert!(cluster_.names(ResourceType::Cluster).is_empty(), "nobody can connect to it");
     assert_eq!(cluster_.said(Severity::Note).len(), 1);
+}
+
+/// A change to a Service that asks for what isn't done, and the field that is named.
+type Asks = (fn(&mut ServiceSpec), &'static str);
+
+#[test]
+fn only_that_is_compiled_to_which_an_address_or_a_route_leads() {
+    let mut cluster_ = Cluster::with([
+        service("db").ip("None").port(5432).build(),
+        rule("db", "db").version("v1").version("v2").build(),
+        service("web").ip("10.0.0.1").port(5432).build(),
+        rule("web", "web").version("v1").build(),
+        service_entry("e", "e.example.com")
+            .port("tcp", 5432, 5432)
+            .endpoint(workload("10.9.0.1", "v1"))
+            .build(),
+    ]);
+    let [db, web] = [("db", ""), ("web", "")].map(|(name, subset)| cluster(name, 5432, subset));
+    let entry = "outbound|5432||e.example.com".to_owned();
+    assert_eq!(cluster_.names(ResourceType::Cluster), [&*web]);
+    let http = |name: &str, to_: &str| virtual_service(name, "web").http([to(to_, 1)]).build();
+    cluster_.apply([http("r", "db")]);
+    assert_eq!(cluster_.names(ResourceType::Cluster), [&*db, &*web]);
+    // Of the oldest or not: it takes over at once.
+    cluster_.apply([http("s", "db/v1"), http("t", "e.example.com")]);
+    let v1 = cluster("db", 5432, "v1");
+    assert_eq!(cluster_.names(ResourceType::Cluster), [&*v1, &*db, &*entry, &*web]);
+    assert_eq!(cluster_.names(ResourceType::Endpoints), [&*v1, &*db, &*entry, &*web]);
+    for name in ["r", "s", "t"] {
+        cluster_.delete(&http(name, "db"));
+    }
+    assert_eq!(cluster_.names(ResourceType::Cluster), [&*web]);
+}
+
+#[test]
+fn a_service_that_asks_for_what_is_not_done_is_left_to_kube_proxy() {
+    let asks: [Asks; 2] = [
+        (|spec| spec.session_affinity = Some("ClientIP".into()), "spec.sessionAffinity"),
+        (|spec| spec.internal_traffic_policy = Some("Local".into()), "spec.internalTrafficPolicy"),
+    ];
+    let does_not: [fn(&mut ServiceSpec); 3] = [
+        |spec| spec.session_affinity = Some("None".into()),
+        |spec| spec.internal_traffic_policy = Some("Cluster".into()),
+        // Without hints all endpoints are meant.
+        |spec| spec.traffic_distribution = Some("PreferSameZone".into()),
+    ];
+    let web = |set: fn(&mut ServiceSpec)| {
+        let mut built = service("web").ip("10.0.0.1").named_port("http", 80).named_port("tcp", 81);
+        set(built.0.spec.as_mut().unwrap());
+        built.build()
+    };
+    let listeners = ["10.0.0.1_80", "10.0.0.1_81"];
+    let mut cluster_ = Cluster::default();
+    for plain in does_not {
+        cluster_.apply([web(plain)]);
+        assert_eq!(cluster_.names(ResourceType::Listener), listeners);
+        assert_eq!((cluster_.compiler.reports().count(), cluster_.compiler.left_to_kube_proxy()), (0, 0));
+    }
+    for (ask, field) in asks {
+        cluster_.apply([web(ask)]);
+        assert!(cluster_.names(ResourceType::Listener).is_empty());
+        assert_eq!(
+            cluster_.said(Severity::NotSupported),
+            [format!(
+                "Service default/web: not supported: field {field}; connections to the Service are left to kube-proxy"
+            )]
+        );
+        assert_eq!(cluster_.compiler.left_to_kube_proxy(), 1);
+        // Where a route says where connections go, that counts; and routes of others lead to it.
+        let route = virtual_service("web", "web").http([to("web", 1)]).build();
+        let api = service("api").ip("10.0.0.2").port(80).build();
+        cluster_.apply([
+            route.clone(),
+            api.clone(),
+            virtual_service("api", "api").tcp([to("web", 1)]).build(),
+        ]);
+        assert_eq!(cluster_.names(ResourceType::Listener), ["10.0.0.1_80", "10.0.0.2_80"]);
+        assert_eq!(cluster_.goes("10.0.0.2_80"), cluster("web", 80, ""));
+        assert!(
+            cluster_.said(Severity::NotSupported)[0]
+                .ends_with("but for port 80, where a route says where they go")
+        );
+        assert_eq!(cluster_.compiler.left_to_kube_proxy(), 1);
+        for gone in [route, api, virtual_service("api", "api").build()] {
+            cluster_.delete(&gone);
+        }
+    }
+    cluster_.apply([web(does_not[0])]);
+    assert_eq!(cluster_.names(ResourceType::Listener), listeners);
+    assert_eq!(cluster_.compiler.left_to_kube_proxy(), 0);
+}
+
+#[test]
+fn hints_of_endpoints_are_left_to_kube_proxy() {
+    let hinted = |hints: Option<EndpointHints>| {
+        let endpoint = Endpoint { addresses: vec!["10.1.0.2".into()], hints, ..Endpoint::default() };
+        slice("more", "web").port(8080).full_endpoint(endpoint).build()
+    };
+    let zone = EndpointHints { for_zones: Some(vec![ForZone { name: "a".into() }]), for_nodes: None };
+    let node = EndpointHints { for_nodes: Some(vec![ForNode { name: "n".into() }]), for_zones: None };
+    let mut cluster_ = Cluster::with([
+        service("web").ip("10.0.0.1").port(80).build(),
+        slice("web", "web").port(8080).endpoint("10.1.0.1").build(),
+    ]);
+    for hints in [zone, node] {
+        cluster_.apply([hinted(Some(hints.clone()))]);
+        assert!(cluster_.names(ResourceType::Listener).is_empty());
+        assert!(cluster_.said(Severity::NotSupported)[0].contains("field spec.trafficDistribution"));
+        // They come and go with the endpoints.
+        cluster_.apply([hinted(Some(EndpointHints::default()))]);
+        assert_eq!(cluster_.names(ResourceType::Listener), ["10.0.0.1_80"]);
+        cluster_.apply([hinted(Some(hints))]);
+        cluster_.delete(&hinted(None));
+        assert_eq!(cluster_.names(ResourceType::Listener), ["10.0.0.1_80"]);
+        assert_eq!(cluster_.compiler.reports().count(), 0);
+    }
+}
+
+#[test]
+fn a_service_of_another_proxy_is_not_ours() {
+    let labelled = |label: &str| {
+        let mut built = service("web").ip("10.0.0.1").port(80);
+        built.0.metadata.labels = Some([(label.to_owned(), "other".to_owned())].into());
+        built.build()
+    };
+    let mut cluster_ = Cluster::with([labelled("service.kubernetes.io/service-proxy-name")]);
+    assert!(cluster_.names(ResourceType::Listener).is_empty());
+    assert!(cluster_.said(Severity::Note)[0].contains("the Service is that of the proxy \"other\""));
+    assert!(cluster_.refused().is_empty());
+    cluster_.apply([labelled("service.kubernetes.io/other")]);
+    assert_eq!(cluster_.names(ResourceType::Listener), ["10.0.0.1_80"]);
 }
 
 #[test]
@@ -101,6 +238,7 @@ fn subsets_follow_the_labels_of_pods_by_reference_and_by_address() {
         rule("web", "web.default.svc.cluster.local").version("v1").version("v2").build(),
         pod("a").label("version", "v1").build(),
         pod("b").label("version", "v2").ip("10.1.0.2").build(),
+        virtual_service("web", "web").http([to("web/v1", 1), to("web/v2", 1)]).build(),
     ]);
     assert_eq!(cluster_.endpoints(&cluster("web", 80, "v1")), ["10.1.0.1 80"]);
     assert_eq!(cluster_.endpoints(&cluster("web", 80, "v2")), ["10.1.0.2 80"]);
@@ -154,8 +292,14 @@ fn nothing_is_truncated() {
     let subset = "s".repeat(253);
     let mut subsets = rule(&long, &format!("{long}.default.svc.cluster.local"));
     subsets.0.spec.subsets.push(slotmesh_crds::RuleSubset { name: subset.clone(), ..Default::default() });
-    let cluster_ =
-        Cluster::with([service(&long).ip("10.0.0.1").port(80).build(), many.build(), subsets.build()]);
+    let route = virtual_service("r", &format!("{long}.default.svc.cluster.local"));
+    let route = route.http([to(&format!("{long}.default.svc.cluster.local/{subset}"), 1)]);
+    let cluster_ = Cluster::with([
+        service(&long).ip("10.0.0.1").port(80).build(),
+        many.build(),
+        subsets.build(),
+        route.build(),
+    ]);
     assert_eq!(cluster_.endpoints(&cluster(&long, 80, "")).len(), 300);
     assert_eq!(cluster_.endpoints(&cluster(&long, 80, &subset)).len(), 300);
     assert_eq!(cluster_.compiler.reports().count(), 0);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use prost::Message as _;
-use slotmesh_compile::{Compiler, Object, Output, Report, Severity};
+use slotmesh_compile::{CompileOptions, Compiler, Object, Output, Report, Severity};
 use slotmesh_xds::{
     Change, ResourceType,
     envoy::envoy::{
@@ -45,6 +45,11 @@ impl Cluster {
         let mut cluster = Self::default();
         cluster.apply(objects);
         cluster
+    }
+
+    /// Without objects, and with these options.
+    pub fn new(options: CompileOptions) -> Self {
+        Self { compiler: Compiler::new(options), ..Self::default() }
     }
 
     pub fn apply(&mut self, objects: impl IntoIterator<Item = Object>) -> Output {
@@ -199,6 +204,9 @@ pub fn address(address: &Address) -> String {
     let Some(PortSpecifier::PortValue(port)) = socket.port_specifier else { panic!("a port") };
     format!("{} {port}", socket.address)
 }
+
+/// The cluster that refuses connections.
+pub const NOWHERE: &str = "BlackHoleCluster";
 
 /// The name of a cluster of a Service in namespace `default`.
 pub fn cluster(service: &str, port: u16, subset: &str) -> String {

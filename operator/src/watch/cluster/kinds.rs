@@ -45,7 +45,9 @@ pub(super) fn place(kind: Kind) -> Place {
         DestinationRule: crds::DestinationRule = ISTIO_GROUP, ISTIO_VERSIONS, "destinationrules";
         ServiceEntry: crds::ServiceEntry = ISTIO_GROUP, ISTIO_VERSIONS, "serviceentries";
         WorkloadEntry: crds::WorkloadEntry = ISTIO_GROUP, ISTIO_VERSIONS, "workloadentries";
+        GrpcRoute: gateway::GrpcRoute = GATEWAY_GROUP, ["v1", "v1alpha2"], "grpcroutes";
         HttpRoute: gateway::HttpRoute = GATEWAY_GROUP, ["v1", "v1beta1"], "httproutes";
+        TlsRoute: gateway::TlsRoute = GATEWAY_GROUP, ["v1", "v1alpha3", "v1alpha2"], "tlsroutes";
         TcpRoute: gateway::TcpRoute = GATEWAY_GROUP, ["v1", "v1alpha2"], "tcproutes";
         ReferenceGrant: gateway::ReferenceGrant = GATEWAY_GROUP, ["v1", "v1beta1"], "referencegrants";
         TrafficPolicy: own::TrafficPolicy = own::GROUP, [own::VERSION], "trafficpolicies";

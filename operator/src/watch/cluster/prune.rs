@@ -13,7 +13,7 @@ use k8s_openapi::{
 };
 use slotmesh_crds::{
     DestinationRule, ServiceEntry, VirtualService, WorkloadEntry,
-    gateway::{HttpRoute, ReferenceGrant, TcpRoute},
+    gateway::{GrpcRoute, HttpRoute, ReferenceGrant, TcpRoute, TlsRoute},
     own::{SlotProfile, TrafficPolicy},
 };
 
@@ -56,7 +56,9 @@ only_metadata!(
     DestinationRule,
     ServiceEntry,
     WorkloadEntry,
+    GrpcRoute,
     HttpRoute,
+    TlsRoute,
     TcpRoute,
     ReferenceGrant,
     TrafficPolicy,

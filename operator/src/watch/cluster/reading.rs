@@ -90,10 +90,10 @@ impl Reading {
             }
             Err(Unreadable { field, reason }) => {
                 let object = ObjectRef::new(&ObjectKey { kind, name: name.clone() }, None);
-                let message = format!("{reason}; the object's last good version stays in force");
+                let message = format!("{reason}; the object is not in force");
                 let report = Report::new(object, field, Severity::Refused, message);
                 let before = self.unreadable.insert(name.clone(), report.clone());
-                let mut update = update(kind, [Event::Keep(name.clone())]);
+                let mut update = update(kind, [Event::Delete(name.clone())]);
                 if before.as_ref() != Some(&report) {
                     update.disappeared = before.into_iter().collect();
                     update.appeared = vec![report];
@@ -125,7 +125,6 @@ mod tests {
             Event::InitApply(o) => format!("init {}", o.object.key().name),
             Event::InitDone => "done".to_owned(),
             Event::Apply(o) => format!("apply {}", o.object.key().name),
-            Event::Keep(name) => format!("keep {name}"),
             Event::Delete(name) => format!("delete {name}"),
             Event::LeftOut => "left out".to_owned(),
         };
@@ -139,15 +138,15 @@ mod tests {
     fn an_object_that_can_not_be_read_is_reported_until_it_can_or_is_gone() {
         let mut reading = Reading::new(Kind::Service, decode::<Service>);
         let mut take = |event| said(reading.read(event));
-        let report = "+ Service shop/a: spec.ports: invalid type: integer `7`, expected a sequence; the object's last \
-                      good version stays in force";
+        let report = "+ Service shop/a: spec.ports: invalid type: integer `7`, expected a sequence; the object is \
+                      not in force";
         assert_eq!(take(Watched::Init), "init");
-        assert_eq!(take(Watched::InitApply(raw("a", false))), format!("keep shop/a, {report}"));
+        assert_eq!(take(Watched::InitApply(raw("a", false))), format!("delete shop/a, {report}"));
         assert_eq!(take(Watched::InitApply(raw("b", true))), "init shop/b");
         assert_eq!(take(Watched::InitDone), "done");
-        assert_eq!(take(Watched::Apply(raw("a", false))), "keep shop/a");
+        assert_eq!(take(Watched::Apply(raw("a", false))), "delete shop/a");
         assert_eq!(take(Watched::Apply(raw("a", true))), "apply shop/a, - Service shop/a");
-        assert_eq!(take(Watched::Apply(raw("a", false))), format!("keep shop/a, {report}"));
+        assert_eq!(take(Watched::Apply(raw("a", false))), format!("delete shop/a, {report}"));
         assert_eq!(take(Watched::Delete(raw("a", false))), "delete shop/a, - Service shop/a");
         // Gone while nobody watched.
         take(Watched::Apply(raw("a", false)));

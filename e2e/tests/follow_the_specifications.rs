@@ -1,0 +1,179 @@
+//! A user writes what the specifications of Kubernetes, Gateway API and Istio allow, and connections go where these
+//! say: small inputs, each with one thing in it, that were found to go wrong.
+//!
+//! `reviews` (10.96.0.13) has the pods 10.244.4.1 and 2 of version v1, 3 of v2, and 4 of v3, which no route names:
+//! nobody should reach it. `reviews-v1`, `-v2` and `-v3` are Services of their own.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context as _, Result, ensure};
+use nix::errno::Errno;
+use slotmesh_e2e::{Log, Mesh, isolated, mesh::at, net, stats};
+
+/// So many that a split which is off by two percent is always seen.
+const CONNECTS: u64 = 20_000;
+const REVIEWS: &str = "10.96.0.13";
+
+fn text(file: &str) -> Result<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases").join(file);
+    fs::read_to_string(&path).with_context(|| path.display().to_string())
+}
+
+/// `reviews` with its pods, and these files of a case.
+fn shop(case: &str, files: &[&str]) -> Result<Mesh> {
+    // On the loopback interface that makes all of the range local.
+    net::ip("addr add 10.244.0.1/16 dev lo")?;
+    let mut mesh = Mesh::new()?;
+    (1..=4).try_for_each(|pod| mesh.backends.open(&format!("10.244.4.{pod}:8080"), pod))?;
+    mesh.manifests.write_text("reviews.yaml", &text("reviews.yaml")?)?;
+    for file in files {
+        mesh.manifests.write_text(file, &text(&format!("{case}/{file}"))?)?;
+    }
+    mesh.start()?;
+    Ok(mesh)
+}
+
+/// How many connects v1, v2, v3 and nobody got; nothing else may become of one.
+fn split(log: &Log) -> Result<[u64; 4]> {
+    let by_pod = log.by_backend();
+    let of = |pods: &[u16]| pods.iter().filter_map(|pod| by_pod.get(pod)).sum::<u64>();
+    let failed: Vec<_> = log.connects.iter().filter(|c| c.errno != 0 || c.backend.is_none()).collect();
+    if let Some(other) = failed.iter().find(|c| c.errno != Errno::ECONNREFUSED as i32) {
+        anyhow::bail!("neither connected nor refused: {other}");
+    }
+    Ok([of(&[1, 2]), of(&[3]), of(&[4]), failed.len() as u64])
+}
+
+fn reviews(mesh: &Mesh, connects: u64) -> Result<[u64; 4]> {
+    split(&mesh.connect(at(REVIEWS, 80), connects)?)
+}
+
+#[test]
+fn a_rule_that_needs_a_request_takes_no_other_along() {
+    isolated(|| {
+        const CASE: &str = "header_rule_of_weight_0";
+        let mut mesh = shop(CASE, &["route.yaml"])?;
+        let [v1, v2, v3, refused] = reviews(&mesh, CONNECTS)?;
+        stats::expect_fit(&[v1, v2], &[80, 20])?;
+        ensure!([v3, refused] == [0, 0], "{v3} to v3, {refused} refused");
+        let agent = mesh.agent()?;
+        let next = text(&format!("{CASE}/next.yaml"))?;
+        agent.published("route", || mesh.manifests.write_text("route.yaml", &next))?;
+        let [v1, v2, v3, refused] = reviews(&mesh, CONNECTS)?;
+        stats::expect_fit(&[v1, v2], &[50, 50])?;
+        ensure!([v3, refused] == [0, 0], "{v3} to v3, {refused} refused");
+        agent.expect_report(&["HTTPRoute shop/reviews", "spec.rules[1].matches[0].headers"])?;
+        mesh.stop()
+    });
+}
+
+#[test]
+fn without_weight_nobody_gets_the_connections() {
+    isolated(|| {
+        const CASE: &str = "only_backend_of_weight_0";
+        let mut mesh = shop(CASE, &["route.yaml"])?;
+        ensure!(reviews(&mesh, 500)? == [500, 0, 0, 0]);
+        let next = text(&format!("{CASE}/next.yaml"))?;
+        mesh.agent()?.published("route", || mesh.manifests.write_text("route.yaml", &next))?;
+        ensure!(reviews(&mesh, 500)? == [0, 0, 0, 500]);
+        // Other Services work.
+        ensure!(split(&mesh.connect(at("10.96.0.21", 80), 500)?)? == [500, 0, 0, 0]);
+        mesh.stop()
+    });
+}
+
+#[test]
+fn a_backend_that_is_missing_refuses_its_share() {
+    isolated(|| {
+        let mut mesh = shop("missing_backend", &["route.yaml"])?;
+        for address in [at(REVIEWS, 80), at("10.96.0.14", 6379)] {
+            let [v1, v2, v3, refused] = split(&mesh.connect(address, CONNECTS)?)?;
+            stats::expect_fit(&[v1, refused], &[20, 80])?;
+            ensure!([v2, v3] == [0, 0], "{address}: {v2} to v2, {v3} to others than v1");
+        }
+        let agent = mesh.agent()?;
+        for route in ["HTTPRoute shop/reviews", "TCPRoute shop/cache"] {
+            agent.expect_report(&[
+                route,
+                "spec.rules[0].backendRefs[1].name",
+                "its share of the connections",
+            ])?;
+        }
+        ensure!(agent.metrics()?.nacked() == 0, "the agent refused something: {}", agent.said());
+        // When nobody leads to what is missing any more, nobody is refused.
+        agent.published("listener", || mesh.manifests.remove("route.yaml"))?;
+        let [v1, v2, v3, refused] = reviews(&mesh, CONNECTS)?;
+        stats::expect_fit(&[v1, v2, v3], &[2, 1, 1])?;
+        ensure!(refused == 0);
+        mesh.stop()
+    });
+}
+
+#[test]
+fn destination_rules_of_one_host_are_merged() {
+    isolated(|| {
+        let mut mesh = shop("two_destination_rules", &["rules.yaml"])?;
+        let [v1, v2, v3, refused] = reviews(&mesh, CONNECTS)?;
+        stats::expect_fit(&[v1, v2], &[50, 50])?;
+        ensure!([v3, refused] == [0, 0], "{v3} to v3, {refused} refused");
+        ensure!(mesh.agent()?.reports()?.is_empty(), "{:?}", mesh.agent()?.reports());
+        mesh.stop()
+    });
+}
+
+#[test]
+fn a_destination_rule_of_a_stranger_has_no_effect() {
+    isolated(|| {
+        let mut mesh = shop("destination_rule_of_a_stranger", &["rules.yaml"])?;
+        ensure!(reviews(&mesh, 500)? == [500, 0, 0, 0]);
+        mesh.agent()?.expect_report(&["DestinationRule sandbox/borrowed", "has no effect"])?;
+        mesh.stop()
+    });
+}
+
+#[test]
+fn a_match_of_gateways_is_for_the_mesh_where_it_says_so() {
+    isolated(|| {
+        let mut mesh = shop("match_gateways_mesh", &["route.yaml"])?;
+        ensure!(reviews(&mesh, 500)? == [500, 0, 0, 0]);
+        ensure!(mesh.agent()?.reports()?.is_empty(), "{:?}", mesh.agent()?.reports());
+        mesh.stop()
+    });
+}
+
+#[test]
+fn service_entries_of_one_host_are_merged() {
+    isolated(|| {
+        net::ip("addr add 10.244.0.1/16 dev lo")?;
+        let mut mesh = Mesh::new()?;
+        (1..=3).try_for_each(|n| mesh.backends.open(&format!("10.244.9.{n}:8080"), n))?;
+        mesh.manifests.write_text("entries.yaml", &text("service_entries_of_one_host/entries.yaml")?)?;
+        mesh.start()?;
+        for (address, id) in [(at("240.0.0.1", 3306), 1), (at("240.0.0.2", 3307), 2)] {
+            let log = mesh.connect(address, 200)?;
+            log.expect_all(200)?;
+            ensure!(log.by_backend() == [(id, 200)].into(), "{address}: {:?}", log.by_backend());
+        }
+        mesh.agent()?
+            .expect_report(&["ServiceEntry shop/metrics", "belongs to ServiceEntry shop/db-admin"])?;
+        mesh.stop()
+    });
+}
+
+#[test]
+fn a_grpc_route_without_matches_can_be_decided() {
+    isolated(|| {
+        let mut mesh = shop("grpc_route", &["route.yaml"])?;
+        let [v1, v2, v3, refused] = reviews(&mesh, CONNECTS)?;
+        stats::expect_fit(&[v1, v2], &[90, 10])?;
+        ensure!([v3, refused] == [0, 0], "{v3} to v3, {refused} refused");
+        // The other one names no Service of Kubernetes, and is told how to.
+        ensure!(split(&mesh.connect(at("10.96.0.22", 80), 200)?)? == [0, 200, 0, 0]);
+        mesh.agent()?.expect_report(&[
+            "HTTPRoute shop/no-group",
+            "spec.parentRefs[0].group",
+            "write group: \"\"",
+        ])?;
+        mesh.stop()
+    });
+}

@@ -1,0 +1,32 @@
+//! What the installation decides, beside the objects.
+
+use std::sync::Arc;
+
+use crate::Cidr;
+
+/// What the installation decides. With the same options the same objects give the same bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CompileOptions {
+    /// The namespace whose DestinationRules are for Services of all namespaces that have none of their own.
+    pub root_namespace: Arc<str>,
+    /// Ranges that ServiceEntries can't have addresses of, beside what is known to be the cluster's.
+    pub reserved_addresses: Vec<Cidr>,
+    /// Ranges that ServiceEntries can have addresses of, whoever else's they are.
+    pub allowed_addresses: Vec<Cidr>,
+    /// The most endpoints that a ServiceEntry may name, counted once for each of its hosts and ports.
+    pub max_entry_endpoints: usize,
+    /// The most that those of a namespace may name together, counted likewise; the oldest go before.
+    pub max_namespace_endpoints: usize,
+}
+
+impl Default for CompileOptions {
+    fn default() -> Self {
+        Self {
+            root_namespace: "istio-system".into(),
+            reserved_addresses: Vec::new(),
+            allowed_addresses: Vec::new(),
+            max_entry_endpoints: 10_000,
+            max_namespace_endpoints: 100_000,
+        }
+    }
+}
