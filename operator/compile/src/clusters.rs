@@ -4,6 +4,8 @@
 //! port; what it doesn't say, by the DestinationRules in force: of the subset, then of the Service. TrafficPolicies are for
 //! Services only.
 
+use std::collections::BTreeSet;
+
 use crate::{
     Index, Kind, ObjectName, Reason, Report,
     compiler::Compiled,
@@ -66,6 +68,18 @@ fn in_force<'a>(index: &'a Index, name: &'a ObjectName, port: &ServicePort) -> O
     index.service_for(Kind::TrafficPolicy, name)?;
     let for_port = attached(index, name).find(|(.., target)| target.port.as_ref() == Some(&port.name));
     for_port.or_else(|| attached(index, name).find(|(.., target)| target.port.is_none()))
+}
+
+/// The names of the clusters for which a policy with this target is in force.
+pub(crate) fn of_policy(index: &Index, policy: &ObjectName, target: &Target) -> BTreeSet<String> {
+    let (name, host) = (&target.service, index.host(&target.service));
+    let own = |port: u16| {
+        let port = index.service(name).and_then(|service| service.port(port));
+        let in_force = port.and_then(|port| in_force(index, name, port));
+        in_force.is_some_and(|(key, _, by)| key == policy && by == target)
+    };
+    let own = backends(index, name).filter(|(port, _)| own(*port));
+    own.map(|(port, subset)| cluster_name(&host, port, subset)).collect()
 }
 
 /// The policies that have no effect on this Service.

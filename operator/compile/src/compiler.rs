@@ -20,6 +20,8 @@ use crate::{
 pub(crate) struct Compiled {
     pub(crate) resources: Vec<Resource>,
     pub(crate) reports: Vec<Report>,
+    /// Who has made which of the resources, where objects compete for that.
+    pub(crate) made: BTreeMap<(ResourceType, ResourceName), Maker>,
     /// Whether some of the resources lead to the cluster that refuses connections.
     pub(crate) refuses: bool,
     /// Whether connections to this Service are left to kube-proxy.
@@ -30,6 +32,13 @@ impl Compiled {
     fn is_empty(&self) -> bool {
         self.resources.is_empty() && self.reports.is_empty()
     }
+}
+
+/// The object by which connections to a port go where they go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Maker {
+    pub(crate) object: ObjectKey,
+    pub(crate) port: u16,
 }
 
 /// What a [`Compiler::flush`] changed.
@@ -118,16 +127,9 @@ impl Compiler {
     /// such object, or its kind has no status.
     pub fn conditions(&self, object: &ObjectKey) -> Option<Conditions> {
         let generation = self.index.generation(object).filter(|_| object.kind.has_conditions())?;
-        let mut places = conditions::attachments(&self.index, object);
-        if places.is_empty() {
-            places.push((None, Vec::new()));
-        }
-        let ancestors = places.into_iter().map(|(at, units)| {
-            let compiled = units.iter().filter_map(|unit| self.compiled.get(unit));
-            let resources = compiled.flat_map(|compiled| &compiled.resources);
-            conditions::ancestor(object.kind, at, self.reports_about(object), resources)
-        });
-        Some(Conditions { object: object.clone(), generation, ancestors: ancestors.collect() })
+        let reports: Vec<&Report> = self.reports_about(object).collect();
+        let ancestors = conditions::ancestors(&self.index, &self.compiled, object, &reports);
+        Some(Conditions { object: object.clone(), generation, ancestors })
     }
 
     /// The reports that hold about an object.

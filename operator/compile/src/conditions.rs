@@ -13,11 +13,16 @@
 //! Invariant: conditions follow from what the index and the compiler hold now; asked twice they are the
 //! same, on every replica.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use slotmesh_xds::{Resource, ResourceName, ResourceType, Version};
 
-use crate::{Index, Kind, ObjectKey, ObjectName, Reason, Report, Severity, Unit};
+use crate::{
+    Index, Kind, ObjectKey, ObjectName, Reason, Report, Severity, Unit, clusters,
+    compiler::Compiled,
+    model::{Host, Route, Target},
+    rules::Standing,
+};
 
 /// How many characters of a message are kept: what a status may hold, and more than anybody reads.
 const LONGEST: usize = 4_096;
@@ -27,6 +32,8 @@ const LONGEST: usize = 4_096;
 pub enum ConditionType {
     /// The object can be acted on. The message names by field what of it can't.
     Accepted,
+    /// Some of the object's rules have no effect, the others act.
+    PartiallyInvalid,
     /// All that the object leads to is there and allowed. Only for objects that lead somewhere.
     ResolvedRefs,
     /// Another object has what this one wants.
@@ -38,6 +45,7 @@ impl ConditionType {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Accepted => "Accepted",
+            Self::PartiallyInvalid => "PartiallyInvalid",
             Self::ResolvedRefs => "ResolvedRefs",
             Self::Conflicted => "Conflicted",
         }
@@ -100,6 +108,8 @@ pub struct At {
     pub section: Option<String>,
     /// The number of its port, where the object is for one only by number.
     pub port: Option<u16>,
+    /// The field that says so, such as `spec.parentRefs[1]`.
+    pub field: String,
 }
 
 /// All that there is to say of an object in its status.
@@ -109,7 +119,8 @@ pub struct Conditions {
     pub object: ObjectKey,
     /// The `metadata.generation` that this is about.
     pub generation: Option<i64>,
-    /// One for each place where it is attached, or one for the object as a whole.
+    /// One for each place where it is attached, or one for the object as a whole; none where the object is none of
+    /// ours.
     pub ancestors: Vec<Ancestor>,
 }
 
@@ -143,7 +154,9 @@ pub(crate) fn parties(index: &Index, unit: &Unit) -> Vec<ObjectKey> {
         Unit::Object(object) => {
             Some(object).filter(|o| o.kind.has_conditions()).cloned().into_iter().collect()
         }
-        Unit::Clusters(service) | Unit::Endpoints(service) => {
+        // What is said of endpoints is no condition.
+        Unit::Endpoints(_) => Vec::new(),
+        Unit::Clusters(service) => {
             let entries =
                 relations.service_entries.of(service).map(|(_, name)| name).map(key(Kind::ServiceEntry));
             let rules = relations.rules.of(service).map(|(_, name)| name).map(key(Kind::DestinationRule));
@@ -161,120 +174,241 @@ pub(crate) fn parties(index: &Index, unit: &Unit) -> Vec<ObjectKey> {
     }
 }
 
-/// Where an object is attached, and the units that it takes part in there.
-pub(crate) fn attachments(index: &Index, object: &ObjectKey) -> Vec<(Option<At>, Vec<Unit>)> {
-    let whole = |service: &ObjectName| Some(At { service: service.clone(), section: None, port: None });
+/// What an object has made of what there is at a Service.
+enum Made<'a> {
+    /// All of these units.
+    Units(Vec<Unit>),
+    /// What leads connections to the ports that this covers where its rules say.
+    Routes(&'a Host),
+    /// The clusters of the ports for which it is in force.
+    Clusters(&'a Target),
+    /// Nothing.
+    Nothing,
+}
+
+/// One of the places where an object is attached.
+struct Place<'a> {
+    at: Option<At>,
+    made: Made<'a>,
+}
+
+impl Place<'_> {
+    /// The place of an object that isn't attached to anything.
+    fn whole(units: Vec<Unit>) -> Self {
+        Self { at: None, made: Made::Units(units) }
+    }
+
+    /// Whether a report is about this place: one about another parent or host isn't.
+    fn concerns(&self, report: &Report) -> bool {
+        let Some(at) = &self.at else { return true };
+        let is_here = report.at.as_ref().is_none_or(|service| *service == at.service);
+        let Some((list, _)) = at.field.split_once('[') else { return is_here };
+        let field = report.field.as_deref().unwrap_or_default();
+        let of_another = field.strip_prefix(list).is_some_and(|rest| rest.starts_with('['))
+            && field
+                .strip_prefix(at.field.as_str())
+                .is_none_or(|rest| !matches!(rest.chars().next(), None | Some('.')));
+        is_here && !of_another
+    }
+}
+
+/// Where an object is attached, and what it has made there. None where it is none of ours.
+fn places<'a>(index: &'a Index, object: &ObjectKey) -> Vec<Place<'a>> {
+    let at = |service: &ObjectName, field: &str| At {
+        service: service.clone(),
+        section: None,
+        port: None,
+        field: field.to_owned(),
+    };
     match object.kind {
         Kind::VirtualService | Kind::GrpcRoute | Kind::HttpRoute | Kind::TlsRoute | Kind::TcpRoute => {
             let hosts = index.routes(object).into_iter().flat_map(|routes| &routes.hosts);
             hosts
                 .map(|host| {
-                    let (service, section) = (host.service.clone(), host.section.clone());
-                    let at = At { service, section, port: host.port };
-                    (Some(at), vec![Unit::Routing(host.service.clone())])
+                    let at = At {
+                        section: host.section.clone(),
+                        port: host.port,
+                        ..at(&host.service, &host.field)
+                    };
+                    Place { at: Some(at), made: Made::Routes(host) }
                 })
                 .collect()
         }
         Kind::DestinationRule => index
             .rule_named(&object.name)
-            .map(|rule| &rule.service)
-            .map(|s| (whole(s), vec![Unit::Clusters(s.clone()), Unit::Endpoints(s.clone())]))
+            .map(|rule| {
+                let in_force = matches!(index.standing(&rule.service, &object.name), Standing::InForce);
+                let made = if in_force {
+                    Made::Units(vec![Unit::Clusters(rule.service.clone())])
+                } else {
+                    Made::Nothing
+                };
+                Place { at: Some(at(&rule.service, "spec.host")), made }
+            })
             .into_iter()
             .collect(),
         Kind::ServiceEntry => {
             let hosts = index.service_entry(&object.name).into_iter().flat_map(|entry| &entry.hosts);
             hosts
                 .map(|host| {
-                    let s = &host.name;
-                    let units = [Unit::Clusters, Unit::Endpoints, Unit::Routing].map(|unit| unit(s.clone()));
-                    (whole(s), units.into())
+                    // Those of one namespace are merged.
+                    let provider = index.provider(&host.name).filter(|by| by.kind == Kind::ServiceEntry);
+                    let made = if provider.is_some_and(|by| by.name.namespace == object.name.namespace) {
+                        Made::Units(
+                            [Unit::Clusters, Unit::Routing].map(|unit| unit(host.name.clone())).into(),
+                        )
+                    } else {
+                        Made::Nothing
+                    };
+                    Place { at: Some(at(&host.name, &host.field)), made }
                 })
                 .collect()
         }
         Kind::TrafficPolicy => {
             let targets = index.policy(&object.name).into_iter().flat_map(|policy| &policy.targets);
             targets
-                .map(|t| {
-                    let at = At { service: t.service.clone(), section: t.port.clone(), port: None };
-                    (Some(at), vec![Unit::Clusters(t.service.clone())])
+                .map(|target| {
+                    let at = At { section: target.port.clone(), ..at(&target.service, &target.field) };
+                    Place { at: Some(at), made: Made::Clusters(target) }
                 })
                 .collect()
         }
         Kind::SlotProfile => {
             let nodes = index.nodes_of(&object.name).into_iter();
             let own = nodes.filter(|node| index.profile_of(node) == Some(&object.name));
-            vec![(None, own.map(|node| Unit::Settings(node.clone())).collect())]
+            vec![Place::whole(own.map(|node| Unit::Settings(node.clone())).collect())]
         }
-        Kind::Service | Kind::EndpointSlice | Kind::Pod => Vec::new(),
         // What becomes of a workload is said of those who select it: it may stand in many assignments, and each
         // holds many workloads.
-        Kind::Namespace | Kind::Node | Kind::ReferenceGrant | Kind::WorkloadEntry => Vec::new(),
+        Kind::WorkloadEntry => vec![Place::whole(Vec::new())],
+        Kind::Service | Kind::EndpointSlice | Kind::Pod => Vec::new(),
+        Kind::Namespace | Kind::Node | Kind::ReferenceGrant => Vec::new(),
     }
 }
 
-/// The conditions of an object at one place, from the reports that hold about it.
-pub(crate) fn ancestor<'a>(
+/// What there is to say of an object at each place where it is attached. `reports` are those that hold about it.
+pub(crate) fn ancestors(
+    index: &Index,
+    compiled: &HashMap<Unit, Compiled>,
+    object: &ObjectKey,
+    reports: &[&Report],
+) -> Vec<Ancestor> {
+    let mut places = places(index, object);
+    if places.is_empty() && reports.iter().any(|report| report.severity != Severity::Note) {
+        places.push(Place::whole(Vec::new()));
+    }
+    places
+        .into_iter()
+        .map(|place| {
+            let here: Vec<&Report> =
+                reports.iter().filter(|report| place.concerns(report)).copied().collect();
+            let resources = resources(index, compiled, object, &place.made);
+            let conditions = conditions(object.kind, &here, dropped(index, object), &resources);
+            let in_force = conditions.iter().any(|c| c.ty == ConditionType::Accepted && c.holds);
+            let resources = if in_force { resources.into_iter().collect() } else { Vec::new() };
+            Ancestor { at: place.at, conditions, resources }
+        })
+        .collect()
+}
+
+/// The resources at one place that come from the object.
+fn resources(
+    index: &Index,
+    compiled: &HashMap<Unit, Compiled>,
+    object: &ObjectKey,
+    made: &Made<'_>,
+) -> BTreeSet<ResourceVersion> {
+    let of = |unit: &Unit| compiled.get(unit);
+    match made {
+        Made::Nothing => BTreeSet::new(),
+        Made::Units(units) => {
+            let resources = units.iter().filter_map(of).flat_map(|compiled| &compiled.resources);
+            resources.map(ResourceVersion::of).collect()
+        }
+        Made::Routes(host) => {
+            let Some(service) = index.service(&host.service) else { return BTreeSet::new() };
+            let covers = |port: u16| service.port(port).is_some_and(|port| host.covers(port));
+            let Some(compiled) = of(&Unit::Routing(host.service.clone())) else { return BTreeSet::new() };
+            let own = compiled.resources.iter().filter(|resource| {
+                let maker = compiled.made.get(&(resource.ty, resource.name.clone()));
+                maker.is_some_and(|maker| maker.object == *object && covers(maker.port))
+            });
+            own.map(ResourceVersion::of).collect()
+        }
+        Made::Clusters(target) => {
+            let Some(compiled) = of(&Unit::Clusters(target.service.clone())) else { return BTreeSet::new() };
+            let names = clusters::of_policy(index, &object.name, target);
+            let own = compiled.resources.iter().filter(|resource| names.contains(resource.name.as_str()));
+            own.map(ResourceVersion::of).collect()
+        }
+    }
+}
+
+/// The rules of a route that never act, whatever the port; none where none does.
+fn dropped<'a>(index: &'a Index, object: &ObjectKey) -> Vec<&'a str> {
+    let Some(routes) = index.routes(object) else { return Vec::new() };
+    let all = || routes.http.iter().chain(&routes.tcp);
+    if !all().any(Route::acts) {
+        return Vec::new();
+    }
+    all().filter(|route| !route.acts()).map(|route| route.field.as_str()).collect()
+}
+
+/// The conditions of an object at one place.
+fn conditions(
     kind: Kind,
-    at: Option<At>,
-    reports: impl Iterator<Item = &'a Report>,
-    resources: impl Iterator<Item = &'a Resource>,
-) -> Ancestor {
-    let service = at.as_ref().map(|at| &at.service);
-    let here: Vec<&Report> =
-        reports.filter(|r| r.at.is_none() || service.is_none() || r.at.as_ref() == service).collect();
-    let refused = |reasons: &[Reason]| -> Vec<&Report> {
-        let of = |r: &&&Report| r.severity == Severity::Refused && reasons.contains(&r.reason);
+    here: &[&Report],
+    dropped: Vec<&str>,
+    resources: &BTreeSet<ResourceVersion>,
+) -> Vec<Condition> {
+    let refused = |which: &dyn Fn(Reason) -> bool| -> Vec<&Report> {
+        let of = |r: &&&Report| r.severity == Severity::Refused && which(r.reason);
         here.iter().filter(of).copied().collect()
     };
-    let mut resources: BTreeSet<ResourceVersion> = resources.map(ResourceVersion::of).collect();
-    let conflicts = refused(&[Reason::Conflicted]);
-    let wrong = refused(&[Reason::Invalid, Reason::TargetNotFound, Reason::NotSupported]);
-    let unresolved: Vec<&Report> = here
-        .iter()
-        .filter(|r| r.severity == Severity::Refused && r.reason.is_of_a_backend())
-        .copied()
-        .collect();
-    // A SlotProfile is in force on the nodes that it has, even if another has some.
-    let lost = !conflicts.is_empty() && (kind != Kind::SlotProfile || resources.is_empty());
-    if lost || !wrong.is_empty() {
-        resources.clear();
-    }
+    let conflicts = refused(&|reason| reason == Reason::Conflicted);
+    let unresolved = refused(&Reason::is_of_a_backend);
+    let wrong = refused(&|reason| {
+        let acts = reason == Reason::Conflicted || reason == Reason::NoEndpoints || reason.is_of_a_backend();
+        !acts
+    });
+    // It may have a part of what it wants.
+    let lost = !conflicts.is_empty() && resources.is_empty();
     let unsupported: Vec<_> = here.iter().filter(|r| r.severity == Severity::NotSupported).copied().collect();
+    let yes = |ty, reason, message: String| Condition { ty, holds: true, reason, message };
     let accepted = match (wrong.first(), lost) {
         (Some(first), _) => no(ConditionType::Accepted, first.reason.as_str(), &wrong),
         (None, true) => no(ConditionType::Accepted, Reason::Conflicted.as_str(), &conflicts),
-        (None, false) if unsupported.is_empty() => Condition {
-            ty: ConditionType::Accepted,
-            holds: true,
-            reason: "Accepted",
-            message: "everything that the object says can be acted on".to_owned(),
-        },
-        (None, false) => Condition {
-            ty: ConditionType::Accepted,
-            holds: true,
-            reason: "SomeFieldsNotSupported",
-            message: message(&unsupported),
-        },
+        (None, false) if unsupported.is_empty() => {
+            let message = "everything that the object says can be acted on".to_owned();
+            yes(ConditionType::Accepted, "Accepted", message)
+        }
+        (None, false) => yes(ConditionType::Accepted, "SomeFieldsNotSupported", message(&unsupported)),
     };
+    let in_force = accepted.holds;
     let mut conditions = vec![accepted];
+    if in_force && !dropped.is_empty() {
+        let message = format!(
+            "Dropped Rule: {}. A rule that asks for what only a request tells can't be decided when a connection is \
+             made; connections go where the other rules say",
+            dropped.join(", ")
+        );
+        conditions.push(yes(
+            ConditionType::PartiallyInvalid,
+            Reason::UnsupportedValue.as_str(),
+            shorten(message),
+        ));
+    }
     if kind.leads_somewhere() {
         conditions.push(match unresolved.first() {
             Some(first) => no(ConditionType::ResolvedRefs, first.reason.as_str(), &unresolved),
-            None => Condition {
-                ty: ConditionType::ResolvedRefs,
-                holds: true,
-                reason: "ResolvedRefs",
-                message: "all that the object leads to is there".to_owned(),
-            },
+            None => {
+                let message = "all that the object leads to is there".to_owned();
+                yes(ConditionType::ResolvedRefs, "ResolvedRefs", message)
+            }
         });
     }
     conditions.push(match conflicts.is_empty() {
-        false => Condition {
-            ty: ConditionType::Conflicted,
-            holds: true,
-            reason: Reason::Conflicted.as_str(),
-            message: message(&conflicts),
-        },
+        false => yes(ConditionType::Conflicted, Reason::Conflicted.as_str(), message(&conflicts)),
         true => Condition {
             ty: ConditionType::Conflicted,
             holds: false,
@@ -282,7 +416,17 @@ pub(crate) fn ancestor<'a>(
             message: "no other object has what this one wants".to_owned(),
         },
     });
-    Ancestor { at, conditions, resources: resources.into_iter().collect() }
+    conditions
+}
+
+/// No more than a status may hold.
+fn shorten(mut text: String) -> String {
+    if text.len() > LONGEST {
+        let end = (0..=LONGEST).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+        text.truncate(end);
+        text.push('…');
+    }
+    text
 }
 
 fn no(ty: ConditionType, reason: &'static str, reports: &[&Report]) -> Condition {

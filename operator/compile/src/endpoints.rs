@@ -11,7 +11,7 @@ use std::{
 };
 
 use crate::{
-    Index, Kind, ObjectName, Report,
+    Index, Kind, ObjectName, Reason, Report,
     clusters::backends,
     compiler::Compiled,
     envoy,
@@ -41,6 +41,8 @@ pub(crate) fn compile(index: &Index, name: &ObjectName) -> Compiled {
     let mut reports = mismatched(index, name, service);
     let mut resources = Vec::new();
     let mut of_port = (0, Candidates::new());
+    // The ports for which there is no endpoint, by subset.
+    let mut empty: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     let rules = index.rules(name);
     for (port, subset) in backends(index, name) {
         if let Some(port) = service.port(port).filter(|port| port.number != of_port.0) {
@@ -53,9 +55,40 @@ pub(crate) fn compile(index: &Index, name: &ObjectName) -> Compiled {
                 labels.is_empty() || candidate.labels.is_some_and(all)
             })
         });
+        if chosen.is_empty() {
+            empty.entry(subset).or_default().push(port.to_string());
+        }
         resources.push(envoy::assignment(&cluster_name(&host, port, subset), chosen.into_iter()));
     }
+    reports.extend(
+        empty.into_iter().filter_map(|(subset, ports)| without_endpoints(index, name, subset, &ports)),
+    );
     Compiled { resources, reports, ..Compiled::default() }
+}
+
+/// Says that connections to a Service, or those that routes send to a subset of it, are refused.
+fn without_endpoints(index: &Index, name: &ObjectName, subset: &str, ports: &[String]) -> Option<Report> {
+    let (called, ports) = (index.called(name), ports.join(", "));
+    if subset.is_empty() {
+        let provider = index.provider(name)?;
+        let mut found = Findings::new(index.object_ref(provider.kind, &provider.name));
+        let what =
+            format!("no endpoint of {called} is ready for port {ports}; connections to it are refused");
+        let field = if provider.kind == Kind::Service { "spec.selector" } else { "spec.endpoints" };
+        found.note(field, what);
+        return found.reports.pop().map(|report| Report { reason: Reason::NoEndpoints, ..report });
+    }
+    let rules = index.rules(name);
+    let labels = &rules.subset(subset)?.labels;
+    let labels = labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",");
+    let mut found = Findings::new(index.object_ref(Kind::DestinationRule, rules.definer(subset)?));
+    let fault = format!(
+        "no endpoint of {called} has the labels of subset {subset} ({labels}) for port {ports}; connections that routes \
+         send there are refused until one has"
+    );
+    found.refuse_as(Reason::NoEndpoints, "spec.subsets", fault);
+    let report = found.reports.pop()?;
+    Some(Report { at: Some(name.clone()), ..report })
 }
 
 /// The slices whose ports have no name that a port of the Service has: their endpoints are never used.

@@ -51,6 +51,10 @@ pub enum Reason {
     InvalidBackend,
     /// A field has no effect.
     NotSupported,
+    /// What the object asks for can't be done, so none of it, or of one rule, is.
+    UnsupportedValue,
+    /// There is nothing to connect to. The object acts all the same.
+    NoEndpoints,
     /// The object is none of slotmesh's.
     Foreign,
     /// Nothing is wrong.
@@ -77,6 +81,8 @@ impl Reason {
             Self::InvalidKind => "InvalidKind",
             Self::InvalidBackend => "InvalidBackend",
             Self::NotSupported => "NotSupported",
+            Self::UnsupportedValue => "UnsupportedValue",
+            Self::NoEndpoints => "NoEndpoints",
             Self::Foreign => "Foreign",
             Self::Note => "Note",
         }

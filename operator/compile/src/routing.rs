@@ -11,7 +11,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 use crate::{
     Index, Kind, ObjectKey, ObjectName, Reason, Report, Severity,
     clusters::backends,
-    compiler::Compiled,
+    compiler::{Compiled, Maker},
     envoy::{self, Forward},
     links::Claim,
     model::{
@@ -57,8 +57,9 @@ pub(crate) fn compile(index: &Index, name: &ObjectName) -> Compiled {
         let mut applying = candidates.iter().filter_map(|(key, routes)| {
             route_for(routes, name, port).map(|(kind, route)| (*key, kind, route))
         });
-        let mut routed = None;
+        let (mut routed, mut by) = (None, None);
         if let Some((key, kind, route)) = applying.next() {
+            by = Some(key);
             for (loser, ..) in applying {
                 lost.entry(loser).or_insert((key, Vec::new())).1.push(port.number);
             }
@@ -66,7 +67,15 @@ pub(crate) fn compile(index: &Index, name: &ObjectName) -> Compiled {
             routed_ports.push(port.number.to_string());
         }
         if left.is_none() || routed.is_some() {
+            let before = out.resources.len();
             listen(index, name, port, routed.as_ref(), &mut out);
+            if let Some(object) = by {
+                let made = out.resources.iter().skip(before).map(|resource| {
+                    let maker = Maker { object: object.clone(), port: port.number };
+                    ((resource.ty, resource.name.clone()), maker)
+                });
+                out.made.extend(made.collect::<Vec<_>>());
+            }
         }
     }
     if let Some(field) = left {
@@ -74,19 +83,26 @@ pub(crate) fn compile(index: &Index, name: &ObjectName) -> Compiled {
         out.reports.push(left_to_kube_proxy(index, name, field, &routed_ports));
     }
     for (loser, (winner, ports)) in lost {
-        let ports = ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", ");
         let winner = index.object_ref(winner.kind, &winner.name);
-        let field = index.routes(loser).map_or("spec.parentRefs", |routes| host_field(routes, name));
-        let fault = format!(
-            "port {ports} of {} is already routed by {winner}, which goes before; these routes have no effect there for \
-             as long",
-            index.called(name)
-        );
-        out.reports.push(about(index, loser, name, field, Reason::Conflicted, fault));
+        let hosts = index.routes(loser).into_iter().flat_map(|routes| &routes.hosts);
+        for host in hosts.filter(|host| host.service == *name) {
+            let of_host = |number: &&u16| service.port(**number).is_some_and(|port| host.covers(port));
+            let ports: Vec<String> = ports.iter().filter(of_host).map(u16::to_string).collect();
+            if ports.is_empty() {
+                continue;
+            }
+            let fault = format!(
+                "port {} of {} is already routed by {winner}, which goes before; these routes have no effect there for \
+                 as long",
+                ports.join(", "),
+                index.called(name)
+            );
+            out.reports.push(about(index, loser, name, &host.field, Reason::Conflicted, fault));
+        }
     }
     for (key, routes) in candidates {
         no_such_port(index, name, service, key, routes, &mut out);
-        out.reports.extend(without_effect(index, name, service, key, routes));
+        without_effect(index, name, service, key, routes, &mut out);
     }
     out
 }
@@ -200,26 +216,37 @@ fn ports(service: &Service) -> String {
     if ports.is_empty() { "none".to_owned() } else { ports.join(", ") }
 }
 
-/// Says so when the routes can't have an effect on any connection.
+/// Says so where the routes can't have an effect on any connection.
 fn without_effect(
     index: &Index,
     name: &ObjectName,
     service: &Service,
     key: &ObjectKey,
     routes: &Routes,
-) -> Option<Report> {
-    let reason = if service.vips.is_empty() {
-        let what = if index.service_for(Kind::Service, name).is_some() { "cluster IP" } else { "address" };
-        format!("{} has no {what}, so these routes have no effect on it", index.called(name))
-    } else if service.ports.iter().any(|port| route_for(routes, name, port).is_some()) {
-        return None;
-    } else {
-        let ports = service.ports.iter().map(|p| format!("{} ({})", p.number, p.protocol.as_str()));
-        let ports = ports.collect::<Vec<_>>().join(", ");
-        format!("no route that can be decided applies to a port of {}; it has {ports}", index.called(name))
-    };
-    let report = about(index, key, name, host_field(routes, name), Reason::Note, reason);
-    Some(Report { severity: Severity::Note, ..report })
+    out: &mut Compiled,
+) {
+    for host in routes.hosts.iter().filter(|host| host.usable && host.service == *name) {
+        let ports: Vec<&ServicePort> = service.ports.iter().filter(|port| host.covers(port)).collect();
+        let applies = |port: &&&ServicePort| route_for(routes, name, port).is_some();
+        let (reason, fault) = if service.vips.is_empty() {
+            let what =
+                if index.service_for(Kind::Service, name).is_some() { "cluster IP" } else { "address" };
+            let fault = format!("{} has no {what}, so these routes have no effect on it", index.called(name));
+            (Reason::NotSupported, fault)
+        } else if ports.is_empty() || ports.iter().any(|port| applies(&port)) {
+            continue;
+        } else {
+            let ports = ports.iter().map(|p| format!("{} ({})", p.number, p.protocol.as_str()));
+            let ports = ports.collect::<Vec<_>>().join(", ");
+            let fault = format!(
+                "no route that can be decided applies to a port of {}; it has {ports}; connections go as if the object \
+                 weren't there",
+                index.called(name)
+            );
+            (Reason::UnsupportedValue, fault)
+        };
+        out.reports.push(about(index, key, name, &host.field, reason, fault));
+    }
 }
 
 /// The route in force for connections to a port, if any.

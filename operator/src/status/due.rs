@@ -36,6 +36,13 @@ impl Snapshot {
         &self.nodes
     }
 
+    /// Whether nothing has changed since the other, as far as that can be told at once.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        self.records == other.records
+            && Arc::ptr_eq(&self.settings, &other.settings)
+            && Arc::ptr_eq(&self.nodes, &other.nodes)
+    }
+
     /// What a node has to have in force.
     pub(crate) fn of(&self, node: &NodeName) -> Sketch {
         let mut due = if self.nodes.contains(node) { self.records.clone() } else { Sketch::default() };

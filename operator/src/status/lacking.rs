@@ -190,8 +190,12 @@ impl Lacking {
 
     /// What the nodes are due has changed, to what objects are compiled to from now on.
     pub(super) fn served(&mut self, due: Snapshot, now: Instant) {
-        let before = std::mem::replace(&mut self.due, due);
         let first = self.epoch == 0;
+        // As when pods came and went.
+        if !first && self.due.is(&due) {
+            return;
+        }
+        let before = std::mem::replace(&mut self.due, due);
         self.epoch += 1;
         self.recount();
         let names: Vec<NodeName> = self.nodes.keys().cloned().collect();

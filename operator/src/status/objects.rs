@@ -165,8 +165,9 @@ impl ObjectWriter {
                     self.verdicts.object(&key, conditions.map(|conditions| *conditions));
                 }
                 (Subject::Seen(key), News::Version(version)) => {
-                    // Somebody else may have written into the status.
-                    if self.compared.get(&key).is_some_and(|ours| ours.version != version) {
+                    // Somebody else may have written into the status. What is none of ours has nothing of ours in it.
+                    let ours = self.compared.get(&key).filter(|ours| !ours.verdict.places.is_empty());
+                    if ours.is_some_and(|ours| ours.version != version) {
                         self.compared.remove(&key);
                         self.statuses.want(&key, Instant::now(), SETTLE);
                     }

@@ -86,8 +86,8 @@ impl Render {
         let before = &object["status"]["parents"];
         let own = &object["metadata"]["namespace"];
         let mut parents = Vec::new();
-        for reference in object["spec"]["parentRefs"].as_array().into_iter().flatten() {
-            let Some(place) = verdict.places.iter().find(|place| is_at(place, reference, own)) else {
+        for (i, reference) in object["spec"]["parentRefs"].as_array().into_iter().flatten().enumerate() {
+            let Some(place) = verdict.places.iter().find(|place| is_at(place, i, reference)) else {
                 continue;
             };
             let conditions = self.conditions(&place.conditions, &ours(before, "parentRef", reference));
@@ -190,19 +190,12 @@ fn targets(policy: &Value) -> Vec<Value> {
     .collect()
 }
 
-/// Whether a place is the parent of this reference. What is said of a route as a whole, which is refused,
-/// is said at each Service; other parents are not ours.
-fn is_at(place: &Place, reference: &Value, own: &Value) -> bool {
+/// Whether a place is that of the reference at this position. What is said of a route as a whole, which is refused, is
+/// said at each Service; other parents are not ours.
+fn is_at(place: &Place, i: usize, reference: &Value) -> bool {
     let is_service =
         matches!(reference["group"].as_str(), Some("" | "core")) && reference["kind"] == "Service";
-    is_service
-        && place.at.as_ref().is_none_or(|at| {
-            let namespace = reference["namespace"].as_str().or(own.as_str());
-            reference["name"] == *at.service.name
-                && namespace.is_none_or(|namespace| *namespace == *at.service.namespace)
-                && reference["sectionName"].as_str() == at.section.as_deref()
-                && reference["port"].as_u64() == at.port.map(u64::from)
-        })
+    is_service && place.at.as_ref().is_none_or(|at| at.field == format!("spec.parentRefs[{i}]"))
 }
 
 /// All places as one, where a status has no room for more: what holds at all, and what is said of those
@@ -275,7 +268,8 @@ mod tests {
 
     fn place(service: &str, section: Option<&str>, programmed: Truth) -> Place {
         let service = ObjectName::new("shop", service);
-        let at = At { service, section: section.map(str::to_owned), port: None };
+        let (section, field) = (section.map(str::to_owned), "spec.parentRefs[0]".to_owned());
+        let at = At { service, section, port: None, field };
         let conditions = vec![said("Accepted", Truth::True), said("Programmed", programmed)];
         Place { at: Some(at), conditions }
     }
@@ -324,7 +318,9 @@ mod tests {
             "spec": {"parentRefs": [{"name": "edge"}, reference]},
             "status": {"parents": [gateway]},
         });
-        let places = verdict(vec![place("web", None, Truth::True)]);
+        let mut second = place("web", None, Truth::True);
+        second.at.as_mut().unwrap().field = "spec.parentRefs[1]".to_owned();
+        let places = verdict(vec![second]);
         assert!(write(Kind::HttpRoute, &mut object, &places));
         let parents = object["status"]["parents"].clone();
         assert_eq!((&parents[0], &parents[1]["parentRef"]), (&gateway, &reference));
@@ -345,7 +341,8 @@ mod tests {
         });
         let of = |port: u16, programmed| {
             let mut place = place("web", None, programmed);
-            place.at.as_mut().unwrap().port = Some(port);
+            let at = place.at.as_mut().unwrap();
+            (at.port, at.field) = (Some(port), format!("spec.parentRefs[{}]", port - 80));
             place
         };
         let both = verdict(vec![of(80, Truth::True), of(81, Truth::False)]);
@@ -425,7 +422,8 @@ mod tests {
         let ancestors = policy["status"]["ancestors"].as_array().unwrap();
         let at = |name, section: Option<&str>| {
             let section = section.map(str::to_owned);
-            service(&At { service: ObjectName::new("shop", name), section, port: None })
+            let service_name = ObjectName::new("shop", name);
+            service(&At { service: service_name, section, port: None, field: String::new() })
         };
         let said: Vec<_> = ancestors.iter().map(|a| &a["ancestorRef"]).collect();
         assert_eq!(said, [&at("web", None), &at("api", Some("http"))]);

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use slotmesh_compile::Object;
+use slotmesh_compile::{Object, Reason};
 use slotmesh_operator::{Operator, Status};
 use slotmesh_xds::{Change, ResourceType};
 use tempfile::TempDir;
@@ -76,10 +76,13 @@ impl Site {
         self.operator.status().borrow().clone()
     }
 
-    /// All reports as text, without the temporary directory.
+    /// All reports as text, without the temporary directory; those of Services without endpoints are left out, as most
+    /// have none here.
     pub fn reports(&self) -> Vec<String> {
         let dir = format!("{}/", self.dir.display());
-        self.status().reports.iter().map(|r| r.to_string().replace(&dir, "")).collect()
+        let status = self.status();
+        let reports = status.reports.iter().filter(|r| r.reason != Reason::NoEndpoints);
+        reports.map(|r| r.to_string().replace(&dir, "")).collect()
     }
 
     pub fn names(&self, ty: ResourceType) -> Vec<String> {

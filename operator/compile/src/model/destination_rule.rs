@@ -6,7 +6,7 @@ use slotmesh_crds as crds;
 
 use super::{Age, Balance, Traffic};
 use crate::{
-    ObjectName,
+    ObjectName, Reason,
     names::{name_fault, resolve_host},
     report::Findings,
 };
@@ -41,6 +41,14 @@ impl DestinationRule {
         found: &mut Findings,
     ) -> Option<Self> {
         let spec = &object.spec;
+        if spec.host.contains('*') {
+            // Of those that are for the whole mesh nearly all say how sidecars encrypt, which is no matter of ours.
+            if asks_for_something(spec) {
+                let fault = "not supported: a rule for many hosts; name one";
+                found.refuse_as(Reason::NotSupported, "spec.host", fault);
+            }
+            return None;
+        }
         let export = Export::read(&spec.export_to, &key.namespace);
         match export {
             Some(Export::Everyone) => {}
@@ -91,6 +99,13 @@ impl DestinationRule {
         let has_policy = spec.traffic_policy.is_some();
         Some(Self { age: Age::of(&object.metadata), service, export: export?, has_policy, traffic, subsets })
     }
+}
+
+/// Whether a rule says anything that would act on connections.
+fn asks_for_something(spec: &crds::DestinationRuleSpec) -> bool {
+    let acts =
+        |policy: &crds::TrafficPolicy| policy.load_balancer.is_some() || policy.connection_pool.is_some();
+    !spec.subsets.is_empty() || spec.traffic_policy.as_ref().is_some_and(acts)
 }
 
 fn policy(at: &str, policy: Option<&crds::TrafficPolicy>, found: &mut Findings) -> Traffic {

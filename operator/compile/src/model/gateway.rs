@@ -15,20 +15,20 @@ const DEFAULT_WEIGHT: i32 = 1;
 
 const NEEDS_A_REQUEST: &str = "it can't be decided when a connection is made; this match is skipped";
 
-/// Reads an HTTPRoute; `None` when it must be refused.
+/// Reads an HTTPRoute; `None` when it must be refused, or is none of the mesh's.
 pub(crate) fn read_http(object: &crds::HttpRoute, key: &ObjectName, found: &mut Findings) -> Option<Routes> {
     let crds::HttpRouteSpec { parent_refs, rules, rest } = &object.spec;
-    let hosts = read_parents(parent_refs, key, found);
+    let hosts = read_parents(parent_refs, key, found)?;
     let http = read_http_rules(rules, rest, key, found);
     let (kind, age) = (Kind::HttpRoute, Age::of(&object.metadata));
     let routes = Routes { kind, age, hosts, http, tcp: Vec::new() };
     (!found.refused()).then_some(routes)
 }
 
-/// Reads a GRPCRoute; `None` when it must be refused.
+/// Reads a GRPCRoute; `None` when it must be refused, or is none of the mesh's.
 pub(crate) fn read_grpc(object: &crds::GrpcRoute, key: &ObjectName, found: &mut Findings) -> Option<Routes> {
     let crds::GrpcRouteSpec { parent_refs, rules, rest } = &object.spec;
-    let hosts = read_parents(parent_refs, key, found);
+    let hosts = read_parents(parent_refs, key, found)?;
     let http = read_http_rules(rules, rest, key, found);
     let (kind, age) = (Kind::GrpcRoute, Age::of(&object.metadata));
     let routes = Routes { kind, age, hosts, http, tcp: Vec::new() };
@@ -77,22 +77,22 @@ fn is_redirect(rest: &slotmesh_crds::Rest) -> bool {
     filters.into_iter().flatten().any(|filter| filter["type"] == "RequestRedirect")
 }
 
-/// Reads a TCPRoute; `None` when it must be refused.
+/// Reads a TCPRoute; `None` when it must be refused, or is none of the mesh's.
 pub(crate) fn read_tcp(object: &crds::TcpRoute, key: &ObjectName, found: &mut Findings) -> Option<Routes> {
     let spec = &object.spec;
+    let hosts = read_parents(&spec.parent_refs, key, found)?;
     found.unsupported_rest("spec", &spec.rest);
-    let hosts = read_parents(&spec.parent_refs, key, found);
     let tcp = read_plain_rules(&spec.rules, key, found);
     let (kind, age) = (Kind::TcpRoute, Age::of(&object.metadata));
     let routes = Routes { kind, age, hosts, http: Vec::new(), tcp };
     (!found.refused()).then_some(routes)
 }
 
-/// Reads a TLSRoute; `None` when it must be refused.
+/// Reads a TLSRoute; `None` when it must be refused, or is none of the mesh's.
 pub(crate) fn read_tls(object: &crds::TlsRoute, key: &ObjectName, found: &mut Findings) -> Option<Routes> {
     let crds::TlsRouteSpec { parent_refs, hostnames, rules, rest } = &object.spec;
+    let hosts = read_parents(parent_refs, key, found)?;
     found.unsupported_rest("spec", rest);
-    let hosts = read_parents(parent_refs, key, found);
     let mut tcp = read_plain_rules(rules, key, found);
     if !hostnames.is_empty() {
         let what = "which host a connection asks for isn't known when it is made, so the rules are skipped";
@@ -129,8 +129,9 @@ fn is_service(group: Option<&str>, kind: Option<&str>) -> bool {
     matches!(group, Some("" | "core")) && kind == Some("Service")
 }
 
-/// The Services that the route is attached to. Gateways are left to others.
-fn read_parents(refs: &[crds::ParentRef], key: &ObjectName, found: &mut Findings) -> Vec<Host> {
+/// The Services that the route is attached to; `None` where it is attached to none, so it is somebody else's.
+/// Gateways are left to others.
+fn read_parents(refs: &[crds::ParentRef], key: &ObjectName, found: &mut Findings) -> Option<Vec<Host>> {
     let mut hosts: Vec<Host> = Vec::new();
     for (i, parent) in refs.iter().enumerate() {
         let field = format!("spec.parentRefs[{i}]");
@@ -139,11 +140,7 @@ fn read_parents(refs: &[crds::ParentRef], key: &ObjectName, found: &mut Findings
                 let group = parent.group.as_deref().unwrap_or(crds::GATEWAY_GROUP);
                 let what =
                     format!("a Service of the group {group} is meant, and there is none; write group: \"\"");
-                found.note(format!("{field}.group"), what);
-            } else {
-                let kind = parent.kind.as_deref().unwrap_or("Gateway");
-                let what = format!("a {kind} is left alone; slotmesh acts on Services");
-                found.note(format!("{field}.kind"), what);
+                found.unsupported(format!("{field}.group"), &what);
             }
             continue;
         }
@@ -174,10 +171,7 @@ fn read_parents(refs: &[crds::ParentRef], key: &ObjectName, found: &mut Findings
         let (port, section) = (port.flatten(), parent.section_name.clone());
         hosts.push(Host { field, service, port, section, usable });
     }
-    if hosts.is_empty() && !found.refused() {
-        found.note("spec.parentRefs", "no Service is named, so the route has no effect in the mesh");
-    }
-    hosts
+    (!hosts.is_empty()).then_some(hosts)
 }
 
 /// Where a rule leads: without backends to the Service's own endpoints.

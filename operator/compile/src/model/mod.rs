@@ -23,6 +23,7 @@ pub(crate) use gateway::{ReferenceGrant, read_grpc, read_http, read_tcp, read_tl
 pub(crate) use node::Node;
 pub(crate) use pod::Pod;
 pub(crate) use routes::{Applies, Destination, Forwarding, Host, Match, Route, RouteKind, Routes, Share};
+pub use service::TOPOLOGY;
 pub(crate) use service::{Protocol, Service, ServicePort, TargetPort};
 pub(crate) use service_entry::ServiceEntry;
 pub(crate) use slot_profile::SlotProfile;

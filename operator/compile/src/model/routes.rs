@@ -81,6 +81,12 @@ pub(crate) struct Route {
 }
 
 impl Route {
+    /// Whether there are connections to which the route can apply.
+    pub(crate) fn acts(&self) -> bool {
+        let decidable = self.matches.is_empty() || self.matches.iter().any(|m| m.decidable);
+        self.to != Forwarding::Undecidable && decidable
+    }
+
     /// Whether the route applies to connections to this port.
     pub(crate) fn applies(&self, port: u16) -> Applies {
         if self.to == Forwarding::Undecidable {

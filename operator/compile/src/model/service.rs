@@ -91,6 +91,10 @@ pub(crate) struct Service {
     pub(crate) left: Option<&'static str>,
 }
 
+/// Annotations that ask for endpoints of the caller's zone.
+pub const TOPOLOGY: [&str; 2] =
+    ["service.kubernetes.io/topology-mode", "service.kubernetes.io/topology-aware-hints"];
+
 /// A Service with this label is another proxy's.
 const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 
@@ -112,6 +116,18 @@ impl Service {
                 format!("the Service is that of the proxy {proxy:?}; connections to it are left to that");
             found.note(format!("metadata.labels.{PROXY_NAME}"), what);
             vips.clear();
+        }
+        let annotations = object.metadata.annotations.as_ref();
+        for name in TOPOLOGY {
+            if annotations
+                .and_then(|all| all.get(name))
+                .is_some_and(|mode| !mode.eq_ignore_ascii_case("disabled"))
+            {
+                found.unsupported(
+                    format!("metadata.annotations[{name}]"),
+                    "without hints in its EndpointSlices endpoints of all zones are used alike",
+                );
+            }
         }
         let left = if spec.session_affinity.as_deref().is_some_and(|affinity| affinity != "None") {
             Some("spec.sessionAffinity")
@@ -168,7 +184,7 @@ fn read_vips(spec: &v1::ServiceSpec, found: &mut Findings) -> Vec<IpAddr> {
         }
     }
     if !named {
-        found.note("spec.clusterIP", "no cluster IP is given, so no connection can be made to this Service");
+        found.note("spec.clusterIP", "no cluster IP is given, so no connection can be made to this Service; give it one, such as 10.96.0.20");
     }
     vips
 }

@@ -10,16 +10,17 @@ use crate::{Kind, ObjectName, Reason, names::resolve_host, report::Findings};
 
 const MESH: &str = "mesh";
 
-/// Reads a VirtualService; `None` when it must be refused.
+/// Reads a VirtualService; `None` when it must be refused, or is none of the mesh's.
 pub(crate) fn read(object: &crds::VirtualService, key: &ObjectName, found: &mut Findings) -> Option<Routes> {
     let spec = &object.spec;
+    // Of gateways only, or what another one delegates to: somebody else's.
+    let for_mesh = spec.gateways.is_empty() || spec.gateways.iter().any(|g| g == MESH);
+    if !for_mesh || spec.hosts.is_empty() {
+        return None;
+    }
     let seen = refuse_export(&spec.export_to, key, found);
     found.unsupported_rest("spec", &spec.rest);
-    let for_mesh = spec.gateways.is_empty() || spec.gateways.iter().any(|g| g == MESH);
-    if !for_mesh {
-        found.note("spec.gateways", "the object is for gateways only; it has no effect in the mesh");
-    }
-    let hosts = if for_mesh { read_hosts(&spec.hosts, key, found) } else { Vec::new() };
+    let hosts = read_hosts(&spec.hosts, key, found);
     let http = spec.http.iter().enumerate().filter_map(|(i, route)| {
         let at = format!("spec.http[{i}]");
         found.unsupported_rest(&at, &route.rest);
@@ -46,9 +47,6 @@ pub(crate) fn read(object: &crds::VirtualService, key: &ObjectName, found: &mut 
 }
 
 fn read_hosts(hosts: &[String], key: &ObjectName, found: &mut Findings) -> Vec<Host> {
-    if hosts.is_empty() {
-        found.refuse("spec.hosts", "no host is given; name the Service whose connections are to be routed");
-    }
     let mut resolved: Vec<Host> = Vec::new();
     for (i, host) in hosts.iter().enumerate() {
         let field = format!("spec.hosts[{i}]");

@@ -33,7 +33,7 @@ fn weights_of_an_http_route_and_of_a_tcp_route() {
     assert_eq!(cluster_.goes("10.0.0.1_81"), cluster("web-v1", 81, ""));
     // The versions' own addresses are as before.
     assert_eq!(cluster_.goes("10.0.0.2_80"), v1);
-    assert_eq!(cluster_.compiler.reports().count(), 0);
+    assert_eq!(cluster_.reports(), 0);
     cluster_.delete(&http_route("h", "web").build());
     assert_eq!(cluster_.goes("10.0.0.1_80"), cluster("web", 80, ""));
     assert!(cluster_.names(ResourceType::Route).is_empty());
@@ -309,11 +309,12 @@ fn parents_that_are_no_services_are_left_alone() {
     let mut cluster_ = Cluster::with(shop());
     cluster_.apply([gateway.build(), groupless.build()]);
     assert_eq!(cluster_.goes("10.0.0.1_80"), cluster("web", 80, ""));
-    let notes = cluster_.said(Severity::Note).join("\n");
-    assert!(notes.contains("gateway: spec.parentRefs[0].kind: a Gateway is left alone"), "{notes}");
-    let group = "groupless: spec.parentRefs[0].group: a Service of the group gateway.networking.k8s.io is meant, and \
-                 there is none; write group: \"\"";
-    assert!(notes.contains(group), "{notes}");
+    // Of what is somebody else's nothing is said.
+    let said: Vec<_> = cluster_.compiler.reports().map(ToString::to_string).collect();
+    assert!(!said.iter().any(|said| said.contains("default/gateway")), "{said:?}");
+    let group = "HTTPRoute default/groupless: not supported: field spec.parentRefs[0].group; a Service of the group \
+                 gateway.networking.k8s.io is meant, and there is none; write group: \"\"";
+    assert_eq!(cluster_.said(Severity::NotSupported), [group]);
 }
 
 #[test]
@@ -361,7 +362,10 @@ fn all_routes_of_a_kind_take_part_the_older_first_then_by_name() {
     assert_eq!(cluster_.goes("10.0.0.1_80"), format!("http:{}", cluster("web-v1", 80, "")));
     let refused = cluster_.refused();
     assert!(
-        refused.len() == 1 && refused[0].starts_with("HTTPRoute default/b: spec.parentRefs[0]"),
+        refused[1].starts_with("HTTPRoute default/oldest: spec.parentRefs[0]: no route that can be decided")
+    );
+    assert!(
+        refused.len() == 2 && refused[0].starts_with("HTTPRoute default/b: spec.parentRefs[0]"),
         "{refused:?}"
     );
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use prost::Message as _;
-use slotmesh_compile::{CompileOptions, Compiler, Object, Output, Report, Severity};
+use slotmesh_compile::{CompileOptions, Compiler, Object, Output, Reason, Report, Severity};
 use slotmesh_xds::{
     Change, ResourceType,
     envoy::envoy::{
@@ -164,9 +164,22 @@ impl Cluster {
         format!("http:{to}")
     }
 
-    /// All reports of this severity as text.
+    /// All reports of this severity as text, but for those of [`without_endpoints`](Self::without_endpoints): most
+    /// tests are about Services with nothing behind them.
     pub fn said(&self, severity: Severity) -> Vec<String> {
-        self.compiler.reports().filter(|r| r.severity == severity).map(Report::to_string).collect()
+        let said = |r: &&Report| r.severity == severity && r.reason != Reason::NoEndpoints;
+        self.compiler.reports().filter(said).map(Report::to_string).collect()
+    }
+
+    /// How many reports there are, but for these.
+    pub fn reports(&self) -> usize {
+        self.compiler.reports().filter(|r| r.reason != Reason::NoEndpoints).count()
+    }
+
+    /// What is said of Services and subsets that have no endpoint.
+    pub fn without_endpoints(&self) -> Vec<String> {
+        let said = |r: &&Report| r.reason == Reason::NoEndpoints;
+        self.compiler.reports().filter(said).map(Report::to_string).collect()
     }
 
     pub fn refused(&self) -> Vec<String> {
@@ -207,6 +220,11 @@ pub fn address(address: &Address) -> String {
 
 /// The cluster that refuses connections.
 pub const NOWHERE: &str = "BlackHoleCluster";
+
+/// How many of these there are, but for those of Services and subsets that have no endpoint.
+pub fn count(reports: &[Report]) -> usize {
+    reports.iter().filter(|r| r.reason != Reason::NoEndpoints).count()
+}
 
 /// The name of a cluster of a Service in namespace `default`.
 pub fn cluster(service: &str, port: u16, subset: &str) -> String {

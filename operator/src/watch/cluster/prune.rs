@@ -11,6 +11,7 @@ use k8s_openapi::{
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
+use slotmesh_compile::TOPOLOGY;
 use slotmesh_crds::{
     DestinationRule, ServiceEntry, VirtualService, WorkloadEntry,
     gateway::{GrpcRoute, HttpRoute, ReferenceGrant, TcpRoute, TlsRoute},
@@ -34,7 +35,10 @@ fn metadata(meta: &mut ObjectMeta) {
     meta.finalizers = None;
     meta.self_link = None;
     if let Some(annotations) = &mut meta.annotations {
-        annotations.retain(|name, _| name.starts_with(OURS) || ANNOTATIONS.contains(&name.as_str()));
+        annotations.retain(|name, _| {
+            let name = name.as_str();
+            name.starts_with(OURS) || ANNOTATIONS.contains(&name) || TOPOLOGY.contains(&name)
+        });
         if annotations.is_empty() {
             meta.annotations = None;
         }
