@@ -46,7 +46,11 @@ impl Watched {
         };
         let operator = Operator::from_cluster(client, publish)?;
         let watched = Self { operator, published };
-        wait::until_true("the first sync", async || Ok(watched.status().synced)).await?;
+        let synced = async || Ok(watched.status().synced);
+        // Longer where a kind can't be listed: the API server takes its time to say so, and so do we to believe it.
+        if wait::until_true("the first sync", synced).await.is_err() {
+            wait::until_true("the first sync, once more", synced).await?;
+        }
         Ok(watched)
     }
 
