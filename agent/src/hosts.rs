@@ -1,6 +1,6 @@
 //! The index of virtual hosts by address: a cuckoo table (Pagh and Rodler 2001), so that a program
-//! looks at two places at most. Half of the places stay empty; then an insertion hardly ever fails,
-//! and if it does, another seed is tried.
+//! looks at two places at most. Two places for each address are the threshold below which insertions fail
+//! (at it a fifth of all seeds does); with two and a half hardly any does, and then another seed is tried.
 
 use slotmesh_records::{ClusterRange, Host, HostChunk, HostIndex};
 
@@ -15,11 +15,19 @@ pub(crate) struct Table {
 
 /// Builds the table over hosts of different addresses, at least one.
 pub(crate) fn table(hosts: impl ExactSizeIterator<Item = Host> + Clone) -> Table {
-    let size = hosts.len() * 2;
+    let size = size(hosts.len());
     (0..)
         .find_map(|seed| place(hosts.clone(), size, seed))
-        .expect("a seed among 2^32 has room for a table that is half full")
+        .expect("a seed among 2^32 has room for a table of which two fifths are full")
 }
+
+/// How many places there are for so many hosts.
+const fn size(hosts: usize) -> usize {
+    hosts * 5 / 2 + 1
+}
+
+/// The most hosts: what the places of a full slot's chunks are for.
+pub(crate) const MOST: usize = (HostIndex::PLACES as usize - 1) * 2 / 5;
 
 const EMPTY: Host = Host {
     addr: [0; 4],
@@ -68,15 +76,33 @@ mod tests {
 
     use super::*;
 
+    fn host(i: u32) -> Host {
+        Host {
+            addr: [0, 0, 0xffff_u32.to_be(), (0x0a60_0000 + i / 2).to_be()],
+            port: if i.is_multiple_of(2) { 0 } else { 80_u16.to_be() },
+            clusters: ClusterRange { set: Within::new(SlotPtr::from_bits(1)), first: i as u16, count: 1 },
+            ..EMPTY
+        }
+    }
+
+    #[test]
+    fn the_most_hosts_have_a_table() {
+        assert!(size(MOST) <= HostIndex::PLACES as usize && size(MOST + 1) > HostIndex::PLACES as usize);
+    }
+
+    /// A seed that fails costs the owner of the maps a whole table's time.
+    #[test]
+    fn hardly_any_seed_fails() {
+        for count in [10, 100, 1_000, 10_000] {
+            let size = size(count as usize);
+            let failed = (0..100).filter(|&seed| place((0..count).map(host), size, seed).is_none()).count();
+            assert!(failed <= 2, "{failed} seeds of 100 fail for {count}");
+        }
+    }
+
     #[test]
     fn every_address_is_at_one_of_its_places() {
         for count in [1, 2, 3, 10, 1000, 30_000_u32] {
-            let host = |i: u32| Host {
-                addr: [0, 0, 0xffff_u32.to_be(), (0x0a60_0000 + i / 2).to_be()],
-                port: if i.is_multiple_of(2) { 0 } else { 80_u16.to_be() },
-                clusters: ClusterRange { set: Within::new(SlotPtr::from_bits(1)), first: i as u16, count: 1 },
-                ..EMPTY
-            };
             let hosts: Vec<Host> = (0..count).map(host).collect();
             let table = table(hosts.iter().copied());
             for host in &hosts {

@@ -17,6 +17,7 @@ use std::{
         Arc,
         atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering},
     },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -38,8 +39,11 @@ const OUTER: MapSpec =
 
 /// The fewest records that tell how the kernel waits for a batch.
 const LEAST_PROBE: usize = 4;
-/// The most records in the batch that tells.
+/// The most records in the first batch that tells.
 const PROBE_BATCH: usize = 32;
+/// Where the kernel is held to wait for each record, so many of a batch are put with one call all the same:
+/// whether it really does is looked at again with each batch.
+const PROBE_AGAIN: usize = 8;
 /// The most records in a batch: each holds a file descriptor until it is in the outer map, and 1,024 is
 /// the usual limit of open files.
 const MAX_BATCH: usize = 512;
@@ -99,6 +103,16 @@ pub enum BatchCost {
     PerRecord,
 }
 
+impl BatchCost {
+    /// The way in which a kernel waits that took this long for a call with so many records; `None` where they
+    /// are too few to tell. One call waits for one grace period, or a few on a busy machine, or for one a
+    /// record: half-way between lies half a grace period a record.
+    fn of(took: Duration, grace_period: Duration, records: usize) -> Option<Self> {
+        let half_way = grace_period.saturating_mul(records as u32) / 2;
+        (records >= LEAST_PROBE).then_some(if took < half_way { Self::PerCall } else { Self::PerRecord })
+    }
+}
+
 /// How records were put into the outer map so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Puts {
@@ -117,8 +131,8 @@ pub struct Outer {
     barrier: Slab,
     slabs: PathBuf,
     range: Arc<Reservation>,
-    /// How long the barrier took at start: what a batch is held against.
-    grace_period: Duration,
+    /// How long barriers take, in nanoseconds: what a batch is held against.
+    grace_period: AtomicU64,
     batch_cost: AtomicU8,
     threads: AtomicUsize,
     batched: AtomicU64,
@@ -137,27 +151,32 @@ impl Outer {
         let map = Map::open_or_create(&root.join("outer"), &OUTER, Some(barrier.as_fd()))
             .map_err(bpf("open or create the outer map"))?;
         let (range, arena) = Reservation::new(MAX_SLABS).map_err(at("reserve addresses for", root))?;
-        let mut outer = Self {
+        let outer = Self {
             map,
             barrier,
             slabs,
             range,
-            grace_period: Duration::ZERO,
+            grace_period: AtomicU64::new(0),
             batch_cost: AtomicU8::new(BatchCost::Unknown as u8),
             batched: AtomicU64::new(0),
             one_by_one: AtomicU64::new(0),
             most_threads: AtomicU64::new(0),
             threads: AtomicUsize::new(threads.get()),
         };
-        let started = Instant::now();
         outer.barrier()?;
-        outer.grace_period = started.elapsed();
         Ok((outer, arena))
     }
 
     /// Returns after every program run that was under way when it was called has ended.
     pub fn barrier(&self) -> Result<(), OuterError> {
-        self.map.update(&MAX_SLABS, &self.barrier_fd()).map_err(bpf("wait for a grace period"))
+        let started = Instant::now();
+        self.map.update(&MAX_SLABS, &self.barrier_fd()).map_err(bpf("wait for a grace period"))?;
+        let took = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let before = self.grace_period.load(Ordering::Relaxed);
+        // One that was out of the ordinary is forgotten after some more.
+        let now = if before == 0 { took } else { before / 8 * 7 + took / 8 };
+        self.grace_period.store(now, Ordering::Relaxed);
+        Ok(())
     }
 
     /// From now on this many threads share the work of creating slabs.
@@ -183,9 +202,9 @@ impl Outer {
         }
     }
 
-    /// How long the barrier took when the map was opened: what a batch is held against.
+    /// How long the last barriers took, on the whole: what a batch is held against.
     pub fn grace_period(&self) -> Duration {
-        self.grace_period
+        Duration::from_nanos(self.grace_period.load(Ordering::Relaxed))
     }
 
     /// Creates slabs, puts them into the outer map, pins and maps them. On an error none of them is in
@@ -224,27 +243,27 @@ impl Outer {
         })
     }
 
-    /// Puts records into the outer map: with one call where the kernel waits once a call, else one by
-    /// one on several threads, whose grace periods pass at the same time.
+    /// Puts records into the outer map: with one call where the kernel waits once a call, else most of them
+    /// one by one on several threads, whose grace periods pass at the same time.
     fn put(&self, records: &[(u32, u32)]) -> Result<(), OuterError> {
         let failed = || bpf("put slabs into the outer map");
-        if self.batch_cost() == BatchCost::PerRecord {
-            self.one_by_one.fetch_add(records.len() as u64, Ordering::Relaxed);
-            let threads = records.len().div_ceil(self.share(records.len()).max(1));
-            self.most_threads.fetch_max(threads as u64, Ordering::Relaxed);
-            return self.shared(records, |(key, fd)| self.map.update(key, fd).map_err(failed())).map(drop);
-        }
-        let (keys, fds): (Vec<u32>, Vec<u32>) = records.iter().copied().unzip();
+        let per_record = self.batch_cost() == BatchCost::PerRecord;
+        let most = if per_record { PROBE_AGAIN } else { usize::MAX };
+        let (batch, rest) = records.split_at(records.len().min(most));
+        let (keys, fds): (Vec<u32>, Vec<u32>) = batch.iter().copied().unzip();
         let started = Instant::now();
         self.map.update_batch(&keys, &fds).map_err(failed())?;
-        self.batched.fetch_add(records.len() as u64, Ordering::Relaxed);
-        if self.batch_cost() == BatchCost::Unknown && records.len() >= LEAST_PROBE {
-            // One grace period or `LEAST_PROBE` and more of them: nothing lies in between.
-            let once = started.elapsed() < self.grace_period * (LEAST_PROBE as u32) / 2;
-            let cost = if once { BatchCost::PerCall } else { BatchCost::PerRecord };
+        self.batched.fetch_add(batch.len() as u64, Ordering::Relaxed);
+        if let Some(cost) = BatchCost::of(started.elapsed(), self.grace_period(), batch.len()) {
             self.batch_cost.store(cost as u8, Ordering::Relaxed);
         }
-        Ok(())
+        if self.batch_cost() != BatchCost::PerRecord && !rest.is_empty() {
+            return self.put(rest);
+        }
+        self.one_by_one.fetch_add(rest.len() as u64, Ordering::Relaxed);
+        let threads = rest.len().div_ceil(self.share(rest.len()).max(1));
+        self.most_threads.fetch_max(threads as u64, Ordering::Relaxed);
+        self.shared(rest, |(key, fd)| self.map.update(key, fd).map_err(failed())).map(drop)
     }
 
     /// Gives slabs back: nothing in them can be reached any more. Their memory is free when this
@@ -274,18 +293,7 @@ impl Outer {
         if items.len() <= share {
             return items.iter().map(work).collect();
         }
-        let work = &work;
-        std::thread::scope(|scope| {
-            let threads: Vec<_> = items
-                .chunks(share)
-                .map(|chunk| scope.spawn(move || chunk.iter().map(work).collect::<Result<Vec<_>, _>>()))
-                .collect();
-            let mut all = Vec::with_capacity(items.len());
-            for thread in threads {
-                all.extend(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
-            }
-            Ok(all)
-        })
+        share_out(items, share, work, thread::Builder::new)
     }
 
     /// How many of so many items a thread works on.
@@ -318,5 +326,85 @@ impl Outer {
 
     fn pin_of(&self, index: SlabIndex) -> PathBuf {
         self.slabs.join(index.to_string())
+    }
+}
+
+/// Does the work for each item, on a thread for each share of them. What a thread was to do that can't be made,
+/// this one does.
+fn share_out<T: Sync, R: Send, E: Send>(
+    items: &[T],
+    share: usize,
+    work: impl Fn(&T) -> Result<R, E> + Sync,
+    builder: impl Fn() -> thread::Builder,
+) -> Result<Vec<R>, E> {
+    let work = |chunk: &[T]| chunk.iter().map(&work).collect::<Result<Vec<_>, _>>();
+    let work = &work;
+    thread::scope(|scope| {
+        let start = |chunk| builder().spawn_scoped(scope, move || work(chunk)).map_err(|_none| chunk);
+        let chunks: Vec<_> = items.chunks(share).map(start).collect();
+        let mut all = Vec::with_capacity(items.len());
+        for chunk in chunks {
+            all.extend(match chunk {
+                Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?,
+                Err(chunk) => work(chunk)?,
+            });
+        }
+        Ok(all)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PERIOD: Duration = Duration::from_millis(8);
+
+    #[test]
+    fn a_batch_is_held_against_the_number_of_its_records() {
+        let of = |periods: f64, records| BatchCost::of(PERIOD.mul_f64(periods), PERIOD, records);
+        assert_eq!(of(1.0, 3), None, "too few to tell");
+        // A busy machine stretches a wait to several periods.
+        for (periods, records) in [(1.0, 4), (1.9, 4), (3.0, 8), (9.0, 32), (15.0, 512)] {
+            assert_eq!(of(periods, records), Some(BatchCost::PerCall), "{periods} for {records}");
+        }
+        for records in [4, 8, 32, 512] {
+            let periods = f64::from(records) * 0.8;
+            assert_eq!(of(periods, records as usize), Some(BatchCost::PerRecord), "{periods} for {records}");
+        }
+    }
+
+    /// On the real kernel: whatever is believed of it, the next batch tells. Needs root and BPF.
+    #[test]
+    fn what_was_misjudged_is_judged_again_with_the_next_batch() {
+        let root = PathBuf::from(format!("/sys/fs/bpf/slotmesh-outer-{}-judged", std::process::id()));
+        crate::ensure_bpffs(&root).expect("a BPF file system");
+        fs::create_dir_all(&root).expect("root");
+        let slabs = |range: std::ops::Range<u32>| range.filter_map(SlabIndex::new).collect::<Vec<_>>();
+        let judged: Vec<BatchCost> = {
+            let (outer, _arena) = Outer::open(&root, NonZeroUsize::MIN).expect("root and BPF");
+            outer.create(&slabs(0..32)).expect("the batch that tells");
+            let truth = outer.batch_cost();
+            let wrong = match truth {
+                BatchCost::PerRecord => BatchCost::PerCall,
+                _ => BatchCost::PerRecord,
+            };
+            outer.batch_cost.store(wrong as u8, Ordering::Relaxed);
+            outer.create(&slabs(32..64)).expect("another batch");
+            vec![truth, outer.batch_cost()]
+        };
+        fs::remove_dir_all(&root).expect("the pins go");
+        assert_eq!(judged[0], judged[1]);
+    }
+
+    #[test]
+    fn work_is_done_where_no_thread_can_be_made() {
+        let items: Vec<u32> = (0..64).collect();
+        let doubled: Vec<u32> = items.iter().map(|item| item * 2).collect();
+        let work = |&item: &u32| Ok::<_, ()>(item * 2);
+        assert_eq!(share_out(&items, 16, work, thread::Builder::new), Ok(doubled.clone()));
+        // No address space holds such a stack.
+        let too_large = || thread::Builder::new().stack_size(1 << 50);
+        assert!(too_large().spawn(|| ()).is_err());
+        assert_eq!(share_out(&items, 16, work, too_large), Ok(doubled));
     }
 }

@@ -81,7 +81,8 @@ fn records_are_put_in_the_way_that_waits_least_on_this_kernel() {
     );
     match cost {
         BatchCost::PerCall => assert_eq!(puts, Puts { batched: 96, one_by_one: 0, threads: 0 }),
-        _ => assert_eq!(puts, Puts { batched: 32, one_by_one: 64, threads: 4 }),
+        // A few are put with one call again, to tell whether it still is so.
+        _ => assert_eq!(puts, Puts { batched: 40, one_by_one: 56, threads: 4 }),
     }
 }
 

@@ -11,12 +11,13 @@ use std::{
     ops::Range,
 };
 
-use slotmesh_records::{ClusterSet, HostIndex, Route as Sets};
+use slotmesh_records::{ClusterSet, Route as Sets};
 use slotmesh_xds::envoy::envoy::config::route::v3::{
     self as proto, route::Action, route_match::PathSpecifier,
 };
 
 use super::{At, Invalid, WeightedCluster, invalid, refuse_set, unsupported, weighted::route_clusters};
+use crate::hosts;
 
 /// A route configuration. Routes and clusters of all virtual hosts stand behind each other.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -82,9 +83,6 @@ impl HostKey {
     }
 }
 
-/// The most addresses: half of the places of an index.
-const MOST_ADDRESSES: usize = HostIndex::PLACES as usize / 2;
-
 /// The most clusters of all routes: two sets behind each other are more than half full.
 const MOST_CLUSTERS: usize = Sets::SETS * (ClusterSet::CAPACITY / 2);
 
@@ -130,8 +128,8 @@ impl<'m> Route<'m> {
         for (i, host) in virtual_hosts.iter().enumerate() {
             route.add(&at.element("virtual_hosts", i), host, &mut domains)?;
         }
-        if route.addresses.len() > MOST_ADDRESSES {
-            let what = format!("{} addresses as domains; at most {MOST_ADDRESSES}", route.addresses.len());
+        if route.addresses.len() > hosts::MOST {
+            let what = format!("{} addresses as domains; at most {}", route.addresses.len(), hosts::MOST);
             return Err(unsupported(at.field("virtual_hosts"), what));
         }
         if route.clusters.len() > MOST_CLUSTERS {
