@@ -9,6 +9,7 @@ use std::{
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
     thread::JoinHandle,
+    time::{Duration, Instant},
 };
 
 use slotmesh_ads::{Sink, Update};
@@ -22,10 +23,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    datapath::{Datapath, DatapathError, Workload},
+    datapath::{Datapath, DatapathError, MapSizes, Workload},
     memory,
     metrics::Metrics,
     pins::{Found, Pins},
+    prepare::{Hashed, Prepared},
     room::Room,
     running::{RunningNow, RunningReader},
     show::Shown,
@@ -41,6 +43,8 @@ pub struct Options {
     pub slots: Config,
     /// How many sockets may be recorded.
     pub sockets: u32,
+    /// The maps beside them.
+    pub maps: MapSizes,
     /// The workloads whose connections are routed.
     pub workloads: Vec<Workload>,
 }
@@ -51,6 +55,7 @@ impl Default for Options {
             pin_root: PathBuf::default(),
             slots: Config::default(),
             sockets: memory::SOCKETS,
+            maps: MapSizes::default(),
             workloads: Vec::new(),
         }
     }
@@ -100,7 +105,7 @@ pub enum SetSlotsError {
 }
 
 enum Command {
-    Apply(Update, oneshot::Sender<Vec<Rejection>>),
+    Apply(Update, Prepared, oneshot::Sender<Vec<Rejection>>),
     Held(oneshot::Sender<Vec<(ResourceType, ResourceName, Version)>>),
     Show(ResourceType, ResourceName, oneshot::Sender<Option<Shown>>),
     ClusterNames(HashSet<u64>, oneshot::Sender<HashMap<u64, String>>),
@@ -125,6 +130,7 @@ pub struct Agent {
     ended: CancellationToken,
     took_over: bool,
     room: Arc<Room>,
+    hashed: Hashed,
     changes: watch::Receiver<u64>,
     running: Option<Arc<RunningReader>>,
     _lock: Lock,
@@ -196,7 +202,7 @@ impl Agent {
     }
 
     fn begin(options: Options, metrics: Arc<Metrics>, attachment: Attachment) -> Result<Self, StartError> {
-        let Options { pin_root, slots, sockets, workloads } = options;
+        let Options { pin_root, slots, sockets, maps, workloads } = options;
         // All that can be checked, before anything is created.
         let host = Host::probe()?;
         if let Some(contradiction) = slots.contradiction() {
@@ -219,7 +225,7 @@ impl Agent {
         pins.create().map_err(pin_error)?;
 
         let (outer, arena) = Outer::open(&pins.records(), slots.threads)?;
-        let vips = Datapath::open_vips(&pins)?;
+        let vips = Datapath::open_vips(&pins, maps)?;
         let (commands, inbox) = channel();
         let wake = {
             let commands = Mutex::new(commands.clone());
@@ -227,10 +233,11 @@ impl Agent {
             move || drop(commands.lock().map(|commands| commands.send(Command::Wake)))
         };
         let mut writer = Writer::open(outer, arena, vips, slots, Arc::new(wake))?;
-        let maps = Arc::new(Datapath::open_running(&pins)?);
-        let keeper = writer.keep_running_state(&maps, sockets);
-        let running = RunningReader::new(maps);
+        let running = Arc::new(Datapath::open_running(&pins, maps)?);
+        let keeper = writer.keep_running_state(&running, sockets);
+        let running = RunningReader::new(running);
         let held = writer.held().len();
+        let hashed = writer.hashed_names().clone();
         let (stats, _) = writer.stats();
         tracing::info!(
             resources = held,
@@ -295,6 +302,7 @@ impl Agent {
             ended,
             took_over,
             room,
+            hashed,
             changes,
             running: Some(Arc::new(running)),
             _lock: lock,
@@ -329,6 +337,7 @@ impl Agent {
             synced: self.synced.clone(),
             ended: self.ended.clone(),
             room: self.room.clone(),
+            hashed: self.hashed.clone(),
             changes: self.changes.clone(),
             running: self.running.clone(),
         }
@@ -366,6 +375,7 @@ pub struct Handle {
     synced: watch::Receiver<bool>,
     ended: CancellationToken,
     room: Arc<Room>,
+    hashed: Hashed,
     changes: watch::Receiver<u64>,
     running: Option<Arc<RunningReader>>,
 }
@@ -450,7 +460,8 @@ impl Sink for Handle {
                 .map(|name| Rejection { name, reason: "the agent is stopping".to_owned() })
                 .collect()
         };
-        self.ask(|reply| Command::Apply(update, reply)).await.unwrap_or_else(stopped)
+        let prepared = Prepared::of(&update, &self.hashed).await;
+        self.ask(|reply| Command::Apply(update, prepared, reply)).await.unwrap_or_else(stopped)
     }
 
     async fn room(&self) -> Vec<(ResourceType, ResourceName)> {
@@ -494,15 +505,17 @@ fn own(
     at_sync: impl FnOnce() -> Result<(), DatapathError>,
 ) {
     let mut at_sync = Some(at_sync);
+    let mut compacting = false;
     loop {
-        let command = match writer.retry_in() {
+        let command = match writer.due() {
+            _ if compacting => inbox.recv_timeout(Duration::ZERO),
             None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            Some(wait) => inbox.recv_timeout(wait),
+            Some(due) => inbox.recv_timeout(due.saturating_duration_since(Instant::now())),
         };
         match command {
-            Ok(Command::Apply(update, reply)) => {
+            Ok(Command::Apply(update, prepared, reply)) => {
                 let ty = update.ty;
-                let rejected = writer.apply(update, |flush| tell.metrics.flushed(flush));
+                let rejected = writer.apply(update, prepared, |flush| tell.metrics.flushed(flush));
                 tell.metrics.rejected(ty, rejected.len());
                 tell.changed();
                 // A client that has gone away doesn't need the answer.
@@ -531,8 +544,14 @@ fn own(
                 writer.poll();
                 tell.changed();
             }
+            // Nobody asks for anything.
             Err(RecvTimeoutError::Timeout) => {
-                tell.room.put(writer.retrying());
+                let now = Instant::now();
+                compacting = writer.compact(now);
+                let due = writer.retry(now);
+                if !due.is_empty() {
+                    tell.room.put(due);
+                }
             }
             Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => return,
         }
@@ -549,8 +568,10 @@ mod tests {
         let (synced_sender, synced) = watch::channel(false);
         let ended = CancellationToken::new();
         let (_changed, changes) = watch::channel(0);
-        let (metrics, room) = (Arc::default(), Arc::default());
-        let handle = Handle { commands, metrics, synced, ended: ended.clone(), room, changes, running: None };
+        let (metrics, room, hashed) = (Arc::default(), Arc::default(), Hashed::default());
+        let ended_too = ended.clone();
+        let handle =
+            Handle { commands, metrics, synced, ended: ended_too, room, hashed, changes, running: None };
         let owner = spawn_owner(&ended, move || {
             assert!(matches!(inbox.recv(), Ok(Command::Synced)));
             synced_sender.send_replace(true);

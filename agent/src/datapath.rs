@@ -12,7 +12,7 @@ use aya::{
     Btf, Ebpf, EbpfError, EbpfLoader,
     programs::{CgroupSock, CgroupSockAddr, Iter, ProgramError, SchedClassifier},
 };
-use bytemuck::Zeroable as _;
+use bytemuck::{Pod, Zeroable as _};
 use slotmesh_kernel::{
     BpfError, Hook, Host, HostError, Link, Map, MapKind, MapSpec, Sockets, attached_programs, cgroup_id,
     program_id, test_run,
@@ -109,6 +109,48 @@ fn pin_error(path: &Path) -> impl FnOnce(io::Error) -> DatapathError {
     move |source| DatapathError::Pin { path, source }
 }
 
+/// How many elements there may be of the maps beside the slots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapSizes {
+    /// Virtual addresses.
+    pub addresses: u32,
+    /// Clusters whose connections count.
+    pub clusters: u32,
+    /// Endpoints at which connections count.
+    pub endpoints: u32,
+}
+
+impl Default for MapSizes {
+    fn default() -> Self {
+        Self { addresses: 65_536, clusters: 65_536, endpoints: 65_536 }
+    }
+}
+
+/// Opens a hash map, or creates it. An element takes memory when it is used (`BPF_F_NO_PREALLOC`): the agent makes
+/// those of addresses, in a system call; those of clusters and endpoints the programs make, which take them from
+/// what the kernel keeps ready for each processor and never wait; where nothing is ready, the connection isn't
+/// counted. A map that is there keeps its size: attached programs use it.
+fn open_hash<K: Pod, V: Pod>(
+    path: &Path,
+    name: &'static str,
+    max_entries: u32,
+    what: &str,
+) -> Result<Map<K, V>, DatapathError> {
+    const NO_PREALLOC: u32 = 1;
+    let spec = MapSpec { name, kind: MapKind::Hash, max_entries, flags: NO_PREALLOC };
+    let (map, found) =
+        Map::open_or_create_of_any_size(path, &spec, None).map_err(bpf(format!("open {what}")))?;
+    if found != max_entries {
+        tracing::warn!(
+            map = what,
+            elements = found,
+            asked_for = max_entries,
+            "a map keeps its size while anything of slotmesh is left on the node"
+        );
+    }
+    Ok(map)
+}
+
 /// A workload and its cgroup.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Workload {
@@ -201,29 +243,21 @@ impl Datapath {
     ///
     /// # Errors
     /// Where the kernel refuses, or another kind of map is pinned there.
-    pub fn open_vips(pins: &Pins) -> Result<Map<VipKey, u64>, DatapathError> {
-        const VIPS: MapSpec =
-            MapSpec { name: "slotmesh_vips", kind: MapKind::Hash, max_entries: 65_536, flags: NO_PREALLOC };
-        const NO_PREALLOC: u32 = 1;
-        Map::open_or_create(&pins.records().join("vips"), &VIPS, None).map_err(bpf("open the VIP map"))
+    pub fn open_vips(pins: &Pins, sizes: MapSizes) -> Result<Map<VipKey, u64>, DatapathError> {
+        open_hash(&pins.records().join("vips"), "slotmesh_vips", sizes.addresses, "the VIP map")
     }
 
     /// Opens the maps of what runs, or creates them, before the programs that use them.
     ///
     /// # Errors
     /// Where the kernel refuses, or other kinds of maps are pinned there.
-    pub(crate) fn open_running(pins: &Pins) -> Result<RunningMaps, DatapathError> {
-        const CLUSTERS: MapSpec =
-            MapSpec { name: "slotmesh_clust", kind: MapKind::Hash, max_entries: 65_536, flags: 1 };
-        const ENDPOINTS: MapSpec =
-            MapSpec { name: "slotmesh_endp", kind: MapKind::Hash, max_entries: 65_536, flags: 1 };
+    pub(crate) fn open_running(pins: &Pins, sizes: MapSizes) -> Result<RunningMaps, DatapathError> {
         const TOTALS: MapSpec =
             MapSpec { name: "slotmesh_totals", kind: MapKind::Array, max_entries: 1, flags: 0 };
+        let MapSizes { addresses: _, clusters, endpoints } = sizes;
         Ok(RunningMaps {
-            clusters: Map::open_or_create(&pins.clusters(), &CLUSTERS, None)
-                .map_err(bpf("open what runs of clusters"))?,
-            endpoints: Map::open_or_create(&pins.endpoints(), &ENDPOINTS, None)
-                .map_err(bpf("open what runs at endpoints"))?,
+            clusters: open_hash(&pins.clusters(), "slotmesh_clust", clusters, "what runs of clusters")?,
+            endpoints: open_hash(&pins.endpoints(), "slotmesh_endp", endpoints, "what runs at endpoints")?,
             totals: Map::open_or_create(&pins.totals(), &TOTALS, None)
                 .map_err(bpf("open the number of sockets"))?,
         })

@@ -7,7 +7,8 @@
 //! Cluster                   1 slot, and its endpoints where it is STATIC
 //! Route                     1 slot, a slot per 255 clusters of all its routes, and for addresses as
 //!                           domains 1 index slot and a slot per 64
-//! Listener                  1 slot, 1 more where chains match ports, 1 for a chain with several clusters
+//! Listener                  1 slot, and 1 per 203 addresses where there are more; where chains match ports 1 per
+//!                           204 of them, and 1 above that; 1 for a chain with several clusters
 //! names, localities         a slot per 4 KiB, where there are any
 //! ```
 //! and one slot for the handle of each, which holds the name.
@@ -17,8 +18,8 @@ mod next;
 
 use bytemuck::Zeroable as _;
 use slotmesh_records::{
-    self as records, ClusterRange, EndpointChunk, EndpointIndex, HashChunk, HashTable, NO_LIMIT, Owned,
-    RecordHeader, Ref, Text, Vip, VipKey, Within, balance,
+    self as records, Chains, ClusterRange, EndpointChunk, EndpointIndex, HashChunk, HashTable, NO_LIMIT,
+    Owned, RecordHeader, Ref, Text, Vip, VipChunk, VipKey, Within, balance,
 };
 use slotmesh_slots::{HandlePtr, Records, ResourceKind};
 use slotmesh_xds::ResourceType;
@@ -29,7 +30,8 @@ use crate::{
         Action, Balance, Chain, Cluster, Endpoint, Endpoints, Limits, Listener, Model, Route, Source,
         WeightedCluster,
     },
-    hosts, maglev,
+    hosts,
+    maglev::Tables,
     packed::Packer,
 };
 
@@ -159,11 +161,14 @@ fn write_endpoints<D: Records>(
 
 /// Which endpoint each source has; null where no family has two endpoints.
 fn write_hashes<D: Records>(draft: &mut D, endpoints: &Endpoints<'_>) -> Result<Owned<HashTable>, D::Error> {
-    let (v4, v6) = (maglev::table(&endpoints.v4), maglev::table(&endpoints.v6));
+    let Tables { v4, v6 } = match &endpoints.tables {
+        Some(made) => made,
+        None => &Tables::of(&endpoints.v4, &endpoints.v6),
+    };
     if v4.is_empty() && v6.is_empty() {
         return Ok(Owned::NULL);
     }
-    let pieces = [&v4, &v6].into_iter().flat_map(|table| table.chunks(HashChunk::CAPACITY as usize));
+    let pieces = [v4, v6].into_iter().flat_map(|table| table.chunks(HashChunk::CAPACITY as usize));
     let chunks = pieces
         .map(|piece| draft.write(&HashChunk { header: HEADER }, piece))
         .collect::<Result<Vec<_>, _>>()?;
@@ -232,9 +237,7 @@ fn write_listener<D: Records>(
             Some(port) => chains.push(records::Chain { port: port.get(), reserved: 0, action }),
         }
     }
-    if !chains.is_empty() {
-        record.chains = draft.write(&records::Chains { header: HEADER }, &chains)?;
-    }
+    record.chains = write_chains(draft, &chains)?;
     if listener.chains.iter().any(|chain| !chain.name.is_empty()) {
         let mut names = Packer::with_capacity(32 * listener.chains.len());
         names.count(listener.chains.len());
@@ -248,7 +251,31 @@ fn write_listener<D: Records>(
         return draft.write_root(&record, &[Vip { key: vip_key(vip) }], version);
     }
     let vips: Vec<Vip> = listener.vips.iter().map(|vip| Vip { key: vip_key(*vip) }).collect();
-    draft.write_root(&record, &vips, version)
+    if vips.len() <= records::Listener::VIPS {
+        return draft.write_root(&record, &vips, version);
+    }
+    let chunks = vips
+        .chunks(VipChunk::CAPACITY)
+        .map(|chunk| draft.write(&VipChunk { header: HEADER }, chunk))
+        .collect::<Result<Vec<_>, _>>()?;
+    let records::Listener { header: _, any, chains, names } = record;
+    let record = records::WideListener { header: HEADER, any, chains, names };
+    Ok(Owned::new(draft.write_root(&record, &chunks, version)?.ptr()))
+}
+
+/// Filter chains that match ports, in one slot or, where they don't fit it, in several: then the record is a
+/// `ChainIndex`. Null where there are none.
+fn write_chains<D: Records>(draft: &mut D, chains: &[records::Chain]) -> Result<Owned<Chains>, D::Error> {
+    let mut ranges = Vec::new();
+    for chunk in chains.chunks(Chains::CAPACITY as usize) {
+        let written = draft.write(&Chains { header: HEADER }, chunk)?;
+        ranges.push(records::ChainRange { port: chunk[0].port, reserved: 0, chains: written });
+    }
+    match *ranges.as_slice() {
+        [] => Ok(Owned::NULL),
+        [only] => Ok(only.chains),
+        _ => Ok(Owned::new(draft.write(&records::ChainIndex { header: HEADER }, &ranges)?.ptr())),
+    }
 }
 
 fn write_action<D: Records>(draft: &mut D, action: &Action<'_>) -> Result<records::Action, D::Error> {
@@ -257,7 +284,7 @@ fn write_action<D: Records>(draft: &mut D, action: &Action<'_>) -> Result<record
         Action::Cluster(name) => record.cluster = draft.handle(kind(ResourceType::Cluster), name)?.as_ref(),
         Action::Clusters(clusters) => {
             let mut tail = Vec::with_capacity(clusters.len());
-            weighted(draft, clusters, &mut tail)?;
+            weighted(&cluster_handles(draft, clusters)?, clusters, &mut tail);
             record.clusters = draft.write(&records::ClusterSet { header: HEADER }, &tail)?;
         }
         Action::Route(name) => record.route = draft.handle(kind(ResourceType::Route), name)?.as_ref(),
@@ -281,14 +308,16 @@ struct Sets {
 fn write_sets<D: Records>(draft: &mut D, route: &Route<'_>) -> Result<Sets, D::Error> {
     let mut sets = Sets { written: Vec::new(), ranges: Vec::with_capacity(route.routes.len()) };
     let mut elements = Vec::with_capacity(route.clusters.len().min(records::ClusterSet::CAPACITY));
+    let handles = cluster_handles(draft, &route.clusters)?;
     for entry in &route.routes {
-        let clusters = &route.clusters[entry.clusters.start as usize..entry.clusters.end as usize];
+        let range = entry.clusters.start as usize..entry.clusters.end as usize;
+        let (clusters, handles) = (&route.clusters[range.clone()], &handles[range]);
         if elements.len() + clusters.len() > records::ClusterSet::CAPACITY {
             sets.written.push(draft.write(&records::ClusterSet { header: HEADER }, &elements)?);
             elements.clear();
         }
         sets.ranges.push((sets.written.len() as u32, elements.len() as u16, clusters.len() as u16));
-        weighted(draft, clusters, &mut elements)?;
+        weighted(handles, clusters, &mut elements);
     }
     sets.written.push(draft.write(&records::ClusterSet { header: HEADER }, &elements)?);
     Ok(sets)
@@ -345,34 +374,38 @@ fn route_text(route: &Route<'_>, sets: &Sets) -> Packer {
     text
 }
 
-/// Appends the alias table over these clusters.
-fn weighted<D: Records>(
+/// The handles of these clusters, one for each.
+fn cluster_handles<D: Records>(
     draft: &mut D,
     clusters: &[WeightedCluster<'_>],
+) -> Result<Vec<HandlePtr>, D::Error> {
+    let names: Vec<&str> = clusters.iter().map(|cluster| &*cluster.cluster).collect();
+    draft.handles(kind(ResourceType::Cluster), &names)
+}
+
+/// Appends the alias table over these clusters, whose handles these are.
+fn weighted(
+    handles: &[HandlePtr],
+    clusters: &[WeightedCluster<'_>],
     tail: &mut Vec<records::WeightedCluster>,
-) -> Result<(), D::Error> {
-    let mut element = |cluster: &WeightedCluster<'_>, slot: Slot| {
-        Ok(records::WeightedCluster {
-            cluster: draft.handle(kind(ResourceType::Cluster), &cluster.cluster)?.as_ref(),
-            threshold: slot.threshold,
-            // A route has at most `ClusterSet::CAPACITY` clusters.
-            alias: slot.alias as u16,
-            by_source: cluster.by_source.into(),
-            weight: cluster.weight.get(),
-        })
+) {
+    let element = |i: usize, slot: Slot| records::WeightedCluster {
+        cluster: handles[i].as_ref(),
+        threshold: slot.threshold,
+        // A route has at most `ClusterSet::CAPACITY` clusters.
+        alias: slot.alias as u16,
+        by_source: clusters[i].by_source.into(),
+        weight: clusters[i].weight.get(),
     };
-    if let [only] = clusters {
-        tail.push(element(only, Slot::always(0))?);
-        return Ok(());
+    match clusters {
+        [_] => tail.push(element(0, Slot::always(0))),
+        [first, second] => {
+            let [one, two] = alias_pair([first.weight.get(), second.weight.get()]);
+            tail.extend([element(0, one), element(1, two)]);
+        }
+        _ => {
+            let table = alias_table(clusters.iter().map(|cluster| cluster.weight.get()));
+            tail.extend(table.into_iter().enumerate().map(|(i, slot)| element(i, slot)));
+        }
     }
-    if let [first, second] = clusters {
-        let [one, two] = alias_pair([first.weight.get(), second.weight.get()]);
-        tail.extend([element(first, one)?, element(second, two)?]);
-        return Ok(());
-    }
-    let table = alias_table(clusters.iter().map(|cluster| cluster.weight.get()));
-    for (cluster, slot) in clusters.iter().zip(table) {
-        tail.push(element(cluster, slot)?);
-    }
-    Ok(())
 }

@@ -1,10 +1,11 @@
-//! The load assignment that records hold, read back: for people, and to be written anew when its clusters want
-//! other records of it than they did.
+//! What records hold, read back: a load assignment for people, and to be written anew when its clusters want
+//! other records of it than they did; the addresses and filter chains of a listener, however many slots they have.
 
 use std::num::{NonZeroU16, NonZeroU32};
 
 use slotmesh_records::{
-    self as records, EndpointChunk, EndpointIndex, HashTable, Owned, RecordHeader, SlotPtr, Text, VipKey,
+    self as records, Chain, ChainIndex, Chains, EndpointChunk, EndpointIndex, HashTable, Listener, Owned,
+    RecordHeader, SlotPtr, Text, VipChunk, VipKey, WideListener,
 };
 use slotmesh_slots::Stored;
 
@@ -82,6 +83,35 @@ impl Held {
             })
             .collect()
     }
+}
+
+/// The addresses of a listener; `None` where `root` is none, or damaged.
+pub(crate) fn vips(stored: &impl Stored, root: SlotPtr) -> Option<Vec<VipKey>> {
+    if let Some((_, vips)) = stored.record::<Listener>(root) {
+        return Some(vips.iter().map(|vip| vip.key).collect());
+    }
+    let (_, chunks) = stored.record::<WideListener>(root)?;
+    let mut vips = Vec::new();
+    for chunk in chunks {
+        vips.extend(stored.record::<VipChunk>(chunk.ptr())?.1.iter().map(|vip| vip.key));
+    }
+    Some(vips)
+}
+
+/// The filter chains of a listener that match ports; `None` where they are damaged.
+pub(crate) fn chains(stored: &impl Stored, at: Owned<Chains>) -> Option<Vec<Chain>> {
+    if at.ptr().is_null() {
+        return Some(Vec::new());
+    }
+    if let Some((_, chains)) = stored.record::<Chains>(at.ptr()) {
+        return Some(chains.to_vec());
+    }
+    let (_, ranges) = stored.record::<ChainIndex>(at.ptr())?;
+    let mut chains = Vec::new();
+    for range in ranges {
+        chains.extend(stored.record::<Chains>(range.chains.ptr())?.1);
+    }
+    Some(chains)
 }
 
 /// All pieces of a text behind each other.

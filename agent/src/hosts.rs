@@ -96,7 +96,7 @@ mod tests {
         for count in [10, 100, 1_000, 10_000] {
             let size = size(count as usize);
             let failed = (0..100).filter(|&seed| place((0..count).map(host), size, seed).is_none()).count();
-            assert!(failed <= 2, "{failed} seeds of 100 fail for {count}");
+            assert!(failed <= 5, "{failed} seeds of 100 fail for {count}");
         }
     }
 

@@ -22,6 +22,7 @@ pub mod memory;
 pub mod metrics;
 mod packed;
 mod pins;
+mod prepare;
 pub mod report;
 mod room;
 mod running;
@@ -30,7 +31,7 @@ mod vips;
 pub mod writer;
 
 pub use agent::{Agent, Handle, Options, SetSlotsError, StartError, cleanup};
-pub use datapath::{Datapath, DatapathError, Decision, Numbers, Workload};
+pub use datapath::{Datapath, DatapathError, Decision, MapSizes, Numbers, Workload};
 pub use enrol::{Enrolled, Enrolment, FixedWorkloads, NoPods};
 pub use pins::Pins;
 pub use running::RunningNow;

@@ -128,7 +128,11 @@ impl Metrics {
             "1 while the kernel refuses to create outer records",
             metrics.growth_failing.clone(),
         );
-        registry.register("vips", "Virtual addresses in the VIP map, of 65536", metrics.vips.clone());
+        registry.register(
+            "vips",
+            "Virtual addresses in the VIP map, of --max-addresses",
+            metrics.vips.clone(),
+        );
         registry.register(
             "outer_records_remaining",
             "Outer records not created yet, up to the cap",

@@ -7,15 +7,15 @@ use std::net::SocketAddr;
 
 use serde_json::{Value, json};
 use slotmesh_records::{
-    Action, Chains, Cluster, ClusterSet, Handle, HashTable, HostChunk, HostIndex, Listener, NO_LIMIT, Owned,
-    Ref, Route, SlotPtr, balance, name_hash,
+    Action, Cluster, ClusterSet, Handle, HashTable, HostChunk, HostIndex, Listener, NO_LIMIT, Owned, Ref,
+    Route, SlotPtr, WideListener, balance, name_hash,
 };
 use slotmesh_slots::{Snapshot, Stored as _};
 use slotmesh_xds::{ResourceType, Version};
 
 use crate::{
     config::Endpoints,
-    held::{Held, text},
+    held::{Held, chains, text, vips},
     packed::Unpacker,
 };
 
@@ -57,7 +57,10 @@ impl Records<'_> {
             ResourceType::Cluster => self.0.record::<Cluster>(root)?.0.header,
             ResourceType::Endpoints => return Some(Held::read(self.0, root)?.version()),
             ResourceType::Route => self.0.record::<Route>(root)?.0.header,
-            ResourceType::Listener => self.0.record::<Listener>(root)?.0.header,
+            ResourceType::Listener => {
+                let listener = self.0.record::<Listener>(root).map(|(listener, _)| listener.header);
+                listener.or_else(|| Some(self.0.record::<WideListener>(root)?.0.header))?
+            }
             ResourceType::Settings | ResourceType::Workload => return None,
         };
         Some(header.version)
@@ -87,7 +90,7 @@ impl Records<'_> {
 
     fn endpoints(&self, root: SlotPtr) -> Option<Value> {
         let held = Held::read(self.0, root)?;
-        let Endpoints { v4, v6, localities, hashed: _ } = held.endpoints()?;
+        let Endpoints { v4, v6, localities, hashed: _, tables: _ } = held.endpoints()?;
         let endpoints = v4.iter().chain(&v6).map(|endpoint| {
             json!({
                 "address": SocketAddr::new(endpoint.ip, endpoint.port.get()).to_string(),
@@ -113,19 +116,20 @@ impl Records<'_> {
     }
 
     fn listener(&self, root: SlotPtr) -> Option<Value> {
-        let (listener, vips) = self.0.record::<Listener>(root)?;
-        let mut chains: Vec<(Option<u16>, Action)> = Vec::new();
-        if !listener.chains.ptr().is_null() {
-            let (_, matching) = self.0.record::<Chains>(listener.chains.ptr())?;
-            chains.extend(matching.iter().map(|chain| (Some(chain.port), chain.action)));
-        }
-        let names = text(self.0, listener.names)?;
+        let wide =
+            || self.0.record::<WideListener>(root).map(|(wide, _)| (wide.any, wide.chains, wide.names));
+        let listener = self.0.record::<Listener>(root);
+        let (any, matching, names) =
+            listener.map(|(one, _)| (one.any, one.chains, one.names)).or_else(wide)?;
+        let mut chains: Vec<(Option<u16>, Action)> =
+            chains(self.0, matching)?.iter().map(|chain| (Some(chain.port), chain.action)).collect();
+        let names = text(self.0, names)?;
         let mut names = Unpacker(&names);
         let mut named = std::collections::BTreeMap::new();
         for _ in 0..names.number().unwrap_or(0) {
             named.insert(names.number()?, names.text()?);
         }
-        chains.push((None, listener.any));
+        chains.push((None, any));
         let chains = chains.into_iter().filter_map(|(port, action)| {
             Some(json!({
                 "name": named.get(&port.map_or(0, u32::from)),
@@ -133,7 +137,7 @@ impl Records<'_> {
                 "to": self.action(&action)?,
             }))
         });
-        let vips: Vec<String> = vips.iter().map(|vip| vip.key.socket_addr().to_string()).collect();
+        let vips: Vec<String> = vips(self.0, root)?.iter().map(|vip| vip.socket_addr().to_string()).collect();
         Some(json!({ "addresses": vips, "chains": chains.collect::<Vec<_>>() }))
     }
 

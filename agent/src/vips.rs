@@ -21,6 +21,10 @@ pub(crate) struct Vips {
 #[derive(Debug)]
 pub(crate) struct NotEntered {
     pub vip: VipKey,
+    /// How many addresses there were.
+    pub entered: usize,
+    /// How many were to be entered.
+    pub wanted: usize,
     pub source: BpfError,
 }
 
@@ -69,14 +73,14 @@ impl Vips {
         handle: HandlePtr,
         keys: impl IntoIterator<Item = &'k VipKey>,
     ) -> Result<(), NotEntered> {
+        let new: Vec<&VipKey> =
+            keys.into_iter().filter(|key| self.owners.get(key) != Some(&handle)).collect();
         let mut entered = BTreeSet::new();
-        for key in keys {
-            if self.owners.get(key) == Some(&handle) {
-                continue;
-            }
+        for &key in &new {
             if let Err(source) = self.map.update(key, &VipValue::new(key, handle.as_ref()).bits()) {
+                let all = self.len();
                 self.leave(handle, &entered);
-                return Err(NotEntered { vip: *key, source });
+                return Err(NotEntered { vip: *key, entered: all, wanted: new.len(), source });
             }
             self.adopt(handle, *key);
             entered.insert(*key);

@@ -8,31 +8,36 @@
 //! an agent that is killed in between doesn't bring it back; then its VIPs go; then, after a grace
 //! period, its records.
 
+mod retries;
 mod sources;
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use slotmesh_ads::Update;
 use slotmesh_kernel::{Arena, BpfError, Map, Outer};
-use slotmesh_records::{Handle, Listener, SlotPtr, VipKey, name_hash};
+use slotmesh_records::{SlotPtr, VipKey, name_hash};
 use slotmesh_slots::{Backing, Config, Contradiction, Engine, Full, HandlePtr, RecoverError, Stats};
 use slotmesh_xds::{Rejection, Resource, ResourceName, ResourceType, Version};
 
 use crate::{
     config::{Invalid, Message, Model, Settings},
     flatten::{flush, kind, resource_type, vip_key},
+    held::vips,
     memory,
+    prepare::{Hashed, Prepared},
     running::{Keeper, Running, RunningMaps},
     show::Shown,
     vips::{NotEntered, Vips},
 };
+use retries::{Lack, Retries};
 
-/// What is refused for want of room is tried again at most this often.
-const RETRY: Duration = Duration::from_secs(1);
+/// How long after a change it is looked whether slabs are to be emptied.
+const COMPACT_AFTER: Duration = Duration::from_secs(1);
 
 /// Why a resource isn't in force; the version before it, if there is one, still is.
 #[derive(Debug, thiserror::Error)]
@@ -47,18 +52,22 @@ pub enum Refusal {
     #[error("address {vip} is already that of listener {owner}; remove it there first")]
     Taken {
         /// The address.
-        vip: std::net::SocketAddr,
+        vip: SocketAddr,
         /// The listener.
         owner: String,
     },
     /// Its address could not be entered.
     #[error(
-        "address {vip} can't be entered into the VIP map ({source}); it holds at most 65536 addresses, and its \
-         elements count against the memory limit"
+        "address {vip} can't be entered into the VIP map ({source}), which holds {entered}: connections to it are \
+         kube-proxy's; raise --max-addresses, or the memory limit, against which its elements count"
     )]
     Vip {
         /// The address.
-        vip: std::net::SocketAddr,
+        vip: SocketAddr,
+        /// How many it holds.
+        entered: usize,
+        /// How many the listener wants beside those that it has.
+        wanted: usize,
         /// The kernel's answer.
         #[source]
         source: BpfError,
@@ -66,18 +75,21 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// Whether the same resource may be accepted later, when something else has gone.
-    const fn is_for_want_of_room(&self) -> bool {
-        match self {
-            Self::Full(Full::TooLarge { .. }) | Self::Invalid(_) => false,
-            Self::Full(_) | Self::Taken { .. } | Self::Vip { .. } => true,
+    /// What the same resource is accepted with later; `None` where it never is.
+    fn lack(&self) -> Option<Lack> {
+        match *self {
+            Self::Full(Full::TooLarge { .. }) | Self::Invalid(_) => None,
+            Self::Full(Full::Cap { class, needed, .. }) => Some(Lack::Slots(class, needed)),
+            Self::Full(Full::Growth { .. }) => Some(Lack::Memory),
+            Self::Taken { vip, .. } => Some(Lack::Address(vip_key(vip))),
+            Self::Vip { entered, wanted, .. } => Some(Lack::Places { held: entered, wanted }),
         }
     }
 }
 
 impl From<NotEntered> for Refusal {
-    fn from(NotEntered { vip, source }: NotEntered) -> Self {
-        Self::Vip { vip: vip.socket_addr(), source }
+    fn from(NotEntered { vip, entered, wanted, source }: NotEntered) -> Self {
+        Self::Vip { vip: vip.socket_addr(), entered, wanted, source }
     }
 }
 
@@ -119,13 +131,16 @@ pub struct Writer {
     sockets: u32,
     /// Load assignments, in force or not, that clusters in force choose from by the source; how many do.
     hashed: HashMap<String, u32>,
-    /// What was refused for want of room, and isn't in force.
-    starved: BTreeSet<(ResourceType, ResourceName)>,
-    /// The room there was when something was refused last.
-    room: u64,
+    /// Their names, for whoever prepares what the writer is given.
+    hashed_names: Hashed,
+    /// What was refused and may be accepted later.
+    retries: Retries,
+    /// When the first of them is due, and the room there was when that was found out.
+    due: Option<(u64, Option<Instant>)>,
     /// Rises with each listener that gives addresses up.
     addresses_freed: u64,
-    retried: Instant,
+    /// When it is looked whether slabs are to be emptied.
+    compact_at: Option<Instant>,
     /// The settings of the slots that the agent was started with.
     flags: Config,
     /// What is in force instead, if anything.
@@ -150,7 +165,9 @@ impl Writer {
             entered.iter().map(|&(_, handle)| handle).filter(|handle| !handle.is_null()).collect();
         let roots: Vec<SlotPtr> = roots.into_iter().collect();
         let backing: Arc<dyn Backing> = Arc::new(outer);
-        let (engine, recovered) = Engine::open(&backing, arena, config, &roots, wake)?;
+        let (mut engine, recovered) = Engine::open(&backing, arena, config, &roots, wake)?;
+        // The VIP map leads to them.
+        engine.keep_in_place(kind(ResourceType::Listener));
         let mut writer = Self {
             engine,
             vips,
@@ -158,15 +175,17 @@ impl Writer {
             running: Running::default(),
             sockets: memory::SOCKETS,
             hashed: HashMap::new(),
-            starved: BTreeSet::new(),
-            room: 0,
+            hashed_names: Hashed::default(),
+            retries: Retries::default(),
+            due: None,
             addresses_freed: 0,
-            retried: Instant::now(),
+            compact_at: None,
             flags: config,
             settings: None,
         };
         for cluster in recovered.resources.iter().filter(|one| one.kind == kind(ResourceType::Cluster)) {
             if let Some(assignment) = writer.hashed_by(&cluster.name) {
+                writer.hashed_names.insert(&assignment);
                 *writer.hashed.entry(assignment).or_default() += 1;
             }
         }
@@ -207,8 +226,18 @@ impl Writer {
         Ok(writer)
     }
 
+    /// The load assignments of which tables are to be prepared.
+    pub(crate) const fn hashed_names(&self) -> &Hashed {
+        &self.hashed_names
+    }
+
     /// Applies one response; `flushed` is told of each resource that became current.
-    pub fn apply(&mut self, update: Update, mut flushed: impl FnMut(Flush)) -> Vec<Rejection> {
+    pub(crate) fn apply(
+        &mut self,
+        update: Update,
+        mut prepared: Prepared,
+        mut flushed: impl FnMut(Flush),
+    ) -> Vec<Rejection> {
         let mut rejected = Vec::new();
         for resource in update.upserts {
             if resource.ty == ResourceType::Settings {
@@ -218,19 +247,13 @@ impl Writer {
                 }
                 continue;
             }
-            match self.decode_and_upsert(&resource) {
+            match self.decode_and_upsert(&resource, &mut prepared) {
                 Ok(took) => {
-                    if !self.starved.is_empty() {
-                        self.starved.remove(&(resource.ty, resource.name.clone()));
-                    }
+                    self.no_retry(resource.ty, &resource.name);
                     flushed(Flush { ty: resource.ty, took });
                 }
                 Err(error) => {
-                    tracing::warn!(resource = %resource.name, ty = %resource.ty, %error, "refused a resource");
-                    if error.is_for_want_of_room() {
-                        self.starved.insert((resource.ty, resource.name.clone()));
-                        self.room = self.room_now();
-                    }
+                    self.refused(&resource, &error);
                     rejected.push(Rejection { name: resource.name, reason: error.to_string() });
                 }
             }
@@ -242,10 +265,36 @@ impl Writer {
         rejected
     }
 
+    /// Takes note of what may be accepted later. The client says what is refused, once a version.
+    fn refused(&mut self, resource: &Resource, error: &Refusal) {
+        let Resource { ty, name, .. } = resource;
+        tracing::debug!(resource = %name, %ty, %error, "refused a resource");
+        match error.lack() {
+            Some(lack) => {
+                self.due = None;
+                self.retries.refused((*ty, name.clone()), lack, Instant::now(), rand::random());
+            }
+            None => self.no_retry(*ty, name),
+        }
+    }
+
+    fn no_retry(&mut self, ty: ResourceType, name: &ResourceName) {
+        if self.retries.forget(ty, name) {
+            self.due = None;
+        }
+    }
+
     /// How long it took from the validated model on.
-    fn decode_and_upsert(&mut self, resource: &Resource) -> Result<Duration, Refusal> {
+    fn decode_and_upsert(
+        &mut self,
+        resource: &Resource,
+        prepared: &mut Prepared,
+    ) -> Result<Duration, Refusal> {
         let message = Message::decode(resource)?;
         let mut model = Model::new(resource.name.as_str(), &message)?;
+        if let Model::Endpoints(endpoints) = &mut model {
+            endpoints.tables = prepared.take(&resource.name);
+        }
         let started = Instant::now();
         self.upsert(resource.name.as_str(), resource.version, &mut model)?;
         let took = started.elapsed();
@@ -347,7 +396,7 @@ impl Writer {
         if ty == ResourceType::Settings {
             return self.unconfigure(name);
         }
-        self.starved.remove(&(ty, name.clone()));
+        self.no_retry(ty, name);
         let Some(handle) = self.engine.find(kind(ty), name.as_str()) else { return };
         if ty == ResourceType::Listener {
             self.give_up(handle);
@@ -400,17 +449,51 @@ impl Writer {
         }
     }
 
-    /// How long until what was refused for want of room is worth another try; `None` where nothing was,
-    /// or nothing has changed since.
-    pub fn retry_in(&self) -> Option<Duration> {
-        (!self.starved.is_empty() && self.room_now() != self.room)
-            .then(|| RETRY.saturating_sub(self.retried.elapsed()))
+    /// When there is something to do without being asked: to [retry](Self::retry) or to
+    /// [compact](Self::compact).
+    pub fn due(&mut self) -> Option<Instant> {
+        let room = self.room_now();
+        let retry = match self.due {
+            Some((then, due)) if then == room => due,
+            _ => {
+                let due = self.retries.due(Instant::now(), |lack, given| self.is_met(lack, given));
+                self.due = Some((room, due));
+                due
+            }
+        };
+        retry.into_iter().chain(self.compact_at).min()
     }
 
-    /// The retry is being made, of what this returns: what is refused again counts anew.
-    pub fn retrying(&mut self) -> BTreeSet<(ResourceType, ResourceName)> {
-        self.retried = Instant::now();
-        std::mem::take(&mut self.starved)
+    /// What was refused, is due, and may be accepted now.
+    pub fn retry(&mut self, now: Instant) -> BTreeSet<(ResourceType, ResourceName)> {
+        if self.due.and_then(|(_, due)| due).is_none_or(|due| due > now) {
+            return BTreeSet::new();
+        }
+        self.due = None;
+        let mut retries = std::mem::take(&mut self.retries);
+        let due = retries.take_due(now, rand::random, |lack, given| self.is_met(lack, given));
+        self.retries = retries;
+        due.into_iter().collect()
+    }
+
+    /// Whether what a resource lacks is there, beside so many bytes of slots that are meant for others.
+    fn is_met(&self, lack: &Lack, given: u64) -> bool {
+        match *lack {
+            Lack::Slots(class, bytes) => self.engine.usable(class) >= given + bytes,
+            Lack::Address(vip) => self.vips.owner(&vip).is_none(),
+            Lack::Places { held, wanted } => self.vips.len() + wanted <= held,
+            // Only another try tells.
+            Lack::Memory => true,
+        }
+    }
+
+    /// Does a bounded part of emptying nearly idle slabs, where it is time for that. Whether there is more to do now.
+    pub fn compact(&mut self, now: Instant) -> bool {
+        if !self.engine.is_compacting() && self.compact_at.is_none_or(|at| at > now) {
+            return false;
+        }
+        self.compact_at = None;
+        self.engine.compact()
     }
 
     fn room_now(&self) -> u64 {
@@ -464,14 +547,11 @@ impl Writer {
     pub fn poll(&mut self) {
         self.go_on_leaving();
         self.engine.poll();
+        self.compact_at.get_or_insert_with(|| Instant::now() + COMPACT_AFTER);
     }
 
     /// The addresses in the current version of a listener.
     fn vips_in_record(&self, handle: HandlePtr) -> BTreeSet<VipKey> {
-        let listener = self
-            .engine
-            .record::<Handle>(handle.ptr())
-            .and_then(|(handle, _)| self.engine.record::<Listener>(handle.current));
-        listener.map(|(_, vips)| vips.iter().map(|vip| vip.key).collect()).unwrap_or_default()
+        vips(&self.engine, self.engine.current(handle)).into_iter().flatten().collect()
     }
 }

@@ -25,7 +25,7 @@ use std::{
 };
 
 use slotmesh_ads::{Sink as _, Update};
-use slotmesh_agent::{Agent, Decision, Options, StartError, metrics::Metrics};
+use slotmesh_agent::{Agent, Decision, MapSizes, Options, StartError, metrics::Metrics};
 use slotmesh_kernel::faults;
 use slotmesh_slots::Config;
 use slotmesh_xds::{Resource, ResourceName, ResourceType};
@@ -49,6 +49,7 @@ impl Root {
             pin_root: self.path.clone(),
             slots: Config { initial: 2, ..Config::default() },
             sockets: slotmesh_agent::memory::SOCKETS,
+            maps: MapSizes::default(),
             workloads: vec![self.cgroup.workload("web")],
         };
         Agent::start(options, Arc::new(Metrics::new()))

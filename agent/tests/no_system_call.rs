@@ -1,4 +1,5 @@
-//! An update of what exists makes no bpf(2) call: what the thread that writes does is traced.
+//! An update of what exists makes no bpf(2) call, also at the cap with a full quarantine: what the thread that
+//! writes does is traced.
 //!
 //! A binary of its own, so that there is one thread of that name. Growth and grace periods run on
 //! other threads, where such calls belong. Needs root, BPF and strace; fails with the reason where they
@@ -60,8 +61,50 @@ fn calls_during(work: impl FnOnce()) -> Vec<String> {
     text.lines().filter(|line| line.contains("bpf(")).map(str::to_owned).collect()
 }
 
+/// One test, as there is one thread of that name at a time.
 #[test]
 fn an_update_of_what_exists_makes_no_bpf_call() {
+    with_room();
+    at_the_cap();
+}
+
+/// All slabs are in use, and what is updated waits for the grace periods of what it replaces; what is new is
+/// refused; and what is nearly idle is put together.
+fn at_the_cap() {
+    let cap = Config { initial: 4, cap: 4, low_watermark: 0, high_watermark: 32, ..Config::default() };
+    let bench = Bench::new(cap);
+    let list = |first: u8| -> Vec<(SocketAddr, u32)> {
+        (0..200).map(|i| (SocketAddr::from(([10, 0, first, i], 80)), 1)).collect()
+    };
+    let upsert = |name: &str, n: u8| bench.upsert(Endpoints, vec![endpoints(name, &list(n))]);
+    let mut last = 0;
+    while upsert(&format!("e{last}"), 0).is_empty() {
+        last += 1;
+    }
+    assert!(last > 6, "{last} fit");
+    for i in 1..4 {
+        bench.remove(Endpoints, &[&format!("e{}", i * 2)]);
+    }
+    let before = bench.stats();
+    let mut most = 0;
+    let calls = calls_during(|| {
+        for n in 0..60 {
+            assert_eq!(upsert("e0", n), [], "it waits");
+            most = most.max(bench.stats().quarantined);
+            if n % 20 == 0 {
+                (0..last + 2).for_each(|i| drop(upsert(&format!("more-{n}-{i}"), n)));
+                let refused = upsert("one more", n);
+                assert!(refused[0].reason.contains("no idle slot"), "{refused:?}");
+                (0..last + 2).for_each(|i| bench.remove(Endpoints, &[&format!("more-{n}-{i}")]));
+            }
+        }
+    });
+    let after = bench.stats();
+    assert_eq!(calls, Vec::<String>::new(), "60 updates and more");
+    assert!(most >= 3 && after.grace_periods > before.grace_periods + 10, "{most}, {after:?}");
+}
+
+fn with_room() {
     let bench = Bench::new(Config { initial: 8, ..Config::default() });
     let vip: SocketAddr = "10.96.0.1:80".parse().unwrap();
     let address = |n: u16, i: u16| SocketAddr::from(([10, 0, n as u8, i as u8], 80));

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin::{self, Site},
-    flags::{ADMIN, CLUSTER_METRICS, LogFlag, PINS, SlotFlags, address},
+    flags::{ADMIN, CLUSTER_METRICS, LogFlag, MapFlags, PINS, SlotFlags, address},
     listen::listen,
     process::{GRACE, LIMIT, Parts, raise_descriptor_limit, stop_on_signals},
     up::owner_ended,
@@ -91,6 +91,9 @@ pub struct AgentCommand {
     slots: SlotFlags,
 
     #[command(flatten)]
+    maps: MapFlags,
+
+    #[command(flatten)]
     log: LogFlag,
 }
 
@@ -113,6 +116,7 @@ impl AgentCommand {
             admin,
             cluster_metrics,
             slots,
+            maps,
             log,
         } = self;
         log.init()?;
@@ -130,7 +134,7 @@ impl AgentCommand {
         let operator = operator.context("--operator (SLOTMESH_OPERATOR) is missing")?;
         let node = node.context("--node (SLOTMESH_NODE) is missing")?;
         let (slots, sockets) = slots.config()?;
-        let options = Options { pin_root, slots, sockets, workloads: Vec::new() };
+        let options = Options { pin_root, slots, sockets, maps: maps.sizes(), workloads: Vec::new() };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let clusters = cluster_metrics as usize;
         let running = Running { options, cgroup_root, admin, clusters, node };

@@ -4,7 +4,7 @@ use std::{io::IsTerminal as _, net::SocketAddr, num::NonZeroUsize};
 
 use anyhow::bail;
 use clap::{Args, ValueEnum};
-use slotmesh_agent::memory;
+use slotmesh_agent::{MapSizes, memory};
 use slotmesh_slots::{Config, Growth, MemoryBudget};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
@@ -106,6 +106,42 @@ impl SlotFlags {
             tracing::warn!(%error, "the memory limit may be met before the cap");
         }
         Ok((slots, max_sockets))
+    }
+}
+
+/// How much the maps beside the slots hold.
+#[derive(Debug, Args)]
+pub struct MapFlags {
+    /// How many virtual addresses can be routed; connections to further ones go to kube-proxy
+    #[arg(long, env = "SLOTMESH_MAX_ADDRESSES", help_heading = MEMORY, value_name = "ADDRESSES",
+        default_value_t = MapSizes::default().addresses, value_parser = elements())]
+    max_addresses: u32,
+
+    /// Of how many clusters connections can be counted at the same time
+    #[arg(long, env = "SLOTMESH_MAX_COUNTED_CLUSTERS", help_heading = MEMORY, value_name = "CLUSTERS",
+        default_value_t = MapSizes::default().clusters, value_parser = elements())]
+    max_counted_clusters: u32,
+
+    /// At how many endpoints connections can be counted at the same time
+    #[arg(long, env = "SLOTMESH_MAX_COUNTED_ENDPOINTS", help_heading = MEMORY, value_name = "ENDPOINTS",
+        default_value_t = MapSizes::default().endpoints, value_parser = elements())]
+    max_counted_endpoints: u32,
+}
+
+/// A map takes 16 bytes from the start for each element that there may be.
+fn elements() -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1_024..=1 << 20)
+}
+
+impl MapFlags {
+    /// The sizes of the maps.
+    pub fn sizes(self) -> MapSizes {
+        let Self { max_addresses, max_counted_clusters, max_counted_endpoints } = self;
+        MapSizes {
+            addresses: max_addresses,
+            clusters: max_counted_clusters,
+            endpoints: max_counted_endpoints,
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use crate::{
     admin::{self, Site},
     domain::DomainFlag,
     embedded,
-    flags::{ADMIN, CLUSTER_METRICS, LogFlag, PINS, SlotFlags, address},
+    flags::{ADMIN, CLUSTER_METRICS, LogFlag, MapFlags, PINS, SlotFlags, address},
     listen::listen,
     process::{GRACE, LIMIT, Parts, raise_descriptor_limit, stop_on_signals},
     reports,
@@ -91,6 +91,9 @@ pub struct Up {
 
     #[command(flatten)]
     slots: SlotFlags,
+
+    #[command(flatten)]
+    maps: MapFlags,
 
     #[command(flatten)]
     domain: DomainFlag,
@@ -173,6 +176,7 @@ impl Up {
             admin,
             cluster_metrics,
             slots,
+            maps,
             domain,
             log,
         } = self;
@@ -210,7 +214,7 @@ impl Up {
             tracing::warn!("no --workload is given: nothing will be routed until one is");
         }
         raise_descriptor_limit();
-        let options = Options { pin_root, slots, sockets, workloads: workloads.clone() };
+        let options = Options { pin_root, slots, sockets, maps: maps.sizes(), workloads: workloads.clone() };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let clusters = cluster_metrics as usize;
         runtime.block_on(serve(Running { manifests, node, admin, clusters, keep, workloads }, options))

@@ -84,18 +84,34 @@ impl<K: Pod, V: Pod> Map<K, V> {
         spec: &MapSpec,
         inner: Option<BorrowedFd<'_>>,
     ) -> Result<Self, BpfError> {
+        let (map, found) = Self::open_or_create_of_any_size(path, spec, inner)?;
+        if found != spec.max_entries {
+            return Err(another(path, &format!("it has {found} elements, not {}", spec.max_entries)));
+        }
+        Ok(map)
+    }
+
+    /// As [`open_or_create`](Self::open_or_create), but a map that is pinned may have another number of elements;
+    /// how many it has.
+    ///
+    /// # Errors
+    /// Also where what is pinned there is another kind of map.
+    pub fn open_or_create_of_any_size(
+        path: &Path,
+        spec: &MapSpec,
+        inner: Option<BorrowedFd<'_>>,
+    ) -> Result<(Self, u32), BpfError> {
         if let Some(map) = Self::open(path)? {
             let info: bpf_map_info = sys::info(&map.fd)?;
-            let (found, wanted) = ((info.type_, info.max_entries), (spec.kind.number(), spec.max_entries));
+            let (found, wanted) = (info.type_, spec.kind.number());
             if found != wanted {
-                let what = format!("(type, elements) is {found:?}, not {wanted:?}");
-                return Err(another(path, &what));
+                return Err(another(path, &format!("its type is {found}, not {wanted}")));
             }
-            return Ok(map);
+            return Ok((map, info.max_entries));
         }
         let map = Self::create(spec, inner)?;
         map.pin(path)?;
-        Ok(map)
+        Ok((map, spec.max_entries))
     }
 
     /// Opens the map pinned at `path`; `None` where nothing is pinned there.

@@ -2,7 +2,10 @@
 //!
 //! The superblock (first slot of slab 0) points at the newest page, each page at the next older one.
 //! Programs never read it, so an entry is one aligned store: after the handle is written, before
-//! anything refers to it.
+//! anything refers to it. And a page moves by a copy and one store, without a grace period.
+//!
+//! A handle that is being moved stands in it twice for a moment. Only one of the two is referred to: it is the one
+//! that recovery keeps.
 
 use std::mem::offset_of;
 
@@ -20,7 +23,8 @@ pub(crate) const PAGE_BYTES: usize =
 /// Where a handle stands in the directory.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Entry {
-    page: SlotPtr,
+    /// The number of the page, the oldest is 0.
+    page: u32,
     index: u32,
 }
 
@@ -33,28 +37,30 @@ impl Entry {
 /// The free entries; the pages themselves are records.
 #[derive(Debug, Default)]
 pub(crate) struct Directory {
-    newest: Option<SlotPtr>,
+    /// The oldest first.
+    pages: Vec<SlotPtr>,
     free: Vec<Entry>,
 }
 
 impl Directory {
-    /// Takes note of a page; entries for which `is_free` are free.
-    pub fn add_page(&mut self, page: SlotPtr, newest: bool, is_free: impl Fn(u32) -> bool) {
-        if newest {
-            self.newest = Some(page);
-        }
-        self.free.extend((0..PAGE_ENTRIES).rev().filter(|&i| is_free(i)).map(|index| Entry { page, index }));
+    /// Takes note of the newest page; entries for which `is_free` are free. Its number.
+    pub fn add_page(&mut self, page: SlotPtr, is_free: impl Fn(u32) -> bool) -> u32 {
+        let number = self.pages.len() as u32;
+        self.pages.push(page);
+        let free = (0..PAGE_ENTRIES).rev().filter(|&i| is_free(i));
+        self.free.extend(free.map(|index| Entry { page: number, index }));
+        number
     }
 
     /// The newest page: what a new page's `next` is.
     pub fn newest(&self) -> SlotPtr {
-        self.newest.unwrap_or(SlotPtr::NULL)
+        self.pages.last().copied().unwrap_or(SlotPtr::NULL)
     }
 
     /// Makes a page that was just written the newest.
     pub fn publish_page(&mut self, arena: &mut Arena, page: SlotPtr) {
         arena.publish(SlotPtr::SUPERBLOCK, offset_of!(Superblock, directory), page.bits());
-        self.add_page(page, true, |_| true);
+        self.add_page(page, |_| true);
     }
 
     /// Whether there is no free entry.
@@ -62,21 +68,39 @@ impl Directory {
         self.free.is_empty()
     }
 
+    /// The pages, the oldest first.
+    pub fn pages(&self) -> &[SlotPtr] {
+        &self.pages
+    }
+
+    /// The page of this number has been copied to another slot, which takes its place.
+    pub fn replace_page(&mut self, arena: &mut Arena, number: usize, copy: SlotPtr) {
+        self.pages[number] = copy;
+        match self.pages.get(number + 1) {
+            Some(&newer) => arena.publish(newer, offset_of!(DirectoryPage, next), copy.bits()),
+            None => arena.publish(SlotPtr::SUPERBLOCK, offset_of!(Superblock, directory), copy.bits()),
+        }
+    }
+
     /// Enters a handle. The directory isn't full.
     pub fn enter(&mut self, arena: &mut Arena, handle: HandlePtr) -> Entry {
         let entry = self.free.pop().expect("a page was added when the directory was full");
-        arena.publish(entry.page, entry.offset(), handle.ptr().bits());
+        self.write(arena, entry, handle.ptr());
         entry
     }
 
     /// Takes a handle out.
     pub fn leave(&mut self, arena: &mut Arena, entry: Entry) {
-        arena.publish(entry.page, entry.offset(), 0);
+        self.write(arena, entry, SlotPtr::NULL);
         self.free.push(entry);
     }
 
+    fn write(&self, arena: &mut Arena, entry: Entry, handle: SlotPtr) {
+        arena.publish(self.pages[entry.page as usize], entry.offset(), handle.bits());
+    }
+
     /// The entry at this place, for recovery.
-    pub fn entry(page: SlotPtr, index: u32) -> Entry {
+    pub fn entry(page: u32, index: u32) -> Entry {
         Entry { page, index }
     }
 }

@@ -47,6 +47,14 @@ pub trait Records: Sized {
     /// Where there is no room.
     fn handle(&mut self, kind: ResourceKind, name: &str) -> Result<HandlePtr, Self::Error>;
 
+    /// The handles of many resources of a kind, as [`handle`](Self::handle) gives them one by one.
+    ///
+    /// # Errors
+    /// Where there is no room.
+    fn handles(&mut self, kind: ResourceKind, names: &[&str]) -> Result<Vec<HandlePtr>, Self::Error> {
+        names.iter().map(|name| self.handle(kind, name)).collect()
+    }
+
     /// Makes the records current, and gives up the version before them.
     ///
     /// # Errors
@@ -86,7 +94,7 @@ impl Draft<'_> {
         tail: &[R::Tail],
         version: u64,
     ) -> Result<Owned<R>, Full> {
-        let ptr = self.engine.write(fixed, tail, version)?;
+        let ptr = self.engine.write(fixed, tail, version).map_err(|full| self.after_all(full))?;
         self.slots.push(ptr);
         Ok(Owned::new(ptr))
     }
@@ -100,7 +108,7 @@ impl Draft<'_> {
         let handle = match self.engine.handles.hold(kind, name) {
             Some(handle) => handle,
             None => {
-                let handle = self.engine.create_handle(kind, name)?;
+                let handle = self.engine.create_handle(kind, name).map_err(|full| self.after_all(full))?;
                 self.engine.handles.info(handle).refs += 1;
                 self.created.push(handle);
                 handle
@@ -108,6 +116,14 @@ impl Draft<'_> {
         };
         self.handles.push(handle);
         Ok(handle)
+    }
+
+    /// No slot was to be had for one more record.
+    fn after_all(&self, full: Full) -> Full {
+        let taken = self.slots.iter().copied().chain(self.created.iter().map(|handle| handle.ptr()));
+        full.after(
+            taken.filter_map(|ptr| self.engine.table.class_of(ptr)).map(|class| class.bytes() as u64).sum(),
+        )
     }
 
     /// Makes the records current with one release store, and retires the version before them.
@@ -144,6 +160,20 @@ impl Records for Draft<'_> {
 
     fn handle(&mut self, kind: ResourceKind, name: &str) -> Result<HandlePtr, Full> {
         Draft::handle(self, kind, name)
+    }
+
+    fn handles(&mut self, kind: ResourceKind, names: &[&str]) -> Result<Vec<HandlePtr>, Full> {
+        let mut found = std::mem::take(&mut self.engine.scratch.found);
+        self.engine.handles.hold_all(kind, names, &mut found);
+        // All that are held are the draft's to release, also where one can't be created.
+        self.handles.extend(found.iter().flatten());
+        let handles = found.drain(..).zip(names).map(|(found, name)| match found {
+            Some(handle) => Ok(handle),
+            None => Draft::handle(self, kind, name),
+        });
+        let handles = handles.collect();
+        self.engine.scratch.found = found;
+        handles
     }
 
     fn publish<R: Record>(self, handle: HandlePtr, root: Owned<R>) -> Result<(), Full> {

@@ -12,6 +12,7 @@ use crate::{
     Backing, ClassStats, Config, Contradiction, Growth, HandlePtr, RecoverError, Recovered, ResourceKind,
     SlotClass, Stored,
     background::{Background, Done},
+    compaction::Compaction,
     directory::{Directory, PAGE_ENTRIES},
     growth::GrowthFailed,
     handles::{Handles, Info},
@@ -26,17 +27,22 @@ use crate::{
 pub enum Full {
     /// The cap is reached.
     #[error(
-        "no idle slot of {class} bytes: all {cap} slabs are in use ({used} KiB of records, {retired} slots \
-         waiting for a grace period); raise --memory-budget or --slab-cap, or those of the node's \
-         SlotProfile"
+        "no idle slot of {class} bytes: all {cap} slabs are in use ({used} KiB of records, {idle} KiB idle in slots \
+         of other sizes, {retired} slots waiting for a grace period); what lies in nearly idle slabs is put together \
+         in the background, and then this is tried again; for more room raise --memory-budget or --slab-cap, or those \
+         of the node's SlotProfile"
     )]
     Cap {
         /// The slot size that was asked for.
         class: SlotClass,
+        /// The bytes of slots that the flush needs at least.
+        needed: u64,
         /// The cap in slabs.
         cap: u32,
         /// KiB in use.
         used: u64,
+        /// KiB idle, in slots that are too small.
+        idle: u64,
         /// Slots in quarantine.
         retired: usize,
     },
@@ -48,6 +54,8 @@ pub enum Full {
     Growth {
         /// The slot size that was asked for.
         class: SlotClass,
+        /// The bytes of slots that the flush needs at least.
+        needed: u64,
         /// The kernel's answer.
         reason: String,
     },
@@ -57,6 +65,17 @@ pub enum Full {
         /// The record's size.
         bytes: usize,
     },
+}
+
+impl Full {
+    /// The same, of a flush that had taken slots of so many bytes already.
+    pub(crate) fn after(mut self, taken: u64) -> Self {
+        match &mut self {
+            Self::Cap { needed, .. } | Self::Growth { needed, .. } => *needed += taken,
+            Self::TooLarge { .. } => {}
+        }
+        self
+    }
 }
 
 /// A snapshot of the slot table.
@@ -102,6 +121,11 @@ pub struct Engine {
     pub(crate) growth_error: Option<GrowthFailed>,
     pub(crate) grace_periods: u64,
     room: u64,
+    pub(crate) compaction: Option<Compaction>,
+    /// A flush was refused since slabs were chosen to be emptied.
+    pub(crate) pressed: bool,
+    /// Kinds of handles that are never moved.
+    pub(crate) kept: Vec<ResourceKind>,
     pub(crate) scratch: Scratch,
 }
 
@@ -111,8 +135,9 @@ pub(crate) struct Scratch {
     pub(crate) slots: Vec<SlotPtr>,
     pub(crate) handles: Vec<HandlePtr>,
     pub(crate) created: Vec<HandlePtr>,
+    pub(crate) found: Vec<Option<HandlePtr>>,
     refs: Vec<SlotPtr>,
-    tree: Vec<SlotPtr>,
+    pub(crate) tree: Vec<SlotPtr>,
 }
 
 impl Engine {
@@ -168,6 +193,9 @@ impl Engine {
             growth_error: None,
             grace_periods: 0,
             room: 0,
+            compaction: None,
+            pressed: false,
+            kept: Vec::new(),
             scratch: Scratch::default(),
         };
         if found.is_new {
@@ -175,6 +203,10 @@ impl Engine {
         }
         for handle in found.unused {
             engine.forget_unreachable(handle);
+        }
+        for (handle, entry) in found.left {
+            engine.directory.leave(&mut engine.arena, entry);
+            engine.table.give_back(handle.ptr());
         }
         engine.poll();
         Ok((engine, found.recovered))
@@ -446,7 +478,7 @@ impl Engine {
     }
 
     /// The slots of a version, into `scratch.tree`, and what it refers to.
-    fn tree(&mut self, root: SlotPtr, refs: &mut Vec<SlotPtr>) {
+    pub(crate) fn tree(&mut self, root: SlotPtr, refs: &mut Vec<SlotPtr>) {
         let tree = &mut self.scratch.tree;
         tree.clear();
         tree.push(root);
@@ -459,7 +491,7 @@ impl Engine {
             pointers(slot, |points, ptr| match points {
                 Points::Owned => tree.push(ptr),
                 Points::Ref => refs.push(ptr),
-                Points::Nothing => {}
+                Points::Nothing | Points::Within => {}
             })
             .expect("the engine wrote this record");
         }

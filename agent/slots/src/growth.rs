@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use slotmesh_records::SlotPtr;
+use slotmesh_records::{SLAB_BYTES, SlotPtr};
 
-use crate::{BackingError, Engine, Full, Growth, SlotClass, background::Done};
+use crate::{BackingError, ClassStats, Engine, Full, Growth, SlotClass, background::Done};
 
 /// How long growth ahead of demand rests after a first failure; doubles with each further one.
 const GROWTH_RETRY: Duration = Duration::from_millis(500);
@@ -91,10 +91,15 @@ impl Engine {
         self.table.take(class).map_or_else(|| self.take_slowly(class), Ok)
     }
 
-    /// No slot is idle: wait for one batch of growth at most, and then for what is retired.
+    /// No slot is idle: wait for one batch of growth at most, and then for what is retired, as long as that gives
+    /// a slot. Where it can't, the flush is refused at once: want of room costs nobody a grace period.
     #[cold]
     fn take_slowly(&mut self, class: SlotClass) -> Result<SlotPtr, Full> {
         self.poll();
+        if let Some(ptr) = self.table.take(class) {
+            return Ok(ptr);
+        }
+        self.stop_compacting();
         if let Some(ptr) = self.table.take(class) {
             return Ok(ptr);
         }
@@ -110,9 +115,12 @@ impl Engine {
         }
         // What is retired may be what is needed. A handle takes two grace periods: one for itself, one
         // for the version behind it.
-        while self.quarantine.len() > 0 {
+        loop {
             if let Some(ptr) = self.table.take(class).or_else(|| self.take_larger(class)) {
                 return Ok(ptr);
+            }
+            if !self.table.may_free(class) && !self.quarantine.holds_handles() {
+                break;
             }
             if self.quarantine.begin() {
                 self.background.barrier();
@@ -124,20 +132,39 @@ impl Engine {
                 break;
             }
         }
-        self.table.take(class).or_else(|| self.take_larger(class)).ok_or_else(|| match &self.growth_error {
-            Some(failed) if can_grow => Full::Growth { class, reason: failed.reason.clone() },
+        if let Some(ptr) = self.table.take(class).or_else(|| self.take_larger(class)) {
+            return Ok(ptr);
+        }
+        self.pressed = true;
+        let needed = class.bytes() as u64;
+        Err(match &self.growth_error {
+            Some(failed) if can_grow => Full::Growth { class, needed, reason: failed.reason.clone() },
             _ => Full::Cap {
                 class,
+                needed,
                 cap: self.config.cap,
-                used: self.table.stats().map(|(class, stats)| stats.used * class.bytes() as u64).sum::<u64>()
-                    / 1024,
+                used: self.slot_kib(|slots| slots.used),
+                idle: self.slot_kib(|slots| slots.idle),
                 retired: self.quarantine.len(),
             },
         })
     }
 
+    /// KiB of slots of all classes.
+    fn slot_kib(&self, of: impl Fn(ClassStats) -> u64) -> u64 {
+        self.table.stats().map(|(class, stats)| of(stats) * class.bytes() as u64).sum::<u64>() / 1024
+    }
+
     /// At the cap, a slot that is larger than needed is better than none.
     fn take_larger(&mut self, class: SlotClass) -> Option<SlotPtr> {
         SlotClass::all().filter(|&larger| larger > class).find_map(|larger| self.table.take(larger))
+    }
+
+    /// Bytes that records of this class can take now: idle slots of its size and larger ones, slabs that are wholly
+    /// idle, and those that may still be created.
+    pub fn usable(&self, class: SlotClass) -> u64 {
+        let may_grow = self.growth_error.is_none();
+        let growth = if may_grow { self.config.cap.saturating_sub(self.table.created()) } else { 0 };
+        self.table.usable(class) + u64::from(growth) * SLAB_BYTES as u64
     }
 }

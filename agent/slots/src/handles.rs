@@ -11,7 +11,7 @@
 use std::{hash::BuildHasher as _, sync::Arc};
 
 use hashbrown::HashTable;
-use slotmesh_records::{Handle, MAX_SLABS, Ref, SlotPtr, UNITS_PER_SLAB};
+use slotmesh_records::{Handle, MAX_SLABS, Ref, SlabIndex, SlotPtr, UNITS_PER_SLAB};
 
 use crate::directory::Entry as DirectoryEntry;
 
@@ -79,6 +79,8 @@ pub(crate) struct Handles {
     /// By slab: which entry has its handle at which unit.
     places: Vec<Option<Page>>,
     hasher: foldhash::fast::RandomState,
+    /// Used again by each call.
+    numbers: Vec<Number>,
 }
 
 impl Handles {
@@ -95,11 +97,35 @@ impl Handles {
         Some(entry.handle)
     }
 
+    /// The handles of these names, each with one reference more, where there are any. First all entries are looked up
+    /// by their hashes, then all names are compared: so the memory of several is fetched at the same time.
+    pub fn hold_all(&mut self, kind: ResourceKind, names: &[&str], found: &mut Vec<Option<HandlePtr>>) {
+        let mut numbers = std::mem::take(&mut self.numbers);
+        numbers.extend(names.iter().map(|name| {
+            let hash = self.hash(kind, name);
+            let entry = |&number: &Number| self.entries[number as usize].as_ref();
+            let number =
+                self.names.find(hash, |number| entry(number).is_some_and(|entry| entry.hash == hash));
+            number.copied().unwrap_or(NONE)
+        }));
+        found.extend(names.iter().zip(numbers.drain(..)).map(|(name, number)| {
+            let entry = self.entries.get_mut(number as usize)?.as_mut()?;
+            if entry.info.kind == kind && *entry.info.name == **name {
+                entry.info.refs += 1;
+                return Some(entry.handle);
+            }
+            // Another name of the same hash.
+            self.hold(kind, name)
+        }));
+        self.numbers = numbers;
+    }
+
     fn named(&self, kind: ResourceKind, name: &str) -> Option<Number> {
-        let found = self.names.find(self.hash(kind, name), |&number| {
-            self.entries[number as usize]
-                .as_ref()
-                .is_some_and(|entry| entry.info.kind == kind && &*entry.info.name == name)
+        let hash = self.hash(kind, name);
+        let found = self.names.find(hash, |&number| {
+            self.entries[number as usize].as_ref().is_some_and(|entry| {
+                entry.hash == hash && entry.info.kind == kind && &*entry.info.name == name
+            })
         });
         found.copied()
     }
@@ -139,6 +165,11 @@ impl Handles {
         self.names.insert_unique(hash, number, |&number| {
             entries[number as usize].as_ref().map_or(0, |entry| entry.hash)
         });
+        self.place(handle, number);
+    }
+
+    /// The handle at this slot has this number.
+    fn place(&mut self, handle: HandlePtr, number: Number) {
         let slab = handle.0.slab_bits() as usize;
         debug_assert!(slab < MAX_SLABS as usize);
         if self.places.len() <= slab {
@@ -159,6 +190,35 @@ impl Handles {
         }
         self.free.push(number);
         Some(info)
+    }
+
+    /// The handle has moved: it is found at another slot, by the same name.
+    pub fn relocate(&mut self, from: HandlePtr, to: HandlePtr) {
+        let Some(number) = self.number(from) else { return };
+        if let Some(page) = &mut self.places[from.0.slab_bits() as usize] {
+            page[from.0.unit() as usize] = NONE;
+        }
+        self.place(to, number);
+        if let Some(entry) = &mut self.entries[number as usize] {
+            entry.handle = to;
+        }
+    }
+
+    /// The handle with this number, which may be none, of [`numbers`](Self::numbers).
+    pub fn nth(&self, number: usize) -> Option<HandlePtr> {
+        Some(self.entries.get(number)?.as_ref()?.handle)
+    }
+
+    /// Handles have numbers below this.
+    pub fn numbers(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// The handles that lie in a slab.
+    pub fn in_slab(&self, slab: SlabIndex) -> impl Iterator<Item = HandlePtr> {
+        let page = self.places.get(slab.get() as usize).and_then(Option::as_ref);
+        let numbers = page.into_iter().flat_map(|page| page.iter()).filter(|&&number| number != NONE);
+        numbers.filter_map(|&number| self.nth(number as usize))
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (HandlePtr, &Info)> {
@@ -185,7 +245,7 @@ mod tests {
     use crate::directory::Directory;
 
     fn info(kind: u32, name: &str) -> Info {
-        let entry = Directory::entry(SlotPtr::from_bits(1), 0);
+        let entry = Directory::entry(0, 0);
         Info { kind: ResourceKind(kind), name: name.into(), refs: 0, seen: false, published: false, entry }
     }
 
@@ -207,6 +267,16 @@ mod tests {
             assert_eq!(handles.get(ptr(i)).is_some(), i % 3 != 0);
         }
         assert!(handles.get(HandlePtr::new(SlotPtr::from_bits(u32::MAX))).is_none());
+        let mut found = vec![];
+        handles.hold_all(ResourceKind(1), &["name-1", "name-9999", "name-0", "name-1"], &mut found);
+        assert_eq!(found, [Some(ptr(2)), None, None, Some(ptr(2))]);
+        assert_eq!(handles.get(ptr(2)).unwrap().refs, 2);
+        let elsewhere = HandlePtr::new(SlotPtr::from_bits(7 * UNITS_PER_SLAB + 5));
+        handles.relocate(ptr(1), elsewhere);
+        assert!(handles.get(ptr(1)).is_none());
+        assert_eq!(handles.find(ResourceKind(2), "name-0"), Some(elsewhere));
+        assert!(handles.in_slab(SlabIndex::new(7).unwrap()).any(|found| found == elsewhere));
+        assert!((0..handles.numbers()).any(|number| handles.nth(number) == Some(elsewhere)));
         handles.insert(ptr(0), info(3, "again"));
         assert_eq!(handles.find(ResourceKind(3), "again"), Some(ptr(0)));
         assert_eq!(handles.iter().count(), handles.len());

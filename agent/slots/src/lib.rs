@@ -20,6 +20,7 @@ mod background;
 mod backing;
 mod budget;
 mod class;
+mod compaction;
 mod config;
 mod directory;
 mod draft;

@@ -22,11 +22,14 @@ pub(crate) struct Quarantine {
     pending: Vec<Item>,
     waiting: Vec<Item>,
     running: bool,
+    /// How many of the items are handles.
+    handles: usize,
 }
 
 impl Quarantine {
     /// Puts something in.
     pub fn push(&mut self, item: Item) {
+        self.handles += usize::from(matches!(item, Item::Handle(_)));
         #[cfg(loom)]
         if self.running && crate::model::is_faulty(crate::model::Fault::EarlyBarrier) {
             return self.waiting.push(item);
@@ -49,13 +52,20 @@ impl Quarantine {
     /// The barrier that [`begin`](Self::begin) asked for is over. What it freed.
     pub fn end(&mut self) -> Vec<Item> {
         self.running = false;
-        std::mem::take(&mut self.waiting)
+        let freed = std::mem::take(&mut self.waiting);
+        self.handles -= freed.iter().filter(|item| matches!(item, Item::Handle(_))).count();
+        freed
     }
 
     /// The barrier failed: nothing is freed, all of it waits for the next.
     pub fn failed(&mut self) {
         self.running = false;
         self.pending.append(&mut self.waiting);
+    }
+
+    /// Whether handles wait: the version behind each is retired after them.
+    pub fn holds_handles(&self) -> bool {
+        self.handles > 0
     }
 
     /// How many items wait.
@@ -83,5 +93,10 @@ mod tests {
         assert_eq!(quarantine.len(), 1);
         assert!(quarantine.begin());
         assert_eq!(quarantine.end(), [slot(2)]);
+        assert!(!quarantine.holds_handles());
+        quarantine.push(Item::Handle(HandlePtr::new(SlotPtr::from_bits(3))));
+        assert!(quarantine.holds_handles() && quarantine.begin() && quarantine.holds_handles());
+        quarantine.end();
+        assert!(!quarantine.holds_handles());
     }
 }

@@ -12,7 +12,7 @@ use slotmesh_records::{
 
 use crate::{
     BackingError, Contradiction, HandlePtr, ResourceKind, SlotClass,
-    directory::{Directory, PAGE_BYTES, PAGE_ENTRIES},
+    directory::{Directory, Entry, PAGE_BYTES, PAGE_ENTRIES},
     engine::read,
     handles::{Handles, Info},
     sync::Arena,
@@ -68,7 +68,16 @@ pub(crate) struct Found {
     pub recovered: Recovered,
     /// Handles that lead nowhere and to which nothing refers.
     pub unused: Vec<HandlePtr>,
+    /// What is left of handles that were being moved: the one of the two that nothing refers to, and its entry.
+    pub left: Vec<(HandlePtr, Entry)>,
     pub is_new: bool,
+}
+
+/// A handle that was being moved when the earlier agent ended: both lead to the same version.
+struct Twin {
+    first: HandlePtr,
+    second: HandlePtr,
+    info: Info,
 }
 
 struct Marker<'a> {
@@ -87,6 +96,7 @@ pub(crate) fn recover(
         directory: Directory::default(),
         recovered: Recovered::default(),
         unused: Vec::new(),
+        left: Vec::new(),
         is_new: false,
     };
     let mut marker = Marker { arena, table };
@@ -104,39 +114,43 @@ pub(crate) fn recover(
         return Err(damaged("another record layout", SlotPtr::SUPERBLOCK));
     }
 
-    let mut trees = Vec::new();
+    let mut pages = Vec::new();
     let mut page = superblock.directory.ptr();
-    let mut is_newest = true;
     while !page.is_null() {
         let slot = marker.mark(page)?;
         let record = typed::<DirectoryPage>(slot, page)?;
-        let next = record.next.ptr();
         if record.header.count != PAGE_ENTRIES || slot.len() < PAGE_BYTES {
             return Err(damaged("a short page of the directory", page));
         }
         let entries: &[SlotPtr] = bytemuck::try_cast_slice(&slot[size_of::<DirectoryPage>()..PAGE_BYTES])
             .map_err(|_| damaged("a misaligned page", page))?;
-        let entries: Vec<SlotPtr> = entries.to_vec();
-        found.directory.add_page(page, is_newest, |i| entries[i as usize].is_null());
+        pages.push((page, entries));
+        page = record.next.ptr();
+    }
+    let mut trees = Vec::new();
+    let mut twins: Vec<Twin> = Vec::new();
+    for (page, entries) in pages.into_iter().rev() {
+        let number = found.directory.add_page(page, |i| entries[i as usize].is_null());
         for (i, &ptr) in entries.iter().enumerate().filter(|(_, ptr)| !ptr.is_null()) {
-            let entry = Directory::entry(page, i as u32);
+            let entry = Directory::entry(number, i as u32);
             let (handle, name, current) = marker.handle(ptr)?;
             let kind = ResourceKind(handle.resource);
             let published = !current.is_null();
-            if found.handles.find(kind, &name).is_some() {
-                return Err(damaged("a second handle of the same name", ptr));
-            }
+            let info = Info { kind, name: name.as_str().into(), refs: 0, seen: true, published, entry };
             let handle = HandlePtr::new(ptr);
-            found.handles.insert(
-                handle,
-                Info { kind, name: name.as_str().into(), refs: 0, seen: true, published, entry },
-            );
+            if let Some(first) = found.handles.find(kind, &name) {
+                let is_third = twins.iter().any(|twin| twin.first == first);
+                if is_third || marker.current(first) != current {
+                    return Err(damaged("a second handle of the same name", ptr));
+                }
+                twins.push(Twin { first, second: handle, info });
+                continue;
+            }
+            found.handles.insert(handle, info);
             if published {
                 trees.push((handle, current));
             }
         }
-        page = next;
-        is_newest = false;
     }
     let known: HashSet<SlotPtr> = found.handles.iter().map(|(handle, _)| handle.ptr()).collect();
     for &root in roots.iter().collect::<HashSet<_>>() {
@@ -150,10 +164,26 @@ pub(crate) fn recover(
         }
     }
     for (handle, root) in trees {
-        let version = marker.tree(root, &mut found.handles)?;
+        let version = marker.tree(root, &mut found.handles, &mut twins)?;
         if let Some(info) = found.handles.get(handle) {
             let (kind, name) = (info.kind, info.name.clone());
             found.recovered.resources.push(Resource { kind, name, version, handle });
+        }
+    }
+    for Twin { first, second, info } in twins {
+        let of_first = found.handles.info(first).refs;
+        if of_first > 0 && info.refs > 0 {
+            return Err(damaged("a second handle of the same name", second.ptr()));
+        }
+        if info.refs > 0 {
+            let before = found.handles.remove(first).map(|info| info.entry);
+            found.left.extend(before.map(|entry| (first, entry)));
+            for resource in found.recovered.resources.iter_mut().filter(|one| one.handle == first) {
+                resource.handle = second;
+            }
+            found.handles.insert(second, info);
+        } else {
+            found.left.push((second, info.entry));
         }
     }
     found.unused = found
@@ -181,6 +211,12 @@ impl<'a> Marker<'a> {
         }
     }
 
+    /// The version that a handle leads to, which was marked.
+    fn current(&self, handle: HandlePtr) -> SlotPtr {
+        let slot = self.arena.slot(handle.ptr(), size_of::<Handle>());
+        slot.map_or(SlotPtr::NULL, |slot| read::<Handle>(slot).current)
+    }
+
     fn handle(&mut self, ptr: SlotPtr) -> Result<(Handle, String, SlotPtr), RecoverError> {
         let slot = self.mark(ptr)?;
         let handle = typed::<Handle>(slot, ptr)?;
@@ -193,7 +229,12 @@ impl<'a> Marker<'a> {
     }
 
     /// Marks a version and counts what it refers to; the version's number.
-    fn tree(&mut self, root: SlotPtr, handles: &mut Handles) -> Result<u64, RecoverError> {
+    fn tree(
+        &mut self,
+        root: SlotPtr,
+        handles: &mut Handles,
+        twins: &mut [Twin],
+    ) -> Result<u64, RecoverError> {
         let mut stack = vec![root];
         let mut version = None;
         while let Some(ptr) = stack.pop() {
@@ -203,9 +244,12 @@ impl<'a> Marker<'a> {
                 Points::Owned => stack.push(target),
                 Points::Ref => match handles.get_mut(HandlePtr::new(target)) {
                     Some(info) => info.refs += 1,
-                    None => unknown = Some(target),
+                    None => match twins.iter_mut().find(|twin| twin.second.ptr() == target) {
+                        Some(twin) => twin.info.refs += 1,
+                        None => unknown = Some(target),
+                    },
                 },
-                Points::Nothing => {}
+                Points::Nothing | Points::Within => {}
             })
             .map_err(|error: Malformed| damaged(&error.to_string(), ptr))?;
             if let Some(target) = unknown {

@@ -78,7 +78,7 @@ impl Engine {
             pointers(slot, |points, target| match points {
                 Points::Owned => stack.push(target),
                 Points::Ref => handles.push(target),
-                Points::Nothing => {}
+                Points::Nothing | Points::Within => {}
             })
             .ok()?;
             for handle in handles {

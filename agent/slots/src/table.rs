@@ -1,16 +1,19 @@
 //! The slot table: which slots of which slabs are idle, used and retired.
 //!
-//! Slots are handed out last in, first out: what became idle last is taken first, while it is in the
+//! Slots are taken from the fullest slabs, so that those with few used slots become wholly idle. Among the
+//! slabs that are equally full, to an eighth, what became idle last is taken first, while it is in the
 //! processor's caches.
 //!
 //! A slab serves one class at a time. A slab whose slots are all idle belongs to no class and can
-//! take any; that needs no system call, as a class is only this table's way to cut a slab up.
+//! take any; that needs no system call, as a class is only this table's way to cut a slab up. Of a slab that
+//! is being *emptied* no slot is taken.
 //!
-//! Nothing here takes longer the more slabs there are: a slab knows its place in its class's list, and
+//! Nothing here takes longer the more slabs there are: a slab knows its place in its class's lists, and
 //! which slabs are wholly idle or missing are sets of bits. A slab that is wholly idle is taken from the
-//! lowest index up and given back from the highest down, so that what is used stays together.
+//! lowest index up and given back from the highest down, so that what is used stays together. Only the choice
+//! of slabs to be emptied looks at all that have idle slots.
 
-use slotmesh_records::{MAX_SLABS, SlabIndex, SlotPtr};
+use slotmesh_records::{MAX_SLABS, SLAB_BYTES, SlabIndex, SlotPtr, UNITS_PER_SLAB};
 
 use crate::{SlotClass, slab_set::SlabSet};
 
@@ -28,6 +31,9 @@ pub struct ClassStats {
 /// How many slots of a class the table remembers as idle lately. What is beyond is found by its bit.
 const RECENT: usize = 1024;
 
+/// How many lists of slabs with idle slots a class has: the fullest in the first.
+const LISTS: usize = 8;
+
 /// One bit a slot; the largest number of slots is that of the smallest class.
 type Bits = [u64; 16];
 
@@ -37,20 +43,53 @@ struct Slab {
     idle: Bits,
     used: Bits,
     idle_count: u16,
-    /// Where the slab stands in its class's list of slabs with idle slots.
-    listed: Option<u32>,
+    used_count: u16,
+    /// Where the slab stands in which of its class's lists of slabs with idle slots.
+    listed: Option<(u8, u32)>,
+    /// What is used of it is being moved elsewhere: it is in no list.
+    emptying: bool,
+    /// How many slots were used when it could not be emptied: not worth a try while there are as many.
+    stuck: u16,
+}
+
+impl Slab {
+    const IDLE: Self = Self {
+        class: None,
+        idle: [0; 16],
+        used: [0; 16],
+        idle_count: 0,
+        used_count: 0,
+        listed: None,
+        emptying: false,
+        stuck: 0,
+    };
+
+    /// The list of slabs that are as full; there are idle slots.
+    fn list(&self, class: SlotClass) -> usize {
+        usize::from((self.idle_count - 1) * class.units()) * LISTS / UNITS_PER_SLAB as usize
+    }
+
+    /// Whether it becomes wholly idle by grace periods alone.
+    fn is_retired(&self, class: SlotClass) -> bool {
+        self.used_count == 0 && self.idle_count < class.slots_per_slab()
+    }
 }
 
 /// See the module's comment.
 #[derive(Debug)]
 pub(crate) struct SlotTable {
     slabs: Vec<Option<Box<Slab>>>,
-    open: [Vec<SlabIndex>; SlotClass::COUNT],
+    /// The slabs with idle slots of each class, the fullest in the first list.
+    open: [[Vec<SlabIndex>; LISTS]; SlotClass::COUNT],
+    /// One bit a list that isn't empty.
+    filled: [u8; SlotClass::COUNT],
     /// Slots that became idle, the last one last. Some may have been taken since, or be of another class
     /// by now: the bits decide.
     recent: [Vec<SlotPtr>; SlotClass::COUNT],
     empty: SlabSet,
     missing: SlabSet,
+    /// Slabs that become wholly idle by grace periods alone.
+    retired: u32,
     stats: [ClassStats; SlotClass::COUNT],
 }
 
@@ -59,9 +98,11 @@ impl Default for SlotTable {
         Self {
             slabs: Vec::new(),
             open: Default::default(),
+            filled: Default::default(),
             recent: Default::default(),
             empty: SlabSet::default(),
             missing: SlabSet::full(),
+            retired: 0,
             stats: Default::default(),
         }
     }
@@ -75,21 +116,23 @@ impl SlotTable {
             self.slabs.resize_with(index + 1, || None);
         }
         assert!(self.slabs[index].is_none(), "slab {slab} is added twice");
-        self.slabs[index] =
-            Some(Box::new(Slab { class: None, idle: [0; 16], used: [0; 16], idle_count: 0, listed: None }));
+        self.slabs[index] = Some(Box::new(Slab::IDLE));
         self.empty.insert(slab);
         self.missing.remove(slab);
     }
 
-    /// Takes an idle slot; `None` where there is none.
+    /// Takes an idle slot, of the fullest slab that has one; `None` where there is none.
     pub fn take(&mut self, class: SlotClass) -> Option<SlotPtr> {
+        let filled = self.filled[class.index()];
+        let list = filled.trailing_zeros() as usize;
         while let Some(ptr) = self.recent[class.index()].pop() {
-            if let Some((slab, slot)) = self.idle(ptr, class) {
+            if let Some((slab, slot)) = self.idle(ptr, class, list) {
                 self.move_bit(slab, slot, State::Idle, State::Used);
                 return Some(ptr);
             }
         }
-        let index = match self.open[class.index()].last() {
+        let fullest = self.open[class.index()].get(list).and_then(|slabs| slabs.last());
+        let index = match fullest {
             Some(&index) => index,
             None => self.assign(class)?,
         };
@@ -119,13 +162,16 @@ impl SlotTable {
         self.move_bit(slab, slot, State::Used, State::Idle);
     }
 
-    /// Where an idle slot of this class lies; `None` where it isn't one.
-    fn idle(&self, ptr: SlotPtr, class: SlotClass) -> Option<(SlabIndex, u32)> {
+    /// Where an idle slot of this class lies in a slab of this list; `None` where it isn't one.
+    fn idle(&self, ptr: SlotPtr, class: SlotClass, list: usize) -> Option<(SlabIndex, u32)> {
         let index = ptr.slab()?;
         let slab = self.slabs.get(index.get() as usize)?.as_ref()?;
+        if slab.class != Some(class) || slab.listed.is_none_or(|(found, _)| usize::from(found) != list) {
+            return None;
+        }
         let units = u32::from(class.units());
         let slot = ptr.unit() / units;
-        let idle = slab.class == Some(class) && slab.idle[slot as usize / 64] & 1 << (slot % 64) != 0;
+        let idle = slab.idle[slot as usize / 64] & 1 << (slot % 64) != 0;
         (idle && ptr.unit().is_multiple_of(units)).then_some((index, slot))
     }
 
@@ -208,14 +254,12 @@ impl SlotTable {
         let slots = class.slots_per_slab();
         slab.class = Some(class);
         slab.idle_count = slots;
-        let open = &mut self.open[class.index()];
-        slab.listed = Some(open.len() as u32);
-        open.push(index);
         for (word, bits) in slab.idle.iter_mut().enumerate() {
             let left = u32::from(slots).saturating_sub(word as u32 * 64);
             *bits = if left >= 64 { u64::MAX } else { (1 << left) - 1 };
         }
         self.stats[class.index()].idle += u64::from(slots);
+        self.list(index, class);
     }
 
     fn locate(&self, ptr: SlotPtr) -> (SlabIndex, u32) {
@@ -236,6 +280,7 @@ impl SlotTable {
             (true, true) => unreachable!("slot {index}:{slot} is idle and used"),
         };
         assert_eq!(found, from, "slot {slot} of slab {index} ({class} bytes) can't become {to:?}");
+        self.retired -= u32::from(slab.is_retired(class));
         slab.idle[word] &= !bit;
         slab.used[word] &= !bit;
         let stats = &mut self.stats[class.index()];
@@ -244,7 +289,10 @@ impl SlotTable {
                 slab.idle_count -= 1;
                 stats.idle -= 1;
             }
-            State::Used => stats.used -= 1,
+            State::Used => {
+                slab.used_count -= 1;
+                stats.used -= 1;
+            }
             State::Retired => stats.retired -= 1,
         }
         match to {
@@ -260,36 +308,138 @@ impl SlotTable {
             }
             State::Used => {
                 slab.used[word] |= bit;
+                slab.used_count += 1;
                 stats.used += 1;
             }
             State::Retired => stats.retired += 1,
         }
-        if slab.idle_count == 0 {
-            self.unlist(index, class);
-        } else if slab.idle_count == class.slots_per_slab() {
+        self.retired += u32::from(slab.is_retired(class));
+        if slab.idle_count == class.slots_per_slab() {
             // Wholly idle: any class may have it.
-            slab.class = None;
-            slab.idle = [0; 16];
-            slab.idle_count = 0;
             stats.idle -= u64::from(class.slots_per_slab());
             self.unlist(index, class);
+            **self.slabs[index.get() as usize].as_mut().expect("the slab exists") = Slab::IDLE;
             self.empty.insert(index);
-        } else if slab.listed.is_none() {
-            let open = &mut self.open[class.index()];
-            slab.listed = Some(open.len() as u32);
-            open.push(index);
+        } else {
+            self.list(index, class);
         }
     }
 
-    /// Takes a slab off its class's list, if it stands there; the last of the list takes its place.
+    /// Puts a slab where it stands by its idle slots: in one of its class's lists, or in none.
+    fn list(&mut self, index: SlabIndex, class: SlotClass) {
+        let slab = self.slabs[index.get() as usize].as_mut().expect("the slab exists");
+        let list = (slab.idle_count > 0 && !slab.emptying).then(|| slab.list(class));
+        if slab.listed.map(|(list, _)| usize::from(list)) == list {
+            return;
+        }
+        self.unlist(index, class);
+        let Some(list) = list else { return };
+        let open = &mut self.open[class.index()][list];
+        let slab = self.slabs[index.get() as usize].as_mut().expect("the slab exists");
+        slab.listed = Some((list as u8, open.len() as u32));
+        open.push(index);
+        self.filled[class.index()] |= 1 << list;
+    }
+
+    /// Takes a slab off its class's list, if it stands in one; the last of the list takes its place.
     fn unlist(&mut self, index: SlabIndex, class: SlotClass) {
         let slab = self.slabs[index.get() as usize].as_mut().expect("the slab exists");
-        let Some(place) = slab.listed.take() else { return };
-        let open = &mut self.open[class.index()];
+        let Some((list, place)) = slab.listed.take() else { return };
+        let open = &mut self.open[class.index()][usize::from(list)];
         open.swap_remove(place as usize);
-        if let Some(&moved) = open.get(place as usize) {
-            self.slabs[moved.get() as usize].as_mut().expect("a listed slab exists").listed = Some(place);
+        if open.is_empty() {
+            self.filled[class.index()] &= !(1 << list);
         }
+        if let Some(&moved) = open.get(place as usize) {
+            self.slabs[moved.get() as usize].as_mut().expect("a listed slab exists").listed =
+                Some((list, place));
+        }
+    }
+
+    /// Chooses slabs whose used slots fit into the other slabs of their classes, the emptiest first, at most `most` of
+    /// a class, and of which at most `share` eighths are used; from now on no slot of them is taken. Not the first
+    /// slab, where the superblock lies, and none that only waits for grace periods.
+    pub fn begin_emptying(&mut self, share: u32, most: usize) -> Vec<SlabIndex> {
+        let mut chosen = Vec::new();
+        for class in SlotClass::all() {
+            let slots = u32::from(class.slots_per_slab());
+            let listed = self.open[class.index()].iter().flatten().filter_map(|&index| {
+                let slab = self.slabs[index.get() as usize].as_ref()?;
+                let candidate = index.get() != 0 && slab.stuck != slab.used_count;
+                Some((u32::from(slab.used_count), u32::from(slab.idle_count), index, candidate))
+            });
+            let mut slabs: Vec<_> = listed.filter(|&(used, ..)| used > 0).collect();
+            slabs.sort_unstable_by_key(|&(used, _, index, _)| (used, index));
+            let mut room: u32 = slabs.iter().map(|&(_, idle, ..)| idle).sum();
+            let candidates = slabs.into_iter().filter(|&(.., candidate)| candidate).take(most);
+            for (used, idle, index, _) in candidates {
+                if idle + used > room || used * 8 > slots * share {
+                    break;
+                }
+                room -= idle + used;
+                chosen.push(index);
+            }
+        }
+        for &index in &chosen {
+            let slab = self.slabs[index.get() as usize].as_mut().expect("a listed slab exists");
+            slab.emptying = true;
+            let class = slab.class.expect("a listed slab has a class");
+            self.list(index, class);
+        }
+        chosen
+    }
+
+    /// The slabs are emptied as far as they can be: those with used slots serve their class again; those without
+    /// are wholly idle when the last grace period has passed. How many have used slots.
+    pub fn end_emptying(&mut self, slabs: &[SlabIndex]) -> usize {
+        let mut left = 0;
+        for index in slabs {
+            let Some(slab) = self.slabs.get_mut(index.get() as usize).and_then(Option::as_mut) else {
+                continue;
+            };
+            if slab.emptying && slab.used_count > 0 {
+                slab.stuck = slab.used_count;
+                left += 1;
+            }
+        }
+        self.serve_again(slabs, |slab| slab.used_count > 0);
+        left
+    }
+
+    /// The slabs serve their classes again.
+    pub fn stop_emptying(&mut self, slabs: &[SlabIndex]) {
+        self.serve_again(slabs, |_| true);
+    }
+
+    fn serve_again(&mut self, slabs: &[SlabIndex], which: impl Fn(&Slab) -> bool) {
+        for &index in slabs {
+            let Some(slab) = self.slabs.get_mut(index.get() as usize).and_then(Option::as_mut) else {
+                continue;
+            };
+            if let Some(class) = slab.class.filter(|_| slab.emptying && which(slab)) {
+                slab.emptying = false;
+                self.list(index, class);
+            }
+        }
+    }
+
+    /// Whether what is used of this slot's slab is being moved elsewhere.
+    pub fn is_emptying(&self, ptr: SlotPtr) -> bool {
+        self.slabs.get(ptr.slab_bits() as usize).and_then(Option::as_ref).is_some_and(|slab| slab.emptying)
+    }
+
+    /// Bytes of the idle slots that serve records of this class: of slots of its size or larger, and of slabs that
+    /// are wholly idle.
+    pub fn usable(&self, class: SlotClass) -> u64 {
+        let larger = SlotClass::all().skip(class.index());
+        let slots: u64 = larger.map(|class| self.stats[class.index()].idle * class.bytes() as u64).sum();
+        slots + u64::from(self.empty.len()) * SLAB_BYTES as u64
+    }
+
+    /// Whether a slot that serves records of this class becomes idle by grace periods alone.
+    pub fn may_free(&self, class: SlotClass) -> bool {
+        self.retired > 0
+            || SlotClass::all().skip(class.index()).any(|class| self.stats[class.index()].retired > 0)
     }
 }
 

@@ -2,6 +2,7 @@
 //! finds after the old one is gone.
 
 mod damage;
+mod peak;
 mod pressure;
 
 use std::{
@@ -93,6 +94,12 @@ fn open_with(pins: &Arc<Pins>, roots: &[SlotPtr], config: Config) -> (Engine, Re
     let (range, arena): (_, Arena) = Reservation::new(16).unwrap();
     let backing: Arc<dyn Backing> = Arc::new(Files { pins: pins.clone(), range });
     Engine::open(&backing, arena, config, roots, Arc::new(|| {})).unwrap()
+}
+
+fn open_with_slabs(pins: &Arc<Pins>, slabs: u32, config: Config) -> (Engine, Recovered) {
+    let (range, arena): (_, Arena) = Reservation::new(slabs).unwrap();
+    let backing: Arc<dyn Backing> = Arc::new(Files { pins: pins.clone(), range });
+    Engine::open(&backing, arena, config, &[], Arc::new(|| {})).unwrap()
 }
 
 fn assignment(engine: &mut Engine, name: &str, ports: &[u16], version: u64) -> Result<HandlePtr, Full> {

@@ -12,6 +12,7 @@ use slotmesh_xds::envoy::envoy::config::{
 };
 
 use super::{At, Invalid, invalid, refuse_set, socket_address, unsupported};
+use crate::maglev::Tables;
 
 /// The endpoints that can be chosen, by family, in the order of the message.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,6 +25,8 @@ pub struct Endpoints<'m> {
     pub localities: Vec<Locality<'m>>,
     /// Whether a cluster chooses among them by the source: clusters say so, not load assignments.
     pub hashed: bool,
+    /// The tables for that, where they have been made.
+    pub tables: Option<Tables>,
 }
 
 /// One endpoint.
@@ -95,6 +98,7 @@ impl<'m> Endpoints<'m> {
             v6: Vec::new(),
             localities: Vec::with_capacity(localities.len()),
             hashed: false,
+            tables: None,
         };
         for (i, locality) in localities.iter().enumerate() {
             let at = at.element("endpoints", i);

@@ -1,8 +1,8 @@
 //! `envoy.config.listener.v3.Listener`
 
-use std::{borrow::Cow, net::SocketAddr, num::NonZeroU16};
+use std::{borrow::Cow, collections::HashSet, net::SocketAddr, num::NonZeroU16};
 
-use slotmesh_records::Chains;
+use slotmesh_records::WideListener;
 use slotmesh_xds::envoy::{
     envoy::{
         config::{
@@ -33,9 +33,6 @@ const INSPECTORS: [&str; 2] = [
     "type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector",
     "type.googleapis.com/envoy.extensions.filters.listener.http_inspector.v3.HttpInspector",
 ];
-
-/// The most addresses of a listener: they have one slot.
-const MOST_VIPS: usize = 200;
 
 /// Virtual addresses and where connections to them go.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,8 +127,8 @@ impl<'m> Listener<'m> {
             inspector(&At::ROOT.element("listener_filters", i), filter)?;
         }
         let count = additional_addresses.len() + 1;
-        if count > MOST_VIPS {
-            let what = format!("{count} addresses; at most {MOST_VIPS}");
+        if count > WideListener::VIPS {
+            let what = format!("{count} addresses; at most {}", WideListener::VIPS);
             return Err(unsupported("additional_addresses", what));
         }
         let mut vips = Vec::with_capacity(count);
@@ -162,15 +159,12 @@ fn chains<'m>(
     if chains.is_empty() && default.is_none() {
         return Err(invalid("filter_chains", "there is none"));
     }
-    if chains.len() > Chains::CAPACITY as usize {
-        let what = format!("{} filter chains; at most {}", chains.len(), Chains::CAPACITY);
-        return Err(unsupported("filter_chains", what));
-    }
     let mut valid: Vec<Chain<'m>> = Vec::with_capacity(chains.len() + 1);
+    let mut matched = HashSet::with_capacity(chains.len());
     for (i, chain) in chains.iter().enumerate() {
         let at = At::ROOT.element("filter_chains", i);
         let chain = Chain::from_proto(&at, chain)?;
-        if valid.iter().any(|other| other.port == chain.port) {
+        if !matched.insert(chain.port) {
             let what = match chain.port {
                 Some(port) => format!("an earlier chain matches destination port {port}, too"),
                 None => "an earlier chain matches all connections, too".to_owned(),
@@ -188,7 +182,7 @@ fn chains<'m>(
                 "the default chain matches what is left",
             ));
         }
-        if valid.iter().any(|other| other.port.is_none()) {
+        if matched.contains(&None) {
             return Err(unsupported(at, "never chosen, as another chain matches all connections"));
         }
         valid.push(chain);

@@ -510,12 +510,11 @@ fn listeners() {
         m.filter_chains.clear() => "filter_chains";
         m.default_filter_chain = m.filter_chains.first().cloned() => "default_filter_chain";
         m.filter_chains.push(m.filter_chains[0].clone()) => "filter_chains[1].filter_chain_match";
-        m.filter_chains = vec![m.filter_chains[0].clone(); 65] => "filter_chains";
         m.filter_chains[0].filter_chain_match = on_port(0)
             => format!("{CHAIN}.filter_chain_match.destination_port");
         m.filter_chains[0].filter_chain_match = on_port(65_536)
             => format!("{CHAIN}.filter_chain_match.destination_port");
-        m.additional_addresses = vec![<_>::default(); 200] => "additional_addresses";
+        m.additional_addresses = vec![<_>::default(); slotmesh_records::WideListener::VIPS] => "additional_addresses";
         m.filter_chains[0].use_proxy_proto = ON => format!("{CHAIN}.use_proxy_proto");
         m.filter_chains[0].transport_socket = Some(tls()) => format!("{CHAIN}.transport_socket");
         m.filter_chains[0].filter_chain_match = Some(listener::FilterChainMatch {

@@ -41,7 +41,7 @@ pub(crate) fn render(RunningNow { clusters, endpoints, sockets }: RunningNow) ->
     counted.set(i64::try_from(endpoints).unwrap_or(i64::MAX));
     registry.register(
         "endpoints_counted",
-        "Endpoints at which connections are counted, for LeastConnections; at most 65536",
+        "Endpoints at which connections are counted, for LeastConnections; at most --max-counted-endpoints",
         counted,
     );
     let recorded = Gauge::<i64>::default();

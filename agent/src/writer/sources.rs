@@ -59,6 +59,7 @@ impl Writer {
         }
         self.rewrite(assignment, true)?;
         self.hashed.insert(assignment.to_owned(), 1);
+        self.hashed_names.insert(assignment);
         Ok(())
     }
 
@@ -68,6 +69,7 @@ impl Writer {
         *clusters -= 1;
         if *clusters == 0 {
             self.hashed.remove(assignment);
+            self.hashed_names.remove(assignment);
             if let Err(error) = self.rewrite(assignment, false) {
                 tracing::info!(assignment, %error, "its table of sources stays until its next version");
             }

@@ -6,10 +6,11 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use slotmesh_ads::{Sink as _, Update};
-use slotmesh_agent::{Agent, Options, SetSlotsError, metrics::Metrics};
+use slotmesh_agent::{Agent, MapSizes, Options, SetSlotsError, metrics::Metrics};
 use slotmesh_slots::Config;
 use slotmesh_xds::{Rejection, Resource, ResourceName, ResourceType};
 
@@ -20,15 +21,20 @@ pub(crate) struct Bench {
     runtime: tokio::runtime::Runtime,
     pin_root: PathBuf,
     slots: Config,
+    pub(crate) maps: MapSizes,
 }
 
 impl Bench {
     pub(crate) fn new(slots: Config) -> Self {
+        Self::with_maps(slots, MapSizes::default())
+    }
+
+    pub(crate) fn with_maps(slots: Config, maps: MapSizes) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
         let pin_root = PathBuf::from(format!("/sys/fs/bpf/slotmesh-test-{}-{n}", std::process::id()));
-        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-        let mut bench = Self { agent: None, metrics: Arc::default(), runtime, pin_root, slots };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+        let mut bench = Self { agent: None, metrics: Arc::default(), runtime, pin_root, slots, maps };
         bench.start();
         bench
     }
@@ -43,6 +49,7 @@ impl Bench {
             pin_root: self.pin_root.clone(),
             slots: self.slots,
             sockets: slotmesh_agent::memory::SOCKETS,
+            maps: self.maps,
             workloads: Vec::new(),
         }
     }
@@ -82,6 +89,24 @@ impl Bench {
 
     pub(crate) fn stats(&self) -> slotmesh_slots::Stats {
         self.runtime.block_on(self.agent().handle().stats()).expect("the agent runs").0
+    }
+
+    /// What the agent wants to be sent again within this time, while things `change`; returns with the first.
+    pub(crate) fn retries_within(
+        &self,
+        time: Duration,
+        change: impl Fn(),
+    ) -> Vec<(ResourceType, ResourceName)> {
+        let handle = self.agent().handle();
+        let started = Instant::now();
+        while started.elapsed() < time {
+            change();
+            let retry = async { tokio::time::timeout(Duration::from_millis(50), handle.room()).await };
+            if let Ok(due) = self.runtime.block_on(retry) {
+                return due;
+            }
+        }
+        Vec::new()
     }
 
     pub(crate) fn set_slots(&self, config: Config) -> Result<(), SetSlotsError> {

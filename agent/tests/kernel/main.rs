@@ -10,8 +10,10 @@ mod counts;
 mod enrol;
 mod readback;
 mod restart;
+mod retry;
 mod rich;
 mod running;
+mod sizes;
 mod start;
 
 pub(crate) use bench::Bench;

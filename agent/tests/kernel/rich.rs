@@ -57,9 +57,10 @@ fn one_endpoint(bench: &Bench, names: &[String]) {
 
 #[test]
 fn each_port_has_its_filter_chain() {
-    let bench = bench();
-    for count in [1_u16, 4, 5, 63] {
-        let ports: Vec<u16> = (0..count).map(|i| 100 + i * 1000 % 997).collect();
+    let mut bench = bench();
+    // One slot of chains, and of addresses, holds some 200.
+    for count in [1_u16, 4, 63, 204, 205, 1_000, 5] {
+        let ports: Vec<u16> = (0..count).map(|i| 100 + (u32::from(i) * 1_009 % 9_973) as u16).collect();
         let name = |port: u16| format!("outbound|{port}||kube-dns.kube-system.svc.cluster.local");
         let rest = "rest".to_owned();
         let mut names: Vec<String> = ports.iter().map(|&port| name(port)).collect();
@@ -70,22 +71,22 @@ fn each_port_has_its_filter_chain() {
             .iter()
             .map(|&port| chain(&format!("chain of {port}"), Some(port), tcp_filter(&[(name(port), 1)])))
             .collect();
-        let vips: Vec<SocketAddr> = ports.iter().copied().chain([99, 2000]).map(at).collect();
+        let vips: Vec<SocketAddr> = ports.iter().copied().chain([99, 20_000]).map(at).collect();
         let without = listener_of("l", &vips, chains.clone(), None);
         assert_eq!(bench.upsert(Listener, vec![without]), []);
         for &port in &ports {
             assert_eq!(cluster_of(&bench, at(port)), Some(name_hash(&name(port))), "{port} of {count}");
         }
-        assert_eq!([99, 2000].map(|port| cluster_of(&bench, at(port))), [None, None], "no chain matches");
+        assert_eq!([99, 20_000].map(|port| cluster_of(&bench, at(port))), [None, None], "no chain matches");
 
         // The one that matches all may be among them, or be the default.
         let all = chain("all", None, tcp_filter(&[(rest.clone(), 1)]));
         let default = listener_of("l", &vips, chains.clone(), Some(all.clone()));
         assert_eq!(bench.upsert(Listener, vec![default]), []);
-        assert_eq!([99, 2000].map(|port| cluster_of(&bench, at(port))), [Some(name_hash(&rest)); 2]);
+        assert_eq!([99, 20_000].map(|port| cluster_of(&bench, at(port))), [Some(name_hash(&rest)); 2]);
         chains.insert(0, all);
         assert_eq!(bench.upsert(Listener, vec![listener_of("l", &vips, chains, None)]), []);
-        assert_eq!([99, 2000].map(|port| cluster_of(&bench, at(port))), [Some(name_hash(&rest)); 2]);
+        assert_eq!([99, 20_000].map(|port| cluster_of(&bench, at(port))), [Some(name_hash(&rest)); 2]);
 
         let mut sorted = ports.clone();
         sorted.sort_unstable();
@@ -96,7 +97,17 @@ fn each_port_has_its_filter_chain() {
             })
             .collect();
         expected.push(json!({ "name": "all", "port": null, "to": { "cluster": "rest" } }));
-        assert_eq!(shown(&bench, Listener, "l")["chains"], Value::Array(expected));
+        let shown_now = shown(&bench, Listener, "l");
+        assert_eq!(shown_now["chains"], Value::Array(expected));
+        assert_eq!(shown_now["addresses"].as_array().map(Vec::len), Some(vips.len()));
+        // A new agent finds all of it, and which addresses are the listener's.
+        bench.stop();
+        bench.start();
+        assert_eq!(shown(&bench, Listener, "l"), shown_now);
+        assert_eq!(
+            cluster_of(&bench, at(ports[count as usize / 2])),
+            Some(name_hash(&name(ports[count as usize / 2])))
+        );
     }
 }
 

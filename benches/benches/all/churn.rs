@@ -16,7 +16,7 @@ use nix::{
     unistd::Pid,
 };
 use slotmesh_ads::{Sink as _, Update};
-use slotmesh_agent::{Agent, Options, Workload, metrics::Metrics};
+use slotmesh_agent::{Agent, MapSizes, Options, Workload, metrics::Metrics};
 use slotmesh_bench::{report, row, verdict};
 use slotmesh_slots::Config;
 use slotmesh_xds::Resource;
@@ -64,6 +64,7 @@ fn isolated() -> anyhow::Result<()> {
         pin_root: pin_root("churn"),
         slots,
         sockets: slotmesh_agent::memory::SOCKETS,
+        maps: MapSizes::default(),
         workloads: vec![workload],
     };
     let agent = Agent::start(options, Arc::new(Metrics::new()))?;

@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use slotmesh_ads::{Sink as _, Update};
-use slotmesh_agent::{Agent, Options, Workload, metrics::Metrics};
+use slotmesh_agent::{Agent, MapSizes, Options, Workload, metrics::Metrics};
 use slotmesh_bench::{Samples, row, section, show, time, verdict};
 use slotmesh_kernel::Host;
 use slotmesh_slots::Config;
@@ -143,6 +143,7 @@ fn isolated() -> anyhow::Result<()> {
         pin_root: pin_root("connect"),
         slots: Config::default(),
         sockets: slotmesh_agent::memory::SOCKETS,
+        maps: MapSizes::default(),
         workloads: vec![workload],
     };
     let agent = Agent::start(options, Arc::new(Metrics::new()))?;

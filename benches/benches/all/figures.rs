@@ -10,7 +10,9 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use slotmesh_ads::{Sink as _, Update};
-use slotmesh_agent::{Agent, Datapath, Options, Pins as AgentPins, config::Model, flatten, metrics::Metrics};
+use slotmesh_agent::{
+    Agent, Datapath, MapSizes, Options, Pins as AgentPins, config::Model, flatten, metrics::Metrics,
+};
 use slotmesh_bench::{Samples, report, row, show, time, verdict};
 use slotmesh_kernel::{Host, Map, Outer};
 use slotmesh_records::{SLAB_BYTES, UNITS_PER_SLAB};
@@ -103,6 +105,7 @@ fn first_flush(period: Duration) -> anyhow::Result<()> {
             pin_root: pin_root.clone(),
             slots: Config::default(),
             sockets: slotmesh_agent::memory::SOCKETS,
+            maps: MapSizes::default(),
             workloads: Vec::new(),
         };
         let (agent, start) = time(|| Agent::start(options, Arc::new(Metrics::new())));

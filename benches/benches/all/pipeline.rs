@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use slotmesh_ads::{Client, FromStreams, Sink, Subscription, Update};
-use slotmesh_agent::{Agent, Handle, Options, metrics::Metrics};
+use slotmesh_agent::{Agent, Handle, MapSizes, Options, metrics::Metrics};
 use slotmesh_bench::{Samples, row, section, show, verdict};
 use slotmesh_operator::Operator;
 use slotmesh_slots::Config;
@@ -82,6 +82,7 @@ impl Pipeline {
             pin_root: pin_root(&format!("pipeline-{services}")),
             slots: Config::default(),
             sockets: slotmesh_agent::memory::SOCKETS,
+            maps: MapSizes::default(),
             workloads: Vec::new(),
         };
         let agent = Agent::start(options, Arc::new(Metrics::new()))?;

@@ -44,6 +44,8 @@ pub enum Points {
     Owned,
     /// A handle.
     Ref,
+    /// A slot that the same version owns by another path.
+    Within,
 }
 
 /// A field of a record or of a tail element.
@@ -121,7 +123,7 @@ impl<T: 'static> Member for pointer::Owned<T> {
 }
 
 impl<T: 'static> Member for pointer::Within<T> {
-    const SHAPE: Shape = Shape { name: "Within", size: 4, points: Points::Nothing, fields: &[] };
+    const SHAPE: Shape = Shape { name: "Within", size: 4, points: Points::Within, fields: &[] };
 }
 
 impl<T: 'static> Member for pointer::Ref<T> {
@@ -164,15 +166,18 @@ impl Offsets {
     /// The most pointers of a struct; the compiler says where it is too few.
     const MOST: usize = 16;
 
-    const fn of(self, shape: &Shape, base: usize) -> Self {
+    /// With those that lie within the version, or without.
+    const fn of(self, shape: &Shape, base: usize, within: bool) -> Self {
         let mut offsets = self;
-        if !matches!(shape.points, Points::Nothing) {
+        if matches!(shape.points, Points::Owned | Points::Ref)
+            || within && matches!(shape.points, Points::Within)
+        {
             offsets.found[offsets.len] = (base as u16, shape.points);
             offsets.len += 1;
         }
         let mut i = 0;
         while i < shape.fields.len() {
-            offsets = offsets.of(shape.fields[i].shape, base + shape.fields[i].offset);
+            offsets = offsets.of(shape.fields[i].shape, base + shape.fields[i].offset, within);
             i += 1;
         }
         offsets
@@ -180,12 +185,12 @@ impl Offsets {
 
     const NONE: Self = Self { found: [(0, Points::Nothing); Self::MOST], len: 0 };
 
-    fn visit(&self, bytes: &[u8], visit: &mut impl FnMut(Points, SlotPtr)) {
+    fn visit(&self, bytes: &[u8], visit: &mut impl FnMut(usize, Points, SlotPtr)) {
         for &(offset, points) in &self.found[..self.len] {
             let at = usize::from(offset);
             let ptr: SlotPtr = bytemuck::pod_read_unaligned(&bytes[at..at + size_of::<SlotPtr>()]);
             if !ptr.is_null() {
-                visit(points, ptr);
+                visit(at, points, ptr);
             }
         }
     }
@@ -198,6 +203,8 @@ struct Walk {
     element: usize,
     in_fixed: Offsets,
     in_element: Offsets,
+    all_in_fixed: Offsets,
+    all_in_element: Offsets,
 }
 
 /// Kinds are below this.
@@ -209,30 +216,32 @@ static WALKS: [Option<Walk>; KINDS] = {
     let mut i = 0;
     while i < model::LAYOUTS.len() {
         let layout = &model::LAYOUTS[i];
-        let (element, in_element) = match layout.tail {
-            Some(tail) => (tail.size, Offsets::NONE.of(tail, 0)),
-            None => (0, Offsets::NONE),
+        let (element, in_element, all_in_element) = match layout.tail {
+            Some(tail) => (tail.size, Offsets::NONE.of(tail, 0, false), Offsets::NONE.of(tail, 0, true)),
+            None => (0, Offsets::NONE, Offsets::NONE),
         };
-        let in_fixed = Offsets::NONE.of(layout.fixed, 0);
-        walks[layout.kind.get() as usize] =
-            Some(Walk { fixed: layout.fixed.size, element, in_fixed, in_element });
+        walks[layout.kind.get() as usize] = Some(Walk {
+            fixed: layout.fixed.size,
+            element,
+            in_fixed: Offsets::NONE.of(layout.fixed, 0, false),
+            in_element,
+            all_in_fixed: Offsets::NONE.of(layout.fixed, 0, true),
+            all_in_element,
+        });
         i += 1;
     }
     walks
 };
 
-/// Calls `visit` for each slot pointer that is not null in the record at the start of `slot`.
+/// Calls `visit` for each slot pointer that is not null in the record at the start of `slot`, but for those that
+/// lie [within](Points::Within) the version.
 ///
 /// # Errors
 /// Where the bytes are no record; nothing was visited then.
 pub fn pointers(slot: &[u8], mut visit: impl FnMut(Points, SlotPtr)) -> Result<RecordHeader, Malformed> {
-    let header: RecordHeader =
-        bytemuck::try_pod_read_unaligned(slot.get(..size_of::<RecordHeader>()).ok_or(Malformed::TooShort)?)
-            .map_err(|_| Malformed::TooShort)?;
-    let walk = WALKS.get(usize::from(header.kind.get())).and_then(Option::as_ref);
-    let walk = walk.ok_or(Malformed::UnknownKind(header.kind))?;
-    let slot = slot.get(..walk.fixed + walk.element * header.count as usize).ok_or(Malformed::TooShort)?;
-    let (fixed, tail) = slot.split_at(walk.fixed);
+    let (header, walk, record) = record(slot)?;
+    let (fixed, tail) = record.split_at(walk.fixed);
+    let mut visit = |_, points, ptr| visit(points, ptr);
     walk.in_fixed.visit(fixed, &mut visit);
     if walk.in_element.len > 0 {
         for bytes in tail.chunks_exact(walk.element) {
@@ -240,6 +249,35 @@ pub fn pointers(slot: &[u8], mut visit: impl FnMut(Points, SlotPtr)) -> Result<R
         }
     }
     Ok(header)
+}
+
+/// Calls `visit` for each slot pointer of any sort that is not null in the record at the start of `slot`, with
+/// where it stands. How many bytes the record has.
+///
+/// # Errors
+/// Where the bytes are no record; nothing was visited then.
+pub fn all_pointers(slot: &[u8], mut visit: impl FnMut(usize, SlotPtr)) -> Result<usize, Malformed> {
+    let (_, walk, record) = record(slot)?;
+    let (fixed, tail) = record.split_at(walk.fixed);
+    walk.all_in_fixed.visit(fixed, &mut |at, _, ptr| visit(at, ptr));
+    if walk.all_in_element.len > 0 {
+        for (i, bytes) in tail.chunks_exact(walk.element).enumerate() {
+            let before = walk.fixed + i * walk.element;
+            walk.all_in_element.visit(bytes, &mut |at, _, ptr| visit(before + at, ptr));
+        }
+    }
+    Ok(record.len())
+}
+
+/// The record at the start of `slot`.
+fn record(slot: &[u8]) -> Result<(RecordHeader, &'static Walk, &[u8]), Malformed> {
+    let header: RecordHeader =
+        bytemuck::try_pod_read_unaligned(slot.get(..size_of::<RecordHeader>()).ok_or(Malformed::TooShort)?)
+            .map_err(|_| Malformed::TooShort)?;
+    let walk = WALKS.get(usize::from(header.kind.get())).and_then(Option::as_ref);
+    let walk = walk.ok_or(Malformed::UnknownKind(header.kind))?;
+    let bytes = walk.fixed + walk.element * header.count as usize;
+    Ok((header, walk, slot.get(..bytes).ok_or(Malformed::TooShort)?))
 }
 
 /// Changes with any change of any record's layout. Records of another layout are never read: they lie

@@ -48,6 +48,6 @@ pub use pointer::{
 };
 pub use question::{Answer, Family, Question, Removal, Verdict};
 pub use route::{
-    Action, Chain, Chains, ClusterRange, ClusterSet, Host, HostChunk, HostIndex, Listener, Route, Vip,
-    WeightedCluster,
+    Action, Chain, ChainIndex, ChainRange, Chains, ClusterRange, ClusterSet, Host, HostChunk, HostIndex,
+    Listener, Route, Vip, VipChunk, WeightedCluster, WideListener,
 };

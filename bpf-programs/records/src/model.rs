@@ -7,7 +7,7 @@ use slotmesh_records_derive::{Member, Record};
 use crate::{
     Owned, Ref, SLAB_BYTES, SlotPtr,
     layout::{Layout, Record as _, RecordHeader},
-    route::{Chains, ClusterSet, HostChunk, HostIndex, Listener, Route},
+    route::{ChainIndex, Chains, ClusterSet, HostChunk, HostIndex, Listener, Route, VipChunk, WideListener},
 };
 
 /// All records, the source of the layout hash.
@@ -16,6 +16,8 @@ pub(crate) const LAYOUTS: &[Layout] = &[
     DirectoryPage::LAYOUT,
     Handle::LAYOUT,
     Listener::LAYOUT,
+    WideListener::LAYOUT,
+    VipChunk::LAYOUT,
     ClusterSet::LAYOUT,
     Route::LAYOUT,
     Cluster::LAYOUT,
@@ -26,6 +28,7 @@ pub(crate) const LAYOUTS: &[Layout] = &[
     HashChunk::LAYOUT,
     Text::LAYOUT,
     Chains::LAYOUT,
+    ChainIndex::LAYOUT,
     HostIndex::LAYOUT,
     HostChunk::LAYOUT,
     #[cfg(feature = "next-layout")]
@@ -322,6 +325,28 @@ mod tests {
         let mut found = vec![];
         pointers(&set(&[5, 0, 9]), |points, ptr| found.push((points, ptr.bits()))).unwrap();
         assert_eq!(found, [(Points::Ref, 5), (Points::Ref, 9)]);
+    }
+
+    #[test]
+    fn all_pointers_tell_where_they_stand() {
+        let mut found = vec![];
+        let bytes = set(&[5, 0, 9]);
+        assert_eq!(
+            crate::layout::all_pointers(&bytes, |at, ptr| found.push((at, ptr.bits()))),
+            Ok(bytes.len())
+        );
+        let element = |i| size_of::<ClusterSet>() + i * size_of::<WeightedCluster>();
+        assert_eq!(found, [(element(0), 5), (element(2), 9)]);
+        // Those within a version are none of those that say what it owns and refers to.
+        let mut host = crate::Host::zeroed();
+        host.clusters.set = crate::Within::new(SlotPtr::from_bits(7));
+        let header = RecordHeader { kind: HostChunk::KIND, units: 1, count: 1, version: 0 };
+        let mut bytes = bytemuck::bytes_of(&HostChunk { header }).to_vec();
+        bytes.extend_from_slice(bytemuck::bytes_of(&host));
+        let (mut all, mut some) = (vec![], vec![]);
+        crate::layout::all_pointers(&bytes, |_, ptr| all.push(ptr.bits())).unwrap();
+        pointers(&bytes, |_, ptr| some.push(ptr.bits())).unwrap();
+        assert_eq!((all, some), (vec![7], vec![]));
     }
 
     #[test]

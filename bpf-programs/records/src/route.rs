@@ -18,10 +18,49 @@ pub struct Listener {
     /// The filter chain that matches all connections, or the default one; all null where there is
     /// none.
     pub any: Action,
-    /// The chains that match a port; null where there are none.
+    /// The chains that match a port; null where there are none. A [`Chains`] or [`ChainIndex`] record.
     pub chains: Owned<Chains>,
     /// The names of all chains.
     pub names: Owned<Text>,
+}
+
+/// A listener of more addresses than fit its slot. Begins like [`Listener`], which is all that programs read of it.
+#[derive(Clone, Copy, Debug, Pod, Zeroable, Record)]
+#[record(kind = 18, tail = Owned<VipChunk>)]
+#[repr(C)]
+pub struct WideListener {
+    /// Record header.
+    pub header: RecordHeader,
+    /// As in [`Listener::any`].
+    pub any: Action,
+    /// As in [`Listener::chains`].
+    pub chains: Owned<Chains>,
+    /// As in [`Listener::names`].
+    pub names: Owned<Text>,
+}
+
+impl WideListener {
+    /// The most addresses: what the chunks of a full slot hold.
+    pub const VIPS: usize = (4096 - size_of::<Self>()) / size_of::<SlotPtr>() * VipChunk::CAPACITY;
+}
+
+/// Some of the addresses of a listener.
+#[derive(Clone, Copy, Debug, Pod, Zeroable, Record)]
+#[record(kind = 19, tail = Vip)]
+#[repr(C)]
+pub struct VipChunk {
+    /// Record header.
+    pub header: RecordHeader,
+}
+
+impl VipChunk {
+    /// Addresses in a full chunk.
+    pub const CAPACITY: usize = (4096 - size_of::<Self>()) / size_of::<Vip>();
+}
+
+impl Listener {
+    /// The most addresses that fit its slot.
+    pub const VIPS: usize = (4096 - size_of::<Self>()) / size_of::<Vip>();
 }
 
 /// A virtual address of a listener, so that whoever replaces the listener knows which to remove.
@@ -56,8 +95,34 @@ pub struct Chains {
 }
 
 impl Chains {
-    /// The most chains of a listener; programs search in log2 of it steps.
-    pub const CAPACITY: u32 = 64;
+    /// Chains in a full slot; programs search in log2 of it steps.
+    pub const CAPACITY: u32 = ((4096 - size_of::<Self>()) / size_of::<Chain>()) as u32;
+}
+
+/// More filter chains than fit a slot, in ascending order of their ports.
+#[derive(Clone, Copy, Debug, Pod, Zeroable, Record)]
+#[record(kind = 20, tail = ChainRange)]
+#[repr(C)]
+pub struct ChainIndex {
+    /// Record header.
+    pub header: RecordHeader,
+}
+
+impl ChainIndex {
+    /// Ranges in a full slot: more than the ports need.
+    pub const CAPACITY: u32 = ((4096 - size_of::<Self>()) / size_of::<ChainRange>()) as u32;
+}
+
+/// Filter chains behind each other.
+#[derive(Clone, Copy, Debug, Pod, Zeroable, Member)]
+#[repr(C)]
+pub struct ChainRange {
+    /// The port of the first.
+    pub port: u16,
+    /// Zero.
+    pub reserved: u16,
+    /// The chains.
+    pub chains: Owned<Chains>,
 }
 
 /// A filter chain that matches a destination port.
@@ -201,7 +266,13 @@ pub struct Host {
 const _: () = {
     assert!(size_of::<Action>() == 16 && size_of::<Chain>() == 20 && size_of::<ClusterRange>() == 8);
     assert!(size_of::<Listener>() + size_of::<Vip>() <= crate::UNIT_BYTES, "one address: one unit");
-    assert!(size_of::<Chains>() + Chains::CAPACITY as usize * size_of::<Chain>() <= 4096);
+    assert!(core::mem::offset_of!(ChainRange, port) == 0 && core::mem::offset_of!(Chain, port) == 0);
+    assert!(Chains::CAPACITY * ChainIndex::CAPACITY > u16::MAX as u32, "a chain for each port");
+    assert!(size_of::<Listener>() == size_of::<WideListener>(), "they begin alike");
+    assert!(
+        core::mem::offset_of!(Listener, any) == core::mem::offset_of!(WideListener, any)
+            && core::mem::offset_of!(Listener, chains) == core::mem::offset_of!(WideListener, chains)
+    );
     assert!(size_of::<HostChunk>() + HostChunk::CAPACITY as usize * size_of::<Host>() <= 4096);
 };
 

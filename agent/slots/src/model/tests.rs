@@ -14,7 +14,7 @@ use super::{
     faults::{Fault, make},
     world::{RESOURCE, SMALL, World, flush},
 };
-use crate::{ClassStats, Config, Engine, Full};
+use crate::{ClassStats, Config, Engine, Full, compaction::Moves};
 
 /// Tries every interleaving with at most this many preemptions, from where the model calls
 /// `loom::explore`; how many there were. `LOOM_MAX_PREEMPTIONS` asks for more (one more takes ten times
@@ -87,6 +87,25 @@ fn updates() {
     engine.settle();
     reader.join().unwrap();
     assert_eq!(totals(&engine), (FIXED + HANDLE + VERSION, 0));
+}
+
+/// A version's records are written anew elsewhere while a program follows its VIP, and others take their slots.
+fn rewriting() {
+    let world = World::new(1);
+    let mut engine = world.engine(SMALL);
+    let handle = flush(&mut engine, "web", 1).unwrap();
+    world.vip.store(handle.ptr().bits(), Release);
+    let reader = reader(&world, 0, 1);
+    loom::explore();
+    assert!(engine.rewrite(handle, Moves::new(), |_, _| true));
+    engine.poll();
+    assert_eq!(engine.resources().next(), Some((RESOURCE, "web", 1)), "the same version");
+    engine.wait_for_barrier();
+    flush(&mut engine, "api", 1).unwrap();
+    flush(&mut engine, "web", 2).unwrap();
+    engine.settle();
+    reader.join().unwrap();
+    assert_eq!(totals(&engine), (FIXED + 2 * (HANDLE + VERSION), 0));
 }
 
 /// A resource is removed while a program follows its VIP, and another takes its slots.
@@ -200,6 +219,11 @@ fn a_program_reads_one_version_whole_and_slots_are_reused_only_after_it() {
 }
 
 #[test]
+fn what_is_rewritten_stays_readable_for_those_that_found_it() {
+    assert!(explore(2, rewriting) > 100);
+}
+
+#[test]
 fn what_is_removed_stays_readable_for_those_that_found_it() {
     assert!(explore(2, removal) > 100);
 }
@@ -233,7 +257,7 @@ const RACE: &str = "Concurrent read and write accesses";
 
 #[test]
 fn without_a_barrier_a_slot_is_written_under_its_reader() {
-    for model in [updates, removal] {
+    for model in [updates, removal, rewriting] {
         let verdict = verdict(Fault::NoBarrier, model);
         assert!(verdict.contains(RACE), "{verdict}");
     }

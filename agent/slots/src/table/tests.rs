@@ -44,18 +44,69 @@ fn a_slot_is_not_retired_twice() {
 }
 
 #[test]
-fn what_became_idle_last_is_taken_first() {
+fn of_slabs_that_are_equally_full_what_became_idle_last_is_taken_first() {
     let mut table = table(2);
-    let class = SlotClass::for_bytes(4096).unwrap();
+    let class = SlotClass::for_bytes(1024).unwrap();
     let slots: Vec<_> = std::iter::from_fn(|| table.take(class)).collect();
-    assert_eq!(slots.len(), 32, "of both slabs");
-    for i in [3, 20, 7] {
+    assert_eq!(slots.len(), 128, "of both slabs");
+    for i in [3, 80, 7] {
         table.retire(slots[i]);
         table.reuse(slots[i]);
     }
-    table.give_back(slots[30]);
+    table.give_back(slots[120]);
     let taken: Vec<_> = std::iter::from_fn(|| table.take(class)).collect();
-    assert_eq!(taken, [30, 7, 20, 3].map(|i: usize| slots[i]));
+    assert_eq!(taken, [120, 7, 80, 3].map(|i: usize| slots[i]));
+}
+
+#[test]
+fn the_fullest_slab_gives_its_slots_first() {
+    let mut table = table(3);
+    let class = SlotClass::for_bytes(4096).unwrap();
+    let slots: Vec<_> = std::iter::from_fn(|| table.take(class)).collect();
+    // Of slab 0 all but one stay, of slab 1 half, of slab 2 one.
+    let stays = |i: usize| [i != 5, i.is_multiple_of(2), i == 40][i / 16];
+    for (i, &slot) in slots.iter().enumerate().filter(|&(i, _)| !stays(i)) {
+        table.give_back(slot);
+        assert_eq!(table.class_of(slot), Some(class), "{i}");
+    }
+    let taken: Vec<_> = (0..9).map(|_| table.take(class).unwrap().slab_bits()).collect();
+    assert_eq!(taken, [0, 1, 1, 1, 1, 1, 1, 1, 1]);
+}
+
+#[test]
+fn of_a_slab_that_is_being_emptied_nothing_is_taken() {
+    let mut table = table(3);
+    let class = SlotClass::for_bytes(4096).unwrap();
+    let slots: Vec<_> = std::iter::from_fn(|| table.take(class)).collect();
+    slots.iter().enumerate().filter(|&(i, _)| i % 16 > 3).for_each(|(_, &slot)| table.give_back(slot));
+    // Not the first slab; and what is used of both others fits what is left.
+    let emptied = table.begin_emptying(6, 8);
+    assert_eq!(emptied.iter().map(|slab| slab.get()).collect::<Vec<_>>(), [1, 2]);
+    let mut moved = slots[16..20].iter().chain(&slots[32..36]);
+    for _ in 0..8 {
+        assert_eq!(table.take(class).unwrap().slab_bits(), 0);
+        table.retire(*moved.next().unwrap());
+    }
+    assert_eq!(table.end_emptying(&emptied), 0);
+    assert!(table.may_free(SlotClass::for_bytes(64).unwrap()), "whole slabs wait for a grace period");
+    slots[16..20].iter().chain(&slots[32..36]).for_each(|&slot| table.reuse(slot));
+    assert_eq!((table.empty_slabs(), table.usable(class)), (2, 4 * 4096 + 2 * 65_536));
+    assert_eq!(table.begin_emptying(8, 8), []);
+}
+
+#[test]
+fn a_slab_that_could_not_be_emptied_is_tried_again_when_it_has_changed() {
+    let mut table = table(3);
+    let class = SlotClass::for_bytes(4096).unwrap();
+    let slots: Vec<_> = std::iter::from_fn(|| table.take(class)).collect();
+    slots.iter().enumerate().filter(|&(i, _)| i % 16 > 3).for_each(|(_, &slot)| table.give_back(slot));
+    let chosen = table.begin_emptying(6, 1);
+    assert_eq!(table.end_emptying(&chosen), 1);
+    let others = table.begin_emptying(6, 8);
+    assert!(!others.is_empty() && !others.contains(&chosen[0]));
+    table.stop_emptying(&others);
+    table.give_back(slots[chosen[0].get() as usize * 16]);
+    assert_eq!(table.begin_emptying(6, 8)[0], chosen[0], "it is the emptiest now");
 }
 
 #[test]
