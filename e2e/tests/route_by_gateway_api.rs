@@ -2,6 +2,7 @@
 //! namespace and of another one that allows it.
 
 use anyhow::{Result, ensure};
+use nix::errno::Errno;
 use serde_json::{Value, json};
 use slotmesh_e2e::{
     Mesh, isolated,
@@ -61,7 +62,9 @@ fn weights(kind: &str) -> Result<()> {
 
     // To another namespace, once that allows it.
     let across = route(&[("other/web-v3", 1)]);
-    mesh.manifests.write("route.yaml", &[across])?;
+    agent.published(carries, || mesh.manifests.write("route.yaml", &[across]))?;
+    let log = mesh.connect(at(VIP, 80), 500)?;
+    ensure!(log.connects.iter().all(|c| c.errno == Errno::ECONNREFUSED as i32), "{log:?}");
     agent.expect_report(&[kind, "spec.rules[0].backendRefs[0].namespace", "ReferenceGrant"])?;
     let grant = reference_grant("web", "other", kind, "default");
     agent.published(carries, || mesh.manifests.write("grant.yaml", &[grant]))?;

@@ -105,11 +105,33 @@ fn what_belongs_to_another_is_refused_until_that_one_goes() {
         let endpoints = |n: u16| json!({"endpoints": [{"address": ip(n)}]});
         let mut other = entry(&endpoints(2));
         other["metadata"]["name"] = json!("other");
+        other["spec"]["hosts"] = json!(["other.example.com"]);
         let mut mesh = mesh(&[entry(&endpoints(1)), service("web").ip("10.96.0.31").port(80).build()])?;
         mesh.manifests.write("other.yaml", &[other])?;
         let agent = mesh.agent()?;
-        agent.expect_report(&["ServiceEntry default/other", "spec.hosts[0]", "ServiceEntry default/db"])?;
+        agent.expect_report(&[
+            "ServiceEntry default/other",
+            "spec.addresses[0]",
+            "ServiceEntry default/db",
+        ])?;
         ensure!(split(&mesh, VIP, 3306, 500)? == [500, 0, 0, 0]);
+        agent.published("endpoints", || mesh.manifests.write("mesh.yaml", &[service("web").build()]))?;
+        ensure!(split(&mesh, VIP, 3306, 500)? == [0, 500, 0, 0]);
+        mesh.stop()
+    });
+}
+
+#[test]
+fn several_entries_of_one_host_are_one_service() {
+    isolated(|| {
+        let endpoints = |n: u16| json!({"endpoints": [{"address": ip(n)}]});
+        let mut more = entry(&endpoints(2));
+        more["metadata"]["name"] = json!("more");
+        let mut mesh = mesh(&[entry(&endpoints(1)), service("web").build()])?;
+        let agent = mesh.agent()?;
+        agent.published("endpoints", || mesh.manifests.write("more.yaml", &[more]))?;
+        stats::expect_fit(&split(&mesh, VIP, 3306, CONNECTS)?[..2], &[1, 1])?;
+        agent.expect_no_report(&["ServiceEntry"])?;
         agent.published("endpoints", || mesh.manifests.write("mesh.yaml", &[service("web").build()]))?;
         ensure!(split(&mesh, VIP, 3306, 500)? == [0, 500, 0, 0]);
         mesh.stop()
