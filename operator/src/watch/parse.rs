@@ -642,7 +642,7 @@ mod tests {
             assert_eq!(parsed.reports[0].severity, Severity::Refused);
             assert_eq!(parsed.lost, Lost::These(BTreeSet::from([key(Kind::VirtualService, "shop", "web")])));
         }
-        for (api_version, kind) in [("gateway.networking.k8s.io/v1", "TLSRoute"), ("v1", "Endpoints")] {
+        for (api_version, kind) in [("gateway.networking.k8s.io/v1", "GatewayClass"), ("v1", "Endpoints")] {
             let text = format!("apiVersion: {api_version}\nkind: {kind}\nmetadata: {{name: x}}\n");
             assert_eq!(parsed(&text).reports[0].reason, Reason::Foreign, "{kind}");
         }
