@@ -111,7 +111,7 @@ fn what_belongs_to_another_is_refused_until_that_one_goes() {
         let agent = mesh.agent()?;
         agent.expect_report(&["ServiceEntry default/other", "spec.addresses", "ServiceEntry default/db"])?;
         ensure!(split(&mesh, VIP, 3306, 500)? == [500, 0, 0, 0]);
-        agent.published("endpoints", || mesh.manifests.write("mesh.yaml", &[service("web").build()]))?;
+        agent.published("listener", || mesh.manifests.write("mesh.yaml", &[service("web").build()]))?;
         ensure!(split(&mesh, VIP, 3306, 500)? == [0, 500, 0, 0]);
         mesh.stop()
     });

@@ -10,7 +10,10 @@ use std::{
     fs::File,
     num::NonZeroUsize,
     os::fd::AsFd as _,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -32,6 +35,8 @@ struct Pins {
     files: Mutex<BTreeMap<u32, File>>,
     /// How long a barrier takes.
     grace_period: Duration,
+    /// No barrier ends before this is false.
+    held: AtomicBool,
 }
 
 struct Files {
@@ -65,6 +70,9 @@ impl Backing for Files {
 
     fn barrier(&self) -> Result<(), BackingError> {
         std::thread::sleep(self.pins.grace_period);
+        while self.pins.held.load(Ordering::Acquire) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         Ok(())
     }
 

@@ -26,6 +26,7 @@ mod prune;
 mod reading;
 
 use std::{
+    fmt,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -34,7 +35,7 @@ use kube::{Api, Client, core::ApiResource};
 use kube_runtime::utils::Backoff as _;
 use slotmesh_compile::Kind;
 use slotmesh_crds::own;
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::{sync::mpsc, task::JoinSet, time::timeout};
 use tracing::{debug, error, info, warn};
 
 use self::{
@@ -49,6 +50,9 @@ use crate::retry::Retry;
 
 /// How long to wait before the API server is asked again whether a resource is there, after an error.
 const AGAIN: Duration = Duration::from_secs(1);
+
+/// How long an API server that is well may take to tell its version.
+const ANSWER: Duration = Duration::from_secs(5);
 
 /// The minor version of Kubernetes 1 from which lists are streamed by default.
 const STREAMING_LISTS: u32 = 32;
@@ -213,6 +217,11 @@ impl Following {
                 Ok(never) => match never {},
                 Err(Ended::Over) => return Err(Over),
                 Err(Ended::Failed(error)) => error,
+                Err(Ended::Silent) => {
+                    warn!(kind = resource.kind, "nothing comes of the list; trying again");
+                    self.silent().await?;
+                    continue;
+                }
             };
             let code = if let kube::Error::Api(status) = &error { Some(status.code) } else { None };
             // 400 and 422: it doesn't stream lists after all.
@@ -257,23 +266,51 @@ impl Following {
         }
     }
 
-    /// A request failed: leaves the kind out where that lasts, and waits.
+    /// A request failed.
     async fn failed(&mut self, error: &kube::Error) -> Result<(), Over> {
         if matches!(error, kube::Error::Api(_)) {
-            self.context.answers.answered(&mut self.heard);
-            let waits = !self.listed && !self.place.is_needed();
-            if waits && self.refusals.refused(Instant::now()) {
-                let kind = self.place.kind;
-                error!(%kind, error = %Chain(error), "the kind can't be listed; everything else is served without it");
-                self.context.tell(update(kind, [Event::LeftOut])).await?;
-            }
+            let why = Chain(error).to_string();
+            self.refused(&why).await
         } else {
-            self.refusals.unanswered();
-            self.heard.unanswered();
+            self.unanswered().await;
+            Ok(())
         }
+    }
+
+    /// Nothing came of a list: that is a refusal where the API server answers at all.
+    async fn silent(&mut self) -> Result<(), Over> {
+        match timeout(ANSWER, self.context.client.apiserver_version()).await {
+            Ok(Ok(_version)) => self.refused("the API server answers, but says nothing of this kind").await,
+            Ok(Err(_)) | Err(_) => {
+                self.unanswered().await;
+                Ok(())
+            }
+        }
+    }
+
+    /// The API server said no: leaves the kind out where that lasts, and waits.
+    async fn refused(&mut self, why: &str) -> Result<(), Over> {
+        self.context.answers.answered(&mut self.heard);
+        let waits = !self.listed && !self.place.is_needed();
+        if waits && self.refusals.refused(Instant::now()) {
+            let kind = self.place.kind;
+            error!(%kind, error = why, "the kind can't be listed; everything else is served without it");
+            self.context.tell(update(kind, [Event::LeftOut])).await?;
+        }
+        self.wait().await;
+        Ok(())
+    }
+
+    /// The API server said nothing, so nobody can tell of the kind; waits.
+    async fn unanswered(&mut self) {
+        self.refusals.unanswered();
+        self.heard.unanswered();
+        self.wait().await;
+    }
+
+    async fn wait(&mut self) {
         let wait = self.retry.next().unwrap_or(AGAIN);
         self.heard.sleep(wait).await;
-        Ok(())
     }
 }
 
@@ -302,8 +339,8 @@ fn minor(text: &str) -> u32 {
 /// An error with its causes in one line.
 struct Chain<'a>(&'a (dyn std::error::Error + 'static));
 
-impl std::fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.0)?;
         let (mut said, mut cause) = (self.0.to_string(), self.0.source());
         while let Some(error) = cause {

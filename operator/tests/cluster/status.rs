@@ -298,12 +298,12 @@ async fn every_kind_is_told_in_its_own_form() -> Result<()> {
     becomes(&client, &virtual_service, "ResolvedRefs", "False", "BackendNotFound").await?;
     ensure!(events(&client, "VirtualService", "api", "BackendNotFound").await?.len() == 1);
 
-    // A host of its own, in force on both nodes; and one that another has.
+    // An address of its own, in force on both nodes; and one that another has.
     let entry = |name: &str| {
         json!({
             "apiVersion": "networking.istio.io/v1", "kind": "ServiceEntry",
             "metadata": {"name": name, "namespace": "shop"},
-            "spec": {"hosts": ["db.example.com"], "addresses": ["240.0.0.1"], "resolution": "STATIC",
+            "spec": {"hosts": [format!("{name}.example.com")], "addresses": ["240.0.0.1"], "resolution": "STATIC",
                      "ports": [{"number": 80, "name": "tcp"}], "endpoints": [{"address": "10.9.0.1"}]},
             "status": {"addresses": [{"value": "240.240.0.1"}]},
         })

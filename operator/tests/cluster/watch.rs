@@ -90,8 +90,10 @@ async fn what_happens_in_the_cluster_is_published() -> Result<()> {
         Ok(report.is_some_and(|report| report.severity == Severity::Refused && &*report.object.name == "web"))
     })
     .await?;
-    watched.says(Route, "web.shop", "api.shop").await?;
+    // What was in force followed from what it said before.
+    watched.has(Route, "web.shop", false).await?;
     apply(&client, virtual_service(json!(["web"]))).await?;
+    watched.says(Route, "web.shop", "api.shop").await?;
     wait::until_true("no report", async || {
         Ok(!watched.status().reports.iter().any(|report| report.severity == Severity::Refused))
     })

@@ -24,6 +24,9 @@ use crate::watch::Reach;
 
 /// A server ends a watch after 290 s; one that is silent for longer is gone.
 const SILENCE: Duration = Duration::from_secs(320);
+/// How long nothing of a list may come. An API server that can't read what it has, since a conversion webhook is
+/// away, for instance, doesn't refuse a streamed list: it says nothing.
+const LIST_SILENCE: Duration = Duration::from_secs(30);
 /// How many objects a page of a list has.
 const PAGE: u32 = 500;
 /// The mark of the bookmark that ends a streamed list.
@@ -33,6 +36,8 @@ const LISTED: &str = "k8s.io/initial-events-end";
 pub(super) enum Ended {
     Over,
     Failed(kube::Error),
+    /// Nothing of a list came for [`LIST_SILENCE`].
+    Silent,
 }
 
 impl From<Over> for Ended {
@@ -93,7 +98,8 @@ impl<'a> Feed<'a> {
                     events
                 }
             };
-            while let Some(event) = next(&mut events).await? {
+            // One that says nothing is resumed elsewhere.
+            while let Some(event) = within(SILENCE, events.next()).await.unwrap_or_default().transpose()? {
                 match event {
                     WatchEvent::Added(object) | WatchEvent::Modified(object) => {
                         let version = version_of(&object);
@@ -113,9 +119,10 @@ impl<'a> Feed<'a> {
     /// What is left of the watch that began with the list.
     async fn streamed_list(&mut self) -> Result<Events, Ended> {
         // Without a version the list is consistent.
-        let mut events = self.api.watch(&WatchParams::default().initial_events(), "").await?.boxed();
+        let parameters = WatchParams::default().initial_events();
+        let mut events = within(LIST_SILENCE, self.api.watch(&parameters, "")).await??.boxed();
         self.event(Watched::Init, None).await?;
-        while let Some(event) = next(&mut events).await? {
+        while let Some(event) = within(LIST_SILENCE, events.next()).await?.transpose()? {
             match event {
                 WatchEvent::Added(object) | WatchEvent::Modified(object) => {
                     let version = number(&version_of(&object)).map(Reach::Listing);
@@ -138,7 +145,7 @@ impl<'a> Feed<'a> {
         self.event(Watched::Init, None).await?;
         let mut page = ListParams::default().limit(PAGE);
         loop {
-            let list = self.api.list(&page).await?;
+            let list = within(LIST_SILENCE, self.api.list(&page)).await??;
             for object in list.items {
                 let version = number(&version_of(&object)).map(Reach::Listing);
                 self.event(Watched::InitApply(object), version).await?;
@@ -177,10 +184,8 @@ impl<'a> Feed<'a> {
     }
 }
 
-/// The next event; `None` when the server has ended the watch, as it does from time to time.
-async fn next(events: &mut Events) -> kube::Result<Option<WatchEvent<Raw>>> {
-    // One that says nothing is resumed elsewhere.
-    tokio::time::timeout(SILENCE, events.next()).await.unwrap_or_default().transpose()
+async fn within<T>(time: Duration, answer: impl Future<Output = T>) -> Result<T, Ended> {
+    tokio::time::timeout(time, answer).await.map_err(|_elapsed| Ended::Silent)
 }
 
 fn version_of(object: &Raw) -> String {
