@@ -178,6 +178,8 @@ pub(crate) fn parties(index: &Index, unit: &Unit) -> Vec<ObjectKey> {
 enum Made<'a> {
     /// All of these units.
     Units(Vec<Unit>),
+    /// This host, with its addresses.
+    Host(ObjectName),
     /// What leads connections to the ports that this covers where its rules say.
     Routes(&'a Host),
     /// The clusters of the ports for which it is in force.
@@ -254,9 +256,7 @@ fn places<'a>(index: &'a Index, object: &ObjectKey) -> Vec<Place<'a>> {
                     // Those of one namespace are merged.
                     let provider = index.provider(&host.name).filter(|by| by.kind == Kind::ServiceEntry);
                     let made = if provider.is_some_and(|by| by.name.namespace == object.name.namespace) {
-                        Made::Units(
-                            [Unit::Clusters, Unit::Routing].map(|unit| unit(host.name.clone())).into(),
-                        )
+                        Made::Host(host.name.clone())
                     } else {
                         Made::Nothing
                     };
@@ -324,6 +324,15 @@ fn resources(
         Made::Units(units) => {
             let resources = units.iter().filter_map(of).flat_map(|compiled| &compiled.resources);
             resources.map(ResourceVersion::of).collect()
+        }
+        Made::Host(name) => {
+            let has = |unit: Unit| of(&unit).into_iter().flat_map(|compiled| &compiled.resources);
+            let own: BTreeSet<_> = has(Unit::Routing(name.clone())).map(ResourceVersion::of).collect();
+            // Where others have all of its addresses, nothing leads to its clusters.
+            if own.is_empty() && index.service(name).is_some_and(|service| !service.vips.is_empty()) {
+                return own;
+            }
+            own.into_iter().chain(has(Unit::Clusters(name.clone())).map(ResourceVersion::of)).collect()
         }
         Made::Routes(host) => {
             let Some(service) = index.service(&host.service) else { return BTreeSet::new() };

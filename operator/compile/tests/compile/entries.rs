@@ -559,3 +559,29 @@ fn their_status_tells_what_became_of_each_host() {
     let of_machine = cluster_.compiler.conditions(&machine.key()).unwrap();
     assert_eq!(said(&of_machine), [" Accepted=true Accepted", " Conflicted=false NoConflict"]);
 }
+
+#[test]
+fn an_entry_whose_addresses_are_all_anothers_is_not_in_force() {
+    let entry = |name: &str, created: i64| {
+        let host = format!("{name}.example.com");
+        service_entry(name, &host).ip("240.0.0.1").port("tcp", 80, 80).created(created)
+    };
+    let (first, second) = (entry("a", 1).build(), entry("b", 2));
+    let mut cluster_ = Cluster::with([first.clone(), second.clone().build()]);
+    let of = |cluster_: &Cluster, object: &Object| cluster_.compiler.conditions(&object.key()).unwrap();
+    let lost = of(&cluster_, &second.clone().build());
+    let host = "b.example.com";
+    let both = |accepted: &str, conflicted: &str| {
+        [format!("{host} Accepted={accepted}"), format!("{host} Conflicted={conflicted}")]
+    };
+    assert_eq!(said(&lost), both("false Conflicted", "true Conflicted"));
+    assert!(lost.ancestors[0].resources.is_empty());
+    // With one of two it has a part of what it wants.
+    let more = second.ip("240.0.0.2").build();
+    cluster_.apply([more.clone()]);
+    let part = of(&cluster_, &more);
+    assert_eq!(said(&part), both("true Accepted", "true Conflicted"));
+    assert!(part.ancestors[0].resources.iter().any(|r| r.ty == ResourceType::Listener));
+    cluster_.delete(&first);
+    assert_eq!(said(&of(&cluster_, &more)), both("true Accepted", "false NoConflict"));
+}
