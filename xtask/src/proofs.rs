@@ -184,11 +184,13 @@ pub fn as_rustc() -> Option<ExitCode> {
 }
 
 /// True where rustc is to compile something that isn't for the compiler's own use, as macros and build
-/// scripts are.
+/// scripts are. Where cargo only asks what the compiler would do (for a crate of this name), the answer has to be that
+/// without a sanitizer: build scripts are told of it, by `CARGO_CFG_SANITIZE`, and those that compile C would compile it
+/// with the sanitizer, for the ordinary tests, too.
 fn is_for_the_target(args: &[OsString]) -> bool {
     let after =
         |flag: &str| args.iter().skip_while(move |arg| *arg != flag).nth(1).and_then(|arg| arg.to_str());
-    after("--crate-name").is_some_and(|name| !name.starts_with("build_script_"))
+    after("--crate-name").is_some_and(|name| !name.starts_with("build_script_") && name != "___")
         && after("--crate-type") != Some("proc-macro")
 }
 
@@ -277,7 +279,7 @@ mod tests {
             ("--crate-name derive --edition=2024 --crate-type proc-macro", false),
             ("--crate-name build_script_build --crate-type bin", false),
             ("-vV", false),
-            ("- --crate-name ___ --print=file-names --crate-type bin --crate-type proc-macro", true),
+            ("- --crate-name ___ --print=file-names --crate-type bin --crate-type proc-macro", false),
         ] {
             assert_eq!(is_for_the_target(&args(line)), expected, "{line}");
         }

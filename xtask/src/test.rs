@@ -20,10 +20,10 @@ type Part = (&'static str, fn(&Workspace) -> Result<()>);
 const PARTS: [Part; 7] = [
     ("eBPF programs", ebpf::run),
     ("control plane", control_plane::run),
+    ("build of the tests", |workspace| cargo_test(workspace, &["--no-run"])),
     ("loom", proofs::loom),
     ("address sanitizer", proofs::asan),
     ("fuzzers", |workspace| proofs::fuzz(workspace, &proofs::Fuzz::all(FUZZ_SECONDS))),
-    ("build of the tests", |workspace| cargo_test(workspace, &["--no-run"])),
     ("tests", |workspace| cargo_test(workspace, &[])),
 ];
 
