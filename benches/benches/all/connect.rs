@@ -221,11 +221,18 @@ fn bytes(target: SocketAddr, cgroup: Option<&Cgroup>) -> anyhow::Result<f64> {
     Ok((after - before) / (HOLDERS * HELD) as f64)
 }
 
-/// The kernel's memory for its small objects, in bytes.
+/// The kernel's memory for objects that have no cache of their own, in bytes: a socket's storage is among them, sockets
+/// themselves and their files aren't.
 fn slab() -> anyhow::Result<f64> {
-    let text = fs::read_to_string("/proc/meminfo")?;
-    let line = text.lines().find_map(|line| line.strip_prefix("SUnreclaim:")).context("/proc/meminfo")?;
-    Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? * 1024.0)
+    let text = fs::read_to_string("/proc/slabinfo").context("/proc/slabinfo")?;
+    let mut sum = 0.0;
+    for line in text.lines().filter(|line| line.starts_with("kmalloc-")) {
+        // name, objects in use, objects, bytes of one
+        let mut words = line.split_whitespace().skip(2);
+        let mut number = || words.next().and_then(|word| word.parse::<f64>().ok()).context("/proc/slabinfo");
+        sum += number()? * number()?;
+    }
+    Ok(sum)
 }
 
 /// A process that connects when told to.
