@@ -1,7 +1,7 @@
 //! Runs all tests, and says in the end how long each part took.
 //!
-//! The parts share the machine's processors and cargo's target folder, so they follow each other. What fails fast
-//! comes first; the tests of the workspace, which take longest, come last.
+//! The parts share the machine's processors and cargo's target folder, so they follow each other. The build comes
+//! first, because the others take dependencies from it; the tests of the workspace, which take longest, come last.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
