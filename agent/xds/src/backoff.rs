@@ -22,7 +22,7 @@ pub struct Backoff {
 
 impl Default for Backoff {
     fn default() -> Self {
-        Self { initial: Duration::from_millis(200), max: Duration::from_secs(30) }
+        Self { initial: Duration::from_millis(200), max: Duration::from_secs(15) }
     }
 }
 

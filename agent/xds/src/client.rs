@@ -79,7 +79,7 @@ impl Config {
             connect_timeout: Duration::from_secs(10),
             answer_timeout: Duration::from_secs(45),
             probe_after: Duration::from_secs(300),
-            stable_after: Duration::from_secs(60),
+            stable_after: Duration::from_secs(20),
             max_message: 64 << 20,
         }
     }

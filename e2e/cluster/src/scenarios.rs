@@ -47,19 +47,28 @@ pub fn main(nodes: u8, prepare: Scenario, scenarios: &[(&str, Scenario)]) -> Exi
         return ExitCode::FAILURE;
     }
     let stage: Arc<Mutex<Option<Stage>>> = Arc::default();
+    let causes: Arc<Mutex<Vec<String>>> = Arc::default();
     let trials = scenarios.iter().map(|(name, scenario)| {
-        let (stage, scenario) = (stage.clone(), *scenario);
-        Trial::test(*name, move || {
+        let (stage, causes, name, scenario) = (stage.clone(), causes.clone(), (*name).to_owned(), *scenario);
+        Trial::test(name.clone(), move || {
             let mut stage = stage.lock().unwrap_or_else(PoisonError::into_inner);
             if stage.is_none() {
                 *stage = Some(Stage::set(nodes, prepare).map_err(|error| format!("{error:?}"))?);
             }
             let Some(Stage { runtime, cluster }) = stage.as_mut() else { return Err("no cluster".into()) };
             let done = runtime.block_on(scenario(cluster));
-            done.map_err(|error| format!("{error:?}\n{}", cluster.logs()).into())
+            done.map_err(|error| {
+                let mut causes = causes.lock().unwrap_or_else(PoisonError::into_inner);
+                causes.push(format!("{name}: {error:#}"));
+                format!("{error:?}\n{}", cluster.logs()).into()
+            })
         })
     });
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
     drop(stage);
+    // Far below the logs, where whoever looks at the end of the output finds them.
+    for cause in causes.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        eprintln!("{cause}");
+    }
     conclusion.exit_code()
 }

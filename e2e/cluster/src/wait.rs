@@ -5,8 +5,9 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use tokio::time::{Instant, sleep};
 
-/// Time that everything is given which should happen soon, on a busy machine.
-pub const SOON: Duration = Duration::from_secs(60);
+/// Time that everything is given which should happen soon, on a busy machine. Kubernetes' own programs wait up to a
+/// minute before they ask an API server again that was away.
+pub const SOON: Duration = Duration::from_secs(180);
 
 /// Asks `probe` every few milliseconds until it gives a value.
 ///

@@ -48,7 +48,7 @@ pub async fn under_load(
     enrolled(cluster).await?;
     let world = World::look(cluster).await?;
     world.lead_to(cluster, &world.v2).await?;
-    let load = ClientSpec::load(&[world.vip]).least(LEAST as u64 / 2).gap(1_000).limit(300);
+    let load = ClientSpec::load(&[world.vip]).least(LEAST as u64 / 2).gap(1_000).limit(900);
     let near = world.start(cluster, &world.near, &load).await?;
     let far = world.start(cluster, &world.far, &load).await?;
     fault(cluster).await?;

@@ -217,6 +217,12 @@ impl Following {
                 Ok(never) => match never {},
                 Err(Ended::Over) => return Err(Over),
                 Err(Ended::Failed(error)) => error,
+                Err(Ended::Silent) if streamed => {
+                    // A list by pages says why, or can be had where a stream can't.
+                    warn!(kind = resource.kind, "nothing comes of the streamed list; listing by pages");
+                    streamed = false;
+                    continue;
+                }
                 Err(Ended::Silent) => {
                     warn!(kind = resource.kind, "nothing comes of the list; trying again");
                     self.silent().await?;
