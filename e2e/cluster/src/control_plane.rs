@@ -45,12 +45,15 @@ use crate::{
 
 /// Prefix of the folders of all control planes; then comes the number of the process.
 const PREFIX: &str = "slotmesh-cluster-";
-/// The cluster's Service addresses, and the first of them, which is the API server's.
-const SERVICES: (&str, Ipv4Addr) = ("10.96.0.0/16", Ipv4Addr::new(10, 96, 0, 1));
+/// The cluster's Service addresses of both families, and the first of them, which is the API server's.
+const SERVICES: (&str, Ipv4Addr) = ("10.96.0.0/16,fd00:10:96::/112", Ipv4Addr::new(10, 96, 0, 1));
 /// Who signs tokens.
 const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
 /// The file of their key.
 const SERVICE_ACCOUNTS: &str = "service-accounts";
+
+/// As whom the API server asks a node's kubelet.
+pub const KUBELET_CLIENT: &str = "kube-apiserver-kubelet-client";
 
 /// The controllers of an installed application: its workloads, endpoints, accounts and their removal.
 /// (All of them take seconds longer to start.)
@@ -138,6 +141,7 @@ impl ControlPlane {
             "kubernetes.default.svc.cluster.local",
         ];
         authority.server("kube-apiserver", &names, &addresses)?;
+        authority.client(KUBELET_CLIENT, KUBELET_CLIENT, None)?;
         authority.key(SERVICE_ACCOUNTS)?;
         fs::create_dir(dir.path().join("logs"))?;
         let ports = Ports { etcd: ports::free()?, peer: ports::free()?, api_server: ports::free()? };
@@ -284,6 +288,10 @@ impl ControlPlane {
             format!("--service-account-issuer={ISSUER}"),
             format!("--service-account-key-file={}", pki("service-accounts.pub")),
             format!("--service-account-signing-key-file={}", pki("service-accounts.key")),
+            format!("--kubelet-certificate-authority={}", pki("ca.crt")),
+            format!("--kubelet-client-certificate={}", pki(&format!("{KUBELET_CLIENT}.crt"))),
+            format!("--kubelet-client-key={}", pki(&format!("{KUBELET_CLIENT}.key"))),
+            "--kubelet-preferred-address-types=InternalIP".to_owned(),
             // As kubeadm sets it: a node may touch what is its own.
             "--authorization-mode=Node,RBAC".to_owned(),
             "--enable-admission-plugins=NodeRestriction".to_owned(),

@@ -27,6 +27,7 @@ pub mod control_plane;
 pub mod exec;
 pub mod fabric;
 pub mod images;
+pub mod kubernetes_tests;
 pub mod node;
 pub mod pki;
 pub mod ports;

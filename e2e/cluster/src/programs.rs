@@ -13,6 +13,8 @@ use anyhow::{Result, bail};
 /// A program of a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Program {
+    /// All that pods of Kubernetes' own tests do.
+    Agnhost,
     /// The server of a cluster's names.
     CoreDns,
     /// The store behind the API server.
@@ -29,6 +31,10 @@ pub enum Program {
     Scheduler,
     /// The command line.
     Kubectl,
+    /// Kubernetes' own end-to-end tests.
+    KubernetesTests,
+    /// Answers exec, attach, logs and port-forward on a node.
+    KubeletServer,
     /// Scrapes metrics.
     Prometheus,
 }
@@ -37,6 +43,7 @@ impl Program {
     /// The name of its file.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Agnhost => "agnhost",
             Self::CoreDns => "coredns",
             Self::Etcd => "etcd",
             Self::Helm => "helm",
@@ -45,6 +52,8 @@ impl Program {
             Self::Proxy => "kube-proxy",
             Self::Scheduler => "kube-scheduler",
             Self::Kubectl => "kubectl",
+            Self::KubernetesTests => "e2e.test",
+            Self::KubeletServer => "kubelet-server",
             Self::Prometheus => "prometheus",
         }
     }

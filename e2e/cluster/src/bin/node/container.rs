@@ -5,6 +5,7 @@ use std::{
     net::IpAddr,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    process::Stdio,
     sync::Arc,
     time::Duration,
 };
@@ -16,8 +17,9 @@ use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     sys::signal::Signal,
 };
-use slotmesh_cluster::node::{MEMORY, POD_LOGS, bundle};
+use slotmesh_cluster::node::{MEMORY, POD_LOGS, STDIN, bundle};
 use tokio::{
+    net::{UnixListener, unix::pipe},
     sync::{mpsc, watch},
     task::{JoinSet, spawn_blocking},
     time::timeout,
@@ -109,11 +111,21 @@ impl Runner {
         let made = id.clone();
         let ground = spawn_blocking(move || Ground::new(&this, &made, &root, &start, &env)).await??;
         let log = self.log(count)?;
+        let mut beside = JoinSet::new();
+        let input = if self.container.stdin == Some(true) {
+            let (to, from) = pipe::pipe()?;
+            let given = UnixListener::bind(ground.bundle.join(STDIN))?;
+            beside.spawn(feed(given, to, self.container.stdin_once == Some(true)));
+            from.into_blocking_fd()?.into()
+        } else {
+            Stdio::null()
+        };
         let created = {
             let (id, bundle) = (id.clone(), ground.bundle.clone());
-            spawn_blocking(move || Created::new(&id, &bundle, &log)).await??
+            spawn_blocking(move || Created::new(&id, &bundle, &log, input)).await??
         };
         let result = self.live(&created, &id, count).await;
+        drop(beside);
         let message = ground.message();
         let (kept, end) = (created.clone(), result.as_ref().ok().copied());
         spawn_blocking(move || kept.delete()).await??;
@@ -131,7 +143,7 @@ impl Runner {
         let target = Target {
             container: self.container.clone(),
             created: created.clone(),
-            address: self.sandbox.addresses.pod.parse::<IpAddr>().context("a pod has an address")?,
+            address: self.sandbox.addresses.pod[0].parse::<IpAddr>().context("a pod has an address")?,
         };
         let lifecycle = self.container.lifecycle.clone().unwrap_or_default();
         self.board.running(&name, id, count, self.container.startup_probe.is_none());
@@ -155,9 +167,7 @@ impl Runner {
                 grace
             }
         };
-        // From here on it may fail its probes.
-        probes.abort_all();
-        self.board.unready(&name);
+        // It goes on saying whether it is ready, as it may serve to its end; that it isn't alive is nothing new.
         let ending = async {
             if let Some(hook) = &lifecycle.pre_stop {
                 tokio::select! {
@@ -190,6 +200,16 @@ impl Runner {
         let dir = Path::new(POD_LOGS).join(of).join(&self.container.name);
         fs::create_dir_all(&dir)?;
         Ok(dir.join(format!("{count}.log")))
+    }
+}
+
+/// Gives a container what comes over the connections to its socket, one after the other; where `once`, its input
+/// ends with the first.
+async fn feed(given: UnixListener, mut to: pipe::Sender, once: bool) {
+    while let Ok((mut from, _)) = given.accept().await {
+        if tokio::io::copy(&mut from, &mut to).await.is_err() || once {
+            return;
+        }
     }
 }
 

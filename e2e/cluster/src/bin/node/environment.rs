@@ -13,10 +13,10 @@ use crate::{kubelet::Kubelet, quantity};
 /// Fields of a pod that aren't in its object yet.
 #[derive(Clone, Debug)]
 pub struct Addresses {
-    /// The pod's.
-    pub pod: String,
-    /// The node's.
-    pub host: String,
+    /// The pod's, IPv4 first.
+    pub pod: [String; 2],
+    /// The node's, IPv4 first.
+    pub host: [String; 2],
 }
 
 /// All variables of a container: the image's, then the cluster's, then its own.
@@ -154,8 +154,10 @@ pub fn field(pod: &Pod, path: &str, addresses: Option<&Addresses>) -> Result<Str
         ("metadata.annotations", _) => lines(pod.annotations()),
         ("spec.nodeName", _) => spec.node_name.clone().unwrap_or_default(),
         ("spec.serviceAccountName", _) => spec.service_account_name.clone().unwrap_or_default(),
-        ("status.podIP" | "status.podIPs", Some(addresses)) => addresses.pod.clone(),
-        ("status.hostIP" | "status.hostIPs", Some(addresses)) => addresses.host.clone(),
+        ("status.podIP", Some(addresses)) => addresses.pod[0].clone(),
+        ("status.podIPs", Some(addresses)) => addresses.pod.join(","),
+        ("status.hostIP", Some(addresses)) => addresses.host[0].clone(),
+        ("status.hostIPs", Some(addresses)) => addresses.host.join(","),
         _ => bail!("the field {path} isn't known here"),
     })
 }

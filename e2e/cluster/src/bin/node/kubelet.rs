@@ -1,8 +1,9 @@
-//! Follows the pods that are bound to this node, says that the node is ready, and runs kube-proxy.
+//! Follows the pods that are bound to this node, says that the node is ready, and runs kube-proxy and the server
+//! that `kubectl exec` and the like are answered by.
 
 use std::{
     collections::HashMap,
-    fs::File,
+    fs::{self, File},
     path::Path,
     process::{Command, Stdio},
     sync::{
@@ -27,7 +28,7 @@ use serde_json::json;
 use slotmesh_cluster::{
     control_plane::client_of,
     images::Images,
-    node::{Config, IMAGES, PODS, PROGRAMS},
+    node::{Config, IMAGES, POD_UIDS, PODS, PROGRAMS},
 };
 use tokio::{sync::watch, time::sleep};
 use tokio_stream::StreamExt as _;
@@ -56,6 +57,7 @@ pub async fn run(config: Config) -> Result<()> {
     let client = client_of(Path::new("/etc/kubernetes/kubelet.conf")).await?;
     let images = Images::in_folder(Path::new(IMAGES))?;
     proxy(&config)?;
+    server(&config)?;
     let kubelet = Arc::new(Kubelet { config, client, images, next_host: AtomicU8::new(10) });
     tokio::spawn(report(kubelet.clone()));
     let pods: Api<Pod> = Api::all(kubelet.client.clone());
@@ -112,13 +114,20 @@ fn apply(kubelet: &Arc<Kubelet>, workers: &mut HashMap<String, watch::Sender<Opt
 
 /// Says that the node is ready, now and then.
 async fn report(kubelet: Arc<Kubelet>) {
-    let Config { name, address, .. } = &kubelet.config;
+    let Config { name, address, address6, .. } = &kubelet.config;
     let nodes: Api<Node> = Api::all(kubelet.client.clone());
     loop {
         let now = Time(Timestamp::now());
         let room = json!({"cpu": "8", "memory": "16Gi", "pods": "110", "ephemeral-storage": "64Gi"});
         let status = json!({"status": {
-            "addresses": [{"type": "InternalIP", "address": address}, {"type": "Hostname", "address": name}],
+            // Merged by their type, of which there are two alike.
+            "addresses": [
+                {"$patch": "replace"},
+                {"type": "InternalIP", "address": address},
+                {"type": "InternalIP", "address": address6},
+                {"type": "Hostname", "address": name},
+            ],
+            "daemonEndpoints": {"kubeletEndpoint": {"Port": 10250}},
             "capacity": room,
             "allocatable": room,
             "conditions": [{"type": "Ready", "status": "True", "reason": "KubeletReady",
@@ -134,6 +143,23 @@ async fn report(kubelet: Arc<Kubelet>) {
         };
         sleep(pause).await;
     }
+}
+
+/// Starts the server for exec, attach, logs and port-forward.
+fn server(config: &Config) -> Result<()> {
+    fs::create_dir_all(POD_UIDS)?;
+    let log = File::create("/var/log/kubelet-server.log")?;
+    Command::new(Path::new(PROGRAMS).join("kubelet-server"))
+        .arg("--tls-cert-file=/etc/kubernetes/kubelet.crt")
+        .arg("--tls-private-key-file=/etc/kubernetes/kubelet.key")
+        .arg("--client-ca-file=/etc/kubernetes/ca.crt")
+        .arg(format!("--client-user={}", config.client))
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()
+        .context("start kubelet-server")?;
+    Ok(())
 }
 
 /// Starts kube-proxy, which makes Service addresses work on this node.

@@ -5,12 +5,12 @@
 //!   joins inner's network to the bridge; waits
 //! inner: first process of a PID namespace of its own         (ends with outer, and all pods with it)
 //!   own network, mounts (bpffs, cgroup v2, sysfs), host name
-//!   kube-proxy; pods by crun
+//!   kube-proxy; kubelet-server; pods by crun
 //! ```
 //!
 //! What is real: the containers' isolation (crun: namespaces, capabilities, seccomp, read-only root), the
-//! network, kube-proxy, the objects in the API. What is played: image pulls (a folder of images), resource
-//! limits but memory, eviction, the kubelet's own API (logs, exec, port-forward).
+//! network, kube-proxy, the objects in the API, the streams of exec, logs and port-forward. What is played: image
+//! pulls (a folder of images), resource limits but memory, eviction.
 
 use std::{
     env, fs,

@@ -7,10 +7,15 @@
 //! There is no bridge of the pods: an answer of a pod on the same node would pass it without being routed, and
 //! so keep the address that kube-proxy has to translate back.
 
-use std::{fs, net::Ipv4Addr, path::PathBuf, process::Command};
+use std::{
+    fs,
+    net::{Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+    process::Command,
+};
 
 use anyhow::{Context as _, Result, ensure};
-use slotmesh_cluster::node::{Config, pod_network};
+use slotmesh_cluster::node::{self, Config, pod_networks};
 
 fn run(program: &str, arguments: &str) -> Result<()> {
     let output = Command::new(program)
@@ -37,20 +42,28 @@ pub fn join(config: &Config, pid: u32) -> Result<()> {
 
 /// Brings up the node's own interfaces, and its routes to the other nodes' pods.
 pub fn start(config: &Config) -> Result<()> {
-    let Config { address, gateway, .. } = config;
+    let Config { address, address6, gateway, gateway6, .. } = config;
     // Also wanted by kube-proxy: what comes from a bridge passes its rules.
-    for (setting, value) in
-        [("ip_forward", "1"), ("conf/all/rp_filter", "0"), ("conf/default/rp_filter", "0")]
-    {
-        let file = format!("/proc/sys/net/ipv4/{setting}");
+    for (setting, value) in [
+        ("ipv4/ip_forward", "1"),
+        ("ipv4/conf/all/rp_filter", "0"),
+        ("ipv4/conf/default/rp_filter", "0"),
+        ("ipv6/conf/all/forwarding", "1"),
+    ] {
+        let file = format!("/proc/sys/net/{setting}");
         fs::write(&file, value).with_context(|| file.clone())?;
     }
     ip("link set lo up")?;
     ip(&format!("addr add {address}/24 dev eth0"))?;
+    // Nobody else has the address: it needn't be asked for.
+    ip(&format!("addr add {address6}/64 dev eth0 nodad"))?;
     ip("link set eth0 up")?;
     ip(&format!("route add default via {gateway}"))?;
-    for (other, number) in &config.others {
-        ip(&format!("route add {} via {other}", pod_network(*number)))?;
+    ip(&format!("route add default via {gateway6}"))?;
+    for (other, other6, number) in &config.others {
+        let [network, network6] = pod_networks(*number);
+        ip(&format!("route add {network} via {other}"))?;
+        ip(&format!("route add {network6} via {other6}"))?;
     }
     Ok(())
 }
@@ -61,25 +74,33 @@ pub struct PodNetwork {
     name: String,
     /// The pod's address.
     pub address: Ipv4Addr,
+    /// Its IPv6 address.
+    pub address6: Ipv6Addr,
 }
 
 impl PodNetwork {
     /// Makes one. `host` numbers the pods of a node.
     pub fn new(config: &Config, uid: &str, host: u8) -> Result<Self> {
-        let address = slotmesh_cluster::node::pod_address(config.number, host);
-        let this = Self { name: format!("pod-{uid}"), address };
+        let (address, address6) =
+            (node::pod_address(config.number, host), node::pod_address6(config.number, host));
+        let this = Self { name: format!("pod-{uid}"), address, address6 };
         let name = &this.name;
-        let gateway = config.pod_gateway();
+        let (gateway, gateway6) = (config.pod_gateway(), config.pod_gateway6());
         ip(&format!("netns add {name}"))?;
         ip(&format!("link add pod{host} type veth peer name eth0 netns {name}"))?;
         ip(&format!("addr add {gateway}/32 dev pod{host}"))?;
+        ip(&format!("addr add {gateway6}/128 dev pod{host} nodad"))?;
         ip(&format!("link set pod{host} up"))?;
         ip(&format!("route add {address}/32 dev pod{host}"))?;
+        ip(&format!("route add {address6}/128 dev pod{host}"))?;
         ip(&format!("-n {name} link set lo up"))?;
         ip(&format!("-n {name} addr add {address}/32 dev eth0"))?;
+        ip(&format!("-n {name} addr add {address6}/128 dev eth0 nodad"))?;
         ip(&format!("-n {name} link set eth0 up"))?;
         ip(&format!("-n {name} route add {gateway} dev eth0 scope link"))?;
         ip(&format!("-n {name} route add default via {gateway}"))?;
+        ip(&format!("-n {name} route add {gateway6} dev eth0"))?;
+        ip(&format!("-n {name} route add default via {gateway6} dev eth0"))?;
         Ok(this)
     }
 

@@ -7,6 +7,7 @@
 
 use std::{
     fs,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -21,6 +22,7 @@ use kube::{
     Api, ResourceExt as _,
     api::{DeleteParams, Patch, PatchParams, Preconditions},
 };
+use slotmesh_cluster::node::POD_UIDS;
 use tokio::{
     sync::{Mutex, watch},
     task::{JoinSet, spawn_blocking},
@@ -52,7 +54,7 @@ pub struct Sandbox {
 impl Sandbox {
     async fn new(kubelet: &Arc<Kubelet>, pod: &Pod) -> Result<Self> {
         let volumes = Volumes::new(kubelet, pod).await?;
-        let host = kubelet.config.address.to_string();
+        let host = [kubelet.config.address.to_string(), kubelet.config.address6.to_string()];
         let spec = pod.spec.as_ref().context("a pod has a spec")?;
         let network = if spec.host_network == Some(true) {
             None
@@ -60,7 +62,10 @@ impl Sandbox {
             let (kubelet, uid) = (kubelet.clone(), pod.uid().context("a pod has a uid")?);
             Some(spawn_blocking(move || PodNetwork::new(&kubelet.config, &uid, kubelet.next_host())).await??)
         };
-        let own = network.as_ref().map_or_else(|| host.clone(), |network| network.address.to_string());
+        let own = network.as_ref().map_or_else(
+            || host.clone(),
+            |network| [network.address.to_string(), network.address6.to_string()],
+        );
         let this = Self {
             addresses: Addresses { pod: own, host },
             hostname: hostname(kubelet, pod),
@@ -76,7 +81,10 @@ impl Sandbox {
         let dir = self.volumes.lock().await.dir().to_owned();
         fs::create_dir_all(&dir)?;
         let spec = pod.spec.as_ref().context("a pod has a spec")?;
-        let mut hosts = format!("127.0.0.1 localhost\n{} {}\n", self.addresses.pod, self.hostname);
+        let mut hosts = "127.0.0.1 localhost\n::1 localhost\n".to_owned();
+        for address in &self.addresses.pod {
+            hosts.push_str(&format!("{address} {}\n", self.hostname));
+        }
         for alias in spec.host_aliases.iter().flatten() {
             hosts.push_str(&format!(
                 "{} {}\n",
@@ -145,6 +153,7 @@ impl Worker {
     }
 
     async fn run(&mut self) -> Result<()> {
+        fs::write(self.uid_file(), self.pod.uid().unwrap_or_default())?;
         // One that has ended before this node was started again.
         let phase = self.pod.status.as_ref().and_then(|status| status.phase.clone());
         if matches!(phase.as_deref(), Some("Succeeded" | "Failed")) {
@@ -272,8 +281,15 @@ impl Worker {
         }
     }
 
-    /// Takes the pod from the API.
+    /// Where this node tells the pod's uid.
+    fn uid_file(&self) -> PathBuf {
+        let pod = &self.pod;
+        Path::new(POD_UIDS).join(format!("{}_{}", pod.namespace().unwrap_or_default(), pod.name_any()))
+    }
+
+    /// Takes the pod from the API. From then on there may be another of its name.
     async fn remove(&self) -> Result<()> {
+        fs::remove_file(self.uid_file())?;
         let params = DeleteParams {
             grace_period_seconds: Some(0),
             preconditions: Some(Preconditions { uid: self.pod.uid(), resource_version: None }),

@@ -75,7 +75,13 @@ fn etc(config: &Config, etc: &Path) -> Result<()> {
         bind(Path::new("/etc/alternatives"), &etc.join("alternatives"), true)?;
     }
     fs::create_dir_all(etc.join("kubernetes"))?;
-    for (from, to) in [(&config.kubeconfig, "kubelet.conf"), (&config.proxy_kubeconfig, "proxy.conf")] {
+    for (from, to) in [
+        (&config.kubeconfig, "kubelet.conf"),
+        (&config.proxy_kubeconfig, "proxy.conf"),
+        (&config.certificate, "kubelet.crt"),
+        (&config.key, "kubelet.key"),
+        (&config.authority, "ca.crt"),
+    ] {
         fs::copy(from, etc.join("kubernetes").join(to)).with_context(|| from.display().to_string())?;
     }
     Ok(())

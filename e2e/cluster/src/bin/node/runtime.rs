@@ -51,8 +51,8 @@ fn said(output: &Output) -> String {
 }
 
 impl Created {
-    /// Creates a container of a bundle; its output goes to `log`.
-    pub fn new(id: &str, bundle: &Path, log: &Path) -> Result<Self> {
+    /// Creates a container of a bundle; its output goes to `log`, its input comes from `input`.
+    pub fn new(id: &str, bundle: &Path, log: &Path, input: Stdio) -> Result<Self> {
         let out = File::options().create(true).append(true).open(log).context("open the log")?;
         let pid_file = bundle.join("pid");
         let crun_log = bundle.join("crun.log");
@@ -65,6 +65,7 @@ impl Created {
             .arg("--pid-file")
             .arg(&pid_file)
             .arg(id)
+            .stdin(input)
             .stdout(out.try_clone()?)
             .stderr(out)
             .status()

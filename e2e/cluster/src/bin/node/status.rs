@@ -95,11 +95,6 @@ impl Board {
         all.get(name).is_some_and(|entry| entry.started == Some(true))
     }
 
-    /// It is being ended.
-    pub fn unready(&self, name: &str) {
-        self.set_ready(name, false);
-    }
-
     /// It has ended.
     pub fn terminated(&self, name: &str, id: &str, exit: Exit, message: Option<String>) {
         self.with(name, |entry| {
@@ -188,10 +183,11 @@ pub fn of(
         "observedGeneration": pod.metadata.generation,
     });
     if let Some(addresses) = addresses {
-        status["hostIP"] = json!(addresses.host);
-        status["hostIPs"] = json!([{"ip": addresses.host}]);
-        status["podIP"] = json!(addresses.pod);
-        status["podIPs"] = json!([{"ip": addresses.pod}]);
+        let all = |of: &[String; 2]| json!([{"ip": of[0]}, {"ip": of[1]}]);
+        status["hostIP"] = json!(addresses.host[0]);
+        status["hostIPs"] = all(&addresses.host);
+        status["podIP"] = json!(addresses.pod[0]);
+        status["podIPs"] = all(&addresses.pod);
     }
     json!({"status": status})
 }
