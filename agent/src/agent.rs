@@ -47,6 +47,8 @@ pub struct Options {
     pub maps: MapSizes,
     /// The workloads whose connections are routed.
     pub workloads: Vec<Workload>,
+    /// The name of this node, as Kubernetes knows it: some endpoints are for its callers only. Empty where nobody says.
+    pub node: String,
 }
 
 impl Default for Options {
@@ -57,6 +59,7 @@ impl Default for Options {
             sockets: memory::SOCKETS,
             maps: MapSizes::default(),
             workloads: Vec::new(),
+            node: String::new(),
         }
     }
 }
@@ -202,7 +205,7 @@ impl Agent {
     }
 
     fn begin(options: Options, metrics: Arc<Metrics>, attachment: Attachment) -> Result<Self, StartError> {
-        let Options { pin_root, slots, sockets, maps, workloads } = options;
+        let Options { pin_root, slots, sockets, maps, workloads, node } = options;
         // All that can be checked, before anything is created.
         let host = Host::probe()?;
         if let Some(contradiction) = slots.contradiction() {
@@ -233,6 +236,7 @@ impl Agent {
             move || drop(commands.lock().map(|commands| commands.send(Command::Wake)))
         };
         let mut writer = Writer::open(outer, arena, vips, slots, Arc::new(wake))?;
+        writer.set_node(node);
         let running = Arc::new(Datapath::open_running(&pins, maps)?);
         let keeper = writer.keep_running_state(&running, sockets);
         let running = RunningReader::new(running);
@@ -402,12 +406,15 @@ impl Handle {
     /// clusters are asked of the owner of the maps.
     pub async fn running(&self, most: usize) -> RunningNow {
         let Some(reader) = self.running.clone() else { return RunningNow::default() };
-        let read = spawn_blocking(move || (reader.busiest(most), reader.endpoints(), reader.sockets()));
-        let Ok((busiest, endpoints, sockets)) = read.await else { return RunningNow::default() };
+        let read = spawn_blocking(move || {
+            (reader.busiest(most), reader.endpoints(), reader.sockets(), reader.affinities())
+        });
+        let Ok((busiest, endpoints, sockets, affinities)) = read.await else { return RunningNow::default() };
         let hashes = busiest.iter().map(|(hash, _)| *hash).collect();
         let names = self.ask(|reply| Command::ClusterNames(hashes, reply)).await.unwrap_or_default();
         let named = |(hash, state)| Some((names.get(&hash)?.clone(), state));
-        RunningNow { clusters: busiest.into_iter().filter_map(named).collect(), endpoints, sockets }
+        let clusters = busiest.into_iter().filter_map(named).collect();
+        RunningNow { clusters, endpoints, sockets, affinities }
     }
 
     /// Changes the settings of the slots while running: growth goes on as the new ones say.
@@ -518,6 +525,10 @@ fn own(
                 let rejected = writer.apply(update, prepared, |flush| tell.metrics.flushed(flush));
                 tell.metrics.rejected(ty, rejected.len());
                 tell.changed();
+                let stale = writer.take_stale();
+                if !stale.is_empty() {
+                    tell.room.put(stale);
+                }
                 // A client that has gone away doesn't need the answer.
                 let _ = reply.send(rejected);
             }

@@ -118,26 +118,32 @@ pub struct MapSizes {
     pub clusters: u32,
     /// Endpoints at which connections count.
     pub endpoints: u32,
+    /// Endpoints that workloads keep to.
+    pub affinities: u32,
 }
 
 impl Default for MapSizes {
     fn default() -> Self {
-        Self { addresses: 65_536, clusters: 65_536, endpoints: 65_536 }
+        Self { addresses: 65_536, clusters: 65_536, endpoints: 65_536, affinities: 16_384 }
     }
 }
 
-/// Opens a hash map, or creates it. An element takes memory when it is used (`BPF_F_NO_PREALLOC`): the agent makes
-/// those of addresses, in a system call; those of clusters and endpoints the programs make, which take them from
-/// what the kernel keeps ready for each processor and never wait; where nothing is ready, the connection isn't
-/// counted. A map that is there keeps its size: attached programs use it.
+/// An element takes memory when it is used (`BPF_F_NO_PREALLOC`).
+const AS_USED: (MapKind, u32) = (MapKind::Hash, 1);
+/// Where there is no room, the element goes that was used longest ago; such a map takes all its memory at once.
+const LEAST_RECENT_GOES: (MapKind, u32) = (MapKind::LruHash, 0);
+
+/// Opens a hash map, or creates it. The agent makes the elements of addresses, in a system call; those of clusters and
+/// endpoints the programs make, which take them from what the kernel keeps ready for each processor and never wait;
+/// where nothing is ready, the connection isn't counted. A map that is there keeps its size: attached programs use it.
 fn open_hash<K: Pod, V: Pod>(
     path: &Path,
     name: &'static str,
+    (kind, flags): (MapKind, u32),
     max_entries: u32,
     what: &str,
 ) -> Result<Map<K, V>, DatapathError> {
-    const NO_PREALLOC: u32 = 1;
-    let spec = MapSpec { name, kind: MapKind::Hash, max_entries, flags: NO_PREALLOC };
+    let spec = MapSpec { name, kind, max_entries, flags };
     let (map, found) =
         Map::open_or_create_of_any_size(path, &spec, None).map_err(bpf(format!("open {what}")))?;
     if found != max_entries {
@@ -244,7 +250,7 @@ impl Datapath {
     /// # Errors
     /// Where the kernel refuses, or another kind of map is pinned there.
     pub fn open_vips(pins: &Pins, sizes: MapSizes) -> Result<Map<VipKey, u64>, DatapathError> {
-        open_hash(&pins.records().join("vips"), "slotmesh_vips", sizes.addresses, "the VIP map")
+        open_hash(&pins.records().join("vips"), "slotmesh_vips", AS_USED, sizes.addresses, "the VIP map")
     }
 
     /// Opens the maps of what runs, or creates them, before the programs that use them.
@@ -254,10 +260,33 @@ impl Datapath {
     pub(crate) fn open_running(pins: &Pins, sizes: MapSizes) -> Result<RunningMaps, DatapathError> {
         const TOTALS: MapSpec =
             MapSpec { name: "slotmesh_totals", kind: MapKind::Array, max_entries: 1, flags: 0 };
-        let MapSizes { addresses: _, clusters, endpoints } = sizes;
+        const KEPT: MapSpec =
+            MapSpec { name: "slotmesh_afftot", kind: MapKind::Array, max_entries: 1, flags: 0 };
+        let MapSizes { addresses: _, clusters, endpoints, affinities } = sizes;
         Ok(RunningMaps {
-            clusters: open_hash(&pins.clusters(), "slotmesh_clust", clusters, "what runs of clusters")?,
-            endpoints: open_hash(&pins.endpoints(), "slotmesh_endp", endpoints, "what runs at endpoints")?,
+            clusters: open_hash(
+                &pins.clusters(),
+                "slotmesh_clust",
+                AS_USED,
+                clusters,
+                "what runs of clusters",
+            )?,
+            endpoints: open_hash(
+                &pins.endpoints(),
+                "slotmesh_endp",
+                AS_USED,
+                endpoints,
+                "what runs at endpoints",
+            )?,
+            affinities: open_hash(
+                &pins.affinities(),
+                "slotmesh_affin",
+                LEAST_RECENT_GOES,
+                affinities,
+                "session affinities",
+            )?,
+            affinity_totals: Map::open_or_create(&pins.affinity_totals(), &KEPT, None)
+                .map_err(bpf("open the number of session affinities"))?,
             totals: Map::open_or_create(&pins.totals(), &TOTALS, None)
                 .map_err(bpf("open the number of sockets"))?,
         })
@@ -293,6 +322,8 @@ impl Datapath {
             .map_pin_path("IDENTITY", identity_path)
             .map_pin_path("CLUSTERS", pins.clusters())
             .map_pin_path("ENDPOINTS", pins.endpoints())
+            .map_pin_path("AFFINITIES", pins.affinities())
+            .map_pin_path("AFFINITY_TOTALS", pins.affinity_totals())
             .map_pin_path("SOCKET_TOTALS", pins.totals())
             .map_pin_path("SOCKET_LIMIT", pins.limit())
             .load(OBJECT)?;

@@ -127,6 +127,8 @@ fn write_cluster<D: Records>(
         max_pending_requests: pending_requests.unwrap_or(NO_LIMIT),
         max_requests: requests.unwrap_or(NO_LIMIT),
         max_retries: retries.unwrap_or(NO_LIMIT),
+        affinity: cluster.affinity.map_or(0, std::num::NonZeroU32::get),
+        spare: 0,
         #[cfg(feature = "next-layout")]
         added: next::write_added(draft, cluster)?,
         #[cfg(feature = "next-layout")]
@@ -199,7 +201,7 @@ fn table(endpoints: &[Endpoint], elements: &mut Vec<records::Endpoint>) -> u32 {
 
 fn write_localities<D: Records>(draft: &mut D, endpoints: &Endpoints<'_>) -> Result<Owned<Text>, D::Error> {
     let localities = &endpoints.localities;
-    if localities.iter().all(crate::config::Locality::is_anonymous) {
+    if !endpoints.viewed && localities.iter().all(crate::config::Locality::is_anonymous) {
         return Ok(Owned::NULL);
     }
     let mut text = Packer::with_capacity(64 * localities.len());
@@ -211,6 +213,7 @@ fn write_localities<D: Records>(draft: &mut D, endpoints: &Endpoints<'_>) -> Res
         text.number(locality.priority);
         text.number(locality.weight.map_or(0, std::num::NonZeroU32::get));
     }
+    text.number(endpoints.viewed.into());
     write_text(draft, &text)
 }
 

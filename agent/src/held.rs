@@ -53,7 +53,8 @@ impl Held {
 
     /// The endpoints, IPv4 first, and the localities; `None` where the records are damaged.
     pub fn endpoints(&self) -> Option<Endpoints<'_>> {
-        let mut endpoints = Endpoints { localities: self.localities()?, ..Endpoints::default() };
+        let (localities, viewed) = self.localities()?;
+        let mut endpoints = Endpoints { localities, viewed, ..Endpoints::default() };
         for element in &self.elements {
             let at =
                 VipKey { addr: element.addr, port: element.port, protocol: 0, reserved: 0 }.socket_addr();
@@ -63,26 +64,43 @@ impl Held {
                 port: NonZeroU16::new(at.port())?,
                 locality: element.locality,
                 weight: NonZeroU32::new(element.weight)?,
+                degraded: false,
             });
         }
         Some(endpoints)
     }
 
-    fn localities(&self) -> Option<Vec<Locality<'_>>> {
-        let mut text = Unpacker(&self.localities);
-        let count = if self.localities.is_empty() { 0 } else { text.number()? };
-        (0..count)
-            .map(|_| {
-                Some(Locality {
-                    region: text.text()?,
-                    zone: text.text()?,
-                    sub_zone: text.text()?,
-                    priority: text.number()?,
-                    weight: NonZeroU32::new(text.number()?),
-                })
-            })
-            .collect()
+    fn localities(&self) -> Option<(Vec<Locality<'_>>, bool)> {
+        localities(&self.localities)
     }
+}
+
+/// Tells a load assignment whose endpoints were chosen by where the node is.
+pub(crate) fn is_viewed(stored: &impl Stored, root: SlotPtr) -> bool {
+    let of_one = stored.record::<records::Endpoints>(root).map(|(record, _)| record.localities);
+    let of_many = || stored.record::<EndpointIndex>(root).map(|(record, _)| record.localities);
+    let bytes = of_one.or_else(of_many).and_then(|at| text(stored, at));
+    bytes.is_some_and(|bytes| localities(&bytes).is_some_and(|(_, viewed)| viewed))
+}
+
+/// The localities of a load assignment, and whether its endpoints were chosen by where the node is.
+fn localities(bytes: &[u8]) -> Option<(Vec<Locality<'_>>, bool)> {
+    if bytes.is_empty() {
+        return Some((Vec::new(), false));
+    }
+    let mut text = Unpacker(bytes);
+    let localities = (0..text.number()?)
+        .map(|_| {
+            Some(Locality {
+                region: text.text()?,
+                zone: text.text()?,
+                sub_zone: text.text()?,
+                priority: text.number()?,
+                weight: NonZeroU32::new(text.number()?),
+            })
+        })
+        .collect::<Option<Vec<_>>>()?;
+    Some((localities, text.number()? != 0))
 }
 
 /// The addresses of a listener; `None` where `root` is none, or damaged.

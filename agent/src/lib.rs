@@ -27,6 +27,7 @@ pub mod report;
 mod room;
 mod running;
 mod show;
+mod view;
 mod vips;
 pub mod writer;
 
@@ -34,4 +35,4 @@ pub use agent::{Agent, Handle, Options, SetSlotsError, StartError, cleanup};
 pub use datapath::{Datapath, DatapathError, Decision, MapSizes, Numbers, Workload};
 pub use enrol::{Enrolled, Enrolment, FixedWorkloads, NoPods};
 pub use pins::Pins;
-pub use running::RunningNow;
+pub use running::{Affinities, RunningNow};

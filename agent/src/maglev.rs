@@ -195,6 +195,7 @@ mod tests {
 
     fn endpoint(i: u32, weight: u32) -> Endpoint {
         Endpoint {
+            degraded: false,
             ip: Ipv4Addr::from_bits(0x0a01_0000 + i).into(),
             port: 8080.try_into().unwrap(),
             locality: 0,

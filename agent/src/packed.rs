@@ -7,7 +7,8 @@
 //! Listener::names          count, then per chain: port (0: all), name
 //! Route::text              count, then per virtual host: name, count, domains,
 //!                                 count, then per route: name, number of set, first, count of clusters
-//! Endpoints::localities    count, then per locality: region, zone, sub-zone, priority, weight (0: none)
+//! Endpoints::localities    count, then per locality: region, zone, sub-zone, priority, weight (0: none);
+//!                          then 1 where the endpoints are chosen by where the node is
 //! ```
 
 /// Packs.

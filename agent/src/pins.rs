@@ -4,7 +4,8 @@
 //! <pin root>/                         flock: one agent
 //!   records-<layout hash>/            outer, vips, slabs/<index>     goes with a record layout
 //!   state-v<version>/                 sockets, identity, clusters,   outlives record layouts
-//!                                     endpoints, socket_totals, socket_limit
+//!                                     endpoints, socket_totals, socket_limit,
+//!                                     affinities, affinity_totals
 //!   links-v<version>/<workload>/<hook>                               a workload's, of that state
 //!   releases-v<version>/<cgroup>                                     stays with the cgroup's sockets
 //! ```
@@ -78,6 +79,16 @@ impl Pins {
     /// How many connections count at each endpoint.
     pub fn endpoints(&self) -> PathBuf {
         self.state().join("endpoints")
+    }
+
+    /// Which endpoints workloads keep to.
+    pub fn affinities(&self) -> PathBuf {
+        self.state().join("affinities")
+    }
+
+    /// How many of them there were.
+    pub fn affinity_totals(&self) -> PathBuf {
+        self.state().join("affinity_totals")
     }
 
     /// How many sockets are recorded.

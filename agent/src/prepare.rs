@@ -67,7 +67,8 @@ impl Prepared {
 fn tables(resource: &Resource) -> Option<(ResourceName, Tables)> {
     let message = Message::decode(resource).ok()?;
     match Model::new(resource.name.as_str(), &message).ok()? {
-        Model::Endpoints(endpoints) => {
+        // Which are for this node only its owner knows.
+        Model::Endpoints(endpoints) if !endpoints.viewed => {
             Some((resource.name.clone(), Tables::of(&endpoints.v4, &endpoints.v6)))
         }
         _ => None,

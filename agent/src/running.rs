@@ -16,7 +16,10 @@ use std::{
 };
 
 use slotmesh_kernel::{BpfError, Map, monotonic};
-use slotmesh_records::{ClusterState, EndpointKey, EndpointState, SocketTotals, name_hash};
+use slotmesh_records::{
+    AffinityKey, AffinityState, AffinityTotals, ClusterState, EndpointKey, EndpointState, SocketTotals,
+    name_hash,
+};
 
 use crate::datapath::{Datapath, DatapathError};
 
@@ -29,6 +32,17 @@ pub struct RunningNow {
     pub endpoints: usize,
     /// How many sockets are recorded, and what had no room.
     pub sockets: SocketTotals,
+    /// Session affinities.
+    pub affinities: Affinities,
+}
+
+/// The endpoints that workloads keep to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Affinities {
+    /// How many are remembered.
+    pub held: u64,
+    /// How many were given up for want of room.
+    pub evicted: u64,
 }
 
 /// The maps of what runs.
@@ -36,6 +50,8 @@ pub(crate) struct RunningMaps {
     pub clusters: Map<u64, ClusterState>,
     pub endpoints: Map<EndpointKey, EndpointState>,
     pub totals: Map<u32, SocketTotals>,
+    pub affinities: Map<AffinityKey, AffinityState>,
+    pub affinity_totals: Map<u32, AffinityTotals>,
 }
 
 /// Reads what runs, on whatever thread: so it keeps nobody from an update.
@@ -67,6 +83,14 @@ impl RunningReader {
     /// How many sockets are recorded.
     pub fn sockets(&self) -> SocketTotals {
         self.read(|maps| maps.totals.get(&0)).unwrap_or_default()
+    }
+
+    /// The session affinities. The totals are read first: what is made meanwhile isn't taken for given up.
+    pub fn affinities(&self) -> Affinities {
+        let AffinityTotals { made, removed } =
+            self.read(|maps| maps.affinity_totals.get(&0)).unwrap_or_default();
+        let held = self.read(|maps| maps.affinities.entries()).len() as u64;
+        Affinities { held, evicted: made.saturating_sub(removed).saturating_sub(held) }
     }
 
     fn read<T: Default>(&self, read: impl FnOnce(&RunningMaps) -> Result<T, BpfError>) -> T {

@@ -83,6 +83,7 @@ impl Records<'_> {
             "maxPendingRequests": limit(cluster.max_pending_requests),
             "maxRequests": limit(cluster.max_requests),
             "maxRetries": limit(cluster.max_retries),
+            "affinitySeconds": (cluster.affinity != 0).then_some(cluster.affinity),
             "assignment": self.name(cluster.endpoints),
             "endpoints": self.endpoints(cluster.inline.ptr()),
         }))
@@ -90,7 +91,7 @@ impl Records<'_> {
 
     fn endpoints(&self, root: SlotPtr) -> Option<Value> {
         let held = Held::read(self.0, root)?;
-        let Endpoints { v4, v6, localities, hashed: _, tables: _ } = held.endpoints()?;
+        let Endpoints { v4, v6, localities, hints: _, viewed, hashed: _, tables: _ } = held.endpoints()?;
         let endpoints = v4.iter().chain(&v6).map(|endpoint| {
             json!({
                 "address": SocketAddr::new(endpoint.ip, endpoint.port.get()).to_string(),
@@ -111,6 +112,7 @@ impl Records<'_> {
         Some(json!({
             "endpoints": endpoints.collect::<Vec<_>>(),
             "localities": localities.collect::<Vec<_>>(),
+            "chosenForThisNode": viewed,
             "hashPlaces": places.map(|[v4, v6]| json!({ "v4": v4, "v6": v6 })),
         }))
     }

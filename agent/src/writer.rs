@@ -25,13 +25,14 @@ use slotmesh_slots::{Backing, Config, Contradiction, Engine, Full, HandlePtr, Re
 use slotmesh_xds::{Rejection, Resource, ResourceName, ResourceType, Version};
 
 use crate::{
-    config::{Invalid, Message, Model, Settings},
+    config::{Endpoints, Invalid, Message, Model, Settings},
     flatten::{flush, kind, resource_type, vip_key},
-    held::vips,
+    held::{is_viewed, vips},
     memory,
     prepare::{Hashed, Prepared},
     running::{Keeper, Running, RunningMaps},
     show::Shown,
+    view::View,
     vips::{NotEntered, Vips},
 };
 use retries::{Lack, Retries};
@@ -145,6 +146,12 @@ pub struct Writer {
     flags: Config,
     /// What is in force instead, if anything.
     settings: Option<SettingsInForce>,
+    /// Where this node is.
+    view: View,
+    /// Load assignments in force whose endpoints were chosen by that.
+    viewed: HashSet<String>,
+    /// Resources that have to come once more, because the node is elsewhere than it was known to be.
+    stale: BTreeSet<(ResourceType, ResourceName)>,
 }
 
 impl Writer {
@@ -182,6 +189,9 @@ impl Writer {
             compact_at: None,
             flags: config,
             settings: None,
+            view: View::default(),
+            viewed: HashSet::new(),
+            stale: BTreeSet::new(),
         };
         for cluster in recovered.resources.iter().filter(|one| one.kind == kind(ResourceType::Cluster)) {
             if let Some(assignment) = writer.hashed_by(&cluster.name) {
@@ -224,6 +234,25 @@ impl Writer {
         }
         writer.poll();
         Ok(writer)
+    }
+
+    /// This node's name, by which some endpoints are chosen. To be said before anything is applied.
+    pub(crate) fn set_node(&mut self, name: String) {
+        self.view.node = name;
+    }
+
+    /// This node's zone.
+    fn set_zone(&mut self, zone: &str) {
+        if self.view.zone != zone {
+            zone.clone_into(&mut self.view.zone);
+            let viewed = std::mem::take(&mut self.viewed).into_iter();
+            self.stale.extend(viewed.map(|name| (ResourceType::Endpoints, name.into())));
+        }
+    }
+
+    /// Names that have to be asked for once more.
+    pub(crate) fn take_stale(&mut self) -> BTreeSet<(ResourceType, ResourceName)> {
+        std::mem::take(&mut self.stale)
     }
 
     /// The load assignments of which tables are to be prepared.
@@ -313,7 +342,7 @@ impl Writer {
 
     /// Puts settings of the slots in force, over those of the agent's flags.
     fn configure(&mut self, resource: &Resource) -> Result<(), Refusal> {
-        let Settings { profile, slots } = Settings::decode(resource, self.flags)?;
+        let Settings { profile, slots, zone } = Settings::decode(resource, self.flags)?;
         // The flags' own cap was looked at when the agent started.
         if slots.cap != self.flags.cap {
             memory::check(&slots, self.sockets).map_err(|error| Invalid::Field {
@@ -322,7 +351,8 @@ impl Writer {
             })?;
         }
         self.engine.set_config(slots).map_err(Invalid::from)?;
-        tracing::info!(profile, ?slots, "settings of the slots are in force");
+        tracing::info!(profile, ?slots, zone, "settings of the node are in force");
+        self.set_zone(&zone);
         let (name, version) = (resource.name.clone(), resource.version);
         self.settings = Some(SettingsInForce { name, version, profile });
         Ok(())
@@ -333,6 +363,7 @@ impl Writer {
         if self.settings.as_ref().is_none_or(|held| held.name != *name) {
             return;
         }
+        self.set_zone("");
         // The agent was started with them, so they contradict nothing.
         if let Err(error) = self.engine.set_config(self.flags) {
             tracing::error!(%error, "the agent's own settings of the slots can't be put back");
@@ -354,9 +385,15 @@ impl Writer {
         }
         if let Model::Endpoints(endpoints) = model {
             endpoints.hashed = self.hashed.contains_key(name);
+            endpoints.see_from(&self.view);
         }
         let Model::Listener(listener) = model else {
             flush(self.engine.draft(), name, version, model)?;
+            if let Model::Endpoints(Endpoints { viewed: true, .. }) = model {
+                self.viewed.insert(name.to_owned());
+            } else if !self.viewed.is_empty() {
+                self.viewed.remove(name);
+            }
             return Ok(());
         };
         let wanted: BTreeSet<VipKey> = listener.vips.iter().map(|&vip| vip_key(vip)).collect();
@@ -404,6 +441,7 @@ impl Writer {
         }
         let hashed = self.hashed_by(name.as_str()).filter(|_| ty == ResourceType::Cluster);
         self.engine.remove(handle);
+        self.viewed.remove(name.as_str());
         if ty == ResourceType::Cluster {
             self.running.depart(name_hash(name.as_str()));
         }
@@ -500,14 +538,24 @@ impl Writer {
         self.engine.room() + self.addresses_freed
     }
 
-    /// What is in force: type, name, version.
+    /// What is in force: type, name, version. A load assignment that another agent chose from, perhaps by another view
+    /// of the node, has a version that no control plane has: so it comes once more, or is removed.
     pub fn held(&self) -> Vec<(ResourceType, ResourceName, Version)> {
         let settings =
             self.settings.iter().map(|held| (ResourceType::Settings, held.name.clone(), held.version));
         let records = self.engine.resources().filter_map(|(kind, name, version)| {
-            Some((resource_type(kind)?, name.into(), Version::from_u64(version)?))
+            let ty = resource_type(kind)?;
+            let is_foreign = ty == ResourceType::Endpoints && self.is_foreign_view(name);
+            let version = if is_foreign { (!version).max(1) } else { version };
+            Some((ty, name.into(), Version::from_u64(version)?))
         });
         settings.chain(records).collect()
+    }
+
+    /// Tells a load assignment of which an earlier agent chose the endpoints, by where it took the node to be.
+    fn is_foreign_view(&self, name: &str) -> bool {
+        let root = || Some(self.engine.current(self.engine.find(kind(ResourceType::Endpoints), name)?));
+        !self.viewed.contains(name) && root().is_some_and(|root| is_viewed(&self.engine, root))
     }
 
     /// A copy of what the records hold of a resource; `None` where it isn't in force.
@@ -529,7 +577,8 @@ impl Writer {
 
     /// The SlotProfile in force, if one is.
     pub fn profile(&self) -> Option<&str> {
-        self.settings.as_ref().map(|settings| settings.profile.as_str())
+        let profile = self.settings.as_ref().map(|settings| settings.profile.as_str());
+        profile.filter(|profile| !profile.is_empty())
     }
 
     /// Changes the settings of the slots, as if the agent had been started with these.

@@ -51,6 +51,7 @@ impl Root {
             sockets: slotmesh_agent::memory::SOCKETS,
             maps: MapSizes::default(),
             workloads: vec![self.cgroup.workload("web")],
+            node: String::new(),
         };
         Agent::start(options, Arc::new(Metrics::new()))
     }

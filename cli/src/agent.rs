@@ -134,7 +134,14 @@ impl AgentCommand {
         let operator = operator.context("--operator (SLOTMESH_OPERATOR) is missing")?;
         let node = node.context("--node (SLOTMESH_NODE) is missing")?;
         let (slots, sockets) = slots.config()?;
-        let options = Options { pin_root, slots, sockets, maps: maps.sizes(), workloads: Vec::new() };
+        let options = Options {
+            pin_root,
+            slots,
+            sockets,
+            maps: maps.sizes(),
+            workloads: Vec::new(),
+            node: node.clone(),
+        };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let clusters = cluster_metrics as usize;
         let running = Running { options, cgroup_root, admin, clusters, node };

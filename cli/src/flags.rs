@@ -126,6 +126,12 @@ pub struct MapFlags {
     #[arg(long, env = "SLOTMESH_MAX_COUNTED_ENDPOINTS", help_heading = MEMORY, value_name = "ENDPOINTS",
         default_value_t = MapSizes::default().endpoints, value_parser = elements())]
     max_counted_endpoints: u32,
+
+    /// How many session affinities are remembered, by workload, Service port and address family; each costs 120 bytes
+    /// from the start. Where there is no room, the one that was used longest ago goes
+    #[arg(long, env = "SLOTMESH_MAX_AFFINITIES", help_heading = MEMORY, value_name = "AFFINITIES",
+        default_value_t = MapSizes::default().affinities, value_parser = elements())]
+    max_affinities: u32,
 }
 
 /// A map takes 16 bytes from the start for each element that there may be.
@@ -136,11 +142,12 @@ fn elements() -> clap::builder::RangedI64ValueParser<u32> {
 impl MapFlags {
     /// The sizes of the maps.
     pub fn sizes(self) -> MapSizes {
-        let Self { max_addresses, max_counted_clusters, max_counted_endpoints } = self;
+        let Self { max_addresses, max_counted_clusters, max_counted_endpoints, max_affinities } = self;
         MapSizes {
             addresses: max_addresses,
             clusters: max_counted_clusters,
             endpoints: max_counted_endpoints,
+            affinities: max_affinities,
         }
     }
 }

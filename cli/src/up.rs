@@ -214,7 +214,14 @@ impl Up {
             tracing::warn!("no --workload is given: nothing will be routed until one is");
         }
         raise_descriptor_limit();
-        let options = Options { pin_root, slots, sockets, maps: maps.sizes(), workloads: workloads.clone() };
+        let options = Options {
+            pin_root,
+            slots,
+            sockets,
+            maps: maps.sizes(),
+            workloads: workloads.clone(),
+            node: node.name.clone(),
+        };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let clusters = cluster_metrics as usize;
         runtime.block_on(serve(Running { manifests, node, admin, clusters, keep, workloads }, options))

@@ -1,4 +1,4 @@
-//! The settings of a node's slots, as they travel from operator to agent.
+//! Facts about a node that the operator knows and its agent doesn't: the settings of its slots, and where it is.
 //!
 //! An own resource type, named after the node that it is for. A server that doesn't know it never
 //! answers, and no agent waits for that (see [`ResourceType::is_awaited`](crate::ResourceType::is_awaited)).
@@ -6,10 +6,10 @@
 
 use prost::Message;
 
-/// Settings of the slots of one node. What isn't set is as the agent's own flags say.
+/// Settings of one node. What isn't set is as the agent's own flags say.
 #[derive(Clone, PartialEq, Eq, Hash, Message)]
 pub struct SlotSettings {
-    /// The SlotProfile that says so, for messages.
+    /// The SlotProfile that says so, for messages; empty where none does.
     #[prost(string, tag = "1")]
     pub profile: String,
     /// Outer records from the start.
@@ -30,6 +30,9 @@ pub struct SlotSettings {
     /// When outer records are created.
     #[prost(enumeration = "SlotGrowth", tag = "7")]
     pub growth: i32,
+    /// The zone of the node, by its label `topology.kubernetes.io/zone`; empty where it has none.
+    #[prost(string, tag = "8")]
+    pub zone: String,
 }
 
 /// When outer records are created.

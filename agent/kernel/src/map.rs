@@ -18,6 +18,8 @@ pub enum MapKind {
     Array,
     /// `BPF_MAP_TYPE_HASH`
     Hash,
+    /// `BPF_MAP_TYPE_LRU_HASH`: takes all its memory when it is made.
+    LruHash,
     /// `BPF_MAP_TYPE_ARRAY_OF_MAPS`
     ArrayOfMaps,
     /// `BPF_MAP_TYPE_CGROUP_STORAGE`, keyed by cgroup id, so that all hooks of a cgroup share a value
@@ -30,6 +32,7 @@ impl MapKind {
         match self {
             Self::Array => bpf_map_type::BPF_MAP_TYPE_ARRAY as u32,
             Self::Hash => bpf_map_type::BPF_MAP_TYPE_HASH as u32,
+            Self::LruHash => bpf_map_type::BPF_MAP_TYPE_LRU_HASH as u32,
             Self::ArrayOfMaps => bpf_map_type::BPF_MAP_TYPE_ARRAY_OF_MAPS as u32,
             Self::CgroupStorage => bpf_map_type::BPF_MAP_TYPE_CGROUP_STORAGE_DEPRECATED as u32,
         }

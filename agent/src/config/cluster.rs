@@ -1,20 +1,27 @@
 //! `envoy.config.cluster.v3.Cluster`
 
-use slotmesh_xds::envoy::{
-    envoy::config::{
-        cluster::v3::{
-            self as proto,
-            circuit_breakers::Thresholds,
-            cluster::{
-                ClusterDiscoveryType, CommonLbConfig, DiscoveryType, EdsClusterConfig, LbConfig, LbPolicy,
-                LeastRequestLbConfig, RoundRobinLbConfig,
+use std::num::NonZeroU32;
+
+use slotmesh_xds::{
+    SessionAffinity,
+    envoy::{
+        envoy::config::{
+            cluster::v3::{
+                self as proto,
+                circuit_breakers::Thresholds,
+                cluster::{
+                    ClusterDiscoveryType, CommonLbConfig, DiscoveryType, EdsClusterConfig, LbConfig,
+                    LbPolicy, LeastRequestLbConfig, RoundRobinLbConfig,
+                },
+                load_balancing_policy::Policy,
             },
-            load_balancing_policy::Policy,
+            core::v3::{Metadata, RoutingPriority, TypedExtensionConfig},
         },
-        core::v3::{RoutingPriority, TypedExtensionConfig},
+        envoy::extensions::load_balancing_policies::{
+            common::v3::ConsistentHashingLbConfig, maglev::v3::Maglev,
+        },
+        google::protobuf::{Duration, UInt32Value},
     },
-    envoy::extensions::load_balancing_policies::{common::v3::ConsistentHashingLbConfig, maglev::v3::Maglev},
-    google::protobuf::{Duration, UInt32Value},
 };
 
 use super::{
@@ -40,6 +47,8 @@ pub struct Cluster<'m> {
     pub balance: Balance,
     /// How much there may be at a time.
     pub limits: Limits,
+    /// For how many seconds after its last connection a workload keeps to its endpoint, if it does.
+    pub affinity: Option<NonZeroU32>,
 }
 
 impl Cluster<'_> {
@@ -124,7 +133,7 @@ impl<'m> Cluster<'m> {
             // Counting.
             alt_stat_name: _,
             stats_matcher: _,
-            metadata: _,
+            metadata,
             lrs_server: _,
             lrs_report_endpoint_metrics: _,
             track_timeout_budgets: _,
@@ -191,16 +200,18 @@ impl<'m> Cluster<'m> {
                 refuse_set!(At::ROOT, "endpoints of a STATIC cluster stand in it": eds_cluster_config;);
                 let at = At::ROOT.field("load_assignment");
                 let assignment = load_assignment.as_ref().ok_or_else(|| invalid(at, "there is none"))?;
-                Source::Inline(Endpoints {
-                    hashed: balance.hashes(),
-                    ..Endpoints::from_proto(&at, assignment)?
-                })
+                let endpoints = Endpoints::from_proto(&at, assignment)?;
+                if endpoints.viewed {
+                    return Err(unsupported(at, "endpoints for some callers, in a STATIC cluster; use EDS"));
+                }
+                Source::Inline(Endpoints { hashed: balance.hashes(), ..endpoints })
             }
             _ => return Err(unsupported("type", "only EDS and STATIC clusters are supported")),
         };
         let connect_timeout_ms =
             connect_timeout.as_ref().map_or(Ok(DEFAULT_CONNECT_TIMEOUT_MS), milliseconds)?;
-        Ok(Self { source, connect_timeout_ms, balance, limits })
+        let affinity = affinity(metadata.as_ref())?;
+        Ok(Self { source, connect_timeout_ms, balance, limits, affinity })
     }
 }
 
@@ -349,6 +360,18 @@ fn common_lb(config: &CommonLbConfig, balance: Balance) -> Result<(), Invalid> {
         "the address alone is hashed, and no endpoint is passed over": consistent_hashing_lb_config;
     );
     Ok(())
+}
+
+/// Session affinity is slotmesh's own: Envoy has none for connections. Other metadata is for counting.
+fn affinity(metadata: Option<&Metadata>) -> Result<Option<NonZeroU32>, Invalid> {
+    let any = metadata.and_then(|metadata| metadata.typed_filter_metadata.get(SessionAffinity::KEY));
+    let Some(any) = any else { return Ok(None) };
+    let at = At::ROOT.field("metadata");
+    if any.type_url != SessionAffinity::TYPE_URL {
+        return Err(unsupported(at, format!("{}; only {}", any.type_url, SessionAffinity::TYPE_URL)));
+    }
+    let SessionAffinity { seconds } = decode_any(&at, "SessionAffinity", any)?;
+    NonZeroU32::new(seconds).map(Some).ok_or_else(|| invalid(at, "an affinity of 0 seconds is none"))
 }
 
 /// Rounded up, so that the shortest timeout isn't none.

@@ -6,12 +6,15 @@ use std::{
 };
 
 use slotmesh_records::EndpointIndex;
-use slotmesh_xds::envoy::envoy::config::{
-    core::v3::HealthStatus,
-    endpoint::v3::{self as proto, cluster_load_assignment::Policy, lb_endpoint::HostIdentifier},
+use slotmesh_xds::{
+    EndpointHints,
+    envoy::envoy::config::{
+        core::v3::{HealthStatus, Metadata},
+        endpoint::v3::{self as proto, cluster_load_assignment::Policy, lb_endpoint::HostIdentifier},
+    },
 };
 
-use super::{At, Invalid, invalid, refuse_set, socket_address, unsupported};
+use super::{At, Invalid, decode_any, invalid, refuse_set, socket_address, unsupported};
 use crate::maglev::Tables;
 
 /// The endpoints that can be chosen, by family, in the order of the message.
@@ -23,6 +26,11 @@ pub struct Endpoints<'m> {
     pub v6: Vec<Endpoint>,
     /// Where they are.
     pub localities: Vec<Locality<'m>>,
+    /// For whom those of each locality are; empty where all are for all callers. Else these are the endpoints of all
+    /// nodes until [`see_from`](Self::see_from) has chosen.
+    pub hints: Vec<EndpointHints>,
+    /// They are chosen by where this node is.
+    pub viewed: bool,
     /// Whether a cluster chooses among them by the source: clusters say so, not load assignments.
     pub hashed: bool,
     /// The tables for that, where they have been made.
@@ -40,6 +48,8 @@ pub struct Endpoint {
     pub locality: u16,
     /// The load balancing weight.
     pub weight: NonZeroU32,
+    /// Taken only where there is no other one of its family.
+    pub degraded: bool,
 }
 
 /// Where endpoints are. All are chosen from alike.
@@ -97,6 +107,8 @@ impl<'m> Endpoints<'m> {
             v4: Vec::with_capacity(count),
             v6: Vec::new(),
             localities: Vec::with_capacity(localities.len()),
+            hints: Vec::new(),
+            viewed: false,
             hashed: false,
             tables: None,
         };
@@ -108,7 +120,7 @@ impl<'m> Endpoints<'m> {
                 lb_config,
                 locality,
                 load_balancing_weight,
-                metadata: _,
+                metadata,
                 // Has effect by an lb_policy that a cluster is refused for.
                 proximity: _,
             } = locality;
@@ -123,6 +135,10 @@ impl<'m> Endpoints<'m> {
             // The weight has effect by what a cluster is refused for: locality_config_specifier.
             let weight = load_balancing_weight.as_ref().and_then(|weight| NonZeroU32::new(weight.value));
             endpoints.localities.push(Locality { region, zone, sub_zone, priority: *priority, weight });
+            if let Some(hints) = hints(&at, metadata.as_ref())? {
+                endpoints.hints.resize(i, EndpointHints::default());
+                endpoints.hints.push(hints);
+            }
             for (j, endpoint) in lb_endpoints.iter().enumerate() {
                 let Some(endpoint) =
                     Endpoint::from_proto(&at.element("lb_endpoints", j), endpoint, i as u16)?
@@ -135,8 +151,43 @@ impl<'m> Endpoints<'m> {
                 }
             }
         }
+        for family in [&mut endpoints.v4, &mut endpoints.v6] {
+            // So programs find one by its address.
+            let order = |endpoint: &Endpoint| (endpoint.ip, endpoint.port);
+            if !family.is_sorted_by_key(order) {
+                family.sort_by_key(order);
+            }
+        }
+        if endpoints.hints.is_empty() {
+            endpoints.leave_degraded();
+        } else {
+            endpoints.hints.resize(endpoints.localities.len(), EndpointHints::default());
+            endpoints.viewed = true;
+        }
         Ok(endpoints)
     }
+
+    /// Degraded endpoints are for when there is no other of their family.
+    fn leave_degraded(&mut self) {
+        for family in [&mut self.v4, &mut self.v6] {
+            if family.iter().any(|endpoint| !endpoint.degraded) {
+                family.retain(|endpoint| !endpoint.degraded);
+            }
+        }
+    }
+}
+
+/// For whom the endpoints of a locality are; `None` where they are for all. Other metadata is for subsets, for which a
+/// cluster is refused.
+fn hints(at: &At<'_>, metadata: Option<&Metadata>) -> Result<Option<EndpointHints>, Invalid> {
+    let any = metadata.and_then(|metadata| metadata.typed_filter_metadata.get(EndpointHints::KEY));
+    let Some(any) = any else { return Ok(None) };
+    let at = at.field("metadata");
+    if any.type_url != EndpointHints::TYPE_URL {
+        return Err(unsupported(at, format!("{}; only {}", any.type_url, EndpointHints::TYPE_URL)));
+    }
+    let hints: EndpointHints = decode_any(&at, "EndpointHints", any)?;
+    Ok(Some(hints).filter(|hints| *hints != EndpointHints::default()))
 }
 
 /// What the records can't hold is refused whole.
@@ -157,13 +208,14 @@ impl Endpoint {
             // Is for subsets and sockets by match, for which a cluster is refused.
             metadata: _,
         } = endpoint;
-        match HealthStatus::try_from(*health_status) {
-            Ok(HealthStatus::Unknown | HealthStatus::Healthy | HealthStatus::Degraded) => {}
+        let degraded = match HealthStatus::try_from(*health_status) {
+            Ok(HealthStatus::Unknown | HealthStatus::Healthy) => false,
+            Ok(HealthStatus::Degraded) => true,
             Ok(HealthStatus::Unhealthy | HealthStatus::Draining | HealthStatus::Timeout) => return Ok(None),
             Err(_) => {
                 return Err(unsupported(at.field("health_status"), format!("status {health_status}")));
             }
-        }
+        };
         let Some(HostIdentifier::Endpoint(host)) = host_identifier else {
             return Err(unsupported(at, "an endpoint by name; give its address"));
         };
@@ -183,6 +235,6 @@ impl Endpoint {
             Some(weight) => NonZeroU32::new(weight.value)
                 .ok_or_else(|| invalid(at.field("load_balancing_weight"), "0 is not a weight"))?,
         };
-        Ok(Some(Self { ip: ip.to_canonical(), port, locality, weight }))
+        Ok(Some(Self { ip: ip.to_canonical(), port, locality, weight, degraded }))
     }
 }

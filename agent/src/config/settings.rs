@@ -1,4 +1,4 @@
-//! Settings of the slots: what a SlotProfile says over what the agent's own flags say.
+//! Settings of the node: its zone; and of its slots, what a SlotProfile says over what the agent's own flags say.
 
 use slotmesh_slots::{Config, Growth};
 use slotmesh_xds::{Resource, SlotGrowth, SlotSettings};
@@ -12,6 +12,8 @@ pub struct Settings {
     pub profile: String,
     /// All settings, those of the agent's flags included.
     pub slots: Config,
+    /// The zone of the node; empty where it has none.
+    pub zone: String,
 }
 
 impl Settings {
@@ -28,7 +30,8 @@ impl Settings {
             Ok(SlotGrowth::OnDemand) => Growth::OnDemand,
             Err(_) => return Err(invalid("growth", format!("{} is no mode of growth", message.growth))),
         };
-        let SlotSettings { profile, initial, cap, low_watermark, high_watermark, batch, growth: _ } = message;
+        let SlotSettings { profile, initial, cap, low_watermark, high_watermark, batch, growth: _, zone } =
+            message;
         let slots = Config {
             growth,
             initial: initial.unwrap_or(flags.initial),
@@ -39,7 +42,7 @@ impl Settings {
             threads: flags.threads,
         };
         match slots.contradiction() {
-            None => Ok(Self { profile, slots }),
+            None => Ok(Self { profile, slots, zone }),
             Some(contradiction) => Err(invalid(
                 format!("SlotProfile {profile}"),
                 format!(
@@ -69,10 +72,12 @@ mod tests {
             cap: Some(4096),
             low_watermark: Some(0),
             growth: SlotGrowth::OnDemand.into(),
+            zone: "a".into(),
             ..Default::default()
         };
         let expected = Config { cap: 4096, low_watermark: 0, growth: Growth::OnDemand, ..Config::default() };
-        assert_eq!(decoded(&settings).unwrap(), Settings { profile: "large".into(), slots: expected });
+        let expected = Settings { profile: "large".into(), slots: expected, zone: "a".into() };
+        assert_eq!(decoded(&settings).unwrap(), expected);
     }
 
     #[test]

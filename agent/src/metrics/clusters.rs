@@ -13,7 +13,7 @@ struct Label {
 }
 
 /// The lines of the exposition, without its end mark. A cluster that is gone leaves nothing behind.
-pub(crate) fn render(RunningNow { clusters, endpoints, sockets }: RunningNow) -> String {
+pub(crate) fn render(RunningNow { clusters, endpoints, sockets, affinities }: RunningNow) -> String {
     let (active, opened, refused) = (
         Family::<Label, Gauge>::default(),
         Family::<Label, Counter>::default(),
@@ -64,6 +64,19 @@ pub(crate) fn render(RunningNow { clusters, endpoints, sockets }: RunningNow) ->
         "Connections that found no room for another count: refused where a limit is set",
         uncounted,
     );
+    let (held, evicted) = (Gauge::<i64>::default(), Counter::<u64>::default());
+    held.set(i64::try_from(affinities.held).unwrap_or(i64::MAX));
+    evicted.inc_by(affinities.evicted);
+    registry.register(
+        "affinities",
+        "Endpoints that workloads keep to by session affinity; at most --max-affinities",
+        held,
+    );
+    registry.register(
+        "affinities_evicted",
+        "Session affinities that were given up for want of room, those used longest ago first",
+        evicted,
+    );
     let mut text = String::new();
     encode_registry(&mut text, &registry).expect("writing to a string doesn't fail");
     text
@@ -74,6 +87,7 @@ mod tests {
     use slotmesh_records::{ClusterState, Count, SocketTotals};
 
     use super::*;
+    use crate::Affinities;
 
     #[test]
     fn a_cluster_shows_its_connections() {
@@ -81,8 +95,11 @@ mod tests {
         let state = ClusterState { active, cursor: 9, opened: 40, refused: 2 };
         let sockets = SocketTotals { recorded: 7, unrecorded: 1, uncounted: 6 };
         let clusters = vec![("outbound|80||a.b.svc.cluster.local".to_owned(), state)];
-        let text = render(RunningNow { clusters, endpoints: 5, sockets });
+        let affinities = Affinities { held: 8, evicted: 9 };
+        let text = render(RunningNow { clusters, endpoints: 5, sockets, affinities });
         for line in [
+            "affinities 8",
+            "affinities_evicted_total 9",
             "endpoints_counted 5",
             "sockets_recorded 7",
             "connections_unrecorded_total 1",

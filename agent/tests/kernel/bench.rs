@@ -10,9 +10,9 @@ use std::{
 };
 
 use slotmesh_ads::{Sink as _, Update};
-use slotmesh_agent::{Agent, MapSizes, Options, SetSlotsError, metrics::Metrics};
+use slotmesh_agent::{Affinities, Agent, MapSizes, Options, SetSlotsError, metrics::Metrics};
 use slotmesh_slots::Config;
-use slotmesh_xds::{Rejection, Resource, ResourceName, ResourceType};
+use slotmesh_xds::{Rejection, Resource, ResourceName, ResourceType, Version};
 
 /// An agent with a pin root of its own, which goes with it.
 pub(crate) struct Bench {
@@ -51,6 +51,7 @@ impl Bench {
             sockets: slotmesh_agent::memory::SOCKETS,
             maps: self.maps,
             workloads: Vec::new(),
+            node: "node-a".to_owned(),
         }
     }
 
@@ -80,6 +81,17 @@ impl Bench {
         let mut held: Vec<_> = held.into_iter().map(|(ty, name, _)| (ty, name.to_string())).collect();
         held.sort();
         held
+    }
+
+    /// The version of a resource that the agent says it has.
+    pub(crate) fn version(&self, ty: ResourceType, name: &str) -> Option<Version> {
+        let held = self.runtime.block_on(self.agent().handle().held());
+        held.into_iter().find(|(of, at, _)| *of == ty && at.as_str() == name).map(|(.., version)| version)
+    }
+
+    /// How many session affinities there are.
+    pub(crate) fn affinities(&self) -> Affinities {
+        self.runtime.block_on(self.agent().handle().running(0)).affinities
     }
 
     /// What the records hold of a resource.

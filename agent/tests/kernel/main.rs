@@ -2,6 +2,7 @@
 //!
 //! Needs root and BPF; fails with the reason where they are missing.
 
+mod affinity;
 mod bench;
 mod cgroup;
 mod choice;
@@ -15,5 +16,6 @@ mod rich;
 mod running;
 mod sizes;
 mod start;
+mod view;
 
 pub(crate) use bench::Bench;

@@ -310,7 +310,7 @@ impl<C: Connector, S: Sink> Client<C, S> {
         tracing::info!("connected to the control plane");
         let mut last = Instant::now();
         let mut probed = false;
-        // What was refused for want of room, and when it is asked for again.
+        // What is to be asked for again, and when.
         let mut again: BTreeSet<(ResourceType, ResourceName)> = BTreeSet::new();
         let mut at = None;
         loop {
@@ -358,16 +358,15 @@ impl<C: Connector, S: Sink> Client<C, S> {
         }
     }
 
-    /// Asks for what was refused for want of room and still is.
+    /// Asks once more for what was refused for want of room, or is meant otherwise than it was taken.
     async fn ask_again(
         &mut self,
         stream: &mut Stream,
-        mut names: BTreeSet<(ResourceType, ResourceName)>,
+        names: BTreeSet<(ResourceType, ResourceName)>,
         shutdown: &CancellationToken,
     ) -> Result<(), Ended> {
-        names.retain(|(ty, name)| self.refusals.contains(*ty, name));
         if !names.is_empty() {
-            tracing::debug!(resources = names.len(), "asking again for what was refused for want of room");
+            tracing::debug!(resources = names.len(), "asking once more for resources");
         }
         for request in stream.session.ask_again(names) {
             stream.send(request, shutdown).await?;

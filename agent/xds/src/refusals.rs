@@ -25,11 +25,6 @@ impl Refusals {
     pub(crate) fn settled(&mut self, ty: ResourceType, name: &ResourceName) -> bool {
         self.0[ty].remove(name).is_some()
     }
-
-    /// Whether the resource is still refused.
-    pub(crate) fn contains(&self, ty: ResourceType, name: &ResourceName) -> bool {
-        self.0[ty].contains_key(name)
-    }
 }
 
 #[cfg(test)]
@@ -44,9 +39,8 @@ mod tests {
         assert!(refusals.refused(ty, &name, version(b"1")));
         assert!(!refusals.refused(ty, &name, version(b"1")));
         assert!(refusals.refused(ty, &name, version(b"2")));
-        assert!(refusals.contains(ty, &name) && !refusals.contains(ResourceType::Route, &name));
+        assert!(!refusals.settled(ResourceType::Route, &name));
         assert!(refusals.settled(ty, &name) && !refusals.settled(ty, &name));
-        assert!(!refusals.contains(ty, &name));
         assert!(refusals.refused(ty, &name, version(b"2")));
         // One that has no content has no version.
         assert!(refusals.refused(ty, &name, None) && !refusals.refused(ty, &name, None));

@@ -32,8 +32,9 @@ pub trait Sink: Send + Sync + 'static {
     /// control plane removes only when all that referred to it is up to date.
     fn synced(&self);
 
-    /// Resolves with what was refused for want of room, when it may fit now. The client then asks for it again, some
-    /// time later. It may drop the future and call again: nothing is lost by that.
+    /// Resolves with what was refused for want of room, when it may fit now, and with what the sink has to decide anew.
+    /// The client then asks for it again, some time later. It may drop the future and call again: nothing is lost by
+    /// that.
     fn room(&self) -> impl Future<Output = Vec<(ResourceType, ResourceName)>> + Send {
         std::future::pending()
     }

@@ -66,6 +66,7 @@ fn isolated() -> anyhow::Result<()> {
         sockets: slotmesh_agent::memory::SOCKETS,
         maps: MapSizes::default(),
         workloads: vec![workload],
+        node: String::new(),
     };
     let agent = Agent::start(options, Arc::new(Metrics::new()))?;
     let result =

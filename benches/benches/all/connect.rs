@@ -145,6 +145,7 @@ fn isolated() -> anyhow::Result<()> {
         sockets: slotmesh_agent::memory::SOCKETS,
         maps: MapSizes::default(),
         workloads: vec![workload],
+        node: String::new(),
     };
     let agent = Agent::start(options, Arc::new(Metrics::new()))?;
     let result = measure(&agent, &cgroup);

@@ -107,6 +107,7 @@ fn first_flush(period: Duration) -> anyhow::Result<()> {
             sockets: slotmesh_agent::memory::SOCKETS,
             maps: MapSizes::default(),
             workloads: Vec::new(),
+            node: String::new(),
         };
         let (agent, start) = time(|| Agent::start(options, Arc::new(Metrics::new())));
         let agent = agent?;

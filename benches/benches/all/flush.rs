@@ -58,12 +58,14 @@ fn models(n: u16) -> (Model<'static>, Model<'static>) {
         connect_timeout_ms: 10_000,
         balance: Balance::Random,
         limits: Limits::default(),
+        affinity: None,
     };
     let endpoint = |i: u16| Endpoint {
         ip: [192, 168, 127, (i % 250) as u8].into(),
         port: (9090 + i).try_into().expect("not zero"),
         locality: 0,
         weight: std::num::NonZeroU32::MIN,
+        degraded: false,
     };
     let localities = vec![Locality::default()];
     let v4 = (n..n + 10).map(endpoint).collect();

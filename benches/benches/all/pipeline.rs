@@ -84,6 +84,7 @@ impl Pipeline {
             sockets: slotmesh_agent::memory::SOCKETS,
             maps: MapSizes::default(),
             workloads: Vec::new(),
+            node: String::new(),
         };
         let agent = Agent::start(options, Arc::new(Metrics::new()))?;
         let (progress, stop) = (Arc::<Progress>::default(), CancellationToken::new());

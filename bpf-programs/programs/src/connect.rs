@@ -8,7 +8,7 @@ use aya_ebpf::{
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
-use slotmesh_records::{Family, Identity, NO_LIMIT, SocketState, VipKey, balance, source_hash};
+use slotmesh_records::{AffinityKey, Family, Identity, NO_LIMIT, SocketState, VipKey, balance, source_hash};
 
 use crate::{
     lookup::{Choice, Found, Numbers, Target, look_up},
@@ -193,6 +193,11 @@ impl<B: Fn(&bpf_sock) -> [u32; 4]> Numbers for Connecting<'_, B> {
     #[inline(always)]
     fn other(&self) -> u32 {
         random()
+    }
+
+    #[inline(always)]
+    fn affinity(&self, cluster: u64) -> Option<AffinityKey> {
+        Some(AffinityKey::new(identity().workload, cluster, self.family))
     }
 }
 

@@ -11,13 +11,14 @@
 use core::{arch::asm, mem::offset_of};
 
 use slotmesh_records::{
-    Action, Chain, ChainIndex, ChainRange, Chains, Cluster, ClusterRange, ClusterSet, Endpoint,
+    Action, AffinityKey, Chain, ChainIndex, ChainRange, Chains, Cluster, ClusterRange, ClusterSet, Endpoint,
     EndpointChunk, EndpointIndex, Endpoints, Family, Handle, HashChunk, HashTable, Host, HostChunk,
     HostIndex, Listener, Record, RecordHeader, Route, SlotPtr, VipKey, VipValue, WeightedCluster, balance,
     choose,
 };
 
 use crate::{
+    affinity::{self, Kept},
     place::{Place, tail},
     running,
     slabs::VIPS,
@@ -58,6 +59,12 @@ pub trait Numbers {
 
     /// A random number, for the endpoint that may be taken instead.
     fn other(&self) -> u32;
+
+    /// Whose connections to a cluster keep to an endpoint; `None` where nobody's do.
+    #[inline(always)]
+    fn affinity(&self, _cluster: u64) -> Option<AffinityKey> {
+        None
+    }
 }
 
 /// A choice among the endpoints of a cluster.
@@ -152,7 +159,8 @@ fn target(
         balance::HASH_BY_ROUTE if by_source => balance::HASH,
         other => other,
     };
-    let endpoint = there(endpoint(&endpoints, family, name, balance, numbers))?;
+    let chosen = Chosen { name, balance, affinity: cluster.affinity };
+    let endpoint = there(endpoint(&endpoints, family, &chosen, numbers))?;
     Ok(Target {
         addr: endpoint.addr,
         port: endpoint.port,
@@ -193,16 +201,16 @@ fn last_from<R, E>(at: &Place, count: u32, capacity: u32, port: u16) -> Option<u
         if next < count && at.read::<u16>(tail::<R, E>(next))? <= port {
             found = next;
         }
-        found = forget(found, port);
+        found = forget(found, port.into());
         step /= 2;
     }
     Some(found)
 }
 
-/// The same number, which has 16 bits at most, by way of one that the verifier doesn't know. Else it would follow
-/// every outcome of every step by itself.
+/// The same number, which has no more bits than the other may have, by way of that one, which the verifier doesn't
+/// know. Else it would follow every outcome of every step by itself.
 #[inline(always)]
-fn forget(number: u32, unknown: u16) -> u32 {
+fn forget(number: u32, unknown: u32) -> u32 {
     let (mut number, unknown) = (u64::from(number), u64::from(unknown));
     // SAFETY: two exclusive ors with the same number change nothing.
     unsafe {
@@ -258,6 +266,27 @@ impl List<'_> {
         }
     }
 
+    /// The endpoint with this address and port, of `count`: they are sorted.
+    #[inline(always)]
+    fn find(&self, count: u32, kept: &Kept) -> Option<Endpoint> {
+        let wanted = Endpoint::order(kept.addr, kept.port);
+        let mut found = 0;
+        let mut step = EndpointIndex::CAPACITY.next_power_of_two() as u32 / 2;
+        while step > 0 {
+            let next = found + step;
+            if next < count {
+                let element = self.element(next)?;
+                if Endpoint::order(element.addr, element.port) <= wanted {
+                    found = next;
+                }
+            }
+            found = forget(found, count);
+            step /= 2;
+        }
+        let element = self.element(found)?;
+        (Endpoint::order(element.addr, element.port) == wanted).then_some(element)
+    }
+
     /// Element `i`, or its alias where `fraction` isn't below its threshold.
     #[inline(always)]
     fn pick(&self, i: u32, fraction: Option<u32>) -> Option<Endpoint> {
@@ -269,14 +298,18 @@ impl List<'_> {
     }
 }
 
-#[inline(always)]
-fn endpoint(
-    at: &Place,
-    family: Family,
-    cluster: u64,
+/// A cluster, and how its endpoints are chosen.
+struct Chosen {
+    /// The hash of its name.
+    name: u64,
+    /// See [`balance`].
     balance: u32,
-    numbers: &impl Numbers,
-) -> Option<Endpoint> {
+    /// For how many seconds a caller keeps to an endpoint; 0 where it doesn't.
+    affinity: u32,
+}
+
+#[inline(always)]
+fn endpoint(at: &Place, family: Family, cluster: &Chosen, numbers: &impl Numbers) -> Option<Endpoint> {
     let head = at.read::<Endpoints>(0)?;
     let (first, all) = match family {
         Family::V4 => (0, head.v4),
@@ -287,6 +320,39 @@ fn endpoint(
         return None;
     }
     let list = List { at, chunked: head.header.kind.get() == EndpointIndex::KIND.get(), first };
+    // Without affinity this costs nothing.
+    let key = if cluster.affinity == 0 { None } else { numbers.affinity(cluster.name) };
+    if let Some(key) = &key
+        && let Some(kept) = affinity::kept(key, cluster.affinity)
+    {
+        if let Some(endpoint) = list.find(count, &kept) {
+            return Some(endpoint);
+        }
+        affinity::remove(key);
+    }
+    let chosen = choose_one(&list, &head, family, (count, weighted), cluster, numbers)?;
+    if let Some(key) = &key
+        && !affinity::keep(key, &chosen)
+        && let Some(kept) = affinity::kept(key, cluster.affinity)
+        && let Some(endpoint) = list.find(count, &kept)
+    {
+        // Another connection of the workload was faster: both go the same way.
+        return Some(endpoint);
+    }
+    Some(chosen)
+}
+
+/// Chooses an endpoint of `count`, as the cluster says.
+#[inline(always)]
+fn choose_one(
+    list: &List<'_>,
+    head: &Endpoints,
+    family: Family,
+    (count, weighted): (u32, bool),
+    cluster: &Chosen,
+    numbers: &impl Numbers,
+) -> Option<Endpoint> {
+    let &Chosen { name: cluster, balance, affinity: _ } = cluster;
     let number = numbers.endpoint(&Choice { cluster, balance, count, weighted });
     let of_source =
         if balance == balance::HASH { of_source(head.hashes.ptr(), family, number) } else { None };

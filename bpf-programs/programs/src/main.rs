@@ -6,6 +6,7 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod affinity;
 mod closed;
 mod connect;
 mod getpeername;

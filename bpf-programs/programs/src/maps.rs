@@ -7,10 +7,13 @@
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{Array, CgroupStorage, HashMap, SkStorage},
+    btf_maps::{Array, CgroupStorage, HashMap, LruHashMap, SkStorage},
     macros::btf_map,
 };
-use slotmesh_records::{ClusterState, EndpointKey, EndpointState, Identity, SocketState, SocketTotals};
+use slotmesh_records::{
+    AffinityKey, AffinityState, AffinityTotals, ClusterState, EndpointKey, EndpointState, Identity,
+    SocketState, SocketTotals,
+};
 
 /// What a redirected socket remembers.
 #[btf_map]
@@ -36,3 +39,11 @@ pub static ENDPOINTS: HashMap<EndpointKey, EndpointState, 65_536, { BPF_F_NO_PRE
 /// What runs of each cluster, by the hash of its name.
 #[btf_map]
 pub static CLUSTERS: HashMap<u64, ClusterState, 65_536, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+/// Which endpoint a workload keeps to. Where it is full, the one goes that was used longest ago.
+#[btf_map]
+pub static AFFINITIES: LruHashMap<AffinityKey, AffinityState, 16_384> = LruHashMap::new();
+
+/// How many of them were made and removed.
+#[btf_map]
+pub static AFFINITY_TOTALS: Array<AffinityTotals, 1> = Array::new();

@@ -35,7 +35,7 @@ pub enum Begun {
 /// # Safety
 /// `word` is aligned and lies in a map's element, whose pointer is valid for this run.
 #[inline(always)]
-unsafe fn fetch_add(word: *mut u64, mut add: u64) -> u64 {
+pub unsafe fn fetch_add(word: *mut u64, mut add: u64) -> u64 {
     // SAFETY: the caller vouches for the pointer.
     unsafe {
         asm!(

@@ -34,8 +34,9 @@ mod route;
 
 pub use layout::{LAYOUT_HASH, Record, RecordHeader, RecordKind};
 pub use maps::{
-    ClusterState, Count, EndpointKey, EndpointState, Failures, Identity, STATE_VERSION, SocketState,
-    SocketTotals, VipKey, VipValue, cluster_tag, name_hash, source_hash, words,
+    AffinityKey, AffinityState, AffinityTotals, ClusterState, Count, EndpointKey, EndpointState, Failures,
+    Identity, STATE_VERSION, SocketState, SocketTotals, VipKey, VipValue, cluster_tag, name_hash,
+    source_hash, words,
 };
 pub use model::{
     Cluster, DirectoryPage, Endpoint, EndpointChunk, EndpointIndex, Endpoints, Handle, HashChunk, HashTable,

@@ -138,6 +138,10 @@ pub struct Cluster {
     pub max_requests: u32,
     /// The most retries at a time, as configured.
     pub max_retries: u32,
+    /// For so many seconds after its last connection a workload keeps to its endpoint; 0 for none.
+    pub affinity: u32,
+    /// Zero.
+    pub spare: u32,
     /// Where its endpoints come from, once more.
     #[cfg(feature = "next-layout")]
     pub added: Owned<crate::Added>,
@@ -147,7 +151,7 @@ pub struct Cluster {
 }
 
 /// `envoy.config.endpoint.v3.ClusterLoadAssignment` that fits one slot: the IPv4 endpoints, then the
-/// IPv6 endpoints, each group an alias table of its own.
+/// IPv6 endpoints, each group an alias table of its own, in the order of [`Endpoint::order`].
 #[derive(Clone, Copy, Debug, Pod, Zeroable, Record)]
 #[record(kind = 8, tail = Endpoint)]
 #[repr(C)]
@@ -260,6 +264,17 @@ pub struct Endpoint {
     pub alias: u32,
     /// The weight as configured.
     pub weight: u32,
+}
+
+impl Endpoint {
+    /// By what the endpoints of a family are sorted: address and port, both given in network order.
+    #[inline(always)]
+    pub const fn order(addr: [u32; 4], port: u16) -> (u64, u64, u16) {
+        let [a, b, c, d] = addr;
+        let high = (u32::from_be(a) as u64) << 32 | u32::from_be(b) as u64;
+        let low = (u32::from_be(c) as u64) << 32 | u32::from_be(d) as u64;
+        (high, low, u16::from_be(port))
+    }
 }
 
 /// Picks from an alias table of `n` elements with one random number: the element to look at, and the

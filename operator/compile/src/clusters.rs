@@ -44,7 +44,8 @@ pub(crate) fn compile(index: &Index, name: &ObjectName) -> Compiled {
         let policy = port_name.and_then(|port| in_force(index, name, port));
         let of_policy = policy.map(|(_, policy, _)| policy.traffic).unwrap_or_default();
         let of_subset = rules.subset(subset).map(|s| s.traffic).unwrap_or_default();
-        envoy::cluster(&cluster_name(&host, port, subset), of_policy.or(of_subset).or(of_rule))
+        let affinity = index.service(name).map_or(0, |service| service.affinity);
+        envoy::cluster(&cluster_name(&host, port, subset), of_policy.or(of_subset).or(of_rule), affinity)
     });
     let (resources, reports) = (resources.collect(), rule_reports(index, name));
     let mut compiled = Compiled { resources, reports, ..Compiled::default() };

@@ -4,11 +4,16 @@
 //! As kube-proxy decides: the ready endpoints, or, when none is ready, those that still serve while
 //! they terminate. Each address family is decided by itself, because a connection to an IPv4
 //! cluster IP can only go to an IPv4 endpoint.
+//!
+//! What depends on where the caller is, is decided on its node, of the same bytes for all: for whom endpoints are
+//! meant travels along, and where callers have only those of their own node, all of both sorts do.
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
     net::SocketAddr,
 };
+
+use slotmesh_xds::EndpointHints;
 
 use crate::{
     Index, Kind, ObjectName, Reason, Report,
@@ -16,7 +21,7 @@ use crate::{
     compiler::Compiled,
     envoy,
     index::Backing,
-    model::{Service, ServicePort, TargetPort},
+    model::{Hints, Service, ServicePort, TargetPort},
     names::cluster_name,
     report::Findings,
 };
@@ -30,6 +35,14 @@ struct Candidate<'a> {
     /// Those of what stands behind it, where that is known and subsets ask for them.
     labels: Option<&'a BTreeMap<String, String>>,
     weight: u32,
+    node: Option<&'a str>,
+    hints: Option<&'a Hints>,
+}
+
+impl Candidate<'_> {
+    /// One that is ready, wherever it is.
+    const ANYWHERE: Self =
+        Self { ready: true, fallback: false, labels: None, weight: 1, node: None, hints: None };
 }
 
 type Candidates<'a> = BTreeMap<SocketAddr, Candidate<'a>>;
@@ -49,7 +62,7 @@ pub(crate) fn compile(index: &Index, name: &ObjectName) -> Compiled {
             of_port = (port.number, candidates(index, name, port, &mut reports));
         }
         let labels = rules.subset(subset).map(|subset| &subset.labels);
-        let chosen = choose(&of_port.1, |candidate| {
+        let chosen = choose(&of_port.1, service.local, |candidate| {
             labels.is_none_or(|labels| {
                 let all = |has: &BTreeMap<_, _>| labels.iter().all(|(k, v)| has.get(k) == Some(v));
                 labels.is_empty() || candidate.labels.is_some_and(all)
@@ -58,7 +71,7 @@ pub(crate) fn compile(index: &Index, name: &ObjectName) -> Compiled {
         if chosen.is_empty() {
             empty.entry(subset).or_default().push(port.to_string());
         }
-        resources.push(envoy::assignment(&cluster_name(&host, port, subset), chosen.into_iter()));
+        resources.push(envoy::assignment(&cluster_name(&host, port, subset), chosen));
     }
     reports.extend(
         empty.into_iter().filter_map(|(subset, ports)| without_endpoints(index, name, subset, &ports)),
@@ -135,7 +148,8 @@ fn candidates<'a>(
                 let labels = pod.map(|pod| &pod.labels);
                 let (ready, fallback) = (endpoint.ready, endpoint.fallback);
                 let at = SocketAddr::new(endpoint.ip, *number);
-                add(&mut found, at, Candidate { ready, fallback, labels, weight: 1 });
+                let (node, hints) = (endpoint.node.as_deref(), endpoint.hints.as_deref());
+                add(&mut found, at, Candidate { ready, fallback, labels, weight: 1, node, hints });
             }
         }
     }
@@ -164,7 +178,7 @@ fn add_workloads<'a>(
             (Some(number), ..) => {
                 let (labels, weight) = (Some(&workload.labels), workload.weight);
                 let at = SocketAddr::new(workload.ip, number);
-                add(found, at, Candidate { ready: true, fallback: false, labels, weight });
+                add(found, at, Candidate { labels, weight, ..Candidate::ANYWHERE });
             }
             (None, TargetPort::Name(wanted), Some(entry)) => {
                 let mut said = Findings::new(index.object_ref(Kind::WorkloadEntry, entry));
@@ -179,7 +193,8 @@ fn add_workloads<'a>(
         for (_, pod) in index.selected_pods(backing) {
             let (ready, fallback) = (pod.ready && !pod.terminating, pod.ready && pod.terminating);
             for ip in &pod.ips {
-                let candidate = Candidate { ready, fallback, labels: Some(&pod.labels), weight: 1 };
+                let labels = Some(&pod.labels);
+                let candidate = Candidate { ready, fallback, labels, ..Candidate::ANYWHERE };
                 add(found, SocketAddr::new(*ip, number), candidate);
             }
         }
@@ -199,19 +214,47 @@ fn add<'a>(found: &mut Candidates<'a>, at: SocketAddr, candidate: Candidate<'a>)
     }
 }
 
-/// Addresses with their weights.
+/// For whom endpoints are, as far as that depends on where callers are.
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Audience<'a> {
+    /// Callers on this node only; empty for all.
+    node: &'a str,
+    hints: Option<&'a Hints>,
+}
+
+/// The endpoints with their weights, by whom they are for.
 fn choose<'a>(
     candidates: &Candidates<'a>,
+    local: bool,
     selected: impl Fn(&Candidate<'_>) -> bool,
-) -> Vec<(SocketAddr, u32)> {
-    let mut chosen = Vec::new();
+) -> Vec<envoy::Group> {
+    let mut groups: BTreeMap<Audience<'_>, Vec<envoy::Chosen>> = BTreeMap::new();
     for v4 in [true, false] {
         let family = || candidates.iter().filter(|(at, c)| at.is_ipv4() == v4 && selected(c));
-        let before = chosen.len();
-        chosen.extend(family().filter(|(_, c)| c.ready).map(|(at, c)| (*at, c.weight)));
-        if chosen.len() == before {
-            chosen.extend(family().filter(|(_, c)| c.fallback).map(|(at, c)| (*at, c.weight)));
+        let any_ready = family().any(|(_, c)| c.ready);
+        for (at, candidate) in family() {
+            let is_fallback = !candidate.ready && candidate.fallback;
+            let audience = if local {
+                // Each node decides for itself whether one of its own is ready.
+                candidate.node.map(|node| Audience { node, hints: None })
+            } else {
+                Some(Audience { node: "", hints: candidate.hints.filter(|_| candidate.ready) })
+            };
+            let is_chosen = candidate.ready || is_fallback && (local || !any_ready);
+            if let Some(audience) = audience.filter(|_| is_chosen) {
+                let chosen =
+                    envoy::Chosen { at: *at, weight: candidate.weight, is_degraded: is_fallback && local };
+                groups.entry(audience).or_default().push(chosen);
+            }
         }
     }
-    chosen
+    let hints = |Audience { node, hints }: Audience<'_>| EndpointHints {
+        only_node: node.to_owned(),
+        for_nodes: hints.map(|hints| hints.nodes.clone()).unwrap_or_default(),
+        for_zones: hints.map(|hints| hints.zones.clone()).unwrap_or_default(),
+    };
+    groups
+        .into_iter()
+        .map(|(audience, endpoints)| envoy::Group { hints: hints(audience), endpoints })
+        .collect()
 }

@@ -1,13 +1,13 @@
 //! The Envoy v3 messages that are compiled, and nothing else: no choice is made here.
 //!
-//! Invariant: the bytes depend on the arguments only. No map field is ever filled, because prost
+//! Invariant: the bytes depend on the arguments only. No map field ever has more than one entry, because prost
 //! encodes those in random order.
 
 use std::net::{IpAddr, SocketAddr};
 
-use prost::Name;
+use prost::{Message, Name};
 use slotmesh_xds::{
-    Resource, ResourceType,
+    EndpointHints, Resource, ResourceType, SessionAffinity,
     envoy::{
         envoy::{
             config::{
@@ -16,9 +16,9 @@ use slotmesh_xds::{
                     load_balancing_policy,
                 },
                 core::v3::{
-                    Address, AggregatedConfigSource, ApiVersion, ConfigSource, RoutingPriority,
-                    SocketAddress, TrafficDirection, TypedExtensionConfig, address, config_source,
-                    socket_address,
+                    Address, AggregatedConfigSource, ApiVersion, ConfigSource, HealthStatus, Metadata,
+                    RoutingPriority, SocketAddress, TrafficDirection, TypedExtensionConfig, address,
+                    config_source, socket_address,
                 },
                 endpoint::v3::{
                     ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints, lb_endpoint,
@@ -81,7 +81,8 @@ fn address(ip: IpAddr, port: u16) -> Address {
     }
 }
 
-pub(crate) fn cluster(name: &str, traffic: Traffic) -> Resource {
+/// `affinity`: for so many seconds a workload keeps to its endpoint; 0 where it doesn't.
+pub(crate) fn cluster(name: &str, traffic: Traffic, affinity: u32) -> Resource {
     let (policy, extension) = match traffic.balance {
         None | Some(Balance::Random) => (cluster::LbPolicy::Random, None),
         Some(Balance::RoundRobin) => (cluster::LbPolicy::RoundRobin, None),
@@ -101,6 +102,10 @@ pub(crate) fn cluster(name: &str, traffic: Traffic) -> Resource {
         lb_policy: policy.into(),
         load_balancing_policy: extension,
         circuit_breakers: traffic.max_connections.map(limit),
+        metadata: (affinity != 0).then(|| {
+            let affinity = SessionAffinity { seconds: affinity };
+            metadata(SessionAffinity::KEY, SessionAffinity::TYPE_URL, &affinity)
+        }),
         ..Default::default()
     };
     Resource::encode(ResourceType::Cluster, name, &message)
@@ -153,27 +158,50 @@ fn limit(max_connections: u32) -> CircuitBreakers {
     CircuitBreakers { thresholds: vec![thresholds], ..Default::default() }
 }
 
-/// `endpoints` with their weights, in the order in which they are to appear.
-pub(crate) fn assignment(name: &str, endpoints: impl Iterator<Item = (SocketAddr, u32)>) -> Resource {
-    let lb_endpoints: Vec<_> = endpoints
-        .map(|(endpoint, weight)| LbEndpoint {
-            // Unset is 1.
-            load_balancing_weight: (weight != 1).then_some(UInt32Value { value: weight }),
-            host_identifier: Some(lb_endpoint::HostIdentifier::Endpoint(Endpoint {
-                address: Some(address(endpoint.ip(), endpoint.port())),
-                ..Default::default()
-            })),
+/// An endpoint of an assignment.
+pub(crate) struct Chosen {
+    pub(crate) at: SocketAddr,
+    pub(crate) weight: u32,
+    /// Only where no other is there.
+    pub(crate) is_degraded: bool,
+}
+
+/// Endpoints that are for the same callers.
+pub(crate) struct Group {
+    pub(crate) hints: EndpointHints,
+    pub(crate) endpoints: Vec<Chosen>,
+}
+
+/// The groups and their endpoints, in the order in which they are to appear.
+pub(crate) fn assignment(name: &str, groups: Vec<Group>) -> Resource {
+    let endpoint = |Chosen { at, weight, is_degraded }| LbEndpoint {
+        // Unset is 1.
+        load_balancing_weight: (weight != 1).then_some(UInt32Value { value: weight }),
+        health_status: if is_degraded { HealthStatus::Degraded } else { HealthStatus::Unknown }.into(),
+        host_identifier: Some(lb_endpoint::HostIdentifier::Endpoint(Endpoint {
+            address: Some(address(at.ip(), at.port())),
             ..Default::default()
-        })
-        .collect();
-    let locality = LocalityLbEndpoints { lb_endpoints, ..Default::default() };
-    let empty = locality.lb_endpoints.is_empty();
+        })),
+        ..Default::default()
+    };
+    let group = |Group { hints, endpoints }| LocalityLbEndpoints {
+        lb_endpoints: endpoints.into_iter().map(endpoint).collect(),
+        metadata: (hints != EndpointHints::default())
+            .then(|| metadata(EndpointHints::KEY, EndpointHints::TYPE_URL, &hints)),
+        ..Default::default()
+    };
     let message = ClusterLoadAssignment {
         cluster_name: name.to_owned(),
-        endpoints: if empty { Vec::new() } else { vec![locality] },
+        endpoints: groups.into_iter().map(group).collect(),
         ..Default::default()
     };
     Resource::encode(ResourceType::Endpoints, name, &message)
+}
+
+/// Metadata with one entry.
+fn metadata(key: &str, type_url: &str, message: &impl Message) -> Metadata {
+    let any = Any { type_url: type_url.to_owned(), value: message.encode_to_vec() };
+    Metadata { typed_filter_metadata: [(key.to_owned(), any)].into(), ..Default::default() }
 }
 
 pub(crate) fn listener(ip: IpAddr, port: u16, stat_prefix: &str, forward: &Forward<'_>) -> Resource {

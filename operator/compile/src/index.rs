@@ -311,7 +311,7 @@ impl Index {
         let mut addresses = Vec::new();
         for backing in self.backings(name) {
             if backing.service.port(port).is_some() {
-                addresses.extend(backing.service.vips.iter().map(|ip| (*ip, backing.by.clone())));
+                addresses.extend(backing.service.addresses().map(|(ip, _)| (ip, backing.by.clone())));
             }
         }
         addresses
@@ -419,14 +419,9 @@ impl Index {
         own.into_iter().flatten().filter_map(|name| Some((name, self.slices.get(name)?.good.as_ref()?)))
     }
 
-    /// The field by which a Service, or its endpoints, ask for what isn't done yet: connections to it are left to
-    /// kube-proxy.
+    /// The field by which a Service asks for what isn't known here: connections to it are left to kube-proxy.
     pub(crate) fn left_to_kube_proxy(&self, name: &ObjectName) -> Option<&'static str> {
-        let service = self.own_service(name)?;
-        // kube-proxy follows hints wherever they come from: trafficDistribution or the topology-mode annotation.
-        let hinted =
-            || self.slices(name).any(|(_, slice)| slice.hinted).then_some("spec.trafficDistribution");
-        service.left.or_else(hinted)
+        self.own_service(name)?.left
     }
 
     /// The Pod behind an endpoint of a slice in `namespace`: the one that the slice names, else one
@@ -461,6 +456,11 @@ impl Index {
         let selects = |profile: &ObjectName| self.profile(profile).is_some_and(|p| p.selects(name, node));
         let oldest = |selection| self.relations.profiles.of(&selection).find(|(_, profile)| selects(profile));
         node.selections(name).filter_map(oldest).min().map(|(_, profile)| profile)
+    }
+
+    /// The zone of a node, where it has one.
+    pub(crate) fn zone_of(&self, node: &ObjectName) -> Option<&str> {
+        self.nodes.get(node)?.good.as_ref()?.zone()
     }
 
     /// The nodes that a SlotProfile selects.

@@ -43,7 +43,6 @@ pub use compiler::{Compiler, Output, Stats};
 pub use conditions::{Ancestor, At, Condition, ConditionType, Conditions, ResourceVersion};
 pub use domain::{ClusterDomain, InvalidDomain};
 pub use index::{Index, Unit};
-pub use model::TOPOLOGY;
 pub use object::{Kind, Object, ObjectKey, ObjectName, Source};
 pub use options::CompileOptions;
 pub use report::{ObjectRef, Reason, Report, Severity};

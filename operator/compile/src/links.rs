@@ -55,10 +55,12 @@ pub(crate) struct Ranked {
 }
 
 /// An object that wants connections to an address, as it stands among the others: the first that is in force has
-/// it. Services go before ServiceEntries.
+/// it. Services go before ServiceEntries, and their cluster IPs before other addresses.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Claim {
     kind: Kind,
+    /// Not as a cluster IP: it was chosen by whoever wrote the Service.
+    pub(crate) is_external: bool,
     age: Age,
     pub(crate) object: ObjectKey,
     /// What the connections are for.
@@ -70,8 +72,10 @@ pub(crate) struct Claim {
 pub(crate) struct Relations {
     /// Address and port -> the Services and ServiceEntries that claim it, in the order in which they count.
     pub(crate) claims: Relation<(IpAddr, u16), Claim>,
-    /// Address -> the Services that have it.
+    /// Address -> the Services that have it as a cluster IP.
     pub(crate) service_addresses: Relation<IpAddr, ObjectName>,
+    /// Address -> the Services that have it as an external address.
+    external_addresses: Relation<IpAddr, ObjectName>,
     /// Address -> the hosts of ServiceEntries that want it.
     entry_addresses: BTreeMap<IpAddr, BTreeSet<(ObjectName, ObjectName)>>,
     /// Host -> the addresses that ServiceEntries want for it.
@@ -155,12 +159,19 @@ pub(crate) trait Model: PartialEq {
 }
 
 impl Service {
-    fn claims(&self) -> impl Iterator<Item = (IpAddr, u16)> {
-        self.vips.iter().flat_map(|ip| self.ports.iter().map(|port| (*ip, port.number)))
+    /// All addresses; whether it is an external one.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = (IpAddr, bool)> {
+        let external = self.external.iter().map(|(ip, _)| (*ip, true));
+        self.vips.iter().map(|ip| (*ip, false)).chain(external)
     }
 
-    fn claim(&self, name: &ObjectName, by: &ObjectKey) -> Claim {
-        Claim { kind: by.kind, age: self.age, object: by.clone(), service: name.clone() }
+    fn claims(&self) -> impl Iterator<Item = ((IpAddr, u16), bool)> {
+        let at = |ip| self.ports.iter().map(move |port| (ip, port.number));
+        self.addresses().flat_map(move |(ip, is_external)| at(ip).map(move |vip| (vip, is_external)))
+    }
+
+    fn claim(&self, name: &ObjectName, by: &ObjectKey, is_external: bool) -> Claim {
+        Claim { kind: by.kind, is_external, age: self.age, object: by.clone(), service: name.clone() }
     }
 
     /// One label that each workload of its namespace has which it selects.
@@ -171,8 +182,10 @@ impl Service {
 
     /// `by` is the object that says so.
     fn link_as(&self, name: &ObjectName, by: &ObjectKey, to: &mut Relations) {
-        let claim = self.claim(name, by);
-        self.claims().for_each(|vip| to.claims.link(vip, claim.clone()));
+        for (vip, is_external) in self.claims() {
+            to.claims.link(vip, self.claim(name, by, is_external));
+        }
+        self.external.iter().for_each(|(ip, _)| to.external_addresses.link(*ip, name.clone()));
         for ip in &self.vips {
             if by.kind == Kind::Service {
                 to.service_addresses.link(*ip, name.clone());
@@ -187,8 +200,10 @@ impl Service {
     }
 
     fn unlink_as(&self, name: &ObjectName, by: &ObjectKey, from: &mut Relations) {
-        let claim = self.claim(name, by);
-        self.claims().for_each(|vip| from.claims.unlink(&vip, &claim));
+        for (vip, is_external) in self.claims() {
+            from.claims.unlink(&vip, &self.claim(name, by, is_external));
+        }
+        self.external.iter().for_each(|(ip, _)| from.external_addresses.unlink(ip, name));
         for ip in &self.vips {
             if by.kind == Kind::Service {
                 from.service_addresses.unlink(ip, name);
@@ -226,8 +241,12 @@ impl Model for Service {
         dirty.insert(Unit::Endpoints(key.clone()));
         dirty.insert(Unit::Routing(key.clone()));
         relations.touch_routes_to(key, dirty);
-        for vip in self.claims() {
+        for (vip, _) in self.claims() {
             dirty.extend(relations.claims.of(&vip).map(|claim| Unit::Routing(claim.service.clone())));
+        }
+        // Where it has a cluster IP, no other Service has it as an external address, on any port.
+        for ip in &self.vips {
+            dirty.extend(relations.external_addresses.of(ip).map(|other| Unit::Routing(other.clone())));
         }
         // Whether others have the addresses of ServiceEntries depends on whether these are in force.
         let of_host = relations.host_addresses.of(key).map(|(ip, _)| *ip);
@@ -332,16 +351,6 @@ impl Model for EndpointSlice {
 
     fn touch(&self, _: &ObjectName, _: &Relations, dirty: &mut BTreeSet<Unit>) {
         dirty.extend(self.service.clone().map(Unit::Endpoints));
-    }
-
-    /// Listeners depend on whether there are hints, not on endpoints.
-    fn touch_if_other(old: Option<&Self>, new: Option<&Self>, dirty: &mut BTreeSet<Unit>) {
-        let hinted =
-            |slice: Option<&Self>| slice.filter(|slice| slice.hinted).and_then(|slice| slice.service.clone());
-        let (old, new) = (hinted(old), hinted(new));
-        if old != new {
-            dirty.extend([old, new].into_iter().flatten().map(Unit::Routing));
-        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Whose an address is, and which addresses a ServiceEntry can't have.
 //!
-//! A Service's addresses go before everything. A ServiceEntry can have any other address but those by which the cluster
+//! A Service's cluster IPs go before everything, then its external addresses: whoever may write a Service chooses these,
+//! so they never are another Service's cluster IP, on no port. A ServiceEntry can have any other address but those by which the cluster
 //! itself works: whoever may create ServiceEntries in some namespace would else take the connections of all others.
 
 use std::net::IpAddr;
@@ -23,7 +24,10 @@ impl Index {
                     && self.fits(&claim.object.name)
             })
         };
-        claim.object.kind == Kind::Service || (self.reserved(ip).is_none() && in_force())
+        match claim.object.kind {
+            Kind::Service => !claim.is_external || self.relations.service_addresses.first(&ip).is_none(),
+            _ => self.reserved(ip).is_none() && in_force(),
+        }
     }
 
     /// Why a ServiceEntry can't have this address, if it can't.

@@ -362,8 +362,13 @@ fn not_its_own(
     by: &ObjectKey,
     owner: Option<&Claim>,
 ) -> Report {
-    let (field, what) = match by.kind {
-        Kind::Service => ("spec.clusterIPs", "cluster IP"),
+    let external = index.service(name).and_then(|service| {
+        let mut external = service.external.iter().filter(|_| by.kind == Kind::Service);
+        external.find(|(of, _)| *of == ip)
+    });
+    let (field, what) = match (external, by.kind) {
+        (Some((_, field)), _) => (*field, "address"),
+        (None, Kind::Service) => ("spec.clusterIPs", "cluster IP"),
         _ => ("spec.addresses", "address"),
     };
     let (reason, fault) = match owner {
@@ -375,6 +380,13 @@ fn not_its_own(
                  another {what}",
                 by.kind
             );
+            (Reason::Conflicted, fault)
+        }
+        None if external.is_some() => {
+            let owner = index.relations.service_addresses.first(&ip);
+            let owner = owner.map(|owner| index.object_ref(Kind::Service, owner));
+            let owner = owner.map(|owner| owner.to_string()).unwrap_or_default();
+            let fault = format!("{ip} is a cluster IP of {owner}, which nobody else can have");
             (Reason::Conflicted, fault)
         }
         None => {

@@ -1,6 +1,6 @@
-//! Settings of the slots of each node: the oldest SlotProfile that selects it says so.
+//! Settings of each node: those of its slots, as the oldest SlotProfile that selects it says, and its zone.
 
-use slotmesh_xds::{Resource, ResourceType};
+use slotmesh_xds::{Resource, ResourceType, SlotSettings};
 
 use crate::{Index, Kind, ObjectName, Reason, compiler::Compiled, report::Findings};
 
@@ -10,8 +10,11 @@ const NAMED: usize = 5;
 /// Compiles the settings of a node.
 pub(crate) fn compile(index: &Index, node: &ObjectName) -> Compiled {
     let mut compiled = Compiled::default();
-    if let Some(profile) = index.profile_of(node).and_then(|name| index.profile(name)) {
-        compiled.resources.push(Resource::encode(ResourceType::Settings, &*node.name, &profile.settings));
+    let profile = index.profile_of(node).and_then(|name| index.profile(name));
+    let slots = profile.map(|profile| profile.settings.clone()).unwrap_or_default();
+    let settings = SlotSettings { zone: index.zone_of(node).unwrap_or_default().to_owned(), ..slots };
+    if settings != SlotSettings::default() {
+        compiled.resources.push(Resource::encode(ResourceType::Settings, &*node.name, &settings));
     }
     compiled
 }

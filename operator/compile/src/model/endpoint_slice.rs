@@ -1,6 +1,6 @@
 //! EndpointSlices: the addresses behind a Service.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use k8s_openapi::api::discovery::v1;
 
@@ -18,6 +18,31 @@ pub(crate) struct Endpoint {
     pub(crate) fallback: bool,
     /// The Pod behind it, where the slice names one.
     pub(crate) pod: Option<ObjectName>,
+    /// The node that it is on, where the slice names one.
+    pub(crate) node: Option<Box<str>>,
+    /// Whose callers it is meant for, where it is meant for some.
+    pub(crate) hints: Option<Box<Hints>>,
+}
+
+/// For whom an endpoint is meant: what `trafficDistribution`, or the annotation for it, makes of the EndpointSlice.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Hints {
+    /// By their names, sorted.
+    pub(crate) nodes: Vec<String>,
+    /// By their names, sorted.
+    pub(crate) zones: Vec<String>,
+}
+
+impl Hints {
+    /// `None` where there are none.
+    fn read(endpoint: &v1::Endpoint) -> Option<Box<Self>> {
+        let hints = endpoint.hints.as_ref()?;
+        let nodes = hints.for_nodes.iter().flatten().map(|node| node.name.clone());
+        let zones = hints.for_zones.iter().flatten().map(|zone| zone.name.clone());
+        let sorted = |names: BTreeSet<String>| names.into_iter().collect();
+        let hints = Self { nodes: sorted(nodes.collect()), zones: sorted(zones.collect()) };
+        (hints != Self::default()).then(|| Box::new(hints))
+    }
 }
 
 /// The usable part of a slice.
@@ -27,8 +52,6 @@ pub(crate) struct EndpointSlice {
     /// Name of the Service port, and the endpoints' TCP port.
     pub(crate) ports: Vec<(String, u16)>,
     pub(crate) endpoints: Vec<Endpoint>,
-    /// Whether some endpoints are meant for some zones or nodes.
-    pub(crate) hinted: bool,
 }
 
 impl EndpointSlice {
@@ -49,7 +72,7 @@ impl EndpointSlice {
             "IPv6" => false,
             "FQDN" => {
                 found.unsupported("addressType", "endpoints of type \"FQDN\" are not used");
-                return Some(Self { service, ports: Vec::new(), endpoints: Vec::new(), hinted: false });
+                return Some(Self { service, ports: Vec::new(), endpoints: Vec::new() });
             }
             other => {
                 found.refuse("addressType", format!("{other:?} is no address type; it is IPv4 or IPv6"));
@@ -57,13 +80,8 @@ impl EndpointSlice {
             }
         };
         let endpoints = object.endpoints.iter().enumerate();
-        let hinted = object.endpoints.iter().filter_map(|endpoint| endpoint.hints.as_ref()).any(|hints| {
-            let zones = hints.for_zones.as_ref().is_some_and(|zones| !zones.is_empty());
-            zones || hints.for_nodes.as_ref().is_some_and(|nodes| !nodes.is_empty())
-        });
         Some(Self {
             service,
-            hinted,
             ports: read_ports(object, found)?,
             endpoints: endpoints.filter_map(|(i, e)| read_endpoint(i, e, v4, key, found)).collect(),
         })
@@ -131,5 +149,7 @@ fn read_endpoint(
         let namespace = t.namespace.as_deref().unwrap_or(&key.namespace);
         t.name.as_deref().map(|name| ObjectName::new(namespace, name))
     });
-    Some(Endpoint { ip, ready, fallback: serving && terminating, pod })
+    let node = endpoint.node_name.as_deref().filter(|node| !node.is_empty()).map(Box::from);
+    let hints = Hints::read(endpoint);
+    Some(Endpoint { ip, ready, fallback: serving && terminating, pod, node, hints })
 }

@@ -18,12 +18,11 @@ mod virtual_service;
 mod workload;
 
 pub(crate) use destination_rule::{DestinationRule, Export, Subset};
-pub(crate) use endpoint_slice::{Endpoint, EndpointSlice};
+pub(crate) use endpoint_slice::{Endpoint, EndpointSlice, Hints};
 pub(crate) use gateway::{ReferenceGrant, read_grpc, read_http, read_tcp, read_tls};
 pub(crate) use node::Node;
 pub(crate) use pod::Pod;
 pub(crate) use routes::{Applies, Destination, Forwarding, Host, Match, Route, RouteKind, Routes, Share};
-pub use service::TOPOLOGY;
 pub(crate) use service::{Protocol, Service, ServicePort, TargetPort};
 pub(crate) use service_entry::ServiceEntry;
 pub(crate) use slot_profile::SlotProfile;

@@ -15,7 +15,15 @@ pub(crate) struct Node {
     pub(crate) pod_ranges: Vec<Cidr>,
 }
 
+/// The label that tells a node's zone.
+const ZONE: &str = "topology.kubernetes.io/zone";
+
 impl Node {
+    /// Its zone, where it has one.
+    pub(crate) fn zone(&self) -> Option<&str> {
+        self.labels.get(ZONE).map(String::as_str)
+    }
+
     pub(crate) fn read(object: &v1::Node) -> Self {
         let labels = object.metadata.labels.clone().unwrap_or_default();
         let known = object.status.iter().flat_map(|status| status.addresses.iter().flatten());

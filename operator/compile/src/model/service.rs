@@ -83,30 +83,52 @@ pub(crate) struct Service {
     pub(crate) age: Age,
     /// The cluster IPs; none for a headless Service.
     pub(crate) vips: Vec<IpAddr>,
+    /// Further addresses at which it is reached, each with the field that says so: of the families that its cluster IPs
+    /// have, and none of these.
+    pub(crate) external: Vec<(IpAddr, &'static str)>,
     /// In the order of their numbers.
     pub(crate) ports: Vec<ServicePort>,
     /// The labels of the workloads that it selects; none where it selects none.
     pub(crate) selector: BTreeMap<String, String>,
-    /// The field by which it asks for what isn't done yet: connections to it are left to kube-proxy.
+    /// For so many seconds after its last connection a workload keeps to its endpoint; 0 where it doesn't.
+    pub(crate) affinity: u32,
+    /// Whether callers have the endpoints of their own node only.
+    pub(crate) local: bool,
+    /// The field by which it asks for what isn't known here: connections to it are left to kube-proxy.
     pub(crate) left: Option<&'static str>,
 }
 
-/// Annotations that ask for endpoints of the caller's zone.
-pub const TOPOLOGY: [&str; 2] =
-    ["service.kubernetes.io/topology-mode", "service.kubernetes.io/topology-aware-hints"];
+/// For so many seconds a workload keeps to its endpoint where a Service doesn't say for how many.
+const AFFINITY: i32 = 10_800;
+/// The most seconds that there may be: a day.
+const LONGEST_AFFINITY: i32 = 86_400;
 
 /// A Service with this label is another proxy's.
 const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 
+/// Of `sessionAffinity`.
+const CLIENT_IP: &str = "ClientIP";
+/// Of `internalTrafficPolicy`.
+const LOCAL: &str = "Local";
+
 impl Service {
+    /// One that asks for nothing in particular.
+    pub(crate) const fn plain(
+        age: Age,
+        vips: Vec<IpAddr>,
+        ports: Vec<ServicePort>,
+        selector: BTreeMap<String, String>,
+    ) -> Self {
+        Self { age, vips, external: Vec::new(), ports, selector, affinity: 0, local: false, left: None }
+    }
+
     /// Reads a Service; `None` when it must be refused.
     pub(crate) fn read(object: &v1::Service, found: &mut Findings) -> Option<Self> {
         let age = Age::of(&object.metadata);
         let spec = object.spec.clone().unwrap_or_default();
         if spec.type_.as_deref() == Some("ExternalName") {
             found.note("spec.type", "a Service of type ExternalName has no cluster IP; it is left alone");
-            let selector = BTreeMap::new();
-            return Some(Self { age, vips: Vec::new(), ports: Vec::new(), selector, left: None });
+            return Some(Self::plain(age, Vec::new(), Vec::new(), BTreeMap::new()));
         }
         let mut vips = read_vips(&spec, found);
         let ports = read_ports(&spec, found);
@@ -117,27 +139,22 @@ impl Service {
             found.note(format!("metadata.labels.{PROXY_NAME}"), what);
             vips.clear();
         }
-        let annotations = object.metadata.annotations.as_ref();
-        for name in TOPOLOGY {
-            if annotations
-                .and_then(|all| all.get(name))
-                .is_some_and(|mode| !mode.eq_ignore_ascii_case("disabled"))
-            {
-                found.unsupported(
-                    format!("metadata.annotations[{name}]"),
-                    "without hints in its EndpointSlices endpoints of all zones are used alike",
-                );
-            }
-        }
-        let left = if spec.session_affinity.as_deref().is_some_and(|affinity| affinity != "None") {
+        let affinity = read_affinity(&spec, found);
+        let known = |value: &Option<String>, known: &[&str]| {
+            value.as_deref().is_none_or(|value| value.is_empty() || known.contains(&value))
+        };
+        let left = if !known(&spec.session_affinity, &["None", CLIENT_IP]) {
             Some("spec.sessionAffinity")
-        } else if spec.internal_traffic_policy.as_deref().is_some_and(|policy| policy != "Cluster") {
+        } else if !known(&spec.internal_traffic_policy, &["Cluster", LOCAL]) {
             Some("spec.internalTrafficPolicy")
         } else {
             None
         };
+        let local = spec.internal_traffic_policy.as_deref() == Some(LOCAL);
+        let external = read_external(object, &vips, local, found);
         let selector = spec.selector.unwrap_or_default();
-        (!found.refused()).then_some(Self { age, vips, ports, selector, left })
+        let service = Self { age, vips, external, ports, selector, affinity, local, left };
+        (!found.refused()).then_some(service)
     }
 
     /// What both say; of what only one can say, `self`.
@@ -156,6 +173,22 @@ impl Service {
     pub(crate) fn port(&self, number: u16) -> Option<&ServicePort> {
         self.ports.binary_search_by_key(&number, |p| p.number).ok().map(|i| &self.ports[i])
     }
+}
+
+/// For how many seconds a workload keeps to its endpoint; 0 where it doesn't.
+fn read_affinity(spec: &v1::ServiceSpec, found: &mut Findings) -> u32 {
+    if spec.session_affinity.as_deref() != Some(CLIENT_IP) {
+        return 0;
+    }
+    let config = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
+    let seconds = config.and_then(|config| config.timeout_seconds).unwrap_or(AFFINITY);
+    if !(1..=LONGEST_AFFINITY).contains(&seconds) {
+        found.refuse(
+            "spec.sessionAffinityConfig.clientIP.timeoutSeconds",
+            format!("{seconds} is not between 1 and {LONGEST_AFFINITY}"),
+        );
+    }
+    seconds.unsigned_abs()
 }
 
 fn read_vips(spec: &v1::ServiceSpec, found: &mut Findings) -> Vec<IpAddr> {
@@ -187,6 +220,49 @@ fn read_vips(spec: &v1::ServiceSpec, found: &mut Findings) -> Vec<IpAddr> {
         found.note("spec.clusterIP", "no cluster IP is given, so no connection can be made to this Service; give it one, such as 10.96.0.20");
     }
     vips
+}
+
+/// `externalIPs`, and the addresses of a load balancer that are routed here (`ipMode: VIP`): connections from within the
+/// cluster go to the Service's endpoints at once, whatever `externalTrafficPolicy` says.
+fn read_external(
+    object: &v1::Service,
+    vips: &[IpAddr],
+    local: bool,
+    found: &mut Findings,
+) -> Vec<(IpAddr, &'static str)> {
+    const EXTERNAL: &str = "spec.externalIPs";
+    const BALANCER: &str = "status.loadBalancer.ingress";
+    let spec = object.spec.as_ref();
+    let named = spec.into_iter().flat_map(|spec| spec.external_ips.iter().flatten());
+    let balancer = object.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    let ingress = balancer.into_iter().flat_map(|balancer| balancer.ingress.iter().flatten());
+    let routed = ingress.filter(|one| one.ip_mode.as_deref().is_none_or(|mode| mode == "VIP"));
+    let ranges = spec.and_then(|spec| spec.load_balancer_source_ranges.as_ref());
+    let is_ranged = ranges.is_some_and(|ranges| !ranges.is_empty());
+    let all = named
+        .map(|ip| (EXTERNAL, ip.as_str()))
+        .chain(routed.filter_map(|one| one.ip.as_deref()).map(|ip| (BALANCER, ip)));
+    let mut external: Vec<(IpAddr, &'static str)> = Vec::new();
+    for (field, text) in all {
+        let Ok(ip) = ip_address(text) else {
+            found.unsupported(field, &format!("{text:?} is not an IP address and is left out"));
+            continue;
+        };
+        let is_known = vips.contains(&ip) || external.iter().any(|(known, _)| *known == ip);
+        if is_known || !vips.iter().any(|vip| vip.is_ipv4() == ip.is_ipv4()) {
+            continue;
+        }
+        if local {
+            let why = "with internalTrafficPolicy Local its cluster IPs have other endpoints";
+            found.unsupported(field, &format!("{why}; connections to {ip} are left to kube-proxy"));
+        } else if field == BALANCER && is_ranged {
+            let why = "loadBalancerSourceRanges say who may connect";
+            found.unsupported(field, &format!("{why}; connections to {ip} are left to kube-proxy"));
+        } else {
+            external.push((ip, field));
+        }
+    }
+    external
 }
 
 fn read_ports(spec: &v1::ServiceSpec, found: &mut Findings) -> Vec<ServicePort> {

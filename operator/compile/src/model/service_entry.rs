@@ -103,11 +103,7 @@ impl ServiceEntry {
         let hosts = hosts.into_iter().enumerate().map(|(i, (field, name))| {
             let vips = if i == 0 && acts { vips.clone() } else { Vec::new() };
             let ports = if acts { ports.clone() } else { Vec::new() };
-            EntryHost {
-                field,
-                name,
-                service: Service { age, vips, ports, selector: selector.clone(), left: None },
-            }
+            EntryHost { field, name, service: Service::plain(age, vips, ports, selector.clone()) }
         });
         let hosts = hosts.collect();
         (seen && !found.refused()).then_some(Self { age, hosts, endpoints, cost: made })

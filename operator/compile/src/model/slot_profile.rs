@@ -78,6 +78,7 @@ impl SlotProfile {
             high_watermark: *high_watermark,
             batch: *batch,
             growth: growth.into(),
+            ..SlotSettings::default()
         };
         (!found.refused()).then(|| Self {
             age: Age::of(&object.metadata),

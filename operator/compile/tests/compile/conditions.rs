@@ -280,13 +280,3 @@ fn connections_that_are_refused_for_want_of_endpoints_are_told() {
     assert_eq!(cluster_.without_endpoints(), [""; 0]);
     assert_eq!(cluster_.endpoints(&cluster("web", 80, "v1")), ["10.1.0.1 8080"]);
 }
-
-#[test]
-fn a_service_that_asks_for_zones_is_told() {
-    let mut web = service("web").ip("10.0.0.1").port(80);
-    let annotations = web.0.metadata.annotations.get_or_insert_default();
-    annotations.insert("service.kubernetes.io/topology-mode".to_owned(), "Auto".to_owned());
-    let cluster_ = Cluster::with([web.build()]);
-    let said = cluster_.said(slotmesh_compile::Severity::NotSupported);
-    assert!(said[0].ends_with("endpoints of all zones are used alike"), "{said:?}");
-}

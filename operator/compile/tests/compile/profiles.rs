@@ -97,12 +97,32 @@ fn all_settings_travel_and_what_is_not_set_is_not_said() {
             high_watermark: Some(9),
             batch: Some(4),
             growth: SlotGrowth::OnDemand.into(),
+            zone: String::new(),
         }
     );
     let cluster = Cluster::with([node("a").build(), profile("nothing").build()]);
     let content = &cluster.served()[&(ResourceType::Settings, "a".to_owned())];
     let nothing = SlotSettings { profile: "nothing".into(), ..SlotSettings::default() };
     assert_eq!(SlotSettings::decode(content.as_slice()).unwrap(), nothing);
+}
+
+#[test]
+fn a_node_is_told_its_zone_with_a_profile_or_without() {
+    let zoned = |zone: &str| node("a").label("topology.kubernetes.io/zone", zone).build();
+    let mut cluster = Cluster::with([zoned("z1"), node("b").build()]);
+    let of_a = |cluster: &Cluster| {
+        let content = &cluster.served()[&(ResourceType::Settings, "a".to_owned())];
+        let settings = SlotSettings::decode(content.as_slice()).unwrap();
+        (settings.profile, settings.zone, settings.cap)
+    };
+    assert_eq!(cluster.names(ResourceType::Settings), ["a"]);
+    assert_eq!(of_a(&cluster), (String::new(), "z1".to_owned(), None));
+    cluster.apply([profile("small").on("a").cap(8).build()]);
+    assert_eq!(of_a(&cluster), ("small".to_owned(), "z1".to_owned(), Some(8)));
+    cluster.apply([zoned("z2")]);
+    assert_eq!(of_a(&cluster).1, "z2");
+    cluster.apply([node("a").build()]);
+    assert_eq!(of_a(&cluster), ("small".to_owned(), String::new(), Some(8)));
 }
 
 #[test]

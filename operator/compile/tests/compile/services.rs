@@ -2,14 +2,17 @@
 
 use k8s_openapi::{
     api::{
-        core::v1::{ServicePort, ServiceSpec},
-        discovery::v1::{Endpoint, EndpointHints, ForNode, ForZone},
+        core::v1::{
+            ClientIPConfig, LoadBalancerIngress, LoadBalancerStatus, ServicePort, ServiceSpec, ServiceStatus,
+            SessionAffinityConfig,
+        },
+        discovery::v1::{Endpoint, EndpointConditions, EndpointHints, ForNode, ForZone},
     },
     apimachinery::pkg::util::intstr::IntOrString,
 };
 use slotmesh_compile::{
     Object, Severity,
-    builder::{pod, rule, service, service_entry, slice, to, virtual_service, workload},
+    builder::{ServiceBuilder, pod, rule, service, service_entry, slice, to, virtual_service, workload},
 };
 use slotmesh_xds::{Change, ResourceType};
 
@@ -99,7 +102,7 @@ fn headless_and_external_services_have_no_listener() {
     assert_eq!(cluster_.said(Severity::Note).len(), 1);
 }
 
-/// A change to a Service that asks for what isn't done, and the field that is named.
+/// A change to a Service that asks for what isn't known, and the field that is named.
 type Asks = (fn(&mut ServiceSpec), &'static str);
 
 #[test]
@@ -132,10 +135,10 @@ fn only_that_is_compiled_to_which_an_address_or_a_route_leads() {
 }
 
 #[test]
-fn a_service_that_asks_for_what_is_not_done_is_left_to_kube_proxy() {
+fn a_service_that_asks_for_what_is_not_known_is_left_to_kube_proxy() {
     let asks: [Asks; 2] = [
-        (|spec| spec.session_affinity = Some("ClientIP".into()), "spec.sessionAffinity"),
-        (|spec| spec.internal_traffic_policy = Some("Local".into()), "spec.internalTrafficPolicy"),
+        (|spec| spec.session_affinity = Some("Cookie".into()), "spec.sessionAffinity"),
+        (|spec| spec.internal_traffic_policy = Some("Nearest".into()), "spec.internalTrafficPolicy"),
     ];
     let does_not: [fn(&mut ServiceSpec); 3] = [
         |spec| spec.session_affinity = Some("None".into()),
@@ -190,28 +193,176 @@ fn a_service_that_asks_for_what_is_not_done_is_left_to_kube_proxy() {
 }
 
 #[test]
-fn hints_of_endpoints_are_left_to_kube_proxy() {
-    let hinted = |hints: Option<EndpointHints>| {
-        let endpoint = Endpoint { addresses: vec!["10.1.0.2".into()], hints, ..Endpoint::default() };
-        slice("more", "web").port(8080).full_endpoint(endpoint).build()
+fn hints_of_endpoints_travel_with_them() {
+    let hinted = |ip: &str, hints: Option<EndpointHints>| {
+        let endpoint = Endpoint { addresses: vec![ip.into()], hints, ..Endpoint::default() };
+        slice(ip, "web").port(8080).full_endpoint(endpoint).build()
     };
-    let zone = EndpointHints { for_zones: Some(vec![ForZone { name: "a".into() }]), for_nodes: None };
-    let node = EndpointHints { for_nodes: Some(vec![ForNode { name: "n".into() }]), for_zones: None };
+    let zone = |name: &str| ForZone { name: name.into() };
+    let zones = EndpointHints { for_zones: Some(vec![zone("b"), zone("a")]), for_nodes: None };
+    let nodes = EndpointHints { for_nodes: Some(vec![ForNode { name: "n".into() }]), for_zones: None };
     let mut cluster_ = Cluster::with([
         service("web").ip("10.0.0.1").port(80).build(),
-        slice("web", "web").port(8080).endpoint("10.1.0.1").build(),
+        hinted("10.1.0.1", Some(zones.clone())),
+        hinted("10.1.0.2", Some(zones)),
+        hinted("10.1.0.3", Some(nodes)),
+        hinted("10.1.0.4", Some(EndpointHints::default())),
     ]);
-    for hints in [zone, node] {
-        cluster_.apply([hinted(Some(hints.clone()))]);
-        assert!(cluster_.names(ResourceType::Listener).is_empty());
-        assert!(cluster_.said(Severity::NotSupported)[0].contains("field spec.trafficDistribution"));
-        // They come and go with the endpoints.
-        cluster_.apply([hinted(Some(EndpointHints::default()))]);
-        assert_eq!(cluster_.names(ResourceType::Listener), ["10.0.0.1_80"]);
-        cluster_.apply([hinted(Some(hints))]);
-        cluster_.delete(&hinted(None));
-        assert_eq!(cluster_.names(ResourceType::Listener), ["10.0.0.1_80"]);
+    let name = cluster("web", 80, "");
+    let sent = |cluster_: &Cluster| -> Vec<String> {
+        let show = |(hints, at): (slotmesh_xds::EndpointHints, Vec<String>)| {
+            format!("{:?} {:?}: {}", hints.for_nodes, hints.for_zones, at.join(" "))
+        };
+        cluster_.hinted(&name).into_iter().map(show).collect()
+    };
+    assert_eq!(
+        sent(&cluster_),
+        [
+            "[] []: 10.1.0.4 8080",
+            r#"[] ["a", "b"]: 10.1.0.1 8080 10.1.0.2 8080"#,
+            r#"["n"] []: 10.1.0.3 8080"#,
+        ]
+    );
+    assert_eq!((cluster_.reports(), cluster_.compiler.left_to_kube_proxy()), (0, 0));
+    // Nobody's hints, nobody's metadata.
+    let output = cluster_.apply(["10.1.0.1", "10.1.0.2", "10.1.0.3"].map(|ip| hinted(ip, None)));
+    assert_eq!(output.changes.len(), 1, "no listener depends on hints");
+    assert_eq!(sent(&cluster_), ["[] []: 10.1.0.1 8080 10.1.0.2 8080 10.1.0.3 8080 10.1.0.4 8080"]);
+}
+
+#[test]
+fn local_endpoints_are_for_their_node() {
+    let endpoint = |ip: &str, node: Option<&str>, ready: bool| Endpoint {
+        addresses: vec![ip.into()],
+        node_name: node.map(Into::into),
+        conditions: Some(EndpointConditions {
+            ready: Some(ready),
+            serving: Some(true),
+            terminating: Some(!ready),
+        }),
+        ..Endpoint::default()
+    };
+    let mut web = service("web").ip("10.0.0.1").port(80);
+    web.0.spec.as_mut().unwrap().internal_traffic_policy = Some("Local".into());
+    let mut of_web = slice("web", "web").port(8080);
+    for (ip, node, ready) in [
+        ("10.1.0.1", Some("a"), true),
+        ("10.1.0.2", Some("b"), true),
+        // Serves while it terminates, beside one that is ready, and where no other is.
+        ("10.1.0.3", Some("a"), false),
+        ("10.1.0.4", Some("c"), false),
+        // Of no node.
+        ("10.1.0.5", None, true),
+    ] {
+        of_web = of_web.full_endpoint(endpoint(ip, node, ready));
+    }
+    let cluster_ = Cluster::with([web.build(), of_web.build()]);
+    let sent: Vec<_> = cluster_
+        .hinted(&cluster("web", 80, ""))
+        .into_iter()
+        .map(|(hints, at)| (hints.only_node, at.join(" ")))
+        .collect();
+    let expected = [
+        ("a", "10.1.0.1 8080 10.1.0.3 8080 degraded"),
+        ("b", "10.1.0.2 8080"),
+        ("c", "10.1.0.4 8080 degraded"),
+    ];
+    assert_eq!(sent, expected.map(|(node, at)| (node.to_owned(), at.to_owned())));
+    assert_eq!(cluster_.names(ResourceType::Listener), ["10.0.0.1_80"]);
+}
+
+#[test]
+fn session_affinity_is_the_clusters() {
+    let web = |seconds: Option<i32>, affinity: &str| {
+        let mut built = service("web").ip("10.0.0.1").port(80);
+        let spec = built.0.spec.as_mut().unwrap();
+        spec.session_affinity = Some(affinity.into());
+        spec.session_affinity_config = seconds.map(|seconds| SessionAffinityConfig {
+            client_ip: Some(ClientIPConfig { timeout_seconds: Some(seconds) }),
+        });
+        built.build()
+    };
+    let mut cluster_ = Cluster::default();
+    let name = cluster("web", 80, "");
+    for (service, seconds) in [
+        (web(None, "ClientIP"), Some(10_800)),
+        (web(Some(7), "ClientIP"), Some(7)),
+        (web(Some(86_400), "ClientIP"), Some(86_400)),
+        (web(Some(7), "None"), None),
+    ] {
+        cluster_.apply([service]);
+        assert_eq!(cluster_.affinity(&name), seconds);
         assert_eq!(cluster_.reports(), 0);
+    }
+    for seconds in [0, -1, 86_401] {
+        cluster_.apply([web(Some(seconds), "ClientIP")]);
+        assert!(cluster_.refused()[0].contains("clientIP.timeoutSeconds"), "{:?}", cluster_.refused());
+    }
+}
+
+/// A Service with external addresses, some of a load balancer with a mode.
+fn external(name: &str, ip: &str, ips: &[&str], balancer: &[(&str, Option<&str>)]) -> ServiceBuilder {
+    let mut built = service(name).ip(ip).port(80);
+    built.0.spec.as_mut().unwrap().external_ips = Some(ips.iter().map(ToString::to_string).collect());
+    let ingress = balancer.iter().map(|(ip, mode)| LoadBalancerIngress {
+        ip: Some((*ip).into()),
+        ip_mode: mode.map(Into::into),
+        ..LoadBalancerIngress::default()
+    });
+    built.0.status = Some(ServiceStatus {
+        load_balancer: Some(LoadBalancerStatus { ingress: Some(ingress.collect()) }),
+        ..ServiceStatus::default()
+    });
+    built
+}
+
+#[test]
+fn external_addresses_are_the_services() {
+    let balancer = [("192.0.2.1", None), ("192.0.2.2", Some("VIP")), ("192.0.2.3", Some("Proxy"))];
+    let ips = ["192.0.2.9", "192.0.2.1", "10.0.0.1", "2001:db8::1"];
+    let web = || external("web", "10.0.0.1", &ips, &balancer);
+    let mut cluster_ = Cluster::with([web().build()]);
+    let listeners = ["10.0.0.1_80", "192.0.2.1_80", "192.0.2.2_80", "192.0.2.9_80"];
+    // Of IPv6 it has no cluster IP, and so no endpoints.
+    assert_eq!(cluster_.names(ResourceType::Listener), listeners);
+    assert!(listeners.iter().all(|listener| cluster_.goes(listener) == cluster("web", 80, "")));
+    assert!(cluster_.said(Severity::NotSupported).is_empty() && cluster_.refused().is_empty());
+    let mut ranged = web();
+    let spec = ranged.0.spec.as_mut().unwrap();
+    spec.load_balancer_source_ranges = Some(vec!["192.0.2.0/24".into()]);
+    cluster_.apply([ranged.build()]);
+    assert_eq!(cluster_.names(ResourceType::Listener), ["10.0.0.1_80", "192.0.2.1_80", "192.0.2.9_80"]);
+    assert!(
+        cluster_.said(Severity::NotSupported)[0].ends_with("connections to 192.0.2.2 are left to kube-proxy")
+    );
+    let mut local = web();
+    local.0.spec.as_mut().unwrap().internal_traffic_policy = Some("Local".into());
+    cluster_.apply([local.build()]);
+    assert_eq!(cluster_.names(ResourceType::Listener), ["10.0.0.1_80"]);
+    assert_eq!(cluster_.said(Severity::NotSupported).len(), 4);
+    cluster_.apply([external("web", "10.0.0.1", &["nonsense"], &[]).build()]);
+    assert_eq!(cluster_.names(ResourceType::Listener), ["10.0.0.1_80"]);
+    assert!(cluster_.said(Severity::NotSupported)[0].contains("\"nonsense\" is not an IP address"));
+}
+
+#[test]
+fn nobody_has_the_cluster_ip_of_a_service_as_an_external_address() {
+    let thief = external("a", "10.0.0.2", &["10.0.0.1"], &[]).created(1).build();
+    let mut cluster_ = Cluster::with([thief]);
+    // Nobody's: as kube-proxy does.
+    assert_eq!(cluster_.names(ResourceType::Listener), ["10.0.0.1_80", "10.0.0.2_80"]);
+    // Whatever port it has, and however young it is.
+    for port in [80, 81] {
+        let owner = service("web").ip("10.0.0.1").port(port).created(9).build();
+        cluster_.apply([owner.clone()]);
+        let listener = format!("10.0.0.1_{port}");
+        assert_eq!(cluster_.names(ResourceType::Listener), [&*listener, "10.0.0.2_80"]);
+        assert_eq!(cluster_.goes(&listener), cluster("web", port as u16, ""));
+        let said = cluster_.refused();
+        assert!(said[0].starts_with("Service default/a: spec.externalIPs: 10.0.0.1 "), "{said:?}");
+        cluster_.delete(&owner);
+        assert_eq!(cluster_.names(ResourceType::Listener), ["10.0.0.1_80", "10.0.0.2_80"]);
+        assert!(cluster_.refused().is_empty());
     }
 }
 

@@ -5,12 +5,16 @@ use std::collections::BTreeMap;
 use prost::Message as _;
 use slotmesh_compile::{CompileOptions, Compiler, Object, Output, Reason, Report, Severity};
 use slotmesh_xds::{
-    Change, ResourceType,
+    Change, EndpointHints, ResourceType, SessionAffinity,
     envoy::envoy::{
         config::{
             cluster::v3::{Cluster as EnvoyCluster, LoadBalancingPolicy},
-            core::v3::{Address, address::Address::SocketAddress, socket_address::PortSpecifier},
-            endpoint::v3::{ClusterLoadAssignment, lb_endpoint::HostIdentifier},
+            core::v3::{
+                Address, HealthStatus, address::Address::SocketAddress, socket_address::PortSpecifier,
+            },
+            endpoint::v3::{
+                ClusterLoadAssignment, LbEndpoint, LocalityLbEndpoints, lb_endpoint::HostIdentifier,
+            },
             listener::v3::{Listener, filter::ConfigType},
             route::v3::{
                 RouteConfiguration,
@@ -91,6 +95,37 @@ impl Cluster {
 
     fn content(&self, ty: ResourceType, name: &str) -> Option<&[u8]> {
         self.served.get(&(ty, name.to_owned())).map(Vec::as_slice)
+    }
+
+    /// The seconds of a cluster's session affinity, where it has one.
+    pub fn affinity(&self, cluster: &str) -> Option<u32> {
+        let content = self.content(ResourceType::Cluster, cluster).expect("the cluster exists");
+        let metadata = EnvoyCluster::decode(content).unwrap().metadata?;
+        let any = &metadata.typed_filter_metadata[SessionAffinity::KEY];
+        assert_eq!(any.type_url, SessionAffinity::TYPE_URL);
+        Some(SessionAffinity::decode(any.value.as_slice()).unwrap().seconds)
+    }
+
+    /// The addresses of an assignment, by whom they are for.
+    pub fn hinted(&self, cluster: &str) -> Vec<(EndpointHints, Vec<String>)> {
+        let content = self.content(ResourceType::Endpoints, cluster).expect("the assignment exists");
+        let assignment = ClusterLoadAssignment::decode(content).unwrap();
+        let group = |group: &LocalityLbEndpoints| {
+            let any = group.metadata.as_ref().map(|metadata| {
+                assert_eq!(metadata.typed_filter_metadata.len(), 1);
+                &metadata.typed_filter_metadata[EndpointHints::KEY]
+            });
+            let hints = any.map(|any| EndpointHints::decode(any.value.as_slice()).unwrap());
+            let endpoint = |e: &LbEndpoint| match e.host_identifier.as_ref().unwrap() {
+                HostIdentifier::Endpoint(host) => {
+                    let degraded = if e.health_status() == HealthStatus::Degraded { " degraded" } else { "" };
+                    format!("{}{degraded}", address(host.address.as_ref().unwrap()))
+                }
+                HostIdentifier::EndpointName(name) => panic!("an endpoint by name: {name}"),
+            };
+            (hints.unwrap_or_default(), group.lb_endpoints.iter().map(endpoint).collect())
+        };
+        assignment.endpoints.iter().map(group).collect()
     }
 
     /// The addresses of an assignment, with their weights where they have some.

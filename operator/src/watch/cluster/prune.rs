@@ -6,12 +6,12 @@ use k8s_openapi::{
     api::{
         core::v1::{
             Container, Namespace, Node, NodeSpec, NodeStatus, Pod, PodCondition, PodSpec, PodStatus, Service,
+            ServiceStatus,
         },
         discovery::v1::EndpointSlice,
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
-use slotmesh_compile::TOPOLOGY;
 use slotmesh_crds::{
     DestinationRule, ServiceEntry, VirtualService, WorkloadEntry,
     gateway::{GrpcRoute, HttpRoute, ReferenceGrant, TcpRoute, TlsRoute},
@@ -37,7 +37,7 @@ fn metadata(meta: &mut ObjectMeta) {
     if let Some(annotations) = &mut meta.annotations {
         annotations.retain(|name, _| {
             let name = name.as_str();
-            name.starts_with(OURS) || ANNOTATIONS.contains(&name) || TOPOLOGY.contains(&name)
+            name.starts_with(OURS) || ANNOTATIONS.contains(&name)
         });
         if annotations.is_empty() {
             meta.annotations = None;
@@ -72,7 +72,10 @@ only_metadata!(
 impl Prune for Service {
     fn prune(&mut self) {
         metadata(&mut self.metadata);
-        self.status = None;
+        let balancer = self.status.take().and_then(|status| status.load_balancer);
+        self.status = balancer
+            .filter(|balancer| balancer.ingress.is_some())
+            .map(|balancer| ServiceStatus { load_balancer: Some(balancer), ..ServiceStatus::default() });
     }
 }
 

@@ -79,6 +79,7 @@ pub(super) fn endpoint(name: &ObjectName, pod: &Pod, ip: &str, always_ready: boo
             serving: Some(serving),
             terminating: Some(terminating),
         }),
+        node_name: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
         target_ref: Some(ObjectReference {
             kind: Some("Pod".to_owned()),
             namespace: Some(name.namespace.to_string()),
