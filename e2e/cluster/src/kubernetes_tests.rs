@@ -28,9 +28,9 @@ use crate::{
 /// The registry that all images of the tests are said to be in.
 const REGISTRY: &str = "cluster.test";
 /// Programs, beside agnhost itself, that tests run in its image, and what they are made of: applets of busybox.
-const APPLETS: [&str; 20] = [
-    "cat", "cut", "date", "dd", "echo", "env", "grep", "hostname", "ls", "mkdir", "rm", "seq", "sleep",
-    "sort", "tail", "test", "timeout", "touch", "true", "uniq",
+const APPLETS: [&str; 21] = [
+    "cat", "cut", "date", "dd", "echo", "env", "grep", "hostname", "ls", "mkdir", "nslookup", "rm", "seq",
+    "sleep", "sort", "tail", "test", "timeout", "touch", "true", "uniq",
 ];
 /// Programs of this machine there: their names here and there, and their packages. (The shell isn't busybox's, which
 /// takes its own `nc` and `wget` before all others.)

@@ -289,7 +289,10 @@ impl Worker {
 
     /// Takes the pod from the API. From then on there may be another of its name.
     async fn remove(&self) -> Result<()> {
-        fs::remove_file(self.uid_file())?;
+        // One that is gone from the API already may have been followed by another of its name.
+        if fs::read_to_string(self.uid_file()).ok() == self.pod.uid() {
+            fs::remove_file(self.uid_file())?;
+        }
         let params = DeleteParams {
             grace_period_seconds: Some(0),
             preconditions: Some(Preconditions { uid: self.pod.uid(), resource_version: None }),

@@ -1,0 +1,55 @@
+//! slotmesh as the chart installs it, and every namespace that a test makes as one that takes part.
+
+use anyhow::Result;
+use slotmesh_cluster::{Cluster, images::Start, wait};
+use slotmesh_e2e::names::binary;
+
+/// Where slotmesh is installed.
+pub const SYSTEM: &str = "slotmesh-system";
+const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/slotmesh");
+
+/// Labels each namespace as it is created, so that no pod is there before.
+const TAKES_PART: &str = r#"
+apiVersion: admissionregistration.k8s.io/v1
+kind: MutatingAdmissionPolicy
+metadata: {name: takes-part}
+spec:
+  matchConstraints:
+    resourceRules: [{apiGroups: [""], apiVersions: [v1], operations: [CREATE], resources: [namespaces]}]
+  failurePolicy: Fail
+  reinvocationPolicy: Never
+  mutations:
+    - patchType: ApplyConfiguration
+      applyConfiguration:
+        expression: 'Object{metadata: Object.metadata{labels: {"slotmesh.dev/mesh": "enabled"}}}'
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: MutatingAdmissionPolicyBinding
+metadata: {name: takes-part}
+spec: {policyName: takes-part}
+"#;
+
+/// Installs slotmesh, and lets take part what comes from then on.
+pub async fn install(cluster: &Cluster) -> Result<()> {
+    let slotmesh = binary("slotmesh", "slotmesh")?;
+    for (name, user) in [("operator", "65532:65532"), ("agent", "0:0")] {
+        let start = Start {
+            entrypoint: vec!["/slotmesh".into()],
+            cmd: vec![name.into()],
+            user: user.into(),
+            ..Start::default()
+        };
+        let image = format!("slotmesh/{name}:{}", env!("CARGO_PKG_VERSION"));
+        cluster.images().make(&image, &[(&slotmesh, "/slotmesh")], &start)?;
+    }
+    cluster.helm(&["install", "slotmesh", CHART, "--namespace", SYSTEM, "--create-namespace", "--wait"])?;
+    cluster.apply(TAKES_PART)?;
+    let label = r"jsonpath={.metadata.labels.slotmesh\.dev/mesh}";
+    wait::until_true("a new namespace to take part", async || {
+        cluster.kubectl(&["create", "namespace", "probe"])?;
+        let labelled = cluster.kubectl(&["get", "namespace", "probe", "-o", label])? == "enabled";
+        cluster.kubectl(&["delete", "namespace", "probe"])?;
+        Ok(labelled)
+    })
+    .await
+}
