@@ -34,6 +34,15 @@ impl Stage {
     }
 }
 
+/// Runs one scenario, on a stage that is set if need be.
+fn play(stage: &mut Option<Stage>, nodes: u8, prepare: Scenario, scenario: Scenario) -> Result<()> {
+    if stage.is_none() {
+        *stage = Some(Stage::set(nodes, prepare)?);
+    }
+    let Stage { runtime, cluster } = stage.as_mut().context("there is no cluster")?;
+    runtime.block_on(scenario(cluster))
+}
+
 /// Runs scenarios, one after the other, in a cluster of so many nodes. `prepare` runs once, before the
 /// first. Arguments are those of any test program.
 pub fn main(nodes: u8, prepare: Scenario, scenarios: &[(&str, Scenario)]) -> ExitCode {
@@ -52,15 +61,11 @@ pub fn main(nodes: u8, prepare: Scenario, scenarios: &[(&str, Scenario)]) -> Exi
         let (stage, causes, name, scenario) = (stage.clone(), causes.clone(), (*name).to_owned(), *scenario);
         Trial::test(name.clone(), move || {
             let mut stage = stage.lock().unwrap_or_else(PoisonError::into_inner);
-            if stage.is_none() {
-                *stage = Some(Stage::set(nodes, prepare).map_err(|error| format!("{error:?}"))?);
-            }
-            let Some(Stage { runtime, cluster }) = stage.as_mut() else { return Err("no cluster".into()) };
-            let done = runtime.block_on(scenario(cluster));
-            done.map_err(|error| {
+            play(&mut stage, nodes, prepare, scenario).map_err(|error| {
                 let mut causes = causes.lock().unwrap_or_else(PoisonError::into_inner);
                 causes.push(format!("{name}: {error:#}"));
-                format!("{error:?}\n{}", cluster.logs()).into()
+                let logs = stage.as_ref().map(|stage| stage.cluster.logs()).unwrap_or_default();
+                format!("{error:?}\n{logs}").into()
             })
         })
     });

@@ -145,8 +145,27 @@ pub fn api_server_away(cluster: &mut Cluster) -> Story<'_> {
             })
             .await
         })
-        .await
+        .await?;
+        awake(cluster).await
     })
+}
+
+/// Waits until Kubernetes' own programs work again, which rest up to a minute after such an outage: controllers,
+/// scheduler and the API server's own watches make a pod run. The scenarios that follow need them.
+async fn awake(cluster: &Cluster) -> Result<()> {
+    const NAME: &str = "awake";
+    let labels = json!({"app": NAME});
+    let deployment = json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": NAME, "namespace": "default"},
+        "spec": {"selector": {"matchLabels": labels}, "template": {
+            "metadata": {"labels": labels},
+            "spec": {"containers": [{"name": "main", "image": "e2e.test/load:1"}]},
+        }},
+    });
+    cluster.apply(&deployment.to_string())?;
+    cluster.rolled_out("default", NAME).await?;
+    cluster.kubectl(&["delete", "deployment", NAME, "-n", "default"])?;
+    Ok(())
 }
 
 /// Years pass for the certificate authority, as its Secret tells the time: the next one is made and published, then it
