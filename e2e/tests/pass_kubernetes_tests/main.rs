@@ -24,7 +24,8 @@ mod mesh;
 
 use list::{Entry, Expected, List, When};
 
-/// Chooses what runs: `all`, or `without` (all, without slotmesh), or a part of the tests' names.
+/// Chooses what runs: `all`, or parts of the tests' names, separated by `|`. `without` before that: without
+/// slotmesh.
 const CHOICE: &str = "SLOTMESH_KUBERNETES_TESTS";
 /// Tests at once. Most of their time they wait.
 const PROCESSES: usize = 3;
@@ -40,13 +41,19 @@ fn main() -> ExitCode {
     )
 }
 
-fn choice() -> String {
-    env::var(CHOICE).unwrap_or_default()
+/// The part of the names (none: what is short), and whether slotmesh is left out.
+fn choice() -> (String, bool) {
+    let said = env::var(CHOICE).unwrap_or_default();
+    match said.strip_prefix("without") {
+        Some(part) if part.trim().is_empty() => ("all".to_owned(), true),
+        Some(part) => (part.trim().to_owned(), true),
+        None => (said, false),
+    }
 }
 
 fn prepare(cluster: &mut Cluster) -> Story<'_> {
     Box::pin(async move {
-        if choice() == "without" {
+        if choice().1 {
             return Ok(());
         }
         mesh::install(cluster).await
@@ -71,12 +78,11 @@ fn complete(cluster: &mut Cluster) -> Story<'_> {
 fn run(cluster: &mut Cluster) -> Story<'_> {
     Box::pin(async move {
         let list = List::read()?;
-        let choice = choice();
-        let without = choice == "without";
+        let (choice, without) = choice();
         let wanted = |entry: &&Entry| match choice.as_str() {
             "" => entry.when == When::Short,
-            "all" | "without" => entry.when != When::Never,
-            part => entry.name.contains(part),
+            "all" => entry.when != When::Never,
+            parts => parts.split('|').any(|part| entry.name.contains(part)),
         };
         let chosen: Vec<&Entry> = list.entries.iter().filter(wanted).collect();
         ensure!(!chosen.is_empty(), "no test of list.txt is chosen by {CHOICE}={choice:?}");
