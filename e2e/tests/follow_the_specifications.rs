@@ -4,11 +4,11 @@
 //! `reviews` (10.96.0.13) has the pods 10.244.4.1 and 2 of version v1, 3 of v2, and 4 of v3, which no route names:
 //! nobody should reach it. `reviews-v1`, `-v2` and `-v3` are Services of their own.
 
-use std::{fs, path::Path};
+use std::{collections::BTreeSet, fs, path::Path};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::errno::Errno;
-use slotmesh_e2e::{Log, Mesh, isolated, mesh::at, net, stats};
+use slotmesh_e2e::{Cgroup, ClientSpec, Log, Mesh, isolated, mesh::at, net, stats};
 
 /// So many that a split which is off by two percent is always seen.
 const CONNECTS: u64 = 20_000;
@@ -174,6 +174,83 @@ fn a_grpc_route_without_matches_can_be_decided() {
             "spec.parentRefs[0].group",
             "write group: \"\"",
         ])?;
+        mesh.stop()
+    });
+}
+
+/// A case of a shop of its own, on a node of this name and with these labels; its pods answer with the last byte of
+/// their address.
+fn shop_on(case: &str, node: &[&str], pods: &[&str]) -> Result<Mesh> {
+    net::ip("addr add 10.244.0.1/16 dev lo")?;
+    let mut mesh = Mesh::new()?;
+    for pod in pods {
+        let last = pod.rsplit('.').next().context("an address has a last part")?;
+        mesh.backends.open(&format!("{pod}:8080"), last.parse()?)?;
+    }
+    mesh.manifests.write_text("base.yaml", &text(&format!("{case}/base.yaml"))?)?;
+    mesh.spec().args.extend(node.iter().map(ToString::to_string));
+    mesh.start()?;
+    Ok(mesh)
+}
+
+/// Who got connections, all of which were made.
+fn reached(log: &Log, connects: usize) -> Result<BTreeSet<u16>> {
+    log.expect_all(connects)?;
+    Ok(log.by_backend().into_keys().collect())
+}
+
+#[test]
+fn a_local_service_has_the_endpoints_of_the_node() {
+    isolated(|| {
+        let pods = ["10.244.6.1", "10.244.6.2", "10.244.6.3"];
+        let mut mesh = shop_on("internal_traffic_policy_local", &["--node-name", "node-a"], &pods)?;
+        ensure!(reached(&mesh.connect(at("10.96.0.16", 80), 100)?, 100)? == [1].into());
+        ensure!(split(&mesh.connect(at("10.96.0.17", 80), 10)?)? == [0, 0, 0, 10]);
+        mesh.stop()
+    });
+}
+
+#[test]
+fn each_workload_keeps_to_one_endpoint_by_session_affinity() {
+    isolated(|| {
+        net::ip("addr add 10.244.0.1/16 dev lo")?;
+        let other = Cgroup::new()?;
+        let mut mesh = Mesh::new()?;
+        (1..=3).try_for_each(|n| mesh.backends.open(&format!("10.244.7.{n}:8080"), n))?;
+        mesh.manifests.write_text("base.yaml", &text("session_affinity/base.yaml")?)?;
+        *mesh.spec() = mesh.spec().clone().workload("default/other", other.path());
+        mesh.start()?;
+        let vip = at("10.96.0.18", 80);
+        let mut log = mesh.connect(vip, 200)?;
+        let kept = reached(&log, 200)?;
+        ensure!(kept.len() == 1, "{kept:?}");
+        log = ClientSpec::to(vip).count(200).threads(4).run(Some(&other))?;
+        let of_other = reached(&log, 200)?;
+        ensure!(of_other.len() == 1, "{of_other:?}");
+        ensure!(reached(&mesh.connect(vip, 20)?, 20)? == kept, "whatever the other does");
+        mesh.stop()
+    });
+}
+
+#[test]
+fn endpoints_of_the_zone_go_before_others() {
+    isolated(|| {
+        let pods = ["10.244.11.1", "10.244.11.2", "10.244.11.3", "10.244.11.4"];
+        let in_zone_a = ["--node-name", "node-a", "--node-labels", "topology.kubernetes.io/zone=zone-a"];
+        let mut mesh = shop_on("zones", &in_zone_a, &pods)?;
+        for service in ["10.96.0.51", "10.96.0.52"] {
+            ensure!(reached(&mesh.connect(at(service, 80), 500)?, 500)? == [1, 2].into(), "{service}");
+        }
+        mesh.stop()?;
+        // No hint is for this zone.
+        mesh.spec().args = ["--node-name", "node-d", "--node-labels", "topology.kubernetes.io/zone=zone-d"]
+            .map(str::to_owned)
+            .into();
+        mesh.start()?;
+        for service in ["10.96.0.51", "10.96.0.52"] {
+            let reached = reached(&mesh.connect(at(service, 80), 500)?, 500)?;
+            ensure!(reached == [1, 2, 3, 4].into(), "{service}: {reached:?}");
+        }
         mesh.stop()
     });
 }
