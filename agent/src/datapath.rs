@@ -14,11 +14,14 @@ use aya::{
 };
 use bytemuck::{Pod, Zeroable as _};
 use slotmesh_kernel::{
-    BpfError, Hook, Host, HostError, Link, Map, MapKind, MapSpec, Sockets, attached_programs, cgroup_id,
-    program_id, test_run,
+    BpfError, Hook, Host, HostError, KernelTypes, Link, Map, MapKind, MapSpec, Sockets, attached_programs,
+    cgroup_id, program_id, test_run,
 };
 use slotmesh_records::{
-    Answer, EndpointKey, Identity, LAYOUT_HASH, Question, Removal, SocketState, Verdict, VipKey, name_hash,
+    Answer, EndpointKey, Identity, LAYOUT_HASH, Question, Removal, SocketLimit, SocketShare, SocketState,
+    Verdict, VipKey,
+    fields::{self, KernelFields},
+    name_hash,
 };
 
 use crate::{
@@ -258,8 +261,12 @@ impl Datapath {
     /// # Errors
     /// Where the kernel refuses, or other kinds of maps are pinned there.
     pub(crate) fn open_running(pins: &Pins, sizes: MapSizes) -> Result<RunningMaps, DatapathError> {
-        const TOTALS: MapSpec =
-            MapSpec { name: "slotmesh_totals", kind: MapKind::Array, max_entries: 1, flags: 0 };
+        const TOTALS: MapSpec = MapSpec {
+            name: "slotmesh_totals",
+            kind: MapKind::Array,
+            max_entries: SocketShare::ELEMENTS,
+            flags: 0,
+        };
         const KEPT: MapSpec =
             MapSpec { name: "slotmesh_afftot", kind: MapKind::Array, max_entries: 1, flags: 0 };
         let MapSizes { addresses: _, clusters, endpoints, affinities } = sizes;
@@ -270,6 +277,13 @@ impl Datapath {
                 AS_USED,
                 clusters,
                 "what runs of clusters",
+            )?,
+            lanes: open_hash(
+                &pins.lanes(),
+                "slotmesh_lanes",
+                AS_USED,
+                clusters,
+                "what runs of clusters by CPU",
             )?,
             endpoints: open_hash(
                 &pins.endpoints(),
@@ -309,28 +323,43 @@ impl Datapath {
         }
         let identity =
             Map::open_or_create(&identity_path, &IDENTITY, None).map_err(bpf("open the identities"))?;
-        let limit: Map<u32, u64> =
+        let limit: Map<u32, SocketLimit> =
             Map::open_or_create(&pins.limit(), &LIMIT, None).map_err(bpf("open the most sockets"))?;
-        limit.update(&0, &sockets.into()).map_err(bpf("store the most sockets"))?;
+        let cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u32);
+        limit.update(&0, &SocketLimit::new(sockets, cpus)).map_err(bpf("store the most sockets"))?;
         let sockets_path = pins.state().join("sockets");
         let btf = Btf::from_sys_fs().map_err(|error| tracing::debug!(%error, "no BTF of the kernel")).ok();
-        let mut object = EbpfLoader::new()
-            .btf(btf.as_ref())
-            .map_pin_path("OUTER", pins.records().join("outer"))
-            .map_pin_path("VIPS", pins.records().join("vips"))
-            .map_pin_path("SOCKETS", &sockets_path)
-            .map_pin_path("IDENTITY", identity_path)
-            .map_pin_path("CLUSTERS", pins.clusters())
-            .map_pin_path("ENDPOINTS", pins.endpoints())
-            .map_pin_path("AFFINITIES", pins.affinities())
-            .map_pin_path("AFFINITY_TOTALS", pins.affinity_totals())
-            .map_pin_path("SOCKET_TOTALS", pins.totals())
-            .map_pin_path("SOCKET_LIMIT", pins.limit())
-            .load(OBJECT)?;
-        let hooks = Hook::ALL
-            .into_iter()
-            .map(|hook| load_hook(&mut object, hook).map(|fd| (hook, fd)))
-            .collect::<Result<Vec<_>, _>>()?;
+        let open = |fields: &KernelFields| {
+            let mut object = EbpfLoader::new()
+                .btf(btf.as_ref())
+                .override_global("KERNEL_FIELDS", fields, true)
+                .map_pin_path("OUTER", pins.records().join("outer"))
+                .map_pin_path("VIPS", pins.records().join("vips"))
+                .map_pin_path("SOCKETS", &sockets_path)
+                .map_pin_path("IDENTITY", &identity_path)
+                .map_pin_path("CLUSTERS", pins.clusters())
+                .map_pin_path("LANES", pins.lanes())
+                .map_pin_path("ENDPOINTS", pins.endpoints())
+                .map_pin_path("AFFINITIES", pins.affinities())
+                .map_pin_path("AFFINITY_TOTALS", pins.affinity_totals())
+                .map_pin_path("SOCKET_TOTALS", pins.totals())
+                .map_pin_path("SOCKET_LIMIT", pins.limit())
+                .load(OBJECT)?;
+            let hooks = Hook::ALL
+                .into_iter()
+                .map(|hook| load_hook(&mut object, hook).map(|fd| (hook, fd)))
+                .collect::<Result<Vec<_>, _>>()?;
+            Ok::<_, DatapathError>((object, hooks))
+        };
+        let fields = kernel_fields();
+        let (mut object, hooks) = match open(&fields) {
+            Err(error @ DatapathError::Program { .. }) if fields != fields::UNKNOWN => {
+                // As under lockdown, which lets no program read the kernel's memory.
+                tracing::warn!(%error, "{NESTED_NETWORKS}");
+                open(&fields::UNKNOWN)?
+            }
+            opened => opened?,
+        };
         let datapath = Self {
             hooks,
             release: load_release(&mut object)?,
@@ -363,7 +392,7 @@ impl Datapath {
     pub fn attach(&self, workloads: &[Workload]) -> Result<(), DatapathError> {
         let mut new = Vec::new();
         for workload in workloads {
-            if let Err(error) = self.attach_one(workload, &mut new) {
+            if let Err(error) = self.attach_one(workload, false, &mut new) {
                 undo(new);
                 return Err(error);
             }
@@ -378,7 +407,17 @@ impl Datapath {
     /// Where it can't be attached; what this call attached is detached again.
     pub fn enrol(&self, workload: &Workload) -> Result<(), DatapathError> {
         let mut new = Vec::new();
-        self.attach_one(workload, &mut new).inspect_err(|_| undo(new))
+        self.attach_one(workload, false, &mut new).inspect_err(|_| undo(new))
+    }
+
+    /// As [`enrol`](Self::enrol), of a workload whose cgroup is a pod's: what connects in a network namespace within
+    /// the pod, which has addresses of its own, is left alone.
+    ///
+    /// # Errors
+    /// As [`enrol`](Self::enrol).
+    pub fn enrol_pod(&self, workload: &Workload) -> Result<(), DatapathError> {
+        let mut new = Vec::new();
+        self.attach_one(workload, true, &mut new).inspect_err(|_| undo(new))
     }
 
     /// Detaches the programs from a workload, if they are attached to it. The one that counts its sockets
@@ -417,7 +456,7 @@ impl Datapath {
         self.sockets.as_ref().map_or(Ok(()), |sockets| sockets.run().map_err(bpf("go over the sockets")))
     }
 
-    /// Removes the state of a cluster where nothing counts in it; whether it did.
+    /// Removes the state of a cluster where nothing counts in it; whether nothing is left of it.
     pub(crate) fn remove_cluster(&self, cluster: u64) -> Result<bool, DatapathError> {
         self.remove_state(EndpointKey::new(cluster, [0; 4], 0))
     }
@@ -457,7 +496,12 @@ impl Datapath {
     }
 
     /// The directory of the links goes to `new` where it was missing.
-    fn attach_one(&self, workload: &Workload, new: &mut Vec<PathBuf>) -> Result<(), DatapathError> {
+    fn attach_one(
+        &self,
+        workload: &Workload,
+        is_pod: bool,
+        new: &mut Vec<PathBuf>,
+    ) -> Result<(), DatapathError> {
         let describe = |what: &str| format!("{what} workload {workload}");
         let dir = self.host.cgroup(&workload.cgroup)?;
         let cgroup = cgroup_id(&dir).map_err(pin_error(&workload.cgroup))?;
@@ -500,8 +544,12 @@ impl Datapath {
             }
             if i == 0 {
                 // The first attachment makes the cgroup's storage; nothing decides yet.
-                let identity =
-                    Identity { workload: workload.id(), namespace: name_hash(&workload.namespace) };
+                let identity = Identity {
+                    workload: workload.id(),
+                    namespace: name_hash(&workload.namespace),
+                    pod: if is_pod { cgroup } else { 0 },
+                    network: 0,
+                };
                 self.identity.update(&cgroup, &identity).map_err(bpf(describe("store the identity of")))?;
             }
         }
@@ -561,7 +609,7 @@ impl Datapath {
     }
 }
 
-/// What a connection chooses by.
+/// The numbers that a connection chooses by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Numbers {
     /// The random number for the cluster.
@@ -580,7 +628,7 @@ impl From<(u32, u32)> for Numbers {
     }
 }
 
-/// What becomes of a connection.
+/// The outcome of a connect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// Not an address of ours.
@@ -594,6 +642,28 @@ pub enum Decision {
         /// [`name_hash`] of the cluster's name.
         cluster: u64,
     },
+}
+
+/// The warning where programs can't tell network namespaces apart.
+const NESTED_NETWORKS: &str =
+    "connections from a network namespace within a pod (docker or kind in a pod) are routed as the pod's own";
+
+/// Facts about the running kernel that the programs need.
+fn kernel_fields() -> KernelFields {
+    let find = || -> io::Result<KernelFields> {
+        let types = KernelTypes::read()?;
+        let mut fields = fields::UNKNOWN;
+        for (found, (of, field)) in fields.iter_mut().zip(fields::FIELDS) {
+            let missing = || io::Error::new(io::ErrorKind::NotFound, format!("there is no {of}.{field}"));
+            *found = types.offset(of, field).ok_or_else(missing)?;
+        }
+        fields[fields::HAS_MPTCP] = types.offset("mptcp_sock", "sk").is_some().into();
+        Ok(fields)
+    };
+    find().unwrap_or_else(|error| {
+        tracing::warn!(%error, "{NESTED_NETWORKS}");
+        fields::UNKNOWN
+    })
 }
 
 fn load_hook(object: &mut Ebpf, hook: Hook) -> Result<OwnedFd, DatapathError> {

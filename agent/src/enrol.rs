@@ -269,7 +269,7 @@ impl State {
             return;
         };
         let workload = pod.workload(cgroup);
-        match self.datapath.enrol(&workload) {
+        match self.datapath.enrol_pod(&workload) {
             Ok(()) => {
                 tracing::info!(%workload, cgroup = %workload.cgroup.display(), "attached");
                 pod.attached = Some(workload);

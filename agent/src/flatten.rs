@@ -27,8 +27,8 @@ use slotmesh_xds::ResourceType;
 use crate::{
     alias::{Slot, alias_pair, alias_table, are_equal},
     config::{
-        Action, Balance, Chain, Cluster, Endpoint, Endpoints, Limits, Listener, Model, Route, Source,
-        WeightedCluster,
+        Action, Balance, Chain, Cluster, Endpoint, Endpoints, Limits, Listener, Model, REFUSING_CLUSTER,
+        Route, Source, WeightedCluster,
     },
     hosts,
     maglev::Tables,
@@ -284,10 +284,19 @@ fn write_chains<D: Records>(draft: &mut D, chains: &[records::Chain]) -> Result<
 fn write_action<D: Records>(draft: &mut D, action: &Action<'_>) -> Result<records::Action, D::Error> {
     let mut record = records::Action::zeroed();
     match action {
+        // As a set of it alone: an action that is all null has no chain.
+        Action::Cluster(name) if name == REFUSING_CLUSTER => {
+            let refusing = WeightedCluster {
+                cluster: REFUSING_CLUSTER.into(),
+                weight: std::num::NonZeroU32::MIN,
+                by_source: false,
+            };
+            return write_action(draft, &Action::Clusters(vec![refusing]));
+        }
         Action::Cluster(name) => record.cluster = draft.handle(kind(ResourceType::Cluster), name)?.as_ref(),
         Action::Clusters(clusters) => {
             let mut tail = Vec::with_capacity(clusters.len());
-            weighted(&cluster_handles(draft, clusters)?, clusters, &mut tail);
+            weighted(&cluster_refs(draft, clusters)?, clusters, &mut tail);
             record.clusters = draft.write(&records::ClusterSet { header: HEADER }, &tail)?;
         }
         Action::Route(name) => record.route = draft.handle(kind(ResourceType::Route), name)?.as_ref(),
@@ -311,7 +320,7 @@ struct Sets {
 fn write_sets<D: Records>(draft: &mut D, route: &Route<'_>) -> Result<Sets, D::Error> {
     let mut sets = Sets { written: Vec::new(), ranges: Vec::with_capacity(route.routes.len()) };
     let mut elements = Vec::with_capacity(route.clusters.len().min(records::ClusterSet::CAPACITY));
-    let handles = cluster_handles(draft, &route.clusters)?;
+    let handles = cluster_refs(draft, &route.clusters)?;
     for entry in &route.routes {
         let range = entry.clusters.start as usize..entry.clusters.end as usize;
         let (clusters, handles) = (&route.clusters[range.clone()], &handles[range]);
@@ -377,23 +386,26 @@ fn route_text(route: &Route<'_>, sets: &Sets) -> Packer {
     text
 }
 
-/// The handles of these clusters, one for each.
-fn cluster_handles<D: Records>(
+/// The handles of these clusters, one for each. That which refuses is null, so that it needs nothing else.
+fn cluster_refs<D: Records>(
     draft: &mut D,
     clusters: &[WeightedCluster<'_>],
-) -> Result<Vec<HandlePtr>, D::Error> {
-    let names: Vec<&str> = clusters.iter().map(|cluster| &*cluster.cluster).collect();
-    draft.handles(kind(ResourceType::Cluster), &names)
+) -> Result<Vec<Ref<records::Handle>>, D::Error> {
+    let is_real = |cluster: &&WeightedCluster<'_>| cluster.cluster != REFUSING_CLUSTER;
+    let names: Vec<&str> = clusters.iter().filter(is_real).map(|cluster| &*cluster.cluster).collect();
+    let mut handles = draft.handles(kind(ResourceType::Cluster), &names)?.into_iter();
+    let mut refer = |cluster| if is_real(&cluster) { handles.next() } else { None };
+    Ok(clusters.iter().map(|cluster| refer(cluster).map_or(Ref::NULL, HandlePtr::as_ref)).collect())
 }
 
 /// Appends the alias table over these clusters, whose handles these are.
 fn weighted(
-    handles: &[HandlePtr],
+    handles: &[Ref<records::Handle>],
     clusters: &[WeightedCluster<'_>],
     tail: &mut Vec<records::WeightedCluster>,
 ) {
     let element = |i: usize, slot: Slot| records::WeightedCluster {
-        cluster: handles[i].as_ref(),
+        cluster: handles[i],
         threshold: slot.threshold,
         // A route has at most `ClusterSet::CAPACITY` clusters.
         alias: slot.alias as u16,

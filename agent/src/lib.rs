@@ -35,4 +35,4 @@ pub use agent::{Agent, Handle, Options, SetSlotsError, StartError, cleanup};
 pub use datapath::{Datapath, DatapathError, Decision, MapSizes, Numbers, Workload};
 pub use enrol::{Enrolled, Enrolment, FixedWorkloads, NoPods};
 pub use pins::Pins;
-pub use running::{Affinities, RunningNow};
+pub use running::{Affinities, ConnectionCounts, RunningNow};

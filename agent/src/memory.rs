@@ -7,8 +7,8 @@ use slotmesh_slots::{Config, MemoryBudget};
 /// 10,000 services).
 const BESIDE_SLABS: u64 = 48 << 20;
 
-/// What the record of a socket takes of the kernel's memory, charged to who made their map (measured: 335
-/// to 384 bytes).
+/// Bytes of the kernel's memory for the record of a socket, charged to who made their map: 320, and what
+/// is only partly used of the kernel's pages.
 const SOCKET_BYTES: u64 = 400;
 
 /// How many sockets may be recorded where nobody says: 25 MiB.

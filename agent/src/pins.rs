@@ -4,8 +4,9 @@
 //! <pin root>/                         flock: one agent
 //!   records-<layout hash>/            outer, vips, slabs/<index>     goes with a record layout
 //!   state-v<version>/                 sockets, identity, clusters,   outlives record layouts
-//!                                     endpoints, socket_totals, socket_limit,
-//!                                     affinities, affinity_totals
+//!                                     lanes, endpoints, socket_totals,
+//!                                     socket_limit, affinities,
+//!                                     affinity_totals
 //!   links-v<version>/<workload>/<hook>                               a workload's, of that state
 //!   releases-v<version>/<cgroup>                                     stays with the cgroup's sockets
 //! ```
@@ -71,9 +72,14 @@ impl Pins {
         self.root.join(format!("{STATE}{STATE_VERSION}"))
     }
 
-    /// What runs of each cluster.
+    /// Connections and turns of each cluster.
     pub fn clusters(&self) -> PathBuf {
         self.state().join("clusters")
+    }
+
+    /// Connections of each cluster without a limit, by CPU.
+    pub fn lanes(&self) -> PathBuf {
+        self.state().join("lanes")
     }
 
     /// How many connections count at each endpoint.

@@ -5,7 +5,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     io,
     sync::{
         Arc,
@@ -17,8 +17,8 @@ use std::{
 
 use slotmesh_kernel::{BpfError, Map, monotonic};
 use slotmesh_records::{
-    AffinityKey, AffinityState, AffinityTotals, ClusterState, EndpointKey, EndpointState, SocketTotals,
-    name_hash,
+    AffinityKey, AffinityState, AffinityTotals, ClusterState, EndpointKey, EndpointState, LaneKey, LaneState,
+    SocketShare, SocketTotals, name_hash,
 };
 
 use crate::datapath::{Datapath, DatapathError};
@@ -27,7 +27,7 @@ use crate::datapath::{Datapath, DatapathError};
 #[derive(Clone, Debug, Default)]
 pub struct RunningNow {
     /// Of the clusters that are in force, the busiest of those that had a connection, by name.
-    pub clusters: Vec<(String, ClusterState)>,
+    pub clusters: Vec<(String, ConnectionCounts)>,
     /// How many endpoints have an entry.
     pub endpoints: usize,
     /// How many sockets are recorded, and what had no room.
@@ -45,13 +45,46 @@ pub struct Affinities {
     pub evicted: u64,
 }
 
+/// Connections of a cluster.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ConnectionCounts {
+    /// Those that are open.
+    pub active: u64,
+    /// Those that have counted since the cluster's first.
+    pub opened: u64,
+    /// Connects refused because there were as many connections as there may be.
+    pub refused: u64,
+}
+
 /// The maps of what runs.
 pub(crate) struct RunningMaps {
     pub clusters: Map<u64, ClusterState>,
+    /// Connections of clusters without a limit.
+    pub lanes: Map<LaneKey, LaneState>,
     pub endpoints: Map<EndpointKey, EndpointState>,
-    pub totals: Map<u32, SocketTotals>,
+    pub totals: Map<u32, SocketShare>,
     pub affinities: Map<AffinityKey, AffinityState>,
     pub affinity_totals: Map<u32, AffinityTotals>,
+}
+
+impl RunningMaps {
+    /// Connections of each cluster that has had one, by the hash of its name: those that count among all, and those
+    /// of its lanes.
+    pub fn counts(&self) -> Result<HashMap<u64, ConnectionCounts>, BpfError> {
+        let mut counts = HashMap::<u64, ConnectionCounts>::new();
+        for (cluster, state) in self.clusters.entries()? {
+            let found = counts.entry(cluster).or_default();
+            found.active += u64::from(state.active.get());
+            found.opened += state.opened;
+            found.refused += state.refused;
+        }
+        for (key, state) in self.lanes.entries()? {
+            let found = counts.entry(key.cluster).or_default();
+            found.active += u64::from(state.active.get());
+            found.opened += state.opened;
+        }
+        Ok(counts)
+    }
 }
 
 /// Reads what runs, on whatever thread: so it keeps nobody from an update.
@@ -64,13 +97,12 @@ impl RunningReader {
     }
 
     /// The `most` busiest clusters, busiest first, by the hash of the cluster's name.
-    pub fn busiest(&self, most: usize) -> Vec<(u64, ClusterState)> {
+    pub fn busiest(&self, most: usize) -> Vec<(u64, ConnectionCounts)> {
         if most == 0 {
             return Vec::new();
         }
-        let mut entries = self.read(|maps| maps.clusters.entries());
-        entries
-            .sort_unstable_by_key(|&(cluster, state)| Reverse((state.active.get(), state.opened, cluster)));
+        let mut entries: Vec<_> = self.read(RunningMaps::counts).into_iter().collect();
+        entries.sort_unstable_by_key(|&(cluster, counts)| Reverse((counts.active, counts.opened, cluster)));
         entries.truncate(most);
         entries
     }
@@ -82,7 +114,7 @@ impl RunningReader {
 
     /// How many sockets are recorded.
     pub fn sockets(&self) -> SocketTotals {
-        self.read(|maps| maps.totals.get(&0)).unwrap_or_default()
+        SocketTotals::of(self.read(|maps| maps.totals.entries()))
     }
 
     /// The session affinities. The totals are read first: what is made meanwhile isn't taken for given up.
@@ -101,7 +133,7 @@ impl RunningReader {
     }
 }
 
-/// What the owner tells the keeper.
+/// A message of the owner to the keeper.
 enum Told {
     /// A cluster has been removed.
     Gone(u64),
@@ -209,8 +241,8 @@ impl Keeper {
         match told {
             Told::Gone(cluster) => drop(self.gone.insert(cluster)),
             Told::Back(cluster) => drop(self.gone.remove(&cluster)),
-            Told::All(exist) => match self.maps.clusters.keys() {
-                Ok(keys) => self.gone.extend(keys.into_iter().filter(|key| !exist.contains(key))),
+            Told::All(exist) => match self.maps.counts() {
+                Ok(counts) => self.gone.extend(counts.into_keys().filter(|key| !exist.contains(key))),
                 Err(error) => tracing::warn!(%error, "what runs of clusters that are gone can't be removed"),
             },
         }
@@ -220,11 +252,7 @@ impl Keeper {
     fn remove_clusters(&mut self, datapath: &Datapath) -> Result<(), DatapathError> {
         let mut failed = None;
         self.gone.retain(|&cluster| {
-            let remove = || match self.maps.clusters.get(&cluster).map_err(DatapathError::running)? {
-                None => Ok(true),
-                Some(state) => Ok(state.active.get() == 0 && datapath.remove_cluster(cluster)?),
-            };
-            !remove().unwrap_or_else(|error| {
+            !datapath.remove_cluster(cluster).unwrap_or_else(|error| {
                 failed = Some(error);
                 false
             })

@@ -14,7 +14,7 @@ use slotmesh_slots::{Snapshot, Stored as _};
 use slotmesh_xds::{ResourceType, Version};
 
 use crate::{
-    config::Endpoints,
+    config::{Endpoints, REFUSING_CLUSTER},
     held::{Held, chains, text, vips},
     packed::Unpacker,
 };
@@ -159,7 +159,8 @@ impl Records<'_> {
     }
 
     fn weighted(&self, element: &slotmesh_records::WeightedCluster) -> Value {
-        let mut shown = json!({ "cluster": self.name(element.cluster), "weight": element.weight });
+        let cluster = self.name(element.cluster).unwrap_or(REFUSING_CLUSTER);
+        let mut shown = json!({ "cluster": cluster, "weight": element.weight });
         if element.by_source != 0 {
             shown["hash"] = "source".into();
         }

@@ -159,9 +159,19 @@ impl Pinned {
     /// When the map can't be read.
     pub fn active(&self) -> Result<BTreeMap<u64, u64>> {
         let map: HashMap<MapData, u64, [u64; 4]> = open(&self.state_dir()?.join("clusters"))?.try_into()?;
+        let lanes: HashMap<MapData, [u64; 2], [u64; 2]> =
+            open(&self.state_dir()?.join("lanes"))?.try_into()?;
+        let mut counts = BTreeMap::new();
         // An element that goes meanwhile has no connections.
-        let active = |key| map.get(&key, 0).map_or(0, |[active, ..]| count(active));
-        map.keys().map(|key| key.map(|key| (key, active(key))).map_err(Into::into)).collect()
+        for key in map.keys() {
+            let key = key?;
+            *counts.entry(key).or_default() += map.get(&key, 0).map_or(0, |[active, ..]| count(active));
+        }
+        for key in lanes.keys() {
+            let key = key?;
+            *counts.entry(key[0]).or_default() += lanes.get(&key, 0).map_or(0, |[active, _]| count(active));
+        }
+        Ok(counts)
     }
 
     /// How many connections count at each endpoint where any do.

@@ -4,6 +4,7 @@
 //! "no system call on the path of an update" is a number that tests and benches can read.
 
 mod arena;
+mod btf;
 #[cfg(feature = "faults")]
 pub mod faults;
 mod host;
@@ -19,6 +20,7 @@ mod sys;
 pub mod tcp;
 
 pub use arena::{Arena, MappedSlab, Reservation};
+pub use btf::KernelTypes;
 pub use host::{Host, HostError, Lock, cgroup_id, ensure_bpffs, monotonic};
 pub use link::{Hook, Link, attached_programs};
 pub use map::{Map, MapKind, MapSpec};

@@ -25,8 +25,8 @@ use slotmesh_xds::{
 };
 
 use super::{
-    At, Endpoints, Invalid, decode_any, invalid, named, plain_socket, reference, refuse_set, same_stream,
-    unsupported, weighted::hashes_source,
+    At, Endpoints, Invalid, REFUSING_CLUSTER, decode_any, invalid, named, plain_socket, reference,
+    refuse_set, same_stream, unsupported, weighted::hashes_source,
 };
 
 /// The only load balancing policy of an extension: with it a cluster itself says what is hashed.
@@ -208,6 +208,14 @@ impl<'m> Cluster<'m> {
             }
             _ => return Err(unsupported("type", "only EDS and STATIC clusters are supported")),
         };
+        if name == REFUSING_CLUSTER
+            && !matches!(&source, Source::Inline(none) if none.v4.is_empty() && none.v6.is_empty())
+        {
+            return Err(unsupported(
+                "name",
+                "the cluster of this name has no endpoints: what leads there is refused",
+            ));
+        }
         let connect_timeout_ms =
             connect_timeout.as_ref().map_or(Ok(DEFAULT_CONNECT_TIMEOUT_MS), milliseconds)?;
         let affinity = affinity(metadata.as_ref())?;

@@ -184,6 +184,10 @@ fn named(field: &str, resource: &str, name: &str) -> Result<(), Invalid> {
 /// The longest name of a resource: its handle has one slot.
 const LONGEST_NAME: usize = 4_000;
 
+/// The cluster without endpoints, by its name in Istio, which control planes use for the share of a route that leads
+/// nowhere. What names it refuses, by itself: whether or not the node has had room for the cluster, or has accepted it.
+pub const REFUSING_CLUSTER: &str = "BlackHoleCluster";
+
 /// The name of a resource, this one's or another's.
 fn reference(field: &At<'_>, name: &str) -> Result<(), Invalid> {
     match name.len() {

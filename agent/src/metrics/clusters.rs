@@ -21,7 +21,7 @@ pub(crate) fn render(RunningNow { clusters, endpoints, sockets, affinities }: Ru
     );
     for (cluster, state) in clusters {
         let label = Label { cluster };
-        active.get_or_create(&label).set(state.active.get().into());
+        active.get_or_create(&label).set(i64::try_from(state.active).unwrap_or(i64::MAX));
         opened.get_or_create(&label).inc_by(state.opened);
         refused.get_or_create(&label).inc_by(state.refused);
     }
@@ -84,15 +84,14 @@ pub(crate) fn render(RunningNow { clusters, endpoints, sockets, affinities }: Ru
 
 #[cfg(test)]
 mod tests {
-    use slotmesh_records::{ClusterState, Count, SocketTotals};
+    use slotmesh_records::SocketTotals;
 
     use super::*;
-    use crate::Affinities;
+    use crate::{Affinities, ConnectionCounts};
 
     #[test]
     fn a_cluster_shows_its_connections() {
-        let active = Count::from_bits(Count::none(1).bits() + 3);
-        let state = ClusterState { active, cursor: 9, opened: 40, refused: 2 };
+        let state = ConnectionCounts { active: 3, opened: 40, refused: 2 };
         let sockets = SocketTotals { recorded: 7, unrecorded: 1, uncounted: 6 };
         let clusters = vec![("outbound|80||a.b.svc.cluster.local".to_owned(), state)];
         let affinities = Affinities { held: 8, evicted: 9 };

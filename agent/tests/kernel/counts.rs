@@ -8,7 +8,6 @@ use std::{
     time::Duration,
 };
 
-use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use slotmesh_agent::{Agent, Decision, Options, Pins};
 use slotmesh_kernel::tcp;
 use slotmesh_xds::{
@@ -18,26 +17,26 @@ use slotmesh_xds::{
 use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::{
-    Bench,
     cgroup::Cgroup,
     choice::eds,
     config::{cluster, endpoints, tcp_listener},
+    foreign::Foreign,
     running::{active, is_refused, publish, until},
     start::{bench, start},
 };
 
-fn server() -> (TcpListener, SocketAddr) {
+pub(crate) fn server() -> (TcpListener, SocketAddr) {
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
     let at = server.local_addr().unwrap();
     (server, at)
 }
 
 /// An address at which nobody listens.
-fn nobody() -> SocketAddr {
+pub(crate) fn nobody() -> SocketAddr {
     server().1
 }
 
-fn socket() -> Socket {
+pub(crate) fn socket() -> Socket {
     Socket::new(Domain::IPV4, Type::STREAM, None).unwrap()
 }
 
@@ -278,121 +277,50 @@ fn another_version_of_the_state_and_a_lost_pin_break_no_start() {
     }
 }
 
-/// What a client holds: its socket, and whether a connection of it counts.
-struct Held {
-    socket: Socket,
-    counts: bool,
-}
-
-/// Random sequences against a model: the sockets that are there.
+/// Examples of sock_ops programs set flags of their own when a socket connects, and so clear those of others.
 #[test]
-fn counts_are_the_open_connections_after_any_sequence() {
-    const LIMIT: usize = 12;
+fn a_program_that_clears_callback_flags_disturbs_no_count() {
     let pod = Cgroup::new();
-    let workloads = [pod.workload("pod")];
-    let mut bench = bench(&workloads);
-    let (server, good) = server();
-    let bad = nobody();
-    let vip: SocketAddr = "198.18.10.10:80".parse().unwrap();
-    for seed in 0..8 {
-        let mut rng = StdRng::seed_from_u64(seed);
-        let mut held: Vec<Held> = Vec::new();
-        let mut routed = true;
-        // Connections that are over, and may count for some seconds.
-        let mut ending = 0;
-        publish(&bench, vip, &[(good, 1)], Some(LIMIT as u32));
-        let mut steps = Vec::new();
-        for _ in 0..40 {
-            let counted = held.iter().filter(|held| held.counts).count();
-            let any = (!held.is_empty()).then(|| rng.random_range(0..held.len()));
-            let step = rng.random_range(0..14);
-            steps.push(step);
-            if ending > 0 && counted + ending >= LIMIT {
-                settled(&bench, &held, &steps);
-                ending = 0;
-            }
-            match (step, any) {
-                (0..=4, _) if routed => {
-                    // One more, perhaps deferred.
-                    let socket = pod.within(socket);
-                    if step == 0 {
-                        tcp::defer_connect(socket.as_fd()).unwrap();
-                    }
-                    let connected = socket.connect(&vip.into());
-                    assert_eq!(connected.is_ok(), counted < LIMIT, "{seed}: {steps:?}: {connected:?}");
-                    let counts = connected.is_ok();
-                    if counts && step != 0 {
-                        drop(server.accept().unwrap());
-                    }
-                    held.push(Held { socket, counts });
-                }
-                (5 | 6, Some(any)) => drop(held.swap_remove(any)),
-                (7, Some(any)) => {
-                    tcp::disconnect(held[any].socket.as_fd()).unwrap();
-                    ending += usize::from(std::mem::take(&mut held[any].counts));
-                }
-                (8, _) if routed && counted < LIMIT => {
-                    // A connect that fails, whose socket is kept.
-                    publish(&bench, vip, &[(bad, 1)], Some(LIMIT as u32));
-                    let socket = pod.within(socket);
-                    assert!(is_refused(socket.connect(&vip.into())));
-                    publish(&bench, vip, &[(good, 1)], Some(LIMIT as u32));
-                    held.push(Held { socket, counts: false });
-                    ending += 1;
-                }
-                (9, _) if routed && counted < LIMIT => {
-                    let socket = pod.within(socket);
-                    socket.connect(&vip.into()).unwrap();
-                    reset_last(&server);
-                    held.push(Held { socket, counts: false });
-                    ending += 1;
-                }
-                (10, _) => {
-                    bench.agent().datapath().release(&workloads[0]).unwrap();
-                    routed = false;
-                }
-                (11, _) => {
-                    bench.agent().datapath().enrol(&workloads[0]).unwrap();
-                    routed = true;
-                }
-                (12, _) => {
-                    // An agent that ends, and another one; it attaches what it is told to.
-                    bench.stop();
-                    bench.agent = Some(start(&bench, &workloads).unwrap());
-                    routed = true;
-                }
-                _ => {}
-            }
-        }
-        settled(&bench, &held, &steps);
-        bench.agent().datapath().enrol(&workloads[0]).unwrap();
-        drop(held);
+    let bench = bench(&[pod.workload("pod")]);
+    let (server, to) = server();
+    let vip: SocketAddr = "198.18.10.11:80".parse().unwrap();
+    for limit in [None, Some(3)] {
+        publish(&bench, vip, &[(to, 1)], limit);
+        let before = pod.connect(vip).unwrap();
+        let _foreign = Foreign::attach(&Pins::new(&bench.options().pin_root), &pod);
+        let [second, third] = [(); 2].map(|()| pod.connect(vip).unwrap());
+        assert_eq!(active(&bench), 3);
+        assert_eq!(is_refused(pod.connect(vip)), limit.is_some());
+        drop(second);
+        until("the closed one not to count", || active(&bench) == 2);
+        // Whichever side closes, and however.
+        let _open = (server.accept().unwrap(), server.accept().unwrap());
+        let fourth = pod.connect(vip).unwrap();
+        drop((before, third, fourth));
         assert_eq!(active(&bench), 0);
-        drain(&server);
+        server.set_nonblocking(true).unwrap();
+        while server.accept().is_ok() {}
+        server.set_nonblocking(false).unwrap();
     }
 }
 
-fn settled(bench: &Bench, held: &[Held], steps: &[u8]) {
-    let open = held.iter().filter(|held| held.counts).count() as u64;
-    until(&format!("{open} to count after {steps:?}"), || active(bench) == open);
-}
-
-/// Resets the connection that was made last: those before it that nobody took are taken, and closed.
-fn reset_last(server: &TcpListener) {
-    server.set_nonblocking(true).unwrap();
-    let mut last = None;
-    until("the connection to be there", || {
-        while let Ok((stream, _)) = server.accept() {
-            last = Some(stream);
-        }
-        last.is_some()
-    });
-    server.set_nonblocking(false).unwrap();
-    SockRef::from(&last.unwrap()).set_linger(Some(Duration::ZERO)).unwrap();
-}
-
-fn drain(server: &TcpListener) {
-    server.set_nonblocking(true).unwrap();
-    while server.accept().is_ok() {}
-    server.set_nonblocking(false).unwrap();
+/// Sockets of MPTCP connect by others, within.
+#[test]
+fn a_socket_of_mptcp_counts_once() {
+    const MPTCP: i32 = 262;
+    let pod = Cgroup::new();
+    let bench = bench(&[pod.workload("pod")]);
+    let (_server, to) = server();
+    let vip: SocketAddr = "198.18.10.12:80".parse().unwrap();
+    publish(&bench, vip, &[(to, 1)], Some(2));
+    let socket = || Socket::new(Domain::IPV4, Type::STREAM, Some(MPTCP.into()));
+    let sockets: Vec<Socket> = match (0..3).map(|_| pod.within(socket)).collect() {
+        Ok(sockets) => sockets,
+        Err(error) => panic!("the kernel makes no MPTCP sockets: {error}"),
+    };
+    let connected: Vec<bool> = sockets.iter().map(|socket| socket.connect(&vip.into()).is_ok()).collect();
+    assert_eq!((connected, active(&bench)), (vec![true, true, false], 2));
+    assert_eq!([&sockets[0], &sockets[1]].map(peer), [vip, vip]);
+    drop(sockets);
+    until("none to count", || active(&bench) == 0);
 }

@@ -1,7 +1,9 @@
 //! Pods are attached as the operator names them and as their cgroups come and go.
 
 use std::{
+    net::SocketAddr,
     path::{Path, PathBuf},
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -12,7 +14,7 @@ use slotmesh_slots::Config;
 use slotmesh_xds::{Rejection, Resource, ResourceType, Workload};
 use tokio::runtime::Runtime;
 
-use crate::{Bench, cgroup::Cgroup};
+use crate::{Bench, cgroup::Cgroup, running::publish};
 
 const TY: ResourceType = ResourceType::Workload;
 
@@ -248,6 +250,45 @@ fn pods_of_a_kubelet_with_a_cgroup_root_of_its_own_are_found() {
     node.apply(&[("bbbb-2", "b")], &[]);
     let later = node.cgroup("custom/kubepods/burstable/podbbbb-2");
     node.until_attached("b", &later);
+}
+
+/// docker or kind in a pod: its addresses are its own, whatever the node has at the same ones.
+#[test]
+fn what_connects_in_a_network_namespace_within_a_pod_is_left_alone() {
+    // The connect of a pod finds nobody at the endpoint; in a namespace within it the address leads nowhere.
+    const SCRIPT: &str = r#"
+        echo $$ > "$CGROUP/cgroup.procs"
+        connect() {
+            ip link set lo up
+            (exec 3<>"/dev/tcp/$VIP/80") 2>&1 | grep -o 'refused\|unreachable' | head -n 1
+        }
+        export -f connect
+        exec unshare --net bash -c '
+            unshare --net bash -c connect
+            connect
+            unshare --net bash -c "unshare --net bash -c connect"
+            connect
+        '"#;
+    let mut node = Node::new();
+    let pod = node.cgroup("kubepods/podaaaa-1");
+    node.apply(&[("aaaa-1", "a")], &[]);
+    node.until_attached("a", &pod);
+    let vip: SocketAddr = "198.18.13.1:80".parse().unwrap();
+    publish(&node.bench, vip, &[("127.0.0.1:9".parse().unwrap(), 1)], None);
+    let container = node.cgroup("kubepods/podaaaa-1/container");
+    for _ in 0..2 {
+        let output = Command::new("bash")
+            .args(["-c", SCRIPT])
+            .env("CGROUP", &container)
+            .env("VIP", vip.ip().to_string())
+            .output()
+            .expect("bash can be started");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let lines: Vec<&str> = said.lines().collect();
+        assert_eq!(lines, ["unreachable", "refused", "unreachable", "refused"], "{output:?}");
+        // A pod that is attached anew, in another namespace.
+        node.apply(&[("aaaa-1", "a")], &[]);
+    }
 }
 
 #[test]

@@ -8,9 +8,9 @@ use std::{
 };
 
 use slotmesh_ads::Sink as _;
-use slotmesh_agent::Pins;
+use slotmesh_agent::{ConnectionCounts, Pins};
 use slotmesh_kernel::Map;
-use slotmesh_records::{ClusterState, name_hash};
+use slotmesh_records::{ClusterState, LaneKey, LaneState, name_hash};
 use slotmesh_xds::{
     Resource,
     ResourceType::{Cluster, Listener},
@@ -58,12 +58,38 @@ fn states(bench: &Bench) -> Map<u64, ClusterState> {
     Map::open(&Pins::new(&bench.options().pin_root).clusters()).unwrap().expect("it is pinned")
 }
 
-fn state(bench: &Bench) -> Option<ClusterState> {
-    states(bench).get(&name_hash("web")).unwrap()
+fn lanes(bench: &Bench) -> Map<LaneKey, LaneState> {
+    Map::open(&Pins::new(&bench.options().pin_root).lanes()).unwrap().expect("it is pinned")
+}
+
+/// Counts of the cluster `web`; see [`counts_of`].
+fn counts(bench: &Bench) -> Option<ConnectionCounts> {
+    counts_of(bench, "web")
+}
+
+/// Counts of a cluster, in its word and in its lanes; `None` where nothing is left of it.
+pub(crate) fn counts_of(bench: &Bench, cluster: &str) -> Option<ConnectionCounts> {
+    let cluster = name_hash(cluster);
+    let all = states(bench).get(&cluster).unwrap().map(|state| ConnectionCounts {
+        active: state.active.get().into(),
+        opened: state.opened,
+        refused: state.refused,
+    });
+    let of_lane = |lane| lanes(bench).get(&LaneKey::new(cluster, lane)).unwrap();
+    let lanes = (0..LaneKey::LANES).filter_map(of_lane).map(|state| ConnectionCounts {
+        active: state.active.get().into(),
+        opened: state.opened,
+        refused: 0,
+    });
+    all.into_iter().chain(lanes).reduce(|a, b| ConnectionCounts {
+        active: a.active + b.active,
+        opened: a.opened + b.opened,
+        refused: a.refused + b.refused,
+    })
 }
 
 pub(crate) fn active(bench: &Bench) -> u64 {
-    state(bench).map_or(0, |state| state.active.get().into())
+    counts(bench).map_or(0, |counts| counts.active)
 }
 
 pub(crate) fn until(what: &str, mut reached: impl FnMut() -> bool) {
@@ -94,7 +120,7 @@ fn a_cluster_has_at_most_its_connections() {
     assert_eq!(active(&bench), 2);
     let third = pod.connect(vip).unwrap();
     assert!(is_refused(pod.connect(vip)), "the fourth");
-    let now = state(&bench).unwrap();
+    let now = counts(&bench).unwrap();
     assert_eq!((now.opened, now.refused), (3, 2));
     // Whichever side closes first.
     drop(server.accept().unwrap());
@@ -132,7 +158,7 @@ fn a_cluster_has_at_most_its_connections() {
     drop(second);
     assert_eq!(active(&bench), 0);
     bench.remove(Cluster, &["web"]);
-    until("what ran goes with its cluster", || state(&bench).is_none());
+    until("what ran goes with its cluster", || counts(&bench).is_none());
 }
 
 #[test]
@@ -146,7 +172,7 @@ fn what_runs_stays_while_records_of_another_layout_are_in_force() {
     drop(pod.connect(vip).unwrap());
     drop(server.accept().unwrap());
     assert_eq!(active(&bench), 0);
-    let left = state(&bench).expect("a connection began");
+    let left = counts(&bench).expect("a connection began");
     let gone = name_hash("gone");
     states(&bench).update(&gone, &ClusterState { opened: 1, ..ClusterState::none(gone) }).unwrap();
 
@@ -154,13 +180,13 @@ fn what_runs_stays_while_records_of_another_layout_are_in_force() {
     let pins = Pins::new(&bench.options().pin_root);
     std::fs::rename(pins.records(), pins.records().with_file_name("records-0000000000000001")).unwrap();
     bench.agent = Some(start(&bench, &workloads).unwrap());
-    assert_eq!(state(&bench), Some(left), "the programs in force count there");
+    assert_eq!(counts(&bench), Some(left), "the programs in force count there");
     publish(&bench, vip, &to, None);
     let handle = bench.agent().handle();
     handle.synced();
     until("the first sync", || handle.is_synced());
     until("what runs of no cluster goes", || states(&bench).get(&gone).unwrap().is_none());
-    assert_eq!(state(&bench), Some(left));
+    assert_eq!(counts(&bench), Some(left));
 }
 
 #[test]

@@ -3,11 +3,13 @@
 //! what it found.
 //!
 //! - [`tree`] lingers on the way from a VIP to its endpoints and checks every record that it meets.
+//! - [`foreign`] reads nothing: it does what other people's programs do to callback flags.
 //! - [`stores`] reads single lines of records, in each of the stores that the benchmarks compare.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod foreign;
 mod line;
 mod maps;
 #[path = "../../programs/src/place.rs"]

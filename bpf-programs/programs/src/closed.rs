@@ -8,13 +8,10 @@
 use aya_ebpf::bindings::{BPF_TCP_CLOSE, BPF_TCP_LISTEN};
 use slotmesh_records::SocketState;
 
-use crate::running;
+use crate::{running, socket::STATE_AT};
 
-/// `skc_state` in the kernel's `struct sock_common`, whose first words haven't changed since 3.13: addresses,
-/// hash, ports, family, then this byte.
-const STATE_AT: usize = 18;
-/// What counts for less long, in nanoseconds, may not have left the connect hook.
-const YOUNG: u64 = 2_000_000_000;
+/// What counts for less long may not have left the connect hook: two seconds.
+const YOUNG: u32 = SocketState::tick(2_000_000_000);
 
 /// `struct bpf_iter__bpf_sk_storage_map`
 #[repr(C)]
@@ -34,8 +31,9 @@ pub extern "C" fn closed(ctx: *const Visit) -> i32 {
         return 0;
     }
     // SAFETY: words of the record, which lives for this run; its socket may change them meanwhile.
-    let since = unsafe { (&raw const (*record).since).read_volatile() };
-    if since == 0 || running::now().wrapping_sub(since) < YOUNG {
+    let counting = unsafe { (&raw const (*record).counting).read_volatile() };
+    let since = (counting & SocketState::SINCE) as u32;
+    if since == 0 || running::tick().wrapping_sub(since) < YOUNG {
         return 0;
     }
     // SAFETY: the kernel checks the place of the byte, and lets it be read of any socket.
@@ -44,10 +42,10 @@ pub extern "C" fn closed(ctx: *const Visit) -> i32 {
         return 0;
     }
     // SAFETY: as above. A record that has been written for long is whole; where it is another one by now, it
-    // isn't `since` that is found.
+    // counts since another time.
     let copy = unsafe { record.read_volatile() };
-    // SAFETY: a word of the record.
-    if unsafe { running::compare_and_swap(&raw mut (*record).since, since, 0) } == since {
+    // SAFETY: the record of a socket.
+    if unsafe { running::stop_counting(record, counting) } {
         running::end_of(&copy, true);
     }
     0

@@ -12,8 +12,10 @@ use slotmesh_records::{AffinityKey, Family, Identity, NO_LIMIT, SocketState, Vip
 
 use crate::{
     lookup::{Choice, Found, Numbers, Target, look_up},
-    maps::{IDENTITY, SOCKETS},
+    maps::IDENTITY,
+    network,
     running::{self, Begun},
+    socket::{self, Recorded},
 };
 
 const ALLOW: i32 = 1;
@@ -22,6 +24,9 @@ const ECONNREFUSED: i32 = 111;
 
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(ctx: SockAddrContext) -> i32 {
+    if is_foreign(&ctx) {
+        return ALLOW;
+    }
     // SAFETY: the kernel hands a valid context; these fields may be read and written in this hook.
     let addr = unsafe { &mut *ctx.sock_addr };
     let vip = VipKey::from_v4(addr.user_ip4, addr.user_port as u16, addr.protocol as u8);
@@ -36,6 +41,9 @@ pub fn connect4(ctx: SockAddrContext) -> i32 {
 
 #[cgroup_sock_addr(connect6)]
 pub fn connect6(ctx: SockAddrContext) -> i32 {
+    if is_foreign(&ctx) {
+        return ALLOW;
+    }
     // SAFETY: as in connect4.
     let addr = unsafe { &mut *ctx.sock_addr };
     let vip = VipKey {
@@ -54,6 +62,14 @@ pub fn connect6(ctx: SockAddrContext) -> i32 {
     verdict
 }
 
+/// Whether the socket is of another network namespace than its pod. Asked first: the verifier would follow the search
+/// for each sort of address that it tells apart.
+#[inline(always)]
+fn is_foreign(ctx: &SockAddrContext) -> bool {
+    // SAFETY: the storage of this program's attachment is always there.
+    unsafe { network::is_foreign(ctx, IDENTITY.get_ptr_mut()) }
+}
+
 /// `None` where the connect isn't ours.
 #[inline(always)]
 fn decide(
@@ -63,12 +79,10 @@ fn decide(
     bound: impl Fn(&bpf_sock) -> [u32; 4],
     redirect: impl FnOnce(&Target),
 ) -> Option<i32> {
-    // SAFETY: the context's socket is valid in this hook; the storage lives as long as the socket.
-    let stored = unsafe { SOCKETS.get_ptr_mut(ctx) };
-    // SAFETY: as above.
+    let Recorded::At(stored) = socket::find(ctx, vip.protocol) else { return None };
+    // SAFETY: it lives as long as the socket.
     if let Some(state) = unsafe { stored.as_ref() } {
-        if state.target_port == vip.port && state.target == vip.addr && state.workload != identity().workload
-        {
+        if state.target_port == vip.port && state.target == vip.addr && state.mark() != identity().mark() {
             // The program of a cgroup further down has redirected it, and runs first: it has decided, and
             // getpeername is to answer with what was asked for then.
             return None;
@@ -84,8 +98,7 @@ fn decide(
             if !stored.is_null() {
                 // A socket that was redirected once and now goes elsewhere must not answer with its
                 // old VIP.
-                // SAFETY: the context's socket is valid in this hook.
-                if unsafe { SOCKETS.delete((*ctx.sock_addr).__bindgen_anon_1.sk) }.is_ok() {
+                if socket::remove(ctx, vip.protocol) {
                     running::forget();
                 }
             }
@@ -93,33 +106,33 @@ fn decide(
         }
     };
     // Only TCP sockets are counted; a VIP of another protocol isn't there.
-    let counts = match running::begin(target.cluster, target.max_connections) {
-        Begun::Counts => true,
+    let counted = match running::begin(target.cluster, target.max_connections) {
+        Begun::Counts(counted) => Some(counted),
         Begun::Full => return Some(refuse()),
         Begun::Uncounted => {
             running::uncounted();
             if target.max_connections != NO_LIMIT {
                 return Some(refuse());
             }
-            false
+            None
         }
     };
+    let mark = u64::from(identity().mark()) << 32;
     let mut state = SocketState {
         original: *vip,
         target_port: target.port,
-        at_endpoint: 0,
+        counted: counted.unwrap_or(0),
         is_closed: 0,
         target: target.addr,
         cluster: target.cluster,
-        workload: identity().workload,
-        since: 0,
+        counting: mark,
     };
     let stored = if stored.is_null() { remember(ctx, &mut state) } else { stored };
     // SAFETY: as above.
     let Some(record) = (unsafe { stored.as_mut() }) else {
         running::unrecorded();
-        if counts {
-            running::end(target.cluster);
+        if let Some(counted) = counted {
+            running::end(target.cluster, counted);
         }
         if target.max_connections != NO_LIMIT {
             // What isn't remembered can't be counted down: a limit lets nothing pass that it can't count.
@@ -128,17 +141,19 @@ fn decide(
         redirect(&target);
         return Some(ALLOW);
     };
-    if counts && target.is_counted {
-        state.at_endpoint = u8::from(running::begin_at(&running::endpoint(&state)));
-        if state.at_endpoint == 0 {
+    if counted.is_some() && target.is_counted {
+        if running::begin_at(&running::endpoint(&state)) {
+            state.counted |= SocketState::AT_ENDPOINT;
+        } else {
             running::uncounted();
         }
     }
     *record = state;
-    if counts {
+    if counted.is_some() {
         // Last: whoever finds it set finds the rest written.
-        // SAFETY: a word of the record.
-        unsafe { running::swap(&raw mut record.since, running::now()) };
+        let counting = mark | u64::from(running::tick());
+        // SAFETY: a word of the record, which nobody else changes while it doesn't count.
+        unsafe { running::compare_and_swap(&raw mut record.counting, mark, counting) };
     }
     redirect(&target);
     Some(ALLOW)
@@ -157,8 +172,7 @@ fn remember(ctx: &SockAddrContext, state: &mut SocketState) -> *mut SocketState 
     if !running::record() {
         return core::ptr::null_mut();
     }
-    // SAFETY: the context's socket is valid in this hook.
-    let stored = unsafe { SOCKETS.get_or_insert_ptr_mut(ctx, Some(state)) };
+    let stored = socket::make(ctx, state);
     if stored.is_null() {
         running::forget();
     }

@@ -10,14 +10,17 @@ mod affinity;
 mod closed;
 mod connect;
 mod getpeername;
+mod kernel;
 mod lookup;
 mod maps;
+mod network;
 mod place;
 mod question;
 mod removal;
 mod running;
 mod slabs;
 mod sock_release;
+mod socket;
 
 #[cfg(not(test))]
 #[panic_handler]

@@ -11,8 +11,8 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use slotmesh_records::{
-    AffinityKey, AffinityState, AffinityTotals, ClusterState, EndpointKey, EndpointState, Identity,
-    SocketState, SocketTotals,
+    AffinityKey, AffinityState, AffinityTotals, ClusterState, EndpointKey, EndpointState, Identity, LaneKey,
+    LaneState, SocketLimit, SocketShare, SocketState,
 };
 
 /// What a redirected socket remembers.
@@ -23,13 +23,13 @@ pub static SOCKETS: SkStorage<SocketState> = SkStorage::new();
 #[btf_map]
 pub static IDENTITY: CgroupStorage<Identity> = CgroupStorage::new();
 
-/// How many sockets are recorded.
+/// How many sockets are recorded: of all, then by lane.
 #[btf_map]
-pub static SOCKET_TOTALS: Array<SocketTotals, 1> = Array::new();
+pub static SOCKET_TOTALS: Array<SocketShare, { SocketShare::ELEMENTS as usize }> = Array::new();
 
 /// How many sockets may be recorded; the agent writes it.
 #[btf_map]
-pub static SOCKET_LIMIT: Array<u64, 1> = Array::new();
+pub static SOCKET_LIMIT: Array<SocketLimit, 1> = Array::new();
 
 /// What runs at each endpoint that counts its connections.
 #[btf_map]
@@ -47,3 +47,7 @@ pub static AFFINITIES: LruHashMap<AffinityKey, AffinityState, 16_384> = LruHashM
 /// How many of them were made and removed.
 #[btf_map]
 pub static AFFINITY_TOTALS: Array<AffinityTotals, 1> = Array::new();
+
+/// What runs of clusters without a limit, by lane.
+#[btf_map]
+pub static LANES: HashMap<LaneKey, LaneState, 65_536, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();

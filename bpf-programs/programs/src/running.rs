@@ -3,15 +3,23 @@
 //! A connection counts from its connect, before anything is sent, until its socket is closed, is found
 //! closed, or connects anew; each connect once, which the socket's record remembers. So a limit holds
 //! whatever the sockets do, and no count needs a callback flag that other programs may clear.
+//!
+//! While a cluster has a limit, its connections count in one word. Without one they count in lanes, by CPU, and
+//! are counted down in the lane where they began: so no lane is ever below 0, and each is a count of its own. A
+//! limit that comes later counts in what the lanes have left.
 
 use core::arch::asm;
 
-use aya_ebpf::{bindings::BPF_NOEXIST, helpers::bpf_ktime_get_ns};
+use aya_ebpf::{
+    bindings::BPF_NOEXIST,
+    helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns},
+};
 use slotmesh_records::{
-    ClusterState, Count, Endpoint, EndpointKey, EndpointState, NO_LIMIT, SocketState, cluster_tag,
+    ClusterState, Count, Endpoint, EndpointKey, EndpointState, LaneKey, LaneState, NO_LIMIT, SocketShare,
+    SocketState, cluster_tag,
 };
 
-use crate::maps::{CLUSTERS, ENDPOINTS, SOCKET_LIMIT, SOCKET_TOTALS};
+use crate::maps::{CLUSTERS, ENDPOINTS, LANES, SOCKET_LIMIT, SOCKET_TOTALS};
 
 /// How often a count is tried to be changed while other CPUs change it.
 const SWAPS: usize = 12;
@@ -21,8 +29,8 @@ const LOOKS: usize = 3;
 /// What became of a connection that was to count.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Begun {
-    /// It counts.
-    Counts,
+    /// It counts: where, as [`SocketState::counted`] has it.
+    Counts(u8),
     /// There are as many as there may be.
     Full,
     /// There is no room for another count.
@@ -48,24 +56,6 @@ pub unsafe fn fetch_add(word: *mut u64, mut add: u64) -> u64 {
     add
 }
 
-/// Replaces a word; what it was before.
-///
-/// # Safety
-/// As for [`fetch_add`].
-#[inline(always)]
-pub unsafe fn swap(word: *mut u64, mut new: u64) -> u64 {
-    // SAFETY: the caller vouches for the pointer.
-    unsafe {
-        asm!(
-            "{new} = xchg_64({word} + 0, {new})",
-            word = in(reg) word,
-            new = inout(reg) new,
-            options(nostack),
-        );
-    }
-    new
-}
-
 /// Replaces a word where it is `old`; what it was before.
 ///
 /// # Safety
@@ -86,11 +76,24 @@ pub unsafe fn compare_and_swap(word: *mut u64, old: u64, new: u64) -> u64 {
     found
 }
 
-/// The kernel's nanoseconds; never 0.
+/// The kernel's nanoseconds.
 #[inline(always)]
 pub fn now() -> u64 {
     // SAFETY: the helper has no preconditions.
-    unsafe { bpf_ktime_get_ns() | 1 }
+    unsafe { bpf_ktime_get_ns() }
+}
+
+/// Now, as a socket's record has it.
+#[inline(always)]
+pub fn tick() -> u32 {
+    SocketState::tick(now())
+}
+
+/// The number of this CPU.
+#[inline(always)]
+fn cpu() -> u32 {
+    // SAFETY: the helper has no preconditions.
+    unsafe { bpf_get_smp_processor_id() }
 }
 
 #[inline(always)]
@@ -159,15 +162,25 @@ fn state(cluster: u64) -> Option<*mut ClusterState> {
 /// One connection more, unless there are `most`.
 #[inline(always)]
 pub fn begin(cluster: u64, most: u32) -> Begun {
+    let mut elsewhere = 0;
+    if most == NO_LIMIT {
+        let lane = cpu() % LaneKey::LANES;
+        if begin_in(&LaneKey::new(cluster, lane)) {
+            return Begun::Counts(lane as u8 + 1);
+        }
+        // There is no room for the lane: it counts where all do.
+    } else {
+        elsewhere = in_lanes(cluster);
+    }
     let tag = cluster_tag(cluster);
     for _ in 0..LOOKS {
         let Some(state) = state(cluster) else { break };
         // SAFETY: words of an element.
-        match unsafe { count_up((&raw mut (*state).active).cast(), tag, most) } {
+        match unsafe { count_up((&raw mut (*state).active).cast(), tag, most.saturating_sub(elsewhere)) } {
             Some(true) => {
                 // SAFETY: a word of an element, which stays the cluster's: this connection counts in it.
                 unsafe { fetch_add(&raw mut (*state).opened, 1) };
-                return Begun::Counts;
+                return Begun::Counts(0);
             }
             Some(false) => {
                 refuse(state, tag);
@@ -177,6 +190,44 @@ pub fn begin(cluster: u64, most: u32) -> Begun {
         }
     }
     Begun::Uncounted
+}
+
+/// One connection more in a lane. Whether it counts.
+#[inline(always)]
+fn begin_in(lane: &LaneKey) -> bool {
+    for _ in 0..LOOKS {
+        let mut state = LANES.get_ptr_mut(lane);
+        if state.is_none() {
+            // As with clusters.
+            let _ = LANES.insert(lane, LaneState::none(lane), u64::from(BPF_NOEXIST));
+            state = LANES.get_ptr_mut(lane);
+        }
+        let Some(state) = state else { break };
+        // SAFETY: words of an element, which stays the lane's once this connection counts in it.
+        unsafe {
+            if count_up((&raw mut (*state).active).cast(), lane.tag(), NO_LIMIT) == Some(true) {
+                fetch_add(&raw mut (*state).opened, 1);
+                return true;
+            }
+        }
+    }
+    false
+}
+
+/// How many connections of a cluster count in lanes: those that began while it had no limit. While it has one these
+/// become only fewer, so what is read is never less than what there is at the end.
+#[inline(always)]
+fn in_lanes(cluster: u64) -> u32 {
+    let mut sum = 0_u32;
+    for lane in 0..LaneKey::LANES {
+        let key = LaneKey::new(cluster, lane);
+        if let Some(state) = LANES.get_ptr(&key) {
+            // SAFETY: a word of an element, which other CPUs change.
+            let active = unsafe { (&raw const (*state).active).read_volatile() };
+            sum = sum.saturating_add(active.of(key.tag()).unwrap_or(0));
+        }
+    }
+    sum
 }
 
 /// A connect was refused because the cluster is full.
@@ -193,12 +244,21 @@ fn refuse(state: *mut ClusterState, tag: u32) {
     }
 }
 
-/// One connection less.
+/// One connection less, where it counted.
 #[inline(always)]
-pub fn end(cluster: u64) {
-    if let Some(state) = CLUSTERS.get_ptr_mut(cluster) {
+pub fn end(cluster: u64, counted: u8) {
+    let lane = counted & !SocketState::AT_ENDPOINT;
+    if lane == 0 {
+        if let Some(state) = CLUSTERS.get_ptr_mut(cluster) {
+            // SAFETY: a word of an element.
+            unsafe { count_down((&raw mut (*state).active).cast(), cluster_tag(cluster)) };
+        }
+        return;
+    }
+    let key = LaneKey::new(cluster, u32::from(lane - 1));
+    if let Some(state) = LANES.get_ptr_mut(&key) {
         // SAFETY: a word of an element.
-        unsafe { count_down((&raw mut (*state).active).cast(), cluster_tag(cluster)) };
+        unsafe { count_down((&raw mut (*state).active).cast(), key.tag()) };
     }
 }
 
@@ -243,19 +303,37 @@ fn end_at(endpoint: &EndpointKey, failed: bool) {
 /// The record of a socket, valid for this run.
 #[inline(always)]
 pub unsafe fn release(record: *mut SocketState, failed: bool) {
-    // SAFETY: the caller vouches for the pointer.
-    unsafe {
-        if swap(&raw mut (*record).since, 0) != 0 {
-            end_of(&*record, failed);
+    // Twice: `closed` may be faster, once.
+    for _ in 0..2 {
+        // SAFETY: the caller vouches for the pointer.
+        unsafe {
+            let found = (&raw const (*record).counting).read_volatile();
+            if found & SocketState::SINCE == 0 {
+                return;
+            }
+            if stop_counting(record, found) {
+                end_of(&*record, failed);
+                return;
+            }
         }
     }
 }
 
-/// Ends the connection of a record that has just been swapped not to count.
+/// Clears since when a record counts, where it is as it was found. Whether that was so.
+///
+/// # Safety
+/// As for [`release`].
+#[inline(always)]
+pub unsafe fn stop_counting(record: *mut SocketState, found: u64) -> bool {
+    // SAFETY: the caller vouches for the pointer.
+    unsafe { compare_and_swap(&raw mut (*record).counting, found, found & !SocketState::SINCE) == found }
+}
+
+/// Ends the connection of a record that has just been made not to count.
 #[inline(always)]
 pub fn end_of(record: &SocketState, failed: bool) {
-    end(record.cluster);
-    if record.at_endpoint != 0 {
+    end(record.cluster, record.counted);
+    if record.counted & SocketState::AT_ENDPOINT != 0 {
         end_at(&endpoint(record), failed);
     }
 }
@@ -266,44 +344,80 @@ pub fn endpoint(record: &SocketState) -> EndpointKey {
     EndpointKey::new(record.cluster, record.target, record.target_port)
 }
 
+/// What is known of sockets by all, and by the lane of this CPU.
+#[inline(always)]
+fn shares() -> Option<(*mut SocketShare, *mut SocketShare)> {
+    let lane = 1 + cpu() % SocketShare::LANES;
+    Some((SOCKET_TOTALS.get_ptr_mut(0)?, SOCKET_TOTALS.get_ptr_mut(lane)?))
+}
+
 /// A socket more is recorded. Whether there is room for it.
 #[inline(always)]
 pub fn record() -> bool {
-    let (Some(totals), Some(most)) = (SOCKET_TOTALS.get_ptr_mut(0), SOCKET_LIMIT.get_ptr(0)) else {
-        return false;
-    };
+    let (Some((all, lane)), Some(limit)) = (shares(), SOCKET_LIMIT.get_ptr(0)) else { return false };
     // SAFETY: words of elements.
-    if unsafe { fetch_add(&raw mut (*totals).recorded, 1) < most.read_volatile() } {
-        return true;
+    unsafe {
+        let (taken, idle) = (&raw mut (*all).places, &raw mut (*lane).places);
+        for _ in 0..LOOKS {
+            let found = idle.read_volatile();
+            if found == 0 {
+                break;
+            }
+            if compare_and_swap(idle, found, found - 1) == found {
+                return true;
+            }
+        }
+        let (most, batch) =
+            ((&raw const (*limit).most).read_volatile(), (&raw const (*limit).batch).read_volatile());
+        if batch != 0 {
+            if fetch_add(taken, 1 + batch).wrapping_add(1 + batch) <= most {
+                fetch_add(idle, batch);
+                return true;
+            }
+            fetch_add(taken, (1 + batch).wrapping_neg());
+        }
+        if fetch_add(taken, 1) < most {
+            return true;
+        }
+        fetch_add(taken, u64::MAX);
     }
-    forget();
     false
 }
 
 /// A socket less is recorded.
 #[inline(always)]
 pub fn forget() {
-    if let Some(totals) = SOCKET_TOTALS.get_ptr_mut(0) {
-        // SAFETY: a word of the one element.
-        unsafe { fetch_add(&raw mut (*totals).recorded, u64::MAX) };
+    let (Some((all, lane)), Some(limit)) = (shares(), SOCKET_LIMIT.get_ptr(0)) else { return };
+    // SAFETY: words of elements.
+    unsafe {
+        let idle = &raw mut (*lane).places;
+        let batch = (&raw const (*limit).batch).read_volatile();
+        let found = fetch_add(idle, 1).wrapping_add(1);
+        if found > 2 * batch {
+            // Should another one have been faster, it or the next one gives them back.
+            let many = found - batch;
+            if compare_and_swap(idle, found, batch) == found {
+                fetch_add(&raw mut (*all).places, many.wrapping_neg());
+            }
+        }
     }
 }
 
 /// A connection has no record.
 #[inline(always)]
 pub fn unrecorded() {
-    if let Some(totals) = SOCKET_TOTALS.get_ptr_mut(0) {
-        // SAFETY: a word of the one element.
-        unsafe { fetch_add(&raw mut (*totals).unrecorded, 1) };
+    if let Some((_, lane)) = shares() {
+        // SAFETY: a word of an element.
+        unsafe { fetch_add(&raw mut (*lane).unrecorded, 1) };
     }
 }
 
 /// A connection isn't counted that should be.
 #[inline(always)]
 pub fn uncounted() {
-    if let Some(totals) = SOCKET_TOTALS.get_ptr_mut(0) {
-        // SAFETY: a word of the one element.
-        unsafe { fetch_add(&raw mut (*totals).uncounted, 1) };
+    if let Some((_, lane)) = shares() {
+        // SAFETY: a word of an element.
+        unsafe { fetch_add(&raw mut (*lane).uncounted, 1) };
     }
 }
 
@@ -341,13 +455,24 @@ pub fn turn(cluster: u64, count: u32, weighted: bool) -> Option<u32> {
     Some((cursor.checked_rem(count)? << 32).wrapping_add(count - 1).checked_div(count)? as u32)
 }
 
-/// Removes the state of a cluster in which nothing counts. Whether it did.
+/// Removes what there is of a cluster in which nothing counts. Whether nothing is left.
 #[inline(always)]
 pub fn remove(cluster: u64) -> bool {
-    let Some(state) = CLUSTERS.get_ptr_mut(cluster) else { return false };
-    // SAFETY: a word of an element.
-    let given_up = unsafe { give_up((&raw mut (*state).active).cast(), cluster_tag(cluster)) };
-    given_up && CLUSTERS.remove(cluster).is_ok()
+    let mut nothing = true;
+    for lane in 0..LaneKey::LANES {
+        let key = LaneKey::new(cluster, lane);
+        if let Some(state) = LANES.get_ptr_mut(&key) {
+            // SAFETY: a word of an element.
+            nothing &= unsafe { give_up((&raw mut (*state).active).cast(), key.tag()) }
+                && LANES.remove(&key).is_ok();
+        }
+    }
+    if let Some(state) = CLUSTERS.get_ptr_mut(cluster) {
+        // SAFETY: a word of an element.
+        nothing &= unsafe { give_up((&raw mut (*state).active).cast(), cluster_tag(cluster)) }
+            && CLUSTERS.remove(cluster).is_ok();
+    }
+    nothing
 }
 
 /// Removes the state of an endpoint at which nothing counts. Whether it did.

@@ -23,6 +23,7 @@
 #![no_std]
 #![forbid(unsafe_op_in_unsafe_fn)]
 
+pub mod fields;
 pub mod layout;
 mod maps;
 mod model;
@@ -35,8 +36,8 @@ mod route;
 pub use layout::{LAYOUT_HASH, Record, RecordHeader, RecordKind};
 pub use maps::{
     AffinityKey, AffinityState, AffinityTotals, ClusterState, Count, EndpointKey, EndpointState, Failures,
-    Identity, STATE_VERSION, SocketState, SocketTotals, VipKey, VipValue, cluster_tag, name_hash,
-    source_hash, words,
+    Identity, LaneKey, LaneState, STATE_VERSION, SocketLimit, SocketShare, SocketState, SocketTotals, VipKey,
+    VipValue, cluster_tag, name_hash, source_hash, words,
 };
 pub use model::{
     Cluster, DirectoryPage, Endpoint, EndpointChunk, EndpointIndex, Endpoints, Handle, HashChunk, HashTable,

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// The version of the per-socket and identity state, which outlives a change of record layouts.
-pub const STATE_VERSION: u32 = 2;
+pub const STATE_VERSION: u32 = 3;
 
 const V4_MAPPED: u32 = 0xffff_u32.to_be();
 
@@ -142,7 +142,8 @@ impl VipValue {
     }
 }
 
-/// What a redirected socket remembers of its last connect, in its sk_storage.
+/// What a redirected socket remembers of its last connect, in its sk_storage. 56 bytes: with eight more the
+/// kernel takes 64 more for each socket.
 ///
 /// It isn't part of the layout hash: its layout, and that of [`Identity`], is versioned by
 /// [`STATE_VERSION`], which names the directories of their pins. A change of either raises it once a
@@ -154,8 +155,9 @@ pub struct SocketState {
     pub original: VipKey,
     /// Where it was redirected to: the port, network order.
     pub target_port: u16,
-    /// 1 where its endpoint counts it, for as long as its cluster does.
-    pub at_endpoint: u8,
+    /// Where its cluster counts it, while it does: 0 among all, else one more than the lane. With
+    /// [`AT_ENDPOINT`](Self::AT_ENDPOINT) where its endpoint does, too.
+    pub counted: u8,
     /// 1 once its owner has closed it: programs of several cgroups may see that.
     pub is_closed: u8,
     /// Where it was redirected to: the address. A program that runs after this one's, further up in the
@@ -163,16 +165,34 @@ pub struct SocketState {
     pub target: [u32; 4],
     /// [`name_hash`] of the chosen cluster.
     pub cluster: u64,
-    /// [`Identity::workload`] of the program that redirected it.
-    pub workload: u64,
-    /// When it began to count among the connections of its cluster, in the kernel's nanoseconds; 0 while it
-    /// doesn't. Whoever swaps it for 0 has to take the connection out of the count, so that is done once.
-    pub since: u64,
+    /// The upper half is that of whose program redirected it ([`Identity::mark`]). The lower half tells since when
+    /// it counts among the connections of its cluster ([`tick`](Self::tick)), and is 0 while it doesn't: whoever
+    /// clears it has to take the connection out of the count, so that is done once.
+    pub counting: u64,
 }
 
-/// How many sockets are recorded: the one element of a map of its own.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
-#[repr(C)]
+impl SocketState {
+    /// Set in [`counted`](Self::counted) where the endpoint counts the connection.
+    pub const AT_ENDPOINT: u8 = 1 << 7;
+    /// The lower half of [`counting`](Self::counting).
+    pub const SINCE: u64 = u32::MAX as u64;
+
+    /// A time in the kernel's nanoseconds, in some two milliseconds: never 0, and back at the same number after 52
+    /// days.
+    #[inline(always)]
+    pub const fn tick(nanoseconds: u64) -> u32 {
+        (nanoseconds >> 20) as u32 | 1
+    }
+
+    /// Whose program redirected it: an [`Identity::mark`].
+    #[inline(always)]
+    pub const fn mark(&self) -> u32 {
+        (self.counting >> 32) as u32
+    }
+}
+
+/// How many sockets are recorded, and what had no room.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SocketTotals {
     /// Sockets with a [`SocketState`] that their owners haven't closed.
     pub recorded: u64,
@@ -181,6 +201,63 @@ pub struct SocketTotals {
     pub unrecorded: u64,
     /// Connections that couldn't be counted, because as many clusters or endpoints are counted as can be.
     pub uncounted: u64,
+}
+
+impl SocketTotals {
+    /// The sum of all elements of the map.
+    pub fn of(shares: impl IntoIterator<Item = (u32, SocketShare)>) -> Self {
+        let mut totals = Self::default();
+        for (i, share) in shares {
+            let places = if i == 0 { share.places } else { share.places.wrapping_neg() };
+            totals.recorded = totals.recorded.wrapping_add(places);
+            totals.unrecorded += share.unrecorded;
+            totals.uncounted += share.uncounted;
+        }
+        totals
+    }
+}
+
+/// What is known of sockets by the CPUs of one lane, or by all: so that no two CPUs write the same line of memory at
+/// each connect, places for records are taken, and given back, by the batch.
+///
+/// The map has an element of all, and [`LANES`](Self::LANES) behind it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct SocketShare {
+    /// Of all: the places that were taken. Of a lane: those of them in which no socket is recorded yet.
+    pub places: u64,
+    /// See [`SocketTotals::unrecorded`].
+    pub unrecorded: u64,
+    /// See [`SocketTotals::uncounted`].
+    pub uncounted: u64,
+    /// Zero: the next element lies in other lines of memory.
+    pub reserved: [u64; 13],
+}
+
+impl SocketShare {
+    /// The number of lanes; a power of two.
+    pub const LANES: u32 = 64;
+    /// The elements of the map.
+    pub const ELEMENTS: u32 = 1 + Self::LANES;
+}
+
+/// How many sockets may be recorded: the one element of a map of its own, which the agent writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct SocketLimit {
+    /// The most sockets.
+    pub most: u64,
+    /// How many places a lane takes at once; it keeps at most twice as many. 0: one by one.
+    pub batch: u64,
+}
+
+impl SocketLimit {
+    /// At most so many sockets, on so many CPUs: less than a sixteenth of the places lie idle in lanes.
+    pub fn new(most: u32, cpus: u32) -> Self {
+        const MOST: u32 = 32;
+        let batch = most / (cpus.clamp(1, SocketShare::LANES) * 32);
+        Self { most: most.into(), batch: batch.min(MOST).into() }
+    }
 }
 
 /// A number of connections, and whose it is, in one word that programs of all CPUs change by compare and swap.
@@ -308,8 +385,11 @@ impl Failures {
 }
 
 /// What runs of a cluster, whatever version of it is current: no flush touches it. Keyed by the
-/// [`name_hash`] of the cluster; made by the first connection, removed by the agent some time after the
-/// cluster. Versioned as [`SocketState`] is.
+/// [`name_hash`] of the cluster; made by the first connection that counts here, removed by the agent some time after
+/// the cluster. Versioned as [`SocketState`] is.
+///
+/// Connections count here while the cluster has a limit, in one word, so that the limit is exact. While it has none
+/// they count in lanes ([`LaneState`]).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct ClusterState {
@@ -385,6 +465,60 @@ pub struct AffinityTotals {
     pub removed: u64,
 }
 
+/// A lane of a cluster: the CPUs whose numbers have the same remainder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+#[repr(C)]
+pub struct LaneKey {
+    /// [`name_hash`] of the cluster.
+    pub cluster: u64,
+    /// The number of a CPU by [`LANES`](Self::LANES).
+    pub lane: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+impl LaneKey {
+    /// The number of lanes that a cluster has; a power of two.
+    pub const LANES: u32 = 8;
+
+    /// A lane of a cluster.
+    #[inline(always)]
+    pub const fn new(cluster: u64, lane: u32) -> Self {
+        Self { cluster, lane, reserved: 0 }
+    }
+
+    /// The tag of its count.
+    #[inline(always)]
+    pub const fn tag(&self) -> u32 {
+        cluster_tag(self.cluster) ^ self.lane << 1
+    }
+}
+
+/// What runs of a cluster without a limit, as far as it began on the CPUs of a lane: these write no line of memory
+/// that other CPUs write at each connect, too. As [`ClusterState`] otherwise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct LaneState {
+    /// See [`ClusterState::active`].
+    pub active: Count,
+    /// See [`ClusterState::opened`].
+    pub opened: u64,
+}
+
+impl LaneState {
+    /// The state of a lane without connections.
+    #[inline(always)]
+    pub const fn none(key: &LaneKey) -> Self {
+        Self { active: Count::none(key.tag()), opened: 0 }
+    }
+}
+
+const _: () = assert!(
+    size_of::<SocketState>() == 56
+        && size_of::<SocketShare>() == 128
+        && LaneKey::LANES < SocketState::AT_ENDPOINT as u32
+);
+
 /// Who a program's caller is, in the cgroup storage of the program's attachment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
@@ -393,9 +527,20 @@ pub struct Identity {
     pub workload: u64,
     /// [`name_hash`] of the namespace.
     pub namespace: u64,
+    /// The id of the cgroup, where that is a pod's: its connections are routed in its own network namespace only. 0 of
+    /// other workloads.
+    pub pod: u64,
+    /// The cookie of that namespace, which the pod's first connect finds; 0 while it isn't known.
+    pub network: u64,
 }
 
 impl Identity {
+    /// What stands for the workload in the record of a socket.
+    #[inline(always)]
+    pub const fn mark(&self) -> u32 {
+        (self.workload ^ self.workload >> 32) as u32
+    }
+
     /// What stands for the source of a socket that is bound to no address: the workload.
     #[inline(always)]
     pub const fn source(&self) -> [u32; 4] {
