@@ -38,7 +38,7 @@ stress: root ebpf control-plane ## Look for rare mistakes: 10^8 reads, 1,000 kil
 	  cargo test -p slotmesh-agent --locked --test torn_reads -- --nocapture
 	cargo build -p slotmesh -p slotmesh-e2e --locked
 	SLOTMESH_STATUS_OBJECTS=5000 SLOTMESH_STATUS_NODES=1000 \
-	  cargo test -p slotmesh-operator --locked --test cluster -- --nocapture writes::
+	  cargo test -p slotmesh-operator --locked --test cluster -- --nocapture writes:: fleet::
 	SLOTMESH_KILLS=1000 cargo test -p slotmesh-e2e --locked --test be_killed_at_any_instant -- --nocapture
 
 e2e: root ebpf control-plane ## Run the end-to-end scenarios, on one agent and on a cluster (part of `test`; root)

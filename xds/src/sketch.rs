@@ -27,7 +27,7 @@ const PART: usize = 24;
 const CELLS: usize = PARTS * PART;
 const CELL_BYTES: usize = 2 + 8 + 4;
 
-/// One resource in one version.
+/// One resource in one version. Written as 16 hexadecimal digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Fingerprint(u64);
 
@@ -51,6 +51,20 @@ impl Fingerprint {
     fn places(self) -> [usize; PARTS] {
         let hash = xxh3_64_with_seed(&self.0.to_le_bytes(), 2) as usize;
         std::array::from_fn(|part| part * PART + ((hash >> (16 * part)) & 0xffff) % PART)
+    }
+}
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl FromStr for Fingerprint {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        u64::from_str_radix(text, 16).map(Self)
     }
 }
 
@@ -278,5 +292,6 @@ mod tests {
         for bad in ["", "AAAA", "?"] {
             assert_eq!(bad.parse::<Sketch>(), Err(NotASketch));
         }
+        assert_eq!(element(7).to_string().parse(), Ok(element(7)));
     }
 }

@@ -26,7 +26,7 @@ use super::schema::{conditions, time};
         type_ = "string",
         json_path = ".status.conditions[?(@.type==\"Ready\")].status"
     ),
-    printcolumn(name = "Version", type_ = "string", json_path = ".status.appliedVersion"),
+    printcolumn(name = "Version", type_ = "string", json_path = ".status.agentVersion"),
     printcolumn(name = "Used", type_ = "integer", json_path = ".status.slots.used"),
     printcolumn(name = "Idle", type_ = "integer", json_path = ".status.slots.idle"),
     printcolumn(name = "Remaining", type_ = "integer", json_path = ".status.slots.remaining"),
@@ -45,10 +45,6 @@ pub struct MeshNodeStatus {
     /// The version of slotmesh that the agent is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent_version: Option<String>,
-    /// What of the configuration the agent has acknowledged, in one hash: agents that have the same have
-    /// the same hash.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub applied_version: Option<String>,
     /// How many resources the agent has in force.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<u32>,
@@ -74,12 +70,8 @@ pub struct MeshNodeStatus {
     #[schemars(length(max = 8))]
     #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
     pub refused: Vec<Refusal>,
-    /// The resources but endpoints that the agent has acknowledged, as a sketch of fixed size. Of it and of
-    /// what the node is due follows which resources the node lacks (Programmed).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 4096))]
-    pub acknowledged: Option<String>,
-    /// The replica of the operator to which the agent is connected, and which writes this.
+    /// The replica of the operator to which the agent is connected, and which writes this. What the agent has
+    /// acknowledged stands in the MeshReplica of that process.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub holder: Option<StreamHolder>,
     /// Ready: the agent is connected, and has answered to all that was meant for the node when it

@@ -10,11 +10,13 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 use kube::CustomResourceExt as _;
 
 mod mesh_node;
+mod mesh_replica;
 mod schema;
 mod slot_profile;
 mod traffic_policy;
 
 pub use mesh_node::{MeshNode, MeshNodeSpec, MeshNodeStatus, Refusal, SlotUse, StreamHolder};
+pub use mesh_replica::{AgentGroup, MeshReplica, MeshReplicaSpec, MeshReplicaStatus};
 pub use slot_profile::{GrowthMode, SLAB_COST, SlotProfile, SlotProfileSpec, SlotProfileStatus};
 pub use traffic_policy::{
     AncestorRef, Balancing, LoadBalancing, PolicyAncestor, PolicyStatus, PolicyTarget, TrafficPolicy,
@@ -32,7 +34,7 @@ pub const CONTROLLER: &str = "slotmesh.dev/operator";
 
 /// The CRDs of all own kinds, by name.
 pub fn definitions() -> Vec<CustomResourceDefinition> {
-    let mut all = vec![MeshNode::crd(), SlotProfile::crd(), TrafficPolicy::crd()];
+    let mut all = vec![MeshNode::crd(), MeshReplica::crd(), SlotProfile::crd(), TrafficPolicy::crd()];
     for version in all.iter_mut().flat_map(|crd| &mut crd.spec.versions) {
         if let Some(schema) = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut()) {
             without_nullable(schema);

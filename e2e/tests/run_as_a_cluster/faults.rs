@@ -13,7 +13,7 @@ use nix::{
 use serde_json::{Value, json};
 use slotmesh_cluster::{Cluster, scenarios::Story, wait};
 use slotmesh_e2e::{ClientSpec, Held, Log, client::LEAST, names::binary};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::world::{
     OPERATORS, SYSTEM, World, agents, all_ready, enrolled, on_node, operators, reached, volume_file,
@@ -22,6 +22,9 @@ use crate::world::{
 /// How long nobody answers: longer than an attempt to reach the API server takes, and than a Lease lasts.
 const API_SERVER_AWAY: Duration = Duration::from_secs(30);
 const ETCD_AWAY: Duration = Duration::from_secs(3);
+/// How soon a change is in force after the API server's first answer: some 2 s, on a machine that does nothing else.
+/// Where each kind waits for itself, up to half a minute and once more, it takes longer.
+const FOLLOWED: Duration = Duration::from_secs(25);
 /// How many connections are held meanwhile.
 const HELD: usize = 50;
 
@@ -130,7 +133,7 @@ fn check(cluster: &Cluster, seconds: u8) -> Result<()> {
 
 pub fn api_server_away(cluster: &mut Cluster) -> Story<'_> {
     Box::pin(async move {
-        meanwhile(cluster, async |cluster| {
+        let (world, logs) = under_load(cluster, async |cluster| {
             cluster.control_plane_mut().stop_api_server()?;
             // Watches can't be resumed then.
             cluster.control_plane().compact()?;
@@ -143,9 +146,19 @@ pub fn api_server_away(cluster: &mut Cluster) -> Story<'_> {
             wait::until_true("the API server to answer", async || {
                 Ok(cluster.kubectl(&["get", "namespaces"]).is_ok())
             })
-            .await
+            .await?;
+            // No kind waits for long once one request is answered.
+            let world = World::look(cluster).await?;
+            let followed = timeout(FOLLOWED, world.lead_to(cluster, &world.v1)).await;
+            followed.with_context(|| format!("a change isn't in force {FOLLOWED:?} after the first answer"))?
         })
         .await?;
+        let routes = &world.v1 | &world.v2;
+        for log in logs {
+            ensure!(reached(&log).is_subset(&routes), "connects left the route: {:?}", log.by_backend());
+        }
+        all_ready(cluster).await?;
+        world.lead_to(cluster, &world.v2).await?;
         awake(cluster).await
     })
 }

@@ -1,4 +1,5 @@
-//! Which MeshNode this replica writes, and what: a step function without a clock or an API server.
+//! Which MeshNode this replica writes, and what, and of which agents it tells what they have acknowledged: a
+//! step function without a clock or an API server.
 //!
 //! ```text
 //!  stream opens ----> Unclaimed --write--> Claimed(session) --stream ends, nobody else has it--> not ready
@@ -14,7 +15,7 @@
 //! - A replica that saw a stream end doesn't say so once another has the node.
 //! - A record that says what is to be said isn't written.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
@@ -22,9 +23,9 @@ use k8s_openapi::{
 };
 use slotmesh_crds::own::{MeshNodeStatus, Refusal, SlotUse, StreamHolder};
 use slotmesh_serve::{AgentStatus, Ending, NodeName, StreamId, StreamNews};
-use slotmesh_xds::{AgentReport, PerType, ResourceType, Sketch};
+use slotmesh_xds::{AgentReport, Fingerprint, PerType, ResourceType, Sketch};
 
-use super::due::PROGRAMMED;
+use super::{due::PROGRAMMED, groups::Acknowledged};
 
 /// How many refused resources are told; the rest is counted.
 const TOLD: usize = 8;
@@ -34,7 +35,7 @@ const TOLD: usize = 8;
 pub(crate) enum Urgency {
     /// Somebody may be waiting for it.
     Soon,
-    /// Numbers, and endpoints, which change all the time.
+    /// Numbers, which change all the time.
     Lazy,
     /// An end is written only if the agent doesn't come back.
     AfterGrace,
@@ -62,6 +63,9 @@ enum Claim {
 struct Seat {
     stream: StreamId,
     status: AgentStatus,
+    /// The clusters, routes and listeners that the agent has acknowledged, and its node's settings.
+    records: Arc<Sketch>,
+    settings: Option<Fingerprint>,
     /// The agent has answered to all that was meant for it.
     synced: bool,
     ended: Option<(Ending, Timestamp)>,
@@ -84,11 +88,26 @@ pub(crate) enum Action {
 pub(crate) struct Desk {
     replica: String,
     seats: HashMap<NodeName, Seat>,
+    /// What was told last of nodes whose agents have been sent to another replica.
+    left: HashMap<NodeName, Acknowledged>,
+    /// Something else is to be told of what agents have acknowledged.
+    moved: bool,
 }
 
 impl Desk {
     pub(crate) fn new(replica: &str) -> Self {
-        Self { replica: replica.to_owned(), seats: HashMap::new() }
+        Self { replica: replica.to_owned(), seats: HashMap::new(), left: HashMap::new(), moved: false }
+    }
+
+    /// Whether something else is to be told of what agents have acknowledged than at the last call.
+    pub(crate) fn take_moved(&mut self) -> bool {
+        std::mem::take(&mut self.moved)
+    }
+
+    /// What the agents have acknowledged whose nodes this replica has.
+    pub(crate) fn acknowledged(&self) -> impl Iterator<Item = (&NodeName, Acknowledged)> {
+        let left = self.left.iter().map(|(node, told)| (node, told.clone()));
+        self.seats.iter().filter_map(|(node, seat)| Some((node, seat.acknowledged()?))).chain(left)
     }
 
     /// Takes in what happened on a stream; how soon the node has to be looked at.
@@ -103,8 +122,10 @@ impl Desk {
         let same = before.filter(|seat| seat.stream == status.stream);
         if let Some(ending) = ended {
             if ending == Ending::Shutdown {
-                // The agent goes to another replica, which takes over.
+                // The agent goes to another replica, which takes over. Until then it is told of as it was.
+                let told = before.and_then(Seat::acknowledged);
                 self.seats.remove(&node);
+                self.left.extend(told.map(|told| (node, told)));
                 return Urgency::None;
             }
             if before.is_some() && same.is_none() {
@@ -112,8 +133,7 @@ impl Desk {
             }
             let claim = before.map_or(Claim::Unclaimed, |seat| seat.claim);
             let synced = same.is_some_and(|seat| seat.synced);
-            let seat = Seat { stream: status.stream, status, synced, ended: Some((ending, now)), claim };
-            self.seats.insert(node, seat);
+            self.sit(node, Seat::new(status, before, synced, Some((ending, now)), claim));
             return Urgency::AfterGrace;
         }
         let synced = same.is_some_and(|seat| seat.synced) || status.up_to_date;
@@ -126,8 +146,15 @@ impl Desk {
             Some(claim) if same.is_some() => claim,
             _ => Claim::Unclaimed,
         };
-        self.seats.insert(node, Seat { stream: status.stream, status, synced, ended: None, claim });
+        self.sit(node, Seat::new(status, before, synced, None, claim));
         urgency
+    }
+
+    fn sit(&mut self, node: NodeName, seat: Seat) {
+        self.left.remove(&node);
+        let told = seat.acknowledged();
+        let before = self.seats.insert(node, seat);
+        self.moved |= before.and_then(|before| before.acknowledged()) != told;
     }
 
     /// Whether this replica may have something to write of the node.
@@ -138,15 +165,21 @@ impl Desk {
     /// The record is gone, and with it whatever there was to say of a stream that has ended.
     pub(crate) fn gone(&mut self, node: &NodeName) {
         if self.seats.get(node).is_some_and(|seat| seat.ended.is_some()) {
-            self.seats.remove(node);
+            self.leave(node);
         }
+        self.moved |= self.left.remove(node).is_some();
     }
 
-    /// What to do about a node, given what is recorded of it.
+    fn leave(&mut self, node: &NodeName) {
+        self.moved |= self.seats.remove(node).is_some_and(|seat| matches!(seat.claim, Claim::Claimed(_)));
+    }
+
+    /// What to do about a node, given what is recorded of it, and the highest session in which a replica tells of it.
     pub(crate) fn decide(
         &mut self,
         node: &NodeName,
         record: Option<&MeshNodeStatus>,
+        known: u64,
         now: Timestamp,
     ) -> Action {
         let Some(seat) = self.seats.get_mut(node) else { return Action::Rest };
@@ -155,18 +188,18 @@ impl Desk {
             let ours = matches!(seat.claim, Claim::Claimed(session) if session.0 == holder.session);
             !(ours && holder.replica == self.replica)
         });
-        let next = Session(holder.map_or(1, |holder| holder.session.saturating_add(1)));
+        let next = Session(holder.map_or(0, |holder| holder.session).max(known).saturating_add(1));
         let session = match (theirs, seat.claim, &seat.ended) {
             // Nobody else has it.
             (None, Claim::Claimed(session), _) => session,
             (None, Claim::Unclaimed | Claim::Yielded { .. }, _) => next,
             // Somebody else has it, and we have nothing any more.
             (Some(_), Claim::Claimed(_) | Claim::Yielded { .. }, Some(_)) => {
-                self.seats.remove(node);
+                self.leave(node);
                 return Action::Forget;
             }
             (Some(other), Claim::Unclaimed, Some(_)) if other.connected && other.replica != self.replica => {
-                self.seats.remove(node);
+                self.leave(node);
                 return Action::Forget;
             }
             (Some(_), Claim::Unclaimed, _) => next,
@@ -174,6 +207,7 @@ impl Desk {
             (Some(other), _, None) if !other.connected => next,
             (Some(_), Claim::Claimed(_), None) => {
                 seat.claim = Claim::Yielded { requests: seat.status.requests };
+                self.moved = true;
                 return Action::Rest;
             }
             (Some(_), Claim::Yielded { requests }, None) if seat.status.requests > requests => next,
@@ -186,7 +220,9 @@ impl Desk {
     /// What was to be written is recorded.
     pub(crate) fn wrote(&mut self, node: &NodeName, status: &MeshNodeStatus) {
         if let (Some(seat), Some(holder)) = (self.seats.get_mut(node), &status.holder) {
-            seat.claim = Claim::Claimed(Session(holder.session));
+            let claim = Claim::Claimed(Session(holder.session));
+            self.moved |= seat.claim != claim;
+            seat.claim = claim;
         }
     }
 }
@@ -195,7 +231,7 @@ impl Desk {
 fn matters(before: &AgentStatus, now: &AgentStatus) -> bool {
     let differ = |ty: ResourceType| {
         let (before, now) = (&before.types[ty], &now.types[ty]);
-        before.rejected != now.rejected || (ty != ResourceType::Endpoints && before.sketch != now.sketch)
+        before.rejected != now.rejected
     };
     let unattached = |status: &AgentStatus| status.report.as_ref().map(|report| report.unattached.clone());
     unattached(before) != unattached(now) || counted().any(differ)
@@ -207,6 +243,40 @@ fn counted() -> impl Iterator<Item = ResourceType> {
 }
 
 impl Seat {
+    /// `before` is what was known of the node.
+    fn new(
+        status: AgentStatus,
+        before: Option<&Self>,
+        synced: bool,
+        ended: Option<(Ending, Timestamp)>,
+        claim: Claim,
+    ) -> Self {
+        let unchanged = before.filter(|before| {
+            let mut told = PROGRAMMED.into_iter().chain([ResourceType::Settings]);
+            told.all(|ty| before.status.types[ty].sketch == status.types[ty].sketch)
+        });
+        let (records, settings) = match unchanged {
+            Some(before) => (Arc::clone(&before.records), before.settings),
+            None => {
+                let mut records = Sketch::default();
+                PROGRAMMED.into_iter().for_each(|ty| records.add_all(&status.types[ty].sketch));
+                let settings = status.types[ResourceType::Settings].sketch.difference(&Sketch::default());
+                let settings = settings.ok().and_then(|settings| settings.first.first().copied());
+                (Arc::new(records), settings)
+            }
+        };
+        Self { stream: status.stream, status, records, settings, synced, ended, claim }
+    }
+
+    /// What is told of what the agent has acknowledged, where the node is this replica's.
+    fn acknowledged(&self) -> Option<Acknowledged> {
+        let Claim::Claimed(Session(session)) = self.claim else { return None };
+        let (records, settings) = (Some(Arc::clone(&self.records)), self.settings);
+        // One whose stream has ended counts as it was.
+        let syncing = !self.synced && self.ended.is_none();
+        Some(Acknowledged { session, records, settings, syncing })
+    }
+
     /// The status as it has to be recorded; times of what hasn't changed are those of the record.
     fn render(
         &self,
@@ -216,11 +286,6 @@ impl Seat {
         now: Timestamp,
     ) -> MeshNodeStatus {
         let types: &PerType<_> = &self.status.types;
-        let mut held = Sketch::default();
-        counted().for_each(|ty| held.add_all(&types[ty].sketch));
-        let mut acknowledged = Sketch::default();
-        let judged = |ty: &ResourceType| *ty == ResourceType::Settings || PROGRAMMED.contains(ty);
-        counted().filter(judged).for_each(|ty| acknowledged.add_all(&types[ty].sketch));
         let resources = counted().map(|ty| types[ty].held).sum::<usize>();
         let mut rejected: Vec<(String, &str)> = ResourceType::ALL
             .into_iter()
@@ -248,7 +313,6 @@ impl Seat {
         let conditions = vec![self.ready(replica, record, now)];
         MeshNodeStatus {
             agent_version: report.map(|report| report.version.clone()),
-            applied_version: Some(held.digest().to_string()),
             resources: Some(u32::try_from(resources).unwrap_or(u32::MAX)),
             slots: report.map(slot_use),
             slot_profile: report.and_then(|report| report.profile.clone()),
@@ -258,7 +322,6 @@ impl Seat {
             last_refusal,
             refused_resources: Some(u32::try_from(rejected.len()).unwrap_or(u32::MAX)),
             refused,
-            acknowledged: Some(acknowledged.to_string()),
             holder: Some(StreamHolder { replica: replica.to_owned(), session: session.0, connected }),
             conditions,
         }

@@ -1,7 +1,7 @@
 //! Which nodes lack which resources of what they are due.
 //!
 //! ```text
-//!  MeshNodes: what each node has acknowledged --+
+//!  replicas: what each node has acknowledged ---+
 //!  what is served: what each node is due -------+--difference--> by resource: the nodes that lack it
 //! ```
 //!
@@ -25,7 +25,7 @@ use slotmesh_serve::NodeName;
 use slotmesh_xds::{Fingerprint, Sketch};
 use tokio::time::Instant;
 
-use super::due::Snapshot;
+use super::{due::Snapshot, groups::Acknowledged};
 
 /// A node that hasn't caught up after this long counts all the same.
 pub(super) const JOINS: Duration = Duration::from_secs(60);
@@ -33,11 +33,13 @@ pub(super) const JOINS: Duration = Duration::from_secs(60);
 /// The reason of a MeshNode whose agent has not caught up yet.
 const SYNCING: &str = "Syncing";
 
-/// What a node's MeshNode tells.
+/// What a node's MeshNode tells, and what the replica that has the node tells of it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Told {
-    /// What the agent has acknowledged; `None` where that can't be read.
+    /// What the agent has acknowledged; `None` where that isn't told.
     pub(super) acknowledged: Option<Sketch>,
+    /// The agent has just begun.
+    pub(super) syncing: bool,
     /// Why the node isn't ready, and since when; `None` where it is.
     pub(super) not_ready: Option<(String, Timestamp)>,
     /// What the agent refuses, as `type/name`, and why.
@@ -47,23 +49,24 @@ pub(super) struct Told {
 }
 
 impl Told {
-    pub(super) fn of(status: &MeshNodeStatus) -> Self {
+    pub(super) fn of(status: &MeshNodeStatus, told: Option<&Acknowledged>) -> Self {
         let ready = status.conditions.iter().find(|condition| condition.type_ == "Ready");
         let not_ready = ready.filter(|ready| ready.status != "True");
         let refused: BTreeMap<_, _> =
             status.refused.iter().map(|one| (one.resource.clone(), one.reason.clone())).collect();
         let refused_resources = status.refused_resources.and_then(|count| usize::try_from(count).ok());
         Self {
-            acknowledged: status.acknowledged.as_deref().and_then(|text| text.parse().ok()),
+            acknowledged: told.and_then(Acknowledged::sketch),
+            syncing: told.is_some_and(|told| told.syncing),
             not_ready: not_ready.map(|ready| (ready.reason.clone(), ready.last_transition_time.0)),
             refused_resources: refused_resources.unwrap_or(refused.len()),
             refused,
         }
     }
 
-    /// The agent has just begun.
+    /// The agent has just begun, by whichever of the two is heard of first.
     fn is_syncing(&self) -> bool {
-        self.not_ready.as_ref().is_some_and(|(reason, _)| reason == SYNCING)
+        self.syncing || self.not_ready.as_ref().is_some_and(|(reason, _)| reason == SYNCING)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Statuses: what every node has in force, and what became of every object.
 //!
 //! ```text
-//!  streams --Feed--> nodes: Desk ---------------> MeshNode (each replica, of its streams)
+//!  streams --Feed--> nodes: Desk ---> MeshReplica, MeshNodes (each replica, of its streams)
 //!                                                    | watch
 //!  pipeline --Notices--> objects: Verdicts, Lacking <+
 //!   (with what is due) -------^      |
@@ -9,8 +9,9 @@
 //! ```
 //!
 //! Which resources a node has acknowledged only the replica knows that holds its stream. It tells the
-//! others in the node's MeshNode, as a sketch of fixed size ([`slotmesh_xds::Sketch`]); the leader, which
-//! compiles the same as all replicas, finds by it which of what the node is due the node lacks.
+//! others in one MeshReplica for all its nodes, as sketches of fixed size ([`slotmesh_xds::Sketch`]), mostly
+//! one; the leader, which compiles the same as all replicas, finds by it which of what a node is due the node
+//! lacks. What concerns the node alone stands in its MeshNode.
 //!
 //! Invariant: everything that is written carries the resource version of what it was compared with, so
 //! neither a replica that lags behind nor one that was suspended overwrites what is newer.
@@ -18,6 +19,7 @@
 mod desk;
 mod due;
 mod events;
+mod groups;
 mod lacking;
 mod lease;
 mod mailbox;
@@ -25,6 +27,7 @@ mod nodes;
 mod notices;
 mod objects;
 mod pace;
+mod replicas;
 mod shape;
 mod verdicts;
 
@@ -82,6 +85,8 @@ impl From<tokio::time::error::Elapsed> for WriteError {
 pub enum Target {
     /// A MeshNode.
     Node,
+    /// The MeshReplica of this process.
+    Replica,
     /// Conditions of an object.
     Object,
     /// An event.
@@ -90,12 +95,13 @@ pub enum Target {
 
 impl Target {
     /// All targets.
-    pub const ALL: [Self; 3] = [Self::Node, Self::Object, Self::Event];
+    pub const ALL: [Self; 4] = [Self::Node, Self::Replica, Self::Object, Self::Event];
 
     /// The target as metrics name it.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Node => "node",
+            Self::Replica => "replica",
             Self::Object => "object",
             Self::Event => "event",
         }

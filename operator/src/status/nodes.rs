@@ -1,14 +1,16 @@
-//! Writes the MeshNode of each node whose stream this replica holds; all replicas do, each for its own.
+//! Writes the MeshNode of each node whose stream this replica holds, and one MeshReplica, of what their agents have
+//! acknowledged; all replicas do, each for its own.
 //!
 //! ```text
-//!  store --news--> Desk --decide--> server-side apply --> MeshNode --watch--> records, and whoever
-//!                   ^                                                         writes conditions
-//!                   +------------------ records <------------------------------+
+//!  store --news--> Desk --acknowledged-> server-side apply --> MeshReplica --watch--> Replicas, and whoever
+//!                   | ^ decide --------> server-side apply --> MeshNode ----watch--> records, writes conditions
+//!                   +-+------------------ records, sessions <------------------------+
 //! ```
 //!
 //! Invariants: what is written carries the resource version of the record that it was decided on, so a
 //! replica that lags behind writes nothing; it is compared before it is written; and a MeshNode belongs
-//! to its Node and goes with it.
+//! to its Node and goes with it. What nobody waits for (numbers) keeps nothing waiting. A change that all agents
+//! acknowledge costs one write, however many they are.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -27,7 +29,7 @@ use kube_runtime::{
     watcher::{self, Event},
 };
 use serde_json::json;
-use slotmesh_crds::own::{GROUP, MeshNode, MeshNodeStatus, VERSION};
+use slotmesh_crds::own::{GROUP, MeshNode, MeshNodeStatus, MeshReplica, VERSION};
 use slotmesh_serve::{Feed, NodeName};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -36,8 +38,10 @@ use tracing::{debug, info, warn};
 use super::{
     Counters, MANAGER, PATIENCE, Target, WriteError,
     desk::{Action, Desk, Urgency},
+    groups,
     mailbox::Mailbox,
     pace::{Limits, Pace},
+    replicas::{ReplicaObject, Replicas},
     until,
     verdicts::Told,
 };
@@ -47,8 +51,21 @@ const SOON: Duration = Duration::from_millis(100);
 const LAZY: Duration = Duration::from_secs(3);
 /// An agent whose stream ends comes back within this time, unless it is gone.
 const GRACE: Duration = Duration::from_secs(5);
+/// How long MeshReplicas that tell nothing any more are kept.
+const TIDY: Duration = Duration::from_secs(10);
 
-/// How fast MeshNodes are written.
+/// What is written, or looked through.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Key {
+    /// The MeshReplica of this process.
+    Replica,
+    /// A MeshNode.
+    Node(NodeName),
+    /// The MeshReplicas of processes that are gone.
+    Others,
+}
+
+/// How fast both are written, together.
 const LIMITS: Limits = Limits {
     interval: Duration::from_millis(50),
     burst: 50,
@@ -68,13 +85,19 @@ struct Record {
 pub(super) struct NodeWriter {
     api: Api<MeshNode>,
     nodes: Api<Node>,
+    object: ReplicaObject,
     desk: Desk,
-    pace: Pace<NodeName>,
+    pace: Pace<Key>,
     records: HashMap<NodeName, Record>,
-    /// Those of the list under way.
+    replicas: Replicas,
+    /// Those of the lists under way.
     listed: Option<HashSet<NodeName>>,
+    listed_replicas: Option<HashSet<String>>,
+    /// Which lists are complete.
+    has_nodes: bool,
+    has_replicas: bool,
     told: Nodes,
-    /// Cancelled once all MeshNodes have been listed.
+    /// Cancelled once all MeshNodes and MeshReplicas have been listed.
     synced: CancellationToken,
     counters: Counters,
 }
@@ -90,10 +113,15 @@ impl NodeWriter {
         Self {
             api: Api::all(client.clone()),
             nodes: Api::all(client.clone()),
+            object: ReplicaObject::new(client, replica),
             desk: Desk::new(replica),
             pace: Pace::new(LIMITS),
             records: HashMap::new(),
+            replicas: Replicas::default(),
             listed: None,
+            listed_replicas: None,
+            has_nodes: false,
+            has_replicas: false,
             told,
             synced,
             counters,
@@ -104,6 +132,8 @@ impl NodeWriter {
     pub(super) async fn run(mut self, mut feed: Feed, stop: CancellationToken) {
         let events = watcher::watcher(self.api.clone(), watcher::Config::default()).backoff(Retry::default());
         let mut events = pin!(events);
+        let replicas = watcher::watcher(self.object.api.clone(), watcher::Config::default());
+        let mut replicas = pin!(replicas.backoff(Retry::default()));
         loop {
             tokio::select! {
                 biased;
@@ -113,27 +143,134 @@ impl NodeWriter {
                     Some(Err(error)) => warn!(%error, "MeshNodes can't be watched; trying again"),
                     None => return,
                 },
+                event = replicas.next() => match event {
+                    Some(Ok(event)) => self.observe_replicas(event),
+                    Some(Err(error)) => warn!(%error, "MeshReplicas can't be watched; trying again"),
+                    None => return,
+                },
                 news = feed.next() => {
                     let now = Timestamp::now();
                     for one in news {
-                        let node = one.status.node.clone();
-                        let delay = match self.desk.news(one, seconds(now)) {
-                            Urgency::Soon => SOON,
-                            Urgency::Lazy => LAZY,
-                            Urgency::AfterGrace => GRACE,
-                            Urgency::None => continue,
-                        };
-                        self.pace.want(&node, Instant::now(), delay);
+                        let key = Key::Node(one.status.node.clone());
+                        match self.desk.news(one, seconds(now)) {
+                            Urgency::Soon => self.pace.want(&key, Instant::now(), SOON),
+                            Urgency::Lazy => self.pace.want_idly(&key, Instant::now(), LAZY),
+                            Urgency::AfterGrace => self.pace.want(&key, Instant::now(), GRACE),
+                            Urgency::None => {}
+                        }
                     }
                 }
-                // Before the list is complete nobody knows what is recorded.
+                // Before the lists are complete nobody knows what is recorded.
                 () = until(self.pace.next()), if self.synced.is_cancelled() => {
-                    if let Some(node) = self.pace.pop(Instant::now()) {
-                        self.look(&node).await;
+                    match self.pace.pop(Instant::now()) {
+                        Some(Key::Node(node)) => self.look(&node).await,
+                        Some(Key::Replica) => self.tell().await,
+                        Some(Key::Others) => self.tidy().await,
+                        None => {}
                     }
                 }
             }
+            if self.desk.take_moved() {
+                self.pace.want(&Key::Replica, Instant::now(), SOON);
+            }
         }
+    }
+
+    fn is_listed(&mut self) {
+        if self.has_nodes && self.has_replicas && !self.synced.is_cancelled() {
+            debug!(nodes = self.records.len(), "all MeshNodes and MeshReplicas are listed");
+            self.synced.cancel();
+        }
+    }
+
+    /// Tells whoever writes conditions of a node.
+    fn tell_of(&self, node: &NodeName) {
+        let told = self.records.get(node).map(|record| Told::of(&record.status, self.replicas.of(node)));
+        self.told.put([(node.clone(), told)]);
+    }
+
+    fn observe_replicas(&mut self, event: Event<MeshReplica>) {
+        match event {
+            Event::Init => self.listed_replicas = Some(HashSet::new()),
+            Event::InitApply(object) | Event::Apply(object) => {
+                if let Some(listed) = &mut self.listed_replicas {
+                    listed.insert(object.name_any());
+                }
+                self.replica(&object.name_any(), Some(&object));
+            }
+            Event::InitDone => {
+                let listed = self.listed_replicas.take().unwrap_or_default();
+                let gone: Vec<_> =
+                    self.replicas.names().filter(|name| !listed.contains(*name)).cloned().collect();
+                gone.iter().for_each(|name| self.replica(name, None));
+                self.has_replicas = true;
+                self.is_listed();
+                self.pace.want_idly(&Key::Others, Instant::now(), TIDY);
+            }
+            Event::Delete(object) => self.replica(&object.name_any(), None),
+        }
+    }
+
+    fn replica(&mut self, name: &str, object: Option<&MeshReplica>) {
+        let version = object.and_then(|object| object.metadata.resource_version.as_deref());
+        // The watch comes after what we wrote ourselves.
+        let ours = self.replicas.version(name).flatten();
+        if object.is_some() && older(version, ours) {
+            return;
+        }
+        let changed = self.replicas.observe(name, object);
+        changed.iter().filter(|node| self.records.contains_key(*node)).for_each(|node| self.tell_of(node));
+    }
+
+    /// Tells what the agents have acknowledged.
+    async fn tell(&mut self) {
+        let status = groups::render(self.desk.acknowledged());
+        let name = self.object.name().to_owned();
+        let version = self.replicas.version(&name);
+        if self.replicas.tells(&name, &groups::read(&status)) {
+            return self.pace.idle(&Key::Replica);
+        }
+        match self.object.write(&status, version).await {
+            Ok(object) => {
+                self.counters.wrote(Target::Replica);
+                self.pace.wrote(&Key::Replica, Instant::now());
+                self.replica(&name, Some(&object));
+            }
+            Err(error) => {
+                if !matches!(error, WriteError::Conflict) {
+                    self.counters.failed(Target::Replica);
+                    warn!(%error, "the MeshReplica can't be written; trying again");
+                }
+                // Perhaps it was deleted, or a write that nobody answered was done after all.
+                if let Ok(object) = self.object.read().await {
+                    self.replicas.forget(&name);
+                    self.replica(&name, object.as_ref());
+                }
+                self.pace.failed(&Key::Replica, Instant::now());
+            }
+        }
+    }
+
+    /// Deletes what processes have told that are gone, once all their nodes are another's. The leader does.
+    async fn tidy(&mut self) {
+        let counts = |node: &NodeName, session: u64| {
+            let holder = self.records.get(node).and_then(|record| record.status.holder.as_ref());
+            holder.is_some_and(|holder| holder.session <= session)
+        };
+        let over = self.replicas.superseded(self.object.name(), counts);
+        self.pace.idle(&Key::Others);
+        if over.is_empty() {
+            return;
+        }
+        if self.counters.is_leader() {
+            for (name, version) in over {
+                match self.object.delete(&name, version).await {
+                    Ok(()) => debug!(name, "deleted a MeshReplica that told nothing any more"),
+                    Err(error) => debug!(name, %error, "the MeshReplica isn't deleted yet"),
+                }
+            }
+        }
+        self.pace.want_idly(&Key::Others, Instant::now(), TIDY);
     }
 
     fn observe(&mut self, event: Event<MeshNode>) {
@@ -151,10 +288,8 @@ impl NodeWriter {
                 let gone: Vec<_> =
                     self.records.keys().filter(|node| !listed.contains(*node)).cloned().collect();
                 gone.iter().for_each(|node| self.gone(node));
-                if !self.synced.is_cancelled() {
-                    debug!(nodes = self.records.len(), "all MeshNodes are listed");
-                    self.synced.cancel();
-                }
+                self.has_nodes = true;
+                self.is_listed();
             }
             Event::Delete(object) => self.gone(&NodeName::from(object.name_any())),
         }
@@ -167,49 +302,56 @@ impl NodeWriter {
             return;
         }
         let record = Record { version, status: object.status.unwrap_or_default() };
-        self.told.put([(node.clone(), Some(Told::of(&record.status)))]);
+        let holder = |record: &Record| record.status.holder.clone();
+        let moved = self.records.get(&node).map(holder) != Some(holder(&record));
         self.records.insert(node.clone(), record);
+        self.tell_of(&node);
         if self.desk.knows(&node) {
-            self.pace.want(&node, Instant::now(), SOON);
+            self.pace.want(&Key::Node(node), Instant::now(), SOON);
+        }
+        if moved {
+            self.pace.want_idly(&Key::Others, Instant::now(), TIDY);
         }
     }
 
     fn gone(&mut self, node: &NodeName) {
         self.records.remove(node);
         self.desk.gone(node);
-        self.told.put([(node.clone(), None)]);
+        self.tell_of(node);
+        self.pace.want_idly(&Key::Others, Instant::now(), TIDY);
+        let key = Key::Node(node.clone());
         if self.desk.knows(node) {
-            self.pace.want(node, Instant::now(), SOON);
+            self.pace.want(&key, Instant::now(), SOON);
         } else {
-            self.pace.forget(node);
+            self.pace.forget(&key);
         }
     }
 
     async fn look(&mut self, node: &NodeName) {
-        let record = self.records.get(node);
-        let status =
-            match self.desk.decide(node, record.map(|record| &record.status), seconds(Timestamp::now())) {
-                Action::Rest => return self.pace.idle(node),
-                Action::Forget => return self.pace.forget(node),
-                Action::Write(status) => status,
-            };
+        let (record, key) = (self.records.get(node), Key::Node(node.clone()));
+        let (known, now) = (self.replicas.session(node), seconds(Timestamp::now()));
+        let status = match self.desk.decide(node, record.map(|record| &record.status), known, now) {
+            Action::Rest => return self.pace.idle(&key),
+            Action::Forget => return self.pace.forget(&key),
+            Action::Write(status) => status,
+        };
         let version = record.map(|record| record.version.clone());
         match self.write(node, &status, version).await {
             Ok(object) => {
                 self.counters.wrote(Target::Node);
                 self.desk.wrote(node, &status);
-                self.pace.wrote(node, Instant::now());
+                self.pace.wrote(&key, Instant::now());
                 self.record(node.clone(), object);
             }
             Err(WriteError::Conflict) => {
                 debug!(%node, "the MeshNode has changed meanwhile");
                 self.reread(node).await;
-                self.pace.failed(node, Instant::now());
+                self.pace.failed(&key, Instant::now());
             }
             Err(error) => {
                 self.counters.failed(Target::Node);
                 warn!(%node, %error, "the MeshNode can't be written; trying again");
-                self.pace.failed(node, Instant::now());
+                self.pace.failed(&key, Instant::now());
             }
         }
     }

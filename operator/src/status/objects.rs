@@ -4,7 +4,7 @@
 //! Conditions and events have queues of their own, so many events never keep conditions waiting. What comes in
 //! and what goes out take turns: neither waits for the other to have nothing more to do.
 //!
-//! Invariants: nothing is written before all objects and all MeshNodes are known; each status is compared
+//! Invariants: nothing is written before all objects and all MeshNodes and MeshReplicas are known; each status is compared
 //! with the object as it is, and its write carries the object's resource version; and a status that
 //! speaks of an older generation than the object has isn't written: our own watch will tell.
 
@@ -104,7 +104,7 @@ impl ObjectWriter {
         }
     }
 
-    /// Runs until `stop`. `listed` is cancelled once all MeshNodes are known.
+    /// Runs until `stop`. `listed` is cancelled once all MeshNodes and MeshReplicas are known.
     pub(super) async fn run(
         mut self,
         notices: Notices,
@@ -134,7 +134,8 @@ impl ObjectWriter {
                 () = leadership.turns(leading) => {}
                 () = listed.cancelled(), if !listed.is_cancelled() => {}
                 news = notices.take() => self.take_in(news),
-                told = nodes.take() => {
+                // Not before all is listed: what is told of a node comes from several objects.
+                told = nodes.take(), if listed.is_cancelled() => {
                     for (node, told) in told {
                         self.verdicts.node(&node, told, Instant::now());
                     }

@@ -1,8 +1,9 @@
 //! When what is to be written may be written.
 //!
 //! Invariants: a key waits at most once, however often it is wanted; one key isn't written again before
-//! its rest is over; all together stay below a rate, with a burst; and what failed comes again, later
-//! each time. Nothing here looks at a clock: the caller says what time it is.
+//! its rest is over; all together stay below a rate, with a burst; what nobody waits for keeps nothing
+//! waiting, and leaves the burst alone; and what failed comes again, later each time. Nothing here looks
+//! at a clock: the caller says what time it is.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -27,10 +28,17 @@ pub(crate) struct Limits {
     pub(crate) again: Duration,
 }
 
+/// Whether somebody may be waiting for a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Class {
+    Urgent,
+    Idle,
+}
+
 #[derive(Debug, Default)]
 struct Turn {
-    /// When it waits for, if it does.
-    due: Option<Instant>,
+    /// When it waits for, if it does, and in which queue.
+    due: Option<(Instant, Class)>,
     rests_until: Option<Instant>,
     failures: u32,
 }
@@ -43,40 +51,71 @@ pub(crate) struct Pace<K> {
     used_until: Option<Instant>,
     turns: HashMap<K, Turn>,
     queue: BTreeSet<(Instant, K)>,
+    /// Those for which nobody waits.
+    idle: BTreeSet<(Instant, K)>,
 }
 
 impl<K: Clone + Ord + std::hash::Hash> Pace<K> {
     pub(crate) fn new(limits: Limits) -> Self {
-        Self { limits, used_until: None, turns: HashMap::new(), queue: BTreeSet::new() }
+        Self { limits, used_until: None, turns: HashMap::new(), queue: BTreeSet::new(), idle: BTreeSet::new() }
     }
 
     /// The key is to be written in `delay` at the latest, if nothing is against it.
     pub(crate) fn want(&mut self, key: &K, now: Instant, delay: Duration) {
+        self.put(key, now, delay, Class::Urgent);
+    }
+
+    /// As [`want`](Self::want), when nothing else is to be written.
+    pub(crate) fn want_idly(&mut self, key: &K, now: Instant, delay: Duration) {
+        self.put(key, now, delay, Class::Idle);
+    }
+
+    fn put(&mut self, key: &K, now: Instant, delay: Duration, class: Class) {
         let turn = self.turns.entry(key.clone()).or_default();
         let at = (now + delay).max(turn.rests_until.unwrap_or(now));
         match turn.due {
-            Some(due) if due <= at => return,
-            Some(due) => _ = self.queue.remove(&(due, key.clone())),
+            // Then everything is written that there is to say.
+            Some((_, Class::Urgent)) if class == Class::Idle => return,
+            Some((due, was)) if was == class && due <= at => return,
+            Some((due, Class::Urgent)) => _ = self.queue.remove(&(due, key.clone())),
+            Some((due, Class::Idle)) => _ = self.idle.remove(&(due, key.clone())),
             None => {}
         }
-        turn.due = Some(at);
-        self.queue.insert((at, key.clone()));
+        turn.due = Some((at, class));
+        let queue = match class {
+            Class::Urgent => &mut self.queue,
+            Class::Idle => &mut self.idle,
+        };
+        queue.insert((at, key.clone()));
     }
 
-    /// When there is something to write, if nothing else is wanted until then.
-    pub(crate) fn next(&self) -> Option<Instant> {
+    fn next_urgent(&self) -> Option<Instant> {
         let (due, _) = self.queue.first()?;
         let burst = self.limits.interval * self.limits.burst;
         let allowed = self.used_until.and_then(|used| used.checked_sub(burst));
         Some(allowed.map_or(*due, |allowed| allowed.max(*due)))
     }
 
+    fn next_idle(&self) -> Option<Instant> {
+        let (due, _) = self.idle.first()?;
+        Some(self.used_until.map_or(*due, |used| used.max(*due)))
+    }
+
+    /// When there is something to write, if nothing else is wanted until then.
+    pub(crate) fn next(&self) -> Option<Instant> {
+        [self.next_urgent(), self.next_idle()].into_iter().flatten().min()
+    }
+
     /// The next key to write, if it is time.
     pub(crate) fn pop(&mut self, now: Instant) -> Option<K> {
-        if self.next()? > now {
+        let is_time = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        let (_, key) = if is_time(self.next_urgent()) {
+            self.queue.pop_first()?
+        } else if is_time(self.next_idle()) {
+            self.idle.pop_first()?
+        } else {
             return None;
-        }
-        let (_, key) = self.queue.pop_first()?;
+        };
         if let Some(turn) = self.turns.get_mut(&key) {
             turn.due = None;
         }
@@ -110,8 +149,10 @@ impl<K: Clone + Ord + std::hash::Hash> Pace<K> {
 
     /// Nothing is to be written of the key any more.
     pub(crate) fn forget(&mut self, key: &K) {
-        if let Some(due) = self.turns.remove(key).and_then(|turn| turn.due) {
-            self.queue.remove(&(due, key.clone()));
+        match self.turns.remove(key).and_then(|turn| turn.due) {
+            Some((due, Class::Urgent)) => _ = self.queue.remove(&(due, key.clone())),
+            Some((due, Class::Idle)) => _ = self.idle.remove(&(due, key.clone())),
+            None => {}
         }
     }
 
@@ -163,6 +204,35 @@ mod tests {
             written.push((key, at - start));
         }
         assert_eq!(written, [("a", ms(0)), ("b", ms(0)), ("c", ms(0)), ("d", ms(100))]);
+    }
+
+    #[test]
+    fn what_nobody_waits_for_keeps_nothing_waiting() {
+        let (mut pace, start) = (Pace::new(LIMITS), Instant::now());
+        for key in ["a", "b", "c", "d"] {
+            pace.want_idly(&key, start, ms(0));
+        }
+        let mut now = start;
+        for key in ["a", "b"] {
+            assert_eq!(pace.pop(now), Some(key));
+            pace.wrote(&key, now);
+            assert_eq!((pace.pop(now), pace.next()), (None, Some(now + ms(100))), "no burst");
+            now += ms(100);
+        }
+        // The burst is there for what somebody waits for; what was idle becomes urgent.
+        pace.want(&"x", now, ms(0));
+        pace.want(&"d", now, ms(0));
+        for key in ["d", "x"] {
+            assert_eq!(pace.pop(now), Some(key));
+            pace.wrote(&key, now);
+        }
+        assert_eq!((pace.pop(now), pace.next()), (None, Some(now + ms(200))));
+        // What is urgent stays so, and what is forgotten goes.
+        pace.want(&"c", now, ms(500));
+        pace.want_idly(&"c", now, ms(0));
+        assert_eq!(pace.next(), Some(now + ms(500)));
+        pace.forget(&"c");
+        assert_eq!(pace.next(), None);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 mod access;
 mod chart;
+mod fleet;
 mod half_open;
 mod moves;
 mod render;

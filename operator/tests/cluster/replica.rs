@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Result;
@@ -25,7 +25,7 @@ use slotmesh_serve::{Config, Holds};
 use slotmesh_xds::{
     AgentReport, Rejection, ResourceType, SlotCounts, give_source_back, source_of, status_from_rejections,
 };
-use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle};
+use tokio::{net::TcpListener, sync::{mpsc, watch}, task::JoinHandle};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
@@ -74,6 +74,12 @@ impl Replica {
         Ok(Self { address, counters, holds, stop, statuses, serving, _operator: operator })
     }
 
+    /// As after SIGKILL.
+    pub fn kill(self) {
+        self.statuses.abort();
+        self.serving.abort();
+    }
+
     /// As after SIGTERM.
     pub async fn stop(self) -> Result<()> {
         self.stop.cancel();
@@ -84,11 +90,15 @@ impl Replica {
 }
 
 type Refuses = Arc<Mutex<Option<String>>>;
+/// Whether it answers.
+type Answers = watch::Sender<bool>;
 
 /// What an agent was told.
 #[derive(Default)]
 struct Told {
     responses: usize,
+    /// When it answered last.
+    answered: Option<Instant>,
     /// What it has, and what it ever had, by type URL and name.
     has: BTreeSet<(String, String)>,
     had: BTreeSet<(String, String)>,
@@ -99,6 +109,7 @@ struct Told {
 pub struct Agent {
     requests: mpsc::Sender<DeltaDiscoveryRequest>,
     refuses: Refuses,
+    answers: Answers,
     told: Arc<Mutex<Told>>,
     task: JoinHandle<()>,
 }
@@ -131,6 +142,7 @@ impl Agent {
         let mut responses =
             service.delta_aggregated_resources(ReceiverStream::new(outgoing)).await?.into_inner();
         let (refuses, told) = (Refuses::default(), Arc::<Mutex<Told>>::default());
+        let (answering, mut answer_now) = watch::channel(true);
         let task = {
             let (answers, refuses, told) = (requests.clone(), Arc::clone(&refuses), Arc::clone(&told));
             tokio::spawn(async move {
@@ -154,13 +166,14 @@ impl Agent {
                         error_detail: (!rejections.is_empty()).then(|| status_from_rejections(&rejections)),
                         ..DeltaDiscoveryRequest::default()
                     };
-                    if answers.send(answer).await.is_err() {
+                    if answer_now.wait_for(|now| *now).await.is_err() || answers.send(answer).await.is_err() {
                         return;
                     }
+                    told.lock().unwrap().answered = Some(Instant::now());
                 }
             })
         };
-        Ok(Self { requests, refuses, told, task })
+        Ok(Self { requests, refuses, answers: answering, told, task })
     }
 
     /// Whether it has something of this type whose name contains `part`.
@@ -181,6 +194,16 @@ impl Agent {
     /// How often it was told anything.
     pub fn responses(&self) -> usize {
         self.told.lock().unwrap().responses
+    }
+
+    /// When it answered last.
+    pub fn answered(&self) -> Option<Instant> {
+        self.told.lock().unwrap().answered
+    }
+
+    /// From now on, it answers, or doesn't.
+    pub fn answer(&self, does: bool) {
+        self.answers.send_replace(does);
     }
 
     /// From now on, what has this in its name is refused.

@@ -30,7 +30,13 @@ pub fn mesh_node(name: &str) -> Value {
     json!({"apiVersion": "slotmesh.dev/v1alpha1", "kind": "MeshNode", "metadata": {"name": name}})
 }
 
-fn policy(name: &str, max: u32) -> Value {
+/// All MeshReplicas.
+pub async fn mesh_replicas(client: &Client) -> Result<Vec<Value>> {
+    let all = kube::Api::<own::MeshReplica>::all(client.clone()).list(&kube::api::ListParams::default());
+    all.await?.items.into_iter().map(|replica| Ok(serde_json::to_value(replica)?)).collect()
+}
+
+pub fn policy(name: &str, max: u32) -> Value {
     json!({
         "apiVersion": "slotmesh.dev/v1alpha1", "kind": "TrafficPolicy",
         "metadata": {"name": name, "namespace": "shop"},
@@ -68,7 +74,7 @@ pub async fn prepare() -> Result<(ControlPlane, Client)> {
 }
 
 /// The condition of this type, wherever it stands in the status.
-fn condition<'v>(object: &'v Value, ty: &str) -> Option<&'v Value> {
+pub fn condition<'v>(object: &'v Value, ty: &str) -> Option<&'v Value> {
     let lists = ["/status/conditions", "/status/ancestors/0/conditions"];
     let ours = object.pointer("/status/parents").and_then(Value::as_array).into_iter().flatten();
     let ours = ours.filter(|parent| parent["controllerName"] == own::CONTROLLER);
@@ -84,7 +90,7 @@ pub async fn becomes(client: &Client, object: &Value, ty: &str, status: &str, re
 
 /// Waits until an object's condition (type, status, reason) has this in its message, for its newest
 /// generation.
-async fn says(client: &Client, object: &Value, [ty, status, reason]: [&str; 3], part: &str) -> Result<()> {
+pub async fn says(client: &Client, object: &Value, [ty, status, reason]: [&str; 3], part: &str) -> Result<()> {
     let mut last = Value::Null;
     let waited = wait::until_true(
         &format!("{ty}={status} ({reason}: {part}) of {}", object["metadata"]["name"]),
@@ -157,9 +163,12 @@ async fn statuses_say_what_every_node_has_acknowledged() -> Result<()> {
     becomes(&client, &mesh_node("n2"), "Ready", "True", "Synced").await?;
     let after = get(&client, &web).await?.context("no policy")?;
     ensure!(before["metadata"]["resourceVersion"] == after["metadata"]["resourceVersion"], "{after:#}");
-    let one = get(&client, &mesh_node("n1")).await?.context("n1 is gone")?;
-    let other = get(&client, &mesh_node("n2")).await?.context("n2 is gone")?;
-    ensure!(one["status"]["appliedVersion"] == other["status"]["appliedVersion"]);
+    wait::until_true("both to be told to have the same", async || {
+        let replicas = mesh_replicas(&client).await?;
+        let alike = |replica: &Value| replica["status"]["groups"][0]["nodes"] == json!({"n1": 1, "n2": 1});
+        Ok(replicas.iter().any(alike))
+    })
+    .await?;
 
     // What an agent refuses is told with the reason, on the object and on the node, and in an event.
     n2.refuse(Some("web"));
@@ -216,6 +225,8 @@ async fn statuses_say_what_every_node_has_acknowledged() -> Result<()> {
     becomes(&client, &mesh_node("n2"), "Ready", "True", "Synced").await?;
     apply(&client, policy("web", 10)).await?;
     becomes(&client, &web, "Programmed", "True", "Programmed").await?;
+    // What the first told goes once the other has all its nodes.
+    wait::until_true("its MeshReplica to go", async || Ok(mesh_replicas(&client).await?.len() == 1)).await?;
     let after = get(&client, &web).await?.context("no policy")?;
     let accepted = |object: &Value| condition(object, "Accepted").map(|c| c["lastTransitionTime"].clone());
     ensure!(accepted(&before) == accepted(&after), "nothing has changed about that: {after:#}");

@@ -32,14 +32,14 @@ use crate::{
 /// At once, to an API server of one machine.
 const PARALLEL: usize = 16;
 
-fn size(variable: &str, default: usize) -> Result<usize> {
+pub fn size(variable: &str, default: usize) -> Result<usize> {
     match std::env::var(variable) {
         Ok(text) => text.parse().with_context(|| format!("{variable}={text}")),
         Err(_) => Ok(default),
     }
 }
 
-fn node(name: &str) -> Value {
+pub fn node(name: &str) -> Value {
     json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
 }
 
@@ -75,7 +75,7 @@ fn route(service: &str, weight: u32) -> Value {
     })
 }
 
-async fn apply_all(client: &Client, objects: Vec<Value>) -> Result<()> {
+pub async fn apply_all(client: &Client, objects: Vec<Value>) -> Result<()> {
     stream::iter(objects)
         .map(|object| async move { apply(client, object).await.map(drop) })
         .buffer_unordered(PARALLEL)

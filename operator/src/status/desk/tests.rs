@@ -39,7 +39,7 @@ fn ended(stream: u64, requests: u64, ending: Ending) -> StreamNews {
 
 /// Lets a replica write what it wants to; says whether it did.
 fn write(desk: &mut Desk, record: &mut Option<MeshNodeStatus>, now: i64) -> bool {
-    match desk.decide(&node(), record.as_ref(), at(now)) {
+    match desk.decide(&node(), record.as_ref(), 0, at(now)) {
         Action::Write(status) => {
             desk.wrote(&node(), &status);
             *record = Some(*status);
@@ -52,6 +52,11 @@ fn write(desk: &mut Desk, record: &mut Option<MeshNodeStatus>, now: i64) -> bool
 fn holder(record: &Option<MeshNodeStatus>) -> (&str, u64, bool) {
     let holder = record.as_ref().unwrap().holder.as_ref().unwrap();
     (&holder.replica, holder.session, holder.connected)
+}
+
+/// The sessions in which the replica tells of its nodes.
+fn told(desk: &Desk) -> Vec<u64> {
+    desk.acknowledged().map(|(_, told)| told.session).collect()
 }
 
 fn ready(record: &Option<MeshNodeStatus>) -> (&str, &str, i64) {
@@ -88,7 +93,7 @@ fn a_change_that_somebody_may_wait_for_is_urgent() {
         desk.news(news, at(10))
     };
     assert_eq!(with(ResourceType::Endpoints, &[]), Urgency::Lazy);
-    assert_eq!(with(ResourceType::Cluster, &[]), Urgency::Soon);
+    assert_eq!(with(ResourceType::Cluster, &[]), Urgency::Lazy, "that is told for all nodes together");
     assert_eq!(with(ResourceType::Endpoints, &["x"]), Urgency::Soon);
 }
 
@@ -100,7 +105,7 @@ fn an_end_is_written_by_the_one_that_saw_it_and_since_when() {
     assert_eq!(desk.news(ended(1, 1, Ending::Lost), at(20)), Urgency::AfterGrace);
     assert!(write(&mut desk, &mut record, 25));
     assert_eq!((holder(&record), ready(&record)), (("a", 1, false), ("False", "ConnectionLost", 20)));
-    assert!(record.as_ref().unwrap().acknowledged.is_some(), "what it has is still known");
+    assert_eq!(told(&desk), [1], "what it has is still known");
     assert!(!write(&mut desk, &mut record, 30));
     // It comes back here.
     desk.news(live(2, 1), at(40));
@@ -122,8 +127,10 @@ fn an_agent_that_moves_is_not_said_to_be_gone() {
     // The old one notices late, whether it looks before or after.
     assert!(!write(&mut a, &mut record, 21));
     a.news(ended(1, 9, Ending::Lost), at(50));
-    assert_eq!(a.decide(&node(), record.as_ref(), at(55)), Action::Forget);
-    assert!(!a.knows(&node()));
+    assert_eq!((told(&a), told(&b)), (vec![1], vec![2]), "the higher session counts");
+    assert!(a.take_moved());
+    assert_eq!(a.decide(&node(), record.as_ref(), 2, at(55)), Action::Forget);
+    assert!(!a.knows(&node()) && a.take_moved() && told(&a).is_empty());
     assert_eq!(holder(&record), ("b", 2, true));
 }
 
@@ -161,6 +168,7 @@ fn a_replica_that_stops_says_nothing_and_one_that_starts_again_takes_over() {
     write(&mut a, &mut record, 10);
     assert_eq!(a.news(ended(1, 1, Ending::Shutdown), at(20)), Urgency::None);
     assert!(!write(&mut a, &mut record, 20));
+    assert_eq!(told(&a), [1], "until another has it");
     let mut again = Desk::new("a");
     again.news(live(1, 1), at(30));
     assert!(write(&mut again, &mut record, 30));
@@ -224,4 +232,42 @@ fn pods_that_are_not_attached_make_a_node_not_ready() {
     desk.news(with(3, None), at(30));
     assert!(write(&mut desk, &mut record, 30));
     assert_eq!(ready(&record), ("True", "Synced", 30));
+}
+
+#[test]
+fn what_an_agent_acknowledges_is_told_of_once_and_without_its_endpoints() {
+    let (mut desk, mut record) = (Desk::new("a"), None);
+    desk.news(live(1, 1), at(10));
+    assert!(!desk.take_moved() && told(&desk).is_empty(), "it isn't this replica's yet");
+    write(&mut desk, &mut record, 10);
+    assert!(desk.take_moved());
+    let with = |requests, ty: ResourceType| {
+        let mut news = live(1, requests);
+        news.status.types[ty].sketch.add(Fingerprint::of(ty, &"n1".into(), slotmesh_xds::Version::of(b"1")));
+        news
+    };
+    desk.news(with(2, ResourceType::Endpoints), at(20));
+    assert!(!desk.take_moved(), "pods come and go");
+    let mut records = Sketch::default();
+    desk.news(with(3, ResourceType::Route), at(20));
+    records.add(Fingerprint::of(ResourceType::Route, &"n1".into(), slotmesh_xds::Version::of(b"1")));
+    let has = |desk: &Desk| {
+        let all: Vec<_> = desk.acknowledged().map(|(_, told)| (told.records.unwrap(), told.settings)).collect();
+        all
+    };
+    assert!(desk.take_moved());
+    assert_eq!(has(&desk), [(Arc::new(records), None)]);
+    desk.news(with(4, ResourceType::Settings), at(20));
+    let settings = Fingerprint::of(ResourceType::Settings, &"n1".into(), slotmesh_xds::Version::of(b"1"));
+    assert!(desk.take_moved());
+    assert_eq!(has(&desk), [(Arc::default(), Some(settings))]);
+    assert!(!write(&mut desk, &mut record, 20), "the MeshNode says nothing of that");
+}
+
+#[test]
+fn a_node_that_was_made_anew_is_taken_in_a_session_that_nobody_had() {
+    let (mut b, now) = (Desk::new("b"), at(20));
+    b.news(live(1, 1), now);
+    let Action::Write(status) = b.decide(&node(), None, 7, now) else { panic!("nothing to write") };
+    assert_eq!(status.holder.unwrap().session, 8);
 }
