@@ -4,6 +4,7 @@ mod admin;
 mod agent;
 mod check;
 mod cluster;
+mod compile;
 mod domain;
 mod drain;
 mod embedded;

@@ -19,7 +19,7 @@ use axum::{
 use clap::Args;
 use slotmesh_compile::Kind;
 use slotmesh_operator::{
-    Cidr, CompileOptions, Metrics, Operator, Pulse, Scoped, Status, Tokens,
+    CompileOptions, Metrics, Operator, Pulse, Scoped, Status, Tokens,
     certs::{Certificates, Keeper, Lifetimes, Names, tls_config},
     status::{self, Counters, Notices, Settings, Sources},
 };
@@ -30,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     admin::{self, Site},
     cluster::reach,
+    compile::CompileFlags,
     domain::DomainFlag,
     flags::{ADMIN, LogFlag, address},
     listen::listen,
@@ -113,28 +114,8 @@ pub struct OperatorCommand {
         value_parser = clap::value_parser!(u32).range(0..=600))]
     drain_seconds: u32,
 
-    /// The namespace whose DestinationRules are for Services of all namespaces that have none of their own
-    #[arg(long, env = "SLOTMESH_ROOT_NAMESPACE", default_value = "istio-system", value_name = "NAMESPACE")]
-    root_namespace: String,
-
-    /// Ranges that no ServiceEntry can have an address of, such as the cluster's ranges of Services and Pods.
-    /// Addresses of Services, Pods and Nodes, loopback and link-local ones are kept for these anyway
-    #[arg(long, env = "SLOTMESH_RESERVED_ADDRESSES", value_delimiter = ',', value_name = "CIDR")]
-    reserved_addresses: Vec<Cidr>,
-
-    /// Ranges that ServiceEntries can have addresses of, whoever else's they are
-    #[arg(long, env = "SLOTMESH_ALLOWED_ADDRESSES", value_delimiter = ',', value_name = "CIDR")]
-    allowed_addresses: Vec<Cidr>,
-
-    /// The most endpoints that one ServiceEntry may name, counted once for each of its hosts and ports
-    #[arg(long, env = "SLOTMESH_MAX_ENTRY_ENDPOINTS", default_value_t = 10_000, value_name = "COUNT",
-        value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
-    max_entry_endpoints: u32,
-
-    /// The most endpoints that the ServiceEntries of a namespace may name together; the oldest go before
-    #[arg(long, env = "SLOTMESH_MAX_NAMESPACE_ENDPOINTS", default_value_t = 100_000, value_name = "COUNT",
-        value_parser = clap::value_parser!(u32).range(1..=100_000_000))]
-    max_namespace_endpoints: u32,
+    #[command(flatten)]
+    compile: CompileFlags,
 
     #[command(flatten)]
     domain: DomainFlag,
@@ -164,11 +145,7 @@ impl OperatorCommand {
             lease,
             replica,
             drain_seconds,
-            root_namespace,
-            reserved_addresses,
-            allowed_addresses,
-            max_entry_endpoints,
-            max_namespace_endpoints,
+            compile,
             domain,
             log,
         } = self;
@@ -197,13 +174,6 @@ impl OperatorCommand {
         let stagger = Duration::from_secs(u64::from(drain_seconds));
         let replica = replica.unwrap_or_else(this_process);
         let settings = Settings { namespace: namespace.clone(), lease, replica };
-        let compile = CompileOptions {
-            root_namespace: root_namespace.into(),
-            reserved_addresses,
-            allowed_addresses,
-            max_entry_endpoints: usize::try_from(max_entry_endpoints).unwrap_or(usize::MAX),
-            max_namespace_endpoints: usize::try_from(max_namespace_endpoints).unwrap_or(usize::MAX),
-        };
         let running = Running {
             listen,
             admin,
@@ -213,7 +183,7 @@ impl OperatorCommand {
             audience,
             agent_account,
             settings,
-            compile,
+            compile: compile.options(),
             stagger,
         };
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;

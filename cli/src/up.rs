@@ -6,7 +6,7 @@ use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
 use slotmesh_ads::Sink as _;
 use slotmesh_agent::{Agent, FixedWorkloads, Options, Workload, admin::Admin, metrics::Metrics};
-use slotmesh_operator::{Operator, watch::LocalNode};
+use slotmesh_operator::{CompileOptions, Operator, watch::LocalNode};
 use slotmesh_serve::Store;
 use slotmesh_xds::ResourceType;
 use tokio::net::TcpListener;
@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin::{self, Site},
+    compile::CompileFlags,
     domain::DomainFlag,
     embedded,
     flags::{ADMIN, CLUSTER_METRICS, LogFlag, MapFlags, PINS, SlotFlags, address},
@@ -94,6 +95,9 @@ pub struct Up {
 
     #[command(flatten)]
     maps: MapFlags,
+
+    #[command(flatten)]
+    compile: CompileFlags,
 
     #[command(flatten)]
     domain: DomainFlag,
@@ -177,6 +181,7 @@ impl Up {
             cluster_metrics,
             slots,
             maps,
+            compile,
             domain,
             log,
         } = self;
@@ -224,13 +229,16 @@ impl Up {
         };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let clusters = cluster_metrics as usize;
-        runtime.block_on(serve(Running { manifests, node, admin, clusters, keep, workloads }, options))
+        let compile = compile.options();
+        runtime
+            .block_on(serve(Running { manifests, compile, node, admin, clusters, keep, workloads }, options))
     }
 }
 
 /// What `serve` is told.
 struct Running {
     manifests: PathBuf,
+    compile: CompileOptions,
     node: LocalNode,
     admin: SocketAddr,
     clusters: usize,
@@ -284,12 +292,13 @@ async fn run(
     socket: TcpListener,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let Running { manifests, node, admin: _, clusters, keep: _, workloads: _ } = running;
+    let Running { manifests, compile, node, admin: _, clusters, keep: _, workloads: _ } = running;
     let admin = socket.local_addr()?;
     let store = Store::new();
     let operator = {
         let store = store.clone();
-        Operator::from_manifests_on(Some(node), manifests, move |changes| store.apply(changes))?
+        let publish = move |changes| store.apply(changes);
+        Operator::from_manifests_with(compile.clone(), Some(node), manifests, publish)?
     };
     let mut parts = Parts::new(stop.clone());
     parts.add("the thread that owns the maps", owner_ended(agent.ended().clone(), stop.clone()));

@@ -36,6 +36,33 @@ fn every_flag_of_up_has_an_environment_variable() {
     assert_eq!(variables, without.len(), "{help}");
 }
 
+/// What the chart sets of the operator is there, and what decides about objects is there for a directory, too.
+#[test]
+fn up_and_operator_know_what_the_chart_sets() {
+    let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/slotmesh/templates/operator/deployment.yaml");
+    let chart = fs::read_to_string(chart).expect("the chart's template");
+    let of = |word: &str| {
+        let names = chart.match_indices("name: SLOTMESH_").map(|(at, _)| &chart[at + 6..]);
+        let name =
+            |rest: &str| rest.split(|c: char| c != '_' && !c.is_ascii_uppercase()).next().map(str::to_owned);
+        names.filter_map(name).filter(|name| name.contains(word)).collect::<Vec<_>>()
+    };
+    let help = |command: &str| String::from_utf8(slotmesh(&[command, "--help"]).stdout).expect("UTF-8");
+    let has = |help: &str, name: &str| help.contains(&format!("[env: {name}="));
+    let (up, operator) = (help("up"), help("operator"));
+    assert!(of("").len() >= 10, "{chart}");
+    for name in of("") {
+        assert!(has(&operator, &name), "{name}: {operator}");
+    }
+    let deciding: Vec<String> =
+        ["ROOT_NAMESPACE", "ADDRESSES", "MAX_", "DOMAIN"].into_iter().flat_map(of).collect();
+    assert!(deciding.len() >= 6, "{deciding:?}");
+    for name in deciding {
+        assert!(has(&up, &name), "{name}: {up}");
+    }
+    assert!(up.contains("\nObjects:\n") && operator.contains("\nObjects:\n"), "{up}");
+}
+
 #[test]
 fn flags_that_contradict_each_other_are_refused_before_anything_is_created() {
     let dir = std::env::temp_dir();

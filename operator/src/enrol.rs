@@ -9,26 +9,24 @@
 //! have one resource. One pod costs one look-up; a namespace costs its pods.
 
 mod candidate;
+mod scoped;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    sync::{Arc, PoisonError, RwLock},
-    time::Instant,
+    sync::Arc,
 };
 
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use slotmesh_compile::{Kind, Object, ObjectKey, ObjectName, ObjectRef, Report, Severity};
-use slotmesh_serve::{NodeName, Reached, Scope, Store};
 use slotmesh_xds::{Change, Resource, ResourceName, ResourceType, Workload};
 
 pub(crate) use self::candidate::{ANNOTATIONS, is_sidecar};
 use self::candidate::{Candidate, DISABLED, ENABLED, mesh_value, mesh_values};
-pub use self::candidate::{LeftAlone, MESH};
-use crate::{
-    Due,
-    pipeline::Publish,
-    watch::{ReportChanges, Sourced, Step},
+pub use self::{
+    candidate::{LeftAlone, MESH},
+    scoped::Scoped,
 };
+use crate::watch::{ReportChanges, Sourced, Step};
 
 /// Follows namespaces and pods.
 #[derive(Debug, Default)]
@@ -230,109 +228,10 @@ fn odd_pod(key: &ObjectKey, pod: &Pod) -> Vec<Report> {
     .collect()
 }
 
-/// Lets a node see its own workloads and settings, and the rest only while it has workloads.
-#[derive(Debug, Default)]
-struct ByWorkloads(RwLock<HashMap<NodeName, usize>>);
-
-impl ByWorkloads {
-    /// Whether the node has workloads.
-    fn has(&self, node: &NodeName) -> bool {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).contains_key(node)
-    }
-}
-
-impl Scope for ByWorkloads {
-    fn sees(&self, node: &NodeName, ty: ResourceType, name: &ResourceName) -> bool {
-        match ty {
-            ResourceType::Workload => return Workload::node_of(name) == Some(node.as_str()),
-            ResourceType::Settings => return name.as_str() == node.as_str(),
-            _ => {}
-        }
-        self.has(node)
-    }
-}
-
-/// A store for a cluster: of what is published, each node sees what is meant for it.
-#[derive(Debug)]
-pub struct Scoped {
-    store: Store,
-    workloads: HashSet<ResourceName>,
-    scope: Arc<ByWorkloads>,
-    due: Due,
-}
-
-impl Default for Scoped {
-    fn default() -> Self {
-        let scope = Arc::<ByWorkloads>::default();
-        Self {
-            store: Store::with_scope(scope.clone()),
-            workloads: HashSet::new(),
-            scope,
-            due: Due::default(),
-        }
-    }
-}
-
-impl Scoped {
-    /// The store, to be served.
-    pub fn store(&self) -> Store {
-        self.store.clone()
-    }
-
-    /// What each node has to have in force.
-    pub fn due(&self) -> Due {
-        self.due.clone()
-    }
-
-    /// Counts the workloads of each node; returns the nodes that got their first or lost their last.
-    fn count(&mut self, changes: &[Change]) -> HashSet<NodeName> {
-        let mut nodes = self.scope.0.write().unwrap_or_else(PoisonError::into_inner);
-        let mut before = HashMap::new();
-        for change in changes {
-            let (name, joins) = match change {
-                Change::Upsert(resource) if resource.ty == ResourceType::Workload => (&resource.name, true),
-                Change::Remove(ResourceType::Workload, name) => (name, false),
-                Change::Upsert(_) | Change::Remove(..) => continue,
-            };
-            let Some(node) = Workload::node_of(name).map(NodeName::from) else { continue };
-            let changed =
-                if joins { self.workloads.insert(name.clone()) } else { self.workloads.remove(name) };
-            if !changed {
-                continue;
-            }
-            before.entry(node.clone()).or_insert_with(|| nodes.contains_key(&node));
-            let count = nodes.entry(node.clone()).or_default();
-            *count = if joins { *count + 1 } else { count.saturating_sub(1) };
-            if *count == 0 {
-                nodes.remove(&node);
-            }
-        }
-        before
-            .into_iter()
-            .filter(|(node, had)| nodes.contains_key(node) != *had)
-            .map(|(node, _)| node)
-            .collect()
-    }
-}
-
-impl Publish for Scoped {
-    fn publish(&mut self, changes: Vec<Change>, seen: Instant, reached: &Reached) {
-        let rescoped = self.count(&changes);
-        self.due.apply(&changes, |ty, name| self.store.get(ty, name).map(|resource| resource.version));
-        for node in &rescoped {
-            self.due.takes_part(node, self.scope.has(node));
-        }
-        self.store.apply_for(changes, &rescoped, Some(seen), reached);
-    }
-
-    fn reach(&mut self, reached: &Reached) {
-        self.store.reach(reached);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+    use slotmesh_serve::{NodeName, Scope as _};
 
     use super::*;
 

@@ -3,6 +3,8 @@
 //! Invariant: one thread owns all state. Whatever updates are waiting are compiled together, so a
 //! burst costs one compilation, and nothing between two of its updates is published.
 
+mod edits;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     path::Path,
@@ -12,23 +14,22 @@ use std::{
 };
 
 use kube::Client;
-use slotmesh_compile::{
-    CompileOptions, Compiler, Kind, Object, ObjectKey, ObjectRef, Reason, Report, Severity, Stats,
-};
+use slotmesh_compile::{CompileOptions, Compiler, Kind, Object, ObjectKey, Report, Stats};
 use slotmesh_serve::Reached;
 use slotmesh_xds::Change;
 use tokio::sync::{
     mpsc::{self, Receiver, Sender},
     watch,
 };
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
+use self::edits::{Edits, log, log_end, without_line};
 use crate::{
     Error,
     enrol::{Enrolment, LeftAlone},
     pulse::Pulse,
     status::Notices,
-    watch::{Cluster, Intake, LocalNode, Manifests, Reach, SliceController, Sourced, Step, Update},
+    watch::{Cluster, Intake, LocalNode, Manifests, Reach, SliceController, Step, Update},
 };
 
 /// Updates that may wait for the compiler; a source that has more waits itself.
@@ -113,21 +114,23 @@ impl Operator {
     /// # Errors
     /// When there is no such directory or it can't be watched.
     pub fn from_manifests(dir: &Path, publish: impl Publish) -> Result<Self, Error> {
-        Self::from_manifests_on(None, dir, publish)
+        Self::from_manifests_with(CompileOptions::default(), None, dir, publish)
     }
 
-    /// As [`from_manifests`](Self::from_manifests), with a node that no manifest has to describe.
+    /// As [`from_manifests`](Self::from_manifests), compiled by other options, and with a node that no manifest has
+    /// to describe.
     ///
     /// # Errors
     /// As [`from_manifests`](Self::from_manifests).
-    pub fn from_manifests_on(
+    pub fn from_manifests_with(
+        options: CompileOptions,
         node: Option<&LocalNode>,
         dir: &Path,
         publish: impl Publish,
     ) -> Result<Self, Error> {
         let source = |updates| follow(node, dir, updates);
         let slices = Some(SliceController::default());
-        Self::start(CompileOptions::default(), slices, None, None, publish, source)
+        Self::start(options, slices, None, None, publish, source)
     }
 
     /// Starts an operator on a cluster, on tasks of the current tokio runtime.
@@ -417,130 +420,5 @@ fn settle(appeared: &mut Vec<Report>, disappeared: &mut Vec<Report>, gone: Vec<R
             }
             None => disappeared.push(report),
         }
-    }
-}
-
-/// What was edited in manifests. In a cluster there may be thousands of changes a minute, and `kubectl` says what
-/// became of each.
-#[derive(Debug, Default)]
-struct Edits {
-    applied: BTreeMap<ObjectKey, String>,
-    deleted: BTreeSet<ObjectKey>,
-}
-
-impl Edits {
-    /// `defined` is what manifests have defined so far: what only moved within its file is no edit.
-    fn see(&mut self, step: &Step, defined: &mut HashMap<ObjectKey, Object>) {
-        match step {
-            Step::Apply(Sourced { object, source: Some(source) }) => {
-                let key = object.key();
-                if defined.insert(key.clone(), object.clone()).as_ref() != Some(object) {
-                    self.deleted.remove(&key);
-                    self.applied.insert(key, place(source));
-                }
-            }
-            Step::Apply(_) => {}
-            Step::Delete(key) => {
-                if defined.remove(key).is_some() {
-                    self.applied.remove(key);
-                    self.deleted.insert(key.clone());
-                }
-            }
-        }
-    }
-
-    /// Says so once it is published; what was refused is told by reports.
-    fn log(self, compiler: &Compiler) {
-        let Self { applied, deleted } = self;
-        for (key, place) in applied.iter().filter(|(key, _)| !compiler.refuses(key)) {
-            info!("{place}{key}: in force");
-        }
-        for key in deleted {
-            info!("{key}: gone");
-        }
-    }
-}
-
-/// A report, as one line: `shop/web.yaml:12 Service shop/web: …`.
-fn line(report: &Report) -> String {
-    let object = &report.object;
-    let place = object.source.as_ref().map(place).unwrap_or_default();
-    let object = ObjectRef { source: None, ..object.clone() };
-    format!("{place}{object}: {}", report.text())
-}
-
-/// A file and its line, with a space behind.
-fn place(source: &slotmesh_compile::Source) -> String {
-    match source.line {
-        Some(line) => format!("{}:{line} ", source.file),
-        None => format!("{source} "),
-    }
-}
-
-/// The report of the same, wherever in its file the object stands.
-fn without_line(report: &Report) -> Report {
-    let mut report = report.clone();
-    if let Some(source) = &mut report.object.source {
-        source.line = None;
-    }
-    report
-}
-
-fn log(report: &Report) {
-    let line = line(report);
-    match (report.severity, report.reason) {
-        (Severity::Refused | Severity::NotSupported, _) => warn!("{line}"),
-        (Severity::Note, Reason::Foreign) => debug!("{line}"),
-        (Severity::Note, _) => info!("{line}"),
-    }
-}
-
-/// A report that holds no longer.
-fn log_end(report: &Report) {
-    let line = line(report);
-    match report.severity {
-        Severity::Refused | Severity::NotSupported => info!("settled: {line}"),
-        Severity::Note => debug!("settled: {line}"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use slotmesh_compile::{ObjectName, Source, builder::service};
-
-    use super::*;
-
-    #[test]
-    fn an_object_that_only_moves_in_its_file_is_no_edit() {
-        let mut defined = HashMap::new();
-        let mut edited = |port: i32, line: usize| {
-            let source = Some(Source { line: Some(line), ..Source::file("app.yaml".into()) });
-            let object = service("web").port(port).build();
-            let mut edits = Edits::default();
-            edits.see(&Step::Apply(Sourced { object, source }), &mut defined);
-            edits.applied.into_values().collect::<Vec<_>>()
-        };
-        assert_eq!(edited(80, 1), ["app.yaml:1 "]);
-        assert_eq!(edited(80, 7), [""; 0]);
-        assert_eq!(edited(81, 7), ["app.yaml:7 "]);
-        let mut edits = Edits::default();
-        let key = service("web").build().key();
-        edits.see(&Step::Delete(key.clone()), &mut defined);
-        edits.see(&Step::Delete(ObjectKey { kind: Kind::Pod, ..key.clone() }), &mut defined);
-        assert_eq!(edits.deleted, BTreeSet::from([key]));
-    }
-
-    #[test]
-    fn a_report_is_one_line_without_what_is_empty() {
-        let key = ObjectKey { kind: Kind::Service, name: ObjectName::new("shop", "web") };
-        let source = Source { document: Some(2), line: Some(12), ..Source::file("app.yaml".into()) };
-        let said = |source, field: Option<&str>| {
-            let object = ObjectRef::new(&key, source);
-            let report = Report::new(object, field.map(str::to_owned), Severity::Note, "so it is".to_owned());
-            line(&report.meaning("and nothing happens"))
-        };
-        let whole = "app.yaml:12 Service shop/web: spec.ports: so it is; and nothing happens";
-        assert_eq!(said(Some(source), Some("spec.ports")), whole);
-        assert_eq!(said(None, None), "Service shop/web: so it is; and nothing happens");
     }
 }

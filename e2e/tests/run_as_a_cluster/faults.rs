@@ -150,7 +150,8 @@ pub fn api_server_away(cluster: &mut Cluster) -> Story<'_> {
             // No kind waits for long once one request is answered.
             let world = World::look(cluster).await?;
             let followed = timeout(FOLLOWED, world.lead_to(cluster, &world.v1)).await;
-            followed.with_context(|| format!("a change isn't in force {FOLLOWED:?} after the first answer"))?
+            followed
+                .with_context(|| format!("a change isn't in force {FOLLOWED:?} after the first answer"))?
         })
         .await?;
         let routes = &world.v1 | &world.v2;

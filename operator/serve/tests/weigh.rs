@@ -130,11 +130,12 @@ async fn an_agent_in_sync_costs_little_however_much_it_holds() {
     });
     let before = counting.await.unwrap();
     let each = resident().saturating_sub(before) / (agents() - agents() / 10 - 1);
-    println!("{each} kB an agent");
+    println!("{each} kB an agent, of {}", agents());
     let held: usize = store.agents().iter().flat_map(|agent| TYPES.map(|ty| agent.types[ty].held)).sum();
     assert_eq!(held, agents() * TYPES.len() * SERVICES);
     assert!(each <= MOST, "{each} kB an agent");
     stop.cancel();
     server.await.unwrap().unwrap();
-    assert!(child.wait().unwrap().success());
+    child.kill().unwrap();
+    child.wait().unwrap();
 }

@@ -61,7 +61,9 @@ pub(super) fn render<'n>(nodes: impl Iterator<Item = (&'n NodeName, Acknowledged
         group.1.insert(node.to_string(), acknowledged.session);
     }
     let mut all: Vec<_> = by_version.into_values().collect();
-    all.sort_unstable_by_key(|(_, nodes)| (std::cmp::Reverse(nodes.len()), nodes.first_key_value().map(first)));
+    all.sort_unstable_by_key(|(_, nodes)| {
+        (std::cmp::Reverse(nodes.len()), nodes.first_key_value().map(first))
+    });
     let count = |nodes: usize| u32::try_from(nodes).unwrap_or(u32::MAX);
     let agents = count(all.iter().map(|(_, nodes)| nodes.len()).sum());
     let alike = count(all.first().map_or(0, |(_, nodes)| nodes.len()));
@@ -158,10 +160,10 @@ mod tests {
         let text = serde_json::to_string(&status).unwrap();
         assert!(text.len() < 20_000, "a thousand that are alike cost their names: {}", text.len());
         let lists = status.groups.iter().filter(|group| group.acknowledged.is_none());
-        assert_eq!(lists.map(|group| (group.lacks.len(), group.besides.len())).collect::<Vec<_>>(), [
-            (1, 0),
-            (1, 1)
-        ]);
+        assert_eq!(
+            lists.map(|group| (group.lacks.len(), group.besides.len())).collect::<Vec<_>>(),
+            [(1, 0), (1, 1)]
+        );
         assert_eq!(read(&serde_json::from_str(&text).unwrap()), nodes.clone().into_iter().collect());
         let mut sketch = Sketch::default();
         (0..300).chain([5_000]).for_each(|n| sketch.add(print(n)));

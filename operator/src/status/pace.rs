@@ -57,7 +57,13 @@ pub(crate) struct Pace<K> {
 
 impl<K: Clone + Ord + std::hash::Hash> Pace<K> {
     pub(crate) fn new(limits: Limits) -> Self {
-        Self { limits, used_until: None, turns: HashMap::new(), queue: BTreeSet::new(), idle: BTreeSet::new() }
+        Self {
+            limits,
+            used_until: None,
+            turns: HashMap::new(),
+            queue: BTreeSet::new(),
+            idle: BTreeSet::new(),
+        }
     }
 
     /// The key is to be written in `delay` at the latest, if nothing is against it.

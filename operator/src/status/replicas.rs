@@ -182,7 +182,10 @@ mod tests {
             .iter()
             .map(|(node, session, n)| {
                 let records = Some(Arc::new(sketch(*n)));
-                (NodeName::from(*node), Acknowledged { session: *session, records, settings: None, syncing: false })
+                (
+                    NodeName::from(*node),
+                    Acknowledged { session: *session, records, settings: None, syncing: false },
+                )
             })
             .collect();
         let mut object = MeshReplica::new("", slotmesh_crds::own::MeshReplicaSpec {});

@@ -24,6 +24,7 @@ mod kinds;
 mod presence;
 mod prune;
 mod reading;
+mod unenforced;
 
 use std::{
     fmt,
@@ -33,7 +34,7 @@ use std::{
 
 use kube::{Api, Client, core::ApiResource};
 use kube_runtime::utils::Backoff as _;
-use slotmesh_compile::Kind;
+use slotmesh_compile::{Kind, Report};
 use slotmesh_crds::own;
 use tokio::{sync::mpsc, task::JoinSet, time::timeout};
 use tracing::{debug, error, info, warn};
@@ -68,10 +69,10 @@ impl Cluster {
     /// Watches all kinds, on tasks of the current tokio runtime. What they see goes to `updates`.
     pub fn follow(client: Client, updates: mpsc::Sender<Update>) -> Self {
         let mut tasks = JoinSet::new();
-        let presence = Presence::watch(client.clone(), &mut tasks);
+        let presence = Presence::watch(client.clone(), updates.clone(), &mut tasks);
         let context = Arc::new(Context { client, updates, presence, answers: Answers::default() });
         kinds::follow_all(&context, &mut tasks);
-        // The watchers have the only senders left.
+        // The tasks have the only senders left.
         drop(context);
         let mut watching = JoinSet::new();
         watching.spawn(until_one_fails(tasks));
@@ -366,6 +367,11 @@ impl fmt::Display for Chain<'_> {
 fn update(kind: Kind, events: impl IntoIterator<Item = Event>) -> Update {
     let events = events.into_iter().map(|event| WatchEvent { kind, event }).collect();
     Update { events, appeared: Vec::new(), disappeared: Vec::new(), seen: Instant::now(), reached: None }
+}
+
+/// What there is to say of the cluster itself as an update.
+fn reports((appeared, disappeared): (Vec<Report>, Vec<Report>)) -> Update {
+    Update { events: Vec::new(), appeared, disappeared, seen: Instant::now(), reached: None }
 }
 
 #[cfg(test)]

@@ -112,7 +112,8 @@ async fn a_change_for_many_agents_is_told_at_once_and_with_few_writes() -> Resul
     // One that refuses is named, and keeps nothing else from being programmed.
     refuses.refuse(Some("web"));
     apply(&client, policy("web", 60)).await?;
-    says(&client, &web, ["Programmed", "False", "Refused"], "not acknowledged by n5 (refuses cluster/").await?;
+    says(&client, &web, ["Programmed", "False", "Refused"], "not acknowledged by n5 (refuses cluster/")
+        .await?;
     becomes(&client, &api, PROGRAMMED[0], PROGRAMMED[1], PROGRAMMED[2]).await?;
     refuses.refuse(None);
     apply(&client, policy("web", 61)).await?;
@@ -139,6 +140,7 @@ async fn a_change_for_many_agents_is_told_at_once_and_with_few_writes() -> Resul
     ensure!(mesh_replicas(&client).await?.len() == 2, "what the first told of {last} was deleted");
     let _last = Agent::connect(last, &b).await?;
     becomes(&client, &web, PROGRAMMED[0], PROGRAMMED[1], PROGRAMMED[2]).await?;
-    wait::until_true("what the first told to go", async || Ok(mesh_replicas(&client).await?.len() == 1)).await?;
+    wait::until_true("what the first told to go", async || Ok(mesh_replicas(&client).await?.len() == 1))
+        .await?;
     b.stop().await
 }

@@ -25,7 +25,11 @@ use slotmesh_serve::{Config, Holds};
 use slotmesh_xds::{
     AgentReport, Rejection, ResourceType, SlotCounts, give_source_back, source_of, status_from_rejections,
 };
-use tokio::{net::TcpListener, sync::{mpsc, watch}, task::JoinHandle};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 

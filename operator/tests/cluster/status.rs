@@ -32,8 +32,9 @@ pub fn mesh_node(name: &str) -> Value {
 
 /// All MeshReplicas.
 pub async fn mesh_replicas(client: &Client) -> Result<Vec<Value>> {
-    let all = kube::Api::<own::MeshReplica>::all(client.clone()).list(&kube::api::ListParams::default());
-    all.await?.items.into_iter().map(|replica| Ok(serde_json::to_value(replica)?)).collect()
+    let api = kube::Api::<own::MeshReplica>::all(client.clone());
+    let all = api.list(&kube::api::ListParams::default()).await?;
+    all.items.into_iter().map(|replica| Ok(serde_json::to_value(replica)?)).collect()
 }
 
 pub fn policy(name: &str, max: u32) -> Value {
@@ -90,7 +91,12 @@ pub async fn becomes(client: &Client, object: &Value, ty: &str, status: &str, re
 
 /// Waits until an object's condition (type, status, reason) has this in its message, for its newest
 /// generation.
-pub async fn says(client: &Client, object: &Value, [ty, status, reason]: [&str; 3], part: &str) -> Result<()> {
+pub async fn says(
+    client: &Client,
+    object: &Value,
+    [ty, status, reason]: [&str; 3],
+    part: &str,
+) -> Result<()> {
     let mut last = Value::Null;
     let waited = wait::until_true(
         &format!("{ty}={status} ({reason}: {part}) of {}", object["metadata"]["name"]),

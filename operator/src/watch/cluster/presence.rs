@@ -9,11 +9,14 @@ use futures::StreamExt as _;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::{Api, Client, core::PartialObjectMeta};
 use kube_runtime::{WatchStreamExt as _, watcher};
-use tokio::{sync::watch, task::JoinSet};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
 use tracing::{debug, warn};
 
-use super::{AGAIN, Chain, Place};
-use crate::retry::Retry;
+use super::{AGAIN, Chain, Place, reports, unenforced::Unenforced};
+use crate::{retry::Retry, watch::Update};
 
 /// How often to look where CustomResourceDefinitions can't be watched.
 const LOOK: Duration = Duration::from_secs(30);
@@ -42,13 +45,23 @@ pub(super) struct Presence(watch::Receiver<Seen>);
 
 impl Presence {
     /// Watches the definitions on a task of `tasks`.
-    pub(super) fn watch(client: Client, tasks: &mut JoinSet<()>) -> Self {
+    ///
+    /// Tells `updates` which kinds there are that nobody enforces.
+    pub(super) fn watch(client: Client, updates: mpsc::Sender<Update>, tasks: &mut JoinSet<()>) -> Self {
         let (sender, receiver) = watch::channel(Seen { changes: 0, watched: false });
         tasks.spawn(async move {
             let definitions: Api<PartialObjectMeta<CustomResourceDefinition>> = Api::all(client);
             let events = watcher(definitions, watcher::Config::default());
             let mut events = std::pin::pin!(events.backoff(Retry::default()));
+            let mut unenforced = Unenforced::default();
             while let Some(event) = events.next().await {
+                if let Ok(event) = &event {
+                    let (appeared, gone) = unenforced.observe(event);
+                    let tells = !appeared.is_empty() || !gone.is_empty();
+                    if tells && updates.send(reports((appeared, gone))).await.is_err() {
+                        return;
+                    }
+                }
                 let watched = match &event {
                     Ok(_) => true,
                     Err(error) => {

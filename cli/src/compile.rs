@@ -1,0 +1,58 @@
+//! The flags that say what the installation decides about objects, in a cluster as in a directory.
+
+use clap::Args;
+use slotmesh_operator::{Cidr, CompileOptions};
+
+/// The heading of these flags.
+const OBJECTS: &str = "Objects";
+
+/// What the installation decides, beside the objects.
+#[derive(Debug, Args)]
+pub struct CompileFlags {
+    /// The namespace whose DestinationRules are for Services of all namespaces that have none of their own
+    #[arg(long, env = "SLOTMESH_ROOT_NAMESPACE", default_value = "istio-system", value_name = "NAMESPACE",
+        help_heading = OBJECTS)]
+    root_namespace: String,
+
+    /// Ranges that no ServiceEntry can have an address of, such as the cluster's ranges of Services and Pods.
+    /// Addresses of Services, Pods and Nodes, loopback and link-local ones are kept for these anyway
+    #[arg(long, env = "SLOTMESH_RESERVED_ADDRESSES", value_delimiter = ',', value_name = "CIDR",
+        help_heading = OBJECTS)]
+    reserved_addresses: Vec<Cidr>,
+
+    /// Ranges that ServiceEntries can have addresses of, whoever else's they are
+    #[arg(long, env = "SLOTMESH_ALLOWED_ADDRESSES", value_delimiter = ',', value_name = "CIDR",
+        help_heading = OBJECTS)]
+    allowed_addresses: Vec<Cidr>,
+
+    /// The most endpoints that one ServiceEntry may name, counted once for each of its hosts and ports
+    #[arg(long, env = "SLOTMESH_MAX_ENTRY_ENDPOINTS", default_value_t = 10_000, value_name = "COUNT",
+        value_parser = clap::value_parser!(u32).range(1..=10_000_000), help_heading = OBJECTS)]
+    max_entry_endpoints: u32,
+
+    /// The most endpoints that the ServiceEntries of a namespace may name together; the oldest go before
+    #[arg(long, env = "SLOTMESH_MAX_NAMESPACE_ENDPOINTS", default_value_t = 100_000, value_name = "COUNT",
+        value_parser = clap::value_parser!(u32).range(1..=100_000_000), help_heading = OBJECTS)]
+    max_namespace_endpoints: u32,
+}
+
+impl CompileFlags {
+    /// The options that these flags stand for.
+    pub fn options(self) -> CompileOptions {
+        let Self {
+            root_namespace,
+            reserved_addresses,
+            allowed_addresses,
+            max_entry_endpoints,
+            max_namespace_endpoints,
+        } = self;
+        let count = |count: u32| usize::try_from(count).unwrap_or(usize::MAX);
+        CompileOptions {
+            root_namespace: root_namespace.into(),
+            reserved_addresses,
+            allowed_addresses,
+            max_entry_endpoints: count(max_entry_endpoints),
+            max_namespace_endpoints: count(max_namespace_endpoints),
+        }
+    }
+}
