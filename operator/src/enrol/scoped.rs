@@ -1,4 +1,4 @@
-//! What each node is served, and what it is due.
+//! The store of a cluster: each node is served what is meant for it.
 
 use std::{
     collections::{HashMap, HashSet},

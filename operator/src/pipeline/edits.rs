@@ -1,4 +1,4 @@
-//! What is logged: edits of manifests that are in force, and reports as they come and go.
+//! The log: edits of manifests that are in force, and reports as they come and go.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 

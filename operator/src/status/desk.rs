@@ -99,12 +99,12 @@ impl Desk {
         Self { replica: replica.to_owned(), seats: HashMap::new(), left: HashMap::new(), moved: false }
     }
 
-    /// Whether something else is to be told of what agents have acknowledged than at the last call.
+    /// True where something else is to be told of what agents have acknowledged than at the last call.
     pub(crate) fn take_moved(&mut self) -> bool {
         std::mem::take(&mut self.moved)
     }
 
-    /// What the agents have acknowledged whose nodes this replica has.
+    /// Acknowledgements of the agents whose nodes this replica has.
     pub(crate) fn acknowledged(&self) -> impl Iterator<Item = (&NodeName, Acknowledged)> {
         let left = self.left.iter().map(|(node, told)| (node, told.clone()));
         self.seats.iter().filter_map(|(node, seat)| Some((node, seat.acknowledged()?))).chain(left)
@@ -268,7 +268,7 @@ impl Seat {
         Self { stream: status.stream, status, records, settings, synced, ended, claim }
     }
 
-    /// What is told of what the agent has acknowledged, where the node is this replica's.
+    /// Acknowledgements of the agent, where the node is this replica's.
     fn acknowledged(&self) -> Option<Acknowledged> {
         let Claim::Claimed(Session(session)) = self.claim else { return None };
         let (records, settings) = (Some(Arc::clone(&self.records)), self.settings);

@@ -1,4 +1,4 @@
-//! What the agents of one replica have acknowledged, as its MeshReplica tells it.
+//! Acknowledgements of the agents of one replica, as its MeshReplica tells them.
 //!
 //! Most agents have acknowledged the same, so the nodes stand in groups: the largest with a sketch of what it has
 //! acknowledged, the others with what they differ in from it, or a sketch of their own where that is much.
@@ -21,7 +21,7 @@ const LISTED: usize = 16;
 /// is bounded whatever agents refuse.
 const SKETCHES: usize = 64;
 
-/// What an agent has acknowledged.
+/// Acknowledgements of one agent.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Acknowledged {
     /// The session in which the replica has the node.
@@ -96,7 +96,7 @@ fn texts(mut prints: Vec<Fingerprint>) -> Vec<String> {
     prints.iter().map(Fingerprint::to_string).collect()
 }
 
-/// What a status tells of its nodes.
+/// Reads the acknowledgements that a status tells, by node.
 pub(super) fn read(status: &MeshReplicaStatus) -> HashMap<NodeName, Acknowledged> {
     let base = status.groups.first().and_then(|group| group.acknowledged.as_deref()?.parse().ok());
     let syncing: HashSet<&str> = status.syncing.iter().map(String::as_str).collect();
@@ -112,7 +112,7 @@ pub(super) fn read(status: &MeshReplicaStatus) -> HashMap<NodeName, Acknowledged
     all
 }
 
-/// What a group has acknowledged; `base` is what the first one has, of another than that.
+/// Acknowledgements of a group; `base` is what the first one has, of another than that.
 fn sketch(group: &AgentGroup, base: Option<&Sketch>) -> Option<Sketch> {
     if let Some(text) = &group.acknowledged {
         return text.parse().ok();

@@ -1,4 +1,4 @@
-//! What all replicas tell of their agents, and the MeshReplica of this one.
+//! Acknowledgements that all replicas tell of, and the MeshReplica of this one.
 //!
 //! Invariants:
 //! - Each process writes an object of its own and no other, so what a process that is gone told last stays as it
@@ -24,7 +24,7 @@ struct Known {
     nodes: HashMap<NodeName, Acknowledged>,
 }
 
-/// What all MeshReplicas tell.
+/// Acknowledgements that all MeshReplicas tell of.
 #[derive(Debug, Default)]
 pub(super) struct Replicas(BTreeMap<String, Known>);
 
@@ -52,7 +52,7 @@ impl Replicas {
         self.0.get(name).map(|known| known.version.as_deref())
     }
 
-    /// Whether a MeshReplica tells just this; one that isn't there tells nothing.
+    /// True where a MeshReplica tells just this; one that isn't there tells nothing.
     pub(super) fn tells(&self, name: &str, nodes: &HashMap<NodeName, Acknowledged>) -> bool {
         self.0.get(name).map_or(nodes.is_empty(), |known| known.nodes == *nodes)
     }
@@ -69,7 +69,7 @@ impl Replicas {
         self.0.keys()
     }
 
-    /// What is told of a node.
+    /// Acknowledgements of a node, as its latest replica tells them.
     pub(super) fn of(&self, node: &NodeName) -> Option<&Acknowledged> {
         self.0.values().filter_map(|known| known.nodes.get(node)).max_by_key(|one| one.session)
     }

@@ -369,7 +369,7 @@ fn update(kind: Kind, events: impl IntoIterator<Item = Event>) -> Update {
     Update { events, appeared: Vec::new(), disappeared: Vec::new(), seen: Instant::now(), reached: None }
 }
 
-/// What there is to say of the cluster itself as an update.
+/// Reports about the cluster itself as an update.
 fn reports((appeared, disappeared): (Vec<Report>, Vec<Report>)) -> Update {
     Update { events: Vec::new(), appeared, disappeared, seen: Instant::now(), reached: None }
 }
