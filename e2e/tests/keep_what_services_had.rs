@@ -295,3 +295,50 @@ fn external_addresses_lead_to_the_service_but_never_from_another_one() {
         mesh.stop()
     });
 }
+
+#[test]
+fn pods_that_are_not_ready_are_used_where_the_service_says_so_and_those_that_end_where_no_other_is() {
+    isolated(|| {
+        let ready = json!({});
+        let ending = json!({"conditions": {"ready": false, "serving": true, "terminating": true}});
+        let gone = json!({"conditions": {"ready": false, "serving": false, "terminating": true}});
+        let of = [(1, ready), (2, ending.clone()), (3, gone.clone())];
+        let mut mesh = mesh(&[], &objects(&json!({}), &of))?;
+        expect(&mesh, &[1])?;
+        change(&mesh, "endpoints", &objects(&json!({}), &[(2, ending), (3, gone)]))?;
+        expect(&mesh, &[2])?;
+        change(&mesh, "endpoints", &objects(&json!({}), &[]))?;
+        for vip in vips() {
+            ensure!(is_refused(&mesh.connect(vip, 20)?), "{vip}");
+        }
+        // Without slices of its own they are made of its pods, of which none is ready.
+        let unready = |pod: u16| {
+            json!({
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {"name": format!("web-{pod}"), "labels": {"app": "web"}},
+                "spec": {"containers": [{"name": "app", "ports": [{"name": "http", "containerPort": TARGET}]}]},
+                "status": {
+                    "phase": "Running",
+                    "podIP": v4(pod),
+                    "podIPs": [{"ip": v4(pod)}, {"ip": v6(pod)}],
+                    "conditions": [{"type": "Ready", "status": "False"}],
+                },
+            })
+        };
+        let by_name = |spec: Value| {
+            let mut web = web(&spec);
+            web["spec"]["selector"] = json!({"app": "web"});
+            web["spec"]["ports"] = json!([{"port": 80, "targetPort": "http"}]);
+            vec![web, unready(4), unready(5)]
+        };
+        mesh.manifests.write("web.yaml", &by_name(json!({})))?;
+        for vip in vips() {
+            ensure!(is_refused(&mesh.connect(vip, 20)?), "{vip}");
+        }
+        let all = by_name(json!({"publishNotReadyAddresses": true}));
+        change(&mesh, "endpoints", &all)?;
+        expect(&mesh, &[4, 5])?;
+        mesh.stop()
+    });
+}

@@ -13,13 +13,14 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
+use prost::Message as _;
 use slotmesh_ads::{Sink as _, Update};
 use slotmesh_agent::{Agent, MapSizes, Options, Workload, metrics::Metrics};
 use slotmesh_bench::{Samples, row, section, show, time, verdict};
 use slotmesh_kernel::Host;
 use slotmesh_slots::Config;
 use slotmesh_xds::{
-    Resource, ResourceType,
+    Resource, ResourceType, SessionAffinity,
     envoy::envoy::config::{
         cluster::v3::{self as cluster, cluster::ClusterDiscoveryType},
         core::v3::{self as core, address, socket_address::PortSpecifier},
@@ -36,6 +37,9 @@ use crate::pin_root;
 const ROUNDS: usize = 100;
 const BATCH: usize = 200;
 const VIP: &str = "10.96.0.10:80";
+/// The address of a service with session affinity, and how many endpoints that has.
+const STICKY_VIP: &str = "10.96.0.11:80";
+const STICKY_ENDPOINTS: usize = 1_000;
 /// Processes that hold sockets while memory is measured, and how many each: below the usual limit of
 /// descriptors.
 const HOLDERS: usize = 8;
@@ -95,14 +99,30 @@ pub fn assignment(name: &str, to: SocketAddr, count: usize, weight: u32) -> Reso
 
 /// One service with one endpoint.
 pub fn resources(vip: SocketAddr, to: SocketAddr) -> [Resource; 3] {
+    service("web", vip, assignment("web", to, 1, 1), None)
+}
+
+/// A service over a load assignment of its name, with session affinity or without.
+fn service(
+    name: &str,
+    vip: SocketAddr,
+    assignment: Resource,
+    affinity: Option<SessionAffinity>,
+) -> [Resource; 3] {
+    let metadata = affinity.map(|affinity| {
+        let any = Any { type_url: SessionAffinity::TYPE_URL.to_owned(), value: affinity.encode_to_vec() };
+        let entry = (SessionAffinity::KEY.to_owned(), any);
+        core::Metadata { typed_filter_metadata: [entry].into(), ..Default::default() }
+    });
     let cluster = cluster::Cluster {
-        name: "web".to_owned(),
+        name: name.to_owned(),
+        metadata,
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(cluster::cluster::DiscoveryType::Eds as i32)),
         lb_policy: cluster::cluster::LbPolicy::Random as i32,
         ..Default::default()
     };
     let proxy = TcpProxy {
-        cluster_specifier: Some(ClusterSpecifier::Cluster("web".to_owned())),
+        cluster_specifier: Some(ClusterSpecifier::Cluster(name.to_owned())),
         ..Default::default()
     };
     let filter = Any {
@@ -121,9 +141,9 @@ pub fn resources(vip: SocketAddr, to: SocketAddr) -> [Resource; 3] {
         ..Default::default()
     };
     [
-        Resource::encode(ResourceType::Cluster, "web", &cluster),
-        assignment("web", to, 1, 1),
-        Resource::encode(ResourceType::Listener, "web", &listener),
+        Resource::encode(ResourceType::Cluster, name, &cluster),
+        assignment,
+        Resource::encode(ResourceType::Listener, name, &listener),
     ]
 }
 
@@ -157,15 +177,25 @@ fn measure(agent: &Agent, cgroup: &Cgroup) -> anyhow::Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let to = listener.local_addr()?;
     let vip: SocketAddr = VIP.parse()?;
-    publish(agent, vip, to)?;
+    publish(agent, resources(vip, to))?;
+    let sticky_vip: SocketAddr = STICKY_VIP.parse()?;
+    let affinity = Some(SessionAffinity { seconds: 10_800 });
+    publish(agent, service("sticky", sticky_vip, assignment("sticky", to, STICKY_ENDPOINTS, 1), affinity))?;
     std::thread::spawn(move || listener.incoming().for_each(drop));
 
     let mut direct = Side::start(to)?;
     let mut mesh = Side::start(vip)?;
-    fs::write(cgroup.0.join("cgroup.procs"), mesh.child.id().to_string())?;
-    let (mut direct_times, mut mesh_times) = (Vec::new(), Vec::new());
+    let mut sticky = Side::start(sticky_vip)?;
+    for side in [&mesh, &sticky] {
+        fs::write(cgroup.0.join("cgroup.procs"), side.child.id().to_string())?;
+    }
+    let (mut direct_times, mut mesh_times, mut sticky_times) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..ROUNDS {
-        let sides = [(&mut direct, &mut direct_times), (&mut mesh, &mut mesh_times)];
+        let sides = [
+            (&mut direct, &mut direct_times),
+            (&mut mesh, &mut mesh_times),
+            (&mut sticky, &mut sticky_times),
+        ];
         // Who goes first alternates.
         let order: Box<dyn Iterator<Item = _>> =
             if round % 2 == 0 { Box::new(sides.into_iter()) } else { Box::new(sides.into_iter().rev()) };
@@ -175,16 +205,23 @@ fn measure(agent: &Agent, cgroup: &Cgroup) -> anyhow::Result<()> {
     }
     direct.end()?;
     mesh.end()?;
+    sticky.end()?;
     let (direct, mesh) = (Samples::new(direct_times), Samples::new(mesh_times));
+    let sticky = Samples::new(sticky_times).ratio(&direct);
     let ratio = mesh.ratio(&direct);
     row("connect() + close() direct, p50", &show(direct.p50()), "");
     row("connect() + close() through a VIP, p50", &show(mesh.p50()), "");
     row("through a VIP / direct", &format!("{ratio:.3}"), &verdict(ratio <= 1.12, "1.12"));
+    row(
+        &format!("to one of {STICKY_ENDPOINTS} endpoints by session affinity / direct"),
+        &format!("{sticky:.3}"),
+        &verdict(sticky <= 1.25, "1.25"),
+    );
 
     let open = bytes(vip, Some(cgroup))? - bytes(to, None)?;
     // Nobody listens there any more.
     let nobody = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-    publish(agent, vip, nobody)?;
+    publish(agent, resources(vip, nobody))?;
     let failed = bytes(vip, Some(cgroup))? - bytes(nobody, None)?;
     for (what, bytes) in
         [("of an open connection", open), ("of a failed connect, while its socket is kept", failed)]
@@ -195,9 +232,9 @@ fn measure(agent: &Agent, cgroup: &Cgroup) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn publish(agent: &Agent, vip: SocketAddr, to: SocketAddr) -> anyhow::Result<()> {
+fn publish(agent: &Agent, resources: [Resource; 3]) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
-    for resource in resources(vip, to) {
+    for resource in resources {
         let update = Update { ty: resource.ty, upserts: vec![resource], removed: Vec::new() };
         let refused = runtime.block_on(agent.handle().apply(update));
         ensure!(refused.is_empty(), "{refused:?}");
