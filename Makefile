@@ -36,6 +36,7 @@ stress: root ebpf control-plane ## Look for rare mistakes: 10^8 reads, 1,000 kil
 	SLOTMESH_FLOOD=10000 cargo test -p slotmesh-operator --locked --test flood -- --nocapture
 	SLOTMESH_TORN_READS=100000000 SLOTMESH_TORN_RUNS=10 \
 	  cargo test -p slotmesh-agent --locked --test torn_reads -- --nocapture
+	SLOTMESH_SEQUENCES=20 cargo test -p slotmesh-agent --locked --test kernel -- sequences::
 	cargo build -p slotmesh -p slotmesh-e2e --locked
 	SLOTMESH_STATUS_OBJECTS=5000 SLOTMESH_STATUS_NODES=1000 \
 	  cargo test -p slotmesh-operator --locked --test cluster -- --nocapture writes:: fleet::

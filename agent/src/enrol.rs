@@ -23,6 +23,7 @@ mod watcher;
 
 use std::{
     collections::{BTreeSet, HashMap},
+    fs::File,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -112,6 +113,8 @@ pub struct Enrolment<S> {
     state: Arc<Mutex<State>>,
     healed: Arc<Room>,
     watcher: Arc<Watcher>,
+    /// Held open for its lock.
+    _alone: Arc<File>,
 }
 
 /// How many pods are named and attached.
@@ -131,8 +134,9 @@ impl<S: Sink> Enrolment<S> {
     /// Enrols the pods below `root`, a cgroup v2 directory (where the host's hierarchy is mounted).
     ///
     /// # Errors
-    /// Where the node's pods are in no cgroup v2 hierarchy.
+    /// Where the node's pods are in no cgroup v2 hierarchy, or another agent enrols them.
     pub fn new(inner: S, datapath: Arc<Datapath>, root: PathBuf) -> Result<Self, NoPods> {
+        let alone = Arc::new(cgroups::lock(&root)?);
         let mut tree = Tree::new(root);
         tree.check()?;
         let healed = Arc::<Room>::default();
@@ -140,7 +144,7 @@ impl<S: Sink> Enrolment<S> {
         let state = State { datapath, tree, pods, latest, healed: healed.clone() };
         let state = Arc::new(Mutex::new(state));
         let watcher = Arc::new(Watcher::start(state.clone())?);
-        Ok(Self { inner, state, healed, watcher })
+        Ok(Self { inner, state, healed, watcher, _alone: alone })
     }
 
     /// How many pods are named and attached.

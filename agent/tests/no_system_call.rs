@@ -1,5 +1,5 @@
-//! An update of what exists makes no bpf(2) call, also at the cap with a full quarantine: what the thread that
-//! writes does is traced.
+//! An update of what exists makes no bpf(2) call, also at the cap with a full quarantine, and while clusters that are
+//! gone have connections: what the thread that writes does is traced.
 //!
 //! A binary of its own, so that there is one thread of that name. Growth and grace periods run on
 //! other threads, where such calls belong. Needs root, BPF and strace; fails with the reason where they
@@ -8,6 +8,9 @@
 #[path = "kernel/bench.rs"]
 #[expect(dead_code, reason = "shared with the tests in kernel/")]
 mod bench;
+#[path = "kernel/cgroup.rs"]
+#[expect(dead_code, reason = "shared with the tests in kernel/")]
+mod cgroup;
 #[path = "kernel/config.rs"]
 #[expect(dead_code, reason = "shared with the tests in kernel/")]
 mod config;
@@ -15,11 +18,12 @@ mod config;
 use std::{
     fs,
     io::{BufRead as _, BufReader},
-    net::SocketAddr,
+    net::{SocketAddr, TcpListener, TcpStream},
     process::{Command, Stdio},
 };
 
 use bench::Bench;
+use cgroup::Cgroup;
 use config::{cluster, endpoints, route, tcp_listener};
 use slotmesh_slots::Config;
 use slotmesh_xds::ResourceType::{Cluster, Endpoints, Listener, Route};
@@ -66,6 +70,38 @@ fn calls_during(work: impl FnOnce()) -> Vec<String> {
 fn an_update_of_what_exists_makes_no_bpf_call() {
     with_room();
     at_the_cap();
+    with_departed_clusters();
+}
+
+/// Clusters that are gone count until their connections are.
+fn with_departed_clusters() {
+    let pod = Cgroup::new();
+    let bench = Bench::new(Config { initial: 8, ..Config::default() });
+    bench.agent().datapath().attach(&[pod.workload("pod")]).expect("it can be attached");
+    let server = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let to = [(server.local_addr().expect("it has one"), 1)];
+    let connect_and_remove = |i: u8| -> TcpStream {
+        let (name, vip) = (format!("gone{i}"), SocketAddr::from(([198, 18, 15, i], 80)));
+        assert_eq!(bench.upsert(Cluster, vec![cluster(&name)]), []);
+        assert_eq!(bench.upsert(Endpoints, vec![endpoints(&name, &to)]), []);
+        assert_eq!(bench.upsert(Listener, vec![tcp_listener(&name, &[vip], &[(name.clone(), 1)])]), []);
+        let held = pod.connect(vip).expect("it is routed");
+        for ty in [Listener, Cluster, Endpoints] {
+            bench.remove(ty, &[&name]);
+        }
+        held
+    };
+    let held: Vec<TcpStream> = (0..32).map(connect_and_remove).collect();
+    let update = |n: u16| {
+        let to: SocketAddr = ([10, 0, 1, n as u8], 80).into();
+        assert_eq!(bench.upsert(Cluster, vec![cluster("web"), cluster("other")]), []);
+        assert_eq!(bench.upsert(Endpoints, vec![endpoints("web", &[(to, 1)])]), []);
+        bench.remove(Cluster, &["other"]);
+    };
+    update(0);
+    let calls = calls_during(|| (1..=50).for_each(update));
+    assert_eq!(calls, Vec::<String>::new(), "200 updates beside 32 clusters that are gone");
+    drop(held);
 }
 
 /// All slabs are in use, and what is updated waits for the grace periods of what it replaces; what is new is

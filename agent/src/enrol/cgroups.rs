@@ -11,7 +11,7 @@
 //! pods themselves make is never: it may look like anything.
 
 use std::{
-    fs,
+    fs::{self, File, TryLockError},
     path::{Path, PathBuf},
 };
 
@@ -43,12 +43,33 @@ pub enum NoPods {
         #[source]
         source: std::io::Error,
     },
+    /// Another agent enrols the same pods.
+    #[error(
+        "another slotmesh agent enrols the pods below {root}, perhaps with another pin root or on another BPF file system; \
+         both would decide about each connection: stop it first"
+    )]
+    Taken {
+        /// The cgroups' root, which the other one has locked.
+        root: PathBuf,
+    },
     /// inotify refuses.
     #[error("cgroups can't be watched: {0}; raise fs.inotify.max_user_instances and max_user_watches")]
     Unwatchable(#[source] notify::Error),
     /// There is no thread to watch them.
     #[error("the thread that watches cgroups can't be started: {0}")]
     Thread(#[source] std::io::Error),
+}
+
+/// Locks the root of the cgroups: whoever enrols its pods is alone, wherever it has its pins. Released by the kernel
+/// when the process ends.
+pub(super) fn lock(root: &Path) -> Result<File, NoPods> {
+    let error = |source| NoPods::Root { root: root.to_owned(), source };
+    let dir = File::open(root).map_err(error)?;
+    match dir.try_lock() {
+        Ok(()) => Ok(dir),
+        Err(TryLockError::WouldBlock) => Err(NoPods::Taken { root: root.to_owned() }),
+        Err(TryLockError::Error(source)) => Err(error(source)),
+    }
 }
 
 /// A pod's uid: what its cgroup is named after.

@@ -2,8 +2,10 @@
 
 use std::{
     fs,
+    io::{Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
     os::fd::AsFd as _,
+    process::{Command, Stdio},
     sync::Barrier,
     time::Duration,
 };
@@ -17,11 +19,12 @@ use slotmesh_xds::{
 use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::{
+    Bench,
     cgroup::Cgroup,
     choice::eds,
     config::{cluster, endpoints, tcp_listener},
     foreign::Foreign,
-    running::{active, is_refused, publish, until},
+    running::{active, counts_of, is_refused, publish, until},
     start::{bench, start},
 };
 
@@ -29,6 +32,11 @@ pub(crate) fn server() -> (TcpListener, SocketAddr) {
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
     let at = server.local_addr().unwrap();
     (server, at)
+}
+
+/// Connections of `web` that have counted since its counts were made.
+fn ever_opened(bench: &Bench) -> u64 {
+    counts_of(bench, "web").map_or(0, |counts| counts.opened)
 }
 
 /// An address at which nobody listens.
@@ -243,6 +251,58 @@ fn what_has_never_been_in_force_passes() {
     assert_eq!(ask(), Decision::Refuse, "an empty one");
 }
 
+/// As if an agent with another version of the state had been here, or a pin had been lost.
+fn leave_another_state(pins: &Pins, lost: bool) {
+    if lost {
+        return fs::remove_file(pins.state().join("identity")).unwrap();
+    }
+    for path in [pins.state(), pins.links(), pins.releases()] {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let other = path.with_file_name(name.rsplit_once('v').unwrap().0.to_owned() + "v0");
+        fs::rename(&path, other).unwrap();
+    }
+}
+
+/// A process of a workload connects all the time.
+#[test]
+fn no_connect_fails_while_the_version_of_the_state_changes() {
+    const LOAD: &str = r#"
+        echo $$ > "$CGROUP/cgroup.procs"
+        for ((made = 0; ; made++)); do
+            read -r -t 0.001 && break
+            (exec 3<>"/dev/tcp/$VIP/80") || { echo "failed after $made"; exit; }
+        done
+        echo "made $made""#;
+    let pod = Cgroup::new();
+    let workloads = [pod.workload("pod")];
+    let mut bench = bench(&workloads);
+    let (server, to) = server();
+    std::thread::spawn(move || server.incoming().for_each(drop));
+    let vip: SocketAddr = "198.18.10.13:80".parse().unwrap();
+    publish(&bench, vip, &[(to, 1)], None);
+    let mut load = Command::new("bash")
+        .args(["-c", LOAD])
+        .env("CGROUP", &pod.0)
+        .env("VIP", vip.ip().to_string())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("bash can be started");
+    let pins = Pins::new(&bench.options().pin_root);
+    for lost in [false, true, false, true] {
+        until("it to connect", || ever_opened(&bench) > 3);
+        bench.stop();
+        leave_another_state(&pins, lost);
+        bench.agent = Some(start(&bench, &workloads).unwrap());
+    }
+    until("it to connect", || ever_opened(&bench) > 3);
+    writeln!(load.stdin.take().unwrap()).unwrap();
+    let mut said = String::new();
+    load.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+    assert!(load.wait().unwrap().success() && said.starts_with("made "), "{said}");
+    until("the last one not to count", || active(&bench) == 0);
+}
+
 #[test]
 fn another_version_of_the_state_and_a_lost_pin_break_no_start() {
     let pod = Cgroup::new();
@@ -252,19 +312,9 @@ fn another_version_of_the_state_and_a_lost_pin_break_no_start() {
     let vip: SocketAddr = "198.18.10.9:80".parse().unwrap();
     publish(&bench, vip, &[(to, 1)], Some(5));
     let pins = Pins::new(&bench.options().pin_root);
-    let of_another = |path: std::path::PathBuf| {
-        let name = path.file_name().unwrap().to_str().unwrap();
-        path.with_file_name(name.rsplit_once('v').unwrap().0.to_owned() + "v0")
-    };
     for lost in [false, true, false, true] {
         bench.stop();
-        if lost {
-            fs::remove_file(pins.state().join("identity")).unwrap();
-        } else {
-            for path in [pins.state(), pins.links(), pins.releases()] {
-                fs::rename(&path, of_another(path.clone())).unwrap();
-            }
-        }
+        leave_another_state(&pins, lost);
         // Whoever was attached still routes.
         assert_eq!(pod.connect(vip).unwrap().peer_addr().unwrap(), vip);
         bench.agent = Some(start(&bench, &workloads).unwrap());

@@ -252,6 +252,23 @@ fn pods_of_a_kubelet_with_a_cgroup_root_of_its_own_are_found() {
     node.until_attached("b", &later);
 }
 
+/// Its pins may be elsewhere, also on another BPF file system.
+#[test]
+fn two_agents_never_enrol_the_same_pods() {
+    let mut node = Node::new();
+    let other = Node::new();
+    let root = node.cgroups[0].0.clone();
+    let enrol = || {
+        let agent = other.bench.agent();
+        Enrolment::new(agent.handle(), agent.datapath().clone(), root.clone())
+    };
+    let error = enrol().map(drop).unwrap_err().to_string();
+    assert!(error.contains("another slotmesh agent enrols the pods below"), "{error}");
+    node.stop();
+    drop(enrol().unwrap());
+    node.start();
+}
+
 /// docker or kind in a pod: its addresses are its own, whatever the node has at the same ones.
 #[test]
 fn what_connects_in_a_network_namespace_within_a_pod_is_left_alone() {

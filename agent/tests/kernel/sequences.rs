@@ -106,7 +106,7 @@ struct World {
 
 #[test]
 fn counts_are_the_open_connections_after_any_sequence() {
-    let seeds = std::env::var("SLOTMESH_SEQUENCES").map_or(2, |seeds| seeds.parse().expect("a number"));
+    let seeds = std::env::var("SLOTMESH_SEQUENCES").map_or(1, |seeds| seeds.parse().expect("a number"));
     for seed in 0..seeds {
         let pod = Cgroup::new();
         let workloads = [pod.workload("pod")];

@@ -91,6 +91,37 @@ fn a_refused_take_over_leaves_what_was_there() {
     bench.agent = Some(start(&bench, &workloads).unwrap());
 }
 
+/// What decides goes first, of all workloads: else a connect in between would be redirected, and counted down by nobody.
+#[test]
+fn what_counts_down_is_removed_last() {
+    let pods: Vec<Cgroup> = (0..12).map(|_| Cgroup::new()).collect();
+    let workloads: Vec<Workload> =
+        pods.iter().enumerate().map(|(i, pod)| pod.workload(&format!("pod{i}"))).collect();
+    let mut bench = bench(&workloads);
+    let pins = Pins::new(&bench.options().pin_root);
+    let agent = bench.agent.take().unwrap();
+    let connects: Vec<PathBuf> = workloads
+        .iter()
+        .flat_map(|one| {
+            [Hook::Connect4, Hook::Connect6].map(|hook| pins.links_of(one.id()).join(hook.as_str()))
+        })
+        .collect();
+    let releases = below(&pins.releases());
+    assert!(releases.len() == pods.len() && connects.iter().all(|path| path.exists()));
+    let mut looks = 0;
+    std::thread::scope(|scope| {
+        let removal = scope.spawn(|| agent.remove().unwrap());
+        while !removal.is_finished() || looks == 0 {
+            // In this order: what was gone before stays so.
+            let gone = releases.iter().any(|path| !path.exists());
+            let decides = connects.iter().any(|path| path.exists());
+            assert!(!(gone && decides), "a connect would be redirected and counted down by nobody");
+            looks += 1;
+        }
+    });
+    assert!(releases.iter().all(|path| !path.exists()));
+}
+
 #[test]
 fn another_record_layout_takes_over_when_it_is_complete() {
     let pod = Cgroup::new();

@@ -183,40 +183,23 @@ fn measure(agent: &Agent, cgroup: &Cgroup) -> anyhow::Result<()> {
     publish(agent, service("sticky", sticky_vip, assignment("sticky", to, STICKY_ENDPOINTS, 1), affinity))?;
     std::thread::spawn(move || listener.incoming().for_each(drop));
 
-    let mut direct = Side::start(to)?;
-    let mut mesh = Side::start(vip)?;
-    let mut sticky = Side::start(sticky_vip)?;
-    for side in [&mesh, &sticky] {
-        fs::write(cgroup.0.join("cgroup.procs"), side.child.id().to_string())?;
+    for clients in [1, 2] {
+        let [direct, mesh, sticky] = compare(clients, [to, vip, sticky_vip], cgroup)?;
+        let (ratio, sticky) = (mesh.ratio(&direct), sticky.ratio(&direct));
+        let many = if clients == 1 { String::new() } else { format!(", {clients} clients at once") };
+        row(&format!("connect() + close() direct, p50{many}"), &show(direct.p50()), "");
+        row(&format!("connect() + close() through a VIP, p50{many}"), &show(mesh.p50()), "");
+        row(
+            &format!("through a VIP / direct{many}"),
+            &format!("{ratio:.3}"),
+            &verdict(ratio <= 1.12, "1.12"),
+        );
+        row(
+            &format!("to one of {STICKY_ENDPOINTS} endpoints by session affinity / direct{many}"),
+            &format!("{sticky:.3}"),
+            &verdict(sticky <= 1.25, "1.25"),
+        );
     }
-    let (mut direct_times, mut mesh_times, mut sticky_times) = (Vec::new(), Vec::new(), Vec::new());
-    for round in 0..ROUNDS {
-        let sides = [
-            (&mut direct, &mut direct_times),
-            (&mut mesh, &mut mesh_times),
-            (&mut sticky, &mut sticky_times),
-        ];
-        // Who goes first alternates.
-        let order: Box<dyn Iterator<Item = _>> =
-            if round % 2 == 0 { Box::new(sides.into_iter()) } else { Box::new(sides.into_iter().rev()) };
-        for (side, times) in order {
-            times.push(side.batch()?);
-        }
-    }
-    direct.end()?;
-    mesh.end()?;
-    sticky.end()?;
-    let (direct, mesh) = (Samples::new(direct_times), Samples::new(mesh_times));
-    let sticky = Samples::new(sticky_times).ratio(&direct);
-    let ratio = mesh.ratio(&direct);
-    row("connect() + close() direct, p50", &show(direct.p50()), "");
-    row("connect() + close() through a VIP, p50", &show(mesh.p50()), "");
-    row("through a VIP / direct", &format!("{ratio:.3}"), &verdict(ratio <= 1.12, "1.12"));
-    row(
-        &format!("to one of {STICKY_ENDPOINTS} endpoints by session affinity / direct"),
-        &format!("{sticky:.3}"),
-        &verdict(sticky <= 1.25, "1.25"),
-    );
 
     let open = bytes(vip, Some(cgroup))? - bytes(to, None)?;
     // Nobody listens there any more.
@@ -230,6 +213,32 @@ fn measure(agent: &Agent, cgroup: &Cgroup) -> anyhow::Result<()> {
         row(&format!("kernel memory {what}"), &figure, &verdict(bytes <= SOCKET_BYTES, "400 B"));
     }
     Ok(())
+}
+
+/// So many clients of each target at the same time: the medians of their rounds. The first target is reached directly.
+fn compare<const N: usize>(
+    clients: usize,
+    targets: [SocketAddr; N],
+    cgroup: &Cgroup,
+) -> anyhow::Result<[Samples; N]> {
+    let start = |at| (0..clients).map(|_| Side::start(at)).collect::<anyhow::Result<Vec<_>>>();
+    let mut sides = targets.into_iter().map(start).collect::<anyhow::Result<Vec<_>>>()?;
+    for side in sides.iter().skip(1).flatten() {
+        fs::write(cgroup.0.join("cgroup.procs"), side.child.id().to_string())?;
+    }
+    let mut times = [const { Vec::new() }; N];
+    for round in 0..ROUNDS {
+        for i in 0..N {
+            // Who goes first alternates.
+            let i = if round % 2 == 0 { i } else { N - 1 - i };
+            sides[i].iter_mut().try_for_each(Side::order)?;
+            for side in &mut sides[i] {
+                times[i].push(side.answer()?);
+            }
+        }
+    }
+    sides.into_iter().flatten().try_for_each(Side::end)?;
+    Ok(times.map(Samples::new))
 }
 
 fn publish(agent: &Agent, resources: [Resource; 3]) -> anyhow::Result<()> {
@@ -298,7 +307,15 @@ impl Side {
 
     /// The median of one batch.
     fn batch(&mut self) -> anyhow::Result<Duration> {
-        self.orders.write_all(b"go\n")?;
+        self.order()?;
+        self.answer()
+    }
+
+    fn order(&mut self) -> anyhow::Result<()> {
+        Ok(self.orders.write_all(b"go\n")?)
+    }
+
+    fn answer(&mut self) -> anyhow::Result<Duration> {
         let mut line = String::new();
         self.answers.read_line(&mut line)?;
         Ok(Duration::from_nanos(line.trim().parse().with_context(|| format!("the client said {line:?}"))?))
