@@ -250,6 +250,13 @@ pub fn dual_stack(cluster: &mut Cluster) -> Story<'_> {
             })
             .await?;
         }
+        // By the API server, as its user.
+        for (path, answer) in
+            [("namespaces/default/pods/both:8080/proxy/", "both\n"), ("nodes/b/proxy/healthz", "ok")]
+        {
+            let said = cluster.kubectl(&["get", "--raw", &format!("/api/v1/{path}")])?;
+            ensure!(said == answer, "{path}: {said:?}");
+        }
         // Nobody has that: said at once, as in the other family.
         let out = crate::sh(cluster, &asker, "busybox nc -w 5 2001:db8::1 80 </dev/null").await;
         ensure!(out.is_err(), "a pod reached something outside");
