@@ -7,7 +7,7 @@ XTASK_BUILT := $(or $(CARGO_TARGET_DIR),target)/debug/xtask
 .DEFAULT_GOAL := help
 # The steps share cargo's target folder and wait for each other anyway.
 .NOTPARALLEL:
-.PHONY: help setup ebpf control-plane build test e2e k8s-conformance fuzz stress kernels demo bench bench-cluster images fmt lint deny clean root
+.PHONY: help setup ebpf control-plane build test e2e k8s-conformance conformance fuzz stress kernels demo bench bench-cluster images fmt lint deny clean root
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,12 @@ k8s-conformance: root ebpf control-plane ## Run Kubernetes' own tests of Service
 	cargo build -p slotmesh -p slotmesh-cluster -p slotmesh-e2e --locked
 	SLOTMESH_KUBERNETES_TESTS=without cargo test -p slotmesh-e2e --locked --test pass_kubernetes_tests
 	SLOTMESH_KUBERNETES_TESTS=all cargo test -p slotmesh-e2e --locked --test pass_kubernetes_tests
+
+conformance: root ebpf control-plane ## Run Gateway API's conformance tests of a mesh, and write their report anew (root)
+	@$(XTASK) gateway-conformance
+	cargo build -p slotmesh -p slotmesh-cluster -p slotmesh-e2e --locked
+	SLOTMESH_CONFORMANCE_REPORT=$(CURDIR)/docs/conformance/gateway-api.yaml \
+	  cargo test -p slotmesh-e2e --locked --test pass_gateway_api_tests
 
 kernels: ebpf ## Run the tests that need the kernel on Linux 6.1 and 6.12, in QEMU
 	@$(XTASK) kernels
