@@ -65,7 +65,7 @@ pub struct Config {
     pub probe_after: Duration,
     /// A stream that was in sync for this long was a success: the backoff starts again.
     pub stable_after: Duration,
-    /// Messages above this size are refused. slotmesh's server splits above 32 KiB, istiod sends anything.
+    /// Messages above this size are refused. slotmesh's server splits above 15 KiB, istiod sends anything.
     pub max_message: usize,
 }
 

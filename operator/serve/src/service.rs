@@ -45,7 +45,7 @@ const MAX_REQUEST: usize = 64 << 20;
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Responses are split above this size. Each stream keeps a buffer of its largest message for good
-    /// (tonic's encoder does), so many agents cost this many times over.
+    /// (tonic's encoder does, of the next power of two), so many agents cost this many times over.
     pub max_message: usize,
     /// After this time without acknowledgement the agent is reported in the log.
     pub ack_patience: Duration,
@@ -72,7 +72,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            max_message: 32 << 10,
+            max_message: 15 << 10,
             ack_patience: Duration::from_secs(30),
             keepalive: Duration::from_secs(30),
             drain: Duration::from_secs(5),
