@@ -407,14 +407,17 @@ impl Handle {
     pub async fn running(&self, most: usize) -> RunningNow {
         let Some(reader) = self.running.clone() else { return RunningNow::default() };
         let read = spawn_blocking(move || {
-            (reader.busiest(most), reader.endpoints(), reader.sockets(), reader.affinities())
+            let of_sockets = (reader.sockets(), reader.flows());
+            (reader.busiest(most), reader.endpoints(), of_sockets, reader.affinities())
         });
-        let Ok((busiest, endpoints, sockets, affinities)) = read.await else { return RunningNow::default() };
+        let Ok((busiest, endpoints, (sockets, flows), affinities)) = read.await else {
+            return RunningNow::default();
+        };
         let hashes = busiest.iter().map(|(hash, _)| *hash).collect();
         let names = self.ask(|reply| Command::ClusterNames(hashes, reply)).await.unwrap_or_default();
         let named = |(hash, state)| Some((names.get(&hash)?.clone(), state));
         let clusters = busiest.into_iter().filter_map(named).collect();
-        RunningNow { clusters, endpoints, sockets, affinities }
+        RunningNow { clusters, endpoints, sockets, affinities, flows }
     }
 
     /// Changes the settings of the slots while running: growth goes on as the new ones say.

@@ -18,11 +18,12 @@ use slotmesh_kernel::{
     cgroup_id, program_id, test_run,
 };
 use slotmesh_records::{
-    Answer, EndpointKey, Identity, LAYOUT_HASH, Question, Removal, SocketLimit, SocketShare, SocketState,
-    Verdict, VipKey,
+    Answer, EndpointKey, FlowTotals, Identity, LAYOUT_HASH, Question, Removal, SocketLimit, SocketShare,
+    SocketState, Verdict, VipKey,
     fields::{self, KernelFields},
     name_hash,
 };
+use slotmesh_xds::Transport;
 
 use crate::{
     pins::{Pins, remove_links},
@@ -267,6 +268,12 @@ impl Datapath {
             max_entries: SocketShare::ELEMENTS,
             flags: 0,
         };
+        const FLOWS: MapSpec = MapSpec {
+            name: "slotmesh_flows",
+            kind: MapKind::Array,
+            max_entries: FlowTotals::LANES,
+            flags: 0,
+        };
         const KEPT: MapSpec =
             MapSpec { name: "slotmesh_afftot", kind: MapKind::Array, max_entries: 1, flags: 0 };
         let MapSizes { addresses: _, clusters, endpoints, affinities } = sizes;
@@ -303,6 +310,8 @@ impl Datapath {
                 .map_err(bpf("open the number of session affinities"))?,
             totals: Map::open_or_create(&pins.totals(), &TOTALS, None)
                 .map_err(bpf("open the number of sockets"))?,
+            flows: Map::open_or_create(&pins.flow_totals(), &FLOWS, None)
+                .map_err(bpf("open the numbers of flows"))?,
         })
     }
 
@@ -336,6 +345,8 @@ impl Datapath {
                 .map_pin_path("OUTER", pins.records().join("outer"))
                 .map_pin_path("VIPS", pins.records().join("vips"))
                 .map_pin_path("SOCKETS", &sockets_path)
+                .map_pin_path("FLOWS", pins.flows())
+                .map_pin_path("FLOW_TOTALS", pins.flow_totals())
                 .map_pin_path("IDENTITY", &identity_path)
                 .map_pin_path("CLUSTERS", pins.clusters())
                 .map_pin_path("LANES", pins.lanes())
@@ -584,9 +595,14 @@ impl Datapath {
     ///
     /// # Errors
     /// Where the kernel refuses the test run.
-    pub fn ask(&self, to: SocketAddr, numbers: impl Into<Numbers>) -> Result<Decision, DatapathError> {
+    pub fn ask(
+        &self,
+        to: impl Into<AskedAddress>,
+        numbers: impl Into<Numbers>,
+    ) -> Result<Decision, DatapathError> {
         let Numbers { cluster, endpoint, other } = numbers.into();
-        let vip = crate::flatten::vip_key(to);
+        let AskedAddress { address, protocol } = to.into();
+        let vip = crate::flatten::vip_key(address, protocol);
         let question =
             Question { vip, cluster_random: cluster, endpoint_random: endpoint, other_random: other };
         let answer = self.run(&question)?;
@@ -606,6 +622,22 @@ impl Datapath {
         packet[ETHERNET..ANSWER].copy_from_slice(bytemuck::bytes_of(question));
         test_run(self.question.as_fd(), &mut packet).map_err(bpf("ask the question program"))?;
         Ok(bytemuck::pod_read_unaligned(&packet[ANSWER..]))
+    }
+}
+
+/// Address to which a connection, or a datagram, is meant to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AskedAddress {
+    /// The address.
+    pub address: SocketAddr,
+    /// Its protocol.
+    pub protocol: Transport,
+}
+
+impl From<SocketAddr> for AskedAddress {
+    /// In TCP.
+    fn from(address: SocketAddr) -> Self {
+        Self { address, protocol: Transport::Tcp }
     }
 }
 

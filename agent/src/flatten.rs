@@ -16,13 +16,15 @@
 #[cfg(feature = "next-layout")]
 mod next;
 
+use std::net::SocketAddr;
+
 use bytemuck::Zeroable as _;
 use slotmesh_records::{
     self as records, Chains, ClusterRange, EndpointChunk, EndpointIndex, HashChunk, HashTable, NO_LIMIT,
     Owned, RecordHeader, Ref, Text, Vip, VipChunk, VipKey, Within, balance,
 };
 use slotmesh_slots::{HandlePtr, Records, ResourceKind};
-use slotmesh_xds::ResourceType;
+use slotmesh_xds::{ResourceType, Transport};
 
 use crate::{
     alias::{Slot, alias_pair, alias_table, are_equal},
@@ -250,10 +252,11 @@ fn write_listener<D: Records>(
         }
         record.names = write_text(draft, &names)?;
     }
-    if let [vip] = *listener.vips.as_slice() {
-        return draft.write_root(&record, &[Vip { key: vip_key(vip) }], version);
+    let vip = |vip: &SocketAddr| Vip { key: vip_key(*vip, listener.protocol) };
+    if let [only] = listener.vips.as_slice() {
+        return draft.write_root(&record, &[vip(only)], version);
     }
-    let vips: Vec<Vip> = listener.vips.iter().map(|vip| Vip { key: vip_key(*vip) }).collect();
+    let vips: Vec<Vip> = listener.vips.iter().map(vip).collect();
     if vips.len() <= records::Listener::VIPS {
         return draft.write_root(&record, &vips, version);
     }
@@ -305,9 +308,13 @@ fn write_action<D: Records>(draft: &mut D, action: &Action<'_>) -> Result<record
     Ok(record)
 }
 
-/// The key of a TCP address in the VIP map.
-pub const fn vip_key(vip: std::net::SocketAddr) -> VipKey {
-    VipKey::new(vip.ip(), vip.port(), VipKey::TCP)
+/// The key of an address in the VIP map.
+pub const fn vip_key(vip: SocketAddr, protocol: Transport) -> VipKey {
+    let protocol = match protocol {
+        Transport::Tcp => VipKey::TCP,
+        Transport::Udp => VipKey::UDP,
+    };
+    VipKey::new(vip.ip(), vip.port(), protocol)
 }
 
 /// The clusters of all routes that a set holds, and which routes they are.

@@ -5,8 +5,8 @@
 //!   records-<layout hash>/            outer, vips, slabs/<index>     goes with a record layout
 //!   state-v<version>/                 sockets, identity, clusters,   outlives record layouts
 //!                                     lanes, endpoints, socket_totals,
-//!                                     socket_limit, affinities,
-//!                                     affinity_totals
+//!                                     socket_limit, flows, flow_totals,
+//!                                     affinities, affinity_totals
 //!   links-v<version>/<workload>/<hook>                               a workload's, of that state
 //!   releases-v<version>/<cgroup>                                     stays with the cgroup's sockets
 //! ```
@@ -100,6 +100,16 @@ impl Pins {
     /// How many sockets are recorded.
     pub fn totals(&self) -> PathBuf {
         self.state().join("socket_totals")
+    }
+
+    /// The flows of sockets of UDP.
+    pub fn flows(&self) -> PathBuf {
+        self.state().join("flows")
+    }
+
+    /// Their numbers.
+    pub fn flow_totals(&self) -> PathBuf {
+        self.state().join("flow_totals")
     }
 
     /// How many may be.

@@ -17,8 +17,8 @@ use std::{
 
 use slotmesh_kernel::{BpfError, Map, monotonic};
 use slotmesh_records::{
-    AffinityKey, AffinityState, AffinityTotals, ClusterState, EndpointKey, EndpointState, LaneKey, LaneState,
-    SocketShare, SocketTotals, name_hash,
+    AffinityKey, AffinityState, AffinityTotals, ClusterState, EndpointKey, EndpointState, FlowTotals,
+    LaneKey, LaneState, SocketShare, SocketTotals, name_hash,
 };
 
 use crate::datapath::{Datapath, DatapathError};
@@ -32,6 +32,8 @@ pub struct RunningNow {
     pub endpoints: usize,
     /// How many sockets are recorded, and what had no room.
     pub sockets: SocketTotals,
+    /// Numbers of flows of sockets of UDP.
+    pub flows: FlowTotals,
     /// Session affinities.
     pub affinities: Affinities,
 }
@@ -65,6 +67,7 @@ pub(crate) struct RunningMaps {
     pub totals: Map<u32, SocketShare>,
     pub affinities: Map<AffinityKey, AffinityState>,
     pub affinity_totals: Map<u32, AffinityTotals>,
+    pub flows: Map<u32, FlowTotals>,
 }
 
 impl RunningMaps {
@@ -115,6 +118,12 @@ impl RunningReader {
     /// How many sockets are recorded.
     pub fn sockets(&self) -> SocketTotals {
         SocketTotals::of(self.read(|maps| maps.totals.entries()))
+    }
+
+    /// Numbers of flows of sockets of UDP.
+    pub fn flows(&self) -> FlowTotals {
+        let lanes = self.read(|maps| maps.flows.entries());
+        lanes.into_iter().fold(FlowTotals::default(), |sum, (_, lane)| sum.plus(lane))
     }
 
     /// The session affinities. The totals are read first: what is made meanwhile isn't taken for given up.

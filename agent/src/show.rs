@@ -139,7 +139,7 @@ impl Records<'_> {
                 "to": self.action(&action)?,
             }))
         });
-        let vips: Vec<String> = vips(self.0, root)?.iter().map(|vip| vip.socket_addr().to_string()).collect();
+        let vips: Vec<String> = vips(self.0, root)?.iter().map(ToString::to_string).collect();
         Some(json!({ "addresses": vips, "chains": chains.collect::<Vec<_>>() }))
     }
 

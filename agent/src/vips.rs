@@ -97,7 +97,7 @@ impl Vips {
                 continue;
             }
             if let Err(error) = self.map.delete(key) {
-                tracing::error!(vip = %key.socket_addr(), %error, "can't take an address out of the VIP map");
+                tracing::error!(vip = %key, %error, "can't take an address out of the VIP map");
                 all = false;
                 continue;
             }

@@ -13,7 +13,6 @@ mod sources;
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
-    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -53,7 +52,7 @@ pub enum Refusal {
     #[error("address {vip} is already that of listener {owner}; remove it there first")]
     Taken {
         /// The address.
-        vip: SocketAddr,
+        vip: VipKey,
         /// The listener.
         owner: String,
     },
@@ -64,7 +63,7 @@ pub enum Refusal {
     )]
     Vip {
         /// The address.
-        vip: SocketAddr,
+        vip: VipKey,
         /// How many it holds.
         entered: usize,
         /// How many the listener wants beside those that it has.
@@ -82,7 +81,7 @@ impl Refusal {
             Self::Full(Full::TooLarge { .. }) | Self::Invalid(_) => None,
             Self::Full(Full::Cap { class, needed, .. }) => Some(Lack::Slots(class, needed)),
             Self::Full(Full::Growth { .. }) => Some(Lack::Memory),
-            Self::Taken { vip, .. } => Some(Lack::Address(vip_key(vip))),
+            Self::Taken { vip, .. } => Some(Lack::Address(vip)),
             Self::Vip { entered, wanted, .. } => Some(Lack::Places { held: entered, wanted }),
         }
     }
@@ -90,7 +89,7 @@ impl Refusal {
 
 impl From<NotEntered> for Refusal {
     fn from(NotEntered { vip, entered, wanted, source }: NotEntered) -> Self {
-        Self::Vip { vip: vip.socket_addr(), entered, wanted, source }
+        Self::Vip { vip, entered, wanted, source }
     }
 }
 
@@ -396,12 +395,13 @@ impl Writer {
             }
             return Ok(());
         };
-        let wanted: BTreeSet<VipKey> = listener.vips.iter().map(|&vip| vip_key(vip)).collect();
+        let wanted: BTreeSet<VipKey> =
+            listener.vips.iter().map(|&vip| vip_key(vip, listener.protocol)).collect();
         let known = self.engine.find(kind(ResourceType::Listener), name);
         for key in &wanted {
             if let Some(owner) = self.vips.owner(key).filter(|&owner| Some(owner) != known) {
                 let owner = self.engine.name(owner).unwrap_or("that is being removed").to_owned();
-                return Err(Refusal::Taken { vip: key.socket_addr(), owner });
+                return Err(Refusal::Taken { vip: *key, owner });
             }
         }
         if let Some(handle) = known.filter(|&handle| !self.engine.current(handle).is_null()) {

@@ -24,6 +24,18 @@ pub struct ClientSpec {
     threads: usize,
     gap: u64,
     limit: u64,
+    udp: Option<Ask>,
+}
+
+/// How a client asks by UDP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Ask {
+    /// A socket for each question, which names the destination with the datagram.
+    Each,
+    /// One socket for all questions of a thread, whatever their destinations.
+    All,
+    /// A connected socket for each question.
+    Connected,
 }
 
 /// Seconds after which a client ends, where nothing else is said.
@@ -32,13 +44,20 @@ const LIMIT: u64 = 60;
 impl ClientSpec {
     /// Connects to `to`; an IPv4-mapped address by an IPv6 socket.
     pub fn to(to: SocketAddr) -> Self {
-        Self { to: vec![to], count: 1, least: 0, threads: 1, gap: 0, limit: LIMIT }
+        Self { to: vec![to], count: 1, least: 0, threads: 1, gap: 0, limit: LIMIT, udp: None }
     }
 
     /// Connects there as well, in turn.
     #[must_use]
     pub fn and(mut self, to: SocketAddr) -> Self {
         self.to.push(to);
+        self
+    }
+
+    /// Asks by UDP instead.
+    #[must_use]
+    pub fn udp(mut self, ask: Ask) -> Self {
+        self.udp = Some(ask);
         self
     }
 
@@ -85,7 +104,15 @@ impl ClientSpec {
     pub fn load(to: &[SocketAddr]) -> Self {
         const GAP: u64 = 100;
         assert!(!to.is_empty(), "a load goes somewhere");
-        Self { to: to.to_vec(), count: u64::MAX, least: LEAST as u64, threads: 2, gap: GAP, limit: LIMIT }
+        Self {
+            to: to.to_vec(),
+            count: u64::MAX,
+            least: LEAST as u64,
+            threads: 2,
+            gap: GAP,
+            limit: LIMIT,
+            udp: None,
+        }
     }
 
     /// Starts a client process in this cgroup (or outside all) and lets it go.
@@ -112,7 +139,7 @@ impl ClientSpec {
 
     /// What the client program is told.
     pub fn arguments(&self) -> Vec<String> {
-        let Self { to, count, least, threads, gap, limit } = self;
+        let Self { to, count, least, threads, gap, limit, udp } = self;
         let mut all: Vec<String> = to.iter().map(ToString::to_string).collect();
         for (flag, value) in [
             ("--count", count),
@@ -122,6 +149,9 @@ impl ClientSpec {
             ("--limit", limit),
         ] {
             all.extend([flag.to_owned(), value.to_string()]);
+        }
+        if let Some(value) = udp.as_ref().and_then(clap::ValueEnum::to_possible_value) {
+            all.extend(["--udp".to_owned(), value.get_name().to_owned()]);
         }
         all
     }

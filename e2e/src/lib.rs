@@ -39,7 +39,7 @@ pub mod wait;
 
 pub use backend::Backends;
 pub use cgroup::Cgroup;
-pub use client::{Client, ClientSpec};
+pub use client::{Ask, Client, ClientSpec};
 pub use connect::{Connect, Log};
 pub use files::ManifestDir;
 pub use held::Held;

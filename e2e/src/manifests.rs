@@ -66,6 +66,13 @@ impl ServiceBuilder {
         self
     }
 
+    /// A UDP port with this name.
+    #[must_use]
+    pub fn udp_port(mut self, name: &str, port: u16) -> Self {
+        push(&mut self.0["spec"]["ports"], json!({"name": name, "port": port, "protocol": "UDP"}));
+        self
+    }
+
     /// A port with a name that leads to the pods' port of this name.
     #[must_use]
     pub fn named_port(mut self, name: &str, port: u16, target: &str) -> Self {
@@ -102,6 +109,13 @@ impl SliceBuilder {
     #[must_use]
     pub fn named_port(mut self, name: &str, port: u16) -> Self {
         push(&mut self.0["ports"], json!({"name": name, "port": port}));
+        self
+    }
+
+    /// The UDP port for the Service port with this name.
+    #[must_use]
+    pub fn udp_port(mut self, name: &str, port: u16) -> Self {
+        push(&mut self.0["ports"], json!({"name": name, "port": port, "protocol": "UDP"}));
         self
     }
 

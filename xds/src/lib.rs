@@ -12,6 +12,7 @@ mod resource;
 mod settings;
 mod sketch;
 mod source;
+mod transport;
 mod workload;
 
 pub use envoy_types::pb as envoy;
@@ -24,4 +25,5 @@ pub use resource::{Change, Resource, ResourceName, ResourceType, UnknownTypeUrl,
 pub use settings::{SlotGrowth, SlotSettings};
 pub use sketch::{Difference, Fingerprint, NotASketch, Sketch, TooDifferent};
 pub use source::{give_source_back, source_given_back};
+pub use transport::Transport;
 pub use workload::Workload;

@@ -20,6 +20,14 @@ pub enum Hook {
     GetPeerName4,
     /// getpeername(2) of an IPv6 socket.
     GetPeerName6,
+    /// A datagram of a socket to an IPv4 address that is given with it, IPv4-mapped ones included.
+    SendMsg4,
+    /// A datagram of a socket to an IPv6 address that is given with it.
+    SendMsg6,
+    /// A datagram that an IPv4 socket receives, where the application asks whence.
+    RecvMsg4,
+    /// A datagram that an IPv6 socket receives, where the application asks whence.
+    RecvMsg6,
     /// The last close(2) of a socket.
     SockRelease,
 }
@@ -31,7 +39,16 @@ impl Hook {
     ///
     /// [`SockRelease`](Self::SockRelease) isn't among them: it is a cgroup's, is attached before them, and
     /// stays as long as the cgroup has sockets.
-    pub const ALL: [Self; 4] = [Self::GetPeerName4, Self::GetPeerName6, Self::Connect4, Self::Connect6];
+    pub const ALL: [Self; 8] = [
+        Self::GetPeerName4,
+        Self::GetPeerName6,
+        Self::RecvMsg4,
+        Self::RecvMsg6,
+        Self::Connect4,
+        Self::Connect6,
+        Self::SendMsg4,
+        Self::SendMsg6,
+    ];
 
     /// The program's name in the object, and the link's name among the pins.
     pub const fn as_str(self) -> &'static str {
@@ -40,6 +57,10 @@ impl Hook {
             Self::Connect6 => "connect6",
             Self::GetPeerName4 => "getpeername4",
             Self::GetPeerName6 => "getpeername6",
+            Self::SendMsg4 => "sendmsg4",
+            Self::SendMsg6 => "sendmsg6",
+            Self::RecvMsg4 => "recvmsg4",
+            Self::RecvMsg6 => "recvmsg6",
             Self::SockRelease => "sock_release",
         }
     }
@@ -50,6 +71,10 @@ impl Hook {
             Self::Connect6 => bpf_attach_type::BPF_CGROUP_INET6_CONNECT as u32,
             Self::GetPeerName4 => bpf_attach_type::BPF_CGROUP_INET4_GETPEERNAME as u32,
             Self::GetPeerName6 => bpf_attach_type::BPF_CGROUP_INET6_GETPEERNAME as u32,
+            Self::SendMsg4 => bpf_attach_type::BPF_CGROUP_UDP4_SENDMSG as u32,
+            Self::SendMsg6 => bpf_attach_type::BPF_CGROUP_UDP6_SENDMSG as u32,
+            Self::RecvMsg4 => bpf_attach_type::BPF_CGROUP_UDP4_RECVMSG as u32,
+            Self::RecvMsg6 => bpf_attach_type::BPF_CGROUP_UDP6_RECVMSG as u32,
             Self::SockRelease => bpf_attach_type::BPF_CGROUP_INET_SOCK_RELEASE as u32,
         }
     }
@@ -140,8 +165,9 @@ mod tests {
 
     #[test]
     fn what_decides_is_attached_last() {
-        let decides: Vec<bool> =
-            Hook::ALL.iter().map(|hook| matches!(hook, Hook::Connect4 | Hook::Connect6)).collect();
-        assert_eq!(decides, [false, false, true, true]);
+        use Hook::{Connect4, Connect6, SendMsg4, SendMsg6};
+        let decides = |hook: &Hook| matches!(hook, Connect4 | Connect6 | SendMsg4 | SendMsg6);
+        let decides: Vec<bool> = Hook::ALL.iter().map(decides).collect();
+        assert_eq!(decides, [false, false, false, false, true, true, true, true]);
     }
 }

@@ -229,7 +229,8 @@ impl Endpoint {
         } = host;
         let within = at.field("endpoint");
         refuse_set!(within, "give each address an endpoint of its own": additional_addresses;);
-        let (ip, port) = socket_address(&within.field("address"), address.as_ref())?;
+        // A datagram to an endpoint is one, whatever its address says: the listener's protocol counts.
+        let (_, ip, port) = socket_address(&within.field("address"), address.as_ref())?;
         let weight = match load_balancing_weight {
             None => NonZeroU32::MIN,
             Some(weight) => NonZeroU32::new(weight.value)

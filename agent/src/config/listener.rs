@@ -1,20 +1,33 @@
 //! `envoy.config.listener.v3.Listener`
 
-use std::{borrow::Cow, collections::HashSet, net::SocketAddr, num::NonZeroU16};
+use std::{
+    borrow::Cow,
+    collections::HashSet,
+    net::SocketAddr,
+    num::{NonZeroU16, NonZeroU32},
+};
 
 use slotmesh_records::WideListener;
-use slotmesh_xds::envoy::{
+use slotmesh_xds::{
+    Transport,
     envoy::{
-        config::{
-            core::v3::Address,
-            listener::v3::{self as proto, filter::ConfigType},
+        envoy::{
+            config::{
+                core::v3::Address,
+                listener::v3::{self as proto, filter::ConfigType},
+            },
+            extensions::filters::{
+                network::{
+                    http_connection_manager::v3::{
+                        HttpConnectionManager, http_connection_manager::RouteSpecifier,
+                    },
+                    tcp_proxy::v3::TcpProxy,
+                },
+                udp::udp_proxy::v3::UdpProxyConfig,
+            },
         },
-        extensions::filters::network::{
-            http_connection_manager::v3::{HttpConnectionManager, http_connection_manager::RouteSpecifier},
-            tcp_proxy::v3::TcpProxy,
-        },
+        google::protobuf::{Any, UInt32Value},
     },
-    google::protobuf::UInt32Value,
 };
 
 use super::{
@@ -25,6 +38,8 @@ use super::{
 
 pub(super) const TCP_PROXY: &str =
     "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
+pub(super) const UDP_PROXY: &str =
+    "type.googleapis.com/envoy.extensions.filters.udp.udp_proxy.v3.UdpProxyConfig";
 pub(super) const HTTP_CONNECTION_MANAGER: &str =
     "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
 
@@ -37,7 +52,9 @@ const INSPECTORS: [&str; 2] = [
 /// Virtual addresses and where connections to them go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listener<'m> {
-    /// TCP addresses, ascending; at least one.
+    /// The protocol of all its addresses.
+    pub protocol: Transport,
+    /// Its addresses, ascending; at least one.
     pub vips: Vec<SocketAddr>,
     /// The filter chains: at least one; those that match a port in ascending order of it, then the one
     /// that matches all, or the default one.
@@ -121,49 +138,153 @@ impl<'m> Listener<'m> {
         refuse_set!(At::ROOT,
             "connections to its addresses are all that a listener gets": use_original_dst, transparent;
             "filter chains stand in filter_chains": fcds_config, filter_chain_matcher;
-            "only TCP listeners": udp_listener_config, api_listener, listener_specifier;
+            "only listeners on addresses": api_listener, listener_specifier;
         );
-        for (i, filter) in listener_filters.iter().enumerate() {
-            inspector(&At::ROOT.element("listener_filters", i), filter)?;
-        }
         let count = additional_addresses.len() + 1;
         if count > WideListener::VIPS {
             let what = format!("{count} addresses; at most {}", WideListener::VIPS);
             return Err(unsupported("additional_addresses", what));
         }
         let mut vips = Vec::with_capacity(count);
-        vips.push(vip(&At::ROOT.field("address"), address.as_ref())?);
+        let (protocol, first) = vip(&At::ROOT.field("address"), address.as_ref())?;
+        vips.push(first);
         for (i, additional) in additional_addresses.iter().enumerate() {
             let at = At::ROOT.element("additional_addresses", i);
-            vips.push(vip(&at.field("address"), additional.address.as_ref())?);
+            let at = at.field("address");
+            let (of, vip) = vip(&at, additional.address.as_ref())?;
+            if of != protocol {
+                let fault =
+                    format!("the first address is of {protocol}, and all of a listener are of one protocol");
+                return Err(invalid(at, fault));
+            }
+            vips.push(vip);
         }
         vips.sort_unstable();
         vips.dedup();
-        Ok(Self { vips, chains: chains(filter_chains, default_filter_chain.as_ref())? })
+        let mut of_filter = None;
+        match protocol {
+            Transport::Tcp => {
+                refuse_set!(At::ROOT, "only with addresses of UDP": udp_listener_config;);
+                for (i, filter) in listener_filters.iter().enumerate() {
+                    inspector(&At::ROOT.element("listener_filters", i), filter)?;
+                }
+            }
+            Transport::Udp => {
+                udp_config(udp_listener_config.as_ref())?;
+                of_filter = udp_filter(listener_filters)?;
+            }
+        }
+        let chains = chains(protocol, filter_chains, default_filter_chain.as_ref(), of_filter)?;
+        Ok(Self { protocol, vips, chains })
     }
 }
 
-fn vip(at: &At<'_>, address: Option<&Address>) -> Result<SocketAddr, Invalid> {
-    let (ip, port) = socket_address(at, address)?;
+/// What is said of the sockets of a proxy matters to nobody; QUIC isn't spoken.
+fn udp_config(config: Option<&proto::UdpListenerConfig>) -> Result<(), Invalid> {
+    let Some(proto::UdpListenerConfig {
+        downstream_socket_config: _,
+        quic_options,
+        udp_packet_packet_writer_config: _,
+    }) = config
+    else {
+        return Ok(());
+    };
+    refuse_set!(At::ROOT.field("udp_listener_config"), "datagrams are sent on as they are": quic_options;);
+    Ok(())
+}
+
+/// Where the UDP proxy among the listener filters leads, if there is one: a listener of UDP needs no filter chains.
+fn udp_filter(filters: &[proto::ListenerFilter]) -> Result<Option<Action<'static>>, Invalid> {
+    use proto::listener_filter::ConfigType;
+    let filter = match filters {
+        [] => return Ok(None),
+        [filter] => filter,
+        _ => {
+            let what = format!("{} filters; one, UDP proxy, is supported", filters.len());
+            return Err(unsupported("listener_filters", what));
+        }
+    };
+    let at = At::ROOT.element("listener_filters", 0);
+    match &filter.config_type {
+        Some(ConfigType::TypedConfig(any)) if any.type_url == UDP_PROXY => udp_proxy(&at, any).map(Some),
+        _ => Err(unsupported(at, format!("filter {:?}; only UDP proxy", filter.name))),
+    }
+}
+
+#[expect(deprecated, reason = "every field is decided on, whatever its age")]
+fn udp_proxy(at: &At<'_>, any: &Any) -> Result<Action<'static>, Invalid> {
+    use slotmesh_xds::envoy::envoy::extensions::filters::udp::udp_proxy::v3::udp_proxy_config::{
+        HashPolicy, RouteSpecifier, hash_policy::PolicySpecifier,
+    };
+    let UdpProxyConfig {
+        route_specifier,
+        hash_policies,
+        use_per_packet_load_balancing,
+        session_filters,
+        tunneling_config,
+        // Datagrams leave the workload with its own address anyway.
+        use_original_src_ip: _,
+        // Counting and logging.
+        stat_prefix: _,
+        access_log: _,
+        proxy_access_log: _,
+        access_log_options: _,
+        // Of the sockets of a proxy, and how long it keeps them.
+        idle_timeout: _,
+        upstream_socket_config: _,
+    } = decode_any(at, "UdpProxyConfig", any)?;
+    let (use_per_packet_load_balancing, session_filters) = (&use_per_packet_load_balancing, &session_filters);
+    let tunneling_config = &tunneling_config;
+    refuse_set!(at,
+        "a socket keeps its endpoint": use_per_packet_load_balancing;
+        "datagrams are sent on as they are": session_filters, tunneling_config;
+    );
+    let by_source = match hash_policies.as_slice() {
+        [] => false,
+        [HashPolicy { policy_specifier: Some(PolicySpecifier::SourceIp(of_source)) }] => *of_source,
+        _ => return Err(unsupported(at.field("hash_policies"), "only one, source_ip")),
+    };
+    let Some(RouteSpecifier::Cluster(cluster)) = route_specifier else {
+        return Err(unsupported(at.field("matcher"), "only cluster"));
+    };
+    reference(&at.field("cluster"), &cluster)?;
+    let cluster = Cow::Owned(cluster);
+    Ok(match by_source {
+        false => Action::Cluster(cluster),
+        // That the source is hashed stands with the clusters of a set.
+        true => Action::Clusters(vec![WeightedCluster { cluster, weight: NonZeroU32::MIN, by_source }]),
+    })
+}
+
+fn vip(at: &At<'_>, address: Option<&Address>) -> Result<(Transport, SocketAddr), Invalid> {
+    let (protocol, ip, port) = socket_address(at, address)?;
     if ip.is_unspecified() {
         return Err(unsupported(at, "a listener on all addresses; name the virtual addresses"));
     }
-    Ok(SocketAddr::new(ip.to_canonical(), port.get()))
+    Ok((protocol, SocketAddr::new(ip.to_canonical(), port.get())))
 }
 
 /// In the order of [`Listener::chains`].
+///
+/// `of_filter` is where a listener filter leads what no chain matches.
 fn chains<'m>(
+    protocol: Transport,
     chains: &'m [proto::FilterChain],
     default: Option<&'m proto::FilterChain>,
+    of_filter: Option<Action<'m>>,
 ) -> Result<Vec<Chain<'m>>, Invalid> {
-    if chains.is_empty() && default.is_none() {
-        return Err(invalid("filter_chains", "there is none"));
+    if chains.is_empty() && default.is_none() && of_filter.is_none() {
+        let fault = match protocol {
+            Transport::Tcp => "there is none",
+            Transport::Udp => "there is none, and no UDP proxy in listener_filters",
+        };
+        return Err(invalid("filter_chains", fault));
     }
     let mut valid: Vec<Chain<'m>> = Vec::with_capacity(chains.len() + 1);
     let mut matched = HashSet::with_capacity(chains.len());
     for (i, chain) in chains.iter().enumerate() {
         let at = At::ROOT.element("filter_chains", i);
-        let chain = Chain::from_proto(&at, chain)?;
+        let chain = Chain::from_proto(&at, protocol, chain)?;
         if !matched.insert(chain.port) {
             let what = match chain.port {
                 Some(port) => format!("an earlier chain matches destination port {port}, too"),
@@ -175,7 +296,7 @@ fn chains<'m>(
     }
     if let Some(default) = default {
         let at = At::ROOT.field("default_filter_chain");
-        let chain = Chain::from_proto(&at, default)?;
+        let chain = Chain::from_proto(&at, protocol, default)?;
         if chain.port.is_some() {
             return Err(unsupported(
                 at.field("filter_chain_match"),
@@ -185,7 +306,17 @@ fn chains<'m>(
         if matched.contains(&None) {
             return Err(unsupported(at, "never chosen, as another chain matches all connections"));
         }
+        matched.insert(None);
         valid.push(chain);
+    }
+    if let Some(action) = of_filter {
+        if matched.contains(&None) {
+            return Err(unsupported(
+                "listener_filters[0]",
+                "never chosen, as a filter chain matches all datagrams",
+            ));
+        }
+        valid.push(Chain { name: "", port: None, action });
     }
     valid.sort_unstable_by_key(|chain| chain.port.map_or(u32::MAX, |port| port.get().into()));
     Ok(valid)
@@ -193,7 +324,7 @@ fn chains<'m>(
 
 impl<'m> Chain<'m> {
     #[expect(deprecated, reason = "every field is decided on, whatever its age")]
-    fn from_proto(at: &At<'_>, chain: &'m proto::FilterChain) -> Result<Self, Invalid> {
+    fn from_proto(at: &At<'_>, protocol: Transport, chain: &'m proto::FilterChain) -> Result<Self, Invalid> {
         let proto::FilterChain {
             filter_chain_match,
             filters,
@@ -210,7 +341,7 @@ impl<'m> Chain<'m> {
             Some(condition) => port(&at.field("filter_chain_match"), condition)?,
             None => None,
         };
-        Ok(Self { name, port, action: action(at, filters)? })
+        Ok(Self { name, port, action: action(at, protocol, filters)? })
     }
 }
 
@@ -252,11 +383,18 @@ fn inspector(field: &At<'_>, filter: &proto::ListenerFilter) -> Result<(), Inval
     }
 }
 
-fn action<'m>(chain: &At<'_>, filters: &'m [proto::Filter]) -> Result<Action<'m>, Invalid> {
+fn action<'m>(
+    chain: &At<'_>,
+    protocol: Transport,
+    filters: &'m [proto::Filter],
+) -> Result<Action<'m>, Invalid> {
     let [filter] = filters else {
         return Err(unsupported(
             chain.field("filters"),
-            format!("{} filters; one, TCP proxy or HTTP connection manager, is supported", filters.len()),
+            format!(
+                "{} filters; one is supported: TCP proxy, HTTP connection manager, or, of UDP, UDP proxy",
+                filters.len()
+            ),
         ));
     };
     let at = chain.element("filters", 0);
@@ -264,6 +402,10 @@ fn action<'m>(chain: &At<'_>, filters: &'m [proto::Filter]) -> Result<Action<'m>
         return Err(unsupported(at, "only typed_config"));
     };
     match any.type_url.as_str() {
+        UDP_PROXY if protocol == Transport::Udp => udp_proxy(&at, any),
+        other if protocol == Transport::Udp => {
+            Err(unsupported(at, format!("filter {other}; only UDP proxy")))
+        }
         TCP_PROXY => {
             if let Some(name) = lone_cluster(&any.value) {
                 reference(&at.field("cluster"), name)?;

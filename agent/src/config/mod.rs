@@ -33,7 +33,7 @@ use path::At;
 pub use route::{HostKey, Route, RouteEntry, VirtualHost};
 pub use settings::Settings;
 use slotmesh_xds::{
-    Resource, ResourceType,
+    Resource, ResourceType, Transport,
     envoy::{
         envoy::config::{
             cluster::v3::Cluster as ClusterProto,
@@ -249,8 +249,11 @@ fn decode_any<M: prost::Message + Default>(
         .map_err(|error| invalid(field, format!("not a valid {ty} message: {error}")))
 }
 
-/// A TCP socket address with a numeric port.
-fn socket_address(field: &At<'_>, address: Option<&core::Address>) -> Result<(IpAddr, NonZeroU16), Invalid> {
+/// A socket address with a numeric port.
+fn socket_address(
+    field: &At<'_>,
+    address: Option<&core::Address>,
+) -> Result<(Transport, IpAddr, NonZeroU16), Invalid> {
     use core::{address::Address, socket_address::PortSpecifier};
     let socket = match address.and_then(|address| address.address.as_ref()) {
         Some(Address::SocketAddress(socket)) => socket,
@@ -270,9 +273,9 @@ fn socket_address(field: &At<'_>, address: Option<&core::Address>) -> Result<(Ip
         "only IP addresses": resolver_name;
         "connections stay in the workload's network namespace": network_namespace_filepath;
     );
-    if *protocol != core::socket_address::Protocol::Tcp as i32 {
-        return Err(unsupported(field.field("protocol"), "only TCP is supported"));
-    }
+    let Some(protocol) = Transport::from_proto(*protocol) else {
+        return Err(unsupported(field.field("protocol"), "only TCP and UDP"));
+    };
     let ip = address
         .parse()
         .map_err(|_| invalid(field.field("address"), format!("{address:?} is not an IP address")))?;
@@ -287,5 +290,5 @@ fn socket_address(field: &At<'_>, address: Option<&core::Address>) -> Result<(Ip
         }
         None => return Err(invalid(field.field("port_value"), "there is no port")),
     };
-    Ok((ip, port))
+    Ok((protocol, ip, port))
 }

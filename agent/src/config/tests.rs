@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use prost::Message as _;
 use slotmesh_xds::{
-    Resource, ResourceType,
+    Resource, ResourceType, Transport,
     envoy::{
         envoy::{
             config::{
@@ -23,6 +23,7 @@ use slotmesh_xds::{
                     },
                     tcp_proxy::v3::{TcpProxy, tcp_proxy},
                 },
+                filters::udp::udp_proxy::v3::{UdpProxyConfig, udp_proxy_config},
                 load_balancing_policies::{common::v3::ConsistentHashingLbConfig, maglev::v3::Maglev},
             },
             r#type::matcher::v3::{FilterStateMatcher, MetadataMatcher},
@@ -32,8 +33,8 @@ use slotmesh_xds::{
 };
 
 use super::{
-    Balance, Invalid, Message, Model, Source,
-    listener::{HTTP_CONNECTION_MANAGER, TCP_PROXY},
+    Action, Balance, Invalid, Message, Model, Source,
+    listener::{HTTP_CONNECTION_MANAGER, TCP_PROXY, UDP_PROXY},
 };
 
 const NAME: &str = "web";
@@ -165,6 +166,40 @@ fn listener_of(filter: Any) -> ListenerProto {
 
 fn tcp_listener() -> ListenerProto {
     listener_of(typed(TCP_PROXY, &tcp()))
+}
+
+fn udp_address(ip: &str) -> core::Address {
+    let mut address = Some(address(ip));
+    socket(&mut address).protocol = core::socket_address::Protocol::Udp as i32;
+    address.expect("it has one")
+}
+
+fn additional(address: core::Address) -> listener::AdditionalAddress {
+    listener::AdditionalAddress { address: Some(address), ..Default::default() }
+}
+
+#[expect(deprecated, reason = "the form that is supported")]
+fn udp_proxy(change: impl FnOnce(&mut UdpProxyConfig)) -> Any {
+    let cluster = udp_proxy_config::RouteSpecifier::Cluster("web".to_owned());
+    let mut proxy =
+        UdpProxyConfig { stat_prefix: "x".to_owned(), route_specifier: Some(cluster), ..Default::default() };
+    change(&mut proxy);
+    typed(UDP_PROXY, &proxy)
+}
+
+fn udp_filter(change: impl FnOnce(&mut UdpProxyConfig)) -> listener::ListenerFilter {
+    let config = listener::listener_filter::ConfigType::TypedConfig(udp_proxy(change));
+    listener::ListenerFilter { config_type: Some(config), ..Default::default() }
+}
+
+fn udp_listener(filter: listener::ListenerFilter) -> ListenerProto {
+    ListenerProto {
+        name: NAME.to_owned(),
+        address: Some(udp_address("10.96.0.1")),
+        udp_listener_config: Some(listener::UdpListenerConfig::default()),
+        listener_filters: vec![filter],
+        ..Default::default()
+    }
 }
 
 /// Each change of a valid message is refused for this field.
@@ -368,7 +403,7 @@ fn load_assignments() {
         host(m).additional_addresses.push(<_>::default())
             => format!("{LB}.endpoint.additional_addresses");
         host(m).address = None => format!("{LB}.endpoint.address");
-        socket(&mut host(m).address).protocol = 1 => format!("{LB}.endpoint.address.protocol");
+        socket(&mut host(m).address).protocol = 7 => format!("{LB}.endpoint.address.protocol");
         socket(&mut host(m).address).address = "web".to_owned()
             => format!("{LB}.endpoint.address.address");
         socket(&mut host(m).address).resolver_name = "dns".to_owned()
@@ -499,6 +534,9 @@ fn listeners() {
         m.fcds_config = Some(<_>::default()) => "fcds_config";
         m.filter_chain_matcher = Some(<_>::default()) => "filter_chain_matcher";
         m.udp_listener_config = Some(<_>::default()) => "udp_listener_config";
+        m.listener_filters = vec![udp_filter(|_| ())] => "listener_filters[0]";
+        m.additional_addresses = vec![additional(udp_address("10.96.0.10"))]
+            => "additional_addresses[0].address";
         m.api_listener = Some(<_>::default()) => "api_listener";
         m.listener_specifier = Some(listener::listener::ListenerSpecifier::InternalListener(<_>::default()))
             => "listener_specifier";
@@ -577,6 +615,66 @@ fn http_listeners() {
     assert_eq!(decode(ResourceType::Listener, &harmless), decode(ResourceType::Listener, &of(|_| ())));
 }
 
+#[test]
+#[expect(deprecated, reason = "old fields are refused too")]
+fn listeners_of_udp() {
+    use udp_proxy_config::{HashPolicy, hash_policy::PolicySpecifier};
+    fn of(change: impl FnOnce(&mut UdpProxyConfig)) -> ListenerProto {
+        udp_listener(udp_filter(change))
+    }
+    fn hash(by: PolicySpecifier) -> Vec<HashPolicy> {
+        vec![HashPolicy { policy_specifier: Some(by) }]
+    }
+    let chain = |filter: Any| listener_of(filter).filter_chains;
+    const FILTER: &str = "listener_filters[0]";
+    refused!(Listener, of(|_| ()), m;
+        m.additional_addresses = vec![additional(address("10.96.0.2"))] => "additional_addresses[0].address";
+        m.listener_filters.clear() => "filter_chains";
+        m.listener_filters.push(udp_filter(|_| ())) => "listener_filters";
+        m.listener_filters[0] = <_>::default() => FILTER;
+        m.udp_listener_config.as_mut().unwrap().quic_options = Some(<_>::default())
+            => "udp_listener_config.quic_options";
+        m.filter_chains = chain(udp_proxy(|_| ())) => FILTER;
+        m.filter_chains = chain(typed(TCP_PROXY, &tcp())) => "filter_chains[0].filters[0]";
+        m.filter_chains = chain(any_http()) => "filter_chains[0].filters[0]";
+        *m = of(|p| p.route_specifier = None) => format!("{FILTER}.matcher");
+        *m = of(|p| p.route_specifier = Some(udp_proxy_config::RouteSpecifier::Matcher(<_>::default())))
+            => format!("{FILTER}.matcher");
+        *m = of(|p| p.route_specifier = Some(udp_proxy_config::RouteSpecifier::Cluster(String::new())))
+            => format!("{FILTER}.cluster");
+        *m = of(|p| p.use_per_packet_load_balancing = true) => format!("{FILTER}.use_per_packet_load_balancing");
+        *m = of(|p| p.session_filters.push(<_>::default())) => format!("{FILTER}.session_filters");
+        *m = of(|p| p.tunneling_config = Some(<_>::default())) => format!("{FILTER}.tunneling_config");
+        *m = of(|p| p.hash_policies = hash(PolicySpecifier::Key("x".to_owned()))) => format!("{FILTER}.hash_policies");
+    );
+    let model = |listener: &ListenerProto| match decode(ResourceType::Listener, listener) {
+        Ok(Model::Listener(listener)) => listener,
+        other => panic!("{other:?}"),
+    };
+    let plain = model(&of(|_| ()));
+    assert_eq!(plain.protocol, Transport::Udp);
+    let [only] = &plain.chains[..] else { panic!("{plain:?}") };
+    assert_eq!((only.port, &only.action), (None, &Action::Cluster("web".into())));
+    let hashed = model(&of(|p| p.hash_policies = hash(PolicySpecifier::SourceIp(true))));
+    let Action::Clusters(clusters) = &hashed.chains[0].action else { panic!("{hashed:?}") };
+    assert!(clusters[0].by_source && clusters.len() == 1);
+    let harmless = of(|p| {
+        p.use_original_src_ip = true;
+        p.idle_timeout = Some(Duration { seconds: 1, nanos: 0 });
+        p.hash_policies = hash(PolicySpecifier::SourceIp(false));
+    });
+    assert_eq!(model(&harmless), plain);
+    // The same in a filter chain, where callers are told apart.
+    let mut chained = of(|_| ());
+    chained.filter_chains = chain(udp_proxy(|_| ()));
+    chained.listener_filters.clear();
+    assert_eq!(model(&chained), plain);
+    let mut bare = of(|_| ());
+    bare.udp_listener_config = None;
+    assert_eq!(model(&bare), plain);
+    assert_eq!(model(&tcp_listener()).protocol, Transport::Tcp);
+}
+
 /// Cases of each property.
 const CASES: u32 = 20_000;
 
@@ -619,7 +717,7 @@ proptest! {
 
     #[test]
     fn valid_messages_with_changed_bytes_never_panic(
-        which in 0..5_usize,
+        which in 0..6_usize,
         as_type in prop::option::weighted(0.1, any_type()),
         edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0..4_u8), 1..6),
     ) {
@@ -628,6 +726,7 @@ proptest! {
             1 => (ResourceType::Endpoints, assignment().encode_to_vec()),
             2 => (ResourceType::Route, route_config().encode_to_vec()),
             3 => (ResourceType::Listener, tcp_listener().encode_to_vec()),
+            4 => (ResourceType::Listener, udp_listener(udp_filter(|_| ())).encode_to_vec()),
             _ => (
                 ResourceType::Listener,
                 listener_of(any_http()).encode_to_vec(),

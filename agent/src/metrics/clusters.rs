@@ -13,7 +13,7 @@ struct Label {
 }
 
 /// The lines of the exposition, without its end mark. A cluster that is gone leaves nothing behind.
-pub(crate) fn render(RunningNow { clusters, endpoints, sockets, affinities }: RunningNow) -> String {
+pub(crate) fn render(RunningNow { clusters, endpoints, sockets, affinities, flows }: RunningNow) -> String {
     let (active, opened, refused) = (
         Family::<Label, Gauge>::default(),
         Family::<Label, Counter>::default(),
@@ -77,6 +77,38 @@ pub(crate) fn render(RunningNow { clusters, endpoints, sockets, affinities }: Ru
         "Session affinities that were given up for want of room, those used longest ago first",
         evicted,
     );
+    for (name, help, count) in [
+        (
+            "udp_flows",
+            "Flows of UDP that began: the first datagram of a socket to a Service port, or its connect",
+            flows.opened,
+        ),
+        (
+            "udp_flows_moved",
+            "Flows of UDP that went to another endpoint, because theirs had gone",
+            flows.moved,
+        ),
+        (
+            "udp_flows_evicted",
+            "Flows of UDP that gave way to newer ones of their socket, which sends to more Service ports than it may \
+             have flows",
+            flows.evicted,
+        ),
+        (
+            "udp_refused",
+            "Datagrams and connects of UDP refused, because there was no endpoint",
+            flows.refused,
+        ),
+        (
+            "udp_unrecorded",
+            "Datagrams and connects of UDP that were left to kube-proxy for want of room for their socket's record",
+            flows.unrecorded,
+        ),
+    ] {
+        let counter = Counter::<u64>::default();
+        counter.inc_by(count);
+        registry.register(name, help, counter);
+    }
     let mut text = String::new();
     encode_registry(&mut text, &registry).expect("writing to a string doesn't fail");
     text
@@ -84,7 +116,7 @@ pub(crate) fn render(RunningNow { clusters, endpoints, sockets, affinities }: Ru
 
 #[cfg(test)]
 mod tests {
-    use slotmesh_records::SocketTotals;
+    use slotmesh_records::{FlowTotals, SocketTotals};
 
     use super::*;
     use crate::{Affinities, ConnectionCounts};
@@ -93,9 +125,17 @@ mod tests {
     fn a_cluster_shows_its_connections() {
         let state = ConnectionCounts { active: 3, opened: 40, refused: 2 };
         let sockets = SocketTotals { recorded: 7, unrecorded: 1, uncounted: 6 };
+        let flows = FlowTotals {
+            opened: 11,
+            evicted: 2,
+            moved: 4,
+            refused: 8,
+            unrecorded: 5,
+            ..FlowTotals::default()
+        };
         let clusters = vec![("outbound|80||a.b.svc.cluster.local".to_owned(), state)];
         let affinities = Affinities { held: 8, evicted: 9 };
-        let text = render(RunningNow { clusters, endpoints: 5, sockets, affinities });
+        let text = render(RunningNow { clusters, endpoints: 5, sockets, affinities, flows });
         for line in [
             "affinities 8",
             "affinities_evicted_total 9",
@@ -103,6 +143,11 @@ mod tests {
             "sockets_recorded 7",
             "connections_unrecorded_total 1",
             "connections_uncounted_total 6",
+            "udp_flows_total 11",
+            "udp_flows_evicted_total 2",
+            "udp_flows_moved_total 4",
+            "udp_refused_total 8",
+            "udp_unrecorded_total 5",
             "cluster_connections_active{cluster=\"outbound|80||a.b.svc.cluster.local\"} 3",
             "cluster_connections_total{cluster=\"outbound|80||a.b.svc.cluster.local\"} 40",
             "cluster_connections_refused_total{cluster=\"outbound|80||a.b.svc.cluster.local\"} 2",

@@ -10,7 +10,7 @@ use std::{
 };
 
 use slotmesh_ads::{Sink as _, Update};
-use slotmesh_agent::{Affinities, Agent, MapSizes, Options, SetSlotsError, metrics::Metrics};
+use slotmesh_agent::{Affinities, Agent, MapSizes, Options, RunningNow, SetSlotsError, metrics::Metrics};
 use slotmesh_slots::Config;
 use slotmesh_xds::{Rejection, Resource, ResourceName, ResourceType, Version};
 
@@ -97,6 +97,11 @@ impl Bench {
     /// What the records hold of a resource.
     pub(crate) fn show(&self, ty: ResourceType, name: &str) -> Option<serde_json::Value> {
         self.runtime.block_on(self.agent().handle().show(ty, name.into()))
+    }
+
+    /// The state of at most ten clusters, and of sockets.
+    pub(crate) fn running(&self) -> RunningNow {
+        self.runtime.block_on(self.agent().handle().running(10))
     }
 
     pub(crate) fn stats(&self) -> slotmesh_slots::Stats {

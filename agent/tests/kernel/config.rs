@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use slotmesh_xds::{
-    Resource, ResourceType,
+    Resource, ResourceType, Transport,
     envoy::{
         envoy::{
             config::{
@@ -16,14 +16,17 @@ use slotmesh_xds::{
                     weighted_cluster::ClusterWeight,
                 },
             },
-            extensions::filters::network::{
-                http_connection_manager::v3::{
-                    HttpConnectionManager, Rds, http_connection_manager::RouteSpecifier,
+            extensions::filters::{
+                network::{
+                    http_connection_manager::v3::{
+                        HttpConnectionManager, Rds, http_connection_manager::RouteSpecifier,
+                    },
+                    tcp_proxy::v3::{
+                        TcpProxy,
+                        tcp_proxy::{self, WeightedCluster, weighted_cluster},
+                    },
                 },
-                tcp_proxy::v3::{
-                    TcpProxy,
-                    tcp_proxy::{self, WeightedCluster, weighted_cluster},
-                },
+                udp::udp_proxy::v3::{UdpProxyConfig, udp_proxy_config},
             },
         },
         google::protobuf::{Any, UInt32Value},
@@ -33,8 +36,13 @@ use slotmesh_xds::{
 const FILTERS: &str = "type.googleapis.com/envoy.extensions.filters.network";
 
 pub(crate) fn address(to: SocketAddr) -> core::Address {
+    address_in(Transport::Tcp, to)
+}
+
+fn address_in(protocol: Transport, to: SocketAddr) -> core::Address {
     core::Address {
         address: Some(address::Address::SocketAddress(core::SocketAddress {
+            protocol: protocol.to_proto().into(),
             address: to.ip().to_string(),
             port_specifier: Some(PortSpecifier::PortValue(to.port().into())),
             ..Default::default()
@@ -137,6 +145,29 @@ pub(crate) fn tcp_filter(clusters: &[(String, u32)]) -> Any {
     };
     let proxy = TcpProxy { cluster_specifier: Some(specifier), ..Default::default() };
     Any::from_message(&format!("{FILTERS}.tcp_proxy.v3.TcpProxy"), &proxy)
+}
+
+/// A listener of UDP on one address.
+#[expect(deprecated, reason = "the form that is supported")]
+pub(crate) fn udp_listener(name: &str, vip: SocketAddr, cluster: &str) -> Resource {
+    let route = udp_proxy_config::RouteSpecifier::Cluster(cluster.to_owned());
+    let proxy = UdpProxyConfig { route_specifier: Some(route), ..Default::default() };
+    let config = Any::from_message(
+        "type.googleapis.com/envoy.extensions.filters.udp.udp_proxy.v3.UdpProxyConfig",
+        &proxy,
+    );
+    let filter = listener::ListenerFilter {
+        config_type: Some(listener::listener_filter::ConfigType::TypedConfig(config)),
+        ..Default::default()
+    };
+    let message = listener::Listener {
+        name: name.to_owned(),
+        address: Some(address_in(Transport::Udp, vip)),
+        udp_listener_config: Some(listener::UdpListenerConfig::default()),
+        listener_filters: vec![filter],
+        ..Default::default()
+    };
+    Resource::encode(ResourceType::Listener, name, &message)
 }
 
 pub(crate) fn http_listener(name: &str, vips: &[SocketAddr], route: &str) -> Resource {

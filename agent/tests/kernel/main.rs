@@ -20,6 +20,7 @@ mod running;
 mod sequences;
 mod sizes;
 mod start;
+mod udp;
 mod view;
 
 pub(crate) use bench::Bench;

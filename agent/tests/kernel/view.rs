@@ -73,7 +73,8 @@ fn bench(endpoints: Resource) -> Bench {
 
 /// All endpoints that connections can go to; empty where they are refused.
 fn reached(bench: &Bench) -> BTreeSet<SocketAddr> {
-    let ask = |i: u32| bench.agent().datapath().ask(VIP.parse().unwrap(), (0, i << 28)).unwrap();
+    let ask =
+        |i: u32| bench.agent().datapath().ask(VIP.parse::<SocketAddr>().unwrap(), (0, i << 28)).unwrap();
     let to = |decision| match decision {
         Decision::Redirect { to, .. } => Some(to),
         Decision::Refuse => None,

@@ -20,7 +20,7 @@ use slotmesh_bench::{Samples, row, section, show, time, verdict};
 use slotmesh_kernel::Host;
 use slotmesh_slots::Config;
 use slotmesh_xds::{
-    Resource, ResourceType, SessionAffinity,
+    Resource, ResourceType, SessionAffinity, Transport,
     envoy::envoy::config::{
         cluster::v3::{self as cluster, cluster::ClusterDiscoveryType},
         core::v3::{self as core, address, socket_address::PortSpecifier},
@@ -66,9 +66,10 @@ impl Drop for Cgroup {
     }
 }
 
-fn socket_address(to: SocketAddr) -> core::Address {
+pub fn socket_address(protocol: Transport, to: SocketAddr) -> core::Address {
     core::Address {
         address: Some(address::Address::SocketAddress(core::SocketAddress {
+            protocol: protocol.to_proto().into(),
             address: to.ip().to_string(),
             port_specifier: Some(PortSpecifier::PortValue(to.port().into())),
             ..Default::default()
@@ -80,7 +81,7 @@ fn socket_address(to: SocketAddr) -> core::Address {
 pub fn assignment(name: &str, to: SocketAddr, count: usize, weight: u32) -> Resource {
     let endpoint = endpoint::LbEndpoint {
         host_identifier: Some(HostIdentifier::Endpoint(endpoint::Endpoint {
-            address: Some(socket_address(to)),
+            address: Some(socket_address(Transport::Tcp, to)),
             ..Default::default()
         })),
         load_balancing_weight: Some(UInt32Value { value: weight }),
@@ -130,7 +131,7 @@ fn service(
         value: Resource::encode(ResourceType::Listener, "proxy", &proxy).content.to_vec(),
     };
     let listener = listener::Listener {
-        address: Some(socket_address(vip)),
+        address: Some(socket_address(Transport::Tcp, vip)),
         filter_chains: vec![listener::FilterChain {
             filters: vec![listener::Filter {
                 config_type: Some(ConfigType::TypedConfig(filter)),
@@ -241,7 +242,7 @@ fn compare<const N: usize>(
     Ok(times.map(Samples::new))
 }
 
-fn publish(agent: &Agent, resources: [Resource; 3]) -> anyhow::Result<()> {
+pub fn publish(agent: &Agent, resources: impl IntoIterator<Item = Resource>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     for resource in resources {
         let update = Update { ty: resource.ty, upserts: vec![resource], removed: Vec::new() };
@@ -282,8 +283,8 @@ fn slab() -> anyhow::Result<f64> {
     Ok(sum)
 }
 
-/// A process that connects when told to.
-struct Side {
+/// A process that does something when told to.
+pub struct Side {
     child: Child,
     orders: ChildStdin,
     answers: BufReader<ChildStdout>,
@@ -294,7 +295,8 @@ impl Side {
         Self::run(&["child-connect", &ROUNDS.to_string(), &BATCH.to_string(), &target.to_string()])
     }
 
-    fn run(args: &[&str]) -> anyhow::Result<Self> {
+    /// Starts this benchmark again with these arguments.
+    pub fn run(args: &[&str]) -> anyhow::Result<Self> {
         let mut child = Command::new(std::env::current_exe()?)
             .args(args)
             .stdin(Stdio::piped())
@@ -305,8 +307,13 @@ impl Side {
         Ok(Self { child, orders, answers })
     }
 
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The median of one batch.
-    fn batch(&mut self) -> anyhow::Result<Duration> {
+    pub fn batch(&mut self) -> anyhow::Result<Duration> {
         self.order()?;
         self.answer()
     }
@@ -321,7 +328,7 @@ impl Side {
         Ok(Duration::from_nanos(line.trim().parse().with_context(|| format!("the client said {line:?}"))?))
     }
 
-    fn end(self) -> anyhow::Result<()> {
+    pub fn end(self) -> anyhow::Result<()> {
         let Self { mut child, orders, answers } = self;
         drop((orders, answers));
         ensure!(child.wait()?.success(), "the client failed");

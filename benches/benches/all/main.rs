@@ -4,12 +4,13 @@
 //!
 //! Root; makes cgroups, network namespaces and pins of its own and removes them. With
 //! `SLOTMESH_BENCH=quick` a tenth of the rounds is made and the page is left alone; further words name
-//! the parts to run: compare, figures, churn, flush, connect, pipeline. `profile KIND COUNT` only updates,
+//! the parts to run: compare, figures, churn, flush, connect, datagram, pipeline. `profile KIND COUNT` only updates,
 //! for a profiler.
 
 mod churn;
 mod compare;
 mod connect;
+mod datagram;
 mod figures;
 mod flush;
 #[path = "../../../bpf-programs/probes/src/line.rs"]
@@ -36,6 +37,9 @@ fn main() -> anyhow::Result<()> {
         ["child-connect", rounds, batch, target] => {
             return connect::child(rounds.parse()?, batch.parse()?, target.parse()?);
         }
+        ["child-datagram", what, rounds, batch, target] => {
+            return datagram::child(what, rounds.parse()?, batch.parse()?, target.parse()?);
+        }
         ["profile", kind, count] => return compare::profile(kind, count.parse()?),
         ["child-churn", target] => return churn::child(target.parse()?),
         _ => {}
@@ -56,6 +60,7 @@ fn main() -> anyhow::Result<()> {
     for (part, run) in [
         ("flush", flush::run as fn() -> anyhow::Result<()>),
         ("connect", connect::run),
+        ("datagram", datagram::run),
         ("pipeline", pipeline::run),
     ] {
         if is_wanted(part) {

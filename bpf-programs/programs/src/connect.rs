@@ -11,6 +11,7 @@ use aya_ebpf::{
 use slotmesh_records::{AffinityKey, Family, Identity, NO_LIMIT, SocketState, VipKey, balance, source_hash};
 
 use crate::{
+    datagram,
     lookup::{Choice, Found, Numbers, Target, look_up},
     maps::IDENTITY,
     network,
@@ -18,7 +19,7 @@ use crate::{
     socket::{self, Recorded},
 };
 
-const ALLOW: i32 = 1;
+pub const ALLOW: i32 = 1;
 const DENY: i32 = 0;
 const ECONNREFUSED: i32 = 111;
 
@@ -65,7 +66,7 @@ pub fn connect6(ctx: SockAddrContext) -> i32 {
 /// Whether the socket is of another network namespace than its pod. Asked first: the verifier would follow the search
 /// for each sort of address that it tells apart.
 #[inline(always)]
-fn is_foreign(ctx: &SockAddrContext) -> bool {
+pub fn is_foreign(ctx: &SockAddrContext) -> bool {
     // SAFETY: the storage of this program's attachment is always there.
     unsafe { network::is_foreign(ctx, IDENTITY.get_ptr_mut()) }
 }
@@ -79,6 +80,9 @@ fn decide(
     bound: impl Fn(&bpf_sock) -> [u32; 4],
     redirect: impl FnOnce(&Target),
 ) -> Option<i32> {
+    if vip.protocol == VipKey::UDP {
+        return datagram::connect(vip, &Connecting { ctx, family, bound }, redirect);
+    }
     let Recorded::At(stored) = socket::find(ctx, vip.protocol) else { return None };
     // SAFETY: it lives as long as the socket.
     if let Some(state) = unsafe { stored.as_ref() } {
@@ -105,7 +109,6 @@ fn decide(
             return None;
         }
     };
-    // Only TCP sockets are counted; a VIP of another protocol isn't there.
     let counted = match running::begin(target.cluster, target.max_connections) {
         Begun::Counts(counted) => Some(counted),
         Begun::Full => return Some(refuse()),
@@ -160,7 +163,7 @@ fn decide(
 }
 
 #[inline(always)]
-fn refuse() -> i32 {
+pub fn refuse() -> i32 {
     // SAFETY: the helper has no preconditions; with a refusal it sets what connect returns.
     unsafe { bpf_set_retval(-ECONNREFUSED) };
     DENY
@@ -180,11 +183,11 @@ fn remember(ctx: &SockAddrContext, state: &mut SocketState) -> *mut SocketState 
 }
 
 /// A connection that is being made.
-struct Connecting<'c, B> {
-    ctx: &'c SockAddrContext,
-    family: Family,
+pub struct Connecting<'c, B> {
+    pub ctx: &'c SockAddrContext,
+    pub family: Family,
     /// Reads the address that the socket is bound to.
-    bound: B,
+    pub bound: B,
 }
 
 impl<B: Fn(&bpf_sock) -> [u32; 4]> Numbers for Connecting<'_, B> {
@@ -216,7 +219,7 @@ impl<B: Fn(&bpf_sock) -> [u32; 4]> Numbers for Connecting<'_, B> {
 }
 
 #[inline(always)]
-fn random() -> u32 {
+pub fn random() -> u32 {
     // SAFETY: the helper has no preconditions.
     unsafe { bpf_get_prandom_u32() }
 }
@@ -238,26 +241,26 @@ impl<B: Fn(&bpf_sock) -> [u32; 4]> Connecting<'_, B> {
 
 /// Who connects.
 #[inline(always)]
-fn identity() -> Identity {
+pub fn identity() -> Identity {
     // SAFETY: the storage of this program's attachment is always there.
     unsafe { *IDENTITY.get_ptr_mut() }
 }
 
 /// The address that an IPv4 socket is bound to, mapped into IPv6.
 #[inline(always)]
-fn bound4(sk: &bpf_sock) -> [u32; 4] {
+pub fn bound4(sk: &bpf_sock) -> [u32; 4] {
     // SAFETY: a word of the socket that the kernel lets be read.
     VipKey::from_v4(unsafe { (&raw const sk.src_ip4).read_volatile() }, 0, 0).addr
 }
 
 /// The address that an IPv6 socket is bound to.
 #[inline(always)]
-fn bound6(sk: &bpf_sock) -> [u32; 4] {
+pub fn bound6(sk: &bpf_sock) -> [u32; 4] {
     read_words((&raw const sk.src_ip6).cast())
 }
 
 #[inline(always)]
-fn read_ip6(addr: &bpf_sock_addr) -> [u32; 4] {
+pub fn read_ip6(addr: &bpf_sock_addr) -> [u32; 4] {
     read_words((&raw const addr.user_ip6).cast())
 }
 

@@ -33,10 +33,25 @@ pub struct Target {
     pub port: u16,
     /// The name hash of the chosen cluster.
     pub cluster: u64,
+    /// Half of the content hash of the endpoints; 0 where these have none.
+    pub version: u32,
     /// The most connections that it may have.
     pub max_connections: u32,
     /// Whether its endpoint is to count it.
     pub is_counted: bool,
+}
+
+/// The endpoint that a flow keeps to for as long as it is there.
+#[derive(Clone, Copy)]
+pub struct Sticky {
+    /// Its address, network order.
+    pub addr: [u32; 4],
+    /// Its port, network order.
+    pub port: u16,
+    /// Half of the name hash of its cluster, see [`fold`].
+    pub cluster: u32,
+    /// [`Target::version`], where it was found.
+    pub version: u32,
 }
 
 /// What the look-up found.
@@ -64,6 +79,12 @@ pub trait Numbers {
     #[inline(always)]
     fn affinity(&self, _cluster: u64) -> Option<AffinityKey> {
         None
+    }
+
+    /// The endpoint that is kept to; of port 0 where that is nothing.
+    #[inline(always)]
+    fn sticky(&self) -> Sticky {
+        Sticky { addr: [0; 4], port: 0, cluster: 0, version: 0 }
     }
 }
 
@@ -155,16 +176,35 @@ fn target(
     let inline = cluster.inline.ptr();
     let endpoints =
         if inline.is_null() { current(cluster.endpoints.ptr())? } else { there(Place::of(inline))? };
+    let head = there(endpoints.read::<Endpoints>(0))?;
+    let version = fold(head.header.version);
+    // With session affinity a flow keeps to the endpoint of its workload.
+    let sticky = numbers.sticky();
+    let mut kept = Kept { addr: [0; 4], port: 0 };
+    if sticky.port != 0 && sticky.cluster == fold(name) && cluster.affinity == 0 {
+        kept = Kept { addr: sticky.addr, port: sticky.port };
+    }
+    if kept.port != 0 && is_current(&sticky, version) {
+        return Ok(Target {
+            addr: kept.addr,
+            port: kept.port,
+            cluster: name,
+            version,
+            max_connections: cluster.max_connections,
+            is_counted: false,
+        });
+    }
     let balance = match cluster.balance {
         balance::HASH_BY_ROUTE if by_source => balance::HASH,
         other => other,
     };
     let chosen = Chosen { name, balance, affinity: cluster.affinity };
-    let endpoint = there(endpoint(&endpoints, family, &chosen, numbers))?;
+    let endpoint = there(endpoint(&endpoints, &head, family, &chosen, kept, numbers))?;
     Ok(Target {
         addr: endpoint.addr,
         port: endpoint.port,
         cluster: name,
+        version,
         max_connections: cluster.max_connections,
         is_counted: balance == balance::LEAST_CONNECTIONS,
     })
@@ -210,7 +250,7 @@ fn last_from<R, E>(at: &Place, count: u32, capacity: u32, port: u16) -> Option<u
 /// The same number, which has no more bits than the other may have, by way of that one, which the verifier doesn't
 /// know. Else it would follow every outcome of every step by itself.
 #[inline(always)]
-fn forget(number: u32, unknown: u32) -> u32 {
+pub fn forget(number: u32, unknown: u32) -> u32 {
     let (mut number, unknown) = (u64::from(number), u64::from(unknown));
     // SAFETY: two exclusive ors with the same number change nothing.
     unsafe {
@@ -270,17 +310,19 @@ impl List<'_> {
     #[inline(always)]
     fn find(&self, count: u32, kept: &Kept) -> Option<Endpoint> {
         let wanted = Endpoint::order(kept.addr, kept.port);
+        // So the verifier learns nothing from one step for the next ones: neither of the number nor of the count.
+        let unknown = kept.addr[3];
         let mut found = 0;
         let mut step = EndpointIndex::CAPACITY.next_power_of_two() as u32 / 2;
         while step > 0 {
             let next = found + step;
-            if next < count {
+            if next < forget(count, unknown) {
                 let element = self.element(next)?;
                 if Endpoint::order(element.addr, element.port) <= wanted {
                     found = next;
                 }
             }
-            found = forget(found, count);
+            found = forget(found, unknown);
             step /= 2;
         }
         let element = self.element(found)?;
@@ -308,29 +350,59 @@ struct Chosen {
     affinity: u32,
 }
 
+/// Half of a hash.
 #[inline(always)]
-fn endpoint(at: &Place, family: Family, cluster: &Chosen, numbers: &impl Numbers) -> Option<Endpoint> {
-    let head = at.read::<Endpoints>(0)?;
+pub const fn fold(hash: u64) -> u32 {
+    (hash ^ hash >> 32) as u32
+}
+
+/// `true` where the endpoints are still those among which it was found.
+#[inline(always)]
+const fn is_current(kept: &Sticky, version: u32) -> bool {
+    version != 0 && kept.version == version
+}
+
+/// The endpoints of one family, how many there are, and whether they differ in weight.
+#[inline(always)]
+fn of_family<'p>(at: &'p Place, head: &Endpoints, family: Family) -> (List<'p>, u32, bool) {
     let (first, all) = match family {
         Family::V4 => (0, head.v4),
         Family::V6 => (head.v4 & !Endpoints::WEIGHTED, head.v6),
     };
-    let (count, weighted) = (all & !Endpoints::WEIGHTED, all & Endpoints::WEIGHTED != 0);
+    let list = List { at, chunked: head.header.kind.get() == EndpointIndex::KIND.get(), first };
+    (list, all & !Endpoints::WEIGHTED, all & Endpoints::WEIGHTED != 0)
+}
+
+/// `kept` is what is kept to where there is no affinity; of port 0 where that is nothing.
+#[inline(always)]
+fn endpoint(
+    at: &Place,
+    head: &Endpoints,
+    family: Family,
+    cluster: &Chosen,
+    mut kept: Kept,
+    numbers: &impl Numbers,
+) -> Option<Endpoint> {
+    let (list, count, weighted) = of_family(at, head, family);
     if count == 0 {
         return None;
     }
-    let list = List { at, chunked: head.header.kind.get() == EndpointIndex::KIND.get(), first };
     // Without affinity this costs nothing.
     let key = if cluster.affinity == 0 { None } else { numbers.affinity(cluster.name) };
     if let Some(key) = &key
-        && let Some(kept) = affinity::kept(key, cluster.affinity)
+        && let Some(found) = affinity::kept(key, cluster.affinity)
     {
+        kept = found;
+    }
+    if kept.port != 0 {
         if let Some(endpoint) = list.find(count, &kept) {
             return Some(endpoint);
         }
-        affinity::remove(key);
+        if let Some(key) = &key {
+            affinity::remove(key);
+        }
     }
-    let chosen = choose_one(&list, &head, family, (count, weighted), cluster, numbers)?;
+    let chosen = choose_one(&list, head, family, (count, weighted), cluster, numbers)?;
     if let Some(key) = &key
         && !affinity::keep(key, &chosen)
         && let Some(kept) = affinity::kept(key, cluster.affinity)

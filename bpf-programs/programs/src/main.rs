@@ -9,6 +9,8 @@
 mod affinity;
 mod closed;
 mod connect;
+mod datagram;
+mod flows;
 mod getpeername;
 mod kernel;
 mod lookup;

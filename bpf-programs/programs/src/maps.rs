@@ -11,13 +11,21 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use slotmesh_records::{
-    AffinityKey, AffinityState, AffinityTotals, ClusterState, EndpointKey, EndpointState, Identity, LaneKey,
-    LaneState, SocketLimit, SocketShare, SocketState,
+    AffinityKey, AffinityState, AffinityTotals, ClusterState, EndpointKey, EndpointState, FlowTotals,
+    Identity, LaneKey, LaneState, SocketFlows, SocketLimit, SocketShare, SocketState,
 };
 
 /// What a redirected socket remembers.
 #[btf_map]
 pub static SOCKETS: SkStorage<SocketState> = SkStorage::new();
+
+/// The flows of a socket of UDP.
+#[btf_map]
+pub static FLOWS: SkStorage<SocketFlows> = SkStorage::new();
+
+/// Numbers of flows, by lane.
+#[btf_map]
+pub static FLOW_TOTALS: Array<FlowTotals, { FlowTotals::LANES as usize }> = Array::new();
 
 /// Whose program runs.
 #[btf_map]

@@ -10,16 +10,34 @@ use aya_ebpf::{
     macros::cgroup_sock,
     programs::SockContext,
 };
-use slotmesh_records::SocketState;
+use slotmesh_records::{SocketFlows, SocketState, VipKey};
 
-use crate::{maps::SOCKETS, running};
+use crate::{
+    flows,
+    maps::{FLOWS, SOCKETS},
+    running,
+};
 
 const ALLOW: i32 = 1;
 
 #[cgroup_sock(sock_release)]
 pub fn sock_release(ctx: SockContext) -> i32 {
+    // SAFETY: a word of the socket that the kernel lets be read.
+    if unsafe { (&raw const (*ctx.sock).protocol).read_volatile() } == u32::from(VipKey::UDP) {
+        let map = (&raw const FLOWS).cast_mut().cast();
+        // SAFETY: the kernel hands a valid socket; without flags nothing is made.
+        let flows = unsafe { bpf_sk_storage_get(map, ctx.sock.cast(), core::ptr::null_mut(), 0) };
+        // SAFETY: the storage lives as long as the socket.
+        if let Some(flows) = unsafe { flows.cast::<SocketFlows>().as_mut() }
+            && flows.is_closed == 0
+        {
+            flows.is_closed = 1;
+            flows::give_back();
+        }
+        return ALLOW;
+    }
     let map = (&raw const SOCKETS).cast_mut().cast();
-    // SAFETY: the kernel hands a valid socket; without flags nothing is made.
+    // SAFETY: as above.
     let record = unsafe { bpf_sk_storage_get(map, ctx.sock.cast(), core::ptr::null_mut(), 0) };
     let record = record.cast::<SocketState>();
     if !record.is_null() {

@@ -24,6 +24,7 @@
 #![forbid(unsafe_op_in_unsafe_fn)]
 
 pub mod fields;
+mod flows;
 pub mod layout;
 mod maps;
 mod model;
@@ -33,6 +34,7 @@ mod pointer;
 mod question;
 mod route;
 
+pub use flows::{Flow, FlowTotals, SocketFlows};
 pub use layout::{LAYOUT_HASH, Record, RecordHeader, RecordKind};
 pub use maps::{
     AffinityKey, AffinityState, AffinityTotals, ClusterState, Count, EndpointKey, EndpointState, Failures,

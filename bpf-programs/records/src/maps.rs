@@ -3,7 +3,10 @@
 //! Addresses are 16 bytes in network order as four words, IPv4 as `::ffff:a.b.c.d`; ports are in
 //! network order too, so that a program copies them from and to its context unchanged.
 
-use core::net::{IpAddr, Ipv6Addr};
+use core::{
+    fmt,
+    net::{IpAddr, Ipv6Addr},
+};
 
 use bytemuck::{Pod, Zeroable};
 
@@ -36,6 +39,8 @@ pub struct VipKey {
 impl VipKey {
     /// `IPPROTO_TCP`
     pub const TCP: u8 = 6;
+    /// `IPPROTO_UDP`
+    pub const UDP: u8 = 17;
 
     /// The key of an address.
     pub const fn new(ip: IpAddr, port: u16, protocol: u8) -> Self {
@@ -71,6 +76,18 @@ impl VipKey {
             i += 1;
         }
         hash
+    }
+}
+
+impl fmt::Display for VipKey {
+    /// `10.96.0.10:53` in TCP, or of no protocol; `10.96.0.10:53/UDP`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.socket_addr().fmt(f)?;
+        match self.protocol {
+            0 | Self::TCP => Ok(()),
+            Self::UDP => f.write_str("/UDP"),
+            other => write!(f, "/{other}"),
+        }
     }
 }
 
@@ -541,6 +558,13 @@ impl Identity {
         (self.workload ^ self.workload >> 32) as u32
     }
 
+    /// Half of [`mark`](Self::mark), for a [`Flow`](crate::Flow).
+    #[inline(always)]
+    pub const fn caller(&self) -> u16 {
+        let half = self.workload ^ self.workload >> 32;
+        (half ^ half >> 16) as u16
+    }
+
     /// What stands for the source of a socket that is bound to no address: the workload.
     #[inline(always)]
     pub const fn source(&self) -> [u32; 4] {
@@ -570,6 +594,8 @@ pub const fn source_hash(source: [u32; 4]) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    extern crate std;
+
     use super::*;
 
     #[test]
@@ -581,6 +607,15 @@ mod tests {
         assert_eq!(v4.socket_addr(), "10.96.0.10:80".parse().unwrap());
         let from_context = VipKey::from_v4(u32::from_ne_bytes([10, 96, 0, 10]), 80_u16.to_be(), 6);
         assert_eq!(from_context, v4);
+    }
+
+    #[test]
+    fn one_number_is_a_port_in_each_protocol() {
+        let [tcp, udp] = [VipKey::TCP, VipKey::UDP]
+            .map(|protocol| VipKey::new("10.96.0.10".parse().unwrap(), 53, protocol));
+        assert_ne!(tcp, udp);
+        assert_ne!(tcp.tag(), udp.tag());
+        assert_eq!(std::format!("{tcp} {udp}"), "10.96.0.10:53 10.96.0.10:53/UDP");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Connects, and logs what became of each connect.
+//! Connects, or asks by UDP, and logs what became of each connect or question.
 //!
 //! It makes no socket before it has read a line from its standard input, so that whoever started it
 //! can move it to a cgroup first. It ends when all connects are made, when its input ends, or after
@@ -6,14 +6,17 @@
 
 use std::{
     io::{self, Read as _, Write as _},
-    net::SocketAddr,
+    net::{SocketAddr, UdpSocket},
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
 use clap::Parser;
-use slotmesh_e2e::connect::{Connect, START, now};
+use slotmesh_e2e::{
+    Ask,
+    connect::{Connect, START, now},
+};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 /// Connects again and again, and logs every connect.
@@ -37,25 +40,28 @@ struct Args {
     /// Seconds after which it ends
     #[arg(long, default_value_t = 60)]
     limit: u64,
+    /// Asks by UDP instead of connecting by TCP
+    #[arg(long)]
+    udp: Option<Ask>,
 }
 
 /// No connect and no answer takes longer on one machine.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
 fn main() -> io::Result<()> {
-    let Args { to, count, least, threads, gap, limit } = Args::parse();
+    let Args { to, count, least, threads, gap, limit, udp } = Args::parse();
     io::stdin().read_line(&mut String::new())?;
     let (start, began) = (now(), Instant::now());
     let (next, stop) = (AtomicU64::new(0), AtomicBool::new(false));
     let work = || {
-        let mut log = Vec::new();
+        let (mut log, mut kept) = (Vec::new(), Vec::new());
         let goes_on = || !stop.load(Ordering::Relaxed) || next.load(Ordering::Relaxed) < least;
         while goes_on() && began.elapsed().as_secs() < limit {
             let turn = next.fetch_add(1, Ordering::Relaxed);
             if turn >= count {
                 break;
             }
-            log.push(connect(to[turn as usize % to.len()], began));
+            log.push(connect(to[turn as usize % to.len()], began, udp, &mut kept));
             if gap > 0 {
                 thread::sleep(Duration::from_micros(gap));
             }
@@ -97,10 +103,15 @@ fn readable() -> bool {
     poll(&mut polled, PollTimeout::from(20_u8)).map_or(true, |ready| ready > 0)
 }
 
-fn connect(to: SocketAddr, began: Instant) -> Connect {
+/// `kept` are the sockets that further questions are asked by, at most one of a family.
+fn connect(to: SocketAddr, began: Instant, udp: Option<Ask>, kept: &mut Vec<UdpSocket>) -> Connect {
     let start = Instant::now();
     let mut connect = Connect { at: micros(start - began), took: 0, to, errno: 0, backend: None, peer: None };
-    if let Err(error) = exchange(&mut connect, start) {
+    let outcome = match udp {
+        None => exchange(&mut connect, start),
+        Some(ask) => question(&mut connect, start, ask, kept),
+    };
+    if let Err(error) = outcome {
         connect.errno = error.raw_os_error().unwrap_or(-1);
     }
     connect
@@ -120,6 +131,38 @@ fn exchange(connect: &mut Connect, start: Instant) -> io::Result<()> {
     let mut id = [0; 2];
     socket.read_exact(&mut id)?;
     connect.backend = Some(u16::from_be_bytes(id));
+    Ok(())
+}
+
+/// What getpeername is of a connect, is of a question the address that answered.
+fn question(connect: &mut Connect, start: Instant, ask: Ask, kept: &mut Vec<UdpSocket>) -> io::Result<()> {
+    let any = |to: SocketAddr| -> SocketAddr {
+        if to.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0_u16; 8], 0).into() }
+    };
+    let family =
+        |socket: &UdpSocket| socket.local_addr().is_ok_and(|at| at.is_ipv4() == connect.to.is_ipv4());
+    let socket = match kept.iter().position(family) {
+        Some(i) => kept.swap_remove(i),
+        None => UdpSocket::bind(any(connect.to))?,
+    };
+    socket.set_read_timeout(Some(TIMEOUT))?;
+    let asked = match ask {
+        Ask::Connected => {
+            socket.connect(connect.to)?;
+            connect.peer = Some(socket.peer_addr()?);
+            socket.send(b"who")
+        }
+        Ask::Each | Ask::All => socket.send_to(b"who", connect.to),
+    };
+    connect.took = micros(start.elapsed());
+    asked?;
+    let mut id = [0; 2];
+    let (_, from) = socket.recv_from(&mut id)?;
+    connect.backend = Some(u16::from_be_bytes(id));
+    connect.peer = connect.peer.filter(|peer| *peer != from).or(Some(from));
+    if ask == Ask::All {
+        kept.push(socket);
+    }
     Ok(())
 }
 

@@ -98,6 +98,13 @@ impl ServiceBuilder {
         self.full_port(ServicePort { name: Some(name.to_owned()), port: number, ..ServicePort::default() })
     }
 
+    /// A UDP port with this name.
+    #[must_use]
+    pub fn udp_port(self, name: &str, number: i32) -> Self {
+        let (name, protocol) = (Some(name.to_owned()), Some("UDP".to_owned()));
+        self.full_port(ServicePort { name, protocol, port: number, ..ServicePort::default() })
+    }
+
     /// Any port.
     #[must_use]
     pub fn full_port(mut self, port: ServicePort) -> Self {
@@ -139,6 +146,18 @@ impl SliceBuilder {
         self.0.ports.get_or_insert_default().push(EndpointPort {
             name: Some(name.to_owned()),
             port: Some(number),
+            ..EndpointPort::default()
+        });
+        self
+    }
+
+    /// The endpoints' UDP port for the Service port with this name.
+    #[must_use]
+    pub fn udp_port(mut self, name: &str, number: i32) -> Self {
+        self.0.ports.get_or_insert_default().push(EndpointPort {
+            name: Some(name.to_owned()),
+            port: Some(number),
+            protocol: Some("UDP".to_owned()),
             ..EndpointPort::default()
         });
         self
@@ -404,6 +423,16 @@ impl EntryBuilder {
             target_port: Some(target),
             ..Default::default()
         });
+        self
+    }
+
+    /// A UDP port of this name, and the port of the endpoints.
+    #[must_use]
+    pub fn udp_port(mut self, name: &str, number: u32, target: u32) -> Self {
+        self = self.port(name, number, target);
+        if let Some(port) = self.0.spec.ports.last_mut() {
+            port.protocol = Some("UDP".to_owned());
+        }
         self
     }
 

@@ -6,11 +6,13 @@
 
 use std::collections::BTreeSet;
 
+use slotmesh_xds::Transport;
+
 use crate::{
     Index, Kind, ObjectName, Reason, Report,
     compiler::Compiled,
     envoy,
-    model::{ServicePort, Target, TrafficPolicy},
+    model::{PortKey, ServicePort, Target, TrafficPolicy},
     names::{absent, cluster_name},
     report::Findings,
     rules::Standing,
@@ -24,13 +26,15 @@ use crate::{
 pub(crate) fn backends<'a>(
     index: &'a Index,
     name: &'a ObjectName,
-) -> impl Iterator<Item = (u16, &'a str)> + use<'a> {
+) -> impl Iterator<Item = (PortKey, &'a str)> + use<'a> {
     let ports = index.service(name).into_iter().flat_map(|service| &service.ports);
     ports.flat_map(move |port| {
-        let whole = Some("")
-            .filter(|whole| index.is_led_to(name, whole) || !index.addresses(name, port.number).is_empty());
-        let subsets = index.rules(name).subsets().into_keys().filter(|subset| index.is_led_to(name, subset));
-        whole.into_iter().chain(subsets).map(|subset| (port.number, subset))
+        // No route is for UDP, so none leads to a UDP port.
+        let is_led_to =
+            move |subset: &str| port.key.protocol == Transport::Tcp && index.is_led_to(name, subset);
+        let whole = Some("").filter(|whole| is_led_to(whole) || !index.addresses(name, port.key).is_empty());
+        let subsets = index.rules(name).subsets().into_keys().filter(move |subset| is_led_to(subset));
+        whole.into_iter().chain(subsets).map(|subset| (port.key, subset))
     })
 }
 
@@ -44,12 +48,18 @@ pub(crate) fn compile(index: &Index, name: &ObjectName) -> Compiled {
         let policy = port_name.and_then(|port| in_force(index, name, port));
         let of_policy = policy.map(|(_, policy, _)| policy.traffic).unwrap_or_default();
         let of_subset = rules.subset(subset).map(|s| s.traffic).unwrap_or_default();
+        let mut traffic = of_policy.or(of_subset).or(of_rule);
+        if port.protocol == Transport::Udp {
+            // There are none to be counted.
+            traffic.max_connections = None;
+        }
         let affinity = index.service(name).map_or(0, |service| service.affinity);
-        envoy::cluster(&cluster_name(&host, port, subset), of_policy.or(of_subset).or(of_rule), affinity)
+        envoy::cluster(&cluster_name(&host, port, subset), traffic, affinity)
     });
     let (resources, reports) = (resources.collect(), rule_reports(index, name));
     let mut compiled = Compiled { resources, reports, ..Compiled::default() };
     compiled.reports.extend(policy_reports(index, name));
+    compiled.reports.extend(limits_of_udp(index, name));
     compiled.reports.extend(entry_reports(index, name));
     compiled
 }
@@ -74,7 +84,7 @@ fn in_force<'a>(index: &'a Index, name: &'a ObjectName, port: &ServicePort) -> O
 /// The names of the clusters for which a policy with this target is in force.
 pub(crate) fn of_policy(index: &Index, policy: &ObjectName, target: &Target) -> BTreeSet<String> {
     let (name, host) = (&target.service, index.host(&target.service));
-    let own = |port: u16| {
+    let own = |port: PortKey| {
         let port = index.service(name).and_then(|service| service.port(port));
         let in_force = port.and_then(|port| in_force(index, name, port));
         in_force.is_some_and(|(key, _, by)| key == policy && by == target)
@@ -102,7 +112,7 @@ fn policy_reports(index: &Index, name: &ObjectName) -> Vec<Report> {
             target.port.as_ref().filter(|port| !service.ports.iter().any(|p| p.name == **port))
         {
             let has = service.ports.iter().map(|p| p.name.as_str()).collect::<Vec<_>>().join(", ");
-            let fault = format!("Service {name} has no TCP port named {port} (it has {has})");
+            let fault = format!("Service {name} has no port named {port} (it has {has})");
             say(key, Reason::TargetNotFound, format!("{}.sectionName", target.field), fault);
             continue;
         }
@@ -117,6 +127,23 @@ fn policy_reports(index: &Index, name: &ObjectName) -> Vec<Report> {
                 say(key, Reason::Conflicted, target.field.clone(), fault);
             }
             None => first.push((key, policy, target)),
+        }
+    }
+    reports
+}
+
+/// The policies that bound connections to UDP ports only: there are none.
+fn limits_of_udp(index: &Index, name: &ObjectName) -> Vec<Report> {
+    let Some(service) = index.service_for(Kind::TrafficPolicy, name) else { return Vec::new() };
+    let mut reports = Vec::new();
+    for (key, policy, target) in attached(index, name) {
+        let covers = |port: &&ServicePort| target.port.as_ref().is_none_or(|name| *name == port.name);
+        let mut protocols = service.ports.iter().filter(covers).map(|port| port.key.protocol).peekable();
+        let is_udp = protocols.peek().is_some() && protocols.all(|protocol| protocol == Transport::Udp);
+        if is_udp && policy.traffic.max_connections.is_some() {
+            let mut found = Findings::new(index.object_ref(Kind::TrafficPolicy, key));
+            found.unsupported("spec.maxConnections", "UDP has no connections that could be counted");
+            reports.extend(found.reports.into_iter().map(|r| Report { at: Some(name.clone()), ..r }));
         }
     }
     reports

@@ -12,7 +12,7 @@ use slotmesh_xds::{Change, Resource, ResourceName, ResourceType, Version};
 
 use crate::{
     CompileOptions, Conditions, Index, Object, ObjectKey, ObjectRef, Reason, Report, Severity, Source, Unit,
-    clusters, conditions, endpoints, envoy, routing, settings,
+    clusters, conditions, endpoints, envoy, model::PortKey, routing, settings,
 };
 
 /// What one unit compiles to.
@@ -38,7 +38,7 @@ impl Compiled {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Maker {
     pub(crate) object: ObjectKey,
-    pub(crate) port: u16,
+    pub(crate) port: PortKey,
 }
 
 /// What a [`Compiler::flush`] changed.

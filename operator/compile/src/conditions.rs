@@ -20,7 +20,7 @@ use slotmesh_xds::{Resource, ResourceName, ResourceType, Version};
 use crate::{
     Index, Kind, ObjectKey, ObjectName, Reason, Report, Severity, Unit, clusters,
     compiler::Compiled,
-    model::{Host, Route, Target},
+    model::{Host, PortKey, Route, Target},
     rules::Standing,
 };
 
@@ -336,7 +336,7 @@ fn resources(
         }
         Made::Routes(host) => {
             let Some(service) = index.service(&host.service) else { return BTreeSet::new() };
-            let covers = |port: u16| service.port(port).is_some_and(|port| host.covers(port));
+            let covers = |port: PortKey| service.port(port).is_some_and(|port| host.covers(port));
             let Some(compiled) = of(&Unit::Routing(host.service.clone())) else { return BTreeSet::new() };
             let own = compiled.resources.iter().filter(|resource| {
                 let maker = compiled.made.get(&(resource.ty, resource.name.clone()));

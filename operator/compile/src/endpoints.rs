@@ -21,7 +21,7 @@ use crate::{
     compiler::Compiled,
     envoy,
     index::Backing,
-    model::{Hints, Service, ServicePort, TargetPort},
+    model::{Hints, Service, ServicePort, SlicePort, TargetPort},
     names::cluster_name,
     report::Findings,
 };
@@ -53,13 +53,13 @@ pub(crate) fn compile(index: &Index, name: &ObjectName) -> Compiled {
     let host = index.host(name);
     let mut reports = mismatched(index, name, service);
     let mut resources = Vec::new();
-    let mut of_port = (0, Candidates::new());
+    let mut of_port = (None, Candidates::new());
     // The ports for which there is no endpoint, by subset.
     let mut empty: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     let rules = index.rules(name);
     for (port, subset) in backends(index, name) {
-        if let Some(port) = service.port(port).filter(|port| port.number != of_port.0) {
-            of_port = (port.number, candidates(index, name, port, &mut reports));
+        if let Some(port) = service.port(port).filter(|port| Some(port.key) != of_port.0) {
+            of_port = (Some(port.key), candidates(index, name, port, &mut reports));
         }
         let labels = rules.subset(subset).map(|subset| &subset.labels);
         let chosen = choose(&of_port.1, service.local, |candidate| {
@@ -71,7 +71,7 @@ pub(crate) fn compile(index: &Index, name: &ObjectName) -> Compiled {
         if chosen.is_empty() {
             empty.entry(subset).or_default().push(port.to_string());
         }
-        resources.push(envoy::assignment(&cluster_name(&host, port, subset), chosen));
+        resources.push(envoy::assignment(&cluster_name(&host, port, subset), port.protocol, chosen));
     }
     reports.extend(
         empty.into_iter().filter_map(|(subset, ports)| without_endpoints(index, name, subset, &ports)),
@@ -108,8 +108,7 @@ fn without_endpoints(index: &Index, name: &ObjectName, subset: &str, ports: &[St
 fn mismatched(index: &Index, name: &ObjectName, service: &Service) -> Vec<Report> {
     let mut reports = Vec::new();
     for (slice_name, slice) in index.slices(name) {
-        let named =
-            |(slice_port, _): &(String, u16)| service.ports.iter().any(|port| port.name == *slice_port);
+        let named = |slice_port: &SlicePort| service.ports.iter().any(|port| slice_port.is_of(port));
         if slice.endpoints.is_empty() || slice.ports.iter().any(named) {
             continue;
         }
@@ -117,13 +116,13 @@ fn mismatched(index: &Index, name: &ObjectName, service: &Service) -> Vec<Report
             [] => "none".to_owned(),
             names => names.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", "),
         };
-        let has = show(slice.ports.iter().map(|(port, _)| port.as_str()).collect());
+        let has = show(slice.ports.iter().map(|port| port.name.as_str()).collect());
         let wanted = show(service.ports.iter().map(|port| port.name.as_str()).collect());
         let mut found = Findings::new(index.object_ref(Kind::EndpointSlice, slice_name));
         found.note(
             "ports",
             format!(
-                "its endpoints are not used: its TCP ports are named {has}, those of Service {name} {wanted}; \
+                "its endpoints are not used: its ports are named {has}, those of Service {name} {wanted}; \
                  name them alike"
             ),
         );
@@ -142,7 +141,7 @@ fn candidates<'a>(
     let with_pods = !index.rules(name).subsets().is_empty();
     let mut found = Candidates::new();
     for (slice_name, slice) in index.slices(name) {
-        for (_, number) in slice.ports.iter().filter(|(name, _)| *name == port.name) {
+        for SlicePort { number, .. } in slice.ports.iter().filter(|of| of.is_of(port)) {
             for endpoint in &slice.endpoints {
                 let pod = if with_pods { index.pod(&slice_name.namespace, endpoint) } else { None };
                 let labels = pod.map(|pod| &pod.labels);
@@ -154,7 +153,7 @@ fn candidates<'a>(
         }
     }
     for backing in index.backings(name) {
-        if let Some(port) = backing.service.port(port.number) {
+        if let Some(port) = backing.service.port(port.key) {
             add_workloads(index, name, &backing, port, &mut found, reports);
         }
     }

@@ -22,7 +22,7 @@ use crate::{
     budget::Budgets,
     links::{Model, Relations},
     model::{
-        Age, DestinationRule, Endpoint, EndpointSlice, Node, Pod, ReferenceGrant, Routes, Service,
+        Age, DestinationRule, Endpoint, EndpointSlice, Node, Pod, PortKey, ReferenceGrant, Routes, Service,
         ServiceEntry, SlotProfile, TrafficPolicy, Workload, read_grpc, read_http, read_tcp, read_tls,
         read_virtual_service,
     },
@@ -307,7 +307,7 @@ impl Index {
     }
 
     /// The addresses of a port, each with the object that names it.
-    pub(crate) fn addresses(&self, name: &ObjectName, port: u16) -> Vec<(IpAddr, ObjectKey)> {
+    pub(crate) fn addresses(&self, name: &ObjectName, port: PortKey) -> Vec<(IpAddr, ObjectKey)> {
         let mut addresses = Vec::new();
         for backing in self.backings(name) {
             if backing.service.port(port).is_some() {

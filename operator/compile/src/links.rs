@@ -12,8 +12,8 @@ use std::{
 use crate::{
     Cidr, Kind, ObjectKey, ObjectName, Unit,
     model::{
-        Age, DestinationRule, EndpointSlice, Node, Pod, ReferenceGrant, Routes, Service, ServiceEntry,
-        SlotProfile, TrafficPolicy, Workload,
+        Age, DestinationRule, EndpointSlice, Node, Pod, PortKey, ReferenceGrant, Routes, Service,
+        ServiceEntry, SlotProfile, TrafficPolicy, Workload,
     },
     relation::{Label, Relation, Selection},
 };
@@ -71,7 +71,7 @@ pub(crate) struct Claim {
 #[derive(Debug, Default)]
 pub(crate) struct Relations {
     /// Address and port -> the Services and ServiceEntries that claim it, in the order in which they count.
-    pub(crate) claims: Relation<(IpAddr, u16), Claim>,
+    pub(crate) claims: Relation<(IpAddr, PortKey), Claim>,
     /// Address -> the Services that have it as a cluster IP.
     pub(crate) service_addresses: Relation<IpAddr, ObjectName>,
     /// Address -> the Services that have it as an external address.
@@ -165,8 +165,8 @@ impl Service {
         self.vips.iter().map(|ip| (*ip, false)).chain(external)
     }
 
-    fn claims(&self) -> impl Iterator<Item = ((IpAddr, u16), bool)> {
-        let at = |ip| self.ports.iter().map(move |port| (ip, port.number));
+    fn claims(&self) -> impl Iterator<Item = ((IpAddr, PortKey), bool)> {
+        let at = |ip| self.ports.iter().map(move |port| (ip, port.key));
         self.addresses().flat_map(move |(ip, is_external)| at(ip).map(move |vip| (vip, is_external)))
     }
 

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use crate::{ObjectName, domain::cluster_domain};
+use crate::{ObjectName, domain::cluster_domain, model::PortKey};
 
 /// The name of the cluster that refuses connections: what a route says and can't be resolved leads there.
 pub(crate) const BLACK_HOLE: &str = "BlackHoleCluster";
@@ -34,17 +34,17 @@ pub(crate) fn absent(name: &ObjectName) -> String {
 }
 
 /// The name of the cluster (and of its assignment) of a port of a host, or of a subset of it.
-pub(crate) fn cluster_name(host: &str, port: u16, subset: &str) -> String {
+pub(crate) fn cluster_name(host: &str, port: PortKey, subset: &str) -> String {
     format!("outbound|{port}|{subset}|{host}")
 }
 
 /// The name of the route configuration of a port of a host.
-pub(crate) fn route_name(host: &str, port: u16) -> String {
+pub(crate) fn route_name(host: &str, port: PortKey) -> String {
     format!("{port}|{host}")
 }
 
 /// The name of the listener of a cluster IP and port.
-pub(crate) fn listener_name(ip: IpAddr, port: u16) -> String {
+pub(crate) fn listener_name(ip: IpAddr, port: PortKey) -> String {
     match ip {
         IpAddr::V4(ip) => format!("{ip}_{port}"),
         IpAddr::V6(ip) => format!("[{ip}]_{port}"),
@@ -96,6 +96,8 @@ pub(crate) fn name_fault(name: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use slotmesh_xds::Transport;
+
     use super::*;
 
     #[test]
@@ -119,11 +121,14 @@ mod tests {
         let long = "x".repeat(MAX_NAME);
         let service = ObjectName::new("shop", long.as_str());
         assert_eq!(
-            cluster_name(&service.host(), 80, "v1"),
+            cluster_name(&service.host(), PortKey::tcp(80), "v1"),
             format!("outbound|80|v1|{long}.shop.svc.cluster.local")
         );
-        assert_eq!(listener_name("10.0.0.1".parse().unwrap(), 80), "10.0.0.1_80");
-        assert_eq!(listener_name("fd00:0::1".parse().unwrap(), 80), "[fd00::1]_80");
+        assert_eq!(listener_name("10.0.0.1".parse().unwrap(), PortKey::tcp(80)), "10.0.0.1_80");
+        assert_eq!(listener_name("fd00:0::1".parse().unwrap(), PortKey::tcp(80)), "[fd00::1]_80");
+        let dns = PortKey { number: 53, protocol: Transport::Udp };
+        assert_eq!(listener_name("10.0.0.1".parse().unwrap(), dns), "10.0.0.1_53/UDP");
+        assert_eq!(cluster_name("a.b.svc", dns, ""), "outbound|53/UDP||a.b.svc");
         assert!(name_fault(&long).is_none());
         assert!(name_fault(&"x".repeat(MAX_NAME + 1)).unwrap().contains("254 characters"));
         assert!(name_fault("a|b").is_some());

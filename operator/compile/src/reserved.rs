@@ -6,11 +6,11 @@
 
 use std::net::IpAddr;
 
-use crate::{Cidr, Index, Kind, ObjectName, links::Claim};
+use crate::{Cidr, Index, Kind, ObjectName, links::Claim, model::PortKey};
 
 impl Index {
     /// The claim in force on an address and port, if any.
-    pub(crate) fn owner_of(&self, ip: IpAddr, port: u16) -> Option<&Claim> {
+    pub(crate) fn owner_of(&self, ip: IpAddr, port: PortKey) -> Option<&Claim> {
         self.relations.claims.of(&(ip, port)).find(|claim| self.counts(claim, ip))
     }
 

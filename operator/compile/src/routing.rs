@@ -8,6 +8,8 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
+use slotmesh_xds::Transport;
+
 use crate::{
     Index, Kind, ObjectKey, ObjectName, Reason, Report, Severity,
     clusters::backends,
@@ -15,8 +17,8 @@ use crate::{
     envoy::{self, Forward},
     links::Claim,
     model::{
-        Applies, Destination, Forwarding, Host, Protocol, Route, RouteKind, Routes, Service, ServicePort,
-        Share,
+        Applies, Destination, Forwarding, Host, PortKey, Protocol, Route, RouteKind, Routes, Service,
+        ServicePort, Share,
     },
     names::{BLACK_HOLE, absent, cluster_name, route_name},
 };
@@ -52,7 +54,7 @@ pub(crate) fn compile(index: &Index, name: &ObjectName) -> Compiled {
         index.left_to_kube_proxy(name).filter(|_| !service.vips.is_empty() && !service.ports.is_empty());
     let mut routed_ports = Vec::new();
     // For each object that has no effect where it could have: the one that has, and the ports.
-    let mut lost: BTreeMap<&ObjectKey, (&ObjectKey, Vec<u16>)> = BTreeMap::new();
+    let mut lost: BTreeMap<&ObjectKey, (&ObjectKey, Vec<PortKey>)> = BTreeMap::new();
     for port in &service.ports {
         let mut applying = candidates.iter().filter_map(|(key, routes)| {
             route_for(routes, name, port).map(|(kind, route)| (*key, kind, route))
@@ -61,17 +63,17 @@ pub(crate) fn compile(index: &Index, name: &ObjectName) -> Compiled {
         if let Some((key, kind, route)) = applying.next() {
             by = Some(key);
             for (loser, ..) in applying {
-                lost.entry(loser).or_insert((key, Vec::new())).1.push(port.number);
+                lost.entry(loser).or_insert((key, Vec::new())).1.push(port.key);
             }
             routed = Some((kind, decide(index, name, port, (key, route), &mut out)));
-            routed_ports.push(port.number.to_string());
+            routed_ports.push(port.key.to_string());
         }
         if left.is_none() || routed.is_some() {
             let before = out.resources.len();
             listen(index, name, port, routed.as_ref(), &mut out);
             if let Some(object) = by {
                 let made = out.resources.iter().skip(before).map(|resource| {
-                    let maker = Maker { object: object.clone(), port: port.number };
+                    let maker = Maker { object: object.clone(), port: port.key };
                     ((resource.ty, resource.name.clone()), maker)
                 });
                 out.made.extend(made.collect::<Vec<_>>());
@@ -86,8 +88,8 @@ pub(crate) fn compile(index: &Index, name: &ObjectName) -> Compiled {
         let winner = index.object_ref(winner.kind, &winner.name);
         let hosts = index.routes(loser).into_iter().flat_map(|routes| &routes.hosts);
         for host in hosts.filter(|host| host.service == *name) {
-            let of_host = |number: &&u16| service.port(**number).is_some_and(|port| host.covers(port));
-            let ports: Vec<String> = ports.iter().filter(of_host).map(u16::to_string).collect();
+            let of_host = |key: &&PortKey| service.port(**key).is_some_and(|port| host.covers(port));
+            let ports: Vec<String> = ports.iter().filter(of_host).map(PortKey::to_string).collect();
             if ports.is_empty() {
                 continue;
             }
@@ -167,14 +169,14 @@ fn decide(
             refused += weight;
             continue;
         };
-        match backend(index, key, field, destination, port.number) {
+        match backend(index, key, field, destination, port.key) {
             Ok(cluster) => choice.push((cluster, *weight)),
             Err(Missing { field, reason, fault }) => {
                 refused += weight;
                 let until = if reason == Reason::RefNotPermitted { "allows it" } else { "exists" };
                 let share =
                     if shares.len() == 1 { "every connection" } else { "its share of the connections" };
-                let fault = format!("{fault}; until it {until}, {share} to port {} is refused", port.number);
+                let fault = format!("{fault}; until it {until}, {share} to port {} is refused", port.key);
                 out.reports.push(about(index, key, name, &field, reason, fault));
             }
         }
@@ -187,7 +189,7 @@ fn decide(
 
 /// The cluster of the Service's own endpoints.
 fn own_cluster(index: &Index, name: &ObjectName, port: &ServicePort) -> (String, u32) {
-    (cluster_name(&index.host(name), port.number, ""), 1)
+    (cluster_name(&index.host(name), port.key, ""), 1)
 }
 
 /// Says so where an object is for a port that the Service hasn't.
@@ -212,7 +214,7 @@ fn no_such_port(
 
 /// The ports of a Service, to be shown.
 fn ports(service: &Service) -> String {
-    let ports: Vec<_> = service.ports.iter().map(|p| p.number.to_string()).collect();
+    let ports: Vec<_> = service.ports.iter().map(|port| port.key.to_string()).collect();
     if ports.is_empty() { "none".to_owned() } else { ports.join(", ") }
 }
 
@@ -236,7 +238,10 @@ fn without_effect(
         } else if ports.is_empty() || ports.iter().any(|port| applies(&port)) {
             continue;
         } else {
-            let ports = ports.iter().map(|p| format!("{} ({})", p.number, p.protocol.as_str()));
+            let ports = ports.iter().map(|port| match port.key.protocol {
+                Transport::Tcp => format!("{} ({})", port.key, port.protocol.as_str()),
+                Transport::Udp => port.key.to_string(),
+            });
             let ports = ports.collect::<Vec<_>>().join(", ");
             let fault = format!(
                 "no route that can be decided applies to a port of {}; it has {ports}; connections go as if the object \
@@ -255,7 +260,9 @@ fn route_for<'a>(
     name: &ObjectName,
     port: &ServicePort,
 ) -> Option<(RouteKind, &'a Route)> {
-    if !routes.hosts.iter().any(|host| host.service == *name && host.covers(port)) {
+    // None of these kinds is for UDP.
+    let is_for = |host: &Host| host.service == *name && host.covers(port);
+    if port.key.protocol == Transport::Udp || !routes.hosts.iter().any(is_for) {
         return None;
     }
     let http = routes.http.iter().map(|route| (RouteKind::Http, route));
@@ -268,7 +275,7 @@ fn route_for<'a>(
         (_, Protocol::Tcp) => list == RouteKind::Tcp,
         (_, Protocol::Tls) => false,
     };
-    http.chain(tcp).find(|(kind, route)| allowed(*kind) && route.applies(port.number) == Applies::Yes)
+    http.chain(tcp).find(|(kind, route)| allowed(*kind) && route.applies(port.key.number) == Applies::Yes)
 }
 
 /// The cluster of a destination.
@@ -277,7 +284,7 @@ fn backend(
     by: &ObjectKey,
     at: &str,
     destination: &Destination,
-    port: u16,
+    port: PortKey,
 ) -> Result<String, Missing> {
     let Destination { service: name, subset, .. } = destination;
     let [of_name, of_port] = match by.kind {
@@ -298,13 +305,16 @@ fn backend(
         return Err(Missing { reason: Reason::RefNotPermitted, ..missing("namespace", fault) });
     }
     let service = index.service_for(by.kind, name).ok_or_else(|| missing(of_name, absent(name)))?;
-    let number = match (destination.port, &service.ports[..]) {
-        (Some(number), _) => number,
-        (None, [only]) => only.number,
-        (None, _) => port,
+    let mut alike = service.ports.iter().map(|of| of.key).filter(|key| key.protocol == port.protocol);
+    let key = match (destination.port, alike.next(), alike.next()) {
+        (Some(number), ..) => PortKey { number, protocol: port.protocol },
+        (None, Some(only), None) => only,
+        (None, ..) => port,
     };
-    if service.port(number).is_none() {
-        let fault = format!("{} has no TCP port {number} (it has {})", index.called(name), ports(service));
+    if service.port(key).is_none() {
+        let PortKey { number, protocol } = key;
+        let fault =
+            format!("{} has no {protocol} port {number} (it has {})", index.called(name), ports(service));
         return Err(missing(of_port, fault));
     }
     let rules = index.rules(name);
@@ -317,8 +327,8 @@ fn backend(
         );
         return Err(missing("subset", fault));
     }
-    debug_assert!(backends(index, name).any(|(port, of)| port == number && of == subset), "{name} {subset}");
-    Ok(cluster_name(&index.host(name), number, subset))
+    debug_assert!(backends(index, name).any(|(port, of)| port == key && of == subset), "{name} {subset}");
+    Ok(cluster_name(&index.host(name), key, subset))
 }
 
 /// The listeners of one port, for each address that belongs to this Service.
@@ -332,18 +342,18 @@ fn listen(
     let host = index.host(name);
     let own = vec![own_cluster(index, name, port)];
     let (kind, choice) = routed.map_or((RouteKind::Tcp, &own), |(kind, choice)| (*kind, choice));
-    let route = route_name(&host, port.number);
+    let route = route_name(&host, port.key);
     let http = kind == RouteKind::Http;
-    let forward = if http { Forward::Http(&route) } else { Forward::Tcp(choice) };
+    let forward = if http { Forward::Http(&route) } else { Forward::Layer4(choice) };
     let before = out.resources.len();
-    for (ip, by) in index.addresses(name, port.number) {
-        match index.owner_of(ip, port.number) {
+    for (ip, by) in index.addresses(name, port.key) {
+        match index.owner_of(ip, port.key) {
             Some(claim) if claim.object == by => {
-                out.resources.push(envoy::listener(ip, port.number, &own[0].0, &forward));
+                out.resources.push(envoy::listener(ip, port.key, &own[0].0, &forward));
             }
             // Two ServiceEntries of one host that have the same address.
             Some(claim) if claim.service == *name => {}
-            owner => out.reports.push(not_its_own(index, name, (ip, port.number), &by, owner)),
+            owner => out.reports.push(not_its_own(index, name, (ip, port.key), &by, owner)),
         }
     }
     if out.resources.len() > before {
@@ -358,7 +368,7 @@ fn listen(
 fn not_its_own(
     index: &Index,
     name: &ObjectName,
-    (ip, port): (IpAddr, u16),
+    (ip, port): (IpAddr, PortKey),
     by: &ObjectKey,
     owner: Option<&Claim>,
 ) -> Report {

@@ -3,8 +3,9 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use k8s_openapi::api::discovery::v1;
+use slotmesh_xds::Transport;
 
-use super::{ip_address, port_number};
+use super::{ServicePort, ip_address, port_number};
 use crate::{ObjectName, report::Findings};
 
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
@@ -45,12 +46,27 @@ impl Hints {
     }
 }
 
+/// A port of a slice's endpoints.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SlicePort {
+    /// The name of the Service's port.
+    pub(crate) name: String,
+    pub(crate) number: u16,
+    pub(crate) protocol: Transport,
+}
+
+impl SlicePort {
+    /// Whether it stands behind this port of the Service.
+    pub(crate) fn is_of(&self, port: &ServicePort) -> bool {
+        self.name == port.name && self.protocol == port.key.protocol
+    }
+}
+
 /// The usable part of a slice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct EndpointSlice {
     pub(crate) service: Option<ObjectName>,
-    /// Name of the Service port, and the endpoints' TCP port.
-    pub(crate) ports: Vec<(String, u16)>,
+    pub(crate) ports: Vec<SlicePort>,
     pub(crate) endpoints: Vec<Endpoint>,
 }
 
@@ -89,21 +105,20 @@ impl EndpointSlice {
 }
 
 /// `None` where one can't be.
-fn read_ports(object: &v1::EndpointSlice, found: &mut Findings) -> Option<Vec<(String, u16)>> {
+fn read_ports(object: &v1::EndpointSlice, found: &mut Findings) -> Option<Vec<SlicePort>> {
     let mut ports = Some(Vec::new());
     for (i, port) in object.ports.iter().flatten().enumerate() {
-        if port.protocol.as_deref().is_some_and(|p| !matches!(p, "" | "TCP")) {
-            // The Service's port says so already.
-            continue;
-        }
+        // Where it is another one, the Service's port says so already.
+        let Some(protocol) = Transport::named(port.protocol.as_deref()) else { continue };
         let field = format!("ports[{i}].port");
         match port.port {
             None => found.unsupported(field, "a slice for all ports is not used"),
             Some(number) => match port_number(number) {
                 Some(number) => {
-                    ports
-                        .iter_mut()
-                        .for_each(|ports| ports.push((port.name.clone().unwrap_or_default(), number)));
+                    let name = port.name.clone().unwrap_or_default();
+                    ports.iter_mut().for_each(|ports| {
+                        ports.push(SlicePort { name: name.clone(), number, protocol });
+                    });
                 }
                 None => {
                     found.refuse(field, format!("{number} is not a port; ports are 1 to 65535"));

@@ -18,12 +18,12 @@ mod virtual_service;
 mod workload;
 
 pub(crate) use destination_rule::{DestinationRule, Export, Subset};
-pub(crate) use endpoint_slice::{Endpoint, EndpointSlice, Hints};
+pub(crate) use endpoint_slice::{Endpoint, EndpointSlice, Hints, SlicePort};
 pub(crate) use gateway::{ReferenceGrant, read_grpc, read_http, read_tcp, read_tls};
 pub(crate) use node::Node;
 pub(crate) use pod::Pod;
 pub(crate) use routes::{Applies, Destination, Forwarding, Host, Match, Route, RouteKind, Routes, Share};
-pub(crate) use service::{Protocol, Service, ServicePort, TargetPort};
+pub(crate) use service::{PortKey, Protocol, Service, ServicePort, TargetPort};
 pub(crate) use service_entry::ServiceEntry;
 pub(crate) use slot_profile::SlotProfile;
 pub(crate) use traffic::{Balance, Traffic};
@@ -48,7 +48,7 @@ impl Age {
     }
 }
 
-/// A TCP port from a field of a Kubernetes object.
+/// A port number from a field of a Kubernetes object.
 pub(crate) fn port_number(port: impl TryInto<u16>) -> Option<u16> {
     port.try_into().ok().filter(|port| *port != 0)
 }

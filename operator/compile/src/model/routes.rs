@@ -124,7 +124,7 @@ impl Host {
     /// Whether the routes are for this port.
     pub(crate) fn covers(&self, port: &ServicePort) -> bool {
         self.usable
-            && self.port.is_none_or(|number| number == port.number)
+            && self.port.is_none_or(|number| number == port.key.number)
             && self.section.as_ref().is_none_or(|name| *name == port.name)
     }
 }

@@ -1,11 +1,14 @@
-//! Services: cluster IPs and TCP ports.
+//! Services: cluster IPs, and TCP and UDP ports.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     net::IpAddr,
 };
 
 use k8s_openapi::{api::core::v1, apimachinery::pkg::util::intstr::IntOrString};
+
+use slotmesh_xds::Transport;
 
 use super::{Age, ip_address, port_number};
 use crate::report::Findings;
@@ -66,10 +69,37 @@ pub(crate) enum TargetPort {
     Name(String),
 }
 
-/// A TCP port of a Service.
+/// A port: a number in a protocol. Resources, claims and reports name it so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct PortKey {
+    /// Not 0.
+    pub(crate) number: u16,
+    /// TCP and UDP may have the same number.
+    pub(crate) protocol: Transport,
+}
+
+#[cfg(test)]
+impl PortKey {
+    /// The TCP port with this number.
+    pub(crate) const fn tcp(number: u16) -> Self {
+        Self { number, protocol: Transport::Tcp }
+    }
+}
+
+impl fmt::Display for PortKey {
+    /// `53` in TCP, which is what a bare number means; `53/UDP`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.protocol {
+            Transport::Tcp => self.number.fmt(f),
+            Transport::Udp => write!(f, "{}/{}", self.number, self.protocol),
+        }
+    }
+}
+
+/// A port of a Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ServicePort {
-    pub(crate) number: u16,
+    pub(crate) key: PortKey,
     /// The name by which slices refer to the port; empty for the single port without a name.
     pub(crate) name: String,
     pub(crate) protocol: Protocol,
@@ -86,7 +116,7 @@ pub(crate) struct Service {
     /// Further addresses at which it is reached, each with the field that says so: of the families that its cluster IPs
     /// have, and none of these.
     pub(crate) external: Vec<(IpAddr, &'static str)>,
-    /// In the order of their numbers.
+    /// In the order of their keys.
     pub(crate) ports: Vec<ServicePort>,
     /// The labels of the workloads that it selects; none where it selects none.
     pub(crate) selector: BTreeMap<String, String>,
@@ -163,15 +193,15 @@ impl Service {
         self.vips.sort_unstable();
         self.vips.dedup();
         let fresh =
-            other.ports.iter().filter(|port| self.port(port.number).is_none()).cloned().collect::<Vec<_>>();
+            other.ports.iter().filter(|port| self.port(port.key).is_none()).cloned().collect::<Vec<_>>();
         self.ports.extend(fresh);
-        self.ports.sort_by_key(|port| port.number);
+        self.ports.sort_by_key(|port| port.key);
         self
     }
 
-    /// The TCP port with this number.
-    pub(crate) fn port(&self, number: u16) -> Option<&ServicePort> {
-        self.ports.binary_search_by_key(&number, |p| p.number).ok().map(|i| &self.ports[i])
+    /// The port with this key.
+    pub(crate) fn port(&self, key: PortKey) -> Option<&ServicePort> {
+        self.ports.binary_search_by_key(&key, |port| port.key).ok().map(|i| &self.ports[i])
     }
 }
 
@@ -267,7 +297,7 @@ fn read_external(
 
 fn read_ports(spec: &v1::ServiceSpec, found: &mut Findings) -> Vec<ServicePort> {
     let mut ports = Vec::new();
-    let mut numbers = BTreeSet::new();
+    let mut keys = BTreeSet::new();
     let mut names = BTreeSet::new();
     for (i, port) in spec.ports.iter().flatten().enumerate() {
         let Some(number) = port_number(port.port) else {
@@ -284,16 +314,15 @@ fn read_ports(spec: &v1::ServiceSpec, found: &mut Findings) -> Vec<ServicePort> 
             };
             found.refuse(format!("spec.ports[{i}].name"), fault);
         }
-        match port.protocol.as_deref() {
-            None | Some("" | "TCP") => {}
-            Some(other) => {
-                let consequence = format!("{other} port {number} is left alone");
-                found.unsupported(format!("spec.ports[{i}].protocol"), &consequence);
-                continue;
-            }
-        }
-        if !numbers.insert(number) {
-            let fault = format!("TCP port {number} stands there twice; remove one");
+        let Some(protocol) = Transport::named(port.protocol.as_deref()) else {
+            let other = port.protocol.as_deref().unwrap_or_default();
+            let consequence = format!("{other} port {number} is left alone");
+            found.unsupported(format!("spec.ports[{i}].protocol"), &consequence);
+            continue;
+        };
+        let key = PortKey { number, protocol };
+        if !keys.insert(key) {
+            let fault = format!("{protocol} port {number} stands there twice; remove one");
             found.refuse(format!("spec.ports[{i}].port"), fault);
         }
         let target = match &port.target_port {
@@ -309,8 +338,8 @@ fn read_ports(spec: &v1::ServiceSpec, found: &mut Findings) -> Vec<ServicePort> 
                 }
             },
         };
-        ports.push(ServicePort { number, name, protocol: Protocol::of(port), target });
+        ports.push(ServicePort { key, name, protocol: Protocol::of(port), target });
     }
-    ports.sort_by_key(|p| p.number);
+    ports.sort_by_key(|port| port.key);
     ports
 }

@@ -6,10 +6,11 @@ use std::{
 };
 
 use slotmesh_crds as crds;
+use slotmesh_xds::Transport;
 
 use super::{
-    Age, Protocol, Service, ServicePort, TargetPort, Workload, destination_rule::refuse_export, ip_address,
-    port_number,
+    Age, PortKey, Protocol, Service, ServicePort, TargetPort, Workload, destination_rule::refuse_export,
+    ip_address, port_number,
 };
 use crate::{
     ObjectName,
@@ -219,21 +220,20 @@ fn read_ports(ports: &[crds::EntryPort], found: &mut Findings) -> Vec<ServicePor
         }
         let declared = port.protocol.as_deref().unwrap_or_default().to_ascii_lowercase();
         let protocol = Protocol::named(&declared);
-        if declared == "udp" {
-            found.unsupported(format!("{at}.protocol"), &format!("UDP port {number} is left alone"));
-            continue;
-        }
-        if protocol == Protocol::Undeclared && !declared.is_empty() {
-            let fault = format!("{declared:?} is no protocol that is known; write TCP or HTTP");
+        let transport = if declared == "udp" { Transport::Udp } else { Transport::Tcp };
+        let is_known = transport == Transport::Udp || protocol != Protocol::Undeclared || declared.is_empty();
+        if !is_known {
+            let fault = format!("{declared:?} is no protocol that is known; write TCP, UDP or HTTP");
             found.refuse(format!("{at}.protocol"), fault);
         }
-        if read.iter().any(|other| other.number == number) {
-            found.refuse(format!("{at}.number"), format!("port {number} stands there twice; remove one"));
+        let key = PortKey { number, protocol: transport };
+        if read.iter().any(|other| other.key == key) {
+            found.refuse(format!("{at}.number"), format!("port {key} stands there twice; remove one"));
         }
         let target = TargetPort::Number(target.unwrap_or(number));
-        read.push(ServicePort { number, name: port.name.clone(), protocol, target });
+        read.push(ServicePort { key, name: port.name.clone(), protocol, target });
     }
-    read.sort_by_key(|port| port.number);
+    read.sort_by_key(|port| port.key);
     read
 }
 

@@ -254,7 +254,7 @@ fn a_slice_whose_ports_have_other_names_is_told() {
     ]);
     assert_eq!(
         cluster_.said(Severity::Note),
-        ["EndpointSlice default/web: its endpoints are not used: its TCP ports are named \"\", those of \
+        ["EndpointSlice default/web: its endpoints are not used: its ports are named \"\", those of \
              Service default/web \"http\"; name them alike"]
     );
 }

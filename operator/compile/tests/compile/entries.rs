@@ -8,7 +8,7 @@ use slotmesh_compile::{
         virtual_service, workload, workload_entry,
     },
 };
-use slotmesh_crds::{EntryPort, WorkloadSelector};
+use slotmesh_crds::WorkloadSelector;
 use slotmesh_xds::ResourceType;
 
 use crate::support::{Cluster, NOWHERE, cluster};
@@ -429,12 +429,6 @@ fn what_does_not_act_is_named_by_field() {
         spec.hosts.push("*.example.com".into());
         spec.hosts.push("web.shop.svc.cluster.local".into());
         spec.rest.insert("subjectAltNames".into(), "x".into());
-        spec.ports.push(EntryPort {
-            number: 53,
-            name: "dns".into(),
-            protocol: Some("UDP".into()),
-            ..Default::default()
-        });
     });
     let cluster_ = Cluster::with([entry.build()]);
     assert_eq!(cluster_.names(ResourceType::Listener), ["240.0.0.1_3306"]);
@@ -449,7 +443,6 @@ fn what_does_not_act_is_named_by_field() {
         "spec.endpoints[0].serviceAccount",
         "spec.hosts[1]",
         "spec.hosts[2]",
-        "spec.ports[1].protocol",
         "spec.subjectAltNames",
     ];
     assert_eq!(fields, expected.map(|field| (Severity::NotSupported, field)));

@@ -13,3 +13,4 @@ mod routes;
 mod rules;
 mod services;
 mod support;
+mod udp;

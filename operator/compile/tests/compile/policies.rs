@@ -162,7 +162,7 @@ fn what_is_wrong_with_a_policy_is_said_by_field() {
         "default/nothing: spec.targetRefs[1]: web stands there twice",
         "default/zero: spec.maxConnections: 0 would refuse every connection",
         "default/lost: spec.targetRefs[0].name: there is no Service default/nowhere; the policy takes effect when",
-        "default/lost: spec.targetRefs[1].sectionName: Service default/web has no TCP port named admin (it has http, tcp)",
+        "default/lost: spec.targetRefs[1].sectionName: Service default/web has no port named admin (it has http, tcp)",
     ] {
         assert!(
             refused.iter().any(|r| r.starts_with(&format!("TrafficPolicy {said}"))),

@@ -22,7 +22,7 @@ use crate::support::Cluster;
 fn object() -> impl Strategy<Value = Object> {
     let name = prop::sample::select(vec!["a", "b", "c"]);
     let age = prop::option::of(0..3_i64);
-    let services = (name.clone(), age.clone(), 1..4_u8, 0..6_usize).prop_map(|(name, age, ip, shape)| {
+    let services = (name.clone(), age.clone(), 1..4_u8, 0..7_usize).prop_map(|(name, age, ip, shape)| {
         let mut built = service(name).ip(&format!("10.0.0.{ip}"));
         built = match shape {
             0 => built.port(80),
@@ -37,6 +37,7 @@ fn object() -> impl Strategy<Value = Object> {
                 built.0.metadata.labels = Some([label].into());
                 built.port(80)
             }
+            5 => built.named_port("http", 80).udp_port("dns", 80),
             // Refused.
             _ => built.port(0),
         };
@@ -49,7 +50,10 @@ fn object() -> impl Strategy<Value = Object> {
             let place = if age == Some(2) { "other" } else { "default" };
             let (address, port) =
                 if shape == 3 { ("10.2.0.1".to_owned(), 81) } else { (format!("10.0.0.{ip}"), 80) };
-            let built = service_entry(name, host).namespace(place).ip(&address).port("http", port, 8080);
+            let mut built = service_entry(name, host).namespace(place).ip(&address).port("http", port, 8080);
+            if shape == 1 {
+                built = built.udp_port("dns", port, 8082);
+            }
             let built = match shape {
                 0 => built.endpoint(workload("10.1.0.9", "v1")).endpoint(workload("10.1.0.8", "v2")),
                 1 => built.select("version", "v1"),
@@ -64,7 +68,7 @@ fn object() -> impl Strategy<Value = Object> {
     let endpoints = prop::collection::vec((1..5_u8, any::<bool>()), 0..4);
     let slices = (name.clone(), name.clone(), endpoints, prop::bool::weighted(0.2)).prop_map(
         |(name, of, endpoints, hinted)| {
-            let mut built = slice(name, of).port(8080).named_port("http", 8081);
+            let mut built = slice(name, of).port(8080).named_port("http", 8081).udp_port("dns", 8082);
             for (i, by_pod) in endpoints {
                 let ip = format!("10.1.0.{i}");
                 built = if by_pod { built.pod_endpoint(&ip, "a") } else { built.endpoint(&ip) };

@@ -36,21 +36,21 @@ fn a_dual_stack_service_has_a_listener_per_address_and_one_assignment() {
 }
 
 #[test]
-fn ports_are_matched_by_name_and_others_than_tcp_are_named() {
+fn ports_are_matched_by_name_and_others_than_tcp_and_udp_are_named() {
     let named = ServicePort {
         name: Some("admin".into()),
         port: 9000,
         target_port: Some(IntOrString::String("adm".into())),
         ..Default::default()
     };
-    let udp = ServicePort {
-        name: Some("dns".into()),
-        port: 53,
-        protocol: Some("UDP".into()),
+    let sctp = ServicePort {
+        name: Some("signals".into()),
+        port: 2905,
+        protocol: Some("SCTP".into()),
         ..Default::default()
     };
     let cluster_ = Cluster::with([
-        service("web").ip("10.0.0.1").named_port("http", 80).full_port(named).full_port(udp).build(),
+        service("web").ip("10.0.0.1").named_port("http", 80).full_port(named).full_port(sctp).build(),
         slice("a", "web").named_port("http", 8080).named_port("admin", 9001).endpoint("10.1.0.1").build(),
         slice("b", "web").named_port("admin", 9002).endpoint("10.1.0.2").build(),
     ]);
@@ -59,7 +59,7 @@ fn ports_are_matched_by_name_and_others_than_tcp_are_named() {
     assert_eq!(cluster_.names(ResourceType::Listener), ["10.0.0.1_80", "10.0.0.1_9000"]);
     assert_eq!(
         cluster_.said(Severity::NotSupported),
-        ["Service default/web: not supported: field spec.ports[2].protocol; UDP port 53 is left alone"]
+        ["Service default/web: not supported: field spec.ports[2].protocol; SCTP port 2905 is left alone"]
     );
 }
 

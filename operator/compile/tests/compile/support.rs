@@ -10,12 +10,14 @@ use slotmesh_xds::{
         config::{
             cluster::v3::{Cluster as EnvoyCluster, LoadBalancingPolicy},
             core::v3::{
-                Address, HealthStatus, address::Address::SocketAddress, socket_address::PortSpecifier,
+                Address, HealthStatus,
+                address::Address::SocketAddress,
+                socket_address::{PortSpecifier, Protocol},
             },
             endpoint::v3::{
                 ClusterLoadAssignment, LbEndpoint, LocalityLbEndpoints, lb_endpoint::HostIdentifier,
             },
-            listener::v3::{Listener, filter::ConfigType},
+            listener::v3::{Listener, filter::ConfigType, listener_filter},
             route::v3::{
                 RouteConfiguration,
                 route::Action,
@@ -32,6 +34,7 @@ use slotmesh_xds::{
                 },
                 tcp_proxy::v3::{TcpProxy, tcp_proxy},
             },
+            filters::udp::udp_proxy::v3::{UdpProxyConfig, udp_proxy_config},
             load_balancing_policies::maglev::v3::Maglev,
         },
     },
@@ -166,10 +169,13 @@ impl Cluster {
     }
 
     /// Where a listener sends connections: `cluster`, or `cluster=weight …`, with `http:` in front
-    /// when by a route configuration.
+    /// when by a route configuration, or `udp:`.
     pub fn goes(&self, listener: &str) -> String {
         let content = self.content(ResourceType::Listener, listener).expect("the listener exists");
         let listener = Listener::decode(content).unwrap();
+        if listener.udp_listener_config.is_some() {
+            return udp(&listener);
+        }
         let [chain] = &listener.filter_chains[..] else { panic!("one filter chain") };
         let [filter] = &chain.filters[..] else { panic!("one filter") };
         let Some(ConfigType::TypedConfig(config)) = &filter.config_type else { panic!("a config") };
@@ -232,6 +238,26 @@ fn hashes_the_source(policy: &LoadBalancingPolicy) -> bool {
     matches!(&hashed[..], [only] if only.policy_specifier == Some(PolicySpecifier::ConnectionProperties(source)))
 }
 
+/// Where a listener of UDP sends datagrams.
+#[expect(deprecated, reason = "what is compiled")]
+fn udp(listener: &Listener) -> String {
+    assert!(listener.filter_chains.is_empty());
+    let Some(SocketAddress(socket)) = listener.address.as_ref().and_then(|at| at.address.as_ref()) else {
+        panic!("a socket address")
+    };
+    assert_eq!(socket.protocol(), Protocol::Udp);
+    let [filter] = &listener.listener_filters[..] else { panic!("one filter") };
+    assert_eq!(filter.name, "envoy.filters.udp_listener.udp_proxy");
+    let Some(listener_filter::ConfigType::TypedConfig(config)) = &filter.config_type else {
+        panic!("a config")
+    };
+    let proxy: UdpProxyConfig = config.to_msg();
+    let Some(udp_proxy_config::RouteSpecifier::Cluster(name)) = proxy.route_specifier else {
+        panic!("a cluster")
+    };
+    format!("udp:{name}")
+}
+
 trait ToMsg {
     fn to_msg<M: prost::Message + prost::Name + Default>(&self) -> M;
 }
@@ -259,6 +285,11 @@ pub const NOWHERE: &str = "BlackHoleCluster";
 /// How many of these there are, but for those of Services and subsets that have no endpoint.
 pub fn count(reports: &[Report]) -> usize {
     reports.iter().filter(|r| r.reason != Reason::NoEndpoints).count()
+}
+
+/// The name of the cluster of a UDP port of a Service in namespace `default`.
+pub fn udp_cluster(service: &str, port: u16) -> String {
+    format!("outbound|{port}/UDP||{service}.default.svc.cluster.local")
 }
 
 /// The name of a cluster of a Service in namespace `default`.
