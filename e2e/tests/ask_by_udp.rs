@@ -57,13 +57,12 @@ fn open(backends: &mut Backends) -> Result<()> {
     Ok(())
 }
 
-/// Other pods from now on, for both protocols.
-fn replace_pods(mesh: &Mesh, ids: &[u16]) -> Result<()> {
-    let agent = mesh.agent()?;
-    let before = agent.metrics()?.flushes("endpoints");
+/// Other pods from now on: returns when sockets that ask anew find no others.
+fn replace_pods(mesh: &Mesh, to: SocketAddr, ids: &[u16]) -> Result<()> {
     mesh.manifests.write("mesh.yaml", &objects(ids))?;
-    wait::until_true("both load assignments to be published", || {
-        Ok(agent.metrics()?.flushes("endpoints") >= before + 2)
+    wait::until_true("the pods that are gone to be asked no more", || {
+        let found = ask(mesh, to, Ask::Each, 60)?.by_backend();
+        Ok(found.into_keys().all(|id| ids.contains(&id)))
     })
 }
 
@@ -110,8 +109,9 @@ fn one_socket_asks_several_and_keeps_the_endpoint_of_each() {
         }
         let [dns, ..] = addresses();
         let log = at("10.96.0.54", 514);
-        // The last is an endpoint itself, which answers for itself.
-        let direct = at("127.1.0.1", TARGET);
+        // The last is no service's.
+        let direct = at("127.3.0.1", TARGET);
+        mesh.backends.open_udp(&direct.to_string(), 901)?;
         let spec = ClientSpec::to(dns).and(log).and(direct).count(300).udp(Ask::All);
         let asked = spec.run(Some(&mesh.cgroup))?;
         asked.expect_all(300)?;
@@ -133,11 +133,11 @@ fn and_moves_on_when_an_endpoint_goes() {
         let spec = ClientSpec::to(to).count(u64::MAX).gap(500).udp(Ask::All).least(1);
         let clients = (0..8).map(|_| spec.start(Some(&mesh.cgroup))).collect::<Result<Vec<_>>>()?;
         // The old endpoint answers on while it isn't known to be gone.
-        replace_pods(&mesh, &[2, 3])?;
+        replace_pods(&mesh, to, &[2, 3])?;
         for ip in pods(1) {
             mesh.backends.close_udp(&at(&ip, TARGET).to_string())?;
         }
-        replace_pods(&mesh, &[3])?;
+        replace_pods(&mesh, to, &[3])?;
         for client in clients {
             let log = client.stop()?;
             let lost = log.connects.iter().filter(|c| c.errno != 0).count();

@@ -159,7 +159,9 @@ fn question(connect: &mut Connect, start: Instant, ask: Ask, kept: &mut Vec<UdpS
     let mut id = [0; 2];
     let (_, from) = socket.recv_from(&mut id)?;
     connect.backend = Some(u16::from_be_bytes(id));
-    connect.peer = connect.peer.filter(|peer| *peer != from).or(Some(from));
+    if connect.peer.is_none() || from != connect.to {
+        connect.peer = Some(from);
+    }
     if ask == Ask::All {
         kept.push(socket);
     }
