@@ -619,6 +619,44 @@ mod tests {
     }
 
     #[test]
+    fn places_of_sockets_are_those_taken_without_the_idle_ones() {
+        let share = |places| SocketShare { places, unrecorded: 1, uncounted: 2, ..SocketShare::default() };
+        let totals = SocketTotals::of([(0, share(40)), (1, share(7)), (64, share(3))]);
+        assert_eq!(totals, SocketTotals { recorded: 30, unrecorded: 3, uncounted: 6 });
+        // A lane that has just given some back.
+        assert_eq!(SocketTotals::of([(1, share(5)), (0, share(9))]).recorded, 4);
+    }
+
+    #[test]
+    fn few_places_lie_idle_in_lanes() {
+        for (most, cpus) in
+            [(65_536, 2), (65_536, 64), (65_536, 512), (1_000, 8), (2, 4), (0, 1), (u32::MAX, 1)]
+        {
+            let SocketLimit { most: allowed, batch } = SocketLimit::new(most, cpus);
+            assert_eq!(allowed, u64::from(most));
+            let lanes = u64::from(cpus.min(SocketShare::LANES));
+            assert!(2 * batch * lanes <= allowed / 16, "{batch} of {most} on {cpus}");
+        }
+        assert_eq!(SocketLimit::new(2, 4).batch, 0, "so few are counted exactly");
+    }
+
+    #[test]
+    fn lanes_of_a_cluster_have_tags_of_their_own() {
+        let mut tags: [u32; LaneKey::LANES as usize] =
+            core::array::from_fn(|lane| LaneKey::new(name_hash("web"), lane as u32).tag());
+        tags.sort_unstable();
+        assert!(tags.windows(2).all(|pair| pair[0] != pair[1]) && tags.iter().all(|tag| tag & 1 == 1));
+    }
+
+    #[test]
+    fn a_time_in_a_record_is_never_0() {
+        for nanoseconds in [0, 1, 1 << 20, (1 << 52) - 1, 1 << 52, u64::MAX] {
+            assert_ne!(SocketState::tick(nanoseconds), 0);
+        }
+        assert_eq!(SocketState::tick(5 << 20), 5);
+    }
+
+    #[test]
     fn value_of_another_key_is_told_apart() {
         let web = VipKey::new("10.96.0.10".parse().unwrap(), 80, 6);
         let db = VipKey::new("10.96.0.10".parse().unwrap(), 81, 6);
