@@ -6,6 +6,7 @@ use std::{
     net::SocketAddr,
     os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 use aya::{
@@ -236,6 +237,8 @@ pub struct Datapath {
     /// Finds connections that are over; `None` where the kernel can't go over sockets.
     sockets: Option<Sockets>,
     identity: Map<u64, Identity>,
+    /// The classes of workloads as callers, where they aren't their namespaces', by the ids of the workloads.
+    classes: Mutex<HashMap<u64, u64>>,
     pins: Pins,
     host: Host,
 }
@@ -385,6 +388,7 @@ impl Datapath {
                 })
                 .ok(),
             identity,
+            classes: Mutex::default(),
             pins,
             host,
         };
@@ -431,12 +435,20 @@ impl Datapath {
         self.attach_one(workload, true, &mut new).inspect_err(|_| undo(new))
     }
 
+    /// Says of which class a workload is as a caller, from its next [`enrol`](Self::enrol) on; an empty class is that of
+    /// its namespace. Until somebody says so, a workload keeps the class that an earlier agent gave it.
+    pub fn classify(&self, workload: &Workload, class: &str) {
+        let class = name_hash(if class.is_empty() { &workload.namespace } else { class });
+        self.classes.lock().unwrap_or_else(PoisonError::into_inner).insert(workload.id(), class);
+    }
+
     /// Detaches the programs from a workload, if they are attached to it. The one that counts its sockets
     /// down stays until the cgroup is gone, and all its sockets.
     ///
     /// # Errors
     /// Where a pin can't be removed.
     pub fn release(&self, workload: &Workload) -> Result<(), DatapathError> {
+        self.classes.lock().unwrap_or_else(PoisonError::into_inner).remove(&workload.id());
         let path = self.pins.links_of(workload.id());
         remove_links(&path).map_err(pin_error(&path))
     }
@@ -555,17 +567,22 @@ impl Datapath {
             }
             if i == 0 {
                 // The first attachment makes the cgroup's storage; nothing decides yet.
-                let identity = Identity {
-                    workload: workload.id(),
-                    namespace: name_hash(&workload.namespace),
-                    pod: if is_pod { cgroup } else { 0 },
-                    network: 0,
-                };
+                let identity = self.identity_of(workload, cgroup, is_pod);
                 self.identity.update(&cgroup, &identity).map_err(bpf(describe("store the identity of")))?;
             }
         }
         self.warn_of_others(workload, &dir);
         Ok(())
+    }
+
+    /// Who a workload is, in this cgroup.
+    fn identity_of(&self, workload: &Workload, cgroup: u64, is_pod: bool) -> Identity {
+        let (id, namespace) = (workload.id(), name_hash(&workload.namespace));
+        let told = self.classes.lock().unwrap_or_else(PoisonError::into_inner).get(&id).copied();
+        let before = self.identity.get(&cgroup).ok().flatten().filter(|before| before.workload == id);
+        let class = told.or_else(|| before.map(|before| before.class)).unwrap_or(namespace);
+        let pod = if is_pod { cgroup } else { 0 };
+        Identity { workload: id, namespace, class, pod, network: 0 }
     }
 
     /// Whoever else decides about the workload's connections does so beside us: another agent, with another pin root
@@ -600,11 +617,31 @@ impl Datapath {
         to: impl Into<AskedAddress>,
         numbers: impl Into<Numbers>,
     ) -> Result<Decision, DatapathError> {
+        self.ask_as("", "", to, numbers)
+    }
+
+    /// The same of a connection that a caller of this namespace and class makes.
+    ///
+    /// # Errors
+    /// As [`ask`](Self::ask).
+    pub fn ask_as(
+        &self,
+        namespace: &str,
+        class: &str,
+        to: impl Into<AskedAddress>,
+        numbers: impl Into<Numbers>,
+    ) -> Result<Decision, DatapathError> {
         let Numbers { cluster, endpoint, other } = numbers.into();
         let AskedAddress { address, protocol } = to.into();
-        let vip = crate::flatten::vip_key(address, protocol);
-        let question =
-            Question { vip, cluster_random: cluster, endpoint_random: endpoint, other_random: other };
+        let question = Question {
+            vip: crate::flatten::vip_key(address, protocol),
+            namespace: name_hash(namespace),
+            class: name_hash(class),
+            cluster_random: cluster,
+            endpoint_random: endpoint,
+            other_random: other,
+            ..Question::zeroed()
+        };
         let answer = self.run(&question)?;
         Ok(match Verdict::try_from(answer.verdict) {
             Ok(Verdict::Redirect) => Decision::Redirect {

@@ -33,7 +33,10 @@ use prost::Message as _;
 use slotmesh_ads::{Sink, Update};
 use slotmesh_xds::{Rejection, Resource, ResourceName, ResourceType, Version, Workload as Named};
 
-pub use self::{cgroups::NoPods, fixed::FixedWorkloads};
+pub use self::{
+    cgroups::NoPods,
+    fixed::{FixedCallers, FixedWorkloads},
+};
 use self::{
     cgroups::{PodUid, Tree},
     watcher::{Watched, Watcher},
@@ -64,6 +67,8 @@ struct Pod {
     uid: PodUid,
     namespace: String,
     name: String,
+    /// Its class as a caller; empty for its namespace's.
+    class: String,
     /// What it is attached as; `None` while its cgroup doesn't exist, or can't be attached to.
     attached: Option<Workload>,
     /// Why it isn't attached as it should be.
@@ -273,6 +278,7 @@ impl State {
             return;
         };
         let workload = pod.workload(cgroup);
+        self.datapath.classify(&workload, &pod.class);
         match self.datapath.enrol_pod(&workload) {
             Ok(()) => {
                 tracing::info!(%workload, cgroup = %workload.cgroup.display(), "attached");
@@ -295,13 +301,14 @@ impl State {
     }
 
     fn named(&mut self, resource: &Resource, now: Instant) -> Result<(), String> {
-        let Named { uid, namespace, name, .. } = Named::decode(resource.content.as_ref())
+        let Named { uid, namespace, name, class, .. } = Named::decode(resource.content.as_ref())
             .map_err(|error| format!("not a valid Workload message: {error}"))?;
         let uid = PodUid::new(&uid).ok_or_else(|| format!("uid: {uid:?} can't be the uid of a pod"))?;
         if namespace.is_empty() || name.is_empty() {
             return Err("namespace and name must not be empty".to_owned());
         }
-        let mut pod = Pod { version: resource.version, uid, namespace, name, attached: None, trouble: None };
+        let version = resource.version;
+        let mut pod = Pod { version, uid, namespace, name, class, attached: None, trouble: None };
         let mut old = self.pods.remove(&resource.name);
         if let Some(old) = old.as_mut().filter(|old| old.uid == pod.uid && old.id() == pod.id()) {
             // What works stays, should it not be possible to attach it anew.

@@ -8,7 +8,8 @@
 //! Route                     1 slot, a slot per 255 clusters of all its routes, and for addresses as
 //!                           domains 1 index slot and a slot per 64
 //! Listener                  1 slot, and 1 per 203 addresses where there are more; where chains match ports 1 per
-//!                           204 of them, and 1 above that; 1 for a chain with several clusters
+//!                           204 of them, and 1 above that; where chains match callers 2, 1 per 255 of their classes,
+//!                           and 1 per chain; 1 for a chain with several clusters
 //! names, localities         a slot per 4 KiB, where there are any
 //! ```
 //! and one slot for the handle of each, which holds the name.
@@ -16,7 +17,7 @@
 #[cfg(feature = "next-layout")]
 mod next;
 
-use std::net::SocketAddr;
+use std::{borrow::Cow, net::SocketAddr};
 
 use bytemuck::Zeroable as _;
 use slotmesh_records::{
@@ -111,6 +112,7 @@ fn write_cluster<D: Records>(
             (draft.handle(kind(ResourceType::Endpoints), name)?.as_ref(), Owned::NULL)
         }
         Source::Inline(endpoints) => (Ref::NULL, write_endpoints(draft, endpoints, 0)?),
+        Source::Original => (Ref::NULL, Owned::NULL),
     };
     let Limits { connections, pending_requests, requests, retries } = cluster.limits;
     let record = records::Cluster {
@@ -119,6 +121,7 @@ fn write_cluster<D: Records>(
         inline,
         connect_timeout_ms: cluster.connect_timeout_ms,
         balance: match cluster.balance {
+            _ if cluster.source == Source::Original => balance::NONE,
             Balance::Random => balance::RANDOM,
             Balance::RoundRobin => balance::ROUND_ROBIN,
             Balance::LeastConnections => balance::LEAST_CONNECTIONS,
@@ -235,20 +238,27 @@ fn write_listener<D: Records>(
 ) -> Result<Owned<records::Listener>, D::Error> {
     let mut record = records::Listener::zeroed();
     let mut chains = Vec::with_capacity(listener.chains.len());
-    for Chain { name: _, port, action } in &listener.chains {
+    let mut of_callers = Vec::new();
+    for Chain { name: _, port, callers, action } in &listener.chains {
         let action = write_action(draft, action)?;
         match port {
+            _ if !callers.is_empty() => of_callers.push((callers.as_slice(), action)),
             None => record.any = action,
             Some(port) => chains.push(records::Chain { port: port.get(), reserved: 0, action }),
         }
     }
-    record.chains = write_chains(draft, &chains)?;
+    record.chains = match of_callers.as_slice() {
+        [] => write_chains(draft, &chains)?,
+        of_callers => write_callers(draft, of_callers)?,
+    };
     if listener.chains.iter().any(|chain| !chain.name.is_empty()) {
         let mut names = Packer::with_capacity(32 * listener.chains.len());
         names.count(listener.chains.len());
         for chain in &listener.chains {
             names.number(chain.port.map_or(0, |port| port.get().into()));
             names.text(chain.name);
+            names.count(chain.callers.len());
+            chain.callers.iter().for_each(|class| names.text(class));
         }
         record.names = write_text(draft, &names)?;
     }
@@ -282,6 +292,36 @@ fn write_chains<D: Records>(draft: &mut D, chains: &[records::Chain]) -> Result<
         [only] => Ok(only.chains),
         _ => Ok(Owned::new(draft.write(&records::ChainIndex { header: HEADER }, &ranges)?.ptr())),
     }
+}
+
+/// The chains of callers, each with the names of their classes: an index stands where other chains would.
+fn write_callers<D: Records>(
+    draft: &mut D,
+    of_callers: &[(&[Cow<'_, str>], records::Action)],
+) -> Result<Owned<Chains>, D::Error> {
+    let mut written = Vec::with_capacity(of_callers.len());
+    let mut entries = Vec::new();
+    for (classes, action) in of_callers {
+        let chain = draft.write(&records::CallerChain { header: HEADER, action: *action }, &[])?;
+        written.push(chain);
+        entries.extend(classes.iter().map(|class| records::CallerEntry {
+            class: records::name_hash(class),
+            chain: Within::new(chain.ptr()),
+            reserved: 0,
+        }));
+    }
+    entries.sort_unstable_by_key(|entry| entry.class);
+    let mut chains = Owned::NULL;
+    for piece in written.chunks(records::CallerChains::CAPACITY).rev() {
+        chains = draft.write(&records::CallerChains { header: HEADER, next: chains, reserved: 0 }, piece)?;
+    }
+    let mut ranges = Vec::new();
+    for piece in entries.chunks(records::Callers::CAPACITY as usize) {
+        let callers = draft.write(&records::Callers { header: HEADER }, piece)?;
+        ranges.push(records::CallerRange { class: piece[0].class, callers, reserved: 0 });
+    }
+    let index = records::CallerIndex { header: HEADER, chains, reserved: 0 };
+    Ok(Owned::new(draft.write(&index, &ranges)?.ptr()))
 }
 
 fn write_action<D: Records>(draft: &mut D, action: &Action<'_>) -> Result<records::Action, D::Error> {

@@ -1,11 +1,14 @@
 //! What records hold, read back: a load assignment for people, and to be written anew when its clusters want
 //! other records of it than they did; the addresses and filter chains of a listener, however many slots they have.
 
-use std::num::{NonZeroU16, NonZeroU32};
+use std::{
+    collections::BTreeMap,
+    num::{NonZeroU16, NonZeroU32},
+};
 
 use slotmesh_records::{
-    self as records, Chain, ChainIndex, Chains, EndpointChunk, EndpointIndex, HashTable, Listener, Owned,
-    RecordHeader, SlotPtr, Text, VipChunk, VipKey, WideListener,
+    self as records, Action, CallerChain, CallerIndex, Callers, Chain, ChainIndex, Chains, EndpointChunk,
+    EndpointIndex, HashTable, Listener, Owned, RecordHeader, SlotPtr, Text, VipChunk, VipKey, WideListener,
 };
 use slotmesh_slots::Stored;
 
@@ -116,9 +119,21 @@ pub(crate) fn vips(stored: &impl Stored, root: SlotPtr) -> Option<Vec<VipKey>> {
     Some(vips)
 }
 
+/// Where the connections of each class of callers go that a listener tells apart; `None` where the records are damaged.
+pub(crate) fn of_callers(stored: &impl Stored, at: Owned<Chains>) -> Option<BTreeMap<u64, Action>> {
+    let Some((_, ranges)) = stored.record::<CallerIndex>(at.ptr()) else { return Some(BTreeMap::new()) };
+    let mut actions = BTreeMap::new();
+    for range in ranges {
+        for entry in stored.record::<Callers>(range.callers.ptr())?.1 {
+            actions.insert(entry.class, stored.record::<CallerChain>(entry.chain.ptr())?.0.action);
+        }
+    }
+    Some(actions)
+}
+
 /// The filter chains of a listener that match ports; `None` where they are damaged.
 pub(crate) fn chains(stored: &impl Stored, at: Owned<Chains>) -> Option<Vec<Chain>> {
-    if at.ptr().is_null() {
+    if at.ptr().is_null() || stored.record::<CallerIndex>(at.ptr()).is_some() {
         return Some(Vec::new());
     }
     if let Some((_, chains)) = stored.record::<Chains>(at.ptr()) {

@@ -3,7 +3,7 @@
 #[cfg(feature = "next-layout")]
 mod next;
 
-use std::net::SocketAddr;
+use std::{collections::BTreeMap, net::SocketAddr};
 
 use serde_json::{Value, json};
 use slotmesh_records::{
@@ -15,7 +15,7 @@ use slotmesh_xds::{ResourceType, Version};
 
 use crate::{
     config::{Endpoints, REFUSING_CLUSTER},
-    held::{Held, chains, text, vips},
+    held::{Held, chains, of_callers, text, vips},
     packed::Unpacker,
 };
 
@@ -75,6 +75,7 @@ impl Records<'_> {
                 balance::ROUND_ROBIN => "round robin",
                 balance::LEAST_CONNECTIONS => "least connections",
                 balance::HASH => "consistent hash of the source",
+                balance::NONE => "none: connections go where they were meant to go",
                 balance::HASH_BY_ROUTE => "consistent hash of the source where the route says so",
                 _ => "unknown",
             },
@@ -123,24 +124,39 @@ impl Records<'_> {
         let listener = self.0.record::<Listener>(root);
         let (any, matching, names) =
             listener.map(|(one, _)| (one.any, one.chains, one.names)).or_else(wide)?;
-        let mut chains: Vec<(Option<u16>, Action)> =
-            chains(self.0, matching)?.iter().map(|chain| (Some(chain.port), chain.action)).collect();
         let names = text(self.0, names)?;
         let mut names = Unpacker(&names);
-        let mut named = std::collections::BTreeMap::new();
+        let mut named = BTreeMap::new();
+        let mut callers: Vec<(&str, Vec<&str>)> = Vec::new();
         for _ in 0..names.number().unwrap_or(0) {
-            named.insert(names.number()?, names.text()?);
+            let (port, name) = (names.number()?, names.text()?);
+            let classes = (0..names.number()?).map(|_| names.text()).collect::<Option<Vec<_>>>()?;
+            if classes.is_empty() {
+                named.insert(port, name);
+            } else {
+                callers.push((name, classes));
+            }
         }
+        let of_callers = of_callers(self.0, matching)?;
+        let mut shown: Vec<Value> = callers
+            .into_iter()
+            .filter_map(|(name, classes)| {
+                let action = of_callers.get(&name_hash(classes.first()?))?;
+                Some(json!({ "name": name, "callers": classes, "to": self.action(action)? }))
+            })
+            .collect();
+        let mut chains: Vec<(Option<u16>, Action)> =
+            chains(self.0, matching)?.iter().map(|chain| (Some(chain.port), chain.action)).collect();
         chains.push((None, any));
-        let chains = chains.into_iter().filter_map(|(port, action)| {
+        shown.extend(chains.into_iter().filter_map(|(port, action)| {
             Some(json!({
                 "name": named.get(&port.map_or(0, u32::from)),
                 "port": port,
                 "to": self.action(&action)?,
             }))
-        });
+        }));
         let vips: Vec<String> = vips(self.0, root)?.iter().map(ToString::to_string).collect();
-        Some(json!({ "addresses": vips, "chains": chains.collect::<Vec<_>>() }))
+        Some(json!({ "addresses": vips, "chains": shown }))
     }
 
     /// `None` where it leads nowhere.

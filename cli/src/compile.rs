@@ -14,6 +14,10 @@ pub struct CompileFlags {
         help_heading = OBJECTS)]
     root_namespace: String,
 
+    /// Routes of Gateway API lead to Services of other namespaces only where a ReferenceGrant there lets them
+    #[arg(long, env = "SLOTMESH_REQUIRE_GRANTS", help_heading = OBJECTS)]
+    require_grants: bool,
+
     /// Ranges that no ServiceEntry can have an address of, such as the cluster's ranges of Services and Pods.
     /// Addresses of Services, Pods and Nodes, loopback and link-local ones are kept for these anyway
     #[arg(long, env = "SLOTMESH_RESERVED_ADDRESSES", value_delimiter = ',', value_name = "CIDR",
@@ -41,6 +45,7 @@ impl CompileFlags {
     pub fn options(self) -> CompileOptions {
         let Self {
             root_namespace,
+            require_grants,
             reserved_addresses,
             allowed_addresses,
             max_entry_endpoints,
@@ -49,6 +54,7 @@ impl CompileFlags {
         let count = |count: u32| usize::try_from(count).unwrap_or(usize::MAX);
         CompileOptions {
             root_namespace: root_namespace.into(),
+            require_grants,
             reserved_addresses,
             allowed_addresses,
             max_entry_endpoints: count(max_entry_endpoints),

@@ -31,8 +31,6 @@ pub fn stream(parts: &mut Parts, store: Store, sink: impl Sink, node: &str, stop
         let wanted = match ty {
             // Of those of all nodes, its own.
             ResourceType::Settings => [node].into_iter().collect(),
-            // Named by flags.
-            ResourceType::Workload => continue,
             _ => Subscription::Wildcard,
         };
         subscriptions.set(ty, wanted);

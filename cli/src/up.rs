@@ -5,7 +5,9 @@ use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, str::FromStr, s
 use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
 use slotmesh_ads::Sink as _;
-use slotmesh_agent::{Agent, FixedWorkloads, Options, Workload, admin::Admin, metrics::Metrics};
+use slotmesh_agent::{
+    Agent, FixedCallers, FixedWorkloads, Options, Workload, admin::Admin, metrics::Metrics,
+};
 use slotmesh_operator::{CompileOptions, Operator, watch::LocalNode};
 use slotmesh_serve::Store;
 use slotmesh_xds::ResourceType;
@@ -303,7 +305,9 @@ async fn run(
     let mut parts = Parts::new(stop.clone());
     parts.add("the thread that owns the maps", owner_ended(agent.ended().clone(), stop.clone()));
     parts.add("the compile thread", reports::compile_thread_ended(operator.status(), stop.clone()));
-    embedded::stream(&mut parts, store, agent.handle(), &node.name, &stop);
+    let (datapath, workloads) = (agent.datapath().clone(), running.workloads.clone());
+    let sink = FixedCallers::new(agent.handle(), datapath, workloads, agent.synced());
+    embedded::stream(&mut parts, store, sink, &node.name, &stop);
     let pages = Admin::new(agent.handle(), *clusters);
     let local = pages.local_routes().merge(reports::router(operator.status()));
     let site = Site::new(pages.open_routes(), local, &[&Admin::PAGES[..], &[reports::PAGE]].concat());

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use kube::CustomResource;
 use serde::{Deserialize, Serialize};
 
-use crate::{Rest, or_default};
+use crate::{PortSelector, Rest, or_default};
 
 /// The spec of a [`DestinationRule`].
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -32,6 +32,21 @@ pub struct DestinationRuleSpec {
     /// The namespaces that see this rule; unset means all.
     #[serde(default, deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
     pub export_to: Vec<String>,
+    /// Which callers of its namespace the rule is for; unset means all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workload_selector: Option<CallerSelector>,
+    /// Everything else.
+    #[serde(flatten)]
+    pub rest: Rest,
+}
+
+/// Which callers are meant.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CallerSelector {
+    /// The labels that a caller must carry.
+    #[serde(default, deserialize_with = "or_default")]
+    pub match_labels: BTreeMap<String, String>,
     /// Everything else.
     #[serde(flatten)]
     pub rest: Rest,
@@ -59,6 +74,27 @@ pub struct RuleSubset {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TrafficPolicy {
+    /// How to choose an endpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load_balancer: Option<LoadBalancer>,
+    /// How many connections there may be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connection_pool: Option<ConnectionPool>,
+    /// What is said of single ports instead.
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
+    pub port_level_settings: Vec<PortTrafficPolicy>,
+    /// Everything else.
+    #[serde(flatten)]
+    pub rest: Rest,
+}
+
+/// How to treat connections to one port, whatever is said of the others.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PortTrafficPolicy {
+    /// The port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<PortSelector>,
     /// How to choose an endpoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub load_balancer: Option<LoadBalancer>,

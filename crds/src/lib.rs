@@ -11,18 +11,20 @@ mod destination_rule;
 pub mod gateway;
 pub mod own;
 mod service_entry;
+mod sidecar;
 mod virtual_service;
 
 pub use destination_rule::{
-    ConnectionPool, ConsistentHash, DestinationRule, DestinationRuleSpec, LoadBalancer, RuleSubset, TcpPool,
-    TrafficPolicy,
+    CallerSelector, ConnectionPool, ConsistentHash, DestinationRule, DestinationRuleSpec, LoadBalancer,
+    PortTrafficPolicy, RuleSubset, TcpPool, TrafficPolicy,
 };
 pub use service_entry::{
     EntryPort, ServiceEntry, ServiceEntrySpec, WorkloadEntry, WorkloadEntrySpec, WorkloadSelector,
 };
+pub use sidecar::{EgressListener, OutboundTrafficPolicy, Sidecar, SidecarSelector, SidecarSpec};
 pub use virtual_service::{
-    Destination, HttpMatch, HttpRoute, PortSelector, RouteDestination, TcpMatch, TcpRoute, VirtualService,
-    VirtualServiceSpec,
+    Delegate, Destination, HttpMatch, HttpRoute, PortSelector, RouteDestination, TcpMatch, TcpRoute,
+    VirtualService, VirtualServiceSpec,
 };
 
 /// The fields of one level that slotmesh does not support (yet), by name.

@@ -1,5 +1,7 @@
 //! Istio's `VirtualService`: where connections to a host go.
 
+use std::collections::BTreeMap;
+
 use kube::CustomResource;
 use serde::{Deserialize, Serialize};
 
@@ -56,6 +58,23 @@ pub struct HttpRoute {
     /// Where connections go.
     #[serde(default, deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
     pub route: Vec<RouteDestination>,
+    /// The VirtualService that says where connections go, instead of `route`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delegate: Option<Delegate>,
+    /// Everything else.
+    #[serde(flatten)]
+    pub rest: Rest,
+}
+
+/// A VirtualService without hosts, which says where the connections of a route go.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Delegate {
+    /// Its name.
+    #[serde(default)]
+    pub name: String,
+    /// Its namespace; unset means that of the object.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
     /// Everything else.
     #[serde(flatten)]
     pub rest: Rest,
@@ -75,6 +94,12 @@ pub struct HttpMatch {
     /// of the VirtualService.
     #[serde(default, deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
     pub gateways: Vec<String>,
+    /// The namespace of the callers; unset means all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_namespace: Option<String>,
+    /// The labels that a caller must carry.
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "BTreeMap::is_empty")]
+    pub source_labels: BTreeMap<String, String>,
     /// Everything else; it cannot be decided when a connection is made.
     #[serde(flatten)]
     pub rest: Rest,
@@ -111,6 +136,15 @@ pub struct TcpMatch {
     /// of the VirtualService.
     #[serde(default, deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
     pub gateways: Vec<String>,
+    /// The namespace of the callers; unset means all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_namespace: Option<String>,
+    /// The labels that a caller must carry.
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "BTreeMap::is_empty")]
+    pub source_labels: BTreeMap<String, String>,
+    /// The addresses, or ranges of them, to which connections are made; none means all.
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
+    pub destination_subnets: Vec<String>,
     /// Everything else.
     #[serde(flatten)]
     pub rest: Rest,

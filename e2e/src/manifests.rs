@@ -306,16 +306,3 @@ pub fn gateway_route(kind: &str, name: &str, parent: &str, weights: &[(&str, i64
         },
     }))
 }
-
-/// A ReferenceGrant in `namespace` that lets objects of this kind and namespace lead to its Services.
-pub fn reference_grant(name: &str, namespace: &str, kind: &str, from: &str) -> Value {
-    json!({
-        "apiVersion": "gateway.networking.k8s.io/v1beta1",
-        "kind": "ReferenceGrant",
-        "metadata": {"name": name, "namespace": namespace},
-        "spec": {
-            "from": [{"group": "gateway.networking.k8s.io", "kind": kind, "namespace": from}],
-            "to": [{"group": "", "kind": "Service"}],
-        },
-    })
-}

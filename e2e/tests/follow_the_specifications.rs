@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::errno::Errno;
-use slotmesh_e2e::{Cgroup, ClientSpec, Log, Mesh, isolated, mesh::at, net, stats};
+use slotmesh_e2e::{Cgroup, ClientSpec, Log, Mesh, isolated, mesh::at, net, stats, wait};
 
 /// So many that a split which is off by two percent is always seen.
 const CONNECTS: u64 = 20_000;
@@ -21,6 +21,11 @@ fn text(file: &str) -> Result<String> {
 
 /// `reviews` with its pods, and these files of a case.
 fn shop(case: &str, files: &[&str]) -> Result<Mesh> {
+    shop_as(&["default/client"], case, files).map(|(mesh, _)| mesh)
+}
+
+/// The same with several workloads, of which those after the first have the cgroups that are returned.
+fn shop_as(workloads: &[&str], case: &str, files: &[&str]) -> Result<(Mesh, Vec<Cgroup>)> {
     // On the loopback interface that makes all of the range local.
     net::ip("addr add 10.244.0.1/16 dev lo")?;
     let mut mesh = Mesh::new()?;
@@ -29,8 +34,17 @@ fn shop(case: &str, files: &[&str]) -> Result<Mesh> {
     for file in files {
         mesh.manifests.write_text(file, &text(&format!("{case}/{file}"))?)?;
     }
+    let cgroups = workloads.iter().skip(1).map(|_| Cgroup::new()).collect::<Result<Vec<_>>>()?;
+    for (name, cgroup) in workloads.iter().skip(1).zip(&cgroups) {
+        mesh.spec().workloads.push(((*name).to_owned(), cgroup.path().to_owned()));
+    }
     mesh.start()?;
-    Ok(mesh)
+    Ok((mesh, cgroups))
+}
+
+/// Connects as whoever is in this cgroup.
+fn reviews_of(cgroup: &Cgroup, connects: u64) -> Result<[u64; 4]> {
+    split(&ClientSpec::to(at(REVIEWS, 80)).count(connects).run(Some(cgroup))?)
 }
 
 /// How many connects v1, v2, v3 and nobody got; nothing else may become of one.
@@ -124,9 +138,11 @@ fn destination_rules_of_one_host_are_merged() {
 #[test]
 fn a_destination_rule_of_a_stranger_has_no_effect() {
     isolated(|| {
-        let mut mesh = shop("destination_rule_of_a_stranger", &["rules.yaml"])?;
+        let callers = ["default/client", "shop/client"];
+        let (mut mesh, others) = shop_as(&callers, "destination_rule_of_a_stranger", &["rules.yaml"])?;
+        // It is for callers of its own namespace, and takes nothing from others.
         ensure!(reviews(&mesh, 500)? == [500, 0, 0, 0]);
-        mesh.agent()?.expect_report(&["DestinationRule sandbox/borrowed", "has no effect"])?;
+        ensure!(reviews_of(&others[0], 500)? == [500, 0, 0, 0]);
         mesh.stop()
     });
 }
@@ -251,6 +267,130 @@ fn endpoints_of_the_zone_go_before_others() {
             let reached = reached(&mesh.connect(at(service, 80), 500)?, 500)?;
             ensure!(reached == [1, 2, 3, 4].into(), "{service}: {reached:?}");
         }
+        mesh.stop()
+    });
+}
+
+#[test]
+fn what_is_exported_to_some_namespaces_is_for_their_callers() {
+    isolated(|| {
+        let callers = ["default/client", "shop/client", "istio-ingress/gateway"];
+        let (mut mesh, others) = shop_as(&callers, "export_to_own_namespace", &["route.yaml"])?;
+        for cgroup in &others {
+            ensure!(reviews_of(cgroup, 500)? == [500, 0, 0, 0]);
+        }
+        // The others get the Service's own endpoints.
+        let [v1, v2, v3, refused] = reviews(&mesh, CONNECTS)?;
+        stats::expect_fit(&[v1, v2, v3], &[2, 1, 1])?;
+        ensure!(refused == 0);
+        ensure!(mesh.agent()?.reports()?.is_empty(), "{:?}", mesh.agent()?.reports());
+        // Also after the agent was killed, and started again.
+        mesh.kill()?;
+        mesh.start()?;
+        ensure!(reviews_of(&others[0], 500)? == [500, 0, 0, 0]);
+        mesh.stop()
+    });
+}
+
+#[test]
+fn a_consumers_route_is_for_callers_of_its_namespace() {
+    isolated(|| {
+        let callers = ["default/client", "shop/client"];
+        let (mut mesh, others) = shop_as(&callers, "consumer_route", &["routes.yaml"])?;
+        ensure!(reviews(&mesh, 500)? == [0, 500, 0, 0]);
+        ensure!(reviews_of(&others[0], 500)? == [500, 0, 0, 0]);
+        ensure!(mesh.agent()?.reports()?.is_empty(), "{:?}", mesh.agent()?.reports());
+        mesh.stop()
+    });
+}
+
+#[test]
+fn a_callers_labels_choose_its_route_and_may_change() {
+    isolated(|| {
+        const CASE: &str = "match_source";
+        let callers = ["default/client", "shop/client"];
+        let (mut mesh, others) = shop_as(&callers, CASE, &["route.yaml", "client.yaml"])?;
+        ensure!(reviews(&mesh, 500)? == [500, 0, 0, 0]);
+        ensure!(reviews_of(&others[0], 500)? == [0, 0, 500, 0]);
+        // Its connections are the other version's as soon as its labels have changed; it stays attached.
+        mesh.manifests.write_text("client.yaml", &text(&format!("{CASE}/next.yaml"))?)?;
+        wait::until_true("the caller to be of another class", || Ok(reviews(&mesh, 20)? == [0, 20, 0, 0]))?;
+        ensure!(reviews_of(&others[0], 500)? == [0, 0, 500, 0]);
+        mesh.manifests.remove("client.yaml")?;
+        wait::until_true("the caller to be as all of its namespace", || {
+            Ok(reviews(&mesh, 20)? == [20, 0, 0, 0])
+        })?;
+        mesh.stop()
+    });
+}
+
+#[test]
+fn a_destination_rule_of_the_callers_namespace_goes_before() {
+    isolated(|| {
+        let callers = ["default/client", "shop/client"];
+        let (mut mesh, others) = shop_as(&callers, "rule_of_the_callers_namespace", &["rules.yaml"])?;
+        ensure!(reviews(&mesh, 500)? == [0, 500, 0, 0]);
+        ensure!(reviews_of(&others[0], 500)? == [500, 0, 0, 0]);
+        ensure!(mesh.agent()?.reports()?.is_empty(), "{:?}", mesh.agent()?.reports());
+        mesh.stop()
+    });
+}
+
+#[test]
+fn the_narrowest_host_counts() {
+    isolated(|| {
+        let mut mesh = shop("wildcard_hosts", &["rules.yaml"])?;
+        ensure!(reviews(&mesh, 500)? == [500, 0, 0, 0]);
+        ensure!(split(&mesh.connect(at("10.96.0.23", 80), 500)?)? == [0, 500, 0, 0]);
+        mesh.stop()
+    });
+}
+
+#[test]
+fn a_delegate_decides_and_a_missing_one_refuses() {
+    isolated(|| {
+        let mut mesh = shop("delegate", &["routes.yaml"])?;
+        ensure!(reviews(&mesh, 500)? == [500, 0, 0, 0]);
+        ensure!(split(&mesh.connect(at("10.96.0.23", 80), 200)?)? == [0, 0, 0, 200]);
+        mesh.agent()?.expect_report(&[
+            "VirtualService shop/lost",
+            "spec.http[0].delegate",
+            "teams/nobody",
+        ])?;
+        mesh.stop()
+    });
+}
+
+#[test]
+fn a_service_entry_is_for_those_who_see_it() {
+    isolated(|| {
+        let (mut mesh, _) = shop_as(&["default/client"], "service_entry_for_some", &["entries.yaml"])?;
+        ensure!(split(&mesh.connect(at("240.0.0.1", 3306), 200)?)? == [200, 0, 0, 0]);
+        mesh.connect(at("240.0.0.2", 6379), 3)?.expect_errno(Errno::ENETUNREACH)?;
+        mesh.stop()
+    });
+}
+
+#[test]
+fn a_sidecar_says_what_callers_see_and_what_becomes_of_the_rest() {
+    isolated(|| {
+        const CASE: &str = "sidecar";
+        let callers = ["default/client", "shop/client"];
+        let (mut mesh, others) = shop_as(&callers, CASE, &["rules.yaml"])?;
+        // What isn't seen has no routes, but the Service's own endpoints.
+        let [v1, v2, v3, refused] = reviews(&mesh, CONNECTS)?;
+        stats::expect_fit(&[v1, v2, v3], &[2, 1, 1])?;
+        ensure!(refused == 0);
+        ensure!(split(&mesh.connect(at("10.96.0.22", 80), 200)?)? == [0, 0, 200, 0]);
+        ensure!(reviews_of(&others[0], 500)? == [500, 0, 0, 0]);
+        // Or is refused. The older object of that name stands in two files then, so the first one goes.
+        let rules = text(&format!("{CASE}/rules.yaml"))?;
+        let (_, routes) = rules.split_once("---\n").context("several documents")?;
+        let strict = format!("{}---\n{routes}", text(&format!("{CASE}/strict.yaml"))?);
+        mesh.agent()?.published("listener", || mesh.manifests.write_text("rules.yaml", &strict))?;
+        wait::until_true("what isn't seen to be refused", || Ok(reviews(&mesh, 20)? == [0, 0, 0, 20]))?;
+        ensure!(split(&mesh.connect(at("10.96.0.22", 80), 200)?)? == [0, 0, 200, 0]);
+        ensure!(reviews_of(&others[0], 500)? == [500, 0, 0, 0]);
         mesh.stop()
     });
 }

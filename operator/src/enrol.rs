@@ -136,17 +136,23 @@ impl Enrolment {
         })
     }
 
-    /// What changed since the last call: first who joins, then who leaves.
-    pub(crate) fn flush(&mut self) -> Vec<Change> {
+    /// The classes of these pods as callers have changed.
+    pub(crate) fn classified(&mut self, pods: BTreeSet<ObjectName>) {
+        self.dirty.extend(pods.into_iter().filter(|pod| self.published.contains_key(pod)));
+    }
+
+    /// What changed since the last call: first who joins, then who leaves. `class` tells what a pod is as a caller.
+    pub(crate) fn flush(&mut self, class: impl Fn(&ObjectName) -> String) -> Vec<Change> {
         let (mut joins, mut leaves) = (Vec::new(), Vec::new());
         for pod in std::mem::take(&mut self.dirty) {
             let candidate =
                 self.candidates.get(&pod).filter(|_| self.namespaces.contains(&pod.namespace)).cloned();
             let left_alone = candidate.as_ref().and_then(|candidate| self.left_alone(&pod, candidate));
             self.leave_alone(&pod, left_alone);
-            let now = candidate
-                .filter(|_| left_alone.is_none())
-                .map(|candidate| Arc::new(candidate.workload.clone()));
+            let now = candidate.filter(|_| left_alone.is_none()).map(|candidate| {
+                let class = Some(class(&pod)).filter(|class| **class != *pod.namespace);
+                Arc::new(Workload { class: class.unwrap_or_default(), ..candidate.workload.clone() })
+            });
             let before = match &now {
                 Some(now) => self.published.insert(pod, now.clone()),
                 None => self.published.remove(&pod),
@@ -270,7 +276,24 @@ mod tests {
 
     fn step(enrolment: &mut Enrolment, step: Step) -> Vec<String> {
         enrolment.observe(&step);
-        said(&enrolment.flush())
+        said(&enrolment.flush(|pod| pod.namespace.to_string()))
+    }
+
+    #[test]
+    fn a_pod_whose_class_changes_stays_the_workload_that_it_is() {
+        let mut enrolment = Enrolment::default();
+        step(&mut enrolment, namespace("shop", "enabled"));
+        step(&mut enrolment, pod("a", "n1", json!({})));
+        let classify = |enrolment: &mut Enrolment, pod: &str, class: &str| {
+            enrolment.classified([ObjectName::new("shop", pod)].into());
+            said(&enrolment.flush(|_| class.to_owned()))
+        };
+        assert_eq!(classify(&mut enrolment, "a", "shop#1"), ["+n1/uid-a"]);
+        assert_eq!(enrolment.published[&ObjectName::new("shop", "a")].class, "shop#1");
+        assert!(classify(&mut enrolment, "a", "shop#1").is_empty());
+        assert!(classify(&mut enrolment, "b", "shop#1").is_empty(), "it doesn't take part");
+        assert_eq!(classify(&mut enrolment, "a", "shop"), ["+n1/uid-a"]);
+        assert_eq!(enrolment.published[&ObjectName::new("shop", "a")].class, "");
     }
 
     #[test]
@@ -409,7 +432,7 @@ mod tests {
         let (n1, n2) = (NodeName::from("n1"), NodeName::from("n2"));
         let mut go = |steps: Vec<Step>| {
             steps.iter().for_each(|step| enrolment.observe(step));
-            let changes = enrolment.flush();
+            let changes = enrolment.flush(|pod| pod.namespace.to_string());
             let flipped = scoped.count(&changes);
             let sees = |node: &NodeName| scoped.scope.sees(node, ResourceType::Cluster, &"c".into());
             (flipped, sees(&n1), sees(&n2))

@@ -19,6 +19,7 @@ mod error;
 pub mod fuzz;
 mod metrics;
 mod pipeline;
+mod pod_classes;
 mod pulse;
 mod retry;
 pub mod status;

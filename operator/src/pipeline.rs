@@ -14,7 +14,7 @@ use std::{
 };
 
 use kube::Client;
-use slotmesh_compile::{CompileOptions, Compiler, Kind, Object, ObjectKey, Report, Stats};
+use slotmesh_compile::{CompileOptions, Compiler, Kind, Object, ObjectKey, ObjectName, Report, Stats};
 use slotmesh_serve::Reached;
 use slotmesh_xds::Change;
 use tokio::sync::{
@@ -27,6 +27,7 @@ use self::edits::{Edits, log, log_end, without_line};
 use crate::{
     Error,
     enrol::{Enrolment, LeftAlone},
+    pod_classes::Callers,
     pulse::Pulse,
     status::Notices,
     watch::{Cluster, Intake, LocalNode, Manifests, Reach, SliceController, Step, Update},
@@ -130,7 +131,8 @@ impl Operator {
     ) -> Result<Self, Error> {
         let source = |updates| follow(node, dir, updates);
         let slices = Some(SliceController::default());
-        Self::start(options, slices, None, None, publish, source)
+        let naming = node.map(|node| Naming::Callers(Callers::on(node))).unwrap_or_default();
+        Self::start(options, slices, naming, None, publish, source)
     }
 
     /// Starts an operator on a cluster, on tasks of the current tokio runtime.
@@ -165,13 +167,13 @@ impl Operator {
     ) -> Result<Self, Error> {
         let source = |updates| Ok(Source::Cluster(Cluster::follow(client, updates)));
         let tell = notices.into().map(Tell::new);
-        Self::start(options, None, Some(Enrolment::default()), tell, publish, source)
+        Self::start(options, None, Naming::Workloads(Box::default()), tell, publish, source)
     }
 
     fn start(
         options: CompileOptions,
         slices: Option<SliceController>,
-        enrolment: Option<Enrolment>,
+        naming: Naming,
         tell: Option<Tell>,
         publish: impl Publish,
         source: impl FnOnce(Sender<Update>) -> Result<Source, Error>,
@@ -183,7 +185,7 @@ impl Operator {
         let reached = Reached::default();
         let defined = HashMap::new();
         let pipeline =
-            Pipeline { intake, slices, enrolment, compiler, defined, reached, publish, tell, status: sender };
+            Pipeline { intake, slices, naming, compiler, defined, reached, publish, tell, status: sender };
         let source = source(updates)?;
         let pulse = Pulse::default();
         let beat = pulse.clone();
@@ -229,8 +231,7 @@ struct Pipeline<P> {
     intake: Intake,
     /// Only where no EndpointSlice controller runs.
     slices: Option<SliceController>,
-    /// Only where workloads are named by the operator.
-    enrolment: Option<Enrolment>,
+    naming: Naming,
     compiler: Compiler,
     /// What manifests define.
     defined: HashMap<ObjectKey, Object>,
@@ -240,6 +241,18 @@ struct Pipeline<P> {
     /// Only where statuses are written.
     tell: Option<Tell>,
     status: watch::Sender<Status>,
+}
+
+/// What agents are told of workloads.
+#[derive(Debug, Default)]
+enum Naming {
+    /// Which ones there are: where no flags name them.
+    Workloads(Box<Enrolment>),
+    /// Only what they are as callers.
+    Callers(Callers),
+    /// Nothing.
+    #[default]
+    Nobody,
 }
 
 /// Tells whoever writes statuses.
@@ -297,7 +310,7 @@ impl<P: Publish> Pipeline<P> {
                         if let Some(slices) = &mut self.slices {
                             slices.observe(&step);
                         }
-                        if let Some(enrolment) = &mut self.enrolment {
+                        if let Naming::Workloads(enrolment) = &mut self.naming {
                             enrolment.observe(&step);
                         }
                         if let Some(tell) = &mut self.tell {
@@ -322,11 +335,17 @@ impl<P: Publish> Pipeline<P> {
                 appeared.extend(output.appeared);
                 disappeared.extend(output.disappeared);
                 let mut changes = output.changes;
-                if let Some(enrolment) = &mut self.enrolment {
-                    changes.extend(enrolment.flush());
-                    let (more, fewer) = enrolment.reports();
-                    appeared.extend(more);
-                    disappeared.extend(fewer);
+                let class = |pod: &ObjectName| self.compiler.caller_class(pod);
+                match &mut self.naming {
+                    Naming::Workloads(enrolment) => {
+                        enrolment.classified(output.classes);
+                        changes.extend(enrolment.flush(class));
+                        let (more, fewer) = enrolment.reports();
+                        appeared.extend(more);
+                        disappeared.extend(fewer);
+                    }
+                    Naming::Callers(callers) => changes.extend(callers.flush(output.classes, class)),
+                    Naming::Nobody => {}
                 }
                 debug!(events, changes = changes.len(), "compiled");
                 if first || !changes.is_empty() {
@@ -375,7 +394,10 @@ impl<P: Publish> Pipeline<P> {
         disappeared.iter().filter(|report| !new.contains(&without_line(report))).for_each(log_end);
         let outstanding: Vec<_> = self.intake.outstanding().collect();
         let left_out: Vec<_> = self.intake.left_out().collect();
-        let left_alone = self.enrolment.as_ref().map(Enrolment::count);
+        let left_alone = match &self.naming {
+            Naming::Workloads(enrolment) => Some(enrolment.count()),
+            Naming::Callers(_) | Naming::Nobody => None,
+        };
         let synced = outstanding.is_empty();
         let compiled = self.compiler.stats();
         let left = self.compiler.left_to_kube_proxy();

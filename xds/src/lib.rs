@@ -3,6 +3,7 @@
 //!
 //! Neither side depends on the other; both depend on this crate and on `envoy-types`.
 
+mod matching;
 mod metadata;
 mod nack;
 mod parts;
@@ -16,6 +17,7 @@ mod transport;
 mod workload;
 
 pub use envoy_types::pb as envoy;
+pub use matching::{CallerClass, OneOfClasses};
 pub use metadata::{EndpointHints, SessionAffinity};
 pub use nack::{Rejection, rejections_from_status, status_from_rejections};
 pub use parts::{more_follows, source_of, system_version_info};

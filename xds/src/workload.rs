@@ -25,6 +25,10 @@ pub struct Workload {
     /// The node that it runs on.
     #[prost(string, tag = "5")]
     pub node: String,
+    /// Its class as a caller, by which listeners tell callers apart (see [`OneOfClasses`](crate::OneOfClasses)); empty
+    /// where that is its namespace's.
+    #[prost(string, tag = "6")]
+    pub class: String,
 }
 
 impl Workload {

@@ -68,6 +68,8 @@ pub enum Source<'m> {
     Assignment(&'m str),
     /// STATIC: the load assignment within the cluster.
     Inline(Endpoints<'m>),
+    /// ORIGINAL_DST: none, connections go where they were meant to go.
+    Original,
 }
 
 /// How an endpoint is chosen.
@@ -168,8 +170,17 @@ impl<'m> Cluster<'m> {
             typed_dns_resolver_config: _,
         } = cluster;
         named("name", resource, name)?;
+        let ty = match cluster_discovery_type {
+            Some(ClusterDiscoveryType::Type(ty)) => DiscoveryType::try_from(*ty).ok(),
+            Some(ClusterDiscoveryType::ClusterType(_)) => None,
+            // As protobuf has it.
+            None => Some(DiscoveryType::Static),
+        };
+        let chooses_none = ty == Some(DiscoveryType::OriginalDst)
+            && LbPolicy::try_from(*lb_policy) == Ok(LbPolicy::ClusterProvided);
         let balance = match load_balancing_policy {
             Some(policy) => extension(policy)?,
+            None if chooses_none => Balance::Random,
             None => balance(*lb_policy, lb_config.as_ref())?,
         };
         plain_socket(&At::ROOT.field("transport_socket"), transport_socket.as_ref())?;
@@ -185,12 +196,6 @@ impl<'m> Cluster<'m> {
         if let Some(common) = common_lb_config {
             common_lb(common, balance)?;
         }
-        let ty = match cluster_discovery_type {
-            Some(ClusterDiscoveryType::Type(ty)) => DiscoveryType::try_from(*ty).ok(),
-            Some(ClusterDiscoveryType::ClusterType(_)) => None,
-            // As protobuf has it.
-            None => Some(DiscoveryType::Static),
-        };
         let source = match ty {
             Some(DiscoveryType::Eds) => {
                 refuse_set!(At::ROOT, "endpoints of an EDS cluster come from elsewhere": load_assignment;);
@@ -206,7 +211,17 @@ impl<'m> Cluster<'m> {
                 }
                 Source::Inline(Endpoints { hashed: balance.hashes(), ..endpoints })
             }
-            _ => return Err(unsupported("type", "only EDS and STATIC clusters are supported")),
+            Some(DiscoveryType::OriginalDst) if chooses_none => {
+                refuse_set!(At::ROOT,
+                    "an ORIGINAL_DST cluster chooses no endpoint":
+                        load_assignment, eds_cluster_config, load_balancing_policy, lb_config;
+                );
+                Source::Original
+            }
+            _ => {
+                let known = "only EDS and STATIC clusters are supported, and ORIGINAL_DST ones as they are by default";
+                return Err(unsupported("type", known));
+            }
         };
         if name == REFUSING_CLUSTER
             && !matches!(&source, Source::Inline(none) if none.v4.is_empty() && none.v6.is_empty())

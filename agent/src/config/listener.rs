@@ -2,14 +2,14 @@
 
 use std::{
     borrow::Cow,
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     net::SocketAddr,
     num::{NonZeroU16, NonZeroU32},
 };
 
-use slotmesh_records::WideListener;
+use slotmesh_records::{Callers, WideListener, name_hash};
 use slotmesh_xds::{
-    Transport,
+    CallerClass, OneOfClasses, Transport,
     envoy::{
         envoy::{
             config::{
@@ -27,6 +27,17 @@ use slotmesh_xds::{
             },
         },
         google::protobuf::{Any, UInt32Value},
+        xds::r#type::matcher::v3::{
+            self as proto_matcher,
+            matcher::{
+                MatcherList, MatcherType, OnMatch,
+                matcher_list::{
+                    FieldMatcher, Predicate,
+                    predicate::{MatchType, single_predicate},
+                },
+                on_match,
+            },
+        },
     },
 };
 
@@ -68,6 +79,8 @@ pub struct Chain<'m> {
     pub name: &'m str,
     /// The destination port that it matches; `None` for all, or for those that no other chain matches.
     pub port: Option<NonZeroU16>,
+    /// The classes of callers that it matches; none where it is for whoever connects.
+    pub callers: Vec<Cow<'m, str>>,
     /// Where to.
     pub action: Action<'m>,
 }
@@ -137,7 +150,7 @@ impl<'m> Listener<'m> {
             (&is_on(use_original_dst.as_ref()), &is_on(transparent.as_ref()));
         refuse_set!(At::ROOT,
             "connections to its addresses are all that a listener gets": use_original_dst, transparent;
-            "filter chains stand in filter_chains": fcds_config, filter_chain_matcher;
+            "filter chains stand in filter_chains": fcds_config;
             "only listeners on addresses": api_listener, listener_specifier;
         );
         let count = additional_addresses.len() + 1;
@@ -174,7 +187,14 @@ impl<'m> Listener<'m> {
                 of_filter = udp_filter(listener_filters)?;
             }
         }
-        let chains = chains(protocol, filter_chains, default_filter_chain.as_ref(), of_filter)?;
+        let default = default_filter_chain.as_ref();
+        let chains = match (protocol, filter_chain_matcher) {
+            (_, None) => chains(protocol, filter_chains, default, of_filter)?,
+            (Transport::Tcp, Some(matcher)) => by_caller(matcher, filter_chains, default)?,
+            (Transport::Udp, Some(_)) => {
+                return Err(unsupported("filter_chain_matcher", "only with addresses of TCP"));
+            }
+        };
         Ok(Self { protocol, vips, chains })
     }
 }
@@ -316,10 +336,106 @@ fn chains<'m>(
                 "never chosen, as a filter chain matches all datagrams",
             ));
         }
-        valid.push(Chain { name: "", port: None, action });
+        valid.push(Chain { name: "", port: None, callers: Vec::new(), action });
     }
     valid.sort_unstable_by_key(|chain| chain.port.map_or(u32::MAX, |port| port.get().into()));
     Ok(valid)
+}
+
+/// The chains that a matcher tells apart by the class of the caller, then the one for everybody else.
+fn by_caller<'m>(
+    matcher: &proto_matcher::Matcher,
+    chains: &'m [proto::FilterChain],
+    default: Option<&'m proto::FilterChain>,
+) -> Result<Vec<Chain<'m>>, Invalid> {
+    let at = At::ROOT.field("filter_chain_matcher");
+    let proto_matcher::Matcher { on_no_match, matcher_type } = matcher;
+    let Some(MatcherType::MatcherList(MatcherList { matchers })) = matcher_type else {
+        return Err(unsupported(at, "only a matcher_list"));
+    };
+    let mut named = HashMap::with_capacity(chains.len());
+    for (i, chain) in chains.iter().enumerate() {
+        let of_chain = At::ROOT.element("filter_chains", i);
+        if chain.filter_chain_match.is_some() {
+            let what = "a matcher tells chains apart already";
+            return Err(unsupported(of_chain.field("filter_chain_match"), what));
+        }
+        if named.insert(chain.name.as_str(), Chain::from_proto(&of_chain, Transport::Tcp, chain)?).is_some() {
+            return Err(invalid(of_chain.field("name"), "an earlier chain has the same name"));
+        }
+    }
+    let mut valid = Vec::with_capacity(chains.len());
+    let mut classes = HashSet::new();
+    for (i, FieldMatcher { predicate, on_match }) in matchers.iter().enumerate() {
+        let at = at.element("matcher_list.matchers", i);
+        let callers = callers(&at.field("predicate"), predicate.as_ref())?;
+        if let Some(twice) = callers.iter().find(|class| !classes.insert(name_hash(class))) {
+            return Err(invalid(at.field("predicate"), format!("class {twice:?} has a chain already")));
+        }
+        let name = goes_to(&at.field("on_match"), on_match.as_ref())?;
+        let chain = named.remove(name).ok_or_else(|| {
+            invalid(at.field("on_match"), format!("there is no chain {name:?}, or another match has it"))
+        })?;
+        let callers = callers.into_iter().map(Cow::Owned).collect();
+        valid.push(Chain { callers, ..chain });
+    }
+    if classes.len() > Callers::MOST as usize {
+        let what = format!("{} classes of callers; at most {}", classes.len(), Callers::MOST);
+        return Err(unsupported(at, what));
+    }
+    let everybody = match (on_no_match, default) {
+        (Some(on_no_match), None) => {
+            let at = at.field("on_no_match");
+            let name = goes_to(&at, Some(on_no_match))?;
+            named.remove(name).ok_or_else(|| invalid(at, format!("there is no chain {name:?}")))?
+        }
+        (None, Some(default)) => {
+            Chain::from_proto(&At::ROOT.field("default_filter_chain"), Transport::Tcp, default)?
+        }
+        _ => {
+            return Err(invalid(
+                at,
+                "on_no_match or a default_filter_chain has to say where others go, and not both",
+            ));
+        }
+    };
+    valid.push(everybody);
+    Ok(valid)
+}
+
+/// The name of the chain to which a match leads.
+fn goes_to<'m>(at: &At<'_>, on_match: Option<&'m OnMatch>) -> Result<&'m str, Invalid> {
+    match on_match {
+        Some(OnMatch { keep_matching: false, on_match: Some(on_match::OnMatch::Action(action)) }) => {
+            Ok(&action.name)
+        }
+        _ => Err(unsupported(at, "only an action that names a filter chain")),
+    }
+}
+
+/// The classes that a predicate names. Both its parts are extensions of slotmesh's own.
+fn callers(at: &At<'_>, predicate: Option<&Predicate>) -> Result<Vec<String>, Invalid> {
+    let known = "only the class of the caller, one of several";
+    let Some(Predicate { match_type: Some(MatchType::SinglePredicate(single)) }) = predicate else {
+        return Err(unsupported(at, known));
+    };
+    let input = single.input.as_ref().and_then(|input| input.typed_config.as_ref());
+    let custom = match &single.matcher {
+        Some(single_predicate::Matcher::CustomMatch(custom)) => custom.typed_config.as_ref(),
+        _ => None,
+    };
+    match (input, custom) {
+        (Some(input), Some(custom))
+            if input.type_url == CallerClass::TYPE_URL && custom.type_url == OneOfClasses::TYPE_URL =>
+        {
+            let OneOfClasses { classes } = decode_any(at, "OneOfClasses", custom)?;
+            if classes.is_empty() || classes.iter().any(String::is_empty) {
+                return Err(invalid(at, "a class has a name, and a chain has one class at least"));
+            }
+            Ok(classes)
+        }
+        _ => Err(unsupported(at, known)),
+    }
 }
 
 impl<'m> Chain<'m> {
@@ -341,7 +457,7 @@ impl<'m> Chain<'m> {
             Some(condition) => port(&at.field("filter_chain_match"), condition)?,
             None => None,
         };
-        Ok(Self { name, port, action: action(at, protocol, filters)? })
+        Ok(Self { name, port, callers: Vec::new(), action: action(at, protocol, filters)? })
     }
 }
 

@@ -1,13 +1,18 @@
 //! Workloads that are named at the start, by their cgroups, and stay attached: also when their cgroups are made again.
+//! What they are as callers, the operator says.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
+use prost::Message as _;
+use slotmesh_ads::{Sink, Update};
 use slotmesh_kernel::cgroup_id;
+use slotmesh_xds::{Rejection, Resource, ResourceName, ResourceType, Version, Workload as Named};
+use tokio::sync::watch;
 
 use super::{
     NoPods, lock,
@@ -127,4 +132,84 @@ impl State {
 
 fn inode(dir: &Path) -> Option<u64> {
     cgroup_id(&std::fs::File::open(dir).ok()?).ok()
+}
+
+/// A sink that takes the classes of workloads that are named at the start, and hands the rest on.
+pub struct FixedCallers<S> {
+    inner: S,
+    datapath: Arc<Datapath>,
+    workloads: Vec<Workload>,
+    /// Whether they are attached: before that, a class waits for the attachment.
+    attached: watch::Receiver<bool>,
+    /// The resources that the operator has sent, and the workload of each by its place.
+    held: Mutex<HashMap<ResourceName, (Version, Option<usize>)>>,
+}
+
+impl<S> FixedCallers<S> {
+    /// Takes the classes of these workloads, which `attached` tells of when they are.
+    pub fn new(
+        inner: S,
+        datapath: Arc<Datapath>,
+        workloads: Vec<Workload>,
+        attached: watch::Receiver<bool>,
+    ) -> Self {
+        Self { inner, datapath, workloads, attached, held: Mutex::default() }
+    }
+
+    /// Gives a workload its class: in place where it is attached.
+    fn classify(&self, at: usize, class: &str) -> Result<(), String> {
+        let Some(workload) = self.workloads.get(at) else { return Ok(()) };
+        self.datapath.classify(workload, class);
+        // One whose cgroup is gone gets it when that is made again.
+        if *self.attached.borrow() && workload.cgroup.exists() {
+            self.datapath.enrol(workload).map_err(|error| error.to_string())?;
+        }
+        Ok(())
+    }
+
+    fn named(&self, resource: &Resource) -> Result<(), String> {
+        let Named { namespace, name, class, .. } = Named::decode(resource.content.as_ref())
+            .map_err(|error| format!("not a valid Workload message: {error}"))?;
+        let is = |workload: &Workload| workload.namespace == namespace && workload.name == name;
+        let at = self.workloads.iter().position(is);
+        lock(&self.held).insert(resource.name.clone(), (resource.version, at));
+        at.map_or(Ok(()), |at| self.classify(at, &class))
+    }
+}
+
+impl<S: Sink> Sink for FixedCallers<S> {
+    async fn held(&self) -> Vec<(ResourceType, ResourceName, Version)> {
+        let mut held = self.inner.held().await;
+        let own = lock(&self.held);
+        held.extend(own.iter().map(|(name, (version, _))| (ResourceType::Workload, name.clone(), *version)));
+        held
+    }
+
+    async fn apply(&self, update: Update) -> Vec<Rejection> {
+        if update.ty != ResourceType::Workload {
+            return self.inner.apply(update).await;
+        }
+        let mut rejected = Vec::new();
+        let mut reject = |name: &ResourceName, outcome: Result<(), String>| {
+            rejected.extend(outcome.err().map(|reason| Rejection { name: name.clone(), reason }));
+        };
+        for resource in &update.upserts {
+            reject(&resource.name, self.named(resource));
+        }
+        for name in &update.removed {
+            let gone = lock(&self.held).remove(name);
+            if let Some((_, Some(at))) = gone {
+                reject(name, self.classify(at, ""));
+            }
+        }
+        rejected
+    }
+
+    fn synced(&self) {
+        self.inner.synced();
+    }
+
+    async fn room(&self) -> Vec<(ResourceType, ResourceName)> {
+        self.inner.room().await
+    }
 }

@@ -20,7 +20,7 @@ pub(super) fn write_added<D: Records>(
         Source::Assignment(name) => {
             (*name, Some(draft.handle(kind(ResourceType::Endpoints), name)?.as_ref()))
         }
-        Source::Inline(_) => ("", None),
+        Source::Inline(_) | Source::Original => ("", None),
     };
     let mut text = Packer::default();
     text.text(name);

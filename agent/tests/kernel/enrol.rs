@@ -80,6 +80,7 @@ impl Node {
                 name: (*name).to_owned(),
                 service_account: "default".to_owned(),
                 node: "n".to_owned(),
+                class: String::new(),
             };
             Resource::encode(TY, workload.resource_name(), &workload)
         };

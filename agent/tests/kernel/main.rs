@@ -4,6 +4,7 @@
 
 mod affinity;
 mod bench;
+mod callers;
 mod cgroup;
 mod choice;
 mod config;

@@ -216,6 +216,12 @@ impl<B: Fn(&bpf_sock) -> [u32; 4]> Numbers for Connecting<'_, B> {
     fn affinity(&self, cluster: u64) -> Option<AffinityKey> {
         Some(AffinityKey::new(identity().workload, cluster, self.family))
     }
+
+    #[inline(always)]
+    fn classes(&self) -> [u64; 2] {
+        let identity = identity();
+        [identity.class, identity.namespace]
+    }
 }
 
 #[inline(always)]

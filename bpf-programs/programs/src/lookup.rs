@@ -3,7 +3,7 @@
 //! Each handle is loaded exactly once a run, by one volatile load, so a run sees the whole old or the
 //! whole new version of each resource. Every step is O(1): alias tables for clusters and endpoints, a table of
 //! sources, a cuckoo table for virtual hosts, binary searches of at most nine
-//! steps among filter chains.
+//! steps among filter chains and classes of callers.
 //! A pointer or count that doesn't fit its slab ends the look-up with a refusal; it never reads past
 //! the slab. A handle without a version ends it, too: of a resource that has never been in force (it was
 //! refused, or there was no room for it) nothing is known, and the connection goes where it went before.
@@ -11,10 +11,10 @@
 use core::{arch::asm, mem::offset_of};
 
 use slotmesh_records::{
-    Action, AffinityKey, Chain, ChainIndex, ChainRange, Chains, Cluster, ClusterRange, ClusterSet, Endpoint,
-    EndpointChunk, EndpointIndex, Endpoints, Family, Handle, HashChunk, HashTable, Host, HostChunk,
-    HostIndex, Listener, Record, RecordHeader, Route, SlotPtr, VipKey, VipValue, WeightedCluster, balance,
-    choose,
+    Action, AffinityKey, CallerChain, CallerEntry, CallerIndex, CallerRange, Callers, Chain, ChainIndex,
+    ChainRange, Chains, Cluster, ClusterRange, ClusterSet, Endpoint, EndpointChunk, EndpointIndex, Endpoints,
+    Family, Handle, HashChunk, HashTable, Host, HostChunk, HostIndex, Listener, Record, RecordHeader, Route,
+    SlotPtr, VipKey, VipValue, WeightedCluster, balance, choose,
 };
 
 use crate::{
@@ -86,6 +86,9 @@ pub trait Numbers {
     fn sticky(&self) -> Sticky {
         Sticky { addr: [0; 4], port: 0, cluster: 0, version: 0 }
     }
+
+    /// The classes of who connects, the narrower first: only asked for where a listener tells callers apart.
+    fn classes(&self) -> [u64; 2];
 }
 
 /// A choice among the endpoints of a cluster.
@@ -146,7 +149,7 @@ fn target(
 ) -> Result<Target, Nothing> {
     let at = current(listener)?;
     let listener = there(record::<Listener>(&at))?;
-    let action = there(chain(&listener, u16::from_be(vip.port)))?;
+    let action = there(chain(&listener, u16::from_be(vip.port), numbers))?;
     let mut cluster = action.cluster.ptr();
     let mut by_source = false;
     if cluster.is_null() {
@@ -173,6 +176,9 @@ fn target(
     let at = current_of(&handle)?;
     let name = there(handle.read::<u64>(offset_of!(Handle, name_hash)))?;
     let cluster = there(record::<Cluster>(&at))?;
+    if cluster.balance == balance::NONE {
+        return Err(Nothing::ToKnow);
+    }
     let inline = cluster.inline.ptr();
     let endpoints =
         if inline.is_null() { current(cluster.endpoints.ptr())? } else { there(Place::of(inline))? };
@@ -210,15 +216,23 @@ fn target(
     })
 }
 
-/// What the filter chain of a port does: the one that matches it, else the one that matches all.
+/// What the filter chain of a port or caller does: the one that matches it, else the one that matches all.
 #[inline(always)]
-fn chain(listener: &Listener, port: u16) -> Option<Action> {
+fn chain(listener: &Listener, port: u16, numbers: &impl Numbers) -> Option<Action> {
     let chains = listener.chains.ptr();
     if chains.is_null() {
         return Some(listener.any);
     }
     let mut at = Place::of(chains)?;
     let mut header = at.read::<RecordHeader>(0)?;
+    if header.kind.get() == CallerIndex::KIND.get() {
+        let chain = of_caller(&at, header.count, numbers.classes())?;
+        return if chain.is_null() {
+            Some(listener.any)
+        } else {
+            Some(Place::of(chain)?.read::<Action>(offset_of!(CallerChain, action))?)
+        };
+    }
     if header.kind.get() == ChainIndex::KIND.get() {
         let range = last_from::<ChainIndex, ChainRange>(&at, header.count, ChainIndex::CAPACITY, port)?;
         let range = at.read::<ChainRange>(tail::<ChainIndex, ChainRange>(range))?;
@@ -228,6 +242,46 @@ fn chain(listener: &Listener, port: u16) -> Option<Action> {
     let found = last_from::<Chains, Chain>(&at, header.count, Chains::CAPACITY, port)?;
     let found = at.read::<Chain>(tail::<Chains, Chain>(found))?;
     if found.port == port { Some(found.action) } else { Some(listener.any) }
+}
+
+/// The chain of the first of these classes that has one; null where none has.
+#[inline(always)]
+fn of_caller(index: &Place, ranges: u32, classes: [u64; 2]) -> Option<SlotPtr> {
+    let mut i = 0;
+    while i < 2 {
+        let class = if i == 0 { classes[0] } else { classes[1] };
+        let range = last_class::<CallerIndex, CallerRange>(index, ranges, CallerIndex::CAPACITY, class)?;
+        let range = index.read::<CallerRange>(tail::<CallerIndex, CallerRange>(range))?;
+        let at = Place::of(range.callers.ptr())?;
+        let count = at.read::<RecordHeader>(0)?.count;
+        let found = last_class::<Callers, CallerEntry>(&at, count, Callers::CAPACITY, class)?;
+        let found = at.read::<CallerEntry>(tail::<Callers, CallerEntry>(found))?;
+        if found.class == class {
+            return Some(found.chain.ptr());
+        }
+        // Most callers are told apart by their namespaces only.
+        if classes[0] == classes[1] {
+            break;
+        }
+        i += 1;
+    }
+    Some(SlotPtr::NULL)
+}
+
+/// As `last_from`, of an `E` that begins with a class.
+#[inline(always)]
+fn last_class<R, E>(at: &Place, count: u32, capacity: u32, class: u64) -> Option<u32> {
+    let mut found = 0;
+    let mut step = capacity.next_power_of_two() / 2;
+    while step > 0 {
+        let next = found + step;
+        if next < count && at.read::<u64>(tail::<R, E>(next))? <= class {
+            found = next;
+        }
+        found = forget(found, u32::from(class as u16));
+        step /= 2;
+    }
+    Some(found)
 }
 
 /// The last element of the tail of an `R` whose port, with which an `E` begins, is not above this one, else the first:

@@ -39,6 +39,11 @@ impl Numbers for Asked<'_> {
     fn other(&self) -> u32 {
         self.0.other_random
     }
+
+    #[inline(always)]
+    fn classes(&self) -> [u64; 2] {
+        [self.0.class, self.0.namespace]
+    }
 }
 
 #[inline(always)]

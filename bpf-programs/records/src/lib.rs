@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! Superblock -> DirectoryPage -> Handle* -> current version of one xDS resource
-//! VIP map    -> Handle(listener) -> Listener -> Chains
+//! VIP map    -> Handle(listener) -> Listener -> Chains, or CallerIndex -> Callers -> CallerChain
 //!               its chain  |-> Handle(cluster)                                  (TCP route)
 //!                          |-> ClusterSet -> Handle(cluster)*                   (weighted TCP route)
 //!                          |-> Handle(route) -> Route -> ClusterSet*            (HTTP route)
@@ -52,6 +52,7 @@ pub use pointer::{
 };
 pub use question::{Answer, Family, Question, Removal, Verdict};
 pub use route::{
-    Action, Chain, ChainIndex, ChainRange, Chains, ClusterRange, ClusterSet, Host, HostChunk, HostIndex,
-    Listener, Route, Vip, VipChunk, WeightedCluster, WideListener,
+    Action, CallerChain, CallerChains, CallerEntry, CallerIndex, CallerRange, Callers, Chain, ChainIndex,
+    ChainRange, Chains, ClusterRange, ClusterSet, Host, HostChunk, HostIndex, Listener, Route, Vip, VipChunk,
+    WeightedCluster, WideListener,
 };

@@ -542,8 +542,10 @@ const _: () = assert!(
 pub struct Identity {
     /// [`name_hash`] of `NAMESPACE/NAME`.
     pub workload: u64,
-    /// [`name_hash`] of the namespace.
+    /// [`name_hash`] of the namespace: the class of all its callers, where a listener says nothing of theirs.
     pub namespace: u64,
+    /// [`name_hash`] of the name of its class: those callers of whom every rule says the same.
+    pub class: u64,
     /// The id of the cgroup, where that is a pod's: its connections are routed in its own network namespace only. 0 of
     /// other workloads.
     pub pod: u64,

@@ -7,7 +7,10 @@ use slotmesh_records_derive::{Member, Record};
 use crate::{
     Owned, Ref, SLAB_BYTES, SlotPtr,
     layout::{Layout, Record as _, RecordHeader},
-    route::{ChainIndex, Chains, ClusterSet, HostChunk, HostIndex, Listener, Route, VipChunk, WideListener},
+    route::{
+        CallerChain, CallerChains, CallerIndex, Callers, ChainIndex, Chains, ClusterSet, HostChunk,
+        HostIndex, Listener, Route, VipChunk, WideListener,
+    },
 };
 
 /// All records, the source of the layout hash.
@@ -31,6 +34,10 @@ pub(crate) const LAYOUTS: &[Layout] = &[
     ChainIndex::LAYOUT,
     HostIndex::LAYOUT,
     HostChunk::LAYOUT,
+    CallerIndex::LAYOUT,
+    Callers::LAYOUT,
+    CallerChains::LAYOUT,
+    CallerChain::LAYOUT,
     #[cfg(feature = "next-layout")]
     crate::Added::LAYOUT,
 ];
@@ -113,9 +120,11 @@ pub mod balance {
     pub const HASH: u32 = 3;
     /// By a hash of the source where the route says so, else by a random number.
     pub const HASH_BY_ROUTE: u32 = 4;
+    /// None is: connections go where they were meant to go.
+    pub const NONE: u32 = 5;
 }
 
-/// `envoy.config.cluster.v3.Cluster`. One of `endpoints` and `inline` is not null.
+/// `envoy.config.cluster.v3.Cluster`. One of `endpoints` and `inline` is not null, but where no endpoint is chosen.
 #[derive(Clone, Copy, Debug, Pod, Zeroable, Record)]
 #[record(kind = 7)]
 #[repr(C)]

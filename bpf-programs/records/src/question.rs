@@ -21,6 +21,12 @@ pub enum Family {
 pub struct Question {
     /// Where to.
     pub vip: VipKey,
+    /// Zero.
+    pub reserved: u32,
+    /// [`Identity::namespace`](crate::Identity::namespace) of who connects.
+    pub namespace: u64,
+    /// [`Identity::class`](crate::Identity::class) of who connects.
+    pub class: u64,
     /// The random number by which a cluster is chosen.
     pub cluster_random: u32,
     /// The random number by which an endpoint is chosen; where the source decides, its
@@ -28,6 +34,8 @@ pub struct Question {
     pub endpoint_random: u32,
     /// The random number by which another endpoint is chosen, where the less busy of two is taken.
     pub other_random: u32,
+    /// Zero.
+    pub padding: u32,
 }
 
 /// What would become of it.

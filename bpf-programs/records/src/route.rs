@@ -18,7 +18,8 @@ pub struct Listener {
     /// The filter chain that matches all connections, or the default one; all null where there is
     /// none.
     pub any: Action,
-    /// The chains that match a port; null where there are none. A [`Chains`] or [`ChainIndex`] record.
+    /// The chains that match a port, or a caller; null where there are none. A [`Chains`], [`ChainIndex`] or
+    /// [`CallerIndex`] record.
     pub chains: Owned<Chains>,
     /// The names of all chains.
     pub names: Owned<Text>,
@@ -123,6 +124,94 @@ pub struct ChainRange {
     pub reserved: u16,
     /// The chains.
     pub chains: Owned<Chains>,
+}
+
+/// Filter chains that match callers, in ascending order of their classes. Stands where [`Chains`] may stand: nobody
+/// who connects to a listener without such chains looks for them.
+#[derive(Clone, Copy, Debug, Pod, Zeroable, Record)]
+#[record(kind = 21, tail = CallerRange)]
+#[repr(C)]
+pub struct CallerIndex {
+    /// Record header.
+    pub header: RecordHeader,
+    /// All chains, each once: callers of several classes may have the same.
+    pub chains: Owned<CallerChains>,
+    /// Zero.
+    pub reserved: u32,
+}
+
+impl CallerIndex {
+    /// Ranges in a full slot.
+    pub const CAPACITY: u32 = ((4096 - size_of::<Self>()) / size_of::<CallerRange>()) as u32;
+}
+
+/// Classes of callers behind each other.
+#[derive(Clone, Copy, Debug, Pod, Zeroable, Member)]
+#[repr(C)]
+pub struct CallerRange {
+    /// The first class: [`name_hash`](crate::name_hash) of its name.
+    pub class: u64,
+    /// The classes.
+    pub callers: Owned<Callers>,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// Some of the classes of callers that have chains of their own.
+#[derive(Clone, Copy, Debug, Pod, Zeroable, Record)]
+#[record(kind = 22, tail = CallerEntry)]
+#[repr(C)]
+pub struct Callers {
+    /// Record header.
+    pub header: RecordHeader,
+}
+
+impl Callers {
+    /// Classes in a full slot; programs search in log2 of it steps.
+    pub const CAPACITY: u32 = ((4096 - size_of::<Self>()) / size_of::<CallerEntry>()) as u32;
+    /// The most classes of a listener.
+    pub const MOST: u32 = Self::CAPACITY * CallerIndex::CAPACITY;
+}
+
+/// A class of callers.
+#[derive(Clone, Copy, Debug, Pod, Zeroable, Member)]
+#[repr(C)]
+pub struct CallerEntry {
+    /// [`name_hash`](crate::name_hash) of its name.
+    pub class: u64,
+    /// Its chain.
+    pub chain: Within<CallerChain>,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// The chains of callers, so that whoever gives the listener up finds each once.
+#[derive(Clone, Copy, Debug, Pod, Zeroable, Record)]
+#[record(kind = 23, tail = Owned<CallerChain>)]
+#[repr(C)]
+pub struct CallerChains {
+    /// Record header.
+    pub header: RecordHeader,
+    /// More of them; null where there are no more.
+    pub next: Owned<CallerChains>,
+    /// Zero.
+    pub reserved: u32,
+}
+
+impl CallerChains {
+    /// Chains in a full slot.
+    pub const CAPACITY: usize = (4096 - size_of::<Self>()) / size_of::<SlotPtr>();
+}
+
+/// A filter chain that matches callers.
+#[derive(Clone, Copy, Debug, Pod, Zeroable, Record)]
+#[record(kind = 24)]
+#[repr(C)]
+pub struct CallerChain {
+    /// Record header.
+    pub header: RecordHeader,
+    /// Where to.
+    pub action: Action,
 }
 
 /// A filter chain that matches a destination port.
@@ -267,6 +356,7 @@ const _: () = {
     assert!(size_of::<Action>() == 16 && size_of::<Chain>() == 20 && size_of::<ClusterRange>() == 8);
     assert!(size_of::<Listener>() + size_of::<Vip>() <= crate::UNIT_BYTES, "one address: one unit");
     assert!(core::mem::offset_of!(ChainRange, port) == 0 && core::mem::offset_of!(Chain, port) == 0);
+    assert!(core::mem::offset_of!(CallerRange, class) == 0 && core::mem::offset_of!(CallerEntry, class) == 0);
     assert!(Chains::CAPACITY * ChainIndex::CAPACITY > u16::MAX as u32, "a chain for each port");
     assert!(size_of::<Listener>() == size_of::<WideListener>(), "they begin alike");
     assert!(

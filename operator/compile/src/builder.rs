@@ -60,8 +60,39 @@ meta_setters!(
     HttpRouteBuilder,
     TlsRouteBuilder,
     TcpRouteBuilder,
-    GrantBuilder
+    GrantBuilder,
+    SidecarBuilder
 );
+
+/// Builds a Sidecar.
+#[derive(Clone, Debug)]
+pub struct SidecarBuilder(pub crds::Sidecar);
+
+/// A Sidecar in namespace `default` whose callers see these hosts.
+pub fn sidecar(name: &str, hosts: &[&str]) -> SidecarBuilder {
+    let hosts = hosts.iter().map(|host| (*host).to_owned()).collect();
+    let egress = vec![crds::EgressListener { hosts, ..Default::default() }];
+    SidecarBuilder(crds::Sidecar::new(name, crds::SidecarSpec { egress, ..Default::default() }))
+}
+
+impl SidecarBuilder {
+    /// Connections to what they don't see are refused.
+    #[must_use]
+    pub fn registry_only(mut self) -> Self {
+        let mode = Some("REGISTRY_ONLY".to_owned());
+        self.0.spec.outbound_traffic_policy =
+            Some(crds::OutboundTrafficPolicy { mode, ..Default::default() });
+        self
+    }
+
+    /// For callers with this label.
+    #[must_use]
+    pub fn select(mut self, key: &str, value: &str) -> Self {
+        let selector = self.0.spec.workload_selector.get_or_insert_default();
+        selector.labels.insert(key.to_owned(), value.to_owned());
+        self
+    }
+}
 
 /// Builds a Service.
 #[derive(Clone, Debug)]

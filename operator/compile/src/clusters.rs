@@ -1,8 +1,8 @@
 //! Clusters of a Service, or of a host of a ServiceEntry: one for each port, and one for each port and subset.
 //!
-//! How connections to a cluster are spread and bounded is said by the TrafficPolicy in force for the
-//! port; what it doesn't say, by the DestinationRules in force: of the subset, then of the Service. TrafficPolicies are for
-//! Services only.
+//! How connections to a cluster are spread and bounded is said by the TrafficPolicy for the port; what it doesn't
+//! say, by that for the Service; what that doesn't say, by the DestinationRules in force: of the subset, then of the
+//! Service. TrafficPolicies are for Services only.
 
 use std::collections::BTreeSet;
 
@@ -10,51 +10,31 @@ use slotmesh_xds::Transport;
 
 use crate::{
     Index, Kind, ObjectName, Reason, Report,
+    backends::backends,
     compiler::Compiled,
     envoy,
-    model::{PortKey, ServicePort, Target, TrafficPolicy},
-    names::{absent, cluster_name},
+    model::{Caller, ServicePort, Target, Traffic, TrafficPolicy},
+    names::absent,
+    patterns::HostPattern,
     report::Findings,
     rules::Standing,
 };
 
-/// All (port, subset) of a Service for which there is a cluster, the empty subset first: those to which an address or
-/// a route leads. What nobody can connect to costs no node anything.
-///
-/// This alone decides which clusters exist: assignments are made for the same pairs and routes
-/// lead to them.
-pub(crate) fn backends<'a>(
-    index: &'a Index,
-    name: &'a ObjectName,
-) -> impl Iterator<Item = (PortKey, &'a str)> + use<'a> {
-    let ports = index.service(name).into_iter().flat_map(|service| &service.ports);
-    ports.flat_map(move |port| {
-        // No route is for UDP, so none leads to a UDP port.
-        let is_led_to =
-            move |subset: &str| port.key.protocol == Transport::Tcp && index.is_led_to(name, subset);
-        let whole = Some("").filter(|whole| is_led_to(whole) || !index.addresses(name, port.key).is_empty());
-        let subsets = index.rules(name).subsets().into_keys().filter(move |subset| is_led_to(subset));
-        whole.into_iter().chain(subsets).map(|subset| (port.key, subset))
-    })
-}
-
 /// Compiles the clusters of a Service, and says which policies, rules and ServiceEntries for it have no effect.
 pub(crate) fn compile(index: &Index, name: &ObjectName) -> Compiled {
-    let rules = index.rules(name);
-    let of_rule = rules.traffic();
     let host = index.host(name);
-    let resources = backends(index, name).map(|(port, subset)| {
-        let port_name = index.service(name).and_then(|service| service.port(port));
-        let policy = port_name.and_then(|port| in_force(index, name, port));
-        let of_policy = policy.map(|(_, policy, _)| policy.traffic).unwrap_or_default();
-        let of_subset = rules.subset(subset).map(|s| s.traffic).unwrap_or_default();
-        let mut traffic = of_policy.or(of_subset).or(of_rule);
-        if port.protocol == Transport::Udp {
+    let resources = backends(index, name).into_iter().map(|backend| {
+        let port = index.service(name).and_then(|service| service.port(backend.port));
+        let policies = port.into_iter().flat_map(|port| in_force(index, name, port));
+        let of_policies =
+            policies.fold(Traffic::default(), |before, (_, policy, _)| before.or(policy.traffic));
+        let mut traffic = of_policies.or(backend.traffic);
+        if backend.port.protocol == Transport::Udp {
             // There are none to be counted.
             traffic.max_connections = None;
         }
         let affinity = index.service(name).map_or(0, |service| service.affinity);
-        envoy::cluster(&cluster_name(&host, port, subset), traffic, affinity)
+        envoy::cluster(&backend.name(&host), &backend.assignment(&host), traffic, affinity)
     });
     let (resources, reports) = (resources.collect(), rule_reports(index, name));
     let mut compiled = Compiled { resources, reports, ..Compiled::default() };
@@ -74,23 +54,29 @@ fn attached<'a>(index: &'a Index, name: &'a ObjectName) -> impl Iterator<Item = 
     })
 }
 
-/// The policy in force for a port: one for this port goes before one for all.
-fn in_force<'a>(index: &'a Index, name: &'a ObjectName, port: &ServicePort) -> Option<Attached<'a>> {
-    index.service_for(Kind::TrafficPolicy, name)?;
-    let for_port = attached(index, name).find(|(.., target)| target.port.as_ref() == Some(&port.name));
-    for_port.or_else(|| attached(index, name).find(|(.., target)| target.port.is_none()))
+/// The policies in force for a port: one for this port, then one for all.
+fn in_force<'a>(
+    index: &'a Index,
+    name: &'a ObjectName,
+    port: &ServicePort,
+) -> impl Iterator<Item = Attached<'a>> {
+    let exists = index.service_for(Kind::TrafficPolicy, name).is_some();
+    let first = |wanted: Option<&String>| {
+        attached(index, name).find(|(.., target)| exists && target.port.as_ref() == wanted)
+    };
+    [first(Some(&port.name)), first(None)].into_iter().flatten()
 }
 
 /// The names of the clusters for which a policy with this target is in force.
 pub(crate) fn of_policy(index: &Index, policy: &ObjectName, target: &Target) -> BTreeSet<String> {
     let (name, host) = (&target.service, index.host(&target.service));
-    let own = |port: PortKey| {
+    let own = |port: crate::model::PortKey| {
         let port = index.service(name).and_then(|service| service.port(port));
-        let in_force = port.and_then(|port| in_force(index, name, port));
-        in_force.is_some_and(|(key, _, by)| key == policy && by == target)
+        let mut in_force = port.into_iter().flat_map(|port| in_force(index, name, port));
+        in_force.any(|(key, _, by)| key == policy && by == target)
     };
-    let own = backends(index, name).filter(|(port, _)| own(*port));
-    own.map(|(port, subset)| cluster_name(&host, port, subset)).collect()
+    let own = backends(index, name).into_iter().filter(|backend| own(backend.port));
+    own.map(|backend| backend.name(&host)).collect()
 }
 
 /// The policies that have no effect on this Service.
@@ -152,32 +138,29 @@ fn limits_of_udp(index: &Index, name: &ObjectName) -> Vec<Report> {
 /// What of the rules for a Service has no effect.
 fn rule_reports(index: &Index, name: &ObjectName) -> Vec<Report> {
     let mut reports = Vec::new();
-    let all = index.relations.rules.of(name).map(|(_, rule)| rule);
+    let all = index.relations.rules.of(&HostPattern::One(name.clone())).map(|(.., rule)| rule);
     let exists = index.service(name).is_some();
     for rule in all {
         let mut found = Findings::new(index.object_ref(Kind::DestinationRule, rule));
         if !exists {
             let fault = format!("{}; the rule takes effect when it appears", absent(name));
             found.refuse_as(Reason::TargetNotFound, "spec.host", fault);
+            reports.append(&mut found.reports);
+            continue;
         }
         match index.standing(name, rule) {
-            _ if !exists => {}
             Standing::InForce => behind_older(index, name, rule, &mut found),
             Standing::Behind(first) => {
                 let first = index.object_ref(Kind::DestinationRule, first);
                 let fault = format!(
-                    "{} has {first} in its own namespace, which goes before; this rule has no effect for as long",
+                    "for all callers of {} that see this rule {first} goes before; it has no effect for as long",
                     index.called(name)
                 );
                 found.refuse_as(Reason::Conflicted, "metadata.namespace", fault);
             }
-            Standing::Stranger => {
-                let fault = format!(
-                    "not supported: a rule for callers of some namespaces only, because callers aren't told apart; the \
-                     rule has no effect. Put it into the namespace of {}, with spec.exportTo unset",
-                    index.called(name)
-                );
-                found.refuse_as(Reason::NotSupported, "metadata.namespace", fault);
+            Standing::Unused => {
+                let what = "no caller that it is for is known, so the rule has no effect for as long";
+                found.note("spec", what);
             }
         }
         reports.append(&mut found.reports);
@@ -185,10 +168,16 @@ fn rule_reports(index: &Index, name: &ObjectName) -> Vec<Report> {
     reports
 }
 
-/// What older rules of the namespace say already.
+/// What older rules of the namespace say already, to all who see this one.
 fn behind_older(index: &Index, name: &ObjectName, rule: &ObjectName, found: &mut Findings) {
-    let rules = index.rules(name);
     let Some(model) = index.rule_named(rule) else { return };
+    let own = index.own_rules(name);
+    let namespace = Caller::Of(&rule.namespace);
+    let rules = if own.names().contains(&rule) { own } else { index.rules(name, namespace) };
+    if !rules.names().contains(&rule) {
+        // It is for some callers only.
+        return;
+    }
     if let Some((first, _)) = rules.policy().filter(|(first, _)| model.has_policy && *first != rule) {
         let first = index.object_ref(Kind::DestinationRule, first);
         found.unsupported(

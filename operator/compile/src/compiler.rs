@@ -11,8 +11,8 @@ use std::{
 use slotmesh_xds::{Change, Resource, ResourceName, ResourceType, Version};
 
 use crate::{
-    CompileOptions, Conditions, Index, Object, ObjectKey, ObjectRef, Reason, Report, Severity, Source, Unit,
-    clusters, conditions, endpoints, envoy, model::PortKey, routing, settings,
+    CompileOptions, Conditions, Index, Object, ObjectKey, ObjectName, ObjectRef, Reason, Report, Severity,
+    Source, Unit, clusters, conditions, endpoints, envoy, model::PortKey, routing, settings,
 };
 
 /// What one unit compiles to.
@@ -20,11 +20,14 @@ use crate::{
 pub(crate) struct Compiled {
     pub(crate) resources: Vec<Resource>,
     pub(crate) reports: Vec<Report>,
-    /// Who has made which of the resources, where objects compete for that.
-    pub(crate) made: BTreeMap<(ResourceType, ResourceName), Maker>,
-    /// Whether some of the resources lead to the cluster that refuses connections.
+    /// Who has made which of the resources, where objects compete for that: of a listener there may be others for other
+    /// callers.
+    pub(crate) made: BTreeMap<(ResourceType, ResourceName), BTreeSet<Maker>>,
+    /// Tells whether some of the resources lead to the cluster that refuses connections.
     pub(crate) refuses: bool,
-    /// Whether connections to this Service are left to kube-proxy.
+    /// Tells whether some of them lead to the one that leaves connections as they are.
+    pub(crate) passes: bool,
+    /// Tells whether connections to this Service are left to kube-proxy.
     pub(crate) left: bool,
 }
 
@@ -35,7 +38,7 @@ impl Compiled {
 }
 
 /// The object by which connections to a port go where they go.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Maker {
     pub(crate) object: ObjectKey,
     pub(crate) port: PortKey,
@@ -53,6 +56,8 @@ pub struct Output {
     pub disappeared: Vec<Report>,
     /// The objects whose [`Compiler::conditions`] may have changed; those that are gone, too.
     pub affected: BTreeSet<ObjectKey>,
+    /// The Pods whose [`Compiler::caller_class`] has changed.
+    pub classes: BTreeSet<ObjectName>,
 }
 
 /// How much work was done since the start.
@@ -86,6 +91,8 @@ pub struct Compiler {
     compiled: HashMap<Unit, Compiled>,
     /// How many units lead to the cluster that refuses connections.
     refusing: usize,
+    /// How many lead to the one that leaves connections as they are.
+    passing: usize,
     /// How many Services are left to kube-proxy.
     left: usize,
     /// Every report that holds, and how many units say so.
@@ -160,16 +167,23 @@ impl Compiler {
             affected.extend(conditions::parties(&self.index, &unit));
             self.replace(unit, new, &mut difference);
         }
-        // It is there for as long as anything leads to it.
-        if (self.refusing > 0) != self.compiled.contains_key(&Unit::BlackHole) {
-            let new = self.compile(&Unit::BlackHole);
-            self.replace(Unit::BlackHole, new, &mut difference);
+        // They are there for as long as anything leads to them.
+        for (unit, leading) in [(Unit::BlackHole, self.refusing), (Unit::Passthrough, self.passing)] {
+            if (leading > 0) != self.compiled.contains_key(&unit) {
+                let new = self.compile(&unit);
+                self.replace(unit, new, &mut difference);
+            }
         }
         let Difference { before, after, said } = difference;
-        let mut output = Output { changes: changes(before, after), affected, ..Output::default() };
+        let classes = self.index.classes.take_changed();
+        let mut output = Output { changes: changes(before, after), affected, classes, ..Output::default() };
         for (report, difference) in said {
             self.count(report, difference, &mut output);
         }
+        // Also those that a unit says something of which it isn't for, such as one that others delegate to.
+        let about =
+            output.appeared.iter().chain(&output.disappeared).filter_map(|report| report.object.key());
+        output.affected.extend(about.filter(|key| key.kind.has_conditions()));
         output
     }
 
@@ -179,10 +193,12 @@ impl Compiler {
             *difference.said.entry(report.clone()).or_default() += 1;
         }
         self.refusing += usize::from(new.refuses);
+        self.passing += usize::from(new.passes);
         self.left += usize::from(new.left);
         let old = if new.is_empty() { self.compiled.remove(&unit) } else { self.compiled.insert(unit, new) };
         let Some(old) = old else { return };
         self.refusing -= usize::from(old.refuses);
+        self.passing -= usize::from(old.passes);
         self.left -= usize::from(old.left);
         difference.before.extend(old.resources.into_iter().map(|r| ((r.ty, r.name), r.version)));
         for report in old.reports {
@@ -203,7 +219,10 @@ impl Compiler {
             Unit::BlackHole if self.refusing > 0 => {
                 Compiled { resources: vec![envoy::black_hole()], ..Compiled::default() }
             }
-            Unit::BlackHole => Compiled::default(),
+            Unit::Passthrough if self.passing > 0 => {
+                Compiled { resources: vec![envoy::passthrough()], ..Compiled::default() }
+            }
+            Unit::BlackHole | Unit::Passthrough => Compiled::default(),
         };
         self.stats.units += 1;
         self.stats.resources += compiled.resources.len() as u64;
@@ -229,7 +248,7 @@ impl Compiler {
         }
     }
 
-    /// Whether an object, or something of it, is refused.
+    /// Tells whether an object, or something of it, is refused.
     pub fn refuses(&self, object: &ObjectKey) -> bool {
         self.reports_about(object).any(|report| report.severity == Severity::Refused)
     }
@@ -237,6 +256,12 @@ impl Compiler {
     /// Every report that holds, sorted.
     pub fn reports(&self) -> impl Iterator<Item = &Report> {
         self.reports.keys()
+    }
+
+    /// The class of a Pod as a caller, by which agents and listeners know it: its namespace, and a hash of those of its
+    /// labels that some rule asks for. A workload of which no Pod is known is of its namespace's.
+    pub fn caller_class(&self, pod: &ObjectName) -> String {
+        self.index.classes.of(pod)
     }
 
     /// Every resource in force, sorted by type and name.

@@ -21,6 +21,7 @@ use crate::{
     Index, Kind, ObjectKey, ObjectName, Reason, Report, Severity, Unit, clusters,
     compiler::Compiled,
     model::{Host, PortKey, Route, Target},
+    patterns::HostPattern,
     rules::Standing,
 };
 
@@ -57,7 +58,7 @@ impl ConditionType {
 pub struct Condition {
     /// What it is about.
     pub ty: ConditionType,
-    /// Whether it holds.
+    /// Tells whether it holds.
     pub holds: bool,
     /// Why, for machines, such as `Accepted`, `Invalid`, `Conflicted`, `BackendNotFound`.
     pub reason: &'static str,
@@ -81,7 +82,7 @@ impl ResourceVersion {
         Self { ty: resource.ty, name: resource.name.clone(), version: resource.version.get() }
     }
 
-    /// Whether this is the version that the resource has here.
+    /// Tells whether this is the version that the resource has here.
     pub fn is(&self, version: Version) -> bool {
         self.version == version.get()
     }
@@ -125,11 +126,11 @@ pub struct Conditions {
 }
 
 impl Kind {
-    /// Whether objects of this kind have a status that slotmesh writes.
+    /// Tells whether objects of this kind have a status that slotmesh writes.
     pub const fn has_conditions(self) -> bool {
         match self {
             Self::Service | Self::EndpointSlice | Self::Pod | Self::Namespace | Self::Node => false,
-            Self::ReferenceGrant => false,
+            Self::ReferenceGrant | Self::Sidecar => false,
             Self::VirtualService | Self::GrpcRoute | Self::HttpRoute => true,
             Self::TlsRoute | Self::TcpRoute => true,
             Self::DestinationRule | Self::SlotProfile | Self::TrafficPolicy => true,
@@ -137,7 +138,7 @@ impl Kind {
         }
     }
 
-    /// Whether objects of this kind lead to Services other than the one that they are attached to.
+    /// Tells whether objects of this kind lead to Services other than the one that they are attached to.
     const fn leads_somewhere(self) -> bool {
         matches!(
             self,
@@ -159,18 +160,21 @@ pub(crate) fn parties(index: &Index, unit: &Unit) -> Vec<ObjectKey> {
         Unit::Clusters(service) => {
             let entries =
                 relations.service_entries.of(service).map(|(_, name)| name).map(key(Kind::ServiceEntry));
-            let rules = relations.rules.of(service).map(|(_, name)| name).map(key(Kind::DestinationRule));
+            let named = HostPattern::One(service.clone());
+            let rules = relations.rules.of(&named).map(|(.., name)| name).map(key(Kind::DestinationRule));
             let policies = relations.policies.of(service).map(|(_, name)| name).map(key(Kind::TrafficPolicy));
             rules.chain(policies).chain(entries).collect()
         }
         Unit::Routing(service) => {
             let entries =
                 relations.service_entries.of(service).map(|(_, name)| name).map(key(Kind::ServiceEntry));
-            relations.routes.of(service).map(|ranked| ranked.key.clone()).chain(entries).collect()
+            let wild = relations.wild_routes_of(service).into_iter();
+            let routes = relations.routes.of(service).chain(wild).map(|ranked| ranked.key.clone());
+            routes.chain(entries).collect()
         }
         Unit::Settings(node) => index.profile_of(node).map(key(Kind::SlotProfile)).into_iter().collect(),
         Unit::Profile(name) => vec![key(Kind::SlotProfile)(name)],
-        Unit::BlackHole => Vec::new(),
+        Unit::BlackHole | Unit::Passthrough => Vec::new(),
     }
 }
 
@@ -200,7 +204,7 @@ impl Place<'_> {
         Self { at: None, made: Made::Units(units) }
     }
 
-    /// Whether a report is about this place: one about another parent or host isn't.
+    /// Tells whether a report is about this place: one about another parent or host isn't.
     fn concerns(&self, report: &Report) -> bool {
         let Some(at) = &self.at else { return true };
         let is_here = report.at.as_ref().is_none_or(|service| *service == at.service);
@@ -225,27 +229,30 @@ fn places<'a>(index: &'a Index, object: &ObjectKey) -> Vec<Place<'a>> {
     match object.kind {
         Kind::VirtualService | Kind::GrpcRoute | Kind::HttpRoute | Kind::TlsRoute | Kind::TcpRoute => {
             let hosts = index.routes(object).into_iter().flat_map(|routes| &routes.hosts);
-            hosts
-                .map(|host| {
-                    let at = At {
-                        section: host.section.clone(),
-                        port: host.port,
-                        ..at(&host.service, &host.field)
-                    };
-                    Place { at: Some(at), made: Made::Routes(host) }
-                })
-                .collect()
+            let named = hosts.map(|host| {
+                let at =
+                    At { section: host.section.clone(), port: host.port, ..at(&host.service, &host.field) };
+                Place { at: Some(at), made: Made::Routes(host) }
+            });
+            let wild = index.routes(object).into_iter().flat_map(|routes| &routes.wild);
+            let wild = wild.map(|host| {
+                let shown = HostPattern::Under(host.suffix.clone()).shown();
+                Place { at: Some(at(&shown, &host.field)), made: Made::Nothing }
+            });
+            named.chain(wild).collect()
         }
         Kind::DestinationRule => index
             .rule_named(&object.name)
             .map(|rule| {
-                let in_force = matches!(index.standing(&rule.service, &object.name), Standing::InForce);
-                let made = if in_force {
-                    Made::Units(vec![Unit::Clusters(rule.service.clone())])
-                } else {
-                    Made::Nothing
+                let made = match &rule.host {
+                    HostPattern::One(service)
+                        if matches!(index.standing(service, &object.name), Standing::InForce) =>
+                    {
+                        Made::Units(vec![Unit::Clusters(service.clone())])
+                    }
+                    HostPattern::One(_) | HostPattern::Under(_) => Made::Nothing,
                 };
-                Place { at: Some(at(&rule.service, "spec.host")), made }
+                Place { at: Some(at(&rule.host.shown(), "spec.host")), made }
             })
             .into_iter()
             .collect(),
@@ -282,7 +289,7 @@ fn places<'a>(index: &'a Index, object: &ObjectKey) -> Vec<Place<'a>> {
         // holds many workloads.
         Kind::WorkloadEntry => vec![Place::whole(Vec::new())],
         Kind::Service | Kind::EndpointSlice | Kind::Pod => Vec::new(),
-        Kind::Namespace | Kind::Node | Kind::ReferenceGrant => Vec::new(),
+        Kind::Namespace | Kind::Node | Kind::ReferenceGrant | Kind::Sidecar => Vec::new(),
     }
 }
 
@@ -339,8 +346,9 @@ fn resources(
             let covers = |port: PortKey| service.port(port).is_some_and(|port| host.covers(port));
             let Some(compiled) = of(&Unit::Routing(host.service.clone())) else { return BTreeSet::new() };
             let own = compiled.resources.iter().filter(|resource| {
-                let maker = compiled.made.get(&(resource.ty, resource.name.clone()));
-                maker.is_some_and(|maker| maker.object == *object && covers(maker.port))
+                let makers = compiled.made.get(&(resource.ty, resource.name.clone()));
+                let mut makers = makers.into_iter().flatten();
+                makers.any(|maker| maker.object == *object && covers(maker.port))
             });
             own.map(ResourceVersion::of).collect()
         }
@@ -356,11 +364,10 @@ fn resources(
 /// The rules of a route that never act, whatever the port; none where none does.
 fn dropped<'a>(index: &'a Index, object: &ObjectKey) -> Vec<&'a str> {
     let Some(routes) = index.routes(object) else { return Vec::new() };
-    let all = || routes.http.iter().chain(&routes.tcp);
-    if !all().any(Route::acts) {
+    if !routes.all().any(Route::acts) {
         return Vec::new();
     }
-    all().filter(|route| !route.acts()).map(|route| route.field.as_str()).collect()
+    routes.all().filter(|route| !route.acts()).map(|route| route.field.as_str()).collect()
 }
 
 /// The conditions of an object at one place.

@@ -9,7 +9,7 @@
 //! meant travels along, and where callers have only those of their own node, all of both sorts do.
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     net::SocketAddr,
 };
 
@@ -17,12 +17,11 @@ use slotmesh_xds::EndpointHints;
 
 use crate::{
     Index, Kind, ObjectName, Reason, Report,
-    clusters::backends,
+    backends::backends,
     compiler::Compiled,
     envoy,
     index::Backing,
     model::{Hints, Service, ServicePort, SlicePort, TargetPort},
-    names::cluster_name,
     report::Findings,
 };
 
@@ -54,35 +53,46 @@ pub(crate) fn compile(index: &Index, name: &ObjectName) -> Compiled {
     let mut reports = mismatched(index, name, service);
     let mut resources = Vec::new();
     let mut of_port = (None, Candidates::new());
-    // The ports for which there is no endpoint, by subset.
-    let mut empty: BTreeMap<&str, Vec<String>> = BTreeMap::new();
-    let rules = index.rules(name);
-    for (port, subset) in backends(index, name) {
-        if let Some(port) = service.port(port).filter(|port| Some(port.key) != of_port.0) {
+    // The ports for which there is no endpoint, by subset and who defines it.
+    let mut empty = BTreeMap::new();
+    let mut made = BTreeSet::new();
+    for backend in backends(index, name) {
+        let assignment = backend.assignment(&host);
+        if !made.insert(assignment.clone()) {
+            continue;
+        }
+        if let Some(port) = service.port(backend.port).filter(|port| Some(port.key) != of_port.0) {
             of_port = (Some(port.key), candidates(index, name, port, &mut reports));
         }
-        let labels = rules.subset(subset).map(|subset| &subset.labels);
         let chosen = choose(&of_port.1, service.local, |candidate| {
-            labels.is_none_or(|labels| {
+            backend.labels.is_none_or(|labels| {
                 let all = |has: &BTreeMap<_, _>| labels.iter().all(|(k, v)| has.get(k) == Some(v));
                 labels.is_empty() || candidate.labels.is_some_and(all)
             })
         });
         if chosen.is_empty() {
-            empty.entry(subset).or_default().push(port.to_string());
+            let of = empty.entry((backend.subset, backend.definer)).or_insert((backend.labels, Vec::new()));
+            of.1.push(backend.port.to_string());
         }
-        resources.push(envoy::assignment(&cluster_name(&host, port, subset), port.protocol, chosen));
+        resources.push(envoy::assignment(&assignment, backend.port.protocol, chosen));
     }
+    let without = empty.into_iter();
     reports.extend(
-        empty.into_iter().filter_map(|(subset, ports)| without_endpoints(index, name, subset, &ports)),
+        without.filter_map(|(of, (labels, ports))| without_endpoints(index, name, of, labels, &ports)),
     );
     Compiled { resources, reports, ..Compiled::default() }
 }
 
 /// Says that connections to a Service, or those that routes send to a subset of it, are refused.
-fn without_endpoints(index: &Index, name: &ObjectName, subset: &str, ports: &[String]) -> Option<Report> {
+fn without_endpoints(
+    index: &Index,
+    name: &ObjectName,
+    (subset, definer): (&str, Option<&ObjectName>),
+    labels: Option<&BTreeMap<String, String>>,
+    ports: &[String],
+) -> Option<Report> {
     let (called, ports) = (index.called(name), ports.join(", "));
-    if subset.is_empty() {
+    let (Some(labels), Some(definer)) = (labels, definer) else {
         let provider = index.provider(name)?;
         let mut found = Findings::new(index.object_ref(provider.kind, &provider.name));
         let what =
@@ -90,11 +100,9 @@ fn without_endpoints(index: &Index, name: &ObjectName, subset: &str, ports: &[St
         let field = if provider.kind == Kind::Service { "spec.selector" } else { "spec.endpoints" };
         found.note(field, what);
         return found.reports.pop().map(|report| Report { reason: Reason::NoEndpoints, ..report });
-    }
-    let rules = index.rules(name);
-    let labels = &rules.subset(subset)?.labels;
+    };
     let labels = labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",");
-    let mut found = Findings::new(index.object_ref(Kind::DestinationRule, rules.definer(subset)?));
+    let mut found = Findings::new(index.object_ref(Kind::DestinationRule, definer));
     let fault = format!(
         "no endpoint of {called} has the labels of subset {subset} ({labels}) for port {ports}; connections that routes \
          send there are refused until one has"
@@ -138,7 +146,7 @@ fn candidates<'a>(
     port: &ServicePort,
     reports: &mut Vec<Report>,
 ) -> Candidates<'a> {
-    let with_pods = !index.rules(name).subsets().is_empty();
+    let with_pods = index.has_subsets(name);
     let mut found = Candidates::new();
     for (slice_name, slice) in index.slices(name) {
         for SlicePort { number, .. } in slice.ports.iter().filter(|of| of.is_of(port)) {

@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use prost::{Message, Name};
 use slotmesh_xds::{
-    EndpointHints, Resource, ResourceType, SessionAffinity, Transport,
+    CallerClass, EndpointHints, OneOfClasses, Resource, ResourceType, SessionAffinity, Transport,
     envoy::{
         envoy::{
             config::{
@@ -40,23 +40,43 @@ use slotmesh_xds::{
                 load_balancing_policies::{common::v3::ConsistentHashingLbConfig, maglev::v3::Maglev},
             },
         },
-        google::protobuf::{Any, Duration, UInt32Value},
+        google::protobuf::{Any, Duration, StringValue, UInt32Value},
+        xds::{
+            core::v3::TypedExtensionConfig as MatcherExtension,
+            r#type::matcher::v3::{
+                Matcher,
+                matcher::{
+                    MatcherList, MatcherType, OnMatch,
+                    matcher_list::{FieldMatcher, Predicate, predicate, predicate::SinglePredicate},
+                    on_match,
+                },
+            },
+        },
     },
 };
 
 use crate::{
     model::{Balance, PortKey, Traffic},
-    names::{BLACK_HOLE, listener_name},
+    names::{BLACK_HOLE, PASSTHROUGH, listener_name},
 };
 
 const TCP_PROXY: &str = "envoy.filters.network.tcp_proxy";
 const UDP_PROXY: &str = "envoy.filters.udp_listener.udp_proxy";
 const HTTP_CONNECTION_MANAGER: &str = "envoy.filters.network.http_connection_manager";
 const MAGLEV: &str = "envoy.load_balancing_policies.maglev";
+/// The name of the chain for all that no other is for.
+const EVERYBODY: &str = "everybody";
 const CONNECT_TIMEOUT_SECONDS: i64 = 10;
 
 /// Clusters with their weights; one or more.
 pub(crate) type Choice = [(String, u32)];
+
+/// Where the connections of some callers go, instead of where everybody's do.
+pub(crate) struct CallerChain {
+    /// The names of their classes, sorted.
+    pub(crate) classes: Vec<String>,
+    pub(crate) choice: Vec<(String, u32)>,
+}
 
 /// What a listener does with its connections.
 pub(crate) enum Forward<'a> {
@@ -85,8 +105,9 @@ fn address(ip: IpAddr, port: PortKey) -> Address {
     }
 }
 
-/// `affinity`: for so many seconds a workload keeps to its endpoint; 0 where it doesn't.
-pub(crate) fn cluster(name: &str, traffic: Traffic, affinity: u32) -> Resource {
+/// A cluster with the endpoints of this assignment. `affinity`: for so many seconds a workload keeps to its endpoint; 0
+/// where it doesn't.
+pub(crate) fn cluster(name: &str, assignment: &str, traffic: Traffic, affinity: u32) -> Resource {
     let (policy, extension) = match traffic.balance {
         None | Some(Balance::Random) => (cluster::LbPolicy::Random, None),
         Some(Balance::RoundRobin) => (cluster::LbPolicy::RoundRobin, None),
@@ -100,7 +121,7 @@ pub(crate) fn cluster(name: &str, traffic: Traffic, affinity: u32) -> Resource {
         cluster_discovery_type: Some(cluster::ClusterDiscoveryType::Type(cluster::DiscoveryType::Eds.into())),
         eds_cluster_config: Some(cluster::EdsClusterConfig {
             eds_config: Some(ads()),
-            service_name: name.to_owned(),
+            service_name: assignment.to_owned(),
         }),
         connect_timeout: Some(Duration { seconds: CONNECT_TIMEOUT_SECONDS, nanos: 0 }),
         lb_policy: policy.into(),
@@ -131,6 +152,20 @@ pub(crate) fn black_hole() -> Resource {
         ..Default::default()
     };
     Resource::encode(ResourceType::Cluster, BLACK_HOLE, &message)
+}
+
+/// A cluster that leaves each connection as it is.
+pub(crate) fn passthrough() -> Resource {
+    let message = Cluster {
+        name: PASSTHROUGH.to_owned(),
+        cluster_discovery_type: Some(cluster::ClusterDiscoveryType::Type(
+            cluster::DiscoveryType::OriginalDst.into(),
+        )),
+        connect_timeout: Some(Duration { seconds: CONNECT_TIMEOUT_SECONDS, nanos: 0 }),
+        lb_policy: cluster::LbPolicy::ClusterProvided.into(),
+        ..Default::default()
+    };
+    Resource::encode(ResourceType::Cluster, PASSTHROUGH, &message)
 }
 
 /// The source is hashed whichever route a connection comes by: the cluster says so, not the routes to it.
@@ -208,7 +243,15 @@ fn metadata(key: &str, type_url: &str, message: &impl Message) -> Metadata {
     Metadata { typed_filter_metadata: [(key.to_owned(), any)].into(), ..Default::default() }
 }
 
-pub(crate) fn listener(ip: IpAddr, port: PortKey, stat_prefix: &str, forward: &Forward<'_>) -> Resource {
+/// A listener with one chain for everybody, and one for each of `callers`, which a matcher tells apart by the class of
+/// the caller. Of datagrams nobody has a chain of his own.
+pub(crate) fn listener(
+    ip: IpAddr,
+    port: PortKey,
+    stat_prefix: &str,
+    forward: &Forward<'_>,
+    callers: &[CallerChain],
+) -> Resource {
     let name = listener_name(ip, port);
     let mut message = Listener {
         name: name.clone(),
@@ -233,14 +276,66 @@ pub(crate) fn listener(ip: IpAddr, port: PortKey, stat_prefix: &str, forward: &F
         Forward::Layer4(choice) => (TCP_PROXY, any(&tcp_proxy(stat_prefix, choice))),
         Forward::Http(route) => (HTTP_CONNECTION_MANAGER, any(&http_connection_manager(stat_prefix, route))),
     };
-    message.filter_chains = vec![FilterChain {
+    let everybody = if callers.is_empty() { "" } else { EVERYBODY };
+    message.filter_chains = vec![chain(everybody, filter_name, config)];
+    for (i, caller) in callers.iter().enumerate() {
+        let config = any(&tcp_proxy(stat_prefix, &caller.choice));
+        message.filter_chains.push(chain(&callers_chain(i), TCP_PROXY, config));
+    }
+    message.filter_chain_matcher = (!callers.is_empty()).then(|| matcher(callers));
+    Resource::encode(ResourceType::Listener, name, &message)
+}
+
+/// The name of the chain of the callers with this number.
+fn callers_chain(number: usize) -> String {
+    format!("callers-{}", number + 1)
+}
+
+fn chain(name: &str, filter_name: &str, config: Any) -> FilterChain {
+    FilterChain {
+        name: name.to_owned(),
         filters: vec![Filter {
             name: filter_name.to_owned(),
             config_type: Some(filter::ConfigType::TypedConfig(config)),
         }],
         ..Default::default()
-    }];
-    Resource::encode(ResourceType::Listener, name, &message)
+    }
+}
+
+/// The chain of each class of callers. Envoy knows no such input: it, and the way to compare it with many classes at
+/// once, are extensions of slotmesh's own.
+fn matcher(callers: &[CallerChain]) -> Matcher {
+    let matchers = callers.iter().enumerate().map(|(i, caller)| {
+        let classes = OneOfClasses { classes: caller.classes.clone() };
+        let predicate = SinglePredicate {
+            input: Some(extension(CallerClass::EXTENSION, &CallerClass {})),
+            matcher: Some(predicate::single_predicate::Matcher::CustomMatch(extension(
+                OneOfClasses::EXTENSION,
+                &classes,
+            ))),
+        };
+        FieldMatcher {
+            predicate: Some(Predicate { match_type: Some(predicate::MatchType::SinglePredicate(predicate)) }),
+            on_match: Some(go_to(&callers_chain(i))),
+        }
+    });
+    Matcher {
+        matcher_type: Some(MatcherType::MatcherList(MatcherList { matchers: matchers.collect() })),
+        on_no_match: Some(Box::new(go_to(EVERYBODY))),
+    }
+}
+
+/// To the chain of this name.
+fn go_to(chain: &str) -> OnMatch {
+    let action = MatcherExtension {
+        name: chain.to_owned(),
+        typed_config: Some(any(&StringValue { value: chain.to_owned() })),
+    };
+    OnMatch { on_match: Some(on_match::OnMatch::Action(action)), ..Default::default() }
+}
+
+fn extension<M: Name>(name: &str, message: &M) -> MatcherExtension {
+    MatcherExtension { name: name.to_owned(), typed_config: Some(any(message)) }
 }
 
 #[expect(deprecated, reason = "the other form, a matcher, says the same in five messages more")]

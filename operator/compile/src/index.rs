@@ -12,6 +12,8 @@
 //! could come out differently, found by look-ups only. An object that says the same as before makes
 //! nothing dirty.
 
+mod asks;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
@@ -20,11 +22,12 @@ use std::{
 use crate::{
     CompileOptions, Kind, Object, ObjectKey, ObjectName, ObjectRef, Report, Source,
     budget::Budgets,
+    classes::Classes,
     links::{Model, Relations},
     model::{
-        Age, DestinationRule, Endpoint, EndpointSlice, Node, Pod, PortKey, ReferenceGrant, Routes, Service,
-        ServiceEntry, SlotProfile, TrafficPolicy, Workload, read_grpc, read_http, read_tcp, read_tls,
-        read_virtual_service,
+        Age, DestinationRule, Endpoint, EndpointSlice, Export, Node, Pod, PortKey, ReferenceGrant, Routes,
+        Service, ServiceEntry, Sidecar, SlotProfile, TrafficPolicy, Workload, read_grpc, read_http, read_tcp,
+        read_tls, read_virtual_service,
     },
     names::name_fault,
     relation::{Label, Relation},
@@ -48,6 +51,8 @@ pub enum Unit {
     Profile(ObjectName),
     /// The cluster that refuses connections.
     BlackHole,
+    /// The cluster that leaves connections as they are.
+    Passthrough,
 }
 
 /// An object.
@@ -128,9 +133,11 @@ pub struct Index {
     /// Which ServiceEntries are too much for their namespace.
     budgets: Budgets,
     workloads: Entries<Workload>,
+    sidecars: Entries<Sidecar>,
     nodes: Entries<Node>,
     profiles: Entries<SlotProfile>,
     pub(crate) relations: Relations,
+    pub(crate) classes: Classes,
     pub(crate) options: CompileOptions,
 }
 
@@ -178,6 +185,7 @@ impl Index {
             }};
         }
         let before = self.standing_of(&key);
+        let asked = self.asks_of(&key);
         let refused = match object {
             Object::Service(o) => put!(services, Service::read(o, &mut found)),
             Object::EndpointSlice(o) => put!(slices, EndpointSlice::read(o, name, &mut found)),
@@ -197,9 +205,11 @@ impl Index {
                 ServiceEntry::read(o, name, self.options.max_entry_endpoints, &mut found)
             ),
             Object::WorkloadEntry(o) => put!(workloads, Workload::read(&o.spec, "spec", &mut found)),
+            Object::Sidecar(o) => put!(sidecars, Sidecar::read(o, name, &mut found)),
             Object::SlotProfile(o) => put!(profiles, SlotProfile::read(o, name, &mut found)),
         };
         self.settle(&key, before, dirty);
+        self.classify(&key, &asked, dirty);
         if refused {
             for report in found.reports.iter_mut().filter(|report| report.is_of_the_whole()) {
                 report.message.push_str("; the object is not in force");
@@ -211,6 +221,7 @@ impl Index {
     /// Removes the object, and adds all that depended on it to `dirty`.
     pub fn delete(&mut self, key: &ObjectKey, dirty: &mut BTreeSet<Unit>) {
         let before = self.standing_of(key);
+        let asked = self.asks_of(key);
         let (name, relations) = (&key.name, &mut self.relations);
         match key.kind {
             Kind::Service => take(&mut self.services, name, relations, dirty),
@@ -228,9 +239,11 @@ impl Index {
             Kind::DestinationRule => take(&mut self.rules, name, relations, dirty),
             Kind::ServiceEntry => take(&mut self.service_entries, name, relations, dirty),
             Kind::WorkloadEntry => take(&mut self.workloads, name, relations, dirty),
+            Kind::Sidecar => take(&mut self.sidecars, name, relations, dirty),
             Kind::SlotProfile => take(&mut self.profiles, name, relations, dirty),
         }
         self.settle(key, before, dirty);
+        self.classify(key, &asked, dirty);
     }
 
     /// The age, cost and hosts of a ServiceEntry; `None` of anything else.
@@ -265,7 +278,7 @@ impl Index {
         self.merge(hosts.into_iter());
     }
 
-    /// Whether a ServiceEntry isn't too much for its namespace.
+    /// Tells whether a ServiceEntry isn't too much for its namespace.
     pub(crate) fn fits(&self, name: &ObjectName) -> bool {
         self.service_entry(name).is_some_and(|entry| self.budgets.fits(entry.age, name))
     }
@@ -301,7 +314,7 @@ impl Index {
         })
     }
 
-    /// Whether a route names this subset of a Service; the empty one is all of it.
+    /// Tells whether a route names this subset of a Service; the empty one is all of it.
     pub(crate) fn is_led_to(&self, name: &ObjectName, subset: &str) -> bool {
         self.relations.led_to.first(&(name.clone(), subset.to_owned())).is_some()
     }
@@ -381,6 +394,24 @@ impl Index {
         }
     }
 
+    /// A VirtualService, with its key.
+    pub(crate) fn virtual_service(&self, name: &ObjectName) -> Option<(ObjectKey, &Routes)> {
+        let routes = self.virtual_services.get(name)?.good.as_ref()?;
+        Some((ObjectKey { kind: Kind::VirtualService, name: name.clone() }, routes))
+    }
+
+    /// Who sees the ServiceEntries of a host, where it is one.
+    pub(crate) fn exports(&self, name: &ObjectName) -> impl Iterator<Item = &Export> {
+        let is_service = self.own_service(name).is_some();
+        self.parts(name).filter(move |_| !is_service).map(|(_, entry, _)| &entry.export)
+    }
+
+    /// Who sees an object that has addresses; `None` where everybody does.
+    pub(crate) fn export_of(&self, by: &ObjectKey) -> Option<&Export> {
+        let entry = Some(&by.name).filter(|_| by.kind == Kind::ServiceEntry);
+        entry.and_then(|name| self.service_entry(name)).map(|entry| &entry.export)
+    }
+
     /// The routes of an object of a kind that has some.
     pub(crate) fn routes(&self, key: &ObjectKey) -> Option<&Routes> {
         let entries = match key.kind {
@@ -394,8 +425,9 @@ impl Index {
         entries.get(&key.name)?.good.as_ref()
     }
 
-    /// Whether this object may send connections to the Service: one of its own namespace, or one that a
-    /// ReferenceGrant there lets it. Istio's objects may send connections to all.
+    /// Tells whether this object may send connections to the Service. In a mesh every object may, as GEP-1294 has it; where
+    /// the installation asks for grants, one of another namespace may where a ReferenceGrant there lets it. Istio's
+    /// objects know no grants.
     pub(crate) fn permits(&self, by: &ObjectKey, service: &ObjectName) -> bool {
         let (kind, namespace) = (by.kind, &by.name.namespace);
         let mut grants = self.relations.grants.of(&service.namespace);
@@ -403,7 +435,10 @@ impl Index {
             let grant = self.grants.get(grant).and_then(|entry| entry.good.as_ref());
             grant.is_some_and(|grant| grant.allows(kind, namespace, &service.name))
         };
-        kind == Kind::VirtualService || *namespace == service.namespace || grants.any(allows)
+        !self.options.require_grants
+            || kind == Kind::VirtualService
+            || *namespace == service.namespace
+            || grants.any(allows)
     }
 
     pub(crate) fn policy(&self, name: &ObjectName) -> Option<&TrafficPolicy> {
@@ -497,6 +532,7 @@ impl Index {
             Kind::ServiceEntry => of!(service_entries),
             Kind::WorkloadEntry => of!(workloads),
             Kind::TrafficPolicy => of!(policies),
+            Kind::Sidecar => of!(sidecars),
             Kind::SlotProfile => of!(profiles),
         }
     }

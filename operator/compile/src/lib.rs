@@ -15,9 +15,11 @@
 //!   out of one [`Compiler::flush`].
 //! - Nothing is ignored in silence: what is refused, not supported or skipped is a [`Report`].
 
+mod backends;
 mod budget;
 pub mod builder;
 mod cidr;
+mod classes;
 mod clusters;
 mod compiler;
 mod conditions;
@@ -30,6 +32,8 @@ mod model;
 mod names;
 mod object;
 mod options;
+mod patterns;
+mod points;
 mod quantity;
 mod relation;
 mod report;

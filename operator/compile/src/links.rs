@@ -3,6 +3,8 @@
 //! Invariant: `link` and `unlink` of the same model cancel each other out; `touch` marks every unit
 //! whose compilation reads the model, as the relations are at that moment.
 
+mod others;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -11,10 +13,8 @@ use std::{
 
 use crate::{
     Cidr, Kind, ObjectKey, ObjectName, Unit,
-    model::{
-        Age, DestinationRule, EndpointSlice, Node, Pod, PortKey, ReferenceGrant, Routes, Service,
-        ServiceEntry, SlotProfile, TrafficPolicy, Workload,
-    },
+    model::{Age, DestinationRule, EndpointSlice, Pod, PortKey, Routes, Service, ServiceEntry, Workload},
+    patterns::{HostPattern, Suffix, reversed},
     relation::{Label, Relation, Selection},
 };
 
@@ -102,18 +102,32 @@ pub(crate) struct Relations {
     pub(crate) pods: Relation<IpAddr, ObjectName>,
     /// Service -> the objects that route its connections, in the order in which they count.
     pub(crate) routes: Relation<ObjectName, Ranked>,
-    /// Service -> (routed Service, by what) that send connections to it.
-    destinations: Relation<ObjectName, (ObjectName, ObjectKey)>,
+    /// The same for those that name hosts by a wildcard.
+    pub(crate) wild_routes: Relation<Suffix, Ranked>,
+    /// Namespace -> its Sidecars, the oldest first.
+    pub(crate) sidecars: BTreeMap<Arc<str>, BTreeSet<(Age, ObjectName)>>,
+    /// Host, from behind -> (the Service or host, by what) that has it.
+    hosts: BTreeMap<String, BTreeSet<(ObjectName, ObjectKey)>>,
+    /// Namespace -> how many Pods it has.
+    pub(crate) populated: BTreeMap<Arc<str>, usize>,
+    /// Service -> (what is routed, by what) that send connections to it.
+    destinations: Relation<ObjectName, (HostPattern, ObjectKey)>,
+    /// Service -> the VirtualServices that others delegate to and that send connections to it.
+    delegate_destinations: Relation<ObjectName, ObjectName>,
+    /// VirtualService -> (what is routed, by what) that delegates to it.
+    delegating: Relation<ObjectName, (HostPattern, ObjectKey)>,
     /// Service and subset -> the objects with routes that lead there.
     pub(crate) led_to: Relation<(ObjectName, String), ObjectKey>,
     /// Namespace -> (routed Service, by what) that send connections there from another namespace.
-    crossing: Relation<Arc<str>, (ObjectName, ObjectKey)>,
+    crossing: Relation<Arc<str>, (HostPattern, ObjectKey)>,
     /// Namespace -> its ReferenceGrants.
     pub(crate) grants: Relation<Arc<str>, ObjectName>,
     /// Service -> the TrafficPolicies for it, the oldest first.
     pub(crate) policies: Relation<ObjectName, (Age, ObjectName)>,
-    /// Service -> the DestinationRules for it, the oldest first.
-    pub(crate) rules: Relation<ObjectName, (Age, ObjectName)>,
+    /// What a DestinationRule is for -> these by namespace, the oldest first.
+    pub(crate) rules: Relation<HostPattern, (Arc<str>, Age, ObjectName)>,
+    /// How many of them name hosts by a wildcard.
+    pub(crate) wild_rules: usize,
     /// What can be said of nodes -> those of which it is true.
     pub(crate) nodes: Relation<Selection, ObjectName>,
     /// What can be said of nodes -> the SlotProfiles that look for it, the oldest first.
@@ -123,7 +137,63 @@ pub(crate) struct Relations {
 impl Relations {
     /// All whose routes lead to this Service.
     fn touch_routes_to(&self, service: &ObjectName, dirty: &mut BTreeSet<Unit>) {
-        dirty.extend(self.destinations.of(service).map(|(routed, _)| Unit::Routing(routed.clone())));
+        self.destinations.of(service).for_each(|(routed, _)| self.touch_routing(routed, dirty));
+        self.delegate_destinations.of(service).for_each(|delegate| self.touch_delegating(delegate, dirty));
+    }
+
+    /// All who delegate to this VirtualService.
+    fn touch_delegating(&self, delegate: &ObjectName, dirty: &mut BTreeSet<Unit>) {
+        self.delegating.of(delegate).for_each(|(routed, _)| self.touch_routing(routed, dirty));
+    }
+
+    fn touch_routing(&self, pattern: &HostPattern, dirty: &mut BTreeSet<Unit>) {
+        dirty.extend(self.services(pattern).into_iter().map(Unit::Routing));
+    }
+
+    /// The Services and hosts that a pattern stands for; one that is named need not exist.
+    pub(crate) fn services(&self, pattern: &HostPattern) -> BTreeSet<ObjectName> {
+        match pattern {
+            HostPattern::One(name) => BTreeSet::from([name.clone()]),
+            HostPattern::Under(suffix) => {
+                let start = suffix.reversed();
+                let under =
+                    self.hosts.range(start.clone()..).take_while(|(host, _)| host.starts_with(&start));
+                under.flat_map(|(_, names)| names).map(|(name, _)| name.clone()).collect()
+            }
+        }
+    }
+
+    /// The DestinationRules of a namespace for this, the oldest first.
+    pub(crate) fn rules_in<'a>(
+        &'a self,
+        pattern: &HostPattern,
+        namespace: &str,
+    ) -> impl Iterator<Item = &'a ObjectName> + use<'a> {
+        let namespace: Arc<str> = Arc::from(namespace);
+        let first = (namespace.clone(), Age::FIRST, ObjectName::new("", ""));
+        let from = self.rules.of_from(pattern, &first);
+        from.take_while(move |(of, ..)| *of == namespace).map(|(.., name)| name)
+    }
+
+    /// The objects with routes that name hosts by a wildcard which may stand for this Service or host.
+    pub(crate) fn wild_routes_of(&self, service: &ObjectName) -> BTreeSet<&Ranked> {
+        let hosts = [service.host(), service.external_host()];
+        let suffixes = hosts.iter().flat_map(|host| Suffix::of(host)).collect::<BTreeSet<_>>();
+        suffixes.into_iter().flat_map(|suffix| self.wild_routes.of(&suffix).collect::<Vec<_>>()).collect()
+    }
+
+    /// Notes a host by what ends it, or forgets it.
+    fn host(&mut self, name: &ObjectName, by: &ObjectKey, is_there: bool) {
+        let host = if by.kind == Kind::Service { name.host() } else { name.external_host() };
+        let names = self.hosts.entry(reversed(&host)).or_default();
+        if is_there {
+            names.insert((name.clone(), by.clone()));
+        } else {
+            names.remove(&(name.clone(), by.clone()));
+            if names.is_empty() {
+                self.hosts.remove(&reversed(&host));
+            }
+        }
     }
 
     /// The hosts of ServiceEntries that want addresses of these, from the first to the last.
@@ -138,7 +208,8 @@ impl Relations {
         services: impl Iterator<Item = &'a (ObjectName, ObjectName)>,
         dirty: &mut BTreeSet<Unit>,
     ) {
-        let with_subsets = services.filter(|(service, _)| self.rules.first(service).is_some());
+        let named = |service: &ObjectName| self.rules.first(&HostPattern::One(service.clone())).is_some();
+        let with_subsets = services.filter(|(service, _)| self.wild_rules > 0 || named(service));
         dirty.extend(with_subsets.map(|(service, _)| Unit::Endpoints(service.clone())));
     }
 }
@@ -182,6 +253,7 @@ impl Service {
 
     /// `by` is the object that says so.
     fn link_as(&self, name: &ObjectName, by: &ObjectKey, to: &mut Relations) {
+        to.host(name, by, true);
         for (vip, is_external) in self.claims() {
             to.claims.link(vip, self.claim(name, by, is_external));
         }
@@ -200,6 +272,7 @@ impl Service {
     }
 
     fn unlink_as(&self, name: &ObjectName, by: &ObjectKey, from: &mut Relations) {
+        from.host(name, by, false);
         for (vip, is_external) in self.claims() {
             from.claims.unlink(&vip, &self.claim(name, by, is_external));
         }
@@ -356,11 +429,18 @@ impl Model for EndpointSlice {
 
 impl Model for Pod {
     fn link(&self, key: &ObjectName, to: &mut Relations) {
+        *to.populated.entry(key.namespace.clone()).or_default() += 1;
         self.ips.iter().for_each(|ip| to.pods.link(*ip, key.clone()));
         labels(key, &self.labels).for_each(|label| to.labelled.link(label, key.clone()));
     }
 
     fn unlink(&self, key: &ObjectName, from: &mut Relations) {
+        if let Some(count) = from.populated.get_mut(&key.namespace) {
+            *count -= 1;
+            if *count == 0 {
+                from.populated.remove(&key.namespace);
+            }
+        }
         self.ips.iter().for_each(|ip| from.pods.unlink(ip, key));
         labels(key, &self.labels).for_each(|label| from.labelled.unlink(&label, key));
     }
@@ -388,11 +468,16 @@ impl Routes {
 }
 
 impl Routes {
-    /// The Services and subsets to which it leads; none where it routes nobody's connections.
+    /// The Services and subsets to which it leads.
     fn leads_to(&self) -> BTreeSet<(ObjectName, String)> {
-        let all = self.destinations().filter(|_| !self.hosts.is_empty());
-        let to = all.map(|destination| (destination.service.clone(), destination.subset.clone()));
-        to.collect()
+        let to = self.destinations();
+        to.map(|destination| (destination.service.clone(), destination.subset.clone())).collect()
+    }
+
+    /// What it routes.
+    fn patterns(&self) -> impl Iterator<Item = HostPattern> {
+        let wild = self.wild.iter().map(|host| HostPattern::Under(host.suffix.clone()));
+        self.hosts.iter().map(|host| HostPattern::One(host.service.clone())).chain(wild)
     }
 }
 
@@ -400,15 +485,22 @@ impl Model for Routes {
     fn link(&self, key: &ObjectName, to: &mut Relations) {
         let by = self.ranked(key);
         self.leads_to().into_iter().for_each(|target| to.led_to.link(target, by.key.clone()));
-        for host in &self.hosts {
-            let service = &host.service;
-            to.routes.link(service.clone(), by.clone());
+        self.hosts.iter().for_each(|host| to.routes.link(host.service.clone(), by.clone()));
+        self.wild.iter().for_each(|host| to.wild_routes.link(host.suffix.clone(), by.clone()));
+        for pattern in self.patterns() {
+            let pair = (pattern, by.key.clone());
             for destination in self.destinations() {
                 let to_service = &destination.service;
-                to.destinations.link(to_service.clone(), (service.clone(), by.key.clone()));
+                to.destinations.link(to_service.clone(), pair.clone());
                 if to_service.namespace != key.namespace {
-                    to.crossing.link(to_service.namespace.clone(), (service.clone(), by.key.clone()));
+                    to.crossing.link(to_service.namespace.clone(), pair.clone());
                 }
+            }
+            self.delegates().for_each(|delegate| to.delegating.link(delegate.clone(), pair.clone()));
+        }
+        if self.is_delegate() {
+            for destination in self.destinations() {
+                to.delegate_destinations.link(destination.service.clone(), key.clone());
             }
         }
     }
@@ -416,18 +508,28 @@ impl Model for Routes {
     fn unlink(&self, key: &ObjectName, from: &mut Relations) {
         let by = self.ranked(key);
         self.leads_to().iter().for_each(|target| from.led_to.unlink(target, &by.key));
-        for host in &self.hosts {
-            from.routes.unlink(&host.service, &by);
-            let pair = (host.service.clone(), by.key.clone());
+        self.hosts.iter().for_each(|host| from.routes.unlink(&host.service, &by));
+        self.wild.iter().for_each(|host| from.wild_routes.unlink(&host.suffix, &by));
+        for pattern in self.patterns() {
+            let pair = (pattern, by.key.clone());
             for destination in self.destinations() {
                 from.destinations.unlink(&destination.service, &pair);
                 from.crossing.unlink(&destination.service.namespace, &pair);
             }
+            self.delegates().for_each(|delegate| from.delegating.unlink(delegate, &pair));
+        }
+        if self.is_delegate() {
+            for destination in self.destinations() {
+                from.delegate_destinations.unlink(&destination.service, key);
+            }
         }
     }
 
-    fn touch(&self, _: &ObjectName, _: &Relations, dirty: &mut BTreeSet<Unit>) {
-        dirty.extend(self.hosts.iter().map(|host| Unit::Routing(host.service.clone())));
+    fn touch(&self, key: &ObjectName, relations: &Relations, dirty: &mut BTreeSet<Unit>) {
+        self.patterns().for_each(|pattern| relations.touch_routing(&pattern, dirty));
+        if self.is_delegate() {
+            relations.touch_delegating(key, dirty);
+        }
     }
 
     /// Which clusters there are depends on where routes lead, not on weights.
@@ -440,100 +542,23 @@ impl Model for Routes {
     }
 }
 
-impl Model for ReferenceGrant {
-    fn link(&self, key: &ObjectName, to: &mut Relations) {
-        to.grants.link(key.namespace.clone(), key.clone());
-    }
-
-    fn unlink(&self, key: &ObjectName, from: &mut Relations) {
-        from.grants.unlink(&key.namespace, key);
-    }
-
-    fn touch(&self, key: &ObjectName, relations: &Relations, dirty: &mut BTreeSet<Unit>) {
-        let routed = relations.crossing.of(&key.namespace).map(|(routed, _)| routed);
-        dirty.extend(routed.map(|routed| Unit::Routing(routed.clone())));
-    }
-}
-
-impl Model for TrafficPolicy {
-    fn link(&self, key: &ObjectName, to: &mut Relations) {
-        for target in &self.targets {
-            to.policies.link(target.service.clone(), (self.age, key.clone()));
-        }
-    }
-
-    fn unlink(&self, key: &ObjectName, from: &mut Relations) {
-        for target in &self.targets {
-            from.policies.unlink(&target.service, &(self.age, key.clone()));
-        }
-    }
-
-    fn touch(&self, _: &ObjectName, _: &Relations, dirty: &mut BTreeSet<Unit>) {
-        dirty.extend(self.targets.iter().map(|target| Unit::Clusters(target.service.clone())));
-    }
-}
-
 impl Model for DestinationRule {
     fn link(&self, key: &ObjectName, to: &mut Relations) {
-        to.rules.link(self.service.clone(), (self.age, key.clone()));
+        to.rules.link(self.host.clone(), (key.namespace.clone(), self.age, key.clone()));
+        to.wild_rules += usize::from(matches!(self.host, HostPattern::Under(_)));
     }
 
     fn unlink(&self, key: &ObjectName, from: &mut Relations) {
-        from.rules.unlink(&self.service, &(self.age, key.clone()));
+        from.rules.unlink(&self.host, &(key.namespace.clone(), self.age, key.clone()));
+        from.wild_rules -= usize::from(matches!(self.host, HostPattern::Under(_)));
     }
 
     fn touch(&self, _: &ObjectName, relations: &Relations, dirty: &mut BTreeSet<Unit>) {
-        dirty.insert(Unit::Clusters(self.service.clone()));
-        dirty.insert(Unit::Endpoints(self.service.clone()));
-        relations.touch_routes_to(&self.service, dirty);
-    }
-}
-
-impl Model for Node {
-    fn link(&self, key: &ObjectName, to: &mut Relations) {
-        self.selections(key).for_each(|selection| to.nodes.link(selection, key.clone()));
-        self.addresses.iter().for_each(|ip| to.node_addresses.link(*ip, key.clone()));
-        self.pod_ranges.iter().for_each(|range| to.pod_ranges.link(*range, key.clone()));
-    }
-
-    fn unlink(&self, key: &ObjectName, from: &mut Relations) {
-        self.selections(key).for_each(|selection| from.nodes.unlink(&selection, key));
-        self.addresses.iter().for_each(|ip| from.node_addresses.unlink(ip, key));
-        self.pod_ranges.iter().for_each(|range| from.pod_ranges.unlink(range, key));
-    }
-
-    fn touch(&self, key: &ObjectName, relations: &Relations, dirty: &mut BTreeSet<Unit>) {
-        dirty.insert(Unit::Settings(key.clone()));
-        for (first, last) in
-            self.addresses.iter().map(|ip| (*ip, *ip)).chain(self.pod_ranges.iter().map(Cidr::ends))
-        {
-            relations.touch_entries_at(first, last, dirty);
+        for service in relations.services(&self.host) {
+            relations.touch_routes_to(&service, dirty);
+            dirty.insert(Unit::Clusters(service.clone()));
+            dirty.insert(Unit::Endpoints(service.clone()));
+            dirty.insert(Unit::Routing(service));
         }
-        for selection in self.selections(key) {
-            let profiles = relations.profiles.of(&selection);
-            dirty.extend(profiles.map(|(_, profile)| Unit::Profile(profile.clone())));
-        }
-    }
-}
-
-impl Model for SlotProfile {
-    fn link(&self, key: &ObjectName, to: &mut Relations) {
-        let selections = self.selections().into_iter();
-        selections.for_each(|selection| to.profiles.link(selection, (self.age, key.clone())));
-    }
-
-    fn unlink(&self, key: &ObjectName, from: &mut Relations) {
-        let selections = self.selections().into_iter();
-        selections.for_each(|selection| from.profiles.unlink(&selection, &(self.age, key.clone())));
-    }
-
-    /// A node that this profile selects may have been, or become, another's. Which others select it
-    /// isn't looked up: there are few profiles.
-    fn touch(&self, key: &ObjectName, relations: &Relations, dirty: &mut BTreeSet<Unit>) {
-        dirty.insert(Unit::Profile(key.clone()));
-        for selection in self.selections() {
-            dirty.extend(relations.nodes.of(&selection).map(|node| Unit::Settings(node.clone())));
-        }
-        dirty.extend(relations.profiles.all().map(|(_, profile)| Unit::Profile(profile.clone())));
     }
 }

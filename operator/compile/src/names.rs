@@ -7,6 +7,9 @@ use crate::{ObjectName, domain::cluster_domain, model::PortKey};
 /// The name of the cluster that refuses connections: what a route says and can't be resolved leads there.
 pub(crate) const BLACK_HOLE: &str = "BlackHoleCluster";
 
+/// The name of the cluster that leaves connections as they are.
+pub(crate) const PASSTHROUGH: &str = "PassthroughCluster";
+
 /// The longest name that an object may have (a DNS subdomain).
 pub(crate) const MAX_NAME: usize = 253;
 

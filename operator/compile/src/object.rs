@@ -10,7 +10,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use slotmesh_crds::{
-    DestinationRule, ServiceEntry, VirtualService, WorkloadEntry,
+    DestinationRule, ServiceEntry, Sidecar, VirtualService, WorkloadEntry,
     gateway::{GrpcRoute, HttpRoute, ReferenceGrant, TcpRoute, TlsRoute},
     own::{SlotProfile, TrafficPolicy},
 };
@@ -36,6 +36,8 @@ pub enum Kind {
     ServiceEntry,
     /// `networking.istio.io` WorkloadEntry
     WorkloadEntry,
+    /// `networking.istio.io` Sidecar
+    Sidecar,
     /// `gateway.networking.k8s.io` GRPCRoute
     GrpcRoute,
     /// `gateway.networking.k8s.io` HTTPRoute
@@ -54,7 +56,7 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Service,
         Self::EndpointSlice,
         Self::Pod,
@@ -64,6 +66,7 @@ impl Kind {
         Self::DestinationRule,
         Self::ServiceEntry,
         Self::WorkloadEntry,
+        Self::Sidecar,
         Self::GrpcRoute,
         Self::HttpRoute,
         Self::TlsRoute,
@@ -85,6 +88,7 @@ impl Kind {
             Self::DestinationRule => "DestinationRule",
             Self::ServiceEntry => "ServiceEntry",
             Self::WorkloadEntry => "WorkloadEntry",
+            Self::Sidecar => "Sidecar",
             Self::GrpcRoute => "GRPCRoute",
             Self::HttpRoute => "HTTPRoute",
             Self::TlsRoute => "TLSRoute",
@@ -205,6 +209,8 @@ pub enum Object {
     ServiceEntry(Arc<ServiceEntry>),
     /// A WorkloadEntry.
     WorkloadEntry(Arc<WorkloadEntry>),
+    /// A Sidecar.
+    Sidecar(Arc<Sidecar>),
     /// A GRPCRoute.
     GrpcRoute(Arc<GrpcRoute>),
     /// An HTTPRoute.
@@ -240,6 +246,7 @@ object_from!(
     DestinationRule,
     ServiceEntry,
     WorkloadEntry,
+    Sidecar,
     GrpcRoute,
     HttpRoute,
     TlsRoute,
@@ -262,6 +269,7 @@ impl Object {
             Self::DestinationRule(o) => &o.metadata,
             Self::ServiceEntry(o) => &o.metadata,
             Self::WorkloadEntry(o) => &o.metadata,
+            Self::Sidecar(o) => &o.metadata,
             Self::GrpcRoute(o) => &o.metadata,
             Self::HttpRoute(o) => &o.metadata,
             Self::TlsRoute(o) => &o.metadata,
@@ -284,6 +292,7 @@ impl Object {
             Self::DestinationRule(_) => Kind::DestinationRule,
             Self::ServiceEntry(_) => Kind::ServiceEntry,
             Self::WorkloadEntry(_) => Kind::WorkloadEntry,
+            Self::Sidecar(_) => Kind::Sidecar,
             Self::GrpcRoute(_) => Kind::GrpcRoute,
             Self::HttpRoute(_) => Kind::HttpRoute,
             Self::TlsRoute(_) => Kind::TlsRoute,

@@ -9,6 +9,8 @@ use crate::Cidr;
 pub struct CompileOptions {
     /// The namespace whose DestinationRules are for Services of all namespaces that have none of their own.
     pub root_namespace: Arc<str>,
+    /// Tells whether routes of Gateway API need a ReferenceGrant to lead to Services of other namespaces.
+    pub require_grants: bool,
     /// Ranges that ServiceEntries can't have addresses of, beside what is known to be the cluster's.
     pub reserved_addresses: Vec<Cidr>,
     /// Ranges that ServiceEntries can have addresses of, whoever else's they are.
@@ -23,6 +25,7 @@ impl Default for CompileOptions {
     fn default() -> Self {
         Self {
             root_namespace: "istio-system".into(),
+            require_grants: false,
             reserved_addresses: Vec::new(),
             allowed_addresses: Vec::new(),
             max_entry_endpoints: 10_000,

@@ -46,8 +46,16 @@ impl<L: Hash + Eq, R: Ord> Relation<L, R> {
         }
     }
 
-    pub(crate) fn of(&self, left: &L) -> impl DoubleEndedIterator<Item = &R> + Clone {
+    pub(crate) fn of<'a>(
+        &'a self,
+        left: &L,
+    ) -> impl DoubleEndedIterator<Item = &'a R> + Clone + use<'a, L, R> {
         self.0.get(left).into_iter().flatten()
+    }
+
+    /// Those from this right one on.
+    pub(crate) fn of_from<'a>(&'a self, left: &L, first: &R) -> impl Iterator<Item = &'a R> + use<'a, L, R> {
+        self.0.get(left).map(|rights| rights.range::<R, _>(first..)).into_iter().flatten()
     }
 
     /// Every right one; one that stands on the right of several comes several times.

@@ -5,7 +5,7 @@
 
 use std::{borrow::Cow, fmt, sync::Arc};
 
-use crate::{ObjectKey, ObjectName, Source};
+use crate::{Kind, ObjectKey, ObjectName, Source};
 
 /// How serious a [`Report`] is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -62,7 +62,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// Whether it is about what the object leads to: the object acts all the same.
+    /// Tells whether it is about what the object leads to: the object acts all the same.
     pub const fn is_of_a_backend(self) -> bool {
         matches!(
             self,
@@ -111,6 +111,12 @@ impl ObjectRef {
             name: key.name.name.clone(),
             source,
         }
+    }
+
+    /// What identifies the object; `None` where it is of no kind that is compiled.
+    pub(crate) fn key(&self) -> Option<ObjectKey> {
+        let kind = Kind::ALL.into_iter().find(|kind| kind.as_str() == self.kind)?;
+        Some(ObjectKey { kind, name: ObjectName::new(self.namespace.clone(), self.name.clone()) })
     }
 }
 
@@ -195,7 +201,7 @@ impl Report {
 }
 
 impl Report {
-    /// Whether it keeps the object as a whole from acting.
+    /// Tells whether it keeps the object as a whole from acting.
     pub(crate) fn is_of_the_whole(&self) -> bool {
         self.severity == Severity::Refused && self.at.is_none() && !self.reason.is_of_a_backend()
     }
@@ -213,7 +219,6 @@ fn consequence_of(name: &str) -> Option<&'static str> {
         "tls" => {
             "nothing encrypts connections or verifies who answers: they stay as the application makes them"
         }
-        "portLevelSettings" => "connections to every port are treated by the settings for all",
         "outlierDetection" => "no endpoint is left out because it fails",
         "warmupDurationSecs" | "warmup" => "a new endpoint gets its full share at once",
         "localityLbSetting" => "endpoints of all zones are used alike",
@@ -293,12 +298,12 @@ impl Findings {
         self.push(Severity::Note, field, message.into());
     }
 
-    /// Whether the object as a whole was refused.
+    /// Tells whether the object as a whole was refused.
     pub(crate) fn refused(&self) -> bool {
         self.refused_since(0)
     }
 
-    /// Whether something refused the object as a whole after the first `count` reports.
+    /// Tells whether something refused the object as a whole after the first `count` reports.
     pub(crate) fn refused_since(&self, count: usize) -> bool {
         self.reports.iter().skip(count).any(Report::is_of_the_whole)
     }

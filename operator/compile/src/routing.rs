@@ -1,33 +1,80 @@
 //! Listeners and route configurations of a Service, or of a host of a ServiceEntry: where connections to its
-//! addresses go.
+//! addresses go, and whose.
 //!
-//! For each port the first object decides that has a route for it which can be decided: the oldest
-//! VirtualService, then GRPCRoutes, HTTPRoutes, TLSRoutes and TCPRoutes in this order, of each kind the oldest first. Invariants: a choice in force names only
-//! clusters that exist, and that the object may send connections to; and what a route says and can't be resolved
-//! refuses its share, which goes nowhere else.
+//! ```text
+//!  objects for the Service --order--> candidates --what a caller sees--> answer for (caller, port, address)
+//!  answers: one for everybody --> listener's filter chain; those that differ --> chains by caller
+//! ```
+//!
+//! For each port and caller the first object decides that has a route for the connection which can be decided: of
+//! VirtualServices the one with the narrowest host, the oldest; then Gateway API's routes, those of the caller's own
+//! namespace for a Service of another one first, and of each GRPCRoutes, HTTPRoutes, TLSRoutes and TCPRoutes in this
+//! order, the oldest first. Invariants: a choice in force names only clusters that exist, and that the object may send
+//! connections to; what a route says and can't be resolved refuses its share, which goes nowhere else; and a caller
+//! costs a chain only where its answer differs.
 
-use std::{collections::BTreeMap, net::IpAddr};
+mod reports;
 
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use self::reports::{about, behind, left_to_kube_proxy, no_such_port, not_its_own, without_effect};
 use slotmesh_xds::Transport;
 
 use crate::{
-    Index, Kind, ObjectKey, ObjectName, Reason, Report, Severity,
-    clusters::backends,
+    Index, Kind, ObjectKey, ObjectName, Reason, Report,
+    backends::backend,
     compiler::{Compiled, Maker},
-    envoy::{self, Forward},
-    links::Claim,
+    envoy::{self, CallerChain, Forward},
+    links::Ranked,
     model::{
-        Applies, Destination, Forwarding, Host, PortKey, Protocol, Route, RouteKind, Routes, Service,
-        ServicePort, Share,
+        Caller, Connection, Destination, Forwarding, PortKey, Protocol, Route, RouteKind, Routes, Service,
+        ServicePort, Share, WildHost,
     },
-    names::{BLACK_HOLE, absent, cluster_name, route_name},
+    names::{BLACK_HOLE, PASSTHROUGH, absent, cluster_name, route_name},
+    patterns::Suffix,
+    points::Points,
 };
 
 /// The clusters that a route leads to, by weight.
 type Choice = Vec<(String, u32)>;
 
 /// An object with routes for the Service.
-type Candidate<'a> = (&'a ObjectKey, &'a Routes);
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Candidate<'a> {
+    pub(crate) key: &'a ObjectKey,
+    pub(crate) routes: &'a Routes,
+    /// The wildcard by which it is for the Service, where it doesn't name it.
+    wild: Option<&'a WildHost>,
+}
+
+/// Where connections go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Answer<'a> {
+    kind: RouteKind,
+    choice: Choice,
+    /// The object that says so; `None` where they go to the Service's own endpoints because nobody says anything.
+    by: Option<&'a ObjectKey>,
+}
+
+/// A caller's sight of a Service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Sight {
+    Everything,
+    /// Nothing: connections go as if there were no routes and rules.
+    Nothing,
+    /// Nothing, and connections are refused.
+    Refused,
+}
+
+/// The place of a connection among all: its port, and its address where routes ask for that.
+type Place = (PortKey, Option<IpAddr>);
+
+/// The answers to the connections of some callers.
+type Answers<'a> = BTreeMap<Place, Answer<'a>>;
 
 /// A destination that a route can't lead to.
 struct Missing {
@@ -39,256 +86,360 @@ struct Missing {
 /// Compiles the listeners and routes of a Service.
 pub(crate) fn compile(index: &Index, name: &ObjectName) -> Compiled {
     let mut out = Compiled::default();
-    let mut candidates = candidates(index, name, &mut out);
-    candidates.retain(|(key, routes)| {
-        let exists = index.service_for(key.kind, name).is_some();
+    let mut candidates = candidates(index, name);
+    candidates.retain(|candidate| {
+        let exists = index.service_for(candidate.key.kind, name).is_some();
         if !exists {
             let fault = format!("{}; the routes take effect when it appears", absent(name));
-            let field = host_field(routes, name);
-            out.reports.push(about(index, key, name, field, Reason::TargetNotFound, fault));
+            for host in candidate.routes.hosts.iter().filter(|host| host.usable && host.service == *name) {
+                let report =
+                    about(index, candidate.key, name, &host.field, Reason::TargetNotFound, fault.clone());
+                out.reports.push(report);
+            }
         }
         exists
     });
     let Some(service) = index.service(name) else { return out };
     let left =
         index.left_to_kube_proxy(name).filter(|_| !service.vips.is_empty() && !service.ports.is_empty());
+    let points = Points::of(index, name, &candidates);
+    let mut decisions = Decisions::new(index, name, service, &candidates, &points, left.is_some());
+    let everybody = decisions.of(Caller::Anyone);
+    let callers: Vec<_> = points.callers().map(|caller| (caller, decisions.of(caller))).collect();
     let mut routed_ports = Vec::new();
-    // For each object that has no effect where it could have: the one that has, and the ports.
-    let mut lost: BTreeMap<&ObjectKey, (&ObjectKey, Vec<PortKey>)> = BTreeMap::new();
     for port in &service.ports {
-        let mut applying = candidates.iter().filter_map(|(key, routes)| {
-            route_for(routes, name, port).map(|(kind, route)| (*key, kind, route))
-        });
-        let (mut routed, mut by) = (None, None);
-        if let Some((key, kind, route)) = applying.next() {
-            by = Some(key);
-            for (loser, ..) in applying {
-                lost.entry(loser).or_insert((key, Vec::new())).1.push(port.key);
-            }
-            routed = Some((kind, decide(index, name, port, (key, route), &mut out)));
+        let mut by_port = callers.iter().map(|(_, answers)| answers).chain([&everybody]);
+        let is_routed = by_port
+            .any(|answers| answers.iter().any(|((key, _), answer)| *key == port.key && answer.by.is_some()));
+        if is_routed {
             routed_ports.push(port.key.to_string());
         }
-        if left.is_none() || routed.is_some() {
-            let before = out.resources.len();
-            listen(index, name, port, routed.as_ref(), &mut out);
-            if let Some(object) = by {
-                let made = out.resources.iter().skip(before).map(|resource| {
-                    let maker = Maker { object: object.clone(), port: port.key };
-                    ((resource.ty, resource.name.clone()), maker)
-                });
-                out.made.extend(made.collect::<Vec<_>>());
-            }
+        if left.is_none() || is_routed {
+            listen(index, name, port, (&everybody, &callers), &mut out);
         }
     }
     if let Some(field) = left {
         out.left = routed_ports.len() < service.ports.len();
         out.reports.push(left_to_kube_proxy(index, name, field, &routed_ports));
     }
-    for (loser, (winner, ports)) in lost {
-        let winner = index.object_ref(winner.kind, &winner.name);
-        let hosts = index.routes(loser).into_iter().flat_map(|routes| &routes.hosts);
-        for host in hosts.filter(|host| host.service == *name) {
-            let of_host = |key: &&PortKey| service.port(**key).is_some_and(|port| host.covers(port));
-            let ports: Vec<String> = ports.iter().filter(of_host).map(PortKey::to_string).collect();
-            if ports.is_empty() {
-                continue;
-            }
-            let fault = format!(
-                "port {} of {} is already routed by {winner}, which goes before; these routes have no effect there for \
-                 as long",
-                ports.join(", "),
-                index.called(name)
-            );
-            out.reports.push(about(index, loser, name, &host.field, Reason::Conflicted, fault));
-        }
-    }
-    for (key, routes) in candidates {
-        no_such_port(index, name, service, key, routes, &mut out);
-        without_effect(index, name, service, key, routes, &mut out);
+    out.reports.extend(decisions.said);
+    behind(index, name, service, &candidates, &decisions.outcome, &mut out);
+    for candidate in
+        candidates.iter().filter(|candidate| !decisions.outcome.hidden.contains_key(candidate.key))
+    {
+        no_such_port(index, name, service, candidate, &mut out);
+        without_effect(index, name, service, candidate, &mut out);
     }
     out
 }
 
-/// Says that connections to a Service aren't taken over.
-fn left_to_kube_proxy(index: &Index, name: &ObjectName, field: &str, routed_ports: &[String]) -> Report {
-    let consequence = match routed_ports {
-        [] => "connections to the Service are left to kube-proxy".to_owned(),
-        ports => format!(
-            "connections to the Service are left to kube-proxy, but for port {}, where a route says where they go",
-            ports.join(", ")
-        ),
+/// The objects whose routes can be in force, the first goes first.
+fn candidates<'a>(index: &'a Index, name: &ObjectName) -> Vec<Candidate<'a>> {
+    let usable = |ranked: &'a Ranked| {
+        let routes = index.routes(&ranked.key)?;
+        let named = routes.hosts.iter().any(|host| host.usable && host.service == *name);
+        named.then_some(Candidate { key: &ranked.key, routes, wild: None })
     };
-    let object = index.object_ref(Kind::Service, name);
-    let message = format!("not supported: field {field}; {consequence}");
-    Report::new(object, Some(field.to_owned()), Severity::NotSupported, message)
-}
-
-/// The objects whose routes can be in force, the first goes first. Of VirtualServices that is one only.
-fn candidates<'a>(index: &'a Index, name: &ObjectName, out: &mut Compiled) -> Vec<Candidate<'a>> {
-    let mut candidates: Vec<Candidate<'a>> = Vec::new();
-    for ranked in index.relations.routes.of(name) {
-        let Some(routes) = index.routes(&ranked.key) else { continue };
-        if !routes.hosts.iter().any(|host| host.usable && host.service == *name) {
-            continue;
-        }
-        match candidates.first() {
-            Some((winner, _))
-                if winner.kind == Kind::VirtualService && ranked.key.kind == Kind::VirtualService =>
-            {
-                let winner = index.object_ref(winner.kind, &winner.name);
-                let fault = format!(
-                    "{} is already routed by {winner}, which is older or first by name; these routes have no effect on \
-                     it for as long; put the routes of both into one",
-                    index.called(name)
-                );
-                let field = host_field(routes, name);
-                out.reports.push(about(index, &ranked.key, name, field, Reason::Conflicted, fault));
+    let named: Vec<_> = index.relations.routes.of(name).filter_map(usable).collect();
+    let mut candidates: Vec<_> =
+        named.iter().filter(|candidate| candidate.key.kind == Kind::VirtualService).copied().collect();
+    for suffix in Suffix::of(&index.host(name)).collect::<Vec<_>>() {
+        for ranked in index.relations.wild_routes.of(&suffix) {
+            let Some(routes) = index.routes(&ranked.key) else { continue };
+            let is_known = candidates.iter().any(|candidate| *candidate.key == ranked.key);
+            if let Some(wild) = routes.wild.iter().find(|wild| wild.suffix == suffix && !is_known) {
+                candidates.push(Candidate { key: &ranked.key, routes, wild: Some(wild) });
             }
-            _ => candidates.push((&ranked.key, routes)),
         }
     }
+    let others = || named.iter().filter(|candidate| candidate.key.kind != Kind::VirtualService).copied();
+    candidates.extend(others().filter(|candidate| candidate.routes.is_consumers(candidate.key, name)));
+    candidates.extend(others().filter(|candidate| !candidate.routes.is_consumers(candidate.key, name)));
     candidates
 }
 
-/// Where a route leads. Whatever of it can't be resolved is refused, and told.
-fn decide(
-    index: &Index,
-    name: &ObjectName,
-    port: &ServicePort,
-    (key, route): (&ObjectKey, &Route),
-    out: &mut Compiled,
-) -> Choice {
-    let shares = match &route.to {
-        Forwarding::Shares(shares) => shares.as_slice(),
-        Forwarding::Own | Forwarding::Undecidable => return vec![own_cluster(index, name, port)],
-    };
-    let mut choice = Choice::new();
-    let mut refused = 0;
-    for Share { field, destination, weight } in shares {
-        let Some(destination) = destination else {
-            refused += weight;
-            continue;
+/// Which objects have an effect, as far as callers have been looked at.
+#[derive(Debug, Default)]
+struct Outcome<'a> {
+    /// Those that decide, by port.
+    winners: BTreeSet<(&'a ObjectKey, PortKey)>,
+    /// Those that could, and the first that goes before.
+    losers: BTreeMap<(&'a ObjectKey, PortKey), &'a ObjectKey>,
+    /// VirtualServices of which another one is looked at instead.
+    hidden: BTreeMap<&'a ObjectKey, &'a ObjectKey>,
+    /// Those that are looked at.
+    shown: BTreeSet<&'a ObjectKey>,
+}
+
+/// Finds what becomes of each caller's connections, once for all of whom the same is said.
+struct Decisions<'a, 'p> {
+    index: &'a Index,
+    name: &'a ObjectName,
+    service: &'a Service,
+    candidates: &'p [Candidate<'a>],
+    points: &'p Points,
+    /// Connections of which no route says anything are kube-proxy's.
+    left: bool,
+    /// The addresses that are told apart, if any are.
+    addresses: BTreeSet<Option<IpAddr>>,
+    /// By which candidates a caller sees, and what else is said of it.
+    known: HashMap<(Vec<bool>, Sight, Option<String>), Answers<'a>>,
+    said: BTreeSet<Report>,
+    outcome: Outcome<'a>,
+}
+
+impl<'a, 'p> Decisions<'a, 'p> {
+    fn new(
+        index: &'a Index,
+        name: &'a ObjectName,
+        service: &'a Service,
+        candidates: &'p [Candidate<'a>],
+        points: &'p Points,
+        left: bool,
+    ) -> Self {
+        let asks = |routes: &Routes| routes.all().flat_map(|route| &route.matches).any(|m| !m.to.is_empty());
+        let by_address = candidates.iter().any(|candidate| asks(candidate.routes));
+        let of_port =
+            |port: &ServicePort| index.addresses(name, port.key).into_iter().map(|(ip, _)| Some(ip));
+        let mut addresses: BTreeSet<_> = match by_address {
+            true => service.ports.iter().flat_map(of_port).collect(),
+            false => BTreeSet::new(),
         };
-        match backend(index, key, field, destination, port.key) {
-            Ok(cluster) => choice.push((cluster, *weight)),
-            Err(Missing { field, reason, fault }) => {
-                refused += weight;
-                let until = if reason == Reason::RefNotPermitted { "allows it" } else { "exists" };
-                let share =
-                    if shares.len() == 1 { "every connection" } else { "its share of the connections" };
-                let fault = format!("{fault}; until it {until}, {share} to port {} is refused", port.key);
-                out.reports.push(about(index, key, name, &field, reason, fault));
+        if addresses.is_empty() {
+            addresses.insert(None);
+        }
+        let (known, said, outcome) = (HashMap::new(), BTreeSet::new(), Outcome::default());
+        Self { index, name, service, candidates, points, left, addresses, known, said, outcome }
+    }
+
+    /// The answers to a caller's connections.
+    fn of(&mut self, caller: Caller<'_>) -> Answers<'a> {
+        let sidecar = self.index.sidecar_of(caller);
+        let host = sidecar.map(|_| self.index.host(self.name)).unwrap_or_default();
+        let sees = |namespace: &str| {
+            sidecar.is_none_or(|sidecar| sidecar.sees(caller.namespace(), namespace, &host))
+        };
+        let provider = self.index.provider(self.name);
+        let sight = match provider.is_none_or(|provider| sees(&provider.name.namespace)) {
+            true => Sight::Everything,
+            false if sidecar.is_some_and(|sidecar| sidecar.refuses) => Sight::Refused,
+            false => Sight::Nothing,
+        };
+        let is_for = |candidate: &Candidate<'_>| {
+            let seen = candidate.key.kind != Kind::VirtualService || sees(&candidate.key.name.namespace);
+            sight == Sight::Everything && seen && candidate.routes.is_for(candidate.key, self.name, caller)
+        };
+        let seen: Vec<bool> = self.candidates.iter().map(is_for).collect();
+        let differs = self.points.differs(caller).map(|caller| match caller {
+            Caller::Anyone => String::new(),
+            Caller::Of(namespace) => namespace.to_string(),
+            Caller::In(class) => class.to_string(),
+        });
+        let known = (seen, sight, differs);
+        if let Some(answers) = self.known.get(&known) {
+            return answers.clone();
+        }
+        let visible = self.visible(&known.0);
+        let mut answers = Answers::new();
+        for port in &self.service.ports {
+            for to in self.addresses.clone() {
+                let connection = Connection { caller, to, port: port.key };
+                let answer = match sight {
+                    Sight::Everything => self.decide(&visible, port, &connection),
+                    Sight::Nothing | Sight::Refused => self.unseen(sight, port.key),
+                };
+                answers.insert((port.key, to), answer);
             }
         }
+        self.known.insert(known, answers.clone());
+        answers
     }
-    if refused > 0 || choice.is_empty() {
-        choice.push((BLACK_HOLE.to_owned(), refused.max(1)));
-    }
-    choice
-}
 
-/// The cluster of the Service's own endpoints.
-fn own_cluster(index: &Index, name: &ObjectName, port: &ServicePort) -> (String, u32) {
-    (cluster_name(&index.host(name), port.key, ""), 1)
-}
-
-/// Says so where an object is for a port that the Service hasn't.
-fn no_such_port(
-    index: &Index,
-    name: &ObjectName,
-    service: &Service,
-    key: &ObjectKey,
-    routes: &Routes,
-    out: &mut Compiled,
-) {
-    for host in routes.hosts.iter().filter(|host| host.usable && host.service == *name) {
-        let Host { field, port, section, .. } = host;
-        if (port.is_some() || section.is_some()) && !service.ports.iter().any(|port| host.covers(port)) {
-            let wanted = port.map(|port| port.to_string()).or(section.clone()).unwrap_or_default();
-            let fault =
-                format!("{} has no TCP port {wanted} (it has {})", index.called(name), ports(service));
-            out.reports.push(about(index, key, name, field, Reason::TargetNotFound, fault));
-        }
-    }
-}
-
-/// The ports of a Service, to be shown.
-fn ports(service: &Service) -> String {
-    let ports: Vec<_> = service.ports.iter().map(|port| port.key.to_string()).collect();
-    if ports.is_empty() { "none".to_owned() } else { ports.join(", ") }
-}
-
-/// Says so where the routes can't have an effect on any connection.
-fn without_effect(
-    index: &Index,
-    name: &ObjectName,
-    service: &Service,
-    key: &ObjectKey,
-    routes: &Routes,
-    out: &mut Compiled,
-) {
-    for host in routes.hosts.iter().filter(|host| host.usable && host.service == *name) {
-        let ports: Vec<&ServicePort> = service.ports.iter().filter(|port| host.covers(port)).collect();
-        let applies = |port: &&&ServicePort| route_for(routes, name, port).is_some();
-        let (reason, fault) = if service.vips.is_empty() {
-            let what =
-                if index.service_for(Kind::Service, name).is_some() { "cluster IP" } else { "address" };
-            let fault = format!("{} has no {what}, so these routes have no effect on it", index.called(name));
-            (Reason::NotSupported, fault)
-        } else if ports.is_empty() || ports.iter().any(|port| applies(&port)) {
-            continue;
-        } else {
-            let ports = ports.iter().map(|port| match port.key.protocol {
-                Transport::Tcp => format!("{} ({})", port.key, port.protocol.as_str()),
-                Transport::Udp => port.key.to_string(),
-            });
-            let ports = ports.collect::<Vec<_>>().join(", ");
-            let fault = format!(
-                "no route that can be decided applies to a port of {}; it has {ports}; connections go as if the object \
-                 weren't there",
-                index.called(name)
-            );
-            (Reason::UnsupportedValue, fault)
+    /// The answer to connections to a Service that a caller doesn't see.
+    fn unseen(&self, sight: Sight, port: PortKey) -> Answer<'a> {
+        let is_service = self.index.service_for(Kind::Service, self.name).is_some();
+        let cluster = match sight {
+            Sight::Refused => BLACK_HOLE.to_owned(),
+            _ if is_service && !self.left => cluster_name(&self.index.host(self.name), port, ""),
+            _ => PASSTHROUGH.to_owned(),
         };
-        out.reports.push(about(index, key, name, &host.field, reason, fault));
+        Answer { kind: RouteKind::Tcp, choice: vec![(cluster, 1)], by: None }
+    }
+
+    /// Of what a caller sees, what is looked at: one VirtualService at most.
+    fn visible(&mut self, seen: &[bool]) -> Vec<Candidate<'a>> {
+        let mut visible: Vec<Candidate<'a>> = Vec::new();
+        for (candidate, _) in self.candidates.iter().zip(seen).filter(|(_, seen)| **seen) {
+            match visible.first().map(|first| first.key) {
+                Some(first)
+                    if first.kind == Kind::VirtualService && candidate.key.kind == Kind::VirtualService =>
+                {
+                    self.outcome.hidden.entry(candidate.key).or_insert(first);
+                }
+                _ => {
+                    self.outcome.shown.insert(candidate.key);
+                    visible.push(*candidate);
+                }
+            }
+        }
+        visible
+    }
+
+    fn decide(
+        &mut self,
+        visible: &[Candidate<'a>],
+        port: &'a ServicePort,
+        connection: &Connection<'_>,
+    ) -> Answer<'a> {
+        // None of these kinds is for UDP.
+        let visible = if port.key.protocol == Transport::Udp { &[] } else { visible };
+        let applying = visible.iter().filter_map(|candidate| {
+            let (kind, found) = route_for(self.index, candidate, self.name, port, connection)?;
+            Some((candidate.key, kind, found))
+        });
+        let applying: Vec<_> = applying.collect();
+        let Some((first, rest)) = applying.split_first() else {
+            let choice = match self.left {
+                true => vec![(PASSTHROUGH.to_owned(), 1)],
+                false => self.own_cluster(connection),
+            };
+            return Answer { kind: RouteKind::Tcp, choice, by: None };
+        };
+        let (key, kind, found) = first.clone();
+        self.outcome.winners.insert((key, port.key));
+        for (loser, ..) in rest {
+            self.outcome.losers.entry((*loser, port.key)).or_insert(key);
+        }
+        let choice = match found {
+            Applying::Route(author, route) => self.choose((&author, route), connection),
+            Applying::NoDelegate(route, delegate) => {
+                let field = format!("{}.delegate", route.field);
+                let fault = format!(
+                    "there is no VirtualService {delegate} without hosts that namespace {} sees; until it exists, every \
+                     connection to port {} is refused",
+                    key.name.namespace, port.key
+                );
+                let report = about(self.index, key, self.name, &field, Reason::BackendNotFound, fault);
+                self.said.insert(report);
+                vec![(BLACK_HOLE.to_owned(), 1)]
+            }
+        };
+        Answer { kind, choice, by: Some(key) }
+    }
+
+    /// Where a route leads. Whatever of it can't be resolved is refused, and told.
+    fn choose(&mut self, (key, route): (&ObjectKey, &'a Route), connection: &Connection<'_>) -> Choice {
+        let shares = match &route.to {
+            Forwarding::Shares(shares) => shares.as_slice(),
+            Forwarding::Own | Forwarding::Delegated(_) | Forwarding::Undecidable => {
+                return self.own_cluster(connection);
+            }
+        };
+        let mut choice = Choice::new();
+        let mut refused = 0;
+        for Share { field, destination, weight } in shares {
+            let Some(destination) = destination else {
+                refused += weight;
+                continue;
+            };
+            match destination_cluster(self.index, key, field, destination, connection) {
+                Ok(cluster) => choice.push((cluster, *weight)),
+                Err(Missing { field, reason, fault }) => {
+                    refused += weight;
+                    let until = if reason == Reason::RefNotPermitted { "allows it" } else { "exists" };
+                    let share =
+                        if shares.len() == 1 { "every connection" } else { "its share of the connections" };
+                    let port = connection.port;
+                    let fault = format!("{fault}; until it {until}, {share} to port {port} is refused");
+                    self.said.insert(about(self.index, key, self.name, &field, reason, fault));
+                }
+            }
+        }
+        if refused > 0 || choice.is_empty() {
+            choice.push((BLACK_HOLE.to_owned(), refused.max(1)));
+        }
+        choice
+    }
+
+    /// The cluster of the Service's own endpoints.
+    fn own_cluster(&self, connection: &Connection<'_>) -> Choice {
+        let Connection { caller, port, .. } = *connection;
+        let cluster = backend(self.index, self.name, (port, ""), caller, &self.name.namespace);
+        cluster.map(|cluster| (cluster.name(&self.index.host(self.name)), 1)).into_iter().collect()
     }
 }
 
-/// The route in force for connections to a port, if any.
+/// A route that applies to a connection.
+#[derive(Clone)]
+enum Applying<'a> {
+    /// Of this object.
+    Route(ObjectKey, &'a Route),
+    /// Delegated to what isn't there.
+    NoDelegate(&'a Route, &'a ObjectName),
+}
+
+/// The route in force for a connection, if any.
 fn route_for<'a>(
-    routes: &'a Routes,
+    index: &'a Index,
+    candidate: &Candidate<'a>,
     name: &ObjectName,
     port: &ServicePort,
-) -> Option<(RouteKind, &'a Route)> {
-    // None of these kinds is for UDP.
-    let is_for = |host: &Host| host.service == *name && host.covers(port);
-    if port.key.protocol == Transport::Udp || !routes.hosts.iter().any(is_for) {
+    connection: &Connection<'_>,
+) -> Option<(RouteKind, Applying<'a>)> {
+    if !candidate.covers(name, port) {
         return None;
     }
-    let http = routes.http.iter().map(|route| (RouteKind::Http, route));
-    let tcp = routes.tcp.iter().map(|route| (RouteKind::Tcp, route));
-    let allowed = |list| match (routes.kind, port.protocol) {
-        // It looks at the port only.
-        (Kind::TcpRoute, _) | (_, Protocol::Undeclared) => true,
-        (Kind::TlsRoute, protocol) => protocol == Protocol::Tls,
-        (_, Protocol::Http) => list == RouteKind::Http,
-        (_, Protocol::Tcp) => list == RouteKind::Tcp,
-        (_, Protocol::Tls) => false,
-    };
-    http.chain(tcp).find(|(kind, route)| allowed(*kind) && route.applies(port.key.number) == Applies::Yes)
+    let applying = candidate.allowed(port).filter(|(_, route)| route.applies(connection));
+    for (kind, route) in applying {
+        let Forwarding::Delegated(delegate) = &route.to else {
+            return Some((kind, Applying::Route(candidate.key.clone(), route)));
+        };
+        let seen = index.delegate_for(delegate, &candidate.key.name.namespace);
+        let Some((author, routes)) = seen else {
+            return Some((kind, Applying::NoDelegate(route, delegate)));
+        };
+        // Where none of its routes applies, the next one of the first object may.
+        if let Some(route) = routes.http.iter().find(|route| route.applies(connection)) {
+            return Some((kind, Applying::Route(author, route)));
+        }
+    }
+    None
+}
+
+impl<'a> Candidate<'a> {
+    /// Tells whether it is for this port of the Service.
+    fn covers(&self, name: &ObjectName, port: &ServicePort) -> bool {
+        self.wild.is_some() || self.routes.hosts.iter().any(|host| host.service == *name && host.covers(port))
+    }
+
+    /// Its routes that are for what is spoken on the port.
+    fn allowed(&self, port: &ServicePort) -> impl Iterator<Item = (RouteKind, &'a Route)> + use<'a> {
+        let (kind, protocol) = (self.routes.kind, port.protocol);
+        let allowed = move |list| match (kind, protocol) {
+            // It looks at the port only.
+            (Kind::TcpRoute, _) | (_, Protocol::Undeclared) => true,
+            (Kind::TlsRoute, protocol) => protocol == Protocol::Tls,
+            (_, Protocol::Http) => list == RouteKind::Http,
+            (_, Protocol::Tcp) => list == RouteKind::Tcp,
+            (_, Protocol::Tls) => false,
+        };
+        let http = self.routes.http.iter().map(|route| (RouteKind::Http, route));
+        let tcp = self.routes.tcp.iter().map(|route| (RouteKind::Tcp, route));
+        http.chain(tcp).filter(move |(list, _)| allowed(*list))
+    }
 }
 
 /// The cluster of a destination.
-fn backend(
+fn destination_cluster(
     index: &Index,
     by: &ObjectKey,
     at: &str,
     destination: &Destination,
-    port: PortKey,
+    connection: &Connection<'_>,
 ) -> Result<String, Missing> {
     let Destination { service: name, subset, .. } = destination;
     let [of_name, of_port] = match by.kind {
-        Kind::VirtualService => ["host", "port.number"],
+        Kind::VirtualService => ["host", "port.key"],
         _ => ["name", "port"],
     };
     let missing = |field: &str, fault: String| Missing {
@@ -305,6 +456,7 @@ fn backend(
         return Err(Missing { reason: Reason::RefNotPermitted, ..missing("namespace", fault) });
     }
     let service = index.service_for(by.kind, name).ok_or_else(|| missing(of_name, absent(name)))?;
+    let port = connection.port;
     let mut alike = service.ports.iter().map(|of| of.key).filter(|key| key.protocol == port.protocol);
     let key = match (destination.port, alike.next(), alike.next()) {
         (Some(number), ..) => PortKey { number, protocol: port.protocol },
@@ -313,22 +465,21 @@ fn backend(
     };
     if service.port(key).is_none() {
         let PortKey { number, protocol } = key;
-        let fault =
-            format!("{} has no {protocol} port {number} (it has {})", index.called(name), ports(service));
+        let has = reports::ports(service);
+        let fault = format!("{} has no {protocol} port {number} (it has {has})", index.called(name));
         return Err(missing(of_port, fault));
     }
-    let rules = index.rules(name);
-    if !subset.is_empty() && rules.subset(subset).is_none() {
+    let cluster = backend(index, name, (key, subset), connection.caller, &by.name.namespace);
+    cluster.map(|cluster| cluster.name(&index.host(name))).ok_or_else(|| {
+        let rules = index.rules(name, Caller::Of(&by.name.namespace));
         let known: Vec<_> = rules.subsets().into_keys().collect();
         let has = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
         let fault = format!(
             "no DestinationRule in force defines subset {subset} of {} (defined: {has})",
             index.called(name)
         );
-        return Err(missing("subset", fault));
-    }
-    debug_assert!(backends(index, name).any(|(port, of)| port == key && of == subset), "{name} {subset}");
-    Ok(cluster_name(&index.host(name), key, subset))
+        missing("subset", fault)
+    })
 }
 
 /// The listeners of one port, for each address that belongs to this Service.
@@ -336,92 +487,120 @@ fn listen(
     index: &Index,
     name: &ObjectName,
     port: &ServicePort,
-    routed: Option<&(RouteKind, Choice)>,
+    (everybody, callers): (&Answers<'_>, &[(Caller<'_>, Answers<'_>)]),
     out: &mut Compiled,
 ) {
     let host = index.host(name);
-    let own = vec![own_cluster(index, name, port)];
-    let (kind, choice) = routed.map_or((RouteKind::Tcp, &own), |(kind, choice)| (*kind, choice));
+    let own = cluster_name(&host, port.key, "");
     let route = route_name(&host, port.key);
-    let http = kind == RouteKind::Http;
-    let forward = if http { Forward::Http(&route) } else { Forward::Layer4(choice) };
-    let before = out.resources.len();
+    let mut by_route = None;
+    let passthrough = || vec![(PASSTHROUGH.to_owned(), 1)];
     for (ip, by) in index.addresses(name, port.key) {
         match index.owner_of(ip, port.key) {
-            Some(claim) if claim.object == by => {
-                out.resources.push(envoy::listener(ip, port.key, &own[0].0, &forward));
-            }
+            Some(claim) if claim.object == by => {}
             // Two ServiceEntries of one host that have the same address.
-            Some(claim) if claim.service == *name => {}
-            owner => out.reports.push(not_its_own(index, name, (ip, port.key), &by, owner)),
+            Some(claim) if claim.service == *name => continue,
+            owner => {
+                out.reports.push(not_its_own(index, name, (ip, port.key), &by, owner));
+                continue;
+            }
+        }
+        let export = index.export_of(&by);
+        let of = |answers: &Answers<'_>| {
+            let found = answers.get(&(port.key, Some(ip))).or_else(|| answers.get(&(port.key, None)));
+            found.map(|answer| (answer.kind, answer.choice.clone(), answer.by.cloned()))
+        };
+        // Datagrams aren't told apart by who sends them.
+        let told_apart = port.key.protocol == Transport::Tcp;
+        let sees = |caller| !told_apart || export.is_none_or(|export| export.sees(caller));
+        let Some((kind, choice, maker)) = of(everybody) else { continue };
+        let (kind, choice, maker) = match sees(Caller::Anyone) {
+            true => (kind, choice, maker),
+            false => (RouteKind::Tcp, passthrough(), None),
+        };
+        let mut makers: BTreeSet<ObjectKey> = maker.clone().into_iter().collect();
+        // Of namespaces what differs from what is so for everybody, of classes what differs from their namespaces'.
+        let mut of_namespace: BTreeMap<&str, &Choice> = BTreeMap::new();
+        let mut differing: Vec<(String, Choice)> = Vec::new();
+        let found: Vec<(Caller<'_>, Choice, Option<ObjectKey>)> = callers
+            .iter()
+            .filter(|_| told_apart)
+            .filter_map(|(caller, answers)| {
+                let (_, choice, maker) = of(answers)?;
+                Some(if sees(*caller) { (*caller, choice, maker) } else { (*caller, passthrough(), None) })
+            })
+            .collect();
+        for (caller, answer, maker) in &found {
+            let (class, before) = match caller {
+                Caller::Anyone => continue,
+                Caller::Of(namespace) => {
+                    of_namespace.insert(namespace, answer);
+                    (namespace.to_string(), &choice)
+                }
+                Caller::In(class) => {
+                    (class.to_string(), of_namespace.get(&*class.namespace).copied().unwrap_or(&choice))
+                }
+            };
+            if answer != before {
+                differing.push((class, answer.clone()));
+                makers.extend(maker.clone());
+            }
+        }
+        let chains = chains(differing);
+        let refuses = |choice: &Choice| choice.iter().any(|(cluster, _)| cluster == BLACK_HOLE);
+        let passes = |choice: &Choice| choice.iter().any(|(cluster, _)| cluster == PASSTHROUGH);
+        out.refuses |= refuses(&choice) || chains.iter().any(|chain| refuses(&chain.choice));
+        out.passes |= passes(&choice) || chains.iter().any(|chain| passes(&chain.choice));
+        let forward = if kind == RouteKind::Http { Forward::Http(&route) } else { Forward::Layer4(&choice) };
+        let listener = envoy::listener(ip, port.key, &own, &forward, &chains);
+        out.made(&listener, makers, port.key);
+        out.resources.push(listener);
+        if kind == RouteKind::Http {
+            by_route = Some((choice, maker));
         }
     }
-    if out.resources.len() > before {
-        out.refuses |= choice.iter().any(|(cluster, _)| cluster == BLACK_HOLE);
-        if http {
-            out.resources.push(envoy::route(&route, choice));
-        }
+    if let Some((choice, maker)) = by_route {
+        let resource = envoy::route(&route, &choice);
+        out.made(&resource, maker.into_iter().collect(), port.key);
+        out.resources.push(resource);
     }
 }
 
-/// Says so where an object doesn't get an address that it has.
-fn not_its_own(
-    index: &Index,
-    name: &ObjectName,
-    (ip, port): (IpAddr, PortKey),
-    by: &ObjectKey,
-    owner: Option<&Claim>,
-) -> Report {
-    let external = index.service(name).and_then(|service| {
-        let mut external = service.external.iter().filter(|_| by.kind == Kind::Service);
-        external.find(|(of, _)| *of == ip)
+/// One chain for all whose connections go to the same clusters.
+fn chains(differing: Vec<(String, Choice)>) -> Vec<CallerChain> {
+    let mut by_choice: BTreeMap<Choice, Vec<String>> = BTreeMap::new();
+    for (class, choice) in differing {
+        by_choice.entry(choice).or_default().push(class);
+    }
+    let chains = by_choice.into_iter().map(|(choice, mut classes)| {
+        classes.sort_unstable();
+        CallerChain { classes, choice }
     });
-    let (field, what) = match (external, by.kind) {
-        (Some((_, field)), _) => (*field, "address"),
-        (None, Kind::Service) => ("spec.clusterIPs", "cluster IP"),
-        _ => ("spec.addresses", "address"),
-    };
-    let (reason, fault) = match owner {
-        Some(Claim { object: owner, .. }) => {
-            let before = if owner.kind == by.kind { "is older or first by name" } else { "goes before" };
-            let owner = index.object_ref(owner.kind, &owner.name);
-            let fault = format!(
-                "{ip} port {port} belongs to {owner}, which {before}; this {} takes it over when that one goes; choose \
-                 another {what}",
-                by.kind
-            );
-            (Reason::Conflicted, fault)
-        }
-        None if external.is_some() => {
-            let owner = index.relations.service_addresses.first(&ip);
-            let owner = owner.map(|owner| index.object_ref(Kind::Service, owner));
-            let owner = owner.map(|owner| owner.to_string()).unwrap_or_default();
-            let fault = format!("{ip} is a cluster IP of {owner}, which nobody else can have");
-            (Reason::Conflicted, fault)
-        }
-        None => {
-            let why = index.reserved(ip).unwrap_or_default();
-            (Reason::Invalid, format!("{ip} {why}, so no ServiceEntry can have it; choose another address"))
-        }
-    };
-    about(index, by, name, field, reason, fault)
+    let mut chains: Vec<_> = chains.collect();
+    chains.sort_unstable_by(|one, other| one.classes.cmp(&other.classes));
+    chains
 }
 
-/// The field in which an object names this Service.
-fn host_field<'a>(routes: &'a Routes, service: &ObjectName) -> &'a str {
-    routes.hosts.iter().find(|host| host.service == *service).map_or("spec", |host| &host.field)
+impl Compiled {
+    /// Notes who has made a resource.
+    fn made(&mut self, resource: &slotmesh_xds::Resource, by: BTreeSet<ObjectKey>, port: PortKey) {
+        if by.is_empty() {
+            return;
+        }
+        let makers = by.into_iter().map(|object| Maker { object, port });
+        self.made.entry((resource.ty, resource.name.clone())).or_default().extend(makers);
+    }
 }
 
-/// Something that an object doesn't get at a Service.
-fn about(
-    index: &Index,
-    key: &ObjectKey,
-    at: &ObjectName,
-    field: &str,
-    reason: Reason,
-    message: String,
-) -> Report {
-    let object = index.object_ref(key.kind, &key.name);
-    let report = Report::new(object, Some(field.to_owned()), Severity::Refused, message);
-    Report { reason, at: Some(at.clone()), ..report }
+impl Index {
+    /// The VirtualService without hosts of this name, to which others delegate.
+    pub(crate) fn delegate(&self, name: &ObjectName) -> Option<&Routes> {
+        self.virtual_service(name).map(|(_, routes)| routes).filter(|routes| routes.is_delegate())
+    }
+
+    /// The same where those of a namespace see it, with its key.
+    fn delegate_for(&self, name: &ObjectName, namespace: &Arc<str>) -> Option<(ObjectKey, &Routes)> {
+        let (key, routes) = self.virtual_service(name)?;
+        (routes.is_delegate() && routes.export.sees(Caller::Of(namespace))).then_some((key, routes))
+    }
 }

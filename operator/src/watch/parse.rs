@@ -111,9 +111,11 @@ const fn api(kind: Kind) -> (&'static str, &'static [&'static str]) {
     match kind {
         Kind::Service | Kind::Pod | Kind::Namespace | Kind::Node => ("", &["v1"]),
         Kind::EndpointSlice => ("discovery.k8s.io", &["v1"]),
-        Kind::VirtualService | Kind::DestinationRule | Kind::ServiceEntry | Kind::WorkloadEntry => {
-            (ISTIO_GROUP, &ISTIO_VERSIONS)
-        }
+        Kind::VirtualService
+        | Kind::DestinationRule
+        | Kind::ServiceEntry
+        | Kind::WorkloadEntry
+        | Kind::Sidecar => (ISTIO_GROUP, &ISTIO_VERSIONS),
         Kind::HttpRoute | Kind::ReferenceGrant => (GATEWAY_GROUP, &["v1", "v1beta1"]),
         Kind::TlsRoute => (GATEWAY_GROUP, &["v1", "v1alpha3", "v1alpha2"]),
         Kind::GrpcRoute | Kind::TcpRoute => (GATEWAY_GROUP, &["v1", "v1alpha2"]),
@@ -122,7 +124,7 @@ const fn api(kind: Kind) -> (&'static str, &'static [&'static str]) {
 }
 
 /// Kinds of the groups that are read, which are somebody else's.
-const OTHERS: [&str; 18] = [
+const OTHERS: [&str; 17] = [
     "Binding",
     "ConfigMap",
     "Endpoints",
@@ -138,7 +140,6 @@ const OTHERS: [&str; 18] = [
     "Gateway",
     "GatewayClass",
     "UDPRoute",
-    "Sidecar",
     "WorkloadGroup",
     "EnvoyFilter",
 ];
@@ -427,6 +428,7 @@ fn in_namespace(mut object: Object) -> Object {
         DestinationRule,
         ServiceEntry,
         WorkloadEntry,
+        Sidecar,
         GrpcRoute,
         HttpRoute,
         TlsRoute,
@@ -470,6 +472,7 @@ fn typed(
         Kind::DestinationRule => typed::<slotmesh_crds::DestinationRule>(kind, value, place),
         Kind::ServiceEntry => typed::<slotmesh_crds::ServiceEntry>(kind, value, place),
         Kind::WorkloadEntry => typed::<slotmesh_crds::WorkloadEntry>(kind, value, place),
+        Kind::Sidecar => typed::<slotmesh_crds::Sidecar>(kind, value, place),
         Kind::GrpcRoute => typed::<gateway::GrpcRoute>(kind, value, place),
         Kind::HttpRoute => typed::<gateway::HttpRoute>(kind, value, place),
         Kind::TlsRoute => typed::<gateway::TlsRoute>(kind, value, place),

@@ -107,6 +107,7 @@ const fn has_status(kind: Kind) -> bool {
 const fn keeps_the_rest(kind: Kind) -> bool {
     match kind {
         Kind::VirtualService | Kind::DestinationRule | Kind::ServiceEntry | Kind::WorkloadEntry => true,
+        Kind::Sidecar => true,
         Kind::GrpcRoute | Kind::HttpRoute | Kind::TlsRoute | Kind::TcpRoute | Kind::ReferenceGrant => true,
         Kind::Service | Kind::EndpointSlice | Kind::Pod | Kind::Namespace | Kind::Node => false,
         Kind::TrafficPolicy | Kind::SlotProfile => false,
@@ -222,6 +223,12 @@ fn fields(kind: Kind, level: &str) -> Option<&'static [&'static str]> {
         (Kind::ServiceEntry, "spec.ports[]") => PORT,
         (Kind::ServiceEntry, "spec.workloadSelector") => &["labels"],
         (Kind::ServiceEntry, "spec.endpoints[]") | (Kind::WorkloadEntry, "spec") => WORKLOAD,
+        (Kind::Sidecar, "spec") => &[
+            "workloadSelector", "ingress", "egress", "inboundConnectionPool", "outboundTrafficPolicy",
+        ],
+        (Kind::Sidecar, "spec.workloadSelector") => &["labels"],
+        (Kind::Sidecar, "spec.egress[]") => &["port", "bind", "captureMode", "hosts"],
+        (Kind::Sidecar, "spec.outboundTrafficPolicy") => &["mode", "egressProxy"],
         (Kind::GrpcRoute | Kind::HttpRoute | Kind::TlsRoute, "spec") => {
             &["parentRefs", "hostnames", "rules", "useDefaultGateways"]
         }

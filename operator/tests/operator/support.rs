@@ -149,6 +149,7 @@ pub fn yaml(objects: &[Object]) -> String {
             Object::DestinationRule(o) => serde_yaml::to_string(&**o),
             Object::ServiceEntry(o) => serde_yaml::to_string(&**o),
             Object::WorkloadEntry(o) => serde_yaml::to_string(&**o),
+            Object::Sidecar(o) => serde_yaml::to_string(&**o),
             Object::GrpcRoute(o) => serde_yaml::to_string(&**o),
             Object::HttpRoute(o) => serde_yaml::to_string(&**o),
             Object::TlsRoute(o) => serde_yaml::to_string(&**o),

@@ -1,26 +1,28 @@
-//! DestinationRules: named subsets of a Service, and how connections to them are treated.
+//! DestinationRules: named subsets of a Service, how connections to them are treated, and for whom.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    sync::Arc,
+};
 
 use slotmesh_crds as crds;
 
-use super::{Age, Balance, Traffic};
-use crate::{
-    ObjectName, Reason,
-    names::{name_fault, resolve_host},
-    report::Findings,
-};
+use super::{Age, Balance, Export, Labels, Policy, Traffic, port_number};
+use crate::{ObjectName, names::name_fault, patterns::HostPattern, report::Findings};
 
 /// A valid DestinationRule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct DestinationRule {
     pub(crate) age: Age,
-    pub(crate) service: ObjectName,
+    /// The Services that it is for.
+    pub(crate) host: HostPattern,
     pub(crate) export: Export,
-    /// Whether it has a traffic policy for the Service as a whole, whatever that says.
+    /// The labels of the callers of its namespace that it is for; `None` where it is for all that see it.
+    pub(crate) callers: Option<Labels>,
+    /// Tells whether it has a traffic policy for the Service as a whole, whatever that says.
     pub(crate) has_policy: bool,
     /// How connections to the Service are treated, where the subset doesn't say.
-    pub(crate) traffic: Traffic,
+    pub(crate) policy: Policy,
     /// The subsets by name.
     pub(crate) subsets: BTreeMap<String, Subset>,
 }
@@ -30,7 +32,7 @@ pub(crate) struct DestinationRule {
 pub(crate) struct Subset {
     /// The labels that its pods carry.
     pub(crate) labels: BTreeMap<String, String>,
-    pub(crate) traffic: Traffic,
+    pub(crate) policy: Policy,
 }
 
 impl DestinationRule {
@@ -41,52 +43,37 @@ impl DestinationRule {
         found: &mut Findings,
     ) -> Option<Self> {
         let spec = &object.spec;
-        if spec.host.contains('*') {
-            // Of those that are for the whole mesh nearly all say how sidecars encrypt, which is no matter of ours.
-            if asks_for_something(spec) {
-                let fault = "not supported: a rule for many hosts; name one";
-                found.refuse_as(Reason::NotSupported, "spec.host", fault);
-            }
+        let host = HostPattern::read(&spec.host, &key.namespace);
+        // Of those that are for the whole mesh nearly all say how sidecars encrypt, which is no matter of ours.
+        if matches!(host, Some(HostPattern::Under(_))) && !asks_for_something(spec) {
             return None;
         }
-        let export = Export::read(&spec.export_to, &key.namespace);
-        match export {
-            Some(Export::Everyone) => {}
-            Some(Export::Own) => {
-                found.unsupported(
-                    "spec.exportTo",
-                    "callers aren't told apart, so those of every namespace see the rule",
-                );
-            }
-            Some(Export::Others) => {
-                let fault = "not supported: a rule for callers of other namespaces only, because callers aren't told \
-                             apart; remove the field";
-                found.refuse("spec.exportTo", fault);
-            }
-            None => found.note("spec.exportTo", "nobody sees the rule, so it has no effect"),
-        }
-        if spec.rest.contains_key("workloadSelector") {
-            let fault = "not supported: a rule for some callers only, because callers aren't told apart; remove the field";
-            found.refuse("spec.workloadSelector", fault);
-        }
-        let service = resolve_host(&spec.host, &key.namespace);
-        if service.is_none() {
-            let fault =
-                format!("{:?} isn't one host; name a Service, or a host of a ServiceEntry", spec.host);
+        if host.is_none() {
+            let fault = format!("{:?} is no host; name a Service, or a host of a ServiceEntry", spec.host);
             found.refuse("spec.host", fault);
         }
-        let traffic = policy("spec.trafficPolicy", spec.traffic_policy.as_ref(), found);
-        for name in spec.rest.keys().filter(|name| *name != "workloadSelector") {
-            found.unsupported(format!("spec.{name}"), "");
-        }
+        let export = Export::read(&spec.export_to, &key.namespace, found);
+        let callers = spec.workload_selector.as_ref().map(|selector| {
+            let at = "spec.workloadSelector";
+            found.unsupported_rest(at, &selector.rest);
+            if selector.match_labels.is_empty() {
+                found.refuse(
+                    format!("{at}.matchLabels"),
+                    "no label is given; name one that the callers carry",
+                );
+            }
+            Arc::new(selector.match_labels.clone())
+        });
+        let policy = read_policy("spec.trafficPolicy", spec.traffic_policy.as_ref(), found);
+        found.unsupported_rest("spec", &spec.rest);
         let mut subsets = BTreeMap::new();
         for (i, subset) in spec.subsets.iter().enumerate() {
             let at = format!("spec.subsets[{i}]");
             if let Some(fault) = name_fault(&subset.name) {
                 found.refuse(format!("{at}.name"), format!("the subset's name {fault}"));
             }
-            let traffic = policy(&format!("{at}.trafficPolicy"), subset.traffic_policy.as_ref(), found);
-            let read = Subset { labels: subset.labels.clone(), traffic };
+            let policy = read_policy(&format!("{at}.trafficPolicy"), subset.traffic_policy.as_ref(), found);
+            let read = Subset { labels: subset.labels.clone(), policy };
             if subsets.insert(subset.name.clone(), read).is_some() {
                 found.refuse(
                     format!("{at}.name"),
@@ -95,27 +82,68 @@ impl DestinationRule {
             }
             found.unsupported_rest(&at, &subset.rest);
         }
-        let service = service.filter(|_| !found.refused())?;
+        let host = host.filter(|_| !found.refused())?;
         let has_policy = spec.traffic_policy.is_some();
-        Some(Self { age: Age::of(&object.metadata), service, export: export?, has_policy, traffic, subsets })
+        let age = Age::of(&object.metadata);
+        Some(Self { age, host, export: export?, callers, has_policy, policy, subsets })
     }
 }
 
-/// Whether a rule says anything that would act on connections.
+/// Tells whether a rule says anything that would act on connections.
 fn asks_for_something(spec: &crds::DestinationRuleSpec) -> bool {
-    let acts =
-        |policy: &crds::TrafficPolicy| policy.load_balancer.is_some() || policy.connection_pool.is_some();
+    let acts = |policy: &crds::TrafficPolicy| {
+        let of_ports = policy.port_level_settings.iter();
+        policy.load_balancer.is_some()
+            || policy.connection_pool.is_some()
+            || of_ports.into_iter().any(|of| of.load_balancer.is_some() || of.connection_pool.is_some())
+    };
     !spec.subsets.is_empty() || spec.traffic_policy.as_ref().is_some_and(acts)
 }
 
-fn policy(at: &str, policy: Option<&crds::TrafficPolicy>, found: &mut Findings) -> Traffic {
-    let mut traffic = Traffic::default();
-    let Some(policy) = policy else { return traffic };
+fn read_policy(at: &str, policy: Option<&crds::TrafficPolicy>, found: &mut Findings) -> Policy {
+    let Some(policy) = policy else { return Policy::default() };
     found.unsupported_rest(at, &policy.rest);
-    if let Some(balancer) = &policy.load_balancer {
+    let all = read_traffic(at, policy.load_balancer.as_ref(), policy.connection_pool.as_ref(), found);
+    let mut ports = BTreeMap::new();
+    for (i, of_port) in policy.port_level_settings.iter().enumerate() {
+        let crds::PortTrafficPolicy { port, load_balancer, connection_pool, rest } = of_port;
+        let at = format!("{at}.portLevelSettings[{i}]");
+        found.unsupported_rest(&at, rest);
+        let traffic = read_traffic(&at, load_balancer.as_ref(), connection_pool.as_ref(), found);
+        match port.as_ref().and_then(|port| port.number).map(|number| (number, port_number(number))) {
+            Some((number, Some(port))) => match ports.entry(port) {
+                Entry::Vacant(entry) => _ = entry.insert(traffic),
+                // The first counts, as Istio has it.
+                Entry::Occupied(_) => {
+                    found.note(
+                        format!("{at}.port"),
+                        format!("port {number} stands there twice; the first counts"),
+                    );
+                }
+            },
+            Some((number, None)) => {
+                let fault = format!("{number} is not a port; ports are 1 to 65535");
+                found.refuse(format!("{at}.port.number"), fault);
+            }
+            None => {
+                found.refuse(format!("{at}.port"), "it is missing; name the Service's port by its number")
+            }
+        }
+    }
+    Policy { all, ports }
+}
+
+fn read_traffic(
+    at: &str,
+    balancer: Option<&crds::LoadBalancer>,
+    pool: Option<&crds::ConnectionPool>,
+    found: &mut Findings,
+) -> Traffic {
+    let mut traffic = Traffic::default();
+    if let Some(balancer) = balancer {
         traffic.balance = balance(&format!("{at}.loadBalancer"), balancer, found);
     }
-    if let Some(pool) = &policy.connection_pool {
+    if let Some(pool) = pool {
         found.unsupported_rest(&format!("{at}.connectionPool"), &pool.rest);
         if let Some(tcp) = &pool.tcp {
             let at = format!("{at}.connectionPool.tcp");
@@ -164,48 +192,4 @@ fn balance(at: &str, balancer: &crds::LoadBalancer, found: &mut Findings) -> Opt
         found.unsupported(format!("{at}.{name}"), consequence);
     }
     by_source.then_some(Balance::ConsistentHash)
-}
-
-/// Callers of which namespaces see an object.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Export {
-    Everyone,
-    /// Those of the object's own namespace, and perhaps of some others.
-    Own,
-    /// Not those of the object's own namespace.
-    Others,
-}
-
-impl Export {
-    /// `None` where nobody sees the object.
-    pub(super) fn read(export_to: &[String], namespace: &str) -> Option<Self> {
-        let names = |wanted: &str| export_to.iter().any(|to| to == wanted);
-        if export_to.is_empty() || names("*") {
-            Some(Self::Everyone)
-        } else if names(".") || names(namespace) {
-            Some(Self::Own)
-        } else {
-            export_to.iter().any(|to| to != "~").then_some(Self::Others)
-        }
-    }
-}
-
-/// One node serves callers of all namespaces, and what each of them may see isn't told apart yet. Returns whether
-/// anybody sees the object.
-pub(super) fn refuse_export(export_to: &[String], key: &ObjectName, found: &mut Findings) -> bool {
-    match Export::read(export_to, &key.namespace) {
-        Some(Export::Everyone) => true,
-        Some(Export::Own | Export::Others) => {
-            found.refuse(
-                "spec.exportTo",
-                "not supported: field spec.exportTo other than [\"*\"], because every namespace would see the \
-                 object; remove the field",
-            );
-            true
-        }
-        None => {
-            found.note("spec.exportTo", "nobody sees the object, so it has no effect");
-            false
-        }
-    }
 }

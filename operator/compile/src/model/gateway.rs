@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use slotmesh_crds::gateway as crds;
 
-use super::{Age, Destination, Forwarding, Host, Match, Route, Routes, Share, port_number};
+use super::{Age, Destination, Export, Forwarding, Host, Match, Route, Routes, Share, port_number};
 use crate::{Kind, ObjectName, Reason, names::name_fault, report::Findings};
 
 /// The share of a destination that doesn't say.
@@ -21,7 +21,7 @@ pub(crate) fn read_http(object: &crds::HttpRoute, key: &ObjectName, found: &mut 
     let hosts = read_parents(parent_refs, key, found)?;
     let http = read_http_rules(rules, rest, key, found);
     let (kind, age) = (Kind::HttpRoute, Age::of(&object.metadata));
-    let routes = Routes { kind, age, hosts, http, tcp: Vec::new() };
+    let routes = Routes { http, ..routes(kind, age, hosts) };
     (!found.refused()).then_some(routes)
 }
 
@@ -31,8 +31,14 @@ pub(crate) fn read_grpc(object: &crds::GrpcRoute, key: &ObjectName, found: &mut 
     let hosts = read_parents(parent_refs, key, found)?;
     let http = read_http_rules(rules, rest, key, found);
     let (kind, age) = (Kind::GrpcRoute, Age::of(&object.metadata));
-    let routes = Routes { kind, age, hosts, http, tcp: Vec::new() };
+    let routes = Routes { http, ..routes(kind, age, hosts) };
     (!found.refused()).then_some(routes)
+}
+
+/// Routes for whoever connects to these Services, without any yet.
+fn routes(kind: Kind, age: Age, hosts: Vec<Host>) -> Routes {
+    let (wild, http, tcp) = (Vec::new(), Vec::new(), Vec::new());
+    Routes { kind, age, export: Export::Everyone, hosts, wild, http, tcp }
 }
 
 /// Rules that match requests, of a route that says `rest` besides.
@@ -84,7 +90,7 @@ pub(crate) fn read_tcp(object: &crds::TcpRoute, key: &ObjectName, found: &mut Fi
     found.unsupported_rest("spec", &spec.rest);
     let tcp = read_plain_rules(&spec.rules, key, found);
     let (kind, age) = (Kind::TcpRoute, Age::of(&object.metadata));
-    let routes = Routes { kind, age, hosts, http: Vec::new(), tcp };
+    let routes = Routes { tcp, ..routes(kind, age, hosts) };
     (!found.refused()).then_some(routes)
 }
 
@@ -97,10 +103,10 @@ pub(crate) fn read_tls(object: &crds::TlsRoute, key: &ObjectName, found: &mut Fi
     if !hostnames.is_empty() {
         let what = "which host a connection asks for isn't known when it is made, so the rules are skipped";
         found.unsupported("spec.hostnames", what);
-        tcp.iter_mut().for_each(|rule| rule.matches = vec![Match { port: None, decidable: false }]);
+        tcp.iter_mut().for_each(|rule| rule.matches = vec![Match::of_all(false)]);
     }
     let (kind, age) = (Kind::TlsRoute, Age::of(&object.metadata));
-    let routes = Routes { kind, age, hosts, http: Vec::new(), tcp };
+    let routes = Routes { tcp, ..routes(kind, age, hosts) };
     (!found.refused()).then_some(routes)
 }
 
@@ -122,7 +128,7 @@ fn read_match<'a>(at: &str, undecidable: impl Iterator<Item = &'a str>, found: &
         decidable = false;
         found.unsupported(format!("{at}.{name}"), NEEDS_A_REQUEST);
     }
-    Match { port: None, decidable }
+    Match::of_all(decidable)
 }
 
 fn is_service(group: Option<&str>, kind: Option<&str>) -> bool {
@@ -149,24 +155,16 @@ fn read_parents(refs: &[crds::ParentRef], key: &ObjectName, found: &mut Findings
         let service = ObjectName::new(namespace, parent.name.as_str());
         let port = parent.port.map(port_number);
         let fault = if let Some(fault) = name_fault(&parent.name) {
-            Some((Reason::Invalid, "name", format!("the name {fault}")))
-        } else if namespace != &*key.namespace {
-            // It would be for callers of the route's namespace only, which aren't told apart yet.
-            let fault = format!(
-                "not supported: a Service of another namespace, {namespace}, because the route would act on callers \
-                 of every namespace; attach it to Services of {}",
-                key.namespace
-            );
-            Some((Reason::NotSupported, "namespace", fault))
+            Some(("name", format!("the name {fault}")))
         } else if port == Some(None) {
             let number = parent.port.unwrap_or_default();
-            Some((Reason::Invalid, "port", format!("{number} is not a port; ports are 1 to 65535")))
+            Some(("port", format!("{number} is not a port; ports are 1 to 65535")))
         } else {
             None
         };
         let usable = fault.is_none();
-        if let Some((reason, what, fault)) = fault {
-            found.refuse_at(&service, reason, format!("{field}.{what}"), fault);
+        if let Some((what, fault)) = fault {
+            found.refuse_at(&service, Reason::Invalid, format!("{field}.{what}"), fault);
         }
         let (port, section) = (port.flatten(), parent.section_name.clone());
         hosts.push(Host { field, service, port, section, usable });

@@ -3,6 +3,7 @@
 //! Invariant: a model that exists can be compiled; whatever is wrong with an object was reported
 //! when it was read. References to other objects are only resolved to names here.
 
+mod callers;
 mod destination_rule;
 mod endpoint_slice;
 mod gateway;
@@ -11,22 +12,27 @@ mod pod;
 mod routes;
 mod service;
 mod service_entry;
+mod sidecar;
 mod slot_profile;
 mod traffic;
 mod traffic_policy;
 mod virtual_service;
 mod workload;
 
-pub(crate) use destination_rule::{DestinationRule, Export, Subset};
+pub(crate) use callers::{Caller, Class, Export, Labels};
+pub(crate) use destination_rule::{DestinationRule, Subset};
 pub(crate) use endpoint_slice::{Endpoint, EndpointSlice, Hints, SlicePort};
 pub(crate) use gateway::{ReferenceGrant, read_grpc, read_http, read_tcp, read_tls};
 pub(crate) use node::Node;
 pub(crate) use pod::Pod;
-pub(crate) use routes::{Applies, Destination, Forwarding, Host, Match, Route, RouteKind, Routes, Share};
+pub(crate) use routes::{
+    Connection, Destination, Forwarding, From, Host, Match, Route, RouteKind, Routes, Share, WildHost,
+};
 pub(crate) use service::{PortKey, Protocol, Service, ServicePort, TargetPort};
 pub(crate) use service_entry::ServiceEntry;
+pub(crate) use sidecar::Sidecar;
 pub(crate) use slot_profile::SlotProfile;
-pub(crate) use traffic::{Balance, Traffic};
+pub(crate) use traffic::{Balance, Policy, Traffic};
 pub(crate) use traffic_policy::{Target, TrafficPolicy};
 pub(crate) use virtual_service::read as read_virtual_service;
 pub(crate) use workload::Workload;
@@ -43,6 +49,9 @@ pub(crate) enum Age {
 }
 
 impl Age {
+    /// Not younger than any.
+    pub(crate) const FIRST: Self = Self::Since(Timestamp::MIN);
+
     pub(crate) fn of(meta: &ObjectMeta) -> Self {
         meta.creation_timestamp.as_ref().map_or(Self::Unknown, |t| Self::Since(t.0))
     }

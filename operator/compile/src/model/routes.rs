@@ -1,15 +1,17 @@
 //! Routes of Services, whatever kind of object says so: VirtualService, GRPCRoute, HTTPRoute, TLSRoute, TCPRoute.
 
-use super::{Age, ServicePort};
-use crate::{Kind, ObjectName};
+use std::{net::IpAddr, sync::Arc};
 
-/// Whether a route applies to connections to a port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Applies {
-    Yes,
-    No,
-    /// That depends on what only a request would tell.
-    Undecidable,
+use super::{Age, Caller, Export, Labels, PortKey, ServicePort};
+use crate::{Cidr, Kind, ObjectKey, ObjectName, patterns::Suffix};
+
+/// A connection, as far as it is known when it is made.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Connection<'a> {
+    pub(crate) caller: Caller<'a>,
+    /// The address that it is made to; `None` where no route asks for it.
+    pub(crate) to: Option<IpAddr>,
+    pub(crate) port: PortKey,
 }
 
 /// The two lists of routes.
@@ -19,11 +21,43 @@ pub(crate) enum RouteKind {
     Tcp,
 }
 
-/// One way to match; all that isn't the port can't be decided.
+/// Which callers a match is for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct From {
+    /// Those of this namespace; `None` for all.
+    pub(crate) namespace: Option<Arc<str>>,
+    /// Those with all these labels.
+    pub(crate) labels: Labels,
+}
+
+/// One way to match.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Match {
     pub(crate) port: Option<u32>,
+    pub(crate) from: From,
+    /// The ranges to which a connection may be made; none for all.
+    pub(crate) to: Vec<Cidr>,
+    /// Tells whether it asks for nothing that only a request tells.
     pub(crate) decidable: bool,
+}
+
+impl Match {
+    /// A match of all connections, or of those that only a request tells.
+    pub(crate) fn of_all(decidable: bool) -> Self {
+        Self { port: None, from: From::default(), to: Vec::new(), decidable }
+    }
+
+    /// Tells whether a connection to the port may match, whoever makes it.
+    fn covers(&self, port: u16) -> bool {
+        self.decidable && self.port.is_none_or(|number| number == u32::from(port))
+    }
+
+    fn applies(&self, connection: &Connection<'_>) -> bool {
+        let Connection { caller, to, port } = *connection;
+        let from = self.from.namespace.as_deref().is_none_or(|wanted| caller.namespace() == Some(wanted));
+        let here = self.to.is_empty() || to.is_some_and(|ip| self.to.iter().any(|range| range.contains(ip)));
+        self.covers(port.number) && from && here && caller.has(&self.from.labels)
+    }
 }
 
 /// The part of a Service, or of a host, that connections can be sent to.
@@ -53,6 +87,8 @@ pub(crate) enum Forwarding {
     Undecidable,
     /// To the Service's own endpoints.
     Own,
+    /// Where the VirtualService of this name says, to which it is delegated.
+    Delegated(ObjectName),
     /// To these by weight. Without any they are refused.
     Shares(Vec<Share>),
 }
@@ -81,28 +117,22 @@ pub(crate) struct Route {
 }
 
 impl Route {
-    /// Whether there are connections to which the route can apply.
+    /// Tells whether there are connections to which the route can apply.
     pub(crate) fn acts(&self) -> bool {
         let decidable = self.matches.is_empty() || self.matches.iter().any(|m| m.decidable);
         self.to != Forwarding::Undecidable && decidable
     }
 
-    /// Whether the route applies to connections to this port.
-    pub(crate) fn applies(&self, port: u16) -> Applies {
-        if self.to == Forwarding::Undecidable {
-            return Applies::Undecidable;
-        }
-        if self.matches.is_empty() {
-            return Applies::Yes;
-        }
-        let mut applies = Applies::No;
-        for m in self.matches.iter().filter(|m| m.port.is_none_or(|p| p == u32::from(port))) {
-            if m.decidable {
-                return Applies::Yes;
-            }
-            applies = Applies::Undecidable;
-        }
-        applies
+    /// Tells whether the route may apply to connections to this port, whoever makes them.
+    pub(crate) fn covers(&self, port: u16) -> bool {
+        self.to != Forwarding::Undecidable
+            && (self.matches.is_empty() || self.matches.iter().any(|m| m.covers(port)))
+    }
+
+    /// Tells whether the route is known to apply to a connection.
+    pub(crate) fn applies(&self, connection: &Connection<'_>) -> bool {
+        self.to != Forwarding::Undecidable
+            && (self.matches.is_empty() || self.matches.iter().any(|m| m.applies(connection)))
     }
 }
 
@@ -116,17 +146,25 @@ pub(crate) struct Host {
     pub(crate) port: Option<u16>,
     /// The name of the only port; `None` for all.
     pub(crate) section: Option<String>,
-    /// Whether the routes can be for it at all; why not was reported when it was read.
+    /// Tells whether the routes can be for it at all; why not was reported when it was read.
     pub(crate) usable: bool,
 }
 
 impl Host {
-    /// Whether the routes are for this port.
+    /// Tells whether the routes are for this port.
     pub(crate) fn covers(&self, port: &ServicePort) -> bool {
         self.usable
             && self.port.is_none_or(|number| number == port.key.number)
             && self.section.as_ref().is_none_or(|name| *name == port.name)
     }
+}
+
+/// All hosts that end alike, whose connections are routed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct WildHost {
+    /// The field that says so.
+    pub(crate) field: String,
+    pub(crate) suffix: Suffix,
 }
 
 /// A valid object that routes connections to Services.
@@ -135,19 +173,54 @@ pub(crate) struct Routes {
     /// Of what kind of object they are.
     pub(crate) kind: Kind,
     pub(crate) age: Age,
-    /// The Services whose connections it routes; none when it isn't for the mesh.
+    /// Whose connections they are for, as far as the object says.
+    pub(crate) export: Export,
+    /// The Services whose connections it routes; none, here and in `wild`, where others delegate to it.
     pub(crate) hosts: Vec<Host>,
+    pub(crate) wild: Vec<WildHost>,
     pub(crate) http: Vec<Route>,
     pub(crate) tcp: Vec<Route>,
 }
 
 impl Routes {
+    /// All routes.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Route> {
+        self.http.iter().chain(&self.tcp)
+    }
+
     /// All destinations of all routes.
     pub(crate) fn destinations(&self) -> impl Iterator<Item = &Destination> {
-        let shares = self.http.iter().chain(&self.tcp).flat_map(|route| match &route.to {
+        let shares = self.all().flat_map(|route| match &route.to {
             Forwarding::Shares(shares) => shares.as_slice(),
-            Forwarding::Own | Forwarding::Undecidable => &[],
+            Forwarding::Own | Forwarding::Delegated(_) | Forwarding::Undecidable => &[],
         });
         shares.filter_map(|share| share.destination.as_ref())
+    }
+
+    /// The VirtualServices to which it delegates.
+    pub(crate) fn delegates(&self) -> impl Iterator<Item = &ObjectName> {
+        self.all().filter_map(|route| match &route.to {
+            Forwarding::Delegated(to) => Some(to),
+            _ => None,
+        })
+    }
+
+    /// Tells whether it is one that others delegate to.
+    pub(crate) fn is_delegate(&self) -> bool {
+        self.hosts.is_empty() && self.wild.is_empty()
+    }
+
+    /// Tells whether it is for connections of callers of its own namespace only: a route of Gateway API that is attached to
+    /// a Service of another namespace.
+    pub(crate) fn is_consumers(&self, key: &ObjectKey, service: &ObjectName) -> bool {
+        self.kind != Kind::VirtualService && key.name.namespace != service.namespace
+    }
+
+    /// Tells whether it is for connections of this caller to the Service.
+    pub(crate) fn is_for(&self, key: &ObjectKey, service: &ObjectName, caller: Caller<'_>) -> bool {
+        if self.is_consumers(key, service) {
+            return caller.namespace() == Some(&*key.name.namespace);
+        }
+        self.export.sees(caller)
     }
 }

@@ -9,8 +9,7 @@ use slotmesh_crds as crds;
 use slotmesh_xds::Transport;
 
 use super::{
-    Age, PortKey, Protocol, Service, ServicePort, TargetPort, Workload, destination_rule::refuse_export,
-    ip_address, port_number,
+    Age, Export, PortKey, Protocol, Service, ServicePort, TargetPort, Workload, ip_address, port_number,
 };
 use crate::{
     ObjectName,
@@ -32,6 +31,8 @@ pub(crate) struct EntryHost {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ServiceEntry {
     pub(crate) age: Age,
+    /// Whose connections to its addresses it takes.
+    pub(crate) export: Export,
     /// All have the same ports and endpoints. The first has the addresses.
     pub(crate) hosts: Vec<EntryHost>,
     /// The endpoints that it names itself.
@@ -61,7 +62,7 @@ impl ServiceEntry {
     ) -> Option<Self> {
         let spec = &object.spec;
         let age = Age::of(&object.metadata);
-        let seen = refuse_export(&spec.export_to, key, found);
+        let export = Export::read(&spec.export_to, &key.namespace, found);
         for name in spec.rest.keys() {
             let consequence = if name == "subjectAltNames" { "nobody verifies who answers" } else { "" };
             found.unsupported(format!("spec.{name}"), consequence);
@@ -107,7 +108,8 @@ impl ServiceEntry {
             EntryHost { field, name, service: Service::plain(age, vips, ports, selector.clone()) }
         });
         let hosts = hosts.collect();
-        (seen && !found.refused()).then_some(Self { age, hosts, endpoints, cost: made })
+        let export = export.filter(|_| !found.refused())?;
+        Some(Self { age, export, hosts, endpoints, cost: made })
     }
 }
 

@@ -1,70 +1,93 @@
 //! VirtualServices: where connections to hosts go.
 
+use std::sync::Arc;
+
 use slotmesh_crds as crds;
 
 use super::{
-    Age, Destination, Forwarding, Host, Match, Route, Routes, Share, destination_rule::refuse_export,
-    port_number,
+    Age, Destination, Export, Forwarding, From, Host, Match, Route, Routes, Share, WildHost, port_number,
 };
-use crate::{Kind, ObjectName, Reason, names::resolve_host, report::Findings};
+use crate::{Cidr, Kind, ObjectName, Reason, names::resolve_host, patterns::HostPattern, report::Findings};
 
 const MESH: &str = "mesh";
 
 /// Reads a VirtualService; `None` when it must be refused, or is none of the mesh's.
 pub(crate) fn read(object: &crds::VirtualService, key: &ObjectName, found: &mut Findings) -> Option<Routes> {
     let spec = &object.spec;
-    // Of gateways only, or what another one delegates to: somebody else's.
-    let for_mesh = spec.gateways.is_empty() || spec.gateways.iter().any(|g| g == MESH);
-    if !for_mesh || spec.hosts.is_empty() {
+    // Of gateways only: somebody else's.
+    if !spec.gateways.is_empty() && !spec.gateways.iter().any(|g| g == MESH) {
         return None;
     }
-    let seen = refuse_export(&spec.export_to, key, found);
+    let export = Export::read(&spec.export_to, &key.namespace, found);
     found.unsupported_rest("spec", &spec.rest);
-    let hosts = read_hosts(&spec.hosts, key, found);
+    let (hosts, wild) = read_hosts(&spec.hosts, key, found);
     let http = spec.http.iter().enumerate().filter_map(|(i, route)| {
         let at = format!("spec.http[{i}]");
         found.unsupported_rest(&at, &route.rest);
-        let wanted =
-            route.matches.iter().map(|m| Wanted { port: m.port, gateways: &m.gateways, rest: &m.rest });
-        read_route(&at, &wanted.collect::<Vec<_>>(), &route.route, key, found)
+        let wanted = route.matches.iter().map(|m| Wanted {
+            port: m.port,
+            gateways: &m.gateways,
+            namespace: m.source_namespace.as_deref(),
+            labels: &m.source_labels,
+            subnets: &[],
+            rest: &m.rest,
+        });
+        let wanted: Vec<_> = wanted.collect();
+        match &route.delegate {
+            Some(delegate) => read_delegate(&at, &wanted, delegate, route, spec.hosts.is_empty(), key, found),
+            None => read_route(&at, &wanted, &route.route, key, found),
+        }
     });
     let http = http.collect();
     let tcp = spec.tcp.iter().enumerate().filter_map(|(i, route)| {
         let at = format!("spec.tcp[{i}]");
         found.unsupported_rest(&at, &route.rest);
-        let wanted =
-            route.matches.iter().map(|m| Wanted { port: m.port, gateways: &m.gateways, rest: &m.rest });
+        let wanted = route.matches.iter().map(|m| Wanted {
+            port: m.port,
+            gateways: &m.gateways,
+            namespace: m.source_namespace.as_deref(),
+            labels: &m.source_labels,
+            subnets: &m.destination_subnets,
+            rest: &m.rest,
+        });
         read_route(&at, &wanted.collect::<Vec<_>>(), &route.route, key, found)
     });
     let tcp = tcp.collect();
-    (seen && !found.refused()).then(|| Routes {
-        kind: Kind::VirtualService,
-        age: Age::of(&object.metadata),
-        hosts,
-        http,
-        tcp,
-    })
+    let export = export.filter(|_| !found.refused())?;
+    let (kind, age) = (Kind::VirtualService, Age::of(&object.metadata));
+    Some(Routes { kind, age, export, hosts, wild, http, tcp })
 }
 
-fn read_hosts(hosts: &[String], key: &ObjectName, found: &mut Findings) -> Vec<Host> {
+fn read_hosts(hosts: &[String], key: &ObjectName, found: &mut Findings) -> (Vec<Host>, Vec<WildHost>) {
     let mut resolved: Vec<Host> = Vec::new();
+    let mut wild: Vec<WildHost> = Vec::new();
     for (i, host) in hosts.iter().enumerate() {
         let field = format!("spec.hosts[{i}]");
-        match resolve_host(host, &key.namespace) {
-            Some(service) if resolved.iter().any(|host| host.service == service) => {
+        match HostPattern::read(host, &key.namespace) {
+            Some(HostPattern::One(service)) if resolved.iter().any(|host| host.service == service) => {
                 found.note(field, format!("{host} stands there twice"));
             }
-            Some(service) => resolved.push(Host { field, service, port: None, section: None, usable: true }),
-            None => found.unsupported(field, &format!("{host:?} isn't one host, and routes are for one")),
+            Some(HostPattern::Under(suffix)) if wild.iter().any(|host| host.suffix == suffix) => {
+                found.note(field, format!("{host} stands there twice"));
+            }
+            Some(HostPattern::One(service)) => {
+                resolved.push(Host { field, service, port: None, section: None, usable: true });
+            }
+            Some(HostPattern::Under(suffix)) => wild.push(WildHost { field, suffix }),
+            None => found
+                .refuse(field, format!("{host:?} is no host; name a Service, or all hosts as *.example.com")),
         }
     }
-    resolved
+    (resolved, wild)
 }
 
 /// The parts of a match that count.
 struct Wanted<'a> {
     port: Option<u32>,
     gateways: &'a [String],
+    namespace: Option<&'a str>,
+    labels: &'a std::collections::BTreeMap<String, String>,
+    subnets: &'a [String],
     rest: &'a crds::Rest,
 }
 
@@ -83,11 +106,64 @@ impl Wanted<'_> {
             let what = "it can't be decided when a connection is made; this match is skipped";
             found.unsupported(format!("{at}.{name}"), what);
         }
-        Some(Match { port: self.port, decidable })
+        let mut to = Vec::new();
+        for (i, subnet) in self.subnets.iter().enumerate() {
+            match subnet.parse::<Cidr>() {
+                Ok(range) => to.push(range),
+                Err(fault) => {
+                    decidable = false;
+                    let what = format!("{fault}; this match is skipped");
+                    found.refuse_as(Reason::UnsupportedValue, format!("{at}.destinationSubnets[{i}]"), what);
+                }
+            }
+        }
+        let namespace = self.namespace.filter(|namespace| !namespace.is_empty()).map(Arc::from);
+        let from = From { namespace, labels: Arc::new(self.labels.clone()) };
+        Some(Match { port: self.port, from, to, decidable })
     }
 }
 
-/// Whether every path matches.
+/// The matches; `None` where there are some, and no connection of the mesh can match.
+fn read_matches(at: &str, wanted: &[Wanted<'_>], found: &mut Findings) -> Option<Vec<Match>> {
+    let matches =
+        wanted.iter().enumerate().map(|(i, wanted)| wanted.read(&format!("{at}.match[{i}]"), found));
+    let matches: Vec<Match> = matches.collect::<Vec<_>>().into_iter().flatten().collect();
+    (!matches.is_empty() || wanted.is_empty()).then_some(matches)
+}
+
+/// A route that another VirtualService decides.
+fn read_delegate(
+    at: &str,
+    wanted: &[Wanted<'_>],
+    delegate: &crds::Delegate,
+    route: &crds::HttpRoute,
+    is_delegate: bool,
+    key: &ObjectName,
+    found: &mut Findings,
+) -> Option<Route> {
+    let field = format!("{at}.delegate");
+    found.unsupported_rest(&field, &delegate.rest);
+    if is_delegate {
+        // Nor does Istio follow it further; so there are no cycles.
+        found.refuse(
+            &field,
+            "a VirtualService without hosts is one that others delegate to, and can't delegate itself",
+        );
+    }
+    if !route.route.is_empty() {
+        found.refuse(
+            &field,
+            "the route has destinations already, and only one of both can be given; remove one",
+        );
+    }
+    let matches = read_matches(at, wanted, found)?;
+    let namespace = delegate.namespace.as_deref().filter(|namespace| !namespace.is_empty());
+    let namespace = namespace.map_or_else(|| Arc::clone(&key.namespace), Arc::from);
+    let to = Forwarding::Delegated(ObjectName::new(namespace, delegate.name.as_str()));
+    Some(Route { field: at.to_owned(), matches, to })
+}
+
+/// Tells whether every path matches.
 fn is_any(uri: &serde_json::Value) -> bool {
     uri.as_object().is_some_and(|uri| {
         uri.len() == 1 && uri.get("prefix").is_some_and(|prefix| prefix == "/")
@@ -102,12 +178,7 @@ fn read_route(
     key: &ObjectName,
     found: &mut Findings,
 ) -> Option<Route> {
-    let matches =
-        wanted.iter().enumerate().map(|(i, wanted)| wanted.read(&format!("{at}.match[{i}]"), found));
-    let matches: Vec<Match> = matches.collect::<Vec<_>>().into_iter().flatten().collect();
-    if matches.is_empty() && !wanted.is_empty() {
-        return None;
-    }
+    let matches = read_matches(at, wanted, found)?;
     let field = at.to_owned();
     if destinations.is_empty() {
         found.unsupported(format!("{at}.route"), "a route without destinations is skipped");

@@ -138,17 +138,42 @@ fn weights_of_any_size_keep_their_proportions() {
 }
 
 #[test]
-fn narrower_visibility_is_refused() {
+fn ten_thousand_namespaces_are_refused_by_field_and_thousands_cost_one_chain() {
     let mut cluster_ = routed();
-    let mut narrow = virtual_service("web", "web").http([to("web/v2", 1)]);
-    narrow.0.spec.export_to = vec![".".into()];
-    cluster_.apply([narrow.clone().build()]);
-    assert!(cluster_.refused()[0].contains("not supported: field spec.exportTo"));
+    let exported = |count: usize| {
+        let mut built = virtual_service("web", "web").http([to("web/v2", 1)]);
+        built.0.spec.export_to = (0..count).map(|i| format!("ns-{i}")).collect();
+        built.build()
+    };
+    cluster_.apply([exported(10_000)]);
+    let refused = cluster_.refused();
+    assert!(
+        refused[0].contains("spec.exportTo: 10000 namespaces are named, and at most 4096 can be"),
+        "{refused:?}"
+    );
     assert_eq!(cluster_.goes("10.0.0.1_80"), cluster("web", 80, ""), "what it said before is gone");
-    narrow.0.spec.export_to = vec!["*".into()];
-    cluster_.apply([narrow.build()]);
-    assert_eq!(cluster_.goes("10.0.0.1_80"), format!("http:{}", cluster("web", 80, "v2")));
+    cluster_.apply([exported(4_000)]);
+    assert_eq!(cluster_.classes("10.0.0.1_80").len(), 4_000);
+    assert_eq!(cluster_.goes_for("10.0.0.1_80", "ns-3999"), cluster("web", 80, "v2"));
+    assert_eq!(cluster_.goes("10.0.0.1_80"), cluster("web", 80, ""));
     assert!(cluster_.refused().is_empty());
+}
+
+#[test]
+fn hundreds_of_rules_for_one_host_are_merged_or_told_apart() {
+    let mut cluster_ = routed();
+    let rules = (0..300).map(|i| {
+        let namespace = if i < 150 { "default".to_owned() } else { format!("team-{i}") };
+        let built = rule(&format!("r{i}"), "web.default.svc.cluster.local").namespace(&namespace);
+        built.created(i).version(&format!("v{}", i % 7)).build()
+    });
+    cluster_.apply(rules);
+    // Of the Service's own namespace each of the seven subsets is there, once.
+    assert_eq!(cluster_.goes("10.0.0.1_80"), v1());
+    // A team whose own rules say the same of v1 needs no cluster of its own.
+    assert_eq!(cluster_.goes_for("10.0.0.1_80", "team-155"), v1());
+    // A team whose own rules define no v1 gets it from the author of the route.
+    assert_eq!(cluster_.goes_for("10.0.0.1_80", "team-150"), v1());
 }
 
 #[test]

@@ -94,3 +94,53 @@ fn a_workload_costs_only_what_selects_it() {
     });
     assert_eq!(costs[0], costs[1]);
 }
+
+/// Each of so many namespaces has a route of its own for one Service, and a rule that sees its subset otherwise.
+fn with_classes(compiler: &mut Compiler, classes: usize) -> usize {
+    let mut objects = vec![service("web").ip("10.0.0.1").port(80).build(), endpoints_of_web(9)];
+    objects.push(rule("web", "web").version("v1").build());
+    objects.push(virtual_service("web", "web").http([to("web/v1", 1)]).build());
+    for class in 0..classes {
+        let namespace = format!("team-{class}");
+        let host = "web.default.svc.cluster.local";
+        let own = rule("web", host).namespace(&namespace).version("v1").balance("ROUND_ROBIN");
+        objects.push(own.build());
+    }
+    cost(compiler, &objects);
+    compiler.resources().len()
+}
+
+fn endpoints_of_web(count: usize) -> Object {
+    let slice = slice("web", "web").port(8080);
+    (0..count).fold(slice, |slice, e| slice.endpoint(&format!("10.1.0.{}", e + 1))).build()
+}
+
+#[test]
+fn an_endpoint_costs_the_same_with_a_thousand_classes_of_callers() {
+    let costs = [1, 1_000].map(|classes| {
+        let mut compiler = Compiler::default();
+        let resources = with_classes(&mut compiler, classes);
+        let endpoint = cost(&mut compiler, &[endpoints_of_web(10)]);
+        // What differs for a class is two clusters; the endpoints are the same.
+        (endpoint, resources - 2 * classes)
+    });
+    assert_eq!(costs[0], costs[1]);
+    assert_eq!(costs[0].0, (Stats { units: 1, resources: 2 }, 1));
+}
+
+#[test]
+fn a_class_that_appears_costs_what_differs_for_it() {
+    let mut compiler = Compiler::default();
+    with_classes(&mut compiler, 1_000);
+    let before = compiler.resources();
+    let host = "web.default.svc.cluster.local";
+    let own = rule("web", host).namespace("one-more").version("v1").balance("ROUND_ROBIN");
+    compiler.apply(&own.build(), None);
+    let changes = compiler.flush().changes;
+    // Its two clusters, and the listener that has a chain more.
+    assert_eq!(changes.len(), 3, "{changes:?}");
+    assert_eq!(compiler.resources().len(), before.len() + 2);
+    // A pod that no rule asks for anything costs nothing.
+    let same = cost(&mut compiler, &[pod("p").namespace("one-more").label("a", "b").build()]);
+    assert_eq!(same, (Stats::default(), 0));
+}

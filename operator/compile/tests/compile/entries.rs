@@ -480,7 +480,7 @@ fn what_is_resolved_elsewhere_is_left_alone() {
 #[test]
 fn what_can_not_be_is_refused_by_field() {
     type Wrong = (&'static str, fn(EntryBuilder) -> EntryBuilder);
-    let wrong: [Wrong; 19] = [
+    let wrong: [Wrong; 18] = [
         ("spec.hosts: no host", |e| e.set(|s| s.hosts.clear())),
         ("spec.hosts[0]: \"db\" is a short name", |e| e.set(|s| s.hosts = vec!["db".into()])),
         ("spec.hosts[0]: the host contains", |e| e.set(|s| s.hosts = vec!["a|b.c".into()])),
@@ -503,7 +503,6 @@ fn what_can_not_be_is_refused_by_field() {
         ("spec.workloadSelector.labels: no label", |e| {
             e.set(|s| s.workload_selector = Some(WorkloadSelector::default()))
         }),
-        ("spec.exportTo other than", |e| e.set(|s| s.export_to = vec![".".into()])),
     ];
     for (expected, change) in wrong {
         let said = refused(change(db().endpoint(workload("10.9.0.1", "v1"))));

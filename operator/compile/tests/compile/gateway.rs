@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use slotmesh_compile::{
-    Object, Severity,
+    CompileOptions, Object, Severity,
     builder::{
         backend, grant, grpc_route, http_route, parent, service, tcp_route, tls_route, to, virtual_service,
     },
@@ -83,10 +83,15 @@ fn a_virtual_service_goes_before_and_the_oldest_route_counts() {
 }
 
 #[test]
-fn another_namespace_has_to_allow_it() {
+fn another_namespace_has_to_allow_it_where_grants_are_asked_for() {
     let elsewhere = service("db").namespace("data").ip("10.0.0.9").port(80).build();
     let route = || http_route("h", "web").to([backend("data/db:80", 1)]).build();
-    let mut cluster_ = Cluster::with(shop());
+    let open = Cluster::with(shop().into_iter().chain([elsewhere.clone(), route()]));
+    assert_eq!(open.goes("10.0.0.1_80"), "http:outbound|80||db.data.svc.cluster.local");
+    assert_eq!(open.reports(), 0, "in a mesh nobody needs a grant, unless the installation says so");
+
+    let mut cluster_ = Cluster::new(CompileOptions { require_grants: true, ..CompileOptions::default() });
+    cluster_.apply(shop());
     cluster_.apply([elsewhere, route()]);
     let nowhere = format!("http:{NOWHERE}");
     let db = "http:outbound|80||db.data.svc.cluster.local";
@@ -264,7 +269,7 @@ fn what_is_wrong_with_one_parent_or_backend_is_said_by_field_and_takes_nothing_e
         ("HTTPRoute default/parents: spec.parentRefs[0].port: 70000 is not a port", ""),
         ("HTTPRoute default/parents: spec.parentRefs[1].name: the name contains 'W'", ""),
         (
-            "HTTPRoute default/parents: spec.parentRefs[3].namespace: not supported: a Service of another namespace",
+            "HTTPRoute default/parents: spec.parentRefs[3]: there is no Service other/other; the routes take effect",
             "",
         ),
         ("TCPRoute default/backends: spec.rules[0].backendRefs[0].weight: it is below 0", ""),

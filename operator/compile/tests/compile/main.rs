@@ -1,11 +1,13 @@
 //! What the compiler makes of objects, by its public interface only.
 
 mod bad_input;
+mod callers;
 mod conditions;
 mod cost;
 mod entries;
 mod gateway;
 mod golden;
+mod model;
 mod policies;
 mod profiles;
 mod properties;

@@ -5,7 +5,7 @@ use slotmesh_compile::{
     builder::{RuleBuilder, policy, rule, service, slice, to, virtual_service},
 };
 use slotmesh_crds::{
-    ConnectionPool, ConsistentHash as Hash, TcpPool,
+    ConnectionPool, ConsistentHash as Hash, LoadBalancer, PortSelector, PortTrafficPolicy, TcpPool,
     own::Balancing::{ConsistentHash, LeastConnections, Random, RoundRobin},
 };
 
@@ -29,15 +29,70 @@ fn a_policy_acts_on_all_ports_and_goes_with_it() {
 }
 
 #[test]
-fn a_policy_for_a_port_goes_before_one_for_the_service() {
-    let cluster_ = Cluster::with([
+fn a_policy_for_a_port_goes_before_one_for_the_service_field_by_field() {
+    let mut cluster_ = Cluster::with([
         web(),
         policy("all", "web").created(1).max(1).build(),
         policy("port", "web/tcp").created(2).balance(RoundRobin).build(),
     ]);
     assert_eq!(cluster_.traffic(&cluster("web", 80, "")), "RANDOM 1");
-    assert_eq!(cluster_.traffic(&cluster("web", 81, "")), "ROUND_ROBIN");
+    assert_eq!(cluster_.traffic(&cluster("web", 81, "")), "ROUND_ROBIN 1");
+    cluster_.apply([policy("all", "web").balance(LeastConnections).max(2).build()]);
+    assert_eq!(cluster_.traffic(&cluster("web", 80, "")), "LEAST_REQUEST 2");
+    assert_eq!(cluster_.traffic(&cluster("web", 81, "")), "ROUND_ROBIN 2");
+    cluster_.apply([policy("port", "web/tcp").max(9).build()]);
+    assert_eq!(cluster_.traffic(&cluster("web", 81, "")), "LEAST_REQUEST 9");
     assert_eq!(cluster_.reports(), 0);
+}
+
+#[test]
+fn what_a_rule_says_of_a_port_stands_by_itself() {
+    let settings = |port: u32, balance: &str, most: Option<i32>| {
+        let tcp = most.map(|most| TcpPool { max_connections: Some(most), ..Default::default() });
+        PortTrafficPolicy {
+            port: Some(PortSelector { number: Some(port), ..Default::default() }),
+            load_balancer: Some(LoadBalancer { simple: Some(balance.to_owned()), ..Default::default() }),
+            connection_pool: Some(ConnectionPool { tcp, ..Default::default() }),
+            ..Default::default()
+        }
+    };
+    let mut built = rule("r", "web").version("v1").version("v2").balance("ROUND_ROBIN");
+    let of_all = built.0.spec.traffic_policy.as_mut().unwrap();
+    let tcp = Some(TcpPool { max_connections: Some(5), ..Default::default() });
+    of_all.connection_pool = Some(ConnectionPool { tcp, ..Default::default() });
+    of_all.port_level_settings = vec![settings(81, "LEAST_REQUEST", None), settings(81, "RANDOM", Some(1))];
+    let of_v2 = built.0.spec.subsets[1].traffic_policy.get_or_insert_default();
+    of_v2.port_level_settings = vec![settings(81, "RANDOM", Some(3))];
+    let both = |kind: &str| {
+        let split = [to("web/v1", 1), to("web/v2", 1)];
+        let built = virtual_service(kind, "web");
+        if kind == "h" { built.http(split.clone()).tcp(split) } else { built.tcp(split) }.build()
+    };
+    let mut cluster_ =
+        Cluster::with([web(), slice("web", "web").port(1).build(), both("h"), built.clone().build()]);
+    for (port, subset, traffic) in [
+        (80, "", "ROUND_ROBIN 5"),
+        (81, "", "LEAST_REQUEST"),
+        (80, "v1", "ROUND_ROBIN 5"),
+        (81, "v1", "LEAST_REQUEST"),
+        (80, "v2", "ROUND_ROBIN 5"),
+        (81, "v2", "RANDOM 3"),
+    ] {
+        assert_eq!(cluster_.traffic(&cluster("web", port, subset)), traffic, "{port} {subset}");
+    }
+    let said = cluster_.said(Severity::Note);
+    assert!(said[0].contains("portLevelSettings[1].port: port 81 stands there twice"), "{said:?}");
+
+    // What is no port refuses the rule, by field.
+    let of_all = built.0.spec.traffic_policy.as_mut().unwrap();
+    of_all.port_level_settings = vec![settings(0, "RANDOM", None), PortTrafficPolicy::default()];
+    cluster_.apply([built.build()]);
+    let refused = cluster_.refused();
+    for field in
+        ["portLevelSettings[0].port.number: 0 is not a port", "portLevelSettings[1].port: it is missing"]
+    {
+        assert!(refused.iter().any(|r| r.contains(field)), "{refused:?}");
+    }
 }
 
 #[test]

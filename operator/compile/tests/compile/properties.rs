@@ -8,12 +8,13 @@ use k8s_openapi::api::{
 };
 use proptest::prelude::*;
 use slotmesh_compile::{
-    CompileOptions, Compiler, Conditions, Object, ObjectKey, Report,
+    CompileOptions, Compiler, Conditions, Object, ObjectKey, ObjectName, Report,
     builder::{
         backend, grant, grpc_route, http_route, node, pod, policy, profile, rule, service, service_entry,
-        slice, tcp_route, tls_route, to, virtual_service, workload, workload_entry,
+        sidecar, slice, tcp_route, tls_route, to, virtual_service, workload, workload_entry,
     },
 };
+use slotmesh_crds::{CallerSelector, Delegate, HttpMatch, HttpRoute};
 use slotmesh_xds::Resource;
 
 use crate::support::Cluster;
@@ -57,7 +58,10 @@ fn object() -> impl Strategy<Value = Object> {
             let built = match shape {
                 0 => built.endpoint(workload("10.1.0.9", "v1")).endpoint(workload("10.1.0.8", "v2")),
                 1 => built.select("version", "v1"),
-                2 => built.select("version", "v1").set(|spec| spec.hosts.push(second.to_owned())),
+                2 => built.select("version", "v1").set(|spec| {
+                    spec.hosts.push(second.to_owned());
+                    spec.export_to = vec![".".to_owned(), "third".to_owned()];
+                }),
                 3 => built.ip("10.1.0.4").endpoint(workload("10.1.0.9", "v1")),
                 // Refused.
                 _ => built.endpoint(workload("", "v1")),
@@ -85,13 +89,15 @@ fn object() -> impl Strategy<Value = Object> {
         let built = workload_entry(name, &format!("10.2.0.{i}")).label("version", v).weight(weight);
         built.port("http", 8000 + weight).build()
     });
-    let pods = (name.clone(), version.clone(), 1..5_u8)
-        .prop_map(|(name, v, i)| pod(name).label("version", v).ip(&format!("10.1.0.{i}")).build());
+    let place = prop::sample::select(vec!["default", "default", "other"]);
+    let pods = (name.clone(), place, version.clone(), 1..5_u8).prop_map(|(name, place, v, i)| {
+        pod(name).namespace(place).label("version", v).ip(&format!("10.1.0.{i}")).build()
+    });
     let target = prop_oneof![name.clone(), host];
     // Of the Services' namespace, of the root namespace, of a third.
     let namespace = prop::sample::select(vec!["default", "default", "istio-system", "other"]);
     let versions = prop::sample::subsequence(vec!["v1", "v2"], 0..=2);
-    let rules = (name.clone(), target.clone(), age.clone(), versions, namespace, 0..4_usize).prop_map(
+    let rules = (name.clone(), target.clone(), age.clone(), versions, namespace, 0..7_usize).prop_map(
         |(name, host, age, versions, namespace, shape)| {
             // A short name is one of the rule's namespace.
             let of_default = format!("{host}.default.svc.cluster.local");
@@ -100,6 +106,12 @@ fn object() -> impl Strategy<Value = Object> {
             match shape {
                 0 => built = built.balance("ROUND_ROBIN"),
                 1 => built.0.spec.export_to = vec![".".to_owned()],
+                2 => built.0.spec.host = "*.cluster.local".to_owned(),
+                3 => {
+                    let match_labels = [("version".to_owned(), "v1".to_owned())].into();
+                    let selector = CallerSelector { match_labels, ..Default::default() };
+                    built.0.spec.workload_selector = Some(selector);
+                }
                 _ => {}
             }
             built = built.namespace(namespace);
@@ -112,15 +124,57 @@ fn object() -> impl Strategy<Value = Object> {
             None => to(host, weight),
         },
     );
-    let routes = (name.clone(), target, age.clone(), any::<bool>(), prop::collection::vec(destination, 1..3))
-        .prop_map(|(name, host, age, http, to)| {
-            let built = virtual_service(name, host);
-            let built = if http { built.http(to) } else { built.tcp(to) };
-            age.map_or(built.clone(), |age| built.created(age)).build()
-        });
+    // Some are for a part of the callers, for many hosts, or delegated to others.
+    let shape = (0..9_usize, name.clone(), any::<bool>());
+    let routes =
+        (name.clone(), target, age.clone(), any::<bool>(), prop::collection::vec(destination, 1..3), shape)
+            .prop_map(|(name, host, age, http, to, (shape, other, elsewhere))| {
+                let mut built =
+                    virtual_service(name, if shape == 1 { "*.default.svc.cluster.local" } else { host });
+                let matches = match shape {
+                    2 => vec![HttpMatch { source_namespace: Some("other".to_owned()), ..Default::default() }],
+                    3 => vec![HttpMatch {
+                        source_labels: [("version".to_owned(), "v1".to_owned())].into(),
+                        source_namespace: elsewhere.then(|| "other".to_owned()),
+                        ..Default::default()
+                    }],
+                    _ => Vec::new(),
+                };
+                let delegate =
+                    (shape == 4).then(|| Delegate { name: other.to_owned(), ..Default::default() });
+                built = match (http || (2..=5).contains(&shape), delegate) {
+                    (_, Some(_)) if elsewhere => built.http_route(HttpRoute {
+                        delegate: Some(Delegate {
+                            name: other.to_owned(),
+                            namespace: Some("other".to_owned()),
+                            ..Default::default()
+                        }),
+                        ..Default::default()
+                    }),
+                    (_, delegate @ Some(_)) => built.http_route(HttpRoute { delegate, ..Default::default() }),
+                    (true, None) => built.http_route(HttpRoute { matches, route: to, ..Default::default() }),
+                    (false, None) => built.tcp(to),
+                };
+                match shape {
+                    5 => built.0.spec.hosts.clear(),
+                    6 => built.0.spec.export_to = vec![".".to_owned(), "other".to_owned()],
+                    7 => built.0.spec.export_to = vec!["third".to_owned()],
+                    _ => {}
+                }
+                let built = if elsewhere && shape >= 5 { built.namespace("other") } else { built };
+                age.map_or(built.clone(), |age| built.created(age)).build()
+            });
     let backends = prop::collection::vec((name.clone(), -1..3_i32), 0..3);
-    let gateway = (name.clone(), name.clone(), age.clone(), 0..4_u8, backends).prop_map(
+    let gateway = (name.clone(), name.clone(), age.clone(), 0..8_u8, backends).prop_map(
         |(name, host, age, kind, to)| {
+            // Some are of callers of another namespace.
+            if kind >= 4 {
+                let mut built = http_route(name, host)
+                    .namespace("other")
+                    .to(to.into_iter().map(|(name, weight)| backend(&format!("default/{name}:80"), weight)));
+                built.0.spec.parent_refs[0].namespace = Some("default".to_owned());
+                return built.created(age.unwrap_or(9)).build();
+            }
             // Some lead to another namespace, which allows it or doesn't.
             let to = to.into_iter().enumerate().map(|(i, (name, weight))| {
                 let place = if i == 1 { format!("other/{name}:80") } else { format!("{name}:80") };
@@ -144,10 +198,22 @@ fn object() -> impl Strategy<Value = Object> {
                 grant(name, if http { "HTTPRoute" } else { "TCPRoute" }, "default").namespace("other");
             only.map_or(built.clone(), |only| built.only(only)).build()
         });
+    let name_of_sidecar = name.clone();
     let policies = (name.clone(), name, prop::option::of(Just("http")), age.clone(), 0..3_u32).prop_map(
         |(name, service, port, age, most)| {
             let target = port.map_or(service.to_owned(), |port| format!("{service}/{port}"));
             let built = policy(name, &target).max(most);
+            age.map_or(built.clone(), |age| built.created(age)).build()
+        },
+    );
+    let place = prop::sample::select(vec!["default", "other", "third", "istio-system"]);
+    let sidecars = (name_of_sidecar, place, 0..4_usize, any::<bool>(), age.clone()).prop_map(
+        |(name, place, hosts, strict, age)| {
+            let hosts =
+                [&["./*"][..], &["*/*.default.svc.cluster.local"], &["~/*"], &["default/*", "./*"]][hosts];
+            let mut built = sidecar(name, hosts).namespace(place);
+            built = if strict { built.registry_only() } else { built };
+            built = if age == Some(1) { built.select("version", "v1") } else { built };
             age.map_or(built.clone(), |age| built.created(age)).build()
         },
     );
@@ -165,12 +231,20 @@ fn object() -> impl Strategy<Value = Object> {
         });
     prop_oneof![
         2 => services, 2 => slices, 1 => pods, 1 => rules, 2 => routes, 2 => gateway, 1 => others, 1 => grants,
-        1 => policies, 1 => nodes, 1 => profiles, 2 => entries, 1 => machines
+        1 => sidecars, 1 => policies, 1 => nodes, 1 => profiles, 2 => entries, 1 => machines
     ]
 }
 
 fn state(compiler: &Compiler) -> (Vec<Resource>, Vec<Report>) {
     (compiler.resources(), compiler.reports().cloned().collect())
+}
+
+/// What every Pod that may be there is as a caller.
+fn classes(compiler: &Compiler) -> Vec<String> {
+    let pods = ["default", "other"]
+        .into_iter()
+        .flat_map(|namespace| ["a", "b", "c"].into_iter().map(move |name| ObjectName::new(namespace, name)));
+    pods.map(|pod| compiler.caller_class(&pod)).collect()
 }
 
 /// Follows the conditions of all objects by what each flush says may have changed.
@@ -262,6 +336,7 @@ proptest! {
         }
         prop_assert!(statuses.0.is_empty());
         for other in [&incremental, &restarted] {
+            prop_assert_eq!(classes(&fresh.compiler), classes(&other.compiler));
             prop_assert_eq!(state(&fresh.compiler), state(&other.compiler));
             prop_assert_eq!(fresh.served(), other.served());
         }

@@ -77,32 +77,37 @@ fn the_namespace_of_the_service_goes_before_the_root_namespace_and_no_other_coun
     };
     let [stranger, of_root, own] = [of("sandbox", 1, "v3"), of("mesh", 2, "v2"), of("default", 3, "v1")];
     let v1 = cluster("web", 80, "v1");
+    let (listener, nowhere) = ("10.0.0.1_80", format!("http:{NOWHERE}"));
 
+    // It is for callers of its own namespace.
     cluster_.apply([stranger]);
-    assert_eq!(cluster_.goes("10.0.0.1_80"), format!("http:{NOWHERE}"));
+    assert_eq!(cluster_.goes(listener), nowhere);
+    let of_sandbox = cluster_.goes_for(listener, "sandbox");
+    assert_eq!(of_sandbox, format!("{v1}|sandbox/web|=1 {}|sandbox/web|=1", cluster("web", 80, "v2")));
+    assert_eq!(cluster_.endpoints(&cluster_.assignment(&format!("{v1}|sandbox/web|"))), ["10.1.0.3 8080"]);
     let said = |cluster_: &Cluster, start: &str, words: &str| {
         let refused = cluster_.refused();
         refused.iter().any(|r| r.starts_with(start) && r.contains(words))
     };
-    assert!(said(
-        &cluster_,
-        "DestinationRule sandbox/web: metadata.namespace: not supported",
-        "has no effect"
-    ));
     cluster_.apply([of_root.clone()]);
-    assert_eq!(cluster_.goes("10.0.0.1_80"), half_and_half());
+    assert_eq!(cluster_.goes(listener), half_and_half());
     assert_eq!(cluster_.endpoints(&v1), ["10.1.0.2 8080"]);
     cluster_.apply([own.clone()]);
     assert_eq!(cluster_.endpoints(&v1), ["10.1.0.1 8080"]);
+    // Where both say the same, it is one cluster.
+    assert_eq!(
+        cluster_.goes_for(listener, "sandbox"),
+        format!("{v1}|sandbox/web|=1 {}=1", cluster("web", 80, "v2"))
+    );
     assert!(said(
         &cluster_,
         "DestinationRule mesh/web: metadata.namespace",
-        "has DestinationRule default/web in its own"
+        "DestinationRule default/web goes before"
     ));
     cluster_.delete(&own);
     assert_eq!(cluster_.endpoints(&v1), ["10.1.0.2 8080"]);
     cluster_.delete(&of_root);
-    assert_eq!(cluster_.goes("10.0.0.1_80"), format!("http:{NOWHERE}"));
+    assert_eq!(cluster_.goes(listener), nowhere);
 }
 
 #[test]
@@ -126,12 +131,14 @@ fn for_whom_a_rule_is() {
         built.0.spec.export_to = to.iter().map(|to| (*to).to_owned()).collect();
         built.build()
     };
+    // In force for callers of default, of istio-ingress, of others; and how many reports there are of the field. Who sees
+    // the route gets the subsets of the route's namespace.
     for (export, in_force, reports) in [
         (&["*"][..], true, 0),
         (&["*", "other"], true, 0),
-        (&["."], true, 1),
-        (&["default", "istio-ingress"], true, 1),
-        (&["other"], false, 1),
+        (&["."], true, 0),
+        (&["default", "istio-ingress"], true, 0),
+        (&["other"], false, 0),
         (&["~"], false, 1),
     ] {
         let mut cluster_ = Cluster::with(shop());
@@ -142,20 +149,65 @@ fn for_whom_a_rule_is() {
             cluster_.compiler.reports().filter(|r| r.field.as_deref() == Some("spec.exportTo")).count();
         assert_eq!(said, reports, "{export:?}");
     }
-    let mut some_callers = rule("web", "web").version("v1").version("v2");
-    some_callers
-        .0
-        .spec
-        .rest
-        .insert("workloadSelector".into(), serde_json::json!({"matchLabels": {"a": "b"}}));
     let mut cluster_ = Cluster::with(shop());
-    cluster_.apply([some_callers.build()]);
-    assert_eq!(cluster_.goes("10.0.0.1_80"), format!("http:{NOWHERE}"));
-    assert!(
-        cluster_.refused().iter().any(|r| r.contains("spec.workloadSelector")),
-        "{:?}",
-        cluster_.refused()
-    );
+    cluster_.apply([exported(&["other"])]);
+    assert_ne!(cluster_.goes_for("10.0.0.1_80", "other"), cluster_.goes("10.0.0.1_80"));
+}
+
+#[test]
+fn a_rule_may_choose_callers_of_its_namespace() {
+    let mut some = rule("some", "web").version("v1").version("v2").balance("ROUND_ROBIN");
+    let selector =
+        crds::CallerSelector { match_labels: [("app".into(), "client".into())].into(), ..Default::default() };
+    some.0.spec.workload_selector = Some(selector);
+    let all = rule("all", "web").version("v1").version("v2");
+    let client = || pod("client").label("app", "client");
+    let mut cluster_ = Cluster::with(shop());
+    cluster_.apply([
+        some.clone().build(),
+        all.build(),
+        client().build(),
+        pod("other").label("app", "x").build(),
+    ]);
+    let class = cluster_.class("client");
+    assert!(class.starts_with("default#") && cluster_.class("other") == "default", "{class}");
+    assert_eq!(cluster_.goes("10.0.0.1_80"), half_and_half());
+    let [v1, v2] = ["v1", "v2"].map(|v| format!("{}|default/some|default/some", cluster("web", 80, v)));
+    assert_eq!(cluster_.goes_for("10.0.0.1_80", &class), format!("{v1}=1 {v2}=1"));
+    assert_eq!(cluster_.traffic(&v1), "ROUND_ROBIN");
+    assert_eq!(cluster_.traffic(&cluster("web", 80, "v1")), "RANDOM");
+    // The endpoints are the same.
+    assert_eq!(cluster_.assignment(&v1), cluster("web", 80, "v1"));
+    // When the pod's labels change, its class does, and nobody has that class any more.
+    let output = cluster_.apply([pod("client").label("app", "y").build()]);
+    assert_eq!(output.classes.iter().map(|pod| &*pod.name).collect::<Vec<_>>(), ["client"]);
+    assert_eq!(cluster_.class("client"), "default");
+    assert!(cluster_.classes("10.0.0.1_80").is_empty());
+    some.0.spec.workload_selector = Some(crds::CallerSelector::default());
+    cluster_.apply([some.build()]);
+    assert!(cluster_.refused()[0].contains("spec.workloadSelector.matchLabels: no label is given"));
+}
+
+#[test]
+fn a_rule_for_many_hosts_counts_where_none_names_the_host() {
+    let mut cluster_ = Cluster::with(shop());
+    let wide = rule("wide", "*.default.svc.cluster.local").version("v1").version("v2").balance("ROUND_ROBIN");
+    cluster_.apply([rule("all", "*.local").balance("LEAST_REQUEST").build()]);
+    assert_eq!(cluster_.traffic(&cluster("web", 80, "")), "LEAST_REQUEST");
+    cluster_.apply([wide.clone().build()]);
+    assert_eq!(cluster_.goes("10.0.0.1_80"), half_and_half());
+    assert_eq!(cluster_.traffic(&cluster("web", 80, "v1")), "ROUND_ROBIN");
+    assert_eq!(cluster_.endpoints(&cluster("web", 80, "v1")), ["10.1.0.1 8080"]);
+    // Who names it alone counts.
+    cluster_.apply([rule("web", "web").version("v1").build()]);
+    assert_eq!(cluster_.traffic(&cluster("web", 80, "v1")), "RANDOM");
+    assert_eq!(cluster_.goes("10.0.0.1_80"), format!("http:{}=1 {NOWHERE}=1", cluster("web", 80, "v1")));
+    cluster_.delete(&rule("web", "web").build());
+    // A Service that comes is meant, too.
+    cluster_.apply([service("new").ip("10.0.0.2").port(80).build()]);
+    assert_eq!(cluster_.traffic(&cluster("new", 80, "")), "ROUND_ROBIN");
+    cluster_.delete(&wide.build());
+    assert_eq!(cluster_.traffic(&cluster("new", 80, "")), "LEAST_REQUEST");
 }
 
 #[test]

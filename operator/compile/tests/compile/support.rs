@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use prost::Message as _;
-use slotmesh_compile::{CompileOptions, Compiler, Object, Output, Reason, Report, Severity};
+use slotmesh_compile::{CompileOptions, Compiler, Object, ObjectName, Output, Reason, Report, Severity};
 use slotmesh_xds::{
-    Change, EndpointHints, ResourceType, SessionAffinity,
+    CallerClass, Change, EndpointHints, OneOfClasses, ResourceType, SessionAffinity,
     envoy::envoy::{
         config::{
             cluster::v3::{Cluster as EnvoyCluster, LoadBalancingPolicy},
@@ -37,6 +37,14 @@ use slotmesh_xds::{
             filters::udp::udp_proxy::v3::{UdpProxyConfig, udp_proxy_config},
             load_balancing_policies::maglev::v3::Maglev,
         },
+    },
+    envoy::xds::r#type::matcher::v3::matcher::{
+        MatcherType, OnMatch,
+        matcher_list::{
+            FieldMatcher, Predicate,
+            predicate::{MatchType, single_predicate},
+        },
+        on_match,
     },
 };
 
@@ -168,15 +176,44 @@ impl Cluster {
         format!("{balance}{}", limit.unwrap_or_default())
     }
 
-    /// Where a listener sends connections: `cluster`, or `cluster=weight …`, with `http:` in front
-    /// when by a route configuration, or `udp:`.
+    /// Where a listener sends connections of those for whom it has no chain of their own: `cluster`, or
+    /// `cluster=weight …`, with `http:` in front when by a route configuration, or `udp:`.
     pub fn goes(&self, listener: &str) -> String {
-        let content = self.content(ResourceType::Listener, listener).expect("the listener exists");
-        let listener = Listener::decode(content).unwrap();
+        let listener = self.listener(listener);
         if listener.udp_listener_config.is_some() {
             return udp(&listener);
         }
-        let [chain] = &listener.filter_chains[..] else { panic!("one filter chain") };
+        let name = listener
+            .filter_chain_matcher
+            .as_ref()
+            .map_or("", |matcher| go_to(matcher.on_no_match.as_deref().expect("it says where others go")));
+        self.chain(&listener, name)
+    }
+
+    /// Where it sends connections of callers of this class, or namespace.
+    pub fn goes_for(&self, listener: &str, class: &str) -> String {
+        let message = self.listener(listener);
+        let namespace = class.split_once('#').map_or(class, |(namespace, _)| namespace);
+        let chains = chains_by_class(&message);
+        match chains.get(class).or_else(|| chains.get(namespace)) {
+            Some(chain) => self.chain(&message, chain),
+            None => self.goes(listener),
+        }
+    }
+
+    /// The classes of callers for whom a listener has chains of their own.
+    pub fn classes(&self, listener: &str) -> Vec<String> {
+        chains_by_class(&self.listener(listener)).into_keys().collect()
+    }
+
+    fn listener(&self, name: &str) -> Listener {
+        let content = self.content(ResourceType::Listener, name).expect("the listener exists");
+        Listener::decode(content).unwrap()
+    }
+
+    fn chain(&self, listener: &Listener, name: &str) -> String {
+        let chains: Vec<_> = listener.filter_chains.iter().filter(|chain| chain.name == name).collect();
+        let [chain] = &chains[..] else { panic!("one chain {name:?}") };
         let [filter] = &chain.filters[..] else { panic!("one filter") };
         let Some(ConfigType::TypedConfig(config)) = &filter.config_type else { panic!("a config") };
         if filter.name == "envoy.filters.network.tcp_proxy" {
@@ -205,6 +242,17 @@ impl Cluster {
         format!("http:{to}")
     }
 
+    /// The name of a cluster's assignment.
+    pub fn assignment(&self, cluster: &str) -> String {
+        let content = self.content(ResourceType::Cluster, cluster).expect("the cluster exists");
+        EnvoyCluster::decode(content).unwrap().eds_cluster_config.expect("it has one").service_name
+    }
+
+    /// The class of a Pod of namespace `default`.
+    pub fn class(&self, pod: &str) -> String {
+        self.compiler.caller_class(&ObjectName::new("default", pod))
+    }
+
     /// All reports of this severity as text, but for those of [`without_endpoints`](Self::without_endpoints): most
     /// tests are about Services with nothing behind them.
     pub fn said(&self, severity: Severity) -> Vec<String> {
@@ -226,6 +274,38 @@ impl Cluster {
     pub fn refused(&self) -> Vec<String> {
         self.said(Severity::Refused)
     }
+}
+
+/// The chain of each class.
+fn chains_by_class(listener: &Listener) -> BTreeMap<String, String> {
+    let matcher = listener.filter_chain_matcher.as_ref();
+    let Some(MatcherType::MatcherList(list)) = matcher.and_then(|matcher| matcher.matcher_type.as_ref())
+    else {
+        return BTreeMap::new();
+    };
+    let mut chains = BTreeMap::new();
+    for FieldMatcher { predicate, on_match } in &list.matchers {
+        let Some(Predicate { match_type: Some(MatchType::SinglePredicate(single)) }) = predicate else {
+            panic!("one predicate")
+        };
+        let input = single.input.as_ref().unwrap().typed_config.as_ref().unwrap();
+        assert_eq!(input.type_url, CallerClass::TYPE_URL);
+        let Some(single_predicate::Matcher::CustomMatch(custom)) = &single.matcher else {
+            panic!("our match")
+        };
+        let classes: OneOfClasses = custom.typed_config.as_ref().unwrap().to_msg();
+        assert!(classes.classes.is_sorted() && !classes.classes.is_empty());
+        for class in classes.classes {
+            let before = chains.insert(class, go_to(on_match.as_ref().unwrap()).to_owned());
+            assert_eq!(before, None, "a class has one chain");
+        }
+    }
+    chains
+}
+
+fn go_to(on_match: &OnMatch) -> &str {
+    let Some(on_match::OnMatch::Action(action)) = &on_match.on_match else { panic!("an action") };
+    &action.name
 }
 
 /// Whether this is the one policy that is an extension: the source is hashed, and nothing else.
@@ -278,6 +358,9 @@ pub fn address(address: &Address) -> String {
     let Some(PortSpecifier::PortValue(port)) = socket.port_specifier else { panic!("a port") };
     format!("{} {port}", socket.address)
 }
+
+/// The cluster that leaves connections as they are.
+pub const ONWARD: &str = "PassthroughCluster";
 
 /// The cluster that refuses connections.
 pub const NOWHERE: &str = "BlackHoleCluster";

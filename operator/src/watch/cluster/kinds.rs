@@ -45,6 +45,7 @@ pub(super) fn place(kind: Kind) -> Place {
         DestinationRule: crds::DestinationRule = ISTIO_GROUP, ISTIO_VERSIONS, "destinationrules";
         ServiceEntry: crds::ServiceEntry = ISTIO_GROUP, ISTIO_VERSIONS, "serviceentries";
         WorkloadEntry: crds::WorkloadEntry = ISTIO_GROUP, ISTIO_VERSIONS, "workloadentries";
+        Sidecar: crds::Sidecar = ISTIO_GROUP, ISTIO_VERSIONS, "sidecars";
         GrpcRoute: gateway::GrpcRoute = GATEWAY_GROUP, ["v1", "v1alpha2"], "grpcroutes";
         HttpRoute: gateway::HttpRoute = GATEWAY_GROUP, ["v1", "v1beta1"], "httproutes";
         TlsRoute: gateway::TlsRoute = GATEWAY_GROUP, ["v1", "v1alpha3", "v1alpha2"], "tlsroutes";

@@ -13,7 +13,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use slotmesh_crds::{
-    DestinationRule, ServiceEntry, VirtualService, WorkloadEntry,
+    DestinationRule, ServiceEntry, Sidecar, VirtualService, WorkloadEntry,
     gateway::{GrpcRoute, HttpRoute, ReferenceGrant, TcpRoute, TlsRoute},
     own::{SlotProfile, TrafficPolicy},
 };
@@ -60,6 +60,7 @@ only_metadata!(
     DestinationRule,
     ServiceEntry,
     WorkloadEntry,
+    Sidecar,
     GrpcRoute,
     HttpRoute,
     TlsRoute,

@@ -1,0 +1,115 @@
+//! What objects ask of callers: labels, from which the classes of Pods follow, and Sidecars.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use super::Index;
+use crate::{
+    Kind, ObjectKey, ObjectName, Unit,
+    classes::Ask,
+    links::Model as _,
+    model::{Caller, Class, Sidecar},
+};
+
+impl Index {
+    /// The labels of callers that an object asks for.
+    pub(super) fn asks_of(&self, key: &ObjectKey) -> BTreeSet<Ask> {
+        if let Some(routes) = self.routes(key) {
+            let from = routes.all().flat_map(|route| &route.matches).map(|m| &m.from);
+            let asked = from.filter(|from| !from.labels.is_empty());
+            return asked
+                .map(|from| Ask { namespace: from.namespace.clone(), labels: from.labels.clone() })
+                .collect();
+        }
+        let labels = match key.kind {
+            Kind::DestinationRule => self.rule_named(&key.name).and_then(|rule| rule.callers.clone()),
+            Kind::Sidecar => self.sidecar(&key.name).and_then(|sidecar| sidecar.callers.clone()),
+            _ => None,
+        };
+        let namespace = Some(key.name.namespace.clone());
+        labels.map(|labels| Ask { namespace, labels }).into_iter().collect()
+    }
+
+    /// After an object came, changed or went: what follows for the classes of Pods, and from these.
+    pub(super) fn classify(&mut self, key: &ObjectKey, before: &BTreeSet<Ask>, dirty: &mut BTreeSet<Unit>) {
+        let after = self.asks_of(key);
+        let mut pods = BTreeSet::new();
+        for ask in before.difference(&after) {
+            if self.classes.unask(ask, key) {
+                pods.extend(self.pods_with(ask));
+            }
+        }
+        for ask in after.difference(before) {
+            if self.classes.ask(ask.clone(), key.clone()) {
+                pods.extend(self.pods_with(ask));
+            }
+        }
+        if key.kind == Kind::Pod {
+            pods.insert(key.name.clone());
+        }
+        let mut askers = BTreeSet::new();
+        for pod in pods {
+            let labels = self.pods.get(&pod).and_then(|entry| entry.good.as_ref()).map(|pod| &pod.labels);
+            for class in self.classes.place(&pod, labels) {
+                askers.extend(self.classes.askers(&class));
+            }
+        }
+        for asker in askers {
+            if let Some(routes) = self.routes(&asker) {
+                routes.touch(&asker.name, &self.relations, dirty);
+            } else if asker.kind == Kind::Sidecar {
+                if let Some(sidecar) = self.sidecar(&asker.name) {
+                    sidecar.touch(&asker.name, &self.relations, dirty);
+                }
+            } else if let Some(rule) = self.rule_named(&asker.name) {
+                rule.touch(&asker.name, &self.relations, dirty);
+            }
+        }
+    }
+
+    /// The Pods that may have these labels.
+    fn pods_with(&self, ask: &Ask) -> BTreeSet<ObjectName> {
+        let Some((key, value)) = ask.label() else { return BTreeSet::new() };
+        let all = self.relations.populated.keys().filter(|_| ask.namespace.is_none());
+        let namespaces = ask.namespace.iter().chain(all);
+        let labels = namespaces.map(|namespace| (namespace.clone(), key.clone(), value.clone()));
+        labels.flat_map(|label| self.relations.labelled.of(&label).cloned().collect::<Vec<_>>()).collect()
+    }
+
+    fn sidecar(&self, name: &ObjectName) -> Option<&Sidecar> {
+        self.sidecars.get(name)?.good.as_ref()
+    }
+
+    /// The Sidecar in force for a caller: of its namespace the oldest that chooses it, else the oldest for all; else the
+    /// oldest for all of the root namespace.
+    pub(crate) fn sidecar_of(&self, caller: Caller<'_>) -> Option<&Sidecar> {
+        if self.relations.sidecars.is_empty() {
+            return None;
+        }
+        let of = |namespace: &str| {
+            let names = self.relations.sidecars.get(namespace).into_iter().flatten();
+            names.filter_map(|(_, name)| self.sidecar(name))
+        };
+        let own = caller.namespace().and_then(|namespace| {
+            let chosen =
+                of(namespace).find(|one| one.callers.as_ref().is_some_and(|labels| caller.has(labels)));
+            chosen.or_else(|| of(namespace).find(|one| one.callers.is_none()))
+        });
+        own.or_else(|| of(&self.options.root_namespace).find(|one| one.callers.is_none()))
+    }
+
+    /// The callers who may see something else of a Service than the rest.
+    pub(crate) fn with_sidecars(&self, service: &ObjectName) -> (BTreeSet<Arc<str>>, BTreeSet<Arc<Class>>) {
+        let (mut namespaces, mut classes) = (BTreeSet::new(), BTreeSet::new());
+        for (namespace, sidecars) in &self.relations.sidecars {
+            namespaces.insert(namespace.clone());
+            if **namespace == *self.options.root_namespace {
+                // To its own namespace's callers a Service may be another thing.
+                namespaces.extend(self.provider(service).map(|provider| provider.name.namespace));
+            }
+            let chosen = sidecars.iter().filter_map(|(_, name)| self.sidecar(name)?.callers.as_ref());
+            let with = chosen.flat_map(|labels| self.classes.with(labels));
+            classes.extend(with.filter(|class| class.namespace == *namespace).cloned());
+        }
+        (namespaces, classes)
+    }
+}
