@@ -87,8 +87,12 @@ pub trait Numbers {
         Sticky { addr: [0; 4], port: 0, cluster: 0, version: 0 }
     }
 
-    /// The classes of who connects, the narrower first: only asked for where a listener tells callers apart.
-    fn classes(&self) -> [u64; 2];
+    /// The classes of who connects, the narrower first: only asked for where a listener tells callers apart, as none of
+    /// datagrams does.
+    #[inline(always)]
+    fn classes(&self) -> [u64; 2] {
+        [0; 2]
+    }
 }
 
 /// A choice among the endpoints of a cluster.
@@ -226,11 +230,18 @@ fn chain(listener: &Listener, port: u16, numbers: &impl Numbers) -> Option<Actio
     let mut at = Place::of(chains)?;
     let mut header = at.read::<RecordHeader>(0)?;
     if header.kind.get() == CallerIndex::KIND.get() {
-        let chain = of_caller(&at, header.count, numbers.classes())?;
-        return if chain.is_null() {
-            Some(listener.any)
-        } else {
-            Some(Place::of(chain)?.read::<Action>(offset_of!(CallerChain, action))?)
+        let [class, namespace] = numbers.classes();
+        let mut chain = of_class(chains.bits(), class);
+        // Most callers are told apart by their namespaces only.
+        if chain == 0 && class != namespace {
+            chain = of_class(chains.bits(), namespace);
+        }
+        return match chain {
+            0 => Some(listener.any),
+            DAMAGED => None,
+            chain => {
+                Place::of(SlotPtr::from_bits(chain as u32))?.read::<Action>(offset_of!(CallerChain, action))
+            }
         };
     }
     if header.kind.get() == ChainIndex::KIND.get() {
@@ -244,28 +255,27 @@ fn chain(listener: &Listener, port: u16, numbers: &impl Numbers) -> Option<Actio
     if found.port == port { Some(found.action) } else { Some(listener.any) }
 }
 
-/// The chain of the first of these classes that has one; null where none has.
+/// What `of_class` answers where the records are damaged.
+const DAMAGED: u64 = u64::MAX;
+
+/// The slot pointer of the chain of a class, as a number; 0 where it has none. A function of its own, of numbers only:
+/// else the verifier would follow each way through it to the end of the program.
+#[inline(never)]
+fn of_class(index: u32, class: u64) -> u64 {
+    find_class(SlotPtr::from_bits(index), class).map_or(DAMAGED, |chain| u64::from(chain.bits()))
+}
+
 #[inline(always)]
-fn of_caller(index: &Place, ranges: u32, classes: [u64; 2]) -> Option<SlotPtr> {
-    let mut i = 0;
-    while i < 2 {
-        let class = if i == 0 { classes[0] } else { classes[1] };
-        let range = last_class::<CallerIndex, CallerRange>(index, ranges, CallerIndex::CAPACITY, class)?;
-        let range = index.read::<CallerRange>(tail::<CallerIndex, CallerRange>(range))?;
-        let at = Place::of(range.callers.ptr())?;
-        let count = at.read::<RecordHeader>(0)?.count;
-        let found = last_class::<Callers, CallerEntry>(&at, count, Callers::CAPACITY, class)?;
-        let found = at.read::<CallerEntry>(tail::<Callers, CallerEntry>(found))?;
-        if found.class == class {
-            return Some(found.chain.ptr());
-        }
-        // Most callers are told apart by their namespaces only.
-        if classes[0] == classes[1] {
-            break;
-        }
-        i += 1;
-    }
-    Some(SlotPtr::NULL)
+fn find_class(index: SlotPtr, class: u64) -> Option<SlotPtr> {
+    let index = Place::of(index)?;
+    let ranges = index.read::<RecordHeader>(0)?.count;
+    let range = last_class::<CallerIndex, CallerRange>(&index, ranges, CallerIndex::CAPACITY, class)?;
+    let range = index.read::<CallerRange>(tail::<CallerIndex, CallerRange>(range))?;
+    let at = Place::of(range.callers.ptr())?;
+    let count = at.read::<RecordHeader>(0)?.count;
+    let found = last_class::<Callers, CallerEntry>(&at, count, Callers::CAPACITY, class)?;
+    let found = at.read::<CallerEntry>(tail::<Callers, CallerEntry>(found))?;
+    Some(if found.class == class { found.chain.ptr() } else { SlotPtr::NULL })
 }
 
 /// As `last_from`, of an `E` that begins with a class.
