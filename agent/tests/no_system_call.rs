@@ -9,7 +9,6 @@
 #[expect(dead_code, reason = "shared with the tests in kernel/")]
 mod bench;
 #[path = "kernel/cgroup.rs"]
-#[expect(dead_code, reason = "shared with the tests in kernel/")]
 mod cgroup;
 #[path = "kernel/config.rs"]
 #[expect(dead_code, reason = "shared with the tests in kernel/")]
