@@ -260,8 +260,9 @@ const DAMAGED: u64 = u64::MAX;
 
 /// The slot pointer of the chain of a class, as a number; 0 where it has none. A function of its own, of numbers only:
 /// else the verifier would follow each way through it to the end of the program.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn of_class(index: u32, class: u64) -> u64 {
+extern "C" fn of_class(index: u32, class: u64) -> u64 {
     find_class(SlotPtr::from_bits(index), class).map_or(DAMAGED, |chain| u64::from(chain.bits()))
 }
 

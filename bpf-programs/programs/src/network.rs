@@ -6,8 +6,13 @@
 //! A pod's namespace is that of the first processes of its containers. The first connect of a pod finds it: from the
 //! process that connects up to the last ancestor that is in the pod's cgroup. It is kept beside the pod's identity.
 
+use core::ffi::c_void;
+
 use aya_ebpf::{
-    helpers::{bpf_get_current_task, bpf_probe_read_kernel, generated::bpf_get_netns_cookie},
+    helpers::{
+        bpf_get_current_task,
+        generated::{bpf_get_netns_cookie, bpf_probe_read_kernel},
+    },
     programs::SockAddrContext,
 };
 use slotmesh_records::{Identity, fields::*};
@@ -45,13 +50,15 @@ pub unsafe fn is_foreign(ctx: &SockAddrContext, identity: *mut Identity) -> bool
 
 /// The cookie of the network namespace of the first process of this one's container; 0 where it isn't found: the
 /// process may be in another cgroup than its socket.
+/// Global, so that the verifier follows it once, and not for each way that leads here.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn network_of(cgroup: u64) -> u64 {
+extern "C" fn network_of(cgroup: u64) -> u64 {
     // SAFETY: the helper has no preconditions.
     let mut task = unsafe { bpf_get_current_task() };
     let mut first = 0;
     for _ in 0..GENERATIONS {
-        if !is_below(read(task, CGROUPS), cgroup) {
+        if is_below(read(task, CGROUPS), cgroup) == 0 {
             // The one before was the last.
             return read(read(read(first, NSPROXY), NET_NS), NET_COOKIE);
         }
@@ -61,31 +68,33 @@ fn network_of(cgroup: u64) -> u64 {
     0
 }
 
-/// Whether the cgroup of a `css_set` is this one or lies below it.
-#[inline(always)]
-fn is_below(set: u64, id: u64) -> bool {
+/// 1 where the cgroup of a `css_set` is this one or lies below it, else 0. Global as well.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn is_below(set: u64, id: u64) -> u64 {
     let mut cgroup = read(set, DFL_CGRP);
     for _ in 0..LEVELS {
         if read(read(cgroup, KN), ID) == id {
-            return true;
+            return 1;
         }
-        let parent = read(cgroup + u64::from(field(SELF)), PARENT);
+        let parent = read(cgroup.wrapping_add(u64::from(field(SELF))), PARENT);
         if parent == 0 {
-            return false;
+            return 0;
         }
         // It is that of the parent's `self`.
         cgroup = parent.wrapping_sub(u64::from(field(SELF)));
     }
-    false
+    0
 }
 
-/// A word of the kernel's: the field of the structure at `at`; 0 where it can't be read.
+/// A word of the kernel's: the field of the structure at `at`; 0 where it can't be read. No branch, each of which the
+/// verifier would follow to the end.
 #[inline(always)]
 fn read(at: u64, number: usize) -> u64 {
-    if at == 0 {
-        return 0;
-    }
-    let at = at.wrapping_add(u64::from(field(number))) as *const u64;
-    // SAFETY: the helper checks the address.
-    unsafe { bpf_probe_read_kernel(at) }.unwrap_or(0)
+    let at = at.wrapping_add(u64::from(field(number)));
+    let mut value = 0_u64;
+    // SAFETY: the helper checks the address, and where nothing can be read from it writes zeros (`bpf_probe_read_kernel_common`
+    // in `kernel/trace/bpf_trace.c`).
+    unsafe { bpf_probe_read_kernel((&raw mut value).cast(), size_of::<u64>() as u32, at as *const c_void) };
+    value
 }
