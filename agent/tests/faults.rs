@@ -1,8 +1,8 @@
-//! Every bpf(2) call of the agent's fails once, with every error that the kernel gives there: nothing
+//! Every bpf(2) call of the agent's fails once, with an error that the kernel gives there: nothing
 //! panics, nothing leaks (slots, file descriptors, mapped maps, pins, links), and what was in force stays
 //! in force.
 //!
-//! With `SLOTMESH_FEWER_FAULTS` each call fails with one of the errors instead of all.
+//! With `SLOTMESH_ALL_FAULTS` each call fails with each of the errors, one after the other (a quarter of an hour).
 //!
 //! Needs root and BPF. One test in a process of its own, as the failing call is counted process-wide.
 
@@ -177,11 +177,10 @@ fn a_call_that_fails_costs_nothing_that_was_in_force() {
     println!("measured: {calls} bpf(2) calls to fail in turn");
     assert!(calls > 20, "{calls}");
 
-    // Where a start takes long, each call fails with one of the errors only.
-    let fewer = std::env::var_os("SLOTMESH_FEWER_FAULTS").is_some();
+    let all = std::env::var_os("SLOTMESH_ALL_FAULTS").is_some();
     let mut refused_starts = 0;
     for (i, errno) in ERRORS.into_iter().enumerate() {
-        for nth in (1..=calls).filter(|nth| !fewer || *nth % ERRORS.len() as u64 == i as u64) {
+        for nth in (1..=calls).filter(|nth| all || *nth % ERRORS.len() as u64 == i as u64) {
             let case =
                 format!("call {nth} of {calls} fails with {}", std::io::Error::from_raw_os_error(errno));
             faults::arm(nth, errno);
