@@ -439,7 +439,7 @@ fn destination_cluster(
 ) -> Result<String, Missing> {
     let Destination { service: name, subset, .. } = destination;
     let [of_name, of_port] = match by.kind {
-        Kind::VirtualService => ["host", "port.key"],
+        Kind::VirtualService => ["host", "port.number"],
         _ => ["name", "port"],
     };
     let missing = |field: &str, fault: String| Missing {
