@@ -42,11 +42,18 @@ thread_local! {
     static LOGS: RefCell<Vec<Said>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Prints what the agents said that this thread started.
+/// How many lines of an agent are shown.
+const SHOWN_LINES: usize = 200;
+
+/// Prints the last lines of what the agents said that this thread started.
 pub fn print_logs() {
     LOGS.with_borrow(|logs| {
         for (i, said) in logs.iter().enumerate() {
-            println!("--- slotmesh up, number {} of this scenario, said:\n{}---", i + 1, said.text());
+            let said = said.text();
+            let lines: Vec<_> = said.lines().collect();
+            let skipped = lines.len().saturating_sub(SHOWN_LINES);
+            println!("--- slotmesh up, number {} of this scenario, said (after {skipped} lines):", i + 1);
+            println!("{}\n---", lines[skipped..].join("\n"));
         }
     });
 }

@@ -3,10 +3,11 @@
 //! The parts share the machine's processors and cargo's target folder, so they follow each other. The build comes
 //! first, because the others take dependencies from it; the tests of the workspace, which take longest, come last.
 
-use std::process::Command;
+use std::io::{BufRead as _, BufReader, Write as _, stdout};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, bail};
 
 use crate::cmd::{host_cargo, run as run_command};
 use crate::workspace::Workspace;
@@ -20,12 +21,18 @@ type Part = (&'static str, fn(&Workspace) -> Result<()>);
 const PARTS: [Part; 7] = [
     ("eBPF programs", ebpf::run),
     ("control plane", control_plane::run),
-    ("build of the tests", |workspace| cargo_test(workspace, &["--no-run"])),
+    ("build of the tests", |workspace| run_command(cargo_test(workspace).arg("--no-run"))),
     ("loom", proofs::loom),
     ("address sanitizer", proofs::asan),
     ("fuzzers", |workspace| proofs::fuzz(workspace, &proofs::Fuzz::all(FUZZ_SECONDS))),
-    ("tests", |workspace| cargo_test(workspace, &[])),
+    ("tests", tests),
 ];
+
+/// Lines that are repeated of each failure: what failed, where, and the first of the reason.
+const LINES: usize = 4;
+
+/// Lines that are repeated of all failures.
+const LINES_IN_ALL: usize = 120;
 
 /// `cargo xtask test`
 pub fn run(workspace: &Workspace) -> Result<()> {
@@ -59,16 +66,60 @@ fn table(took: &[(&str, Duration)], well: bool) -> String {
     text + &format!("  {:<18} {:>7.1} s\n", "all", sum.as_secs_f32())
 }
 
-/// The tests of the workspace, as `cargo test` builds and runs them.
-fn cargo_test(workspace: &Workspace, more: &[&str]) -> Result<()> {
-    run_command(
-        Command::new(host_cargo())
-            .args(["test", "--workspace", "--locked"])
-            .args(more)
-            .current_dir(workspace.root())
-            // `cargo run` points it at the toolchain's libraries.
-            .env_remove("LD_LIBRARY_PATH"),
-    )
+/// `cargo test` for the whole workspace.
+fn cargo_test(workspace: &Workspace) -> Command {
+    let mut command = Command::new(host_cargo());
+    command
+        .args(["test", "--workspace", "--locked"])
+        .current_dir(workspace.root())
+        // `cargo run` points it at the toolchain's libraries.
+        .env_remove("LD_LIBRARY_PATH");
+    command
+}
+
+/// Runs all tests, whichever of them fail, and repeats in the end why they did: a failure in the middle of
+/// thousands of lines is hard to find, and some who run this see the last lines only.
+fn tests(workspace: &Workspace) -> Result<()> {
+    let mut command = cargo_test(workspace);
+    command.arg("--no-fail-fast").stdout(Stdio::piped());
+    for backtrace in ["RUST_BACKTRACE", "RUST_LIB_BACKTRACE"] {
+        command.env(backtrace, "0");
+    }
+    let mut tests = command.spawn().context("can't start cargo test")?;
+    let mut failures = Failures::default();
+    for line in BufReader::new(tests.stdout.take().context("cargo test has no output")?).split(b'\n') {
+        let line = line.context("can't read what cargo test prints")?;
+        let line = String::from_utf8_lossy(&line);
+        writeln!(stdout(), "{line}").context("can't print what cargo test prints")?;
+        failures.see(&line);
+    }
+    let status = tests.wait().context("can't wait for cargo test")?;
+    if !status.success() {
+        bail!("cargo test failed ({status}):\n{}", failures.lines.join("\n"));
+    }
+    Ok(())
+}
+
+/// Lines about failures, of all that a run of tests prints.
+#[derive(Default)]
+struct Failures {
+    lines: Vec<String>,
+    /// How many of the next lines belong to the last failure.
+    more: usize,
+}
+
+impl Failures {
+    fn see(&mut self, line: &str) {
+        if line.starts_with("test ") && line.ends_with("FAILED") {
+            self.more = 1;
+        } else if line.contains("panicked at") || line.starts_with("---- ") {
+            self.more = LINES;
+        }
+        if self.more > 0 && self.lines.len() < LINES_IN_ALL {
+            self.more -= 1;
+            self.lines.push(line.to_owned());
+        }
+    }
 }
 
 #[cfg(test)]
@@ -84,6 +135,35 @@ mod tests {
         let (took, outcome) = timed(&parts, &Workspace::locate().unwrap());
         assert!(outcome.is_err());
         assert_eq!(took.iter().map(|(name, _)| *name).collect::<Vec<_>>(), ["first", "second"]);
+    }
+
+    #[test]
+    fn what_failed_and_why_is_kept() {
+        let mut failures = Failures::default();
+        for line in [
+            "test quick ... ok",
+            "test slow ... FAILED",
+            "thousands of lines",
+            "thread 'slow' (7) panicked at src/net.rs:32:31:",
+            "5 of 5 connects failed",
+            "the first",
+            "the second",
+            "the third",
+        ] {
+            failures.see(line);
+        }
+        assert_eq!(
+            failures.lines,
+            [
+                "test slow ... FAILED",
+                "thread 'slow' (7) panicked at src/net.rs:32:31:",
+                "5 of 5 connects failed",
+                "the first",
+                "the second",
+            ]
+        );
+        (0..2 * LINES_IN_ALL).for_each(|number| failures.see(&format!("test number_{number} ... FAILED")));
+        assert_eq!(failures.lines.len(), LINES_IN_ALL);
     }
 
     #[test]

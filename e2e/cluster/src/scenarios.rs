@@ -56,14 +56,11 @@ pub fn main(nodes: u8, prepare: Scenario, scenarios: &[(&str, Scenario)]) -> Exi
         return ExitCode::FAILURE;
     }
     let stage: Arc<Mutex<Option<Stage>>> = Arc::default();
-    let causes: Arc<Mutex<Vec<String>>> = Arc::default();
     let trials = scenarios.iter().map(|(name, scenario)| {
-        let (stage, causes, name, scenario) = (stage.clone(), causes.clone(), (*name).to_owned(), *scenario);
-        Trial::test(name.clone(), move || {
+        let (stage, scenario) = (stage.clone(), *scenario);
+        Trial::test(*name, move || {
             let mut stage = stage.lock().unwrap_or_else(PoisonError::into_inner);
             play(&mut stage, nodes, prepare, scenario).map_err(|error| {
-                let mut causes = causes.lock().unwrap_or_else(PoisonError::into_inner);
-                causes.push(format!("{name}: {error:#}"));
                 let logs = stage.as_ref().map(|stage| stage.cluster.logs()).unwrap_or_default();
                 format!("{error:?}\n{logs}").into()
             })
@@ -71,9 +68,5 @@ pub fn main(nodes: u8, prepare: Scenario, scenarios: &[(&str, Scenario)]) -> Exi
     });
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
     drop(stage);
-    // Far below the logs, where whoever looks at the end of the output finds them.
-    for cause in causes.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-        eprintln!("{cause}");
-    }
     conclusion.exit_code()
 }
