@@ -77,6 +77,8 @@ const ROOMS: &[Room] = &[
         // What it watches is tested on a real API server.
         tests_use: &["slotmesh-cluster"],
     },
+    // Decides requests, and knows no socket.
+    room("slotmesh-routing", &["slotmesh-xds"]),
     room("slotmesh", COMMAND_LINE),
     Room {
         name: "slotmesh-next",
@@ -142,6 +144,7 @@ const NEVER: &[(&str, &[&[&str]])] = &[
     ("slotmesh-agent", &[KUBERNETES]),
     ("slotmesh-compile", &[SOCKETS, &["kube-client", "kube-runtime"]]),
     ("slotmesh-serve", &[KUBERNETES]),
+    ("slotmesh-routing", &[KUBERNETES, SOCKETS]),
 ];
 
 /// One dependency that a manifest declares.

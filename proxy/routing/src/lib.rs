@@ -1,0 +1,32 @@
+//! Decides HTTP requests: Envoy's `RouteConfiguration` goes in, a decision per request comes out.
+//!
+//! ```text
+//!  RouteConfiguration -- RouteTable::new --> RouteTable, and the fields that are refused
+//!  RequestHead, Draws -- RouteTable::decide --> forward | redirect | respond
+//! ```
+//!
+//! Pure: no I/O, no clock, no socket, and chance only from whoever asks. What Envoy would do with the same resource is
+//! done, or the field is refused by name; a rule with such a field answers its requests 500 (`docs/http.md`).
+
+mod conditions;
+mod decision;
+mod domains;
+mod draws;
+mod edits;
+mod field;
+mod forward;
+mod head;
+mod paths;
+mod respond;
+mod rewrite;
+mod routes;
+mod text;
+
+pub use decision::{LocalResponse, RequestAction, RequestDecision};
+pub use draws::Draws;
+pub use edits::HeaderEdits;
+pub use field::InvalidField;
+pub use forward::{ForwardRule, Forwarding, WeightedBackend};
+pub use head::{HeaderLookup, RequestHead};
+pub use rewrite::HostRewrite;
+pub use routes::RouteTable;
