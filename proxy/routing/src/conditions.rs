@@ -120,7 +120,19 @@ impl HeaderCondition {
     }
 
     pub(crate) fn holds<H: HeaderLookup>(&self, head: &RequestHead<'_, H>) -> bool {
-        let mut value = self.key.value(head);
+        self.test(self.key.value(head))
+    }
+
+    /// Name of the header; nothing where it is what stands for one.
+    pub(crate) fn name(&self) -> Option<&HeaderName> {
+        match &self.key {
+            HeaderKey::Name(name) => Some(name),
+            _ => None,
+        }
+    }
+
+    /// True where a header with this value, or without one, is what is asked for.
+    pub(crate) fn test(&self, mut value: Option<Cow<'_, [u8]>>) -> bool {
         if value.is_none() && self.missing_is_empty {
             value = Some(Cow::Borrowed(&[]));
         }
@@ -242,4 +254,13 @@ impl Conditions {
             && (!self.connect || *head.method == http::Method::CONNECT)
             && self.share.is_none_or(|share| share.hit(draws))
     }
+}
+
+/// Conditions on headers that stand in a list: all must hold.
+pub(crate) fn header_list(
+    at: &FieldPath<'_>,
+    name: &str,
+    matchers: &[HeaderMatcher],
+) -> Result<Box<[HeaderCondition]>, InvalidField> {
+    (0..).zip(matchers).map(|(i, matcher)| HeaderCondition::new(&at.element(name, i), matcher)).collect()
 }

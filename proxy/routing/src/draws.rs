@@ -33,6 +33,9 @@ pub(crate) struct Portion {
 }
 
 impl Portion {
+    /// All requests.
+    pub(crate) const ALL: Self = Self { numerator: 100, denominator: 100 };
+
     pub(crate) fn new(at: &FieldPath<'_>, percent: &FractionalPercent) -> Result<Self, InvalidField> {
         let denominator = match DenominatorType::try_from(percent.denominator) {
             Ok(DenominatorType::Hundred) => 100,
@@ -75,6 +78,6 @@ mod tests {
         let hits = (0..1_000_u64).filter(|tick| third.hit(&mut || tick * (u64::MAX / 1_000))).count();
         assert!((299..=301).contains(&hits), "{hits}");
         assert!(!Portion { numerator: 0, denominator: 100 }.hit(&mut || panic!("needs no chance")));
-        assert!(Portion { numerator: 100, denominator: 100 }.hit(&mut || panic!("needs no chance")));
+        assert!(Portion::ALL.hit(&mut || panic!("needs no chance")));
     }
 }

@@ -138,15 +138,32 @@ fn changeable(at: &FieldPath<'_>, name: &str) -> Result<HeaderName, InvalidField
     Ok(parsed)
 }
 
-/// Changes of all levels, in the order in which they are made.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct HeaderEdits<'t>([Option<&'t HeaderEdit>; 4]);
+/// Changes of all levels, in the order in which they are made, and what this request gets besides.
+#[derive(Clone, Debug, Default)]
+pub struct HeaderEdits<'t> {
+    levels: [Option<&'t HeaderEdit>; 4],
+    /// Headers that are set in the end.
+    set: Vec<(HeaderName, HeaderValue)>,
+    /// Headers that are added in the end.
+    added: Vec<(HeaderName, HeaderValue)>,
+}
 
 impl<'t> HeaderEdits<'t> {
     /// Of the levels from the most specific to the most general one. `specific_last`: so that it has the last word.
     pub(crate) fn new(levels: [Option<&'t HeaderEdit>; 4], specific_last: bool) -> Self {
         let [a, b, c, d] = levels;
-        Self(if specific_last { [d, c, b, a] } else { levels })
+        let levels = if specific_last { [d, c, b, a] } else { levels };
+        Self { levels, ..Self::default() }
+    }
+
+    /// Sets headers after all other changes.
+    pub(crate) fn set(&mut self, headers: impl IntoIterator<Item = (HeaderName, HeaderValue)>) {
+        self.set.extend(headers);
+    }
+
+    /// Adds headers after all other changes.
+    pub(crate) fn add(&mut self, headers: impl IntoIterator<Item = (HeaderName, HeaderValue)>) {
+        self.added.extend(headers);
     }
 
     /// Makes the changes.
@@ -155,14 +172,22 @@ impl<'t> HeaderEdits<'t> {
     ///
     /// Where there would be more than 24,000 headers.
     pub fn apply(&self, headers: &mut HeaderMap) {
-        for edit in self.0.iter().flatten() {
+        for edit in self.levels.iter().flatten() {
             edit.apply(headers);
+        }
+        for (name, value) in &self.set {
+            headers.insert(name.clone(), value.clone());
+        }
+        for (name, value) in &self.added {
+            headers.append(name.clone(), value.clone());
         }
     }
 
     /// True where nothing is changed.
     pub fn is_empty(&self) -> bool {
-        self.0.iter().flatten().all(|edit| edit.is_empty())
+        self.set.is_empty()
+            && self.added.is_empty()
+            && self.levels.iter().flatten().all(|edit| edit.is_empty())
     }
 }
 

@@ -4,7 +4,8 @@
 
 use std::{fmt, time::Duration};
 
-use slotmesh_xds::envoy::google::protobuf;
+use prost::{Message, Name};
+use slotmesh_xds::envoy::google::protobuf::{self, Any};
 
 /// A field of a route configuration that isn't in force, and why. The requests of the rule that it belongs to are
 /// answered 500.
@@ -22,13 +23,14 @@ pub struct InvalidField {
 pub(crate) struct FieldPath<'a> {
     parent: Option<&'a FieldPath<'a>>,
     name: &'a str,
-    place: Place,
+    place: Place<'a>,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Place {
+enum Place<'a> {
     Only,
     Index(usize),
+    Key(&'a str),
 }
 
 impl<'a> FieldPath<'a> {
@@ -43,6 +45,11 @@ impl<'a> FieldPath<'a> {
     /// An element of a repeated field of the message here.
     pub(crate) const fn element(&'a self, name: &'a str, index: usize) -> Self {
         Self { parent: Some(self), name, place: Place::Index(index) }
+    }
+
+    /// An entry of a map field of the message here.
+    pub(crate) const fn entry(&'a self, name: &'a str, key: &'a str) -> Self {
+        Self { parent: Some(self), name, place: Place::Key(key) }
     }
 
     /// The finding that something is wrong here.
@@ -63,6 +70,7 @@ impl fmt::Display for FieldPath<'_> {
         match self.place {
             Place::Only => Ok(()),
             Place::Index(index) => write!(f, "[{index}]"),
+            Place::Key(key) => write!(f, "[{key}]"),
         }
     }
 }
@@ -101,6 +109,15 @@ pub(crate) fn duration(
 /// The longest duration that protobuf allows.
 const MOST_SECONDS: u64 = 315_576_000_000;
 
+/// The message in an `Any`.
+pub(crate) fn unpack<M: Message + Name + Default>(at: &FieldPath<'_>, any: &Any) -> Result<M, InvalidField> {
+    let name = any.type_url.rsplit('/').next().unwrap_or_default();
+    if name != M::full_name() {
+        return Err(at.wrong(format!("it is a {name:?}; only {:?} is supported", M::full_name())));
+    }
+    M::decode(any.value.as_slice()).map_err(|error| at.wrong(format!("not a valid {name}: {error}")))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -108,8 +125,12 @@ mod tests {
     #[test]
     fn a_path_reads_as_the_message_is_written() {
         let host = FieldPath::ROOT.element("virtual_hosts", 2);
+        let filter = host.entry("typed_per_filter_config", "envoy.filters.http.fault");
         assert_eq!(FieldPath::ROOT.to_string(), "");
-        assert_eq!(host.field("domains").to_string(), "virtual_hosts[2].domains");
+        assert_eq!(
+            filter.field("delay").to_string(),
+            "virtual_hosts[2].typed_per_filter_config[envoy.filters.http.fault].delay"
+        );
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use http::{HeaderName, StatusCode};
+use http::{HeaderName, HeaderValue, StatusCode};
 use slotmesh_xds::envoy::envoy::config::{
     core::v3::RoutingPriority,
     route::v3::{
@@ -15,10 +15,13 @@ use slotmesh_xds::envoy::envoy::config::{
 };
 
 use crate::{
+    affinity::{self, HashRule},
     draws::Draws,
     edits::{HeaderEdit, HeaderEdits},
     field::{FieldPath, InvalidField, duration, refuse_set},
     head::{HeaderLookup, RequestHead},
+    mirror::MirrorTarget,
+    retry::RetryPolicy,
     rewrite::{HostRewrite, HostRewriteRule, PathRewrite, path_rewrite, visible},
 };
 
@@ -43,8 +46,31 @@ pub struct ForwardRule {
     /// Time without a byte in either direction. Nothing: the listener's. Zero: no limit.
     pub idle_timeout: Option<Duration>,
     stream: Option<StreamLimit>,
+    /// When the request is sent again, if ever.
+    pub retry: Option<Arc<RetryPolicy>>,
+    mirrors: Arc<[MirrorTarget]>,
+    hash: Box<[HashRule]>,
+    /// The upstream is told by `x-envoy-attempt-count` which attempt it is.
+    pub attempt_count_to_upstream: bool,
+    /// The caller is told by `x-envoy-attempt-count` how many attempts it took.
+    pub attempt_count_to_caller: bool,
+    /// The upstream is told by `x-envoy-is-timeout-retry` that the attempt before ran out of time.
+    pub timeout_retry_to_upstream: bool,
+    /// The most bytes of a request's body that are kept to send them again. Nothing: the listener's limit.
+    pub body_buffer: Option<u64>,
     /// Upgrades that are allowed (true) or not, whatever the listener says: `websocket`, in small letters.
     pub upgrades: Box<[(Box<str>, bool)]>,
+}
+
+/// Settings of a virtual host for those of its routes that don't say otherwise.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ForwardDefaults {
+    pub(crate) retry: Option<Arc<RetryPolicy>>,
+    pub(crate) mirrors: Arc<[MirrorTarget]>,
+    pub(crate) attempt_count_to_upstream: bool,
+    pub(crate) attempt_count_to_caller: bool,
+    pub(crate) timeout_retry_to_upstream: bool,
+    pub(crate) body_buffer: Option<u64>,
 }
 
 /// One of the clusters that a rule forwards to.
@@ -70,7 +96,13 @@ struct StreamLimit {
 }
 
 impl ForwardRule {
-    pub(crate) fn new(at: &FieldPath<'_>, action: &RouteAction) -> Result<Self, InvalidField> {
+    /// Of a route: its action, and the setting for its body. `general`: what its virtual host says of all routes.
+    pub(crate) fn new(
+        at: &FieldPath<'_>,
+        action: &RouteAction,
+        body_buffer: Option<u64>,
+        general: &ForwardDefaults,
+    ) -> Result<Self, InvalidField> {
         #[expect(deprecated, reason = "a field that is set is refused, deprecated or not")]
         let RouteAction {
             cluster_not_found_response_code,
@@ -113,7 +145,6 @@ impl ForwardRule {
             "use max_stream_duration": max_grpc_timeout, grpc_timeout_offset;
             "a redirect is passed on": internal_redirect_policy, max_internal_redirects;
             "a request is sent once at a time": hedge_policy;
-            "not yet": retry_policy, request_mirror_policies, hash_policy;
         );
         if *internal_redirect_action != i32::from(InternalRedirectAction::PassThroughInternalRedirect) {
             return Err(at.field("internal_redirect_action").wrong("a redirect is passed on"));
@@ -172,6 +203,19 @@ impl ForwardRule {
                 None => None,
             },
             upgrades: upgrades.into(),
+            retry: match retry_policy {
+                Some(policy) => Some(Arc::new(RetryPolicy::new(&at.field("retry_policy"), policy)?)),
+                None => general.retry.clone(),
+            },
+            mirrors: match &**request_mirror_policies {
+                [] => general.mirrors.clone(),
+                policies => MirrorTarget::list(at, policies)?.into(),
+            },
+            hash: HashRule::list(at, hash_policy)?,
+            attempt_count_to_upstream: general.attempt_count_to_upstream,
+            attempt_count_to_caller: general.attempt_count_to_caller,
+            timeout_retry_to_upstream: general.timeout_retry_to_upstream,
+            body_buffer: body_buffer.or(general.body_buffer),
         })
     }
 
@@ -203,6 +247,34 @@ impl ForwardRule {
                 None => true,
             })
             .expect("the number is below the sum of all weights")
+    }
+
+    /// Mirrors that get a copy of a request.
+    pub(crate) fn mirrors(&self, draws: &mut impl Draws) -> Vec<&MirrorTarget> {
+        self.mirrors.iter().filter(|mirror| mirror.share.hit(draws)).collect()
+    }
+
+    /// Hash of a request, and the cookies for whoever has none.
+    pub(crate) fn hash<H: HeaderLookup>(
+        &self,
+        head: &RequestHead<'_, H>,
+        draws: &mut impl Draws,
+    ) -> (Option<u64>, Vec<HeaderValue>) {
+        affinity::hash(&self.hash, head, draws)
+    }
+
+    /// Header that tells the upstream the host that is replaced.
+    pub(crate) fn forwarded_host<H: HeaderLookup>(
+        &self,
+        head: &RequestHead<'_, H>,
+    ) -> Option<(HeaderName, HeaderValue)> {
+        static FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+        let last = head.headers.values(&FORWARDED_HOST).last();
+        let told = last.and_then(|value| value.rsplit(|byte| *byte == b',').next());
+        if !self.append_forwarded_host || told.map(<[u8]>::trim_ascii) == Some(head.authority.as_bytes()) {
+            return None;
+        }
+        Some((FORWARDED_HOST.clone(), HeaderValue::from_str(head.authority).ok()?))
     }
 
     pub(crate) fn host<'t, H: HeaderLookup>(
@@ -378,11 +450,8 @@ pub struct Forwarding<'t> {
     pub request_headers: HeaderEdits<'t>,
     /// Limit of the stream's life, from its first byte. Nothing: the listener's. Zero: no limit.
     pub stream_limit: Option<Duration>,
-}
-
-impl Forwarding<'_> {
-    /// True where `x-forwarded-host` tells the upstream the host that is replaced.
-    pub fn appends_forwarded_host(&self) -> bool {
-        self.host.is_some() && self.rule.append_forwarded_host
-    }
+    /// Mirrors that get a copy.
+    pub mirrors: Vec<&'t MirrorTarget>,
+    /// Number by which a cluster that hashes chooses the endpoint. Nothing: by chance.
+    pub hash: Option<u64>,
 }

@@ -8,16 +8,23 @@
 //! Pure: no I/O, no clock, no socket, and chance only from whoever asks. What Envoy would do with the same resource is
 //! done, or the field is refused by name; a rule with such a field answers its requests 500 (`docs/http.md`).
 
+mod affinity;
 mod conditions;
+mod cors;
 mod decision;
 mod domains;
 mod draws;
 mod edits;
+mod fault;
 mod field;
+mod filters;
 mod forward;
 mod head;
+mod mirror;
 mod paths;
+mod read;
 mod respond;
+mod retry;
 mod rewrite;
 mod routes;
 mod text;
@@ -28,5 +35,7 @@ pub use edits::HeaderEdits;
 pub use field::InvalidField;
 pub use forward::{ForwardRule, Forwarding, WeightedBackend};
 pub use head::{HeaderLookup, RequestHead};
+pub use mirror::MirrorTarget;
+pub use retry::{AttemptOutcome, RetryPolicy, RetryState};
 pub use rewrite::HostRewrite;
 pub use routes::RouteTable;
