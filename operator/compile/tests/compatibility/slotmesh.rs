@@ -1,0 +1,89 @@
+//! slotmesh's own kinds. MeshNode and MeshReplica aren't here: the operator writes them, for people and for itself.
+
+use kube::CustomResourceExt as _;
+use serde_json::json;
+use slotmesh_compile::{CompileOptions, Kind, builder::node};
+use slotmesh_crds::own;
+
+use crate::{
+    listing::of_schema,
+    shop,
+    trial::{Subject, with},
+};
+
+const API: &str = "slotmesh.dev/v1alpha1";
+
+pub fn subjects() -> Vec<Subject> {
+    vec![policies(), profiles()]
+}
+
+fn policies() -> Subject {
+    const BALANCE: &str = "e2e/tests/balance_by_a_traffic_policy.rs";
+    const COMPILE: &str = "operator/compile/tests/compile/policies.rs";
+    Subject {
+        kind: Kind::TrafficPolicy,
+        api: API,
+        world: shop(),
+        options: CompileOptions::default(),
+        object: json!({
+            "apiVersion": API, "kind": "TrafficPolicy", "metadata": {"name": "reviews"},
+            "spec": {
+                "targetRefs": [{"group": "", "kind": "Service", "name": "reviews"}],
+                "loadBalancing": {"algorithm": "RoundRobin"},
+            },
+        }),
+        leaves: of_schema(&own::TrafficPolicy::crd()),
+        before: Vec::new(),
+        trials: vec![
+            with("spec.targetRefs[].group", "").where_is("spec.targetRefs[].group", "example.com"),
+            with("spec.targetRefs[].kind", "Service").where_is("spec.targetRefs[].kind", "Pod"),
+            with("spec.targetRefs[].name", "ratings"),
+            with("spec.targetRefs[].sectionName", "http"),
+            with("spec.loadBalancing.algorithm", "ConsistentHash"),
+            with("spec.maxConnections", 10),
+        ],
+        shown: vec![
+            ("spec.loadBalancing", BALANCE, "by_the_source"),
+            ("spec.maxConnections", "e2e/tests/limit_connections.rs", "as_many_as_the_policy_says"),
+            ("spec.targetRefs", BALANCE, "by_turns_and_by_chance"),
+            (
+                "spec.targetRefs[].sectionName",
+                COMPILE,
+                "a_policy_for_a_port_goes_before_one_for_the_service_field_by_field",
+            ),
+        ],
+        noted: Vec::new(),
+    }
+}
+
+fn profiles() -> Subject {
+    const COMPILE: &str = "operator/compile/tests/compile/profiles.rs";
+    let mut world = shop();
+    world.push(node("n1").label("pool", "small").build());
+    Subject {
+        kind: Kind::SlotProfile,
+        api: API,
+        world,
+        options: CompileOptions::default(),
+        object: json!({"apiVersion": API, "kind": "SlotProfile", "metadata": {"name": "large"}, "spec": {}}),
+        leaves: of_schema(&own::SlotProfile::crd()),
+        before: Vec::new(),
+        trials: vec![
+            with("spec.nodeSelector", json!({"pool": "large"})),
+            with("spec.nodeNames[]", "n2"),
+            with("spec.initial", 10),
+            with("spec.cap", 20),
+            with("spec.lowWatermark", 1),
+            with("spec.highWatermark", 5),
+            with("spec.growth", "Eager"),
+            with("spec.batch", 4),
+            with("spec.memoryBudget", "64Mi"),
+        ],
+        shown: vec![
+            ("spec", COMPILE, "all_settings_travel_and_what_is_not_set_is_not_said"),
+            ("spec.cap", "e2e/tests/give_nodes_a_slot_profile.rs", "the_cap_rises_and_falls_under_load"),
+            ("spec.node", COMPILE, "nodes_are_selected_by_label_and_name"),
+        ],
+        noted: Vec::new(),
+    }
+}
