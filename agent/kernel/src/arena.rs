@@ -159,7 +159,7 @@ impl Arena {
         self.range.token(slab)
     }
 
-    /// Whether the slab is in use.
+    /// Tells whether the slab is in use.
     pub fn has(&self, slab: SlabIndex) -> bool {
         self.mapped.get(slab.get() as usize).copied().unwrap_or(false)
     }

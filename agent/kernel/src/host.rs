@@ -1,4 +1,4 @@
-//! What the host offers, and clear refusals where it doesn't.
+//! Features of the host, and clear refusals where it doesn't.
 
 use std::{
     ffi::{CStr, CString},
@@ -62,7 +62,7 @@ pub enum HostError {
         "there is no cgroup {path}; create it (mkdir -p {path}), or name one that is there, below {root}"
     )]
     NoCgroup {
-        /// What was named.
+        /// The path that was named.
         path: PathBuf,
         /// Where the v2 hierarchy is.
         root: PathBuf,
@@ -136,7 +136,7 @@ pub enum HostError {
     },
 }
 
-/// What was found on the host.
+/// Findings about the host.
 #[derive(Debug)]
 pub struct Host {
     /// Where cgroup v2 is mounted.

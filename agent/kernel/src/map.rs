@@ -39,7 +39,7 @@ impl MapKind {
     }
 }
 
-/// What a map is to be.
+/// The form that a map is to have.
 #[derive(Clone, Copy, Debug)]
 pub struct MapSpec {
     /// Up to 15 bytes, for bpftool.

@@ -50,13 +50,13 @@ const MAX_BATCH: usize = 512;
 /// Fewer items than this aren't worth a thread.
 const LEAST_SHARE: usize = 4;
 
-/// What went wrong with the outer map, and for what.
+/// A failure of the outer map, and of what.
 #[derive(Debug, thiserror::Error)]
 pub enum OuterError {
     /// The kernel refused.
     #[error("{what}: {source}")]
     Bpf {
-        /// What was being done.
+        /// The step that failed.
         what: &'static str,
         /// The call.
         #[source]
@@ -65,7 +65,7 @@ pub enum OuterError {
     /// A file operation failed.
     #[error("{what} {path}: {source}")]
     Io {
-        /// What was being done.
+        /// The step that failed.
         what: &'static str,
         /// Where.
         path: PathBuf,
@@ -184,7 +184,7 @@ impl Outer {
         self.threads.store(threads.get(), Ordering::Relaxed);
     }
 
-    /// What was measured of this kernel.
+    /// Measurements of this kernel.
     pub fn batch_cost(&self) -> BatchCost {
         match self.batch_cost.load(Ordering::Relaxed) {
             cost if cost == BatchCost::PerCall as u8 => BatchCost::PerCall,

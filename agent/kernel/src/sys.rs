@@ -17,7 +17,7 @@ static CALLS: AtomicU64 = AtomicU64::new(0);
 pub struct BpfError {
     /// The command, as in the manual page.
     pub call: &'static str,
-    /// What the kernel answered.
+    /// The kernel's answer.
     #[source]
     pub source: io::Error,
 }

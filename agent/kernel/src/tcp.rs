@@ -8,7 +8,7 @@ use std::{
 /// Disconnects a socket: connect(2) to `AF_UNSPEC`.
 ///
 /// # Errors
-/// What connect(2) says.
+/// The answer of connect(2).
 pub fn disconnect(socket: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: plain integers, all-zero is valid.
     let mut nowhere: libc::sockaddr = unsafe { std::mem::zeroed() };
@@ -21,7 +21,7 @@ pub fn disconnect(socket: BorrowedFd<'_>) -> io::Result<()> {
 /// Lets connect(2) return before anything is sent, whether or not the other end knows fast open.
 ///
 /// # Errors
-/// What setsockopt(2) says.
+/// The answer of setsockopt(2).
 pub fn defer_connect(socket: BorrowedFd<'_>) -> io::Result<()> {
     let on: libc::c_int = 1;
     for option in [libc::TCP_FASTOPEN_NO_COOKIE, libc::TCP_FASTOPEN_CONNECT] {

@@ -1,4 +1,4 @@
-//! What the engine needs of the kernel: slabs and grace periods.
+//! The engine's needs of the kernel: slabs and grace periods.
 
 use std::num::NonZeroUsize;
 

@@ -31,7 +31,7 @@ impl MemoryBudget {
         if bytes < SLAB_COST { Err(InvalidBudget::TooSmall(bytes)) } else { Ok(Self(bytes)) }
     }
 
-    /// What this many slabs cost.
+    /// The cost of this many slabs, in bytes.
     pub const fn of_slabs(slabs: u32) -> Self {
         Self(slabs as u64 * SLAB_COST)
     }

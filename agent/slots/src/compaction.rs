@@ -12,7 +12,7 @@
 //! A version is made current as any version is: a program reads the old or the new records, which say the same and
 //! have the same version. What doesn't lie in these slabs and points at nothing there stays where it is.
 //!
-//! What stays in its place: handles of kinds that are [kept](Engine::keep_in_place), because something outside the
+//! These stay in their place: handles of kinds that are [kept](Engine::keep_in_place), because something outside the
 //! records leads to them; handles that several versions refer to; and what is in a draft or in quarantine.
 
 use std::{
@@ -114,7 +114,7 @@ impl Engine {
         }
     }
 
-    /// Whether slabs are being emptied.
+    /// Tells whether slabs are being emptied.
     pub const fn is_compacting(&self) -> bool {
         self.compaction.is_some()
     }

@@ -55,7 +55,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// What contradicts itself, in words; `None` where nothing does.
+    /// The contradiction in these settings, in words; `None` where there is none.
     pub fn contradiction(&self) -> Option<Contradiction> {
         let Self { growth: _, initial, cap, low_watermark, high_watermark, batch, threads: _ } = *self;
         let contradiction = |text| Some(Contradiction(text));

@@ -63,7 +63,7 @@ impl Directory {
         self.add_page(page, |_| true);
     }
 
-    /// Whether there is no free entry.
+    /// Tells whether there is no free entry.
     pub fn is_full(&self) -> bool {
         self.free.is_empty()
     }

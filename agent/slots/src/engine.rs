@@ -439,7 +439,7 @@ impl Engine {
         }
     }
 
-    /// Whether these are the references of a version, each as often as it stands there.
+    /// Tells whether these are the references of a version, each as often as it stands there.
     pub(crate) fn refers_to_exactly(&mut self, root: SlotPtr, handles: &[HandlePtr]) -> bool {
         let (mut refs, mut handles) = (Vec::new(), handles.to_vec());
         self.tree(root, &mut refs);

@@ -25,7 +25,7 @@ impl GrowthFailed {
         Self { reason: error.to_string(), wait, at: Instant::now() }
     }
 
-    /// Whether it is time for another try.
+    /// Tells whether it is time for another try.
     fn is_over(&self) -> bool {
         self.at.elapsed() >= self.wait
     }

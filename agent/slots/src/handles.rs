@@ -1,4 +1,4 @@
-//! What the engine knows of each handle beside the handle's own record.
+//! The engine's knowledge of each handle, beside the handle's own record.
 //!
 //! ```text
 //! name    -> hash table of numbers ---.
@@ -34,7 +34,7 @@ impl HandlePtr {
         self.0
     }
 
-    /// What a record stores to refer to it.
+    /// The reference to it that a record stores.
     pub const fn as_ref(self) -> Ref<Handle> {
         Ref::new(self.0)
     }
@@ -47,9 +47,9 @@ pub(crate) struct Info {
     pub name: Arc<str>,
     /// How many pointers of current versions lead here.
     pub refs: u32,
-    /// Whether programs may have seen it: a version that refers to it, or its own, was published.
+    /// Tells whether programs may have seen it: a version that refers to it, or its own, was published.
     pub seen: bool,
-    /// Whether the resource was published (and not removed since).
+    /// Tells whether the resource was published (and not removed since).
     pub published: bool,
     pub entry: DirectoryEntry,
 }

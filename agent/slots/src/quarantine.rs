@@ -1,6 +1,6 @@
-//! What waits for a grace period.
+//! Slots and handles that wait for a grace period.
 //!
-//! What is retired while a barrier runs waits for the next one: only a grace period that *began*
+//! Whatever is retired while a barrier runs waits for the next one: only a grace period that *began*
 //! after the retirement counts. One barrier frees all that was pending when it began.
 
 use slotmesh_records::SlotPtr;
@@ -63,7 +63,7 @@ impl Quarantine {
         self.pending.append(&mut self.waiting);
     }
 
-    /// Whether handles wait: the version behind each is retired after them.
+    /// Tells whether handles wait: the version behind each is retired after them.
     pub fn holds_handles(&self) -> bool {
         self.handles > 0
     }

@@ -28,19 +28,19 @@ pub enum RecoverError {
     /// The kernel refused.
     #[error("slabs can't be had: {0}")]
     Backing(#[source] BackingError),
-    /// What is there isn't what this build writes.
+    /// The records that are there aren't what this build writes.
     #[error(
         "the records left by an earlier agent are damaged: {what} at {ptr:?}; remove the pin root to begin anew"
     )]
     Damaged {
-        /// What is wrong.
+        /// The fault.
         what: String,
         /// Where.
         ptr: SlotPtr,
     },
 }
 
-/// What was in force when the earlier agent ended.
+/// Resources that were in force when the earlier agent ended.
 #[derive(Debug, Default)]
 pub struct Recovered {
     /// The resources that have a current version.
@@ -68,7 +68,7 @@ pub(crate) struct Found {
     pub recovered: Recovered,
     /// Handles that lead nowhere and to which nothing refers.
     pub unused: Vec<HandlePtr>,
-    /// What is left of handles that were being moved: the one of the two that nothing refers to, and its entry.
+    /// Rests of handles that were being moved: the one of the two that nothing refers to, and its entry.
     pub left: Vec<(HandlePtr, Entry)>,
     pub is_new: bool,
 }

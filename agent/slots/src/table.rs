@@ -46,7 +46,7 @@ struct Slab {
     used_count: u16,
     /// Where the slab stands in which of its class's lists of slabs with idle slots.
     listed: Option<(u8, u32)>,
-    /// What is used of it is being moved elsewhere: it is in no list.
+    /// Its used slots are being moved elsewhere: it is in no list.
     emptying: bool,
     /// How many slots were used when it could not be emptied: not worth a try while there are as many.
     stuck: u16,
@@ -69,7 +69,7 @@ impl Slab {
         usize::from((self.idle_count - 1) * class.units()) * LISTS / UNITS_PER_SLAB as usize
     }
 
-    /// Whether it becomes wholly idle by grace periods alone.
+    /// Tells whether it becomes wholly idle by grace periods alone.
     fn is_retired(&self, class: SlotClass) -> bool {
         self.used_count == 0 && self.idle_count < class.slots_per_slab()
     }
@@ -423,7 +423,7 @@ impl SlotTable {
         }
     }
 
-    /// Whether what is used of this slot's slab is being moved elsewhere.
+    /// Tells whether what is used of this slot's slab is being moved elsewhere.
     pub fn is_emptying(&self, ptr: SlotPtr) -> bool {
         self.slabs.get(ptr.slab_bits() as usize).and_then(Option::as_ref).is_some_and(|slab| slab.emptying)
     }
@@ -436,7 +436,7 @@ impl SlotTable {
         slots + u64::from(self.empty.len()) * SLAB_BYTES as u64
     }
 
-    /// Whether a slot that serves records of this class becomes idle by grace periods alone.
+    /// Tells whether a slot that serves records of this class becomes idle by grace periods alone.
     pub fn may_free(&self, class: SlotClass) -> bool {
         self.retired > 0
             || SlotClass::all().skip(class.index()).any(|class| self.stats[class.index()].retired > 0)

@@ -60,7 +60,7 @@ pub type Answer<'a> = Pin<Box<dyn Future<Output = Result<Admitted, Denied>> + Se
 
 /// Checks tokens.
 pub trait Admission: fmt::Debug + Send + Sync + 'static {
-    /// Whether the bearer of this token is let in. Where several ask, no origin waits for all that another one asks;
+    /// Tells whether the bearer of this token is let in. Where several ask, no origin waits for all that another one asks;
     /// `None` where nobody can tell where it comes from.
     fn admit(&self, token: Token, from: Option<Origin>) -> Answer<'_>;
 }

@@ -28,7 +28,7 @@ impl Bits {
         self.words.get(word).is_some_and(|word| word & bit != 0)
     }
 
-    /// Whether it wasn't in the set.
+    /// Tells whether it wasn't in the set.
     pub(crate) fn insert(&mut self, place: Place) -> bool {
         let (at, bit) = Self::split(place);
         if at >= self.words.len() {
@@ -40,7 +40,7 @@ impl Bits {
         new
     }
 
-    /// Whether it was in the set.
+    /// Tells whether it was in the set.
     pub(crate) fn remove(&mut self, place: Place) -> bool {
         let (at, bit) = Self::split(place);
         let Some(word) = self.words.get_mut(at).filter(|word| **word & bit != 0) else { return false };

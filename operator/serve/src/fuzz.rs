@@ -1,4 +1,4 @@
-//! What fuzzing drives: a stream whose agent says what it likes.
+//! A stream that fuzzing drives: one whose agent says what it likes.
 
 use std::collections::{HashSet, VecDeque};
 
@@ -21,7 +21,7 @@ pub enum Step {
     Accept,
     /// The agent refuses all of it.
     Refuse,
-    /// What is served changes.
+    /// The served resources change.
     Change(Vec<Change>),
 }
 

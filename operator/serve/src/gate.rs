@@ -93,7 +93,7 @@ impl Closer {
         self.waker.wake();
     }
 
-    /// Whether the connection has to end; the task is woken when that changes.
+    /// Tells whether the connection has to end; the task is woken when that changes.
     pub(crate) fn is_closed(&self, waker: &Waker) -> bool {
         self.waker.register(waker);
         self.closed.load(Ordering::Acquire)

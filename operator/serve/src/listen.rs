@@ -9,7 +9,7 @@ use tonic::transport::{Error, Server, server::Connected};
 
 use crate::{Config, Store, service::tracked_server};
 
-/// What is taken in of a connection ahead of being read. Small: it is taken in of strangers, too.
+/// The bytes that are taken in of a connection ahead of being read. Small: it is taken in of strangers, too.
 const WINDOW: u32 = (1 << 16) - 1;
 /// Headers of a request: an agent's token takes about 2 kB.
 const HEADERS: u32 = 16 << 10;

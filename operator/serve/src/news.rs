@@ -1,4 +1,4 @@
-//! What happened on the streams, for one reader that keeps up or doesn't.
+//! Events of the streams, for one reader that keeps up or doesn't.
 //!
 //! Invariant: a stream is named at most once however often it changed, so what waits for a slow reader
 //! is bounded by the streams; and without a reader nothing is kept. An end is never lost: it comes after
@@ -13,7 +13,7 @@ use crate::{
     status::{AgentStatus, Ending, StreamId, StreamNews},
 };
 
-/// What waits for the reader.
+/// Events that wait for the reader.
 #[derive(Debug, Default)]
 pub(crate) struct News {
     /// Somebody reads.

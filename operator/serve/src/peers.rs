@@ -1,4 +1,4 @@
-//! What an agent has of each name of one type, with its sums.
+//! The state of an agent's names of one type, with its sums.
 //!
 //! Of what the agent holds exactly as it is served, the stream keeps a bit: the store has the rest, for all agents
 //! together. Only what differs is written out ([`Peer`]): what the agent lacks or has in another version, is being
@@ -29,7 +29,7 @@ pub(crate) enum Held {
     Foreign,
 }
 
-/// What an agent has of one name.
+/// The state of one name at an agent.
 #[derive(Debug, Default)]
 pub(crate) struct Peer {
     pub(crate) held: Option<Held>,
@@ -50,7 +50,7 @@ impl Peer {
         Self { held: Some(held), ..Self::default() }
     }
 
-    /// Whether this version has to be sent. A version that was refused isn't sent again: its content
+    /// Tells whether this version has to be sent. A version that was refused isn't sent again: its content
     /// would be refused again.
     pub(crate) fn lacks(&mut self, version: Version) -> bool {
         if self.held == Some(Held::Version(version)) {
@@ -65,13 +65,13 @@ impl Peer {
         Some(Rejected { name: name.clone(), version: *version, reason: reason.clone() })
     }
 
-    /// Whether there is nothing to say but that it has this version.
+    /// Tells whether there is nothing to say but that it has this version.
     fn has_just(&self, version: Version) -> bool {
         self.held == Some(Held::Version(version)) && self.sent.is_none() && self.refused.is_none()
     }
 }
 
-/// What is known of one type, with its sums.
+/// The state of all names of one type, with its sums.
 #[derive(Debug)]
 pub(crate) struct Peers {
     ty: ResourceType,
@@ -101,7 +101,7 @@ impl Peers {
         self.others.get(name)
     }
 
-    /// Whether the agent holds the resource of this place as it is served.
+    /// Tells whether the agent holds the resource of this place as it is served.
     pub(crate) fn is_current(&self, place: Place) -> bool {
         self.current.contains(place)
     }
@@ -217,7 +217,7 @@ impl Peers {
         &self.sketch
     }
 
-    /// What is refused.
+    /// The refused names.
     pub(crate) fn rejected(&self) -> Vec<Rejected> {
         self.refused.iter().filter_map(|name| self.others.get(name)?.rejected(name)).collect()
     }

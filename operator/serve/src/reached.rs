@@ -1,4 +1,4 @@
-//! How far the source is known, and what an agent must not be taken back behind.
+//! Knowledge of the source, and the point behind which an agent must not be taken back.
 //!
 //! Versions of resources are hashes of their content, which tell that two differ and not which is newer. So each
 //! response says of which versions of the *source* it is: by kind of object, the last event that is in it. An agent
@@ -33,7 +33,7 @@ impl Versions {
         self
     }
 
-    /// Whether merging adds nothing to the other.
+    /// Tells whether merging adds nothing to the other.
     pub(crate) fn is_within(&self, other: &Self) -> bool {
         self.0.iter().all(|(kind, version)| other.0.get(kind).is_some_and(|held| held >= version))
     }
@@ -57,7 +57,7 @@ impl fmt::Display for Versions {
     }
 }
 
-/// How far the source is known, kind by kind. Versions of one kind are comparable, those of two are not.
+/// Knowledge of the source, kind by kind. Versions of one kind are comparable, those of two are not.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reached {
     /// Up to which version everything is known.
@@ -98,12 +98,12 @@ impl Reached {
         self.needs.0.remove(kind);
     }
 
-    /// What who holds all that is served has to be given back at least.
+    /// The least knowledge that whoever holds all that is served gives back.
     pub(crate) fn needs(&self) -> &Versions {
         &self.needs
     }
 
-    /// Whether all of this is known. What is said of a kind that isn't known at all doesn't count.
+    /// Tells whether all of this is known. What is said of a kind that isn't known at all doesn't count.
     pub(crate) fn covers(&self, versions: &Versions) -> bool {
         versions.0.iter().all(|(kind, version)| self.known.0.get(kind).is_none_or(|known| known >= version))
     }

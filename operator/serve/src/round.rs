@@ -26,11 +26,11 @@ use crate::{
     tracker::{Needs, Sent, Tracker},
 };
 
-/// What a resource or name costs in a message beyond its own bytes, rounded up: tags, lengths, the
+/// The cost of a resource or name in a message beyond its own bytes, rounded up: tags, lengths, the
 /// version and the type URL.
 const OVERHEAD: usize = 160;
 
-/// What is sent at the moment.
+/// The part that is sent at the moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
     /// New and changed resources of this type.
@@ -63,7 +63,7 @@ pub(crate) struct InFlight {
     pub(crate) items: Vec<(ResourceName, Sent)>,
 }
 
-/// What the round has to do next.
+/// The round's next step.
 #[derive(Debug)]
 pub(crate) enum Step {
     /// Send this; its acknowledgement settles these names.
@@ -77,7 +77,7 @@ pub(crate) enum Step {
 #[derive(Debug)]
 pub(crate) struct Round {
     generation: u64,
-    /// How far the source was known, for the agent to give back.
+    /// The knowledge of the source, for the agent to give back.
     source: Arc<str>,
     needs: PerType<Needs>,
     stages: std::slice::Iter<'static, Stage>,

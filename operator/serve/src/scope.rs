@@ -1,4 +1,4 @@
-//! What a node may see of what is served.
+//! The part of what is served that a node may see.
 //!
 //! A [`Scope`] is given from outside and decides by node and name. Through a [`View`] a stream sees a
 //! resource that isn't for its node as one that doesn't exist: it is never sent, and removed where the
@@ -16,7 +16,7 @@ use crate::{
 
 /// Decides what is for which node.
 pub trait Scope: fmt::Debug + Send + Sync + 'static {
-    /// Whether the resource is for this node. The answer may change only in step with
+    /// Tells whether the resource is for this node. The answer may change only in step with
     /// [`Store::apply_for`](crate::Store::apply_for), which names the nodes for which it did.
     fn sees(&self, node: &NodeName, ty: ResourceType, name: &ResourceName) -> bool;
 }
@@ -33,7 +33,7 @@ impl<'a> View<'a> {
         Self { resources, node }
     }
 
-    /// Whether the node may see the resource of this name, if there is one.
+    /// Tells whether the node may see the resource of this name, if there is one.
     pub(crate) fn sees(&self, ty: ResourceType, name: &ResourceName) -> bool {
         match (self.resources.scope(), self.node) {
             (None, _) => true,

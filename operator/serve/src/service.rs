@@ -264,7 +264,7 @@ struct Driver {
     refusals: Arc<Refusals>,
 }
 
-/// What wakes the task.
+/// The events that wake the task.
 enum Event<'a> {
     Request(Result<Option<Box<DeltaDiscoveryRequest>>, Status>),
     Changed,
@@ -277,7 +277,7 @@ enum Event<'a> {
     Lagging,
 }
 
-/// What there is to send.
+/// The next thing to send.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Output {
     /// Perhaps something: ask the state machine when there is room.
@@ -451,7 +451,7 @@ impl End {
     }
 }
 
-/// Whether a peer sent what is no request: bytes that are no protobuf, or more than is read. (What ends with the
+/// Tells whether a peer sent what is no request: bytes that are no protobuf, or more than is read. (What ends with the
 /// connection has its error as its source.)
 fn is_the_peers(error: &Status) -> bool {
     error.source().is_none() && matches!(error.code(), Code::Internal | Code::OutOfRange)

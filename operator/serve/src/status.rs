@@ -1,4 +1,4 @@
-//! What agents have acknowledged, as the command line and status objects read it.
+//! Acknowledgements of agents, as the command line and status objects read it.
 //!
 //! Plain values, copied out of the streams on request: a reader never holds up a stream for longer
 //! than the copy takes.
@@ -55,7 +55,7 @@ impl fmt::Display for StreamId {
     }
 }
 
-/// What one stream has acknowledged.
+/// Acknowledgements of one stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AgentStatus {
     /// The stream.
@@ -66,7 +66,7 @@ pub struct AgentStatus {
     pub up_to_date: bool,
     /// How many requests the agent has sent; it rises only while the agent lives.
     pub requests: u64,
-    /// What the agent told of itself last, if it does.
+    /// The agent's last word on itself, if it gives one.
     pub report: Option<AgentReport>,
     /// Details by resource type.
     pub types: PerType<TypeStatus>,
@@ -75,7 +75,7 @@ pub struct AgentStatus {
 /// Something happened on a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StreamNews {
-    /// What its agent has acknowledged now; when the stream has ended, the last that it had.
+    /// Its agent's acknowledgements now; when the stream has ended, the last that it had.
     pub status: AgentStatus,
     /// How it ended, if it did.
     pub ended: Option<Ending>,
@@ -97,7 +97,7 @@ pub enum Ending {
     Shutdown,
 }
 
-/// What one stream has acknowledged of one resource type.
+/// Acknowledgements of one resource type on one stream.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TypeStatus {
     /// The agent has asked for this type.
@@ -110,7 +110,7 @@ pub struct TypeStatus {
     pub unacknowledged: usize,
     /// How many resources wait to be compared and sent.
     pub pending: usize,
-    /// What the agent refused and has not got a newer version of.
+    /// Resources that the agent refused and has not got a newer version of.
     pub rejected: Vec<Rejected>,
 }
 
@@ -125,7 +125,7 @@ pub struct Rejected {
     pub reason: String,
 }
 
-/// What one agent thinks of one resource.
+/// The answer of one agent to one resource.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Acknowledgement {
     /// This version is in force.

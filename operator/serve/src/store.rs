@@ -1,4 +1,4 @@
-//! What is to be served, and who has to be told of a change.
+//! Resources to be served, and who has to be told of a change.
 //!
 //! Invariant: whoever reads the resources under the lock finds in its inbox every name that changed
 //! up to the generation it reads. So a stream that drains its inbox and copies resources under one
@@ -42,7 +42,7 @@ pub(crate) struct Resources {
     by_type: PerType<Table>,
     generation: u64,
     reached: Reached,
-    /// What an agent that holds all of them has to give back, as it is written: the same for nearly all.
+    /// The knowledge that an agent with all of them gives back, as it is written: the same for nearly all.
     source: Arc<str>,
     scope: Option<Arc<dyn Scope>>,
 }
@@ -86,7 +86,7 @@ impl Resources {
         &self.by_type[ty]
     }
 
-    /// What decides which node sees what; `None` where all see all.
+    /// The rule by which a node sees what it may; `None` where all see all.
     pub(crate) fn scope(&self) -> Option<&dyn Scope> {
         self.scope.as_deref()
     }
@@ -95,7 +95,7 @@ impl Resources {
         self.scope = Some(scope);
     }
 
-    /// How far the source is known of which these resources are.
+    /// Knowledge of the source of which these resources are.
     pub(crate) fn reached(&self) -> &Reached {
         &self.reached
     }
@@ -106,7 +106,7 @@ impl Resources {
         self.source = reached.needs().to_string().into();
     }
 
-    /// What an agent that holds all of these has to give back.
+    /// The knowledge that an agent with all of these gives back.
     pub(crate) fn source(&self) -> &Arc<str> {
         &self.source
     }
@@ -129,7 +129,7 @@ pub(crate) struct Inbox {
 #[derive(Debug, Default)]
 struct Waiting {
     names: Dirty,
-    /// What the agent may see has changed: all is to be compared.
+    /// The agent may see other resources than before: all is to be compared.
     all: bool,
     /// When the first event that led to them was seen.
     seen: Option<Instant>,
@@ -291,19 +291,19 @@ impl Store {
         self.read(|resources| resources.by_type[ty].len())
     }
 
-    /// What each connected agent has acknowledged.
+    /// The acknowledgements of each connected agent.
     pub fn agents(&self) -> Vec<AgentStatus> {
         self.streams().into_iter().filter_map(|(id, connected)| connected.status(id)).collect()
     }
 
-    /// What happens on the streams from now on, for one reader: the last who asked for it.
+    /// Events of the streams from now on, for one reader: the last who asked for it.
     pub fn follow(&self) -> Feed {
         let ids: Vec<StreamId> = lock(&self.0.streams).keys().copied().collect();
         lock(&self.0.news).follow(ids);
         Feed::new(self.clone(), self.status_changes())
     }
 
-    /// What happened since the last call.
+    /// Events since the last call.
     pub(crate) fn take_news(&self) -> Vec<StreamNews> {
         let (changed, mut news) = lock(&self.0.news).take();
         for id in changed {
@@ -314,7 +314,7 @@ impl Store {
         news
     }
 
-    /// What each connected agent thinks of one resource.
+    /// The answer of each connected agent to one resource.
     pub fn acknowledgements(
         &self,
         ty: ResourceType,
@@ -415,7 +415,7 @@ impl Registration {
         self.store.0.reached.subscribe()
     }
 
-    /// Whether the first round waits until the source is known as far as elsewhere.
+    /// Tells whether the first round waits until the source is known as far as elsewhere.
     pub(crate) fn lags(&self) -> bool {
         let stream = lock(&self.connected.stream);
         // Most have nothing to wait for, and don't need the resources to know.
@@ -427,7 +427,7 @@ impl Registration {
         lock(&self.connected.stream).go_on();
     }
 
-    /// What the stream waits for, if for anything.
+    /// The thing that the stream waits for, if any.
     pub(crate) fn awaiting(&self) -> Option<Awaiting> {
         lock(&self.connected.stream).awaiting()
     }

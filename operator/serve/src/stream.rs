@@ -48,7 +48,7 @@ pub(crate) enum Refused {
     TooManyNames { ty: ResourceType, limit: usize },
 }
 
-/// What a stream waits for.
+/// The thing that a stream waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Awaiting {
     pub(crate) stage: Stage,
@@ -64,7 +64,7 @@ pub(crate) struct Stream {
     only: Option<NodeName>,
     /// How many requests came.
     requests: u64,
-    /// What the agent told of itself last.
+    /// The agent's last word on itself.
     report: Option<AgentReport>,
     trackers: PerType<Tracker>,
     round: Option<Round>,
@@ -72,9 +72,9 @@ pub(crate) struct Stream {
     seen: Option<Instant>,
     /// The same of the round that has just been answered.
     answered: Option<Instant>,
-    /// What has to be known before the first round.
+    /// Knowledge that the first round waits for.
     awaits: Option<Versions>,
-    /// What was known elsewhere when the agent was there.
+    /// Knowledge of the replica where the agent was before.
     known: Versions,
     unacknowledged: Unacknowledged,
     last_nonce: u64,
@@ -186,12 +186,12 @@ impl Stream {
         true
     }
 
-    /// Whether the first round has something to wait for.
+    /// Tells whether the first round has something to wait for.
     pub(crate) fn awaits(&self) -> bool {
         self.awaits.is_some()
     }
 
-    /// Whether the first round waits until the source is known as far as elsewhere.
+    /// Tells whether the first round waits until the source is known as far as elsewhere.
     pub(crate) fn lags(&self, resources: &Resources) -> bool {
         let behind = |versions: &Versions| !resources.reached().covers(versions);
         resources.generation() > 0 && self.awaits.as_ref().is_some_and(behind)
@@ -240,7 +240,7 @@ impl Stream {
         self.answered.take()
     }
 
-    /// What the stream waits for, if for anything.
+    /// The thing that the stream waits for, if any.
     pub(crate) fn awaiting(&self) -> Option<Awaiting> {
         let stage = self.round.as_ref()?.stage();
         let responses = self.unacknowledged.len();

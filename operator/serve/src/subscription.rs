@@ -1,4 +1,4 @@
-//! What an agent has asked for, of one resource type.
+//! Subscriptions of an agent to one resource type.
 //!
 //! The rules are those of the incremental xDS protocol: names and the wildcard `*` are independent
 //! of each other, and a first request that names nothing is a wildcard (the legacy form).
@@ -25,7 +25,7 @@ pub(crate) struct Subscription {
     names: HashSet<ResourceName>,
 }
 
-/// What a request asks for and what it gives up.
+/// Names that a request asks for, and names that it gives up.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Asked {
     /// The wildcard is new.
@@ -40,7 +40,7 @@ pub(crate) struct Asked {
 }
 
 impl Subscription {
-    /// Whether the agent wants to hear of this resource.
+    /// Tells whether the agent wants to hear of this resource.
     pub(crate) fn covers(&self, name: &ResourceName) -> bool {
         self.wildcard || self.names.contains(name)
     }

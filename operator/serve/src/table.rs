@@ -30,7 +30,7 @@ impl From<usize> for Place {
     }
 }
 
-/// What there was of a name before it changed.
+/// The state of a name before it changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Before {
     pub(crate) place: Place,
@@ -92,7 +92,7 @@ impl Table {
         self.by_name.iter().map(|(name, place)| (name, *place))
     }
 
-    /// What there was before; the outer `None` where the content is the same.
+    /// The state before; the outer `None` where the content is the same.
     pub(crate) fn upsert(&mut self, resource: Resource) -> Option<Option<Before>> {
         if let Some(place) = self.place(&resource.name) {
             let version = self.at(place).map(|before| before.version);
@@ -108,7 +108,7 @@ impl Table {
         Some(None)
     }
 
-    /// What there was before, if anything.
+    /// The state before, if there was one.
     pub(crate) fn remove(&mut self, name: &ResourceName) -> Option<Before> {
         let place = self.by_name.remove(name)?;
         let version = self.at(place)?.version;

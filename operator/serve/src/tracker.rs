@@ -1,4 +1,4 @@
-//! What one agent has of one resource type, and what it may lack.
+//! Versions that one agent has of one resource type, and those that it may lack.
 //!
 //! Invariant: a name is remembered only while the agent has it in another version than is served, is being sent it
 //! or refused it, or is to be told that it is gone; for all others there are bits. So memory is bounded by what is
@@ -28,7 +28,7 @@ enum Pending {
     Asked,
 }
 
-/// What was sent, or is about to be sent, about a name.
+/// A message about a name that was sent, or is about to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sent {
     /// This version.
@@ -39,12 +39,12 @@ pub(crate) enum Sent {
     Absent,
 }
 
-/// What has to be sent of one type; in the order of the store, which is none.
+/// Resources and removals to be sent of one type; in the order of the store, which is none.
 #[derive(Debug, Default)]
 pub(crate) struct Needs {
     /// An answer is owed, even an empty one.
     pub(crate) answer: bool,
-    /// What is served, at the moment when this was found out.
+    /// The served table, at the moment when this was found out.
     pub(crate) places: Places,
     /// The places of what has to be sent.
     pub(crate) upserts: Vec<Place>,
@@ -177,7 +177,7 @@ impl Tracker {
         }
     }
 
-    /// Whether a round has to look at this type.
+    /// Tells whether a round has to look at this type.
     pub(crate) fn wants_round(&self) -> bool {
         self.answer_owed || !self.pending.is_empty() || !self.changed.is_empty()
     }
@@ -267,7 +267,7 @@ impl Tracker {
         }
     }
 
-    /// Whether the agent is subscribed to this name.
+    /// Tells whether the agent is subscribed to this name.
     pub(crate) fn covers(&self, name: &ResourceName) -> bool {
         self.subscription.as_ref().is_some_and(|subscription| subscription.covers(name))
     }
@@ -317,7 +317,7 @@ impl Tracker {
         }
     }
 
-    /// What the agent thinks of one resource.
+    /// The agent's answer to one resource.
     pub(crate) fn acknowledgement(&self, name: &ResourceName, resources: &Resources) -> Acknowledgement {
         if !self.covers(name) {
             return Acknowledgement::NotSubscribed;

@@ -7,7 +7,7 @@ use std::cell::Cell;
 pub(crate) enum Fault {
     /// A grace period ends at once.
     NoBarrier,
-    /// What is retired while a barrier is under way is freed by that barrier.
+    /// A barrier frees what is retired while it is under way.
     EarlyBarrier,
     /// The store that publishes doesn't order what was written before it.
     UnorderedPublication,
@@ -18,7 +18,7 @@ thread_local! {
     static FAULT: Cell<Option<Fault>> = const { Cell::new(None) };
 }
 
-/// Whether this mistake is to be made.
+/// Tells whether this mistake is to be made.
 pub(crate) fn is_faulty(fault: Fault) -> bool {
     FAULT.get() == Some(fault)
 }

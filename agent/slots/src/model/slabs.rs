@@ -21,7 +21,7 @@ use super::{Fault, is_faulty};
 
 /// Units that are told apart; those behind them count as one. Slots are taken from the front.
 const TRACKED: usize = 16;
-/// What a model needs of a slab: a page of the directory. Copying the rest would take most of the time.
+/// The part of a slab that a model needs: a page of the directory. Copying the rest would take most of the time.
 const BYTES: usize = 4096;
 
 /// One slab, as the programs see it.
@@ -65,7 +65,7 @@ impl Slab {
         self.is_written(&(0..BYTES));
     }
 
-    /// What a program reads.
+    /// The bytes that a program reads.
     pub fn read(&self, offset: usize, length: usize) -> Vec<u8> {
         let range = offset..offset + length;
         self.is_read(&range);
@@ -110,7 +110,7 @@ struct Own {
 #[derive(Debug, Default)]
 pub struct Arena {
     slabs: HashMap<u32, Own>,
-    /// What was written since the last publication.
+    /// Writes since the last publication.
     written: Vec<(u32, Range<usize>)>,
 }
 

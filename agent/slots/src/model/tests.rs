@@ -1,4 +1,4 @@
-//! What holds in every interleaving, and what the model finds when the protocol is broken.
+//! Claims that hold in every interleaving, and what the model finds when the protocol is broken.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -35,7 +35,7 @@ fn explore(preemptions: usize, model: fn()) -> usize {
     tried
 }
 
-/// What the model says of a protocol with this mistake.
+/// The model's verdict on a protocol with this mistake.
 fn verdict(fault: Fault, model: fn()) -> String {
     make(Some(fault));
     let found = catch_unwind(AssertUnwindSafe(|| explore(2, model)));

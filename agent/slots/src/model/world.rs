@@ -1,4 +1,4 @@
-//! What stands for the kernel: slabs that programs reach, program runs, and grace periods.
+//! Stand-ins for the kernel: slabs that programs reach, program runs, and grace periods.
 
 use std::{
     collections::HashMap,
@@ -185,7 +185,7 @@ impl Backing for Kernel {
     }
 }
 
-/// What models do to an engine beside what its users do.
+/// Steps of models on an engine, beside those of its users.
 impl Engine {
     /// Waits for one barrier, and takes over what else is finished before it.
     pub(super) fn wait_for_barrier(&mut self) {

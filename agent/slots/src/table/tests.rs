@@ -158,7 +158,7 @@ struct Owned {
     retired: bool,
 }
 
-/// What the table should know: each slot that isn't idle, and the slabs that there are.
+/// The table's state as it should be: each slot that isn't idle, and the slabs that there are.
 #[derive(Debug, Default)]
 struct Model {
     owned: BTreeMap<u32, Owned>,
@@ -180,7 +180,7 @@ impl Model {
         self.slabs.iter().copied().filter(|&slab| self.in_slab(slab).next().is_none())
     }
 
-    /// Whether a slot of this class is idle.
+    /// Tells whether a slot of this class is idle.
     fn has_room(&self, class: SlotClass) -> bool {
         self.slabs.iter().any(|&slab| match self.in_slab(slab).next() {
             None => true,

@@ -25,7 +25,7 @@ struct Service {
 }
 
 impl Service {
-    /// What its records and handles have, each in whole units of 64 bytes.
+    /// The room of its records and handles, each in whole units of 64 bytes.
     fn bytes(&self) -> usize {
         let units = |bytes: usize| bytes.next_multiple_of(64);
         let handle = units(size_of::<slotmesh_records::Handle>() + self.name.len());

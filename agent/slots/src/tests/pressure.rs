@@ -67,7 +67,7 @@ struct Scene {
     refuses: Arc<AtomicBool>,
     config: Config,
     engine: Engine,
-    /// What is in force: the version of each, and how many endpoints it has.
+    /// Resources in force: the version of each, and how many endpoints it has.
     model: BTreeMap<u8, (u64, usize)>,
 }
 
@@ -153,7 +153,7 @@ impl Scene {
         self.agrees()
     }
 
-    /// What is in force is what was accepted last, whole.
+    /// The version in force is the one that was accepted last, whole.
     fn agrees(&self) -> Result<(), TestCaseError> {
         for (&n, &(version, len)) in &self.model {
             prop_assert_eq!(ports(&self.engine, &name(n)), Some(vec![version as u16; len]), "{}", name(n));

@@ -60,7 +60,7 @@ fn names(response: &DeltaDiscoveryResponse) -> Vec<&str> {
     names
 }
 
-/// What a response does, in one line: `cluster +a +b -c`.
+/// The effect of a response, in one line: `cluster +a +b -c`.
 fn summary(response: &DeltaDiscoveryResponse) -> String {
     let mut text = type_of(response).to_string();
     for name in names(response) {

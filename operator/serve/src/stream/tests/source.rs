@@ -6,7 +6,7 @@ use slotmesh_xds::{give_source_back, source_of};
 use super::*;
 use crate::Reached;
 
-/// What an agent that was elsewhere begins with.
+/// The first request of an agent that was elsewhere.
 fn returning(source: &str) -> DeltaDiscoveryRequest {
     let mut first = subscribe(Cluster, &["*"]);
     let mut metadata = Struct::default();
