@@ -9,7 +9,7 @@ use nix::{
     unistd::Uid,
 };
 
-use crate::up;
+use crate::{up, wait};
 
 /// Runs a scenario in a network namespace that has a loopback interface and no way out.
 ///
@@ -44,28 +44,36 @@ pub fn enter() -> Result<()> {
         "this needs root: it creates cgroups and network namespaces and loads eBPF programs"
     );
     unshare(CloneFlags::CLONE_NEWNET).context("create a network namespace (unshare)")?;
-    ip("link set lo up")
+    ip("link set lo up").map(drop)
 }
 
-/// Gives the loopback interface of this thread's namespace one more address.
+/// Gives the loopback interface of this thread's namespace one more address, to which packets go when this returns.
+///
+/// The kernel takes an address at once, so servers can bind it, but makes its local route in the background, when it
+/// gets the lock of all network settings. Until then the route of its prefix by `lo` is found, which rejects packets:
+/// a connect would fail with its second SYN, after a second.
 ///
 /// # Errors
 /// When the kernel refuses.
 pub fn add_loopback_v6(address: &str) -> Result<()> {
-    ip(&format!("-6 addr add {address}/128 dev lo nodad"))
+    ip(&format!("-6 addr add {address}/128 dev lo nodad"))?;
+    wait::until_true(&format!("a local route to {address}"), || {
+        Ok(!ip(&format!("-6 route show table local {address}"))?.is_empty())
+    })
 }
 
-/// Runs `ip` with these arguments, in this thread's namespace.
+/// Runs `ip` with these arguments, in this thread's namespace, and returns what it prints.
 ///
 /// # Errors
 /// When it fails.
-pub fn ip(arguments: &str) -> Result<()> {
+pub fn ip(arguments: &str) -> Result<String> {
     let output = Command::new("ip")
         .args(arguments.split_whitespace())
         .output()
         .context("run ip (Debian package iproute2)")?;
     let said = String::from_utf8_lossy(&output.stderr);
-    output.status.success().then_some(()).ok_or_else(|| anyhow!("ip {arguments}: {}", said.trim()))
+    ensure!(output.status.success(), "ip {arguments}: {}", said.trim());
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// Runs `inner` in a thread that sees the file systems as they are, but without those of a type.

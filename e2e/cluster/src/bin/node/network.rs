@@ -12,23 +12,37 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr},
     path::PathBuf,
     process::Command,
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
-use slotmesh_cluster::node::{self, Config, pod_networks};
+use slotmesh_cluster::{
+    node::{self, Config, pod_networks},
+    wait::SOON,
+};
 
-fn run(program: &str, arguments: &str) -> Result<()> {
-    let output = Command::new(program)
-        .args(arguments.split_whitespace())
-        .output()
-        .with_context(|| format!("run {program}"))?;
+/// Output of `ip` with these arguments.
+fn asked(arguments: &str) -> Result<String> {
+    let output = Command::new("ip").args(arguments.split_whitespace()).output().context("run ip")?;
     let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{program} {arguments}: {}", said.trim());
-    Ok(())
+    ensure!(output.status.success(), "ip {arguments}: {}", said.trim());
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 fn ip(arguments: &str) -> Result<()> {
-    run("ip", arguments)
+    asked(arguments).map(drop)
+}
+
+/// Waits until packets to a pod's IPv6 address go there: the kernel makes the local route of an address in the
+/// background.
+fn arrives(netns: &str, address: Ipv6Addr) -> Result<()> {
+    let deadline = Instant::now() + SOON;
+    while asked(&format!("-n {netns} -6 route show table local {address}"))?.is_empty() {
+        ensure!(Instant::now() < deadline, "{address} has no local route in {netns}");
+        thread::sleep(Duration::from_millis(2));
+    }
+    Ok(())
 }
 
 /// Joins the network namespace of a process to the bridge of the nodes. Called in the bridge's namespace.
@@ -101,6 +115,7 @@ impl PodNetwork {
         ip(&format!("-n {name} route add default via {gateway}"))?;
         ip(&format!("-n {name} route add {gateway6} dev eth0"))?;
         ip(&format!("-n {name} route add default via {gateway6} dev eth0"))?;
+        arrives(name, address6)?;
         Ok(this)
     }
 
