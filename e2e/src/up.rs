@@ -42,6 +42,9 @@ thread_local! {
     static LOGS: RefCell<Vec<Said>> = const { RefCell::new(Vec::new()) };
 }
 
+/// How long no flush is published when all that belong to a change are: many times what one takes.
+const QUIET: Duration = Duration::from_millis(100);
+
 /// How many lines of an agent are shown.
 const SHOWN_LINES: usize = 200;
 
@@ -322,7 +325,8 @@ impl Up {
         gone.with_context(|| format!("a report says {words:?}: {:#?}", self.reports()))
     }
 
-    /// Makes a change and waits until a flush of this type that it leads to is published.
+    /// Makes a change and waits until the flushes of this type that it leads to are published: one has to be, and
+    /// the change may lead to more, so it also waits until no more come.
     ///
     /// # Errors
     /// When the change fails or none is published soon.
@@ -331,6 +335,12 @@ impl Up {
         change()?;
         wait::until_true(&format!("a flush of a {of} to be published"), || {
             Ok(self.metrics()?.flushes(of) > before)
+        })?;
+        let mut last = 0;
+        wait::until_true(&format!("no more flushes of a {of}"), || {
+            let before = std::mem::replace(&mut last, self.metrics()?.flushes(of));
+            thread::sleep(QUIET);
+            Ok(last == before)
         })
     }
 

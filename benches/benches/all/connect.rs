@@ -4,19 +4,17 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener},
     path::PathBuf,
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    process::Command,
     sync::Arc,
-    time::Duration,
 };
 
 use anyhow::{Context as _, ensure};
 use prost::Message as _;
 use slotmesh_ads::{Sink as _, Update};
 use slotmesh_agent::{Agent, MapSizes, Options, Workload, metrics::Metrics};
-use slotmesh_bench::{Samples, row, section, show, time, verdict};
+use slotmesh_bench::{row, section, show, verdict};
 use slotmesh_kernel::Host;
 use slotmesh_slots::Config;
 use slotmesh_xds::{
@@ -30,12 +28,13 @@ use slotmesh_xds::{
     envoy::envoy::extensions::filters::network::tcp_proxy::v3::{TcpProxy, tcp_proxy::ClusterSpecifier},
     envoy::google::protobuf::{Any, UInt32Value},
 };
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::{Domain, Socket, Type};
 
-use crate::pin_root;
+use crate::{
+    clients::{Side, compare_connects},
+    pin_root,
+};
 
-const ROUNDS: usize = 100;
-const BATCH: usize = 200;
 const VIP: &str = "10.96.0.10:80";
 /// The address of a service with session affinity, and how many endpoints that has.
 const STICKY_VIP: &str = "10.96.0.11:80";
@@ -150,18 +149,25 @@ fn service(
 
 pub fn run() -> anyhow::Result<()> {
     section("connect() and close(): through a VIP beside direct, loopback");
-    // Only this thread and what it starts are in the new namespace, which has no way out.
-    std::thread::scope(|scope| scope.spawn(isolated).join().map_err(|_| anyhow::anyhow!("panicked"))?)
+    with_agent("connect", measure)
 }
 
-fn isolated() -> anyhow::Result<()> {
+/// Measures with an agent that has no resources yet, and a cgroup of its own that it routes. Only the measuring thread
+/// and what it starts are in a new network namespace, which has no way out.
+pub fn with_agent(name: &str, measure: fn(&Agent, &Cgroup) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    std::thread::scope(|scope| {
+        scope.spawn(|| isolated(name, measure)).join().map_err(|_| anyhow::anyhow!("panicked"))?
+    })
+}
+
+fn isolated(name: &str, measure: fn(&Agent, &Cgroup) -> anyhow::Result<()>) -> anyhow::Result<()> {
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).context("a network namespace needs root")?;
     ensure!(Command::new("ip").args(["link", "set", "lo", "up"]).status()?.success(), "ip link");
     let cgroup = Cgroup::create()?;
     let workload =
         Workload { namespace: "bench".to_owned(), name: "client".to_owned(), cgroup: cgroup.0.clone() };
     let options = Options {
-        pin_root: pin_root("connect"),
+        pin_root: pin_root(name),
         slots: Config::default(),
         sockets: slotmesh_agent::memory::SOCKETS,
         maps: MapSizes::default(),
@@ -185,7 +191,9 @@ fn measure(agent: &Agent, cgroup: &Cgroup) -> anyhow::Result<()> {
     std::thread::spawn(move || listener.incoming().for_each(drop));
 
     for clients in [1, 2] {
-        let [direct, mesh, sticky] = compare(clients, [to, vip, sticky_vip], cgroup)?;
+        let inside = Some(cgroup.0.as_path());
+        let [direct, mesh, sticky] =
+            compare_connects(clients, [(to, None), (vip, inside), (sticky_vip, inside)])?;
         let (ratio, sticky) = (mesh.ratio(&direct), sticky.ratio(&direct));
         let many = if clients == 1 { String::new() } else { format!(", {clients} clients at once") };
         row(&format!("connect() + close() direct, p50{many}"), &show(direct.p50()), "");
@@ -216,32 +224,6 @@ fn measure(agent: &Agent, cgroup: &Cgroup) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// So many clients of each target at the same time: the medians of their rounds. The first target is reached directly.
-fn compare<const N: usize>(
-    clients: usize,
-    targets: [SocketAddr; N],
-    cgroup: &Cgroup,
-) -> anyhow::Result<[Samples; N]> {
-    let start = |at| (0..clients).map(|_| Side::start(at)).collect::<anyhow::Result<Vec<_>>>();
-    let mut sides = targets.into_iter().map(start).collect::<anyhow::Result<Vec<_>>>()?;
-    for side in sides.iter().skip(1).flatten() {
-        fs::write(cgroup.0.join("cgroup.procs"), side.child.id().to_string())?;
-    }
-    let mut times = [const { Vec::new() }; N];
-    for round in 0..ROUNDS {
-        for i in 0..N {
-            // Who goes first alternates.
-            let i = if round % 2 == 0 { i } else { N - 1 - i };
-            sides[i].iter_mut().try_for_each(Side::order)?;
-            for side in &mut sides[i] {
-                times[i].push(side.answer()?);
-            }
-        }
-    }
-    sides.into_iter().flatten().try_for_each(Side::end)?;
-    Ok(times.map(Samples::new))
-}
-
 pub fn publish(agent: &Agent, resources: impl IntoIterator<Item = Resource>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     for resource in resources {
@@ -259,11 +241,14 @@ fn bytes(target: SocketAddr, cgroup: Option<&Cgroup>) -> anyhow::Result<f64> {
         .collect::<anyhow::Result<Vec<_>>>()?;
     if let Some(cgroup) = cgroup {
         for holder in &holders {
-            fs::write(cgroup.0.join("cgroup.procs"), holder.child.id().to_string())?;
+            fs::write(cgroup.0.join("cgroup.procs"), holder.pid().to_string())?;
         }
     }
     let before = slab()?;
-    holders.iter_mut().try_for_each(|holder| holder.batch().map(drop))?;
+    holders.iter_mut().try_for_each(|holder| {
+        holder.order()?;
+        holder.answer().map(drop)
+    })?;
     let after = slab()?;
     holders.into_iter().try_for_each(Side::end)?;
     Ok((after - before) / (HOLDERS * HELD) as f64)
@@ -283,59 +268,6 @@ fn slab() -> anyhow::Result<f64> {
     Ok(sum)
 }
 
-/// A process that does something when told to.
-pub struct Side {
-    child: Child,
-    orders: ChildStdin,
-    answers: BufReader<ChildStdout>,
-}
-
-impl Side {
-    fn start(target: SocketAddr) -> anyhow::Result<Self> {
-        Self::run(&["child-connect", &ROUNDS.to_string(), &BATCH.to_string(), &target.to_string()])
-    }
-
-    /// Starts this benchmark again with these arguments.
-    pub fn run(args: &[&str]) -> anyhow::Result<Self> {
-        let mut child = Command::new(std::env::current_exe()?)
-            .args(args)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let orders = child.stdin.take().context("piped")?;
-        let answers = BufReader::new(child.stdout.take().context("piped")?);
-        Ok(Self { child, orders, answers })
-    }
-
-    /// Its process id.
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// The median of one batch.
-    pub fn batch(&mut self) -> anyhow::Result<Duration> {
-        self.order()?;
-        self.answer()
-    }
-
-    fn order(&mut self) -> anyhow::Result<()> {
-        Ok(self.orders.write_all(b"go\n")?)
-    }
-
-    fn answer(&mut self) -> anyhow::Result<Duration> {
-        let mut line = String::new();
-        self.answers.read_line(&mut line)?;
-        Ok(Duration::from_nanos(line.trim().parse().with_context(|| format!("the client said {line:?}"))?))
-    }
-
-    pub fn end(self) -> anyhow::Result<()> {
-        let Self { mut child, orders, answers } = self;
-        drop((orders, answers));
-        ensure!(child.wait()?.success(), "the client failed");
-        Ok(())
-    }
-}
-
 /// Connects so often when told to, and holds the sockets until the end, whatever came of it.
 pub fn child_hold(count: usize, target: SocketAddr) -> anyhow::Result<()> {
     let mut held = Vec::with_capacity(count);
@@ -346,31 +278,6 @@ pub fn child_hold(count: usize, target: SocketAddr) -> anyhow::Result<()> {
             held.push((socket, connected));
         }
         println!("{}", held.len());
-    }
-    Ok(())
-}
-
-pub fn child(rounds: usize, batch: usize, target: SocketAddr) -> anyhow::Result<()> {
-    let stdin = std::io::stdin();
-    for _ in 0..rounds {
-        let mut order = String::new();
-        if stdin.read_line(&mut order)? == 0 {
-            return Ok(());
-        }
-        let mut times = Vec::with_capacity(batch);
-        for _ in 0..batch {
-            let socket = Socket::new(Domain::for_address(target), Type::STREAM, None)?;
-            let (result, took) = time(|| socket.connect(&target.into()));
-            result.with_context(|| format!("connect to {target}"))?;
-            // Wait until the listener has taken and closed it, so that its backlog never fills; reset
-            // on close, so that no sockets pile up in TIME_WAIT.
-            let mut stream = TcpStream::from(socket);
-            ensure!(stream.read(&mut [0])? == 0, "the listener only closes");
-            SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
-            let ((), closing) = time(|| drop(stream));
-            times.push(took + closing);
-        }
-        println!("{}", Samples::new(times).p50().as_nanos());
     }
     Ok(())
 }

@@ -4,17 +4,13 @@
 //! Direct is measured by a process outside the mesh's cgroup, where no program runs at all.
 
 use std::{
-    fs,
     net::{SocketAddr, UdpSocket},
-    process::Command,
-    sync::Arc,
     time::Duration,
 };
 
-use anyhow::{Context as _, ensure};
-use slotmesh_agent::{Agent, MapSizes, Options, Workload, metrics::Metrics};
+use anyhow::ensure;
+use slotmesh_agent::Agent;
 use slotmesh_bench::{Samples, row, section, show, time, verdict};
-use slotmesh_slots::Config;
 use slotmesh_xds::{
     Resource, ResourceType, Transport,
     envoy::envoy::config::listener::v3::{self as listener, listener_filter::ConfigType},
@@ -25,11 +21,10 @@ use slotmesh_xds::{
 };
 
 use crate::{
-    connect::{Cgroup, Side, publish, resources, socket_address},
-    pin_root,
+    clients::compare,
+    connect::{Cgroup, publish, resources, socket_address, with_agent},
 };
 
-const ROUNDS: usize = 100;
 const BATCH: usize = 500;
 const VIP: &str = "10.96.0.10:53";
 const BYTES: usize = 64;
@@ -60,28 +55,7 @@ fn udp_listener(vip: SocketAddr) -> Resource {
 
 pub fn run() -> anyhow::Result<()> {
     section("UDP: datagrams through a VIP beside direct, loopback");
-    // Only this thread and what it starts are in the new namespace, which has no way out.
-    std::thread::scope(|scope| scope.spawn(isolated).join().map_err(|_| anyhow::anyhow!("panicked"))?)
-}
-
-fn isolated() -> anyhow::Result<()> {
-    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).context("a network namespace needs root")?;
-    ensure!(Command::new("ip").args(["link", "set", "lo", "up"]).status()?.success(), "ip link");
-    let cgroup = Cgroup::create()?;
-    let workload =
-        Workload { namespace: "bench".to_owned(), name: "client".to_owned(), cgroup: cgroup.0.clone() };
-    let options = Options {
-        pin_root: pin_root("datagram"),
-        slots: Config::default(),
-        sockets: slotmesh_agent::memory::SOCKETS,
-        maps: MapSizes::default(),
-        workloads: vec![workload],
-        node: String::new(),
-    };
-    let agent = Agent::start(options, Arc::new(Metrics::new()))?;
-    let result = measure(&agent, &cgroup);
-    agent.remove()?;
-    result
+    with_agent("datagram", measure)
 }
 
 fn measure(agent: &Agent, cgroup: &Cgroup) -> anyhow::Result<()> {
@@ -101,25 +75,8 @@ fn measure(agent: &Agent, cgroup: &Cgroup) -> anyhow::Result<()> {
     for (what, name, most) in
         [("send", "sendto(), 64 bytes, unconnected", 1.25), ("receive", "recvfrom()", 1.15)]
     {
-        let side = |to: SocketAddr| {
-            Side::run(&["child-datagram", what, &ROUNDS.to_string(), &BATCH.to_string(), &to.to_string()])
-        };
-        let (mut direct, mut mesh) = (side(to)?, side(vip)?);
-        fs::write(cgroup.0.join("cgroup.procs"), mesh.pid().to_string())?;
-        let (mut direct_times, mut mesh_times) = (Vec::new(), Vec::new());
-        for round in 0..ROUNDS {
-            // Who goes first alternates.
-            if round % 2 == 0 {
-                direct_times.push(direct.batch()?);
-                mesh_times.push(mesh.batch()?);
-            } else {
-                mesh_times.push(mesh.batch()?);
-                direct_times.push(direct.batch()?);
-            }
-        }
-        direct.end()?;
-        mesh.end()?;
-        let (direct, mesh) = (Samples::new(direct_times), Samples::new(mesh_times));
+        let child = ["child-datagram", what, &BATCH.to_string()];
+        let [direct, mesh] = compare(&child, 1, [(to, None), (vip, Some(&cgroup.0))])?;
         let ratio = mesh.ratio(&direct);
         row(&format!("{name} direct, p50"), &show(direct.p50()), "");
         row(&format!("{name} through a VIP, p50"), &show(mesh.p50()), "");
@@ -129,7 +86,7 @@ fn measure(agent: &Agent, cgroup: &Cgroup) -> anyhow::Result<()> {
 }
 
 /// Sends, or receives, so often when told to.
-pub fn child(what: &str, rounds: usize, batch: usize, target: SocketAddr) -> anyhow::Result<()> {
+pub fn child(what: &str, batch: usize, rounds: usize, target: SocketAddr) -> anyhow::Result<()> {
     let stdin = std::io::stdin();
     let mut socket = None;
     for _ in 0..rounds {

@@ -8,6 +8,8 @@
 //! for a profiler.
 
 mod churn;
+#[path = "../shared/clients.rs"]
+mod clients;
 mod compare;
 mod connect;
 mod datagram;
@@ -34,11 +36,11 @@ fn main() -> anyhow::Result<()> {
         ["child-hold", count, target] => return connect::child_hold(count.parse()?, target.parse()?),
         ["child-flush", count] => return flush::child(count.parse()?),
         ["child-hash", count] => return flush::child_hash(count.parse()?),
-        ["child-connect", rounds, batch, target] => {
-            return connect::child(rounds.parse()?, batch.parse()?, target.parse()?);
+        ["child-connect", batch, rounds, target] => {
+            return clients::child(batch.parse()?, rounds.parse()?, target.parse()?);
         }
-        ["child-datagram", what, rounds, batch, target] => {
-            return datagram::child(what, rounds.parse()?, batch.parse()?, target.parse()?);
+        ["child-datagram", what, batch, rounds, target] => {
+            return datagram::child(what, batch.parse()?, rounds.parse()?, target.parse()?);
         }
         ["profile", kind, count] => return compare::profile(kind, count.parse()?),
         ["child-churn", target] => return churn::child(target.parse()?),

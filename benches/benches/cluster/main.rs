@@ -10,9 +10,12 @@
 //!
 //! Root; all in a network namespace without a way out. Whatever is started ends with this process. With
 //! `SLOTMESH_BENCH=quick` a tenth of the rounds, Services and agents is made and the page is left alone;
-//! further words name the parts to run: change, scale, fleet.
+//! further words name the parts to run: change, scale, fleet, beside.
 
+mod beside;
 mod change;
+#[path = "../shared/clients.rs"]
+mod clients;
 mod fleet;
 mod load;
 mod process;
@@ -28,6 +31,12 @@ const FEW: usize = 100;
 
 fn main() -> anyhow::Result<()> {
     let parts: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    // The benchmark starts itself again for whoever connects.
+    if let [child, batch, rounds, target] = parts.as_slice()
+        && child == "child-connect"
+    {
+        return clients::child(batch.parse()?, rounds.parse()?, target.parse()?);
+    }
     introduce()?;
     slotmesh_e2e::net::enter()?;
     slotmesh_e2e::net::ip(&format!("addr add {} dev lo", load::LOCAL))?;
@@ -41,6 +50,18 @@ fn main() -> anyhow::Result<()> {
 
 async fn run(parts: &[String]) -> anyhow::Result<()> {
     let is_wanted = |part: &str| parts.is_empty() || parts.iter().any(|wanted| wanted == part);
+    if is_wanted("beside") {
+        let mut world = world::World::start("middle", effort(1_000)).await?;
+        beside::run(&mut world).await.with_context(|| world.logs())?;
+    }
+    if parts.iter().any(|part| part != "beside") || parts.is_empty() {
+        clusters(is_wanted).await?;
+    }
+    Ok(())
+}
+
+/// The parts that need the small cluster.
+async fn clusters(is_wanted: impl Fn(&str) -> bool) -> anyhow::Result<()> {
     let mut small = world::World::start("small", FEW).await?;
     small.start_operator()?;
     small.start_agent().await?;

@@ -24,6 +24,7 @@ use slotmesh_cluster::{
     cgroups::Cgroups,
     ports,
     process::{Keeper, Process, tail},
+    programs::Program,
     wait,
 };
 use slotmesh_e2e::{
@@ -49,6 +50,7 @@ const PREFIX: &str = "slotmesh-bench-";
 /// See the module's comment.
 pub struct World {
     // Dropped in this order: processes first, then what they use.
+    kube_proxy: Option<Process>,
     agent: Option<Process>,
     operator: Option<Process>,
     pins: PinRoot,
@@ -101,6 +103,7 @@ impl World {
 
         let cgroups = Cgroups::new(PREFIX, &format!("{PREFIX}{}-{name}", std::process::id()))?;
         let mut this = Self {
+            kube_proxy: None,
             agent: None,
             operator: None,
             pins: PinRoot::new(),
@@ -167,6 +170,25 @@ impl World {
         let env = [("KUBECONFIG", self.kubeconfig.as_os_str())];
         self.operator = Some(self.keeper.start_with(&program, &args, &env, &log)?);
         Ok(started)
+    }
+
+    /// Starts kube-proxy for this network namespace, with nftables. It runs until the cluster is dropped.
+    pub fn start_kube_proxy(&mut self) -> Result<()> {
+        let kubeconfig = self.plane.write_kubeconfig("proxy", "system:kube-proxy", None)?;
+        let args = [
+            format!("--kubeconfig={}", kubeconfig.display()),
+            format!("--hostname-override={NODE}"),
+            "--proxy-mode=nftables".to_owned(),
+            "--bind-address=127.0.0.1".to_owned(),
+            // The machine's tables of connections are left as they are.
+            "--conntrack-max-per-core=0".to_owned(),
+            "--conntrack-min=0".to_owned(),
+            "--conntrack-tcp-timeout-established=0s".to_owned(),
+            "--conntrack-tcp-timeout-close-wait=0s".to_owned(),
+        ];
+        let log = self.log("kube-proxy");
+        self.kube_proxy = Some(self.keeper.start(&Program::Proxy.path()?, &args, &log)?);
+        Ok(())
     }
 
     /// Ends the operator.
@@ -259,9 +281,9 @@ impl World {
         self.plane.dir().join("logs").join(format!("{name}.log"))
     }
 
-    /// The ends of the logs of operator and agent.
+    /// The ends of the logs of operator, agent and kube-proxy.
     pub fn logs(&self) -> String {
-        ["operator", "agent"].map(|name| tail(&self.log(name))).join("\n")
+        ["operator", "agent", "kube-proxy"].map(|name| tail(&self.log(name))).join("\n")
     }
 }
 

@@ -1,11 +1,13 @@
 //! slotmesh as the chart installs it, and every namespace that a test makes as one that takes part.
 
 use anyhow::Result;
-use slotmesh_cluster::{Cluster, images::Start, wait};
-use slotmesh_e2e::names::binary;
+use slotmesh_cluster::{Cluster, wait};
 
-/// Where slotmesh is installed.
-pub const SYSTEM: &str = "slotmesh-system";
+#[path = "../shared/chart.rs"]
+mod chart;
+
+pub use chart::SYSTEM;
+
 const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/slotmesh");
 
 /// Labels each namespace as it is created, so that no pod is there before.
@@ -31,17 +33,7 @@ spec: {policyName: takes-part}
 
 /// Installs slotmesh, and lets take part what comes from then on.
 pub async fn install(cluster: &Cluster) -> Result<()> {
-    let slotmesh = binary("slotmesh", "slotmesh")?;
-    for (name, user) in [("operator", "65532:65532"), ("agent", "0:0")] {
-        let start = Start {
-            entrypoint: vec!["/slotmesh".into()],
-            cmd: vec![name.into()],
-            user: user.into(),
-            ..Start::default()
-        };
-        let image = format!("slotmesh/{name}:{}", env!("CARGO_PKG_VERSION"));
-        cluster.images().make(&image, &[(&slotmesh, "/slotmesh")], &start)?;
-    }
+    chart::make_images(cluster)?;
     cluster.helm(&["install", "slotmesh", CHART, "--namespace", SYSTEM, "--create-namespace", "--wait"])?;
     cluster.apply(TAKES_PART)?;
     let label = r"jsonpath={.metadata.labels.slotmesh\.dev/mesh}";

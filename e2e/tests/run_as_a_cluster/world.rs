@@ -25,8 +25,11 @@ use slotmesh_e2e::{
 
 use crate::{crds, readme};
 
-/// Where slotmesh is installed.
-pub const SYSTEM: &str = "slotmesh-system";
+#[path = "../shared/chart.rs"]
+mod chart;
+
+pub use chart::SYSTEM;
+
 /// The namespace that takes part, and one that doesn't.
 pub const LOAD: &str = "load";
 const PLAIN: &str = "plain";
@@ -37,18 +40,7 @@ pub const OPERATORS: &str = "app.kubernetes.io/name=slotmesh,app.kubernetes.io/c
 /// Makes the images that the chart names and installs it, as README.md says; then the load's namespace.
 pub fn prepare(cluster: &mut Cluster) -> Story<'_> {
     Box::pin(async move {
-        let slotmesh = binary("slotmesh", "slotmesh")?;
-        for (name, user) in [("operator", "65532:65532"), ("agent", "0:0")] {
-            // As `make images` makes them, but for the libraries: that is linked statically.
-            let start = Start {
-                entrypoint: vec!["/slotmesh".into()],
-                cmd: vec![name.into()],
-                user: user.into(),
-                ..Start::default()
-            };
-            let image = format!("slotmesh/{name}:{}", env!("CARGO_PKG_VERSION"));
-            cluster.images().make(&image, &[(&slotmesh, "/slotmesh")], &start)?;
-        }
+        chart::make_images(cluster)?;
         let programs = ["backend", "client", "holder"];
         let files: Vec<_> = programs
             .iter()
