@@ -10,6 +10,8 @@
 
 mod candidate;
 mod scoped;
+#[cfg(test)]
+mod trials;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
