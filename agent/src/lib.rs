@@ -20,6 +20,7 @@ mod hosts;
 mod maglev;
 pub mod memory;
 pub mod metrics;
+mod nearness;
 mod packed;
 mod pins;
 mod prepare;

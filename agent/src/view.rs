@@ -3,20 +3,24 @@
 //!
 //! 1. Endpoints for the callers on one node are for those only.
 //! 2. Degraded ones (that serve while they terminate) are for when there is no other.
-//! 3. Where each endpoint is meant for some nodes, and one for this node: those. Else where each is meant for some
+//! 3. Where a policy says how to choose among localities, as it says ([`nearness`](crate::nearness)).
+//! 4. Where each endpoint is meant for some nodes, and one for this node: those. Else where each is meant for some
 //!    zones, and one for this node's zone: those. Else all of them.
 
 use slotmesh_xds::EndpointHints;
 
-use crate::config::{Endpoint, Endpoints};
+use crate::{
+    config::{Endpoint, Endpoints, NodePlace},
+    nearness,
+};
 
 /// Where this node is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct View {
     /// Its name; empty where it isn't known.
     pub node: String,
-    /// Its zone; empty where it has none.
-    pub zone: String,
+    /// Its region and zone.
+    pub place: NodePlace,
 }
 
 impl Endpoints<'_> {
@@ -26,8 +30,12 @@ impl Endpoints<'_> {
         if hints.is_empty() {
             return;
         }
+        let policy = hints.iter().find_map(|hints| hints.policy.as_ref());
         for family in [&mut self.v4, &mut self.v6] {
             see(family, &hints, view);
+            if let Some(policy) = policy {
+                nearness::choose(policy, family, &self.localities, &hints, view);
+            }
         }
         self.leave_localities();
     }
@@ -59,7 +67,7 @@ fn see(family: &mut Vec<Endpoint>, hints: &[EndpointHints], view: &View) {
         family.retain(|endpoint| !endpoint.degraded);
     }
     let sorts: [(Names, &String); 2] =
-        [(|hints| &hints.for_nodes, &view.node), (|hints| &hints.for_zones, &view.zone)];
+        [(|hints| &hints.for_nodes, &view.node), (|hints| &hints.for_zones, &view.place.zone)];
     for (names, own) in sorts {
         let all_meant = family.iter().all(|endpoint| !names(of(endpoint)).is_empty());
         let meant = |endpoint: &Endpoint| names(of(endpoint)).contains(own);
@@ -180,7 +188,7 @@ mod tests {
             all in prop::collection::vec(given(), 0..8), local: bool, node in 1..4_u8, zone in 0..4_u8,
         ) {
             let mut endpoints = sent(&all, local);
-            endpoints.see_from(&View { node: format!("n{node}"), zone: name(zone) });
+            endpoints.see_from(&View { node: format!("n{node}"), place: NodePlace { zone: name(zone), ..NodePlace::default() } });
             let chosen = endpoints.v4.iter().chain(&endpoints.v6);
             let found: BTreeSet<usize> = chosen.clone().map(|one| one.weight.get() as usize - 1).collect();
             prop_assert_eq!(&found, &kube_proxy(&all, local, node, zone));

@@ -24,7 +24,7 @@ use slotmesh_slots::{Backing, Config, Contradiction, Engine, Full, HandlePtr, Re
 use slotmesh_xds::{Rejection, Resource, ResourceName, ResourceType, Version};
 
 use crate::{
-    config::{Endpoints, Invalid, Message, Model, Settings},
+    config::{Endpoints, Invalid, Message, Model, NodePlace, Settings},
     flatten::{flush, kind, resource_type, vip_key},
     held::{is_viewed, vips},
     memory,
@@ -240,10 +240,10 @@ impl Writer {
         self.view.node = name;
     }
 
-    /// This node's zone.
-    fn set_zone(&mut self, zone: &str) {
-        if self.view.zone != zone {
-            zone.clone_into(&mut self.view.zone);
+    /// Where this node is.
+    fn set_place(&mut self, place: NodePlace) {
+        if self.view.place != place {
+            self.view.place = place;
             let viewed = std::mem::take(&mut self.viewed).into_iter();
             self.stale.extend(viewed.map(|name| (ResourceType::Endpoints, name.into())));
         }
@@ -341,7 +341,7 @@ impl Writer {
 
     /// Puts settings of the slots in force, over those of the agent's flags.
     fn configure(&mut self, resource: &Resource) -> Result<(), Refusal> {
-        let Settings { profile, slots, zone } = Settings::decode(resource, self.flags)?;
+        let Settings { profile, slots, place } = Settings::decode(resource, self.flags)?;
         // The flags' own cap was looked at when the agent started.
         if slots.cap != self.flags.cap {
             memory::check(&slots, self.sockets).map_err(|error| Invalid::Field {
@@ -350,8 +350,8 @@ impl Writer {
             })?;
         }
         self.engine.set_config(slots).map_err(Invalid::from)?;
-        tracing::info!(profile, ?slots, zone, "settings of the node are in force");
-        self.set_zone(&zone);
+        tracing::info!(profile, ?slots, ?place, "settings of the node are in force");
+        self.set_place(place);
         let (name, version) = (resource.name.clone(), resource.version);
         self.settings = Some(SettingsInForce { name, version, profile });
         Ok(())
@@ -362,7 +362,7 @@ impl Writer {
         if self.settings.as_ref().is_none_or(|held| held.name != *name) {
             return;
         }
-        self.set_zone("");
+        self.set_place(NodePlace::default());
         // The agent was started with them, so they contradict nothing.
         if let Err(error) = self.engine.set_config(self.flags) {
             tracing::error!(%error, "the agent's own settings of the slots can't be put back");

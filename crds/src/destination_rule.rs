@@ -80,6 +80,9 @@ pub struct TrafficPolicy {
     /// How many connections there may be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connection_pool: Option<ConnectionPool>,
+    /// Which endpoints are left out for some time, because they fail.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outlier_detection: Option<OutlierDetection>,
     /// What is said of single ports instead.
     #[serde(default, deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
     pub port_level_settings: Vec<PortTrafficPolicy>,
@@ -101,6 +104,9 @@ pub struct PortTrafficPolicy {
     /// How many connections there may be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connection_pool: Option<ConnectionPool>,
+    /// Which endpoints are left out for some time, because they fail.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outlier_detection: Option<OutlierDetection>,
     /// Everything else.
     #[serde(flatten)]
     pub rest: Rest,
@@ -116,6 +122,9 @@ pub struct LoadBalancer {
     /// By a hash of something.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub consistent_hash: Option<ConsistentHash>,
+    /// By where callers and endpoints are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub locality_lb_setting: Option<LocalityLbSetting>,
     /// Everything else.
     #[serde(flatten)]
     pub rest: Rest,
@@ -129,6 +138,63 @@ pub struct ConsistentHash {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub use_source_ip: Option<bool>,
     /// Everything else.
+    #[serde(flatten)]
+    pub rest: Rest,
+}
+
+/// How to choose among endpoints by where they are. Localities are written `REGION/ZONE/SUBZONE`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LocalityLbSetting {
+    /// Tells whether it is done; unset means yes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enabled: Option<bool>,
+    /// The shares of localities.
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
+    pub distribute: Vec<Distribute>,
+    /// The regions that go before others, where none of the own one is ready.
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
+    pub failover: Vec<Failover>,
+    /// Labels, `KEY` or `KEY=VALUE`, that endpoints have in common with the caller, the most important first.
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
+    pub failover_priority: Vec<String>,
+    /// Everything else.
+    #[serde(flatten)]
+    pub rest: Rest,
+}
+
+/// The shares of localities for callers of one.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Distribute {
+    /// The locality of the callers.
+    #[serde(default)]
+    pub from: String,
+    /// Share in percent by locality.
+    #[serde(default, deserialize_with = "or_default")]
+    pub to: BTreeMap<String, u32>,
+    /// Everything else.
+    #[serde(flatten)]
+    pub rest: Rest,
+}
+
+/// The region that goes before others for callers of one.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Failover {
+    /// The region of the callers.
+    #[serde(default)]
+    pub from: String,
+    /// The region of the endpoints.
+    #[serde(default)]
+    pub to: String,
+    /// Everything else.
+    #[serde(flatten)]
+    pub rest: Rest,
+}
+
+/// When endpoints are left out because they fail.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct OutlierDetection {
+    /// Everything.
     #[serde(flatten)]
     pub rest: Rest,
 }

@@ -15,8 +15,9 @@ mod sidecar;
 mod virtual_service;
 
 pub use destination_rule::{
-    CallerSelector, ConnectionPool, ConsistentHash, DestinationRule, DestinationRuleSpec, LoadBalancer,
-    PortTrafficPolicy, RuleSubset, TcpPool, TrafficPolicy,
+    CallerSelector, ConnectionPool, ConsistentHash, DestinationRule, DestinationRuleSpec, Distribute,
+    Failover, LoadBalancer, LocalityLbSetting, OutlierDetection, PortTrafficPolicy, RuleSubset, TcpPool,
+    TrafficPolicy,
 };
 pub use service_entry::{
     EntryPort, ServiceEntry, ServiceEntrySpec, WorkloadEntry, WorkloadEntrySpec, WorkloadSelector,

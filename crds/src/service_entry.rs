@@ -110,6 +110,9 @@ pub struct WorkloadEntrySpec {
     /// Its share of the connections, relative to those of the others; 0 and unset mean 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight: Option<u32>,
+    /// Where it is: `REGION/ZONE/SUBZONE`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub locality: Option<String>,
     /// Everything else.
     #[serde(flatten)]
     pub rest: Rest,

@@ -18,7 +18,9 @@ mod workload;
 
 pub use envoy_types::pb as envoy;
 pub use matching::{CallerClass, OneOfClasses};
-pub use metadata::{EndpointHints, SessionAffinity};
+pub use metadata::{
+    EndpointHints, LocalityPolicy, LocalityShare, LocalityShares, RegionFailover, SessionAffinity,
+};
 pub use nack::{Rejection, rejections_from_status, status_from_rejections};
 pub use parts::{more_follows, source_of, system_version_info};
 pub use per_type::PerType;

@@ -33,6 +33,12 @@ pub struct SlotSettings {
     /// The zone of the node, by its label `topology.kubernetes.io/zone`; empty where it has none.
     #[prost(string, tag = "8")]
     pub zone: String,
+    /// Its region, by its label `topology.kubernetes.io/region`; empty where it has none.
+    #[prost(string, tag = "9")]
+    pub region: String,
+    /// The part of the zone, by its label `topology.istio.io/subzone`; empty where it has none.
+    #[prost(string, tag = "10")]
+    pub sub_zone: String,
 }
 
 /// When outer records are created.

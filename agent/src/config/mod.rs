@@ -31,7 +31,7 @@ pub use endpoints::{Endpoint, Endpoints, Locality};
 pub use listener::{Action, Chain, Listener};
 use path::At;
 pub use route::{HostKey, Route, RouteEntry, VirtualHost};
-pub use settings::Settings;
+pub use settings::{NodePlace, Settings};
 use slotmesh_xds::{
     Resource, ResourceType, Transport,
     envoy::{

@@ -12,8 +12,19 @@ pub struct Settings {
     pub profile: String,
     /// All settings, those of the agent's flags included.
     pub slots: Config,
-    /// The zone of the node; empty where it has none.
+    /// Where the node is.
+    pub place: NodePlace,
+}
+
+/// Where a node is; what isn't known is empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodePlace {
+    /// Its region.
+    pub region: String,
+    /// Its zone.
     pub zone: String,
+    /// The part of the zone.
+    pub sub_zone: String,
 }
 
 impl Settings {
@@ -30,8 +41,19 @@ impl Settings {
             Ok(SlotGrowth::OnDemand) => Growth::OnDemand,
             Err(_) => return Err(invalid("growth", format!("{} is no mode of growth", message.growth))),
         };
-        let SlotSettings { profile, initial, cap, low_watermark, high_watermark, batch, growth: _, zone } =
-            message;
+        let SlotSettings {
+            profile,
+            initial,
+            cap,
+            low_watermark,
+            high_watermark,
+            batch,
+            growth: _,
+            zone,
+            region,
+            sub_zone,
+        } = message;
+        let place = NodePlace { region, zone, sub_zone };
         let slots = Config {
             growth,
             initial: initial.unwrap_or(flags.initial),
@@ -42,7 +64,7 @@ impl Settings {
             threads: flags.threads,
         };
         match slots.contradiction() {
-            None => Ok(Self { profile, slots, zone }),
+            None => Ok(Self { profile, slots, place }),
             Some(contradiction) => Err(invalid(
                 format!("SlotProfile {profile}"),
                 format!(
@@ -73,10 +95,12 @@ mod tests {
             low_watermark: Some(0),
             growth: SlotGrowth::OnDemand.into(),
             zone: "a".into(),
+            region: "eu".into(),
             ..Default::default()
         };
         let expected = Config { cap: 4096, low_watermark: 0, growth: Growth::OnDemand, ..Config::default() };
-        let expected = Settings { profile: "large".into(), slots: expected, zone: "a".into() };
+        let place = NodePlace { region: "eu".into(), zone: "a".into(), sub_zone: String::new() };
+        let expected = Settings { profile: "large".into(), slots: expected, place };
         assert_eq!(decoded(&settings).unwrap(), expected);
     }
 

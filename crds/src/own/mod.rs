@@ -19,8 +19,8 @@ pub use mesh_node::{MeshNode, MeshNodeSpec, MeshNodeStatus, Refusal, SlotUse, St
 pub use mesh_replica::{AgentGroup, MeshReplica, MeshReplicaSpec, MeshReplicaStatus};
 pub use slot_profile::{GrowthMode, SLAB_COST, SlotProfile, SlotProfileSpec, SlotProfileStatus};
 pub use traffic_policy::{
-    AncestorRef, Balancing, LoadBalancing, PolicyAncestor, PolicyStatus, PolicyTarget, TrafficPolicy,
-    TrafficPolicySpec,
+    AncestorRef, Balancing, LoadBalancing, LocalityDistribution, LocalityFailover, LocalityPreference,
+    PolicyAncestor, PolicyStatus, PolicyTarget, TrafficPolicy, TrafficPolicySpec,
 };
 
 /// The API group of slotmesh's own objects.

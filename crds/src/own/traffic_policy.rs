@@ -2,6 +2,8 @@
 
 #![expect(clippy::duplicated_attributes, reason = "each printcolumn has its own type and path")]
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -41,8 +43,8 @@ use super::schema::conditions;
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[x_kube(
-    validation = Rule::new("has(self.loadBalancing) || has(self.maxConnections)")
-        .message("the policy says nothing: set loadBalancing or maxConnections"),
+    validation = Rule::new("has(self.loadBalancing) || has(self.maxConnections) || has(self.locality)")
+        .message("the policy says nothing: set loadBalancing, maxConnections or locality"),
     validation = Rule::new(
         "self.targetRefs.all(a, self.targetRefs.exists_one(b, a.name == b.name && (has(a.sectionName) ? a.sectionName : '') == (has(b.sectionName) ? b.sectionName : '')))"
     )
@@ -61,6 +63,63 @@ pub struct TrafficPolicySpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1000000))]
     pub max_connections: Option<u32>,
+    /// How a connection chooses among endpoints by where these are and where the caller is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub locality: Option<LocalityPreference>,
+}
+
+/// How a connection chooses among endpoints by where these are. With nothing set, the nearest are taken: those of the
+/// caller's zone, where none is ready there those of its region, else others. A locality is written
+/// REGION/ZONE/SUBZONE; what is left out at the end, or is *, may be anything.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[x_kube(validation = Rule::new(
+    "(has(self.distribute) ? 1 : 0) + (has(self.failover) ? 1 : 0) + (has(self.failoverPriority) ? 1 : 0) <= 1"
+)
+.message("distribute, failover and failoverPriority exclude each other"))]
+#[serde(rename_all = "camelCase")]
+pub struct LocalityPreference {
+    /// The shares of localities for callers of others: the first entry for the caller's locality counts, and callers
+    /// for whom there is none choose from all endpoints alike.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1, max = 64))]
+    pub distribute: Vec<LocalityDistribution>,
+    /// The region that goes before the remaining ones, where none of the caller's own is ready.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1, max = 64))]
+    pub failover: Vec<LocalityFailover>,
+    /// What endpoints have to have in common with the caller to go before others, the most important first:
+    /// topology.kubernetes.io/region, topology.kubernetes.io/zone, topology.istio.io/subzone or
+    /// kubernetes.io/hostname of the node, or a label of the endpoint with its value, KEY=VALUE. Those that agree in
+    /// the most entries from the first on are taken.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1, max = 32), inner(length(min = 1, max = 317)))]
+    pub failover_priority: Vec<String>,
+}
+
+/// The shares of localities for callers of one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LocalityDistribution {
+    /// The locality of the callers.
+    #[schemars(length(min = 1, max = 253))]
+    pub from: String,
+    /// Share in percent by locality; 100 together. Those of the longest name count first. A share of which no endpoint
+    /// is ready goes to the others; endpoints without a share get no connections.
+    #[schemars(extend("minProperties" = 1, "maxProperties" = 64))]
+    pub to: BTreeMap<String, u32>,
+}
+
+/// The region that goes before the remaining ones, for callers of one.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[x_kube(validation = Rule::new("self.from != self.to").message("from and to are the same region"))]
+#[serde(rename_all = "camelCase")]
+pub struct LocalityFailover {
+    /// The region of the callers.
+    #[schemars(length(min = 1, max = 63))]
+    pub from: String,
+    /// The region of the endpoints.
+    #[schemars(length(min = 1, max = 63))]
+    pub to: String,
 }
 
 /// A Service, or a port of it.

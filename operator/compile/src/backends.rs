@@ -3,7 +3,7 @@
 //! There is one for each port and for each port and subset to which an address or a route leads. Where DestinationRules
 //! say something else to some callers, there is one more for these, called after the rules that say so: callers who are
 //! told the same share it. Endpoints are the same for all clusters of a port whose subsets have the same labels, so
-//! they stand once.
+//! they stand once; but where callers choose among localities in another way.
 //!
 //! This alone decides which clusters exist: assignments are made for the same ones, and routes lead to them. What
 //! nobody can connect to costs no node anything.
@@ -13,6 +13,7 @@ use std::{
     sync::Arc,
 };
 
+use prost::Message as _;
 use slotmesh_xds::{Transport, Version};
 
 use crate::{
@@ -40,8 +41,12 @@ pub(crate) struct Backend<'a> {
     pub(crate) labels: Option<&'a BTreeMap<String, String>>,
     /// Tells whether callers of the Service's own namespace have a subset of this name with other labels, or none.
     differs: bool,
+    /// Tells whether these choose among localities in another way.
+    is_elsewhere: bool,
     /// How rules have its connections treated.
     pub(crate) traffic: Traffic,
+    /// The rule whose traffic policy counts for the Service as a whole.
+    pub(crate) ruler: Option<&'a ObjectName>,
 }
 
 impl<'a> Backend<'a> {
@@ -57,9 +62,12 @@ impl<'a> Backend<'a> {
         let traffic = rules.traffic(port.number, subset);
         let differs = labels != of_own;
         // Other rules that say the same make no other cluster.
-        let is_other = differs || traffic != own.traffic(port.number, subset);
+        let of_own = own.traffic(port.number, subset);
+        let is_other = differs || traffic != of_own;
+        let is_elsewhere = traffic.locality_policy() != of_own.locality_policy();
         let scope = Some(of(rules)).filter(|scope| is_other && *scope != of(own));
-        Some(Self { port, subset, scope, definer, labels, differs, traffic })
+        let ruler = rules.policy().map(|(name, _)| name);
+        Some(Self { port, subset, scope, definer, labels, differs, is_elsewhere, traffic, ruler })
     }
 
     /// The name of the cluster.
@@ -72,12 +80,14 @@ impl<'a> Backend<'a> {
 
     /// The name of its assignment.
     pub(crate) fn assignment(&self, host: &str) -> String {
-        let Some(labels) = self.labels.filter(|_| self.differs) else {
+        if !self.differs && !self.is_elsewhere {
             return cluster_name(host, self.port, self.subset);
-        };
+        }
         let mut text = String::new();
-        labels.iter().for_each(|(key, value)| text.extend([key, "=", value, ","]));
-        cluster_name(host, self.port, &format!("~{}", Version::of(text.as_bytes())))
+        self.labels.into_iter().flatten().for_each(|(key, value)| text.extend([key, "=", value, ","]));
+        let mut text = text.into_bytes();
+        text.extend(self.traffic.locality_policy().iter().flat_map(|policy| policy.encode_to_vec()));
+        cluster_name(host, self.port, &format!("~{}", Version::of(&text)))
     }
 }
 

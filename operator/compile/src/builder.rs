@@ -563,6 +563,13 @@ impl PolicyBuilder {
         self.0.spec.max_connections = Some(connections);
         self
     }
+
+    /// Chooses by where endpoints are.
+    #[must_use]
+    pub fn locality(mut self, locality: crds::own::LocalityPreference) -> Self {
+        self.0.spec.locality = Some(locality);
+        self
+    }
 }
 
 /// A backend of a route with a weight: `service:port`, or `namespace/service:port`.

@@ -9,8 +9,8 @@ use std::collections::BTreeSet;
 use slotmesh_xds::Transport;
 
 use crate::{
-    Index, Kind, ObjectName, Reason, Report,
-    backends::backends,
+    Index, Kind, ObjectKey, ObjectName, Reason, Report,
+    backends::{Backend, backends},
     compiler::Compiled,
     envoy,
     model::{Caller, ServicePort, Target, Traffic, TrafficPolicy},
@@ -24,11 +24,7 @@ use crate::{
 pub(crate) fn compile(index: &Index, name: &ObjectName) -> Compiled {
     let host = index.host(name);
     let resources = backends(index, name).into_iter().map(|backend| {
-        let port = index.service(name).and_then(|service| service.port(backend.port));
-        let policies = port.into_iter().flat_map(|port| in_force(index, name, port));
-        let of_policies =
-            policies.fold(Traffic::default(), |before, (_, policy, _)| before.or(policy.traffic));
-        let mut traffic = of_policies.or(backend.traffic);
+        let mut traffic = traffic(index, name, &backend);
         if backend.port.protocol == Transport::Udp {
             // There are none to be counted.
             traffic.max_connections = None;
@@ -42,6 +38,33 @@ pub(crate) fn compile(index: &Index, name: &ObjectName) -> Compiled {
     compiled.reports.extend(limits_of_udp(index, name));
     compiled.reports.extend(entry_reports(index, name));
     compiled
+}
+
+/// How connections to a cluster are treated.
+pub(crate) fn traffic(index: &Index, name: &ObjectName, backend: &Backend<'_>) -> Traffic {
+    let port = index.service(name).and_then(|service| service.port(backend.port));
+    let policies = port.into_iter().flat_map(|port| in_force(index, name, port));
+    let of_policies =
+        policies.fold(Traffic::default(), |before, (_, policy, _)| before.or(policy.traffic.clone()));
+    of_policies.or(backend.traffic.clone())
+}
+
+/// Who says how callers choose among the localities of a cluster.
+pub(crate) fn says_localities(index: &Index, name: &ObjectName, backend: &Backend<'_>) -> Option<ObjectKey> {
+    let port = index.service(name).and_then(|service| service.port(backend.port));
+    let mut policies = port.into_iter().flat_map(|port| in_force(index, name, port));
+    let policy = policies.find(|(_, policy, _)| policy.traffic.localities.is_some());
+    if let Some((name, ..)) = policy {
+        return Some(ObjectKey { kind: Kind::TrafficPolicy, name: name.clone() });
+    }
+    let of_subset = backend.definer.filter(|rule| {
+        let subset = index.rule_named(rule).and_then(|rule| rule.subsets.get(backend.subset));
+        subset.is_some_and(|subset| {
+            subset.policy.of(backend.port.number, Traffic::default()).localities.is_some()
+        })
+    });
+    let rule = of_subset.or(backend.ruler)?;
+    Some(ObjectKey { kind: Kind::DestinationRule, name: rule.clone() })
 }
 
 type Attached<'a> = (&'a ObjectName, &'a TrafficPolicy, &'a Target);

@@ -6,22 +6,24 @@
 //! cluster IP can only go to an IPv4 endpoint.
 //!
 //! What depends on where the caller is, is decided on its node, of the same bytes for all: for whom endpoints are
-//! meant travels along, and where callers have only those of their own node, all of both sorts do.
+//! meant travels along, and where callers have only those of their own node, all of both sorts do. Where callers choose
+//! among localities, where each endpoint is travels along, and how they choose.
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
     net::SocketAddr,
 };
 
-use slotmesh_xds::EndpointHints;
+use slotmesh_xds::{EndpointHints, LocalityPolicy};
 
 use crate::{
     Index, Kind, ObjectName, Reason, Report,
-    backends::backends,
+    backends::{Backend, backends},
+    clusters,
     compiler::Compiled,
     envoy,
     index::Backing,
-    model::{Hints, Service, ServicePort, SlicePort, TargetPort},
+    model::{Hints, Place, Service, ServicePort, SlicePort, TargetPort},
     report::Findings,
 };
 
@@ -36,12 +38,21 @@ struct Candidate<'a> {
     weight: u32,
     node: Option<&'a str>,
     hints: Option<&'a Hints>,
+    /// Where it is, where anybody asks.
+    place: Place<'a>,
 }
 
 impl Candidate<'_> {
     /// One that is ready, wherever it is.
-    const ANYWHERE: Self =
-        Self { ready: true, fallback: false, labels: None, weight: 1, node: None, hints: None };
+    const ANYWHERE: Self = Self {
+        ready: true,
+        fallback: false,
+        labels: None,
+        weight: 1,
+        node: None,
+        hints: None,
+        place: Place { region: "", zone: "", sub_zone: "" },
+    };
 }
 
 type Candidates<'a> = BTreeMap<SocketAddr, Candidate<'a>>;
@@ -56,15 +67,31 @@ pub(crate) fn compile(index: &Index, name: &ObjectName) -> Compiled {
     // The ports for which there is no endpoint, by subset and who defines it.
     let mut empty = BTreeMap::new();
     let mut made = BTreeSet::new();
-    for backend in backends(index, name) {
+    let backends = backends(index, name).into_iter().map(|backend| {
+        let policy = clusters::traffic(index, name, &backend).locality_policy();
+        (backend, policy)
+    });
+    let backends: Vec<_> = backends.collect();
+    let wanted = Wanted {
+        labels: index.has_subsets(name)
+            || backends
+                .iter()
+                .any(|(_, policy)| policy.as_ref().is_some_and(|policy| asks_for_labels(policy))),
+        places: backends.iter().any(|(_, policy)| policy.is_some()),
+    };
+    for (backend, policy) in backends {
         let assignment = backend.assignment(&host);
         if !made.insert(assignment.clone()) {
             continue;
         }
         if let Some(port) = service.port(backend.port).filter(|port| Some(port.key) != of_port.0) {
-            of_port = (Some(port.key), candidates(index, name, port, &mut reports));
+            of_port = (Some(port.key), candidates(index, name, port, wanted, &mut reports));
         }
-        let chosen = choose(&of_port.1, service.local, |candidate| {
+        let policy = policy.as_deref().filter(|_| !service.local);
+        if let Some(policy) = policy {
+            reports.extend(shares_of_nobody(index, name, &backend, policy, &of_port.1));
+        }
+        let chosen = choose(&of_port.1, service.local, policy, |candidate| {
             backend.labels.is_none_or(|labels| {
                 let all = |has: &BTreeMap<_, _>| labels.iter().all(|(k, v)| has.get(k) == Some(v));
                 labels.is_empty() || candidate.labels.is_some_and(all)
@@ -112,6 +139,47 @@ fn without_endpoints(
     Some(Report { at: Some(name.clone()), ..report })
 }
 
+/// Tells whether endpoints with some labels go before others.
+fn asks_for_labels(policy: &LocalityPolicy) -> bool {
+    policy.prefer.iter().any(|preference| preference.contains('='))
+}
+
+/// Says which shares of localities go to the others, as they have no endpoint.
+fn shares_of_nobody(
+    index: &Index,
+    name: &ObjectName,
+    backend: &Backend<'_>,
+    policy: &LocalityPolicy,
+    candidates: &Candidates<'_>,
+) -> Vec<Report> {
+    let says = Some(policy).filter(|policy| !policy.distribute.is_empty());
+    let Some(by) = says.and_then(|_| clusters::says_localities(index, name, backend)) else {
+        return Vec::new();
+    };
+    let mut found = Findings::new(index.object_ref(by.kind, &by.name));
+    let is_of = |to: &str| candidates.values().any(|candidate| candidate.place.is_of(to));
+    let lost: BTreeSet<&str> = policy
+        .distribute
+        .iter()
+        .flat_map(|shares| &shares.to)
+        .map(|share| share.to.as_str())
+        .filter(|to| !is_of(to))
+        .collect();
+    if !lost.is_empty() {
+        let lost = lost.into_iter().collect::<Vec<_>>().join(", ");
+        let field = match by.kind {
+            Kind::TrafficPolicy => "spec.locality.distribute",
+            _ => "spec.trafficPolicy.loadBalancer.localityLbSetting.distribute",
+        };
+        let what = format!(
+            "no endpoint of {} is in {lost}; where others have a share, too, they get it, else connections are refused",
+            index.called(name)
+        );
+        found.note(field, what);
+    }
+    found.reports.into_iter().map(|report| Report { at: Some(name.clone()), ..report }).collect()
+}
+
 /// The slices whose ports have no name that a port of the Service has: their endpoints are never used.
 fn mismatched(index: &Index, name: &ObjectName, service: &Service) -> Vec<Report> {
     let mut reports = Vec::new();
@@ -139,24 +207,41 @@ fn mismatched(index: &Index, name: &ObjectName, service: &Service) -> Vec<Report
     reports
 }
 
+/// What somebody asks of endpoints.
+#[derive(Clone, Copy)]
+struct Wanted {
+    labels: bool,
+    places: bool,
+}
+
 /// All endpoints that have this port, each address once.
 fn candidates<'a>(
     index: &'a Index,
     name: &ObjectName,
     port: &ServicePort,
+    wanted: Wanted,
     reports: &mut Vec<Report>,
 ) -> Candidates<'a> {
-    let with_pods = index.has_subsets(name);
+    let place = |node: Option<&str>| match node.filter(|_| wanted.places) {
+        Some(node) => index.place_of(node),
+        None => Place::default(),
+    };
     let mut found = Candidates::new();
     for (slice_name, slice) in index.slices(name) {
         for SlicePort { number, .. } in slice.ports.iter().filter(|of| of.is_of(port)) {
             for endpoint in &slice.endpoints {
-                let pod = if with_pods { index.pod(&slice_name.namespace, endpoint) } else { None };
+                let pod = if wanted.labels { index.pod(&slice_name.namespace, endpoint) } else { None };
                 let labels = pod.map(|pod| &pod.labels);
                 let (ready, fallback) = (endpoint.ready, endpoint.fallback);
                 let at = SocketAddr::new(endpoint.ip, *number);
                 let (node, hints) = (endpoint.node.as_deref(), endpoint.hints.as_deref());
-                add(&mut found, at, Candidate { ready, fallback, labels, weight: 1, node, hints });
+                let mut place = place(node);
+                if wanted.places
+                    && let Some(zone) = &endpoint.zone
+                {
+                    place.zone = zone;
+                }
+                add(&mut found, at, Candidate { ready, fallback, labels, weight: 1, node, hints, place });
             }
         }
     }
@@ -184,8 +269,8 @@ fn add_workloads<'a>(
         match (workload.port(port), &port.target, entry) {
             (Some(number), ..) => {
                 let (labels, weight) = (Some(&workload.labels), workload.weight);
-                let at = SocketAddr::new(workload.ip, number);
-                add(found, at, Candidate { labels, weight, ..Candidate::ANYWHERE });
+                let (at, place) = (SocketAddr::new(workload.ip, number), workload.locality.place());
+                add(found, at, Candidate { labels, weight, place, ..Candidate::ANYWHERE });
             }
             (None, TargetPort::Name(wanted), Some(entry)) => {
                 let mut said = Findings::new(index.object_ref(Kind::WorkloadEntry, entry));
@@ -200,8 +285,9 @@ fn add_workloads<'a>(
         for (_, pod) in index.selected_pods(backing) {
             let (ready, fallback) = (pod.ready && !pod.terminating, pod.ready && pod.terminating);
             for ip in &pod.ips {
-                let labels = Some(&pod.labels);
-                let candidate = Candidate { ready, fallback, labels, ..Candidate::ANYWHERE };
+                let (labels, node) = (Some(&pod.labels), pod.node.as_deref());
+                let place = node.map(|node| index.place_of(node)).unwrap_or_default();
+                let candidate = Candidate { ready, fallback, labels, node, place, ..Candidate::ANYWHERE };
                 add(found, SocketAddr::new(*ip, number), candidate);
             }
         }
@@ -227,12 +313,37 @@ struct Audience<'a> {
     /// Callers on this node only; empty for all.
     node: &'a str,
     hints: Option<&'a Hints>,
+    /// Where they are, as far as callers ask for it.
+    place: Place<'a>,
+    on_node: &'a str,
+    agreeing: u32,
+}
+
+impl<'a> Audience<'a> {
+    /// Of an endpoint among which callers choose by where it is.
+    fn among_localities(candidate: &Candidate<'a>, policy: &LocalityPolicy) -> Self {
+        let asks_for_nodes = policy.prefer.iter().any(|preference| preference == LocalityPolicy::NODE);
+        let on_node = candidate.node.filter(|_| asks_for_nodes).unwrap_or_default();
+        let has = |preference: &String| {
+            let label = preference.split_once('=').zip(candidate.labels);
+            label.is_some_and(|((key, value), labels)| match key {
+                LocalityPolicy::REGION => candidate.place.region == value,
+                LocalityPolicy::ZONE => candidate.place.zone == value,
+                LocalityPolicy::SUB_ZONE => candidate.place.sub_zone == value,
+                _ => labels.get(key).is_some_and(|of| of == value),
+            })
+        };
+        let bits = policy.prefer.iter().enumerate().filter(|(_, preference)| has(preference));
+        let agreeing = bits.fold(0, |bits, (i, _)| bits | 1 << i);
+        Self { place: candidate.place, on_node, agreeing, ..Self::default() }
+    }
 }
 
 /// The endpoints with their weights, by whom they are for.
 fn choose<'a>(
     candidates: &Candidates<'a>,
     local: bool,
+    policy: Option<&LocalityPolicy>,
     selected: impl Fn(&Candidate<'_>) -> bool,
 ) -> Vec<envoy::Group> {
     let mut groups: BTreeMap<Audience<'_>, Vec<envoy::Chosen>> = BTreeMap::new();
@@ -243,9 +354,12 @@ fn choose<'a>(
             let is_fallback = !candidate.ready && candidate.fallback;
             let audience = if local {
                 // Each node decides for itself whether one of its own is ready.
-                candidate.node.map(|node| Audience { node, hints: None })
+                candidate.node.map(|node| Audience { node, ..Audience::default() })
+            } else if let Some(policy) = policy {
+                Some(Audience::among_localities(candidate, policy))
             } else {
-                Some(Audience { node: "", hints: candidate.hints.filter(|_| candidate.ready) })
+                let hints = candidate.hints.filter(|_| candidate.ready);
+                Some(Audience { hints, ..Audience::default() })
             };
             let is_chosen = candidate.ready || is_fallback && (local || !any_ready);
             if let Some(audience) = audience.filter(|_| is_chosen) {
@@ -255,13 +369,18 @@ fn choose<'a>(
             }
         }
     }
-    let hints = |Audience { node, hints }: Audience<'_>| EndpointHints {
-        only_node: node.to_owned(),
-        for_nodes: hints.map(|hints| hints.nodes.clone()).unwrap_or_default(),
-        for_zones: hints.map(|hints| hints.zones.clone()).unwrap_or_default(),
+    let group = |(i, (audience, endpoints)): (usize, (Audience<'_>, Vec<envoy::Chosen>))| {
+        let Audience { node, hints, place, on_node, agreeing } = audience;
+        let hints = EndpointHints {
+            only_node: node.to_owned(),
+            for_nodes: hints.map(|hints| hints.nodes.clone()).unwrap_or_default(),
+            for_zones: hints.map(|hints| hints.zones.clone()).unwrap_or_default(),
+            on_node: on_node.to_owned(),
+            agreeing,
+            policy: policy.filter(|_| i == 0).cloned(),
+        };
+        let place = (place != Place::default()).then(|| place.to_proto());
+        envoy::Group { hints, place, endpoints }
     };
-    groups
-        .into_iter()
-        .map(|(audience, endpoints)| envoy::Group { hints: hints(audience), endpoints })
-        .collect()
+    groups.into_iter().enumerate().map(group).collect()
 }

@@ -16,9 +16,9 @@ use slotmesh_xds::{
                     load_balancing_policy,
                 },
                 core::v3::{
-                    Address, AggregatedConfigSource, ApiVersion, ConfigSource, HealthStatus, Metadata,
-                    RoutingPriority, SocketAddress, TrafficDirection, TypedExtensionConfig, address,
-                    config_source, socket_address,
+                    Address, AggregatedConfigSource, ApiVersion, ConfigSource, HealthStatus, Locality,
+                    Metadata, RoutingPriority, SocketAddress, TrafficDirection, TypedExtensionConfig,
+                    address, config_source, socket_address,
                 },
                 endpoint::v3::{
                     ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints, lb_endpoint,
@@ -205,9 +205,10 @@ pub(crate) struct Chosen {
     pub(crate) is_degraded: bool,
 }
 
-/// Endpoints that are for the same callers.
+/// Endpoints that are for the same callers, and in the same place where that counts.
 pub(crate) struct Group {
     pub(crate) hints: EndpointHints,
+    pub(crate) place: Option<Locality>,
     pub(crate) endpoints: Vec<Chosen>,
 }
 
@@ -223,7 +224,8 @@ pub(crate) fn assignment(name: &str, protocol: Transport, groups: Vec<Group>) ->
         })),
         ..Default::default()
     };
-    let group = |Group { hints, endpoints }| LocalityLbEndpoints {
+    let group = |Group { hints, place, endpoints }| LocalityLbEndpoints {
+        locality: place,
         lb_endpoints: endpoints.into_iter().map(endpoint).collect(),
         metadata: (hints != EndpointHints::default())
             .then(|| metadata(EndpointHints::KEY, EndpointHints::TYPE_URL, &hints)),

@@ -25,9 +25,9 @@ use crate::{
     classes::Classes,
     links::{Model, Relations},
     model::{
-        Age, DestinationRule, Endpoint, EndpointSlice, Export, Node, Pod, PortKey, ReferenceGrant, Routes,
-        Service, ServiceEntry, Sidecar, SlotProfile, TrafficPolicy, Workload, read_grpc, read_http, read_tcp,
-        read_tls, read_virtual_service,
+        Age, DestinationRule, Endpoint, EndpointSlice, Export, Node, Place, Pod, PortKey, ReferenceGrant,
+        Routes, Service, ServiceEntry, Sidecar, SlotProfile, TrafficPolicy, Workload, read_grpc, read_http,
+        read_tcp, read_tls, read_virtual_service,
     },
     names::name_fault,
     relation::{Label, Relation},
@@ -493,9 +493,10 @@ impl Index {
         node.selections(name).filter_map(oldest).min().map(|(_, profile)| profile)
     }
 
-    /// The zone of a node, where it has one.
-    pub(crate) fn zone_of(&self, node: &ObjectName) -> Option<&str> {
-        self.nodes.get(node)?.good.as_ref()?.zone()
+    /// Where a node is.
+    pub(crate) fn place_of(&self, node: &str) -> Place<'_> {
+        let node = self.nodes.get(&ObjectName::new("", node)).and_then(|entry| entry.good.as_ref());
+        node.map(Node::place).unwrap_or_default()
     }
 
     /// The nodes that a SlotProfile selects.

@@ -128,6 +128,8 @@ pub(crate) struct Relations {
     pub(crate) rules: Relation<HostPattern, (Arc<str>, Age, ObjectName)>,
     /// How many of them name hosts by a wildcard.
     pub(crate) wild_rules: usize,
+    /// What is said to have localities -> the objects that say so.
+    pub(crate) located: Relation<HostPattern, ObjectKey>,
     /// What can be said of nodes -> those of which it is true.
     pub(crate) nodes: Relation<Selection, ObjectName>,
     /// What can be said of nodes -> the SlotProfiles that look for it, the oldest first.
@@ -208,7 +210,10 @@ impl Relations {
         services: impl Iterator<Item = &'a (ObjectName, ObjectName)>,
         dirty: &mut BTreeSet<Unit>,
     ) {
-        let named = |service: &ObjectName| self.rules.first(&HostPattern::One(service.clone())).is_some();
+        let named = |service: &ObjectName| {
+            let service = HostPattern::One(service.clone());
+            self.rules.first(&service).is_some() || self.located.first(&service).is_some()
+        };
         let with_subsets = services.filter(|(service, _)| self.wild_rules > 0 || named(service));
         dirty.extend(with_subsets.map(|(service, _)| Unit::Endpoints(service.clone())));
     }
@@ -546,11 +551,19 @@ impl Model for DestinationRule {
     fn link(&self, key: &ObjectName, to: &mut Relations) {
         to.rules.link(self.host.clone(), (key.namespace.clone(), self.age, key.clone()));
         to.wild_rules += usize::from(matches!(self.host, HostPattern::Under(_)));
+        if self.has_localities() {
+            let by = ObjectKey { kind: Kind::DestinationRule, name: key.clone() };
+            to.located.link(self.host.clone(), by);
+        }
     }
 
     fn unlink(&self, key: &ObjectName, from: &mut Relations) {
         from.rules.unlink(&self.host, &(key.namespace.clone(), self.age, key.clone()));
         from.wild_rules -= usize::from(matches!(self.host, HostPattern::Under(_)));
+        if self.has_localities() {
+            let by = ObjectKey { kind: Kind::DestinationRule, name: key.clone() };
+            from.located.unlink(&self.host, &by);
+        }
     }
 
     fn touch(&self, _: &ObjectName, relations: &Relations, dirty: &mut BTreeSet<Unit>) {

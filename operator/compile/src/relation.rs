@@ -63,6 +63,11 @@ impl<L: Hash + Eq, R: Ord> Relation<L, R> {
         self.0.values().flatten()
     }
 
+    /// Every left one.
+    pub(crate) fn lefts(&self) -> impl Iterator<Item = &L> {
+        self.0.keys()
+    }
+
     pub(crate) fn first(&self, left: &L) -> Option<&R> {
         self.0.get(left).and_then(BTreeSet::first)
     }

@@ -219,9 +219,7 @@ fn consequence_of(name: &str) -> Option<&'static str> {
         "tls" => {
             "nothing encrypts connections or verifies who answers: they stay as the application makes them"
         }
-        "outlierDetection" => "no endpoint is left out because it fails",
         "warmupDurationSecs" | "warmup" => "a new endpoint gets its full share at once",
-        "localityLbSetting" => "endpoints of all zones are used alike",
         "fault" => "no fault is injected",
         "timeout" | "timeouts" => "nothing ends a request that takes long",
         "retries" | "retry" => "no request is tried again",

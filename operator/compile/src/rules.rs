@@ -182,7 +182,10 @@ impl<'a> Rules<'a> {
     pub(crate) fn traffic(&self, port: u16, subset: &str) -> Traffic {
         let of_all = self.policy().map(|(_, rule)| rule.policy.of(port, Traffic::default()));
         let of_all = of_all.unwrap_or_default();
-        self.subset(subset).map_or(of_all, |subset| subset.policy.of(port, of_all))
+        match self.subset(subset) {
+            Some(subset) => subset.policy.of(port, of_all),
+            None => of_all,
+        }
     }
 
     /// The rule that defines a subset.

@@ -1,4 +1,4 @@
-//! Settings of each node: those of its slots, as the oldest SlotProfile that selects it says, and its zone.
+//! Settings of each node: those of its slots, as the oldest SlotProfile that selects it says, and its region and zone.
 
 use slotmesh_xds::{Resource, ResourceType, SlotSettings};
 
@@ -12,7 +12,13 @@ pub(crate) fn compile(index: &Index, node: &ObjectName) -> Compiled {
     let mut compiled = Compiled::default();
     let profile = index.profile_of(node).and_then(|name| index.profile(name));
     let slots = profile.map(|profile| profile.settings.clone()).unwrap_or_default();
-    let settings = SlotSettings { zone: index.zone_of(node).unwrap_or_default().to_owned(), ..slots };
+    let place = index.place_of(&node.name);
+    let settings = SlotSettings {
+        zone: place.zone.to_owned(),
+        region: place.region.to_owned(),
+        sub_zone: place.sub_zone.to_owned(),
+        ..slots
+    };
     if settings != SlotSettings::default() {
         compiled.resources.push(Resource::encode(ResourceType::Settings, &*node.name, &settings));
     }

@@ -210,6 +210,11 @@ fn fields(kind: Kind, level: &str) -> Option<&'static [&'static str]> {
         ],
         (
             Kind::DestinationRule,
+            "spec.trafficPolicy.loadBalancer.localityLbSetting"
+            | "spec.subsets[].trafficPolicy.loadBalancer.localityLbSetting",
+        ) => &["enabled", "distribute", "failover", "failoverPriority"],
+        (
+            Kind::DestinationRule,
             "spec.trafficPolicy.connectionPool" | "spec.subsets[].trafficPolicy.connectionPool",
         ) => POOL,
         (
@@ -241,9 +246,11 @@ fn fields(kind: Kind, level: &str) -> Option<&'static [&'static str]> {
         (Kind::TlsRoute | Kind::TcpRoute, "spec.rules[]") => &["name", "backendRefs"],
         (Kind::GrpcRoute | Kind::HttpRoute | Kind::TlsRoute | Kind::TcpRoute, "spec.rules[].backendRefs[]") => BACKEND,
         (Kind::ReferenceGrant, "spec") => &["from", "to"],
-        (Kind::TrafficPolicy, "spec") => &["targetRefs", "loadBalancing", "maxConnections"],
+        (Kind::TrafficPolicy, "spec") => &["targetRefs", "loadBalancing", "maxConnections", "locality"],
         (Kind::TrafficPolicy, "spec.targetRefs[]") => &["group", "kind", "name", "sectionName"],
         (Kind::TrafficPolicy, "spec.loadBalancing") => &["algorithm"],
+        (Kind::TrafficPolicy, "spec.locality") => &["distribute", "failover", "failoverPriority"],
+        (Kind::TrafficPolicy, "spec.locality.distribute[]" | "spec.locality.failover[]") => &["from", "to"],
         (Kind::SlotProfile, "spec") => &[
             "nodeSelector", "nodeNames", "growth", "initial", "cap", "memoryBudget", "lowWatermark", "highWatermark",
             "batch",

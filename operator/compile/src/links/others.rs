@@ -4,8 +4,8 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use super::{Model, Relations};
 use crate::{
-    Cidr, ObjectName, Unit,
-    model::{Node, ReferenceGrant, Sidecar, SlotProfile, TrafficPolicy},
+    Cidr, Kind, ObjectKey, ObjectName, Unit,
+    model::{Node, Place, ReferenceGrant, Sidecar, SlotProfile, Target, TrafficPolicy},
     patterns::{HostPattern, Suffix},
 };
 
@@ -24,21 +24,35 @@ impl Model for ReferenceGrant {
     }
 }
 
+fn policy_key(name: &ObjectName) -> ObjectKey {
+    ObjectKey { kind: Kind::TrafficPolicy, name: name.clone() }
+}
+
 impl Model for TrafficPolicy {
     fn link(&self, key: &ObjectName, to: &mut Relations) {
         for target in &self.targets {
             to.policies.link(target.service.clone(), (self.age, key.clone()));
+            if self.traffic.localities.is_some() {
+                to.located.link(HostPattern::One(target.service.clone()), policy_key(key));
+            }
         }
     }
 
     fn unlink(&self, key: &ObjectName, from: &mut Relations) {
         for target in &self.targets {
             from.policies.unlink(&target.service, &(self.age, key.clone()));
+            from.located.unlink(&HostPattern::One(target.service.clone()), &policy_key(key));
         }
     }
 
-    fn touch(&self, _: &ObjectName, _: &Relations, dirty: &mut BTreeSet<Unit>) {
-        dirty.extend(self.targets.iter().map(|target| Unit::Clusters(target.service.clone())));
+    fn touch(&self, _: &ObjectName, relations: &Relations, dirty: &mut BTreeSet<Unit>) {
+        for Target { service, .. } in &self.targets {
+            dirty.insert(Unit::Clusters(service.clone()));
+            // Where none of those for it says anything of localities, endpoints are what they are.
+            if relations.located.first(&HostPattern::One(service.clone())).is_some() {
+                dirty.insert(Unit::Endpoints(service.clone()));
+            }
+        }
     }
 }
 
@@ -77,6 +91,11 @@ impl Model for Node {
 
     fn touch(&self, key: &ObjectName, relations: &Relations, dirty: &mut BTreeSet<Unit>) {
         dirty.insert(Unit::Settings(key.clone()));
+        if self.place() != Place::default() {
+            // Endpoints on it are where it is.
+            let located = relations.located.lefts().flat_map(|pattern| relations.services(pattern));
+            dirty.extend(located.map(Unit::Endpoints));
+        }
         for (first, last) in
             self.addresses.iter().map(|ip| (*ip, *ip)).chain(self.pod_ranges.iter().map(Cidr::ends))
         {

@@ -7,7 +7,7 @@ use std::{
 
 use slotmesh_crds as crds;
 
-use super::{Age, Balance, Export, Labels, Policy, Traffic, port_number};
+use super::{Age, Balance, Export, Labels, Localities, Policy, Traffic, locality, port_number};
 use crate::{ObjectName, names::name_fault, patterns::HostPattern, report::Findings};
 
 /// A valid DestinationRule.
@@ -89,13 +89,25 @@ impl DestinationRule {
     }
 }
 
+impl DestinationRule {
+    /// Tells whether it matters for it where nodes are.
+    pub(crate) fn has_localities(&self) -> bool {
+        let has = |traffic: &Traffic| traffic.localities.is_some() || traffic.fails_over;
+        let policies = [&self.policy].into_iter().chain(self.subsets.values().map(|subset| &subset.policy));
+        policies.into_iter().any(|policy| has(&policy.all) || policy.ports.values().any(has))
+    }
+}
+
 /// Tells whether a rule says anything that would act on connections.
 fn asks_for_something(spec: &crds::DestinationRuleSpec) -> bool {
     let acts = |policy: &crds::TrafficPolicy| {
         let of_ports = policy.port_level_settings.iter();
         policy.load_balancer.is_some()
             || policy.connection_pool.is_some()
-            || of_ports.into_iter().any(|of| of.load_balancer.is_some() || of.connection_pool.is_some())
+            || policy.outlier_detection.is_some()
+            || of_ports.into_iter().any(|of| {
+                of.load_balancer.is_some() || of.connection_pool.is_some() || of.outlier_detection.is_some()
+            })
     };
     !spec.subsets.is_empty() || spec.traffic_policy.as_ref().is_some_and(acts)
 }
@@ -103,13 +115,17 @@ fn asks_for_something(spec: &crds::DestinationRuleSpec) -> bool {
 fn read_policy(at: &str, policy: Option<&crds::TrafficPolicy>, found: &mut Findings) -> Policy {
     let Some(policy) = policy else { return Policy::default() };
     found.unsupported_rest(at, &policy.rest);
-    let all = read_traffic(at, policy.load_balancer.as_ref(), policy.connection_pool.as_ref(), found);
+    let outliers = policy.outlier_detection.as_ref();
+    let all =
+        read_traffic(at, policy.load_balancer.as_ref(), policy.connection_pool.as_ref(), outliers, found);
     let mut ports = BTreeMap::new();
     for (i, of_port) in policy.port_level_settings.iter().enumerate() {
-        let crds::PortTrafficPolicy { port, load_balancer, connection_pool, rest } = of_port;
+        let crds::PortTrafficPolicy { port, load_balancer, connection_pool, outlier_detection, rest } =
+            of_port;
         let at = format!("{at}.portLevelSettings[{i}]");
         found.unsupported_rest(&at, rest);
-        let traffic = read_traffic(&at, load_balancer.as_ref(), connection_pool.as_ref(), found);
+        let outliers = outlier_detection.as_ref();
+        let traffic = read_traffic(&at, load_balancer.as_ref(), connection_pool.as_ref(), outliers, found);
         match port.as_ref().and_then(|port| port.number).map(|number| (number, port_number(number))) {
             Some((number, Some(port))) => match ports.entry(port) {
                 Entry::Vacant(entry) => _ = entry.insert(traffic),
@@ -137,11 +153,20 @@ fn read_traffic(
     at: &str,
     balancer: Option<&crds::LoadBalancer>,
     pool: Option<&crds::ConnectionPool>,
+    outliers: Option<&crds::OutlierDetection>,
     found: &mut Findings,
 ) -> Traffic {
-    let mut traffic = Traffic::default();
+    let mut traffic = Traffic { fails_over: outliers.is_some(), ..Traffic::default() };
+    if outliers.is_some() {
+        let consequence =
+            "no endpoint is left out because it fails, but the nearest ones that are ready are taken";
+        found.unsupported(format!("{at}.outlierDetection"), consequence);
+    }
     if let Some(balancer) = balancer {
         traffic.balance = balance(&format!("{at}.loadBalancer"), balancer, found);
+        let setting = balancer.locality_lb_setting.as_ref();
+        let at = format!("{at}.loadBalancer.localityLbSetting");
+        traffic.localities = setting.map(|setting| localities(&at, setting, traffic.fails_over, found));
     }
     if let Some(pool) = pool {
         found.unsupported_rest(&format!("{at}.connectionPool"), &pool.rest);
@@ -157,6 +182,41 @@ fn read_traffic(
         }
     }
     traffic
+}
+
+/// `fails_over`: whether the same policy has outlier detection.
+fn localities(
+    at: &str,
+    setting: &crds::LocalityLbSetting,
+    fails_over: bool,
+    found: &mut Findings,
+) -> Localities {
+    let crds::LocalityLbSetting { enabled, distribute, failover, failover_priority, rest } = setting;
+    found.unsupported_rest(at, rest);
+    distribute
+        .iter()
+        .enumerate()
+        .for_each(|(i, one)| found.unsupported_rest(&format!("{at}.distribute[{i}]"), &one.rest));
+    failover
+        .iter()
+        .enumerate()
+        .for_each(|(i, one)| found.unsupported_rest(&format!("{at}.failover[{i}]"), &one.rest));
+    let said = locality::Said {
+        distribute: distribute.iter().map(|one| (one.from.as_str(), &one.to)).collect(),
+        failover: failover.iter().map(|one| (one.from.as_str(), one.to.as_str())).collect(),
+        priority: failover_priority,
+    };
+    let policy = said.read(at, found);
+    if *enabled == Some(false) {
+        return Localities::Alike;
+    }
+    let always = !policy.distribute.is_empty();
+    if !always && !fails_over {
+        let what =
+            "endpoints of all localities are used alike where there is no outlierDetection, too: as in Istio";
+        found.note(at, what);
+    }
+    Localities::By { policy: policy.into(), always }
 }
 
 fn balance(at: &str, balancer: &crds::LoadBalancer, found: &mut Findings) -> Option<Balance> {

@@ -21,6 +21,8 @@ pub(crate) struct Endpoint {
     pub(crate) pod: Option<ObjectName>,
     /// The node that it is on, where the slice names one.
     pub(crate) node: Option<Box<str>>,
+    /// Its zone, where the slice names one.
+    pub(crate) zone: Option<Box<str>>,
     /// Whose callers it is meant for, where it is meant for some.
     pub(crate) hints: Option<Box<Hints>>,
 }
@@ -165,6 +167,7 @@ fn read_endpoint(
         t.name.as_deref().map(|name| ObjectName::new(namespace, name))
     });
     let node = endpoint.node_name.as_deref().filter(|node| !node.is_empty()).map(Box::from);
+    let zone = endpoint.zone.as_deref().filter(|zone| !zone.is_empty()).map(Box::from);
     let hints = Hints::read(endpoint);
-    Some(Endpoint { ip, ready, fallback: serving && terminating, pod, node, hints })
+    Some(Endpoint { ip, ready, fallback: serving && terminating, pod, node, zone, hints })
 }

@@ -7,6 +7,7 @@ mod callers;
 mod destination_rule;
 mod endpoint_slice;
 mod gateway;
+mod locality;
 mod node;
 mod pod;
 mod routes;
@@ -23,6 +24,7 @@ pub(crate) use callers::{Caller, Class, Export, Labels};
 pub(crate) use destination_rule::{DestinationRule, Subset};
 pub(crate) use endpoint_slice::{Endpoint, EndpointSlice, Hints, SlicePort};
 pub(crate) use gateway::{ReferenceGrant, read_grpc, read_http, read_tcp, read_tls};
+pub(crate) use locality::{Localities, Locality, Place};
 pub(crate) use node::Node;
 pub(crate) use pod::Pod;
 pub(crate) use routes::{

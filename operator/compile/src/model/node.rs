@@ -3,7 +3,9 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use k8s_openapi::api::core::v1;
+use slotmesh_xds::LocalityPolicy;
 
+use super::Place;
 use crate::Cidr;
 
 /// What is needed of a Node.
@@ -15,13 +17,15 @@ pub(crate) struct Node {
     pub(crate) pod_ranges: Vec<Cidr>,
 }
 
-/// The label that tells a node's zone.
-const ZONE: &str = "topology.kubernetes.io/zone";
-
 impl Node {
-    /// Its zone, where it has one.
-    pub(crate) fn zone(&self) -> Option<&str> {
-        self.labels.get(ZONE).map(String::as_str)
+    /// Where it is, by its labels.
+    pub(crate) fn place(&self) -> Place<'_> {
+        let label = |label: &str| self.labels.get(label).map_or("", String::as_str);
+        Place {
+            region: label(LocalityPolicy::REGION),
+            zone: label(LocalityPolicy::ZONE),
+            sub_zone: label(LocalityPolicy::SUB_ZONE),
+        }
     }
 
     pub(crate) fn read(object: &v1::Node) -> Self {

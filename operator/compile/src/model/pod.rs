@@ -11,6 +11,8 @@ pub(crate) struct Pod {
     pub(crate) ips: Vec<IpAddr>,
     pub(crate) ready: bool,
     pub(crate) terminating: bool,
+    /// The node that it is on.
+    pub(crate) node: Option<Box<str>>,
 }
 
 impl Pod {
@@ -35,6 +37,7 @@ impl Pod {
             ips.clear();
         }
         let terminating = object.metadata.deletion_timestamp.is_some();
-        Self { labels, ips, ready: ready && !ended, terminating }
+        let node = object.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).map(Box::from);
+        Self { labels, ips, ready: ready && !ended, terminating, node }
     }
 }

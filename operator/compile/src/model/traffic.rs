@@ -1,7 +1,11 @@
 //! How connections to a cluster are spread, and how many there may be: what TrafficPolicies and
 //! DestinationRules have in common.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
+
+use slotmesh_xds::LocalityPolicy;
+
+use super::Localities;
 
 /// How a connection chooses its endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,10 +18,13 @@ pub(crate) enum Balance {
 }
 
 /// What somebody says of a cluster's connections; what isn't said is left to others.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Traffic {
     pub(crate) balance: Option<Balance>,
     pub(crate) max_connections: Option<u32>,
+    pub(crate) localities: Option<Localities>,
+    /// Tells whether a DestinationRule has outlier detection: Istio prefers the nearest endpoints only then.
+    pub(crate) fails_over: bool,
 }
 
 impl Traffic {
@@ -26,6 +33,19 @@ impl Traffic {
         Self {
             balance: self.balance.or(other.balance),
             max_connections: self.max_connections.or(other.max_connections),
+            localities: self.localities.or(other.localities),
+            fails_over: self.fails_over || other.fails_over,
+        }
+    }
+
+    /// How callers choose among localities; `None` where all are alike.
+    pub(crate) fn locality_policy(&self) -> Option<Arc<LocalityPolicy>> {
+        match &self.localities {
+            Some(Localities::Alike) => None,
+            Some(Localities::By { policy, always }) => {
+                Some(policy.clone()).filter(|_| *always || self.fails_over)
+            }
+            None => self.fails_over.then(Arc::default),
         }
     }
 }
@@ -41,6 +61,6 @@ impl Policy {
     /// What it says of a port; what it doesn't say, `rest` does. What is said of a port alone stands by itself: it
     /// inherits nothing.
     pub(crate) fn of(&self, port: u16, rest: Traffic) -> Traffic {
-        self.ports.get(&port).copied().unwrap_or_else(|| self.all.or(rest))
+        self.ports.get(&port).cloned().unwrap_or_else(|| self.all.clone().or(rest))
     }
 }

@@ -2,7 +2,7 @@
 
 use slotmesh_crds::own::{self, Balancing};
 
-use super::{Age, Balance, Traffic};
+use super::{Age, Balance, Localities, Traffic, locality as localities};
 use crate::{ObjectName, names::name_fault, report::Findings};
 
 /// What a policy is for.
@@ -26,12 +26,12 @@ pub(crate) struct TrafficPolicy {
 impl TrafficPolicy {
     /// Reads a policy; `None` when it must be refused.
     pub(crate) fn read(object: &own::TrafficPolicy, key: &ObjectName, found: &mut Findings) -> Option<Self> {
-        let own::TrafficPolicySpec { target_refs, load_balancing, max_connections } = &object.spec;
+        let own::TrafficPolicySpec { target_refs, load_balancing, max_connections, locality } = &object.spec;
         if target_refs.is_empty() {
             found.refuse("spec.targetRefs", "the policy is attached to nothing; name a Service");
         }
-        if load_balancing.is_none() && max_connections.is_none() {
-            found.refuse("spec", "the policy says nothing; set loadBalancing or maxConnections");
+        if load_balancing.is_none() && max_connections.is_none() && locality.is_none() {
+            found.refuse("spec", "the policy says nothing; set loadBalancing, maxConnections or locality");
         }
         if *max_connections == Some(0) {
             found.refuse("spec.maxConnections", "0 would refuse every connection; the least is 1");
@@ -43,7 +43,17 @@ impl TrafficPolicy {
             Balancing::ConsistentHash => Balance::ConsistentHash,
         });
         let targets = read_targets(target_refs, key, found);
-        let traffic = Traffic { balance, max_connections: *max_connections };
+        let localities = locality.as_ref().map(|locality| {
+            let own::LocalityPreference { distribute, failover, failover_priority } = locality;
+            let said = localities::Said {
+                distribute: distribute.iter().map(|one| (one.from.as_str(), &one.to)).collect(),
+                failover: failover.iter().map(|one| (one.from.as_str(), one.to.as_str())).collect(),
+                priority: failover_priority,
+            };
+            Localities::By { policy: said.read("spec.locality", found).into(), always: true }
+        });
+        let max_connections = *max_connections;
+        let traffic = Traffic { balance, max_connections, localities, fails_over: false };
         (!found.refused()).then(|| Self { age: Age::of(&object.metadata), targets, traffic })
     }
 }

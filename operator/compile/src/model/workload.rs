@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use slotmesh_crds as crds;
 
-use super::{ServicePort, TargetPort, ip_address, port_number};
+use super::{Locality, ServicePort, TargetPort, ip_address, port_number};
 use crate::report::Findings;
 
 /// A valid workload.
@@ -16,6 +16,7 @@ pub(crate) struct Workload {
     pub(crate) labels: BTreeMap<String, String>,
     /// Its share; above 0.
     pub(crate) weight: u32,
+    pub(crate) locality: Locality,
 }
 
 impl Workload {
@@ -24,7 +25,6 @@ impl Workload {
         let before = found.reports.len();
         for name in spec.rest.keys() {
             let consequence = match name.as_str() {
-                "locality" => "endpoints are chosen from alike wherever they are",
                 "network" => "connections go to its address directly",
                 "serviceAccount" => "nobody verifies who answers",
                 _ => "",
@@ -49,8 +49,15 @@ impl Workload {
         }
         // 0 and unset are the same in Istio's own API.
         let weight = spec.weight.unwrap_or_default().max(1);
+        let locality = spec.locality.as_deref().map_or_else(Locality::default, |text| {
+            Locality::read(text).unwrap_or_else(|| {
+                let fault = format!("{text:?} is no locality; write REGION/ZONE/SUBZONE");
+                found.refuse(format!("{at}.locality"), fault);
+                Locality::default()
+            })
+        });
         let refused = found.refused_since(before);
-        ip.filter(|_| !refused).map(|ip| Self { ip, ports, labels: spec.labels.clone(), weight })
+        ip.filter(|_| !refused).map(|ip| Self { ip, ports, labels: spec.labels.clone(), weight, locality })
     }
 
     /// Its port for a port of a Service; `None` where that asks for one by a name that it doesn't have.

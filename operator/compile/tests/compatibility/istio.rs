@@ -1,15 +1,18 @@
 //! Istio's kinds.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 use slotmesh_compile::{
     CompileOptions, Kind, Object,
-    builder::{rule, service_entry, to, virtual_service, workload, workload_entry},
+    builder::{RuleBuilder, rule, service_entry, to, virtual_service, workload, workload_entry},
 };
+use slotmesh_crds::{Distribute, LoadBalancer, LocalityLbSetting};
 
 use crate::{
     listing::listed,
     shop,
-    trial::{Subject, told, with},
+    trial::{Subject, Trial, told, with},
     versions,
 };
 
@@ -119,6 +122,16 @@ const POLICIES: [(&str, &str); 4] = [
     ),
 ];
 
+/// The locality settings of these.
+const SETTINGS: [&str; 4] = [
+    "spec.trafficPolicy.loadBalancer.localityLbSetting",
+    "spec.trafficPolicy.portLevelSettings[].loadBalancer.localityLbSetting",
+    "spec.subsets[].trafficPolicy.loadBalancer.localityLbSetting",
+    "spec.subsets[].trafficPolicy.portLevelSettings[].loadBalancer.localityLbSetting",
+];
+const LOCALITIES: &str = "operator/compile/tests/compile/localities.rs";
+const NEAREST: &str = "as_in_istio_the_nearest_go_before_others_where_there_is_outlier_detection";
+
 fn destination_rules() -> Subject {
     const POLICY: &str = "operator/compile/tests/compile/policies.rs";
     let mut world = shop();
@@ -138,6 +151,7 @@ fn destination_rules() -> Subject {
         if !port.is_empty() {
             trials.push(with(port, 81).where_is(simple, "ROUND_ROBIN"));
         }
+        trials.extend(localities(at));
     }
     Subject {
         kind: Kind::DestinationRule,
@@ -157,7 +171,7 @@ fn destination_rules() -> Subject {
             .map(|(at, port)| (at, port, json!(80)))
             .collect(),
         trials,
-        shown: vec![
+        shown: [
             ("spec.host", SPEC, "destination_rules_of_one_host_are_merged"),
             ("spec.exportTo", "operator/compile/tests/compile/rules.rs", "for_whom_a_rule_is"),
             ("spec.subsets", SPEC, "destination_rules_of_one_host_are_merged"),
@@ -178,16 +192,47 @@ fn destination_rules() -> Subject {
                 "operator/compile/tests/compile/rules.rs",
                 "a_rule_may_choose_callers_of_its_namespace",
             ),
-        ],
+        ]
+        .into_iter()
+        .chain(SETTINGS.map(|at| (at, LOCALITIES, NEAREST)))
+        .collect(),
         noted: Vec::new(),
     }
+}
+
+/// Of a traffic policy at this place.
+fn localities(at: &str) -> Vec<Trial> {
+    let setting = format!("{at}.loadBalancer.localityLbSetting");
+    let field = |name: &str| format!("{setting}.{name}");
+    let detects = format!("{at}.outlierDetection.consecutive5xxErrors");
+    let [from, to] = ["distribute[].from", "distribute[].to"].map(field);
+    let [away_from, away_to] = ["failover[].from", "failover[].to"].map(field);
+    vec![
+        with(from.as_str(), "*").where_is(to.as_str(), json!({"*": 100})),
+        with(to, json!({"*": 100})).where_is(from, "*"),
+        with(field("enabled"), false).where_is(detects.as_str(), 3),
+        with(away_from.as_str(), "eu").where_is(away_to.as_str(), "us").where_is(detects.as_str(), 3),
+        with(away_to, "us").where_is(away_from, "eu").where_is(detects.as_str(), 3),
+        with(field("failoverPriority[]"), "topology.kubernetes.io/zone").where_is(detects, 3),
+    ]
+}
+
+/// A rule by which it matters where endpoints are.
+fn located(name: &str, host: &str) -> RuleBuilder {
+    let mut built = rule(name, host);
+    let all = BTreeMap::from([("*".to_owned(), 100)]);
+    let distribute = vec![Distribute { from: "*".to_owned(), to: all, ..Distribute::default() }];
+    let setting = LocalityLbSetting { distribute, ..LocalityLbSetting::default() };
+    let balancer = LoadBalancer { locality_lb_setting: Some(setting), ..LoadBalancer::default() };
+    built.0.spec.traffic_policy.get_or_insert_default().load_balancer = Some(balancer);
+    built
 }
 
 fn service_entries() -> Subject {
     let mut world = shop();
     world.extend([
         workload_entry("legacy", "10.9.0.9").label("app", "legacy").build(),
-        rule("api", "api.example.com").version("v1").build(),
+        located("api", "api.example.com").version("v1").build(),
         virtual_service("api", "api.example.com")
             .http([to("api.example.com/v1", 50), to("api.example.com", 50)])
             .build(),
@@ -210,6 +255,7 @@ fn service_entries() -> Subject {
             told("spec.addresses[]", "240.1.0.0/16"),
             with("spec.endpoints[].address", "10.9.0.2"),
             with("spec.endpoints[].labels", json!({"version": "v1"})),
+            with("spec.endpoints[].locality", "eu/a"),
             with("spec.endpoints[].ports", json!({"http": 8081})),
             with("spec.endpoints[].weight", 5),
             with("spec.exportTo[]", "."),
@@ -229,6 +275,7 @@ fn service_entries() -> Subject {
         shown: vec![
             ("spec.addresses", ENTRY, "several_entries_of_one_host_are_one_service"),
             ("spec.endpoints", ENTRY, "weights_of_endpoints_and_routes_to_subsets_of_a_host"),
+            ("spec.endpoints[].locality", LOCALITIES, "workloads_say_where_they_are"),
             ("spec.endpoints[].ports", ENTRIES, "a_static_entry_is_like_a_service_with_endpoints"),
             ("spec.exportTo", SPEC, "a_service_entry_is_for_those_who_see_it"),
             ("spec.hosts", ENTRY, "weights_of_endpoints_and_routes_to_subsets_of_a_host"),
@@ -244,7 +291,8 @@ fn workload_entries() -> Subject {
     let mut world = shop();
     let entry = service_entry("legacy", "legacy.example.com").ip("240.0.0.20").port("http", 80, 8080);
     let other = service_entry("other", "other.example.com").endpoint(workload("10.9.0.1", "v1"));
-    world.extend([entry.select("app", "legacy").build(), other.build()]);
+    let near = located("legacy", "legacy.example.com");
+    world.extend([entry.select("app", "legacy").build(), other.build(), near.build()]);
     Subject {
         kind: Kind::WorkloadEntry,
         api: API,
@@ -259,10 +307,14 @@ fn workload_entries() -> Subject {
         trials: vec![
             with("spec.address", "10.9.0.8"),
             with("spec.labels", json!({"app": "other"})),
+            with("spec.locality", "eu/a"),
             with("spec.ports", json!({"http": 8081})),
             with("spec.weight", 5),
         ],
-        shown: vec![("spec", ENTRIES, "workload_entries_and_pods_are_selected_by_labels_in_its_namespace")],
+        shown: vec![
+            ("spec", ENTRIES, "workload_entries_and_pods_are_selected_by_labels_in_its_namespace"),
+            ("spec.locality", LOCALITIES, "workloads_say_where_they_are"),
+        ],
         noted: Vec::new(),
     }
 }

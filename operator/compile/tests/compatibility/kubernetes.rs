@@ -224,7 +224,10 @@ fn slices() -> Subject {
             ),
         ],
         noted: vec![
-            ("endpoints[].zone", "the hints say for whom an endpoint is"),
+            (
+                "endpoints[].zone",
+                "where a policy chooses among localities it is the endpoint's; else the hints say for whom it is",
+            ),
             ("endpoints[].deprecatedTopology", "the hints say for whom an endpoint is"),
             ("endpoints[].hostname", "it is for names, and connections are made to addresses"),
             (TARGET, "kind, namespace and name tell the Pod"),
@@ -287,7 +290,9 @@ fn nodes() -> Subject {
     world.extend([entry.build(), rule.build(), profile("large").select("pool", "large").cap(10).build()]);
     let leaves = [
         "metadata.labels",
+        "metadata.labels[\"topology.kubernetes.io/region\"]",
         "metadata.labels[\"topology.kubernetes.io/zone\"]",
+        "metadata.labels[\"topology.istio.io/subzone\"]",
         "spec.podCIDR",
         "spec.podCIDRs[]",
         "status.addresses[].address",
@@ -312,7 +317,7 @@ fn nodes() -> Subject {
                 "operator/compile/tests/compile/profiles.rs",
                 "nodes_are_selected_by_label_and_name",
             ),
-            ("metadata.labels[", SPEC, "endpoints_of_the_zone_go_before_others"),
+            ("metadata.labels[", "e2e/tests/choose_by_locality.rs", "the_nearest_go_before_others"),
             ("spec", ENTRIES, "a_service_entry_takes_no_address_of_the_cluster"),
             ("status", ENTRIES, "a_service_entry_takes_no_address_of_the_cluster"),
         ],

@@ -18,6 +18,8 @@ pub fn subjects() -> Vec<Subject> {
 }
 
 fn policies() -> Subject {
+    const SHARES: &str = "spec.locality.distribute[]";
+    const AWAY: &str = "spec.locality.failover[]";
     const BALANCE: &str = "e2e/tests/balance_by_a_traffic_policy.rs";
     const COMPILE: &str = "operator/compile/tests/compile/policies.rs";
     Subject {
@@ -41,9 +43,23 @@ fn policies() -> Subject {
             with("spec.targetRefs[].sectionName", "http"),
             with("spec.loadBalancing.algorithm", "ConsistentHash"),
             with("spec.maxConnections", 10),
+            with(format!("{SHARES}.from"), "us")
+                .where_is(format!("{SHARES}.from"), "*")
+                .where_is(format!("{SHARES}.to"), json!({"*": 100})),
+            with(format!("{SHARES}.to"), json!({"eu": 100}))
+                .where_is(format!("{SHARES}.from"), "*")
+                .where_is(format!("{SHARES}.to"), json!({"*": 100})),
+            with(format!("{AWAY}.from"), "ap")
+                .where_is(format!("{AWAY}.from"), "eu")
+                .where_is(format!("{AWAY}.to"), "us"),
+            with(format!("{AWAY}.to"), "ap")
+                .where_is(format!("{AWAY}.from"), "eu")
+                .where_is(format!("{AWAY}.to"), "us"),
+            with("spec.locality.failoverPriority[]", "topology.kubernetes.io/zone"),
         ],
         shown: vec![
             ("spec.loadBalancing", BALANCE, "by_the_source"),
+            ("spec.locality", "e2e/tests/choose_by_locality.rs", "the_nearest_go_before_others"),
             ("spec.maxConnections", "e2e/tests/limit_connections.rs", "as_many_as_the_policy_says"),
             ("spec.targetRefs", BALANCE, "by_turns_and_by_chance"),
             (

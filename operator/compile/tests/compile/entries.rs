@@ -422,7 +422,7 @@ fn the_entries_of_a_namespace_make_no_more_endpoints_than_it_may_have() {
 #[test]
 fn what_does_not_act_is_named_by_field() {
     let mut endpoint = workload("10.9.0.1", "v1");
-    for field in ["locality", "network", "serviceAccount", "new"] {
+    for field in ["network", "serviceAccount", "new"] {
         endpoint.rest.insert(field.into(), "x".into());
     }
     let entry = db().ip("240.1.0.0/16").endpoint(endpoint).set(|spec| {
@@ -437,7 +437,6 @@ fn what_does_not_act_is_named_by_field() {
     let fields: Vec<_> = fields.iter().map(|(severity, field)| (*severity, field.as_str())).collect();
     let expected = [
         "spec.addresses[1]",
-        "spec.endpoints[0].locality",
         "spec.endpoints[0].network",
         "spec.endpoints[0].new",
         "spec.endpoints[0].serviceAccount",

@@ -7,6 +7,7 @@ mod cost;
 mod entries;
 mod gateway;
 mod golden;
+mod localities;
 mod model;
 mod policies;
 mod profiles;

@@ -98,6 +98,7 @@ fn all_settings_travel_and_what_is_not_set_is_not_said() {
             batch: Some(4),
             growth: SlotGrowth::OnDemand.into(),
             zone: String::new(),
+            ..SlotSettings::default()
         }
     );
     let cluster = Cluster::with([node("a").build(), profile("nothing").build()]);

@@ -139,6 +139,17 @@ impl Cluster {
         assignment.endpoints.iter().map(group).collect()
     }
 
+    /// The localities of an assignment, as `REGION/ZONE/SUBZONE`.
+    pub fn places(&self, cluster: &str) -> Vec<String> {
+        let content = self.content(ResourceType::Endpoints, cluster).expect("the assignment exists");
+        let assignment = ClusterLoadAssignment::decode(content).unwrap();
+        let place = |group: &LocalityLbEndpoints| {
+            let place = group.locality.as_ref();
+            place.map(|at| format!("{}/{}/{}", at.region, at.zone, at.sub_zone)).unwrap_or_default()
+        };
+        assignment.endpoints.iter().map(place).collect()
+    }
+
     /// The addresses of an assignment, with their weights where they have some.
     pub fn endpoints(&self, cluster: &str) -> Vec<String> {
         let content = self.content(ResourceType::Endpoints, cluster).expect("the assignment exists");
