@@ -29,15 +29,26 @@ pub struct CompileFlags {
         help_heading = OBJECTS)]
     allowed_addresses: Vec<Cidr>,
 
-    /// The most endpoints that one ServiceEntry may name, counted once for each of its hosts and ports
+    /// The most endpoints that one ServiceEntry may have, counted once for each of its hosts and ports
     #[arg(long, env = "SLOTMESH_MAX_ENTRY_ENDPOINTS", default_value_t = 10_000, value_name = "COUNT",
         value_parser = clap::value_parser!(u32).range(1..=10_000_000), help_heading = OBJECTS)]
     max_entry_endpoints: u32,
 
-    /// The most endpoints that the ServiceEntries of a namespace may name together; the oldest go before
+    /// The most endpoints that the ServiceEntries of a namespace may have together; the oldest go before
     #[arg(long, env = "SLOTMESH_MAX_NAMESPACE_ENDPOINTS", default_value_t = 100_000, value_name = "COUNT",
         value_parser = clap::value_parser!(u32).range(1..=100_000_000), help_heading = OBJECTS)]
     max_namespace_endpoints: u32,
+
+    /// The most parts that an object of another kind may make on a node: listeners, clusters, endpoints, shares of routes.
+    /// What makes more is not in force. The root namespace's objects aren't bounded
+    #[arg(long, env = "SLOTMESH_MAX_OBJECT_PARTS", default_value_t = 100_000, value_name = "COUNT",
+        value_parser = clap::value_parser!(u32).range(1..=100_000_000), help_heading = OBJECTS)]
+    max_object_parts: u32,
+
+    /// The most parts that all objects of one kind and namespace may make together; the oldest go before
+    #[arg(long, env = "SLOTMESH_MAX_NAMESPACE_PARTS", default_value_t = 400_000, value_name = "COUNT",
+        value_parser = clap::value_parser!(u32).range(1..=1_000_000_000), help_heading = OBJECTS)]
+    max_namespace_parts: u32,
 }
 
 impl CompileFlags {
@@ -50,6 +61,8 @@ impl CompileFlags {
             allowed_addresses,
             max_entry_endpoints,
             max_namespace_endpoints,
+            max_object_parts,
+            max_namespace_parts,
         } = self;
         let count = |count: u32| usize::try_from(count).unwrap_or(usize::MAX);
         CompileOptions {
@@ -59,6 +72,8 @@ impl CompileFlags {
             allowed_addresses,
             max_entry_endpoints: count(max_entry_endpoints),
             max_namespace_endpoints: count(max_namespace_endpoints),
+            max_object_parts: count(max_object_parts),
+            max_namespace_parts: count(max_namespace_parts),
         }
     }
 }

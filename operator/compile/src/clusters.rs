@@ -14,7 +14,6 @@ use crate::{
     compiler::Compiled,
     envoy,
     model::{Caller, ServicePort, Target, Traffic, TrafficPolicy},
-    names::absent,
     patterns::HostPattern,
     report::Findings,
     rules::Standing,
@@ -113,7 +112,11 @@ fn policy_reports(index: &Index, name: &ObjectName) -> Vec<Report> {
     let mut first: Vec<Attached<'_>> = Vec::new();
     for (key, policy, target) in attached(index, name) {
         let Some(service) = index.service_for(Kind::TrafficPolicy, name) else {
-            let fault = format!("there is no Service {name}; the policy takes effect when it appears");
+            let fault = match index.service(name) {
+                Some(_) => format!("there is no Service {name}"),
+                None => index.absent(name),
+            };
+            let fault = format!("{fault}; the policy takes effect when it appears");
             say(key, Reason::TargetNotFound, format!("{}.name", target.field), fault);
             continue;
         };
@@ -163,10 +166,10 @@ fn rule_reports(index: &Index, name: &ObjectName) -> Vec<Report> {
     let mut reports = Vec::new();
     let all = index.relations.rules.of(&HostPattern::One(name.clone())).map(|(.., rule)| rule);
     let exists = index.service(name).is_some();
-    for rule in all {
+    for rule in all.filter(|rule| index.rule_named(rule).is_some()) {
         let mut found = Findings::new(index.object_ref(Kind::DestinationRule, rule));
         if !exists {
-            let fault = format!("{}; the rule takes effect when it appears", absent(name));
+            let fault = format!("{}; the rule takes effect when it appears", index.absent(name));
             found.refuse_as(Reason::TargetNotFound, "spec.host", fault);
             reports.append(&mut found.reports);
             continue;
@@ -220,17 +223,15 @@ fn behind_older(index: &Index, name: &ObjectName, rule: &ObjectName, found: &mut
 /// The ServiceEntries that have no effect on this host, because it is that of a Service or of another namespace.
 fn entry_reports(index: &Index, name: &ObjectName) -> Vec<Report> {
     let entries = index.relations.service_entries.of(name).map(|(_, entry)| entry);
+    // Of others something else is said.
+    let entries =
+        entries.filter(|entry| index.fits(&ObjectKey { kind: Kind::ServiceEntry, name: (*entry).clone() }));
     let mut reports = Vec::new();
     for entry in entries {
         let hosts = index.service_entry(entry).into_iter().flat_map(|entry| &entry.hosts);
         let field = hosts.filter(|host| host.name == *name).map(|host| host.field.as_str()).next();
         let mut found = Findings::new(index.object_ref(Kind::ServiceEntry, entry));
         match index.provider(name) {
-            _ if !index.fits(entry) => {
-                let fault = "the ServiceEntries of the namespace make more endpoints than it may have, and older ones go \
-                             before; this object has no effect for as long";
-                found.refuse_at(name, Reason::Invalid, "spec", fault);
-            }
             Some(provider)
                 if provider.kind == Kind::Service || provider.name.namespace != entry.namespace =>
             {

@@ -160,6 +160,7 @@ impl Compiler {
 
     /// Compiles what depends on the events since the last flush.
     pub fn flush(&mut self) -> Output {
+        self.index.settle(&mut self.dirty);
         let mut difference = Difference::default();
         let mut affected = mem::take(&mut self.events);
         for unit in mem::take(&mut self.dirty) {
@@ -215,6 +216,7 @@ impl Compiler {
             Unit::Endpoints(name) => endpoints::compile(&self.index, name),
             Unit::Settings(node) => settings::compile(&self.index, node),
             Unit::Profile(name) => settings::report(&self.index, name),
+            Unit::Budget(key) => self.index.beyond_budget(key),
             Unit::Routing(name) => routing::compile(&self.index, name),
             Unit::BlackHole if self.refusing > 0 => {
                 Compiled { resources: vec![envoy::black_hole()], ..Compiled::default() }

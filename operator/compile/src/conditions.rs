@@ -152,7 +152,7 @@ pub(crate) fn parties(index: &Index, unit: &Unit) -> Vec<ObjectKey> {
     let key = |kind| move |name: &ObjectName| ObjectKey { kind, name: name.clone() };
     let relations = &index.relations;
     match unit {
-        Unit::Object(object) => {
+        Unit::Object(object) | Unit::Budget(object) => {
             Some(object).filter(|o| o.kind.has_conditions()).cloned().into_iter().collect()
         }
         // What is said of endpoints is no condition.

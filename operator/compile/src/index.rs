@@ -12,6 +12,7 @@
 //! could come out differently, found by look-ups only. An object that says the same as before makes
 //! nothing dirty.
 
+mod amounts;
 mod asks;
 
 use std::{
@@ -21,15 +22,14 @@ use std::{
 
 use crate::{
     CompileOptions, Kind, Object, ObjectKey, ObjectName, ObjectRef, Report, Source,
-    budget::Budgets,
     classes::Classes,
     links::{Model, Relations},
     model::{
-        Age, DestinationRule, Endpoint, EndpointSlice, Export, Node, Place, Pod, PortKey, ReferenceGrant,
+        DestinationRule, Endpoint, EndpointSlice, Export, Node, Place, Pod, PortKey, ReferenceGrant,
         Routes, Service, ServiceEntry, Sidecar, SlotProfile, TrafficPolicy, Workload, read_grpc, read_http,
         read_tcp, read_tls, read_virtual_service,
     },
-    names::name_fault,
+    names::{absent, name_fault},
     relation::{Label, Relation},
     report::Findings,
 };
@@ -49,6 +49,8 @@ pub enum Unit {
     Settings(ObjectName),
     /// On which nodes a SlotProfile is in force.
     Profile(ObjectName),
+    /// What is said of an object that makes more than it may.
+    Budget(ObjectKey),
     /// The cluster that refuses connections.
     BlackHole,
     /// The cluster that leaves connections as they are.
@@ -130,8 +132,7 @@ pub struct Index {
     service_entries: Entries<ServiceEntry>,
     /// What several ServiceEntries say together of a host.
     merged: HashMap<ObjectName, Service>,
-    /// Which ServiceEntries are too much for their namespace.
-    budgets: Budgets,
+    amounts: amounts::Amounts,
     workloads: Entries<Workload>,
     sidecars: Entries<Sidecar>,
     nodes: Entries<Node>,
@@ -184,7 +185,7 @@ impl Index {
                 entry.good.is_none()
             }};
         }
-        let before = self.standing_of(&key);
+        let former = self.former(&key);
         let asked = self.asks_of(&key);
         let refused = match object {
             Object::Service(o) => put!(services, Service::read(o, &mut found)),
@@ -200,15 +201,12 @@ impl Index {
             Object::ReferenceGrant(o) => put!(grants, Some(ReferenceGrant::read(o))),
             Object::TrafficPolicy(o) => put!(policies, TrafficPolicy::read(o, name, &mut found)),
             Object::DestinationRule(o) => put!(rules, DestinationRule::read(o, name, &mut found)),
-            Object::ServiceEntry(o) => put!(
-                service_entries,
-                ServiceEntry::read(o, name, self.options.max_entry_endpoints, &mut found)
-            ),
+            Object::ServiceEntry(o) => put!(service_entries, ServiceEntry::read(o, name, &mut found)),
             Object::WorkloadEntry(o) => put!(workloads, Workload::read(&o.spec, "spec", &mut found)),
             Object::Sidecar(o) => put!(sidecars, Sidecar::read(o, name, &mut found)),
             Object::SlotProfile(o) => put!(profiles, SlotProfile::read(o, name, &mut found)),
         };
-        self.settle(&key, before, dirty);
+        self.measure(&key, former);
         self.classify(&key, &asked, dirty);
         if refused {
             for report in found.reports.iter_mut().filter(|report| report.is_of_the_whole()) {
@@ -220,7 +218,7 @@ impl Index {
 
     /// Removes the object, and adds all that depended on it to `dirty`.
     pub fn delete(&mut self, key: &ObjectKey, dirty: &mut BTreeSet<Unit>) {
-        let before = self.standing_of(key);
+        let former = self.former(key);
         let asked = self.asks_of(key);
         let (name, relations) = (&key.name, &mut self.relations);
         match key.kind {
@@ -242,57 +240,18 @@ impl Index {
             Kind::Sidecar => take(&mut self.sidecars, name, relations, dirty),
             Kind::SlotProfile => take(&mut self.profiles, name, relations, dirty),
         }
-        self.settle(key, before, dirty);
+        self.measure(key, former);
         self.classify(key, &asked, dirty);
     }
 
-    /// The age, cost and hosts of a ServiceEntry; `None` of anything else.
-    fn standing_of(&self, key: &ObjectKey) -> Option<(Age, usize, Vec<ObjectName>)> {
-        let entry = Some(&key.name).filter(|_| key.kind == Kind::ServiceEntry);
-        let entry = entry.and_then(|name| self.service_entry(name))?;
-        Some((entry.age, entry.cost, entry.hosts.iter().map(|host| host.name.clone()).collect()))
-    }
-
-    /// After a ServiceEntry came, changed or went: what follows for others.
-    fn settle(
-        &mut self,
-        key: &ObjectKey,
-        before: Option<(Age, usize, Vec<ObjectName>)>,
-        dirty: &mut BTreeSet<Unit>,
-    ) {
-        let after = self.standing_of(key);
-        if before.is_none() && after.is_none() {
-            return;
-        }
-        let limit = self.options.max_namespace_endpoints;
-        let (old, new) = (before.as_ref().map(|of| of.0), after.as_ref().map(|of| (of.0, of.1)));
-        let moved = self.budgets.replace(limit, &key.name, old, new);
-        let mut hosts: BTreeSet<ObjectName> =
-            [before, after].into_iter().flatten().flat_map(|of| of.2).collect();
-        for name in moved {
-            if let Some(entry) = self.service_entry(&name) {
-                hosts.extend(entry.hosts.iter().map(|host| host.name.clone()));
-                entry.touch(&name, &self.relations, dirty);
-            }
-        }
-        self.merge(hosts.into_iter());
-    }
-
-    /// Tells whether a ServiceEntry isn't too much for its namespace.
-    pub(crate) fn fits(&self, name: &ObjectName) -> bool {
-        self.service_entry(name).is_some_and(|entry| self.budgets.fits(entry.age, name))
-    }
-
-    /// Puts together what ServiceEntries say of these hosts.
-    fn merge(&mut self, hosts: impl Iterator<Item = ObjectName>) {
-        for host in hosts {
-            let parts: Vec<&Service> = self.parts(&host).map(|(_, _, service)| service).collect();
-            if let [first, _, ..] = parts[..] {
-                let merged = parts.iter().skip(1).fold(first.clone(), |merged, part| merged.merge(part));
-                self.merged.insert(host, merged);
-            } else {
-                self.merged.remove(&host);
-            }
+    /// Puts together what ServiceEntries say of a host.
+    fn merge(&mut self, host: &ObjectName) {
+        let parts: Vec<&Service> = self.parts(host).map(|(_, _, service)| service).collect();
+        if let [first, _, ..] = parts[..] {
+            let merged = parts.iter().skip(1).fold(first.clone(), |merged, part| merged.merge(part));
+            self.merged.insert(host.clone(), merged);
+        } else {
+            self.merged.remove(host);
         }
     }
 
@@ -308,7 +267,7 @@ impl Index {
         let entries = self.relations.service_entries.of(host).map(|(_, entry)| entry);
         let owner = self.service_entry_of(host).map(|(first, _)| &first.namespace);
         entries.filter(move |entry| Some(&entry.namespace) == owner).filter_map(|name| {
-            let entry = self.service_entry(name).filter(|_| self.fits(name))?;
+            let entry = self.service_entry(name).filter(|_| self.has_room(Kind::ServiceEntry, name))?;
             let of_host = entry.hosts.iter().find(|of| of.name == *host)?;
             Some((name, entry, &of_host.service))
         })
@@ -316,7 +275,7 @@ impl Index {
 
     /// Tells whether a route names this subset of a Service; the empty one is all of it.
     pub(crate) fn is_led_to(&self, name: &ObjectName, subset: &str) -> bool {
-        self.relations.led_to.first(&(name.clone(), subset.to_owned())).is_some()
+        self.relations.led_to.of(&(name.clone(), subset.to_owned())).any(|by| self.fits(by))
     }
 
     /// The addresses of a port, each with the object that names it.
@@ -354,16 +313,18 @@ impl Index {
     }
 
     /// The Service of this name, if it is one.
-    fn own_service(&self, name: &ObjectName) -> Option<&Service> {
-        self.services.get(name)?.good.as_ref()
+    pub(crate) fn own_service(&self, name: &ObjectName) -> Option<&Service> {
+        self.services.get(name)?.good.as_ref().filter(|_| self.has_room(Kind::Service, name))
     }
 
     /// The first of the ServiceEntries in force for a host.
     fn service_entry_of(&self, host: &ObjectName) -> Option<(&ObjectName, &ServiceEntry)> {
         let entries = self.relations.service_entries.of(host).map(|(_, entry)| entry);
-        entries.filter(|name| self.fits(name)).find_map(|name| Some((name, self.service_entry(name)?)))
+        let mut entries = entries.filter(|name| self.has_room(Kind::ServiceEntry, name));
+        entries.find_map(|name| Some((name, self.service_entry(name)?)))
     }
 
+    /// A ServiceEntry, in force or not.
     pub(crate) fn service_entry(&self, name: &ObjectName) -> Option<&ServiceEntry> {
         self.service_entries.get(name)?.good.as_ref()
     }
@@ -385,6 +346,19 @@ impl Index {
         }
     }
 
+    /// What users are told where [`service`](Self::service) has nothing.
+    pub(crate) fn absent(&self, name: &ObjectName) -> String {
+        let held = self.services.get(name).is_some_and(|entry| entry.good.is_some());
+        let entry = self.relations.service_entries.first(name).map(|(_, entry)| entry);
+        match (held, entry) {
+            (true, _) => format!("Service {name} is beyond what it, or its namespace, may make"),
+            (false, Some(entry)) if !self.has_room(Kind::ServiceEntry, entry) => {
+                format!("ServiceEntry {entry} is beyond what it, or its namespace, may make")
+            }
+            _ => absent(name),
+        }
+    }
+
     /// What users are told of [`service`](Self::service).
     pub(crate) fn called(&self, name: &ObjectName) -> String {
         match self.provider(name) {
@@ -396,8 +370,9 @@ impl Index {
 
     /// A VirtualService, with its key.
     pub(crate) fn virtual_service(&self, name: &ObjectName) -> Option<(ObjectKey, &Routes)> {
-        let routes = self.virtual_services.get(name)?.good.as_ref()?;
-        Some((ObjectKey { kind: Kind::VirtualService, name: name.clone() }, routes))
+        let key = ObjectKey { kind: Kind::VirtualService, name: name.clone() };
+        let routes = self.routes(&key)?;
+        Some((key, routes))
     }
 
     /// Who sees the ServiceEntries of a host, where it is one.
@@ -412,8 +387,13 @@ impl Index {
         entry.and_then(|name| self.service_entry(name)).map(|entry| &entry.export)
     }
 
-    /// The routes of an object of a kind that has some.
+    /// The routes of an object of a kind that has some, where it is in force.
     pub(crate) fn routes(&self, key: &ObjectKey) -> Option<&Routes> {
+        self.held_routes(key).filter(|_| self.fits(key))
+    }
+
+    /// The same, in force or not.
+    fn held_routes(&self, key: &ObjectKey) -> Option<&Routes> {
         let entries = match key.kind {
             Kind::VirtualService => &self.virtual_services,
             Kind::GrpcRoute => &self.grpc_routes,
@@ -442,10 +422,15 @@ impl Index {
     }
 
     pub(crate) fn policy(&self, name: &ObjectName) -> Option<&TrafficPolicy> {
-        self.policies.get(name)?.good.as_ref()
+        self.policies.get(name)?.good.as_ref().filter(|_| self.has_room(Kind::TrafficPolicy, name))
     }
 
     pub(crate) fn rule_named(&self, name: &ObjectName) -> Option<&DestinationRule> {
+        self.held_rule(name).filter(|_| self.has_room(Kind::DestinationRule, name))
+    }
+
+    /// A DestinationRule, in force or not.
+    fn held_rule(&self, name: &ObjectName) -> Option<&DestinationRule> {
         self.rules.get(name)?.good.as_ref()
     }
 

@@ -87,7 +87,7 @@ pub(crate) struct Relations {
     /// Host -> the ServiceEntries that have it, the oldest first.
     pub(crate) service_entries: Relation<ObjectName, (Age, ObjectName)>,
     /// Label -> (Service, by what) that selects workloads by it, among others.
-    selecting: Relation<Label, (ObjectName, ObjectKey)>,
+    pub(crate) selecting: Relation<Label, (ObjectName, ObjectKey)>,
     /// Label -> the WorkloadEntries that carry it.
     pub(crate) workloads: Relation<Label, ObjectName>,
     /// Label -> the Pods that carry it.
@@ -156,13 +156,15 @@ impl Relations {
     pub(crate) fn services(&self, pattern: &HostPattern) -> BTreeSet<ObjectName> {
         match pattern {
             HostPattern::One(name) => BTreeSet::from([name.clone()]),
-            HostPattern::Under(suffix) => {
-                let start = suffix.reversed();
-                let under =
-                    self.hosts.range(start.clone()..).take_while(|(host, _)| host.starts_with(&start));
-                under.flat_map(|(_, names)| names).map(|(name, _)| name.clone()).collect()
-            }
+            HostPattern::Under(suffix) => self.hosts_under(suffix).map(|(name, _)| name.clone()).collect(),
         }
+    }
+
+    /// The hosts under a wildcard, each with the object that has it.
+    pub(crate) fn hosts_under(&self, suffix: &Suffix) -> impl Iterator<Item = &(ObjectName, ObjectKey)> {
+        let start = suffix.reversed();
+        let from = self.hosts.range(start.clone()..);
+        from.take_while(move |(host, _)| host.starts_with(&start)).flat_map(|(_, names)| names)
     }
 
     /// The DestinationRules of a namespace for this, the oldest first.
@@ -357,7 +359,7 @@ impl Model for ServiceEntry {
 }
 
 /// The labels of a workload, as they are looked up.
-fn labels<'a>(
+pub(crate) fn labels<'a>(
     key: &'a ObjectName,
     labels: &'a BTreeMap<String, String>,
 ) -> impl Iterator<Item = Label> + use<'a> {

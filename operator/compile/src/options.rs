@@ -15,10 +15,15 @@ pub struct CompileOptions {
     pub reserved_addresses: Vec<Cidr>,
     /// Ranges that ServiceEntries can have addresses of, whoever else's they are.
     pub allowed_addresses: Vec<Cidr>,
-    /// The most endpoints that a ServiceEntry may name, counted once for each of its hosts and ports.
+    /// The most endpoints that a ServiceEntry may have, counted once for each of its hosts and ports.
     pub max_entry_endpoints: usize,
-    /// The most that those of a namespace may name together, counted likewise; the oldest go before.
+    /// The most that those of a namespace may have together, counted likewise; the oldest go before.
     pub max_namespace_endpoints: usize,
+    /// The most parts (listeners, clusters, endpoints, shares of routes) that an object of another kind may make on a
+    /// node. The root namespace's objects aren't bounded, whatever their kind.
+    pub max_object_parts: usize,
+    /// The most that those of one kind and namespace may make together; the oldest go before.
+    pub max_namespace_parts: usize,
 }
 
 impl Default for CompileOptions {
@@ -30,6 +35,8 @@ impl Default for CompileOptions {
             allowed_addresses: Vec::new(),
             max_entry_endpoints: 10_000,
             max_namespace_endpoints: 100_000,
+            max_object_parts: 100_000,
+            max_namespace_parts: 400_000,
         }
     }
 }

@@ -53,6 +53,8 @@ pub enum Reason {
     NotSupported,
     /// What the object asks for can't be done, so none of it, or of one rule, is.
     UnsupportedValue,
+    /// The object, or those of its kind and namespace together, makes more than it may.
+    OverBudget,
     /// There is nothing to connect to. The object acts all the same.
     NoEndpoints,
     /// The object is none of slotmesh's.
@@ -82,6 +84,7 @@ impl Reason {
             Self::InvalidBackend => "InvalidBackend",
             Self::NotSupported => "NotSupported",
             Self::UnsupportedValue => "UnsupportedValue",
+            Self::OverBudget => "OverBudget",
             Self::NoEndpoints => "NoEndpoints",
             Self::Foreign => "Foreign",
             Self::Note => "Note",

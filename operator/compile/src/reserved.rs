@@ -21,11 +21,14 @@ impl Index {
             provider.is_some_and(|provider| {
                 provider.kind == Kind::ServiceEntry
                     && provider.name.namespace == claim.object.name.namespace
-                    && self.fits(&claim.object.name)
+                    && self.fits(&claim.object)
             })
         };
         match claim.object.kind {
-            Kind::Service => !claim.is_external || self.relations.service_addresses.first(&ip).is_none(),
+            Kind::Service => {
+                let is_free = || self.relations.service_addresses.first(&ip).is_none();
+                self.fits(&claim.object) && (!claim.is_external || is_free())
+            }
             _ => self.reserved(ip).is_none() && in_force(),
         }
     }

@@ -34,7 +34,7 @@ use crate::{
         Caller, Connection, Destination, Forwarding, PortKey, Protocol, Route, RouteKind, Routes, Service,
         ServicePort, Share, WildHost,
     },
-    names::{BLACK_HOLE, PASSTHROUGH, absent, cluster_name, route_name},
+    names::{BLACK_HOLE, PASSTHROUGH, cluster_name, route_name},
     patterns::Suffix,
     points::Points,
 };
@@ -90,7 +90,7 @@ pub(crate) fn compile(index: &Index, name: &ObjectName) -> Compiled {
     candidates.retain(|candidate| {
         let exists = index.service_for(candidate.key.kind, name).is_some();
         if !exists {
-            let fault = format!("{}; the routes take effect when it appears", absent(name));
+            let fault = format!("{}; the routes take effect when it appears", index.absent(name));
             for host in candidate.routes.hosts.iter().filter(|host| host.usable && host.service == *name) {
                 let report =
                     about(index, candidate.key, name, &host.field, Reason::TargetNotFound, fault.clone());
@@ -455,7 +455,7 @@ fn destination_cluster(
         );
         return Err(Missing { reason: Reason::RefNotPermitted, ..missing("namespace", fault) });
     }
-    let service = index.service_for(by.kind, name).ok_or_else(|| missing(of_name, absent(name)))?;
+    let service = index.service_for(by.kind, name).ok_or_else(|| missing(of_name, index.absent(name)))?;
     let port = connection.port;
     let mut alike = service.ports.iter().map(|of| of.key).filter(|key| key.protocol == port.protocol);
     let key = match (destination.port, alike.next(), alike.next()) {

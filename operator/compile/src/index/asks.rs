@@ -11,9 +11,14 @@ use crate::{
 };
 
 impl Index {
-    /// The labels of callers that an object asks for.
+    /// The labels of callers that an object asks for, where it is in force.
     pub(super) fn asks_of(&self, key: &ObjectKey) -> BTreeSet<Ask> {
-        if let Some(routes) = self.routes(key) {
+        if self.fits(key) { self.held_asks(key) } else { BTreeSet::new() }
+    }
+
+    /// The same, in force or not.
+    pub(super) fn held_asks(&self, key: &ObjectKey) -> BTreeSet<Ask> {
+        if let Some(routes) = self.held_routes(key) {
             let from = routes.all().flat_map(|route| &route.matches).map(|m| &m.from);
             let asked = from.filter(|from| !from.labels.is_empty());
             return asked
@@ -21,8 +26,8 @@ impl Index {
                 .collect();
         }
         let labels = match key.kind {
-            Kind::DestinationRule => self.rule_named(&key.name).and_then(|rule| rule.callers.clone()),
-            Kind::Sidecar => self.sidecar(&key.name).and_then(|sidecar| sidecar.callers.clone()),
+            Kind::DestinationRule => self.held_rule(&key.name).and_then(|rule| rule.callers.clone()),
+            Kind::Sidecar => self.held_sidecar(&key.name).and_then(|sidecar| sidecar.callers.clone()),
             _ => None,
         };
         let namespace = Some(key.name.namespace.clone());
@@ -76,6 +81,11 @@ impl Index {
     }
 
     fn sidecar(&self, name: &ObjectName) -> Option<&Sidecar> {
+        self.held_sidecar(name).filter(|_| self.has_room(Kind::Sidecar, name))
+    }
+
+    /// A Sidecar, in force or not.
+    pub(super) fn held_sidecar(&self, name: &ObjectName) -> Option<&Sidecar> {
         self.sidecars.get(name)?.good.as_ref()
     }
 

@@ -96,6 +96,20 @@ impl DestinationRule {
         let policies = [&self.policy].into_iter().chain(self.subsets.values().map(|subset| &subset.policy));
         policies.into_iter().any(|policy| has(&policy.all) || policy.ports.values().any(has))
     }
+
+    /// The most of its subsets that an endpoint can be in. Those that ask for other values of the same labels share none.
+    pub(crate) fn overlap(&self) -> usize {
+        let mut alike: BTreeMap<&BTreeMap<String, String>, usize> = BTreeMap::new();
+        for subset in self.subsets.values() {
+            *alike.entry(&subset.labels).or_default() += 1;
+        }
+        let mut by_keys: BTreeMap<Vec<&String>, usize> = BTreeMap::new();
+        for (labels, count) in alike {
+            let most = by_keys.entry(labels.keys().collect()).or_default();
+            *most = count.max(*most);
+        }
+        by_keys.into_values().sum()
+    }
 }
 
 /// Tells whether a rule says anything that would act on connections.

@@ -37,8 +37,6 @@ pub(crate) struct ServiceEntry {
     pub(crate) hosts: Vec<EntryHost>,
     /// The endpoints that it names itself.
     pub(crate) endpoints: Vec<Workload>,
-    /// How many endpoints it makes, at least one for each of its hosts and ports.
-    pub(crate) cost: usize,
 }
 
 /// How endpoints are found, as far as it matters here.
@@ -54,12 +52,7 @@ enum Resolution {
 
 impl ServiceEntry {
     /// Reads a ServiceEntry; `None` when it must be refused.
-    pub(crate) fn read(
-        object: &crds::ServiceEntry,
-        key: &ObjectName,
-        max_endpoints: usize,
-        found: &mut Findings,
-    ) -> Option<Self> {
+    pub(crate) fn read(object: &crds::ServiceEntry, key: &ObjectName, found: &mut Findings) -> Option<Self> {
         let spec = &object.spec;
         let age = Age::of(&object.metadata);
         let export = Export::read(&spec.export_to, &key.namespace, found);
@@ -79,17 +72,6 @@ impl ServiceEntry {
         let ports = read_ports(&spec.ports, found);
         let selector = read_selector(spec, found);
         let endpoints = read_endpoints(&spec.endpoints, resolution, found);
-        let made = hosts.len() * ports.len() * endpoints.len().max(1);
-        if made > max_endpoints {
-            let fault = format!(
-                "{} hosts, {} ports and {} endpoints make {made} endpoints on every node, and {max_endpoints} are allowed; \
-                 make several smaller objects",
-                hosts.len(),
-                ports.len(),
-                endpoints.len()
-            );
-            found.refuse("spec", fault);
-        }
         let acts = resolution != Resolution::Nowhere;
         if acts && vips.is_empty() {
             found.note(
@@ -109,7 +91,7 @@ impl ServiceEntry {
         });
         let hosts = hosts.collect();
         let export = export.filter(|_| !found.refused())?;
-        Some(Self { age, export, hosts, endpoints, cost: made })
+        Some(Self { age, export, hosts, endpoints })
     }
 }
 

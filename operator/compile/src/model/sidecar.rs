@@ -96,6 +96,11 @@ impl Sidecar {
         (!found.refused()).then(|| Self { age: Age::of(&object.metadata), callers, seen, refuses })
     }
 
+    /// The number of hosts and wildcards that it names; `None` where it takes none from sight.
+    pub(crate) fn named(&self) -> Option<usize> {
+        self.seen.as_ref().map(Vec::len)
+    }
+
     /// Tells whether a caller of `own`, where that is known, sees a host of this namespace.
     pub(crate) fn sees(&self, own: Option<&str>, namespace: &str, host: &str) -> bool {
         let Some(seen) = &self.seen else { return true };

@@ -1,6 +1,7 @@
 //! What the compiler makes of objects, by its public interface only.
 
 mod bad_input;
+mod budgets;
 mod callers;
 mod conditions;
 mod cost;

@@ -266,9 +266,15 @@ fn by_key(objects: Vec<Object>) -> BTreeMap<ObjectKey, Object> {
     objects.into_iter().map(|object| (object.key(), object)).collect()
 }
 
-/// So narrow that some of the ServiceEntries don't fit.
+/// So narrow that some objects of each kind don't fit.
 fn options() -> CompileOptions {
-    CompileOptions { max_namespace_endpoints: 2, ..CompileOptions::default() }
+    CompileOptions {
+        max_entry_endpoints: 4,
+        max_namespace_endpoints: 5,
+        max_object_parts: 9,
+        max_namespace_parts: 12,
+        ..CompileOptions::default()
+    }
 }
 
 fn cluster(objects: impl IntoIterator<Item = Object>) -> Cluster {

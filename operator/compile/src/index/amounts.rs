@@ -1,0 +1,503 @@
+//! How much each object makes on a node, and which are in force therefore.
+//!
+//! ```text
+//!  EndpointSlice, Pod, WorkloadEntry --> endpoints behind a Service or host --> cost of that, and of rules for it
+//!  Service, ServiceEntry --> hosts under a wildcard --> cost of those who name that
+//!  cost --> Budgets --> what fits is in force; what doesn't is as if it weren't there
+//! ```
+//!
+//! A cost is counted in parts (a listener, a cluster, an endpoint, a share of a route, a chain of some callers), as many
+//! as the object can make of the hosts and endpoints that there are, whatever others say of these. Invariants: costs
+//! follow from the objects that are held, in force or not, so what is beyond a budget changes no other's cost; and all
+//! that could come out differently is dirty after `settle`.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use super::{Backing, Index};
+use crate::{
+    CompileOptions, Kind, ObjectKey, ObjectName, Reason, Report, Unit,
+    budget::{Beyond, Budgets, Limits},
+    compiler::Compiled,
+    links::{Model, labels},
+    model::{Age, DestinationRule, EndpointSlice, Export, Forwarding, Routes, Service, ServiceEntry},
+    patterns::{HostPattern, Suffix},
+    report::Findings,
+};
+
+type Labels = BTreeMap<String, String>;
+
+/// The hosts of a Service or ServiceEntry.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Offer {
+    hosts: Vec<ObjectName>,
+    /// The endpoints behind each, once for each port.
+    behind: usize,
+}
+
+/// The hosts under a wildcard that some objects name.
+#[derive(Debug, Default)]
+struct Under {
+    users: BTreeSet<ObjectKey>,
+    /// Each once for each object that has it.
+    hosts: usize,
+    /// The endpoints behind all of them.
+    behind: usize,
+}
+
+/// What costs follow from.
+#[derive(Debug, Default)]
+pub(super) struct Amounts {
+    budgets: Budgets,
+    /// Service -> the endpoints in its slices, once for each port.
+    sliced: HashMap<ObjectName, usize>,
+    /// Service or ServiceEntry -> the workloads that it selects, other than those in slices.
+    selected: HashMap<ObjectKey, usize>,
+    offers: HashMap<ObjectKey, Offer>,
+    /// Service or host -> the endpoints behind it.
+    behind: HashMap<ObjectName, usize>,
+    under: HashMap<Suffix, Under>,
+    /// The objects whose cost is to be looked at again.
+    changed: BTreeSet<ObjectKey>,
+    /// The hosts of ServiceEntries of which others may say something.
+    to_merge: BTreeSet<ObjectName>,
+}
+
+/// The part of an object from which amounts follow, as it was before an event.
+#[derive(Debug, Default)]
+pub(super) struct Former {
+    labels: Option<Labels>,
+    slice: Option<(ObjectName, usize)>,
+    suffixes: BTreeSet<Suffix>,
+    hosts: Vec<ObjectName>,
+}
+
+impl EndpointSlice {
+    /// Its Service, and its endpoints, once for each port.
+    fn amount(&self) -> Option<(ObjectName, usize)> {
+        Some((self.service.clone()?, self.endpoints.len().saturating_mul(self.ports.len())))
+    }
+}
+
+impl Routes {
+    /// The parts that they make of each host.
+    fn cost(&self) -> usize {
+        let of_route = |to: &Forwarding| match to {
+            Forwarding::Shares(shares) => shares.len().max(1),
+            Forwarding::Own | Forwarding::Delegated(_) | Forwarding::Undecidable => 1,
+        };
+        let routes = self.all().map(|route| route.matches.len().max(1).saturating_mul(of_route(&route.to)));
+        routes.fold(callers(&self.export), usize::saturating_add)
+    }
+}
+
+impl DestinationRule {
+    /// The clusters that it makes of each host.
+    fn cost(&self) -> usize {
+        (1 + self.subsets.len()).saturating_add(callers(&self.export))
+    }
+}
+
+/// How many namespaces are told apart.
+fn callers(export: &Export) -> usize {
+    export.named().count()
+}
+
+/// The product, where it is a number.
+fn product(of: impl IntoIterator<Item = usize>) -> usize {
+    of.into_iter().fold(1, usize::saturating_mul)
+}
+
+/// Tells whether objects of this kind make something.
+const fn has_budget(kind: Kind) -> bool {
+    match kind {
+        Kind::Service | Kind::ServiceEntry | Kind::VirtualService | Kind::DestinationRule => true,
+        Kind::GrpcRoute | Kind::HttpRoute | Kind::TlsRoute | Kind::TcpRoute => true,
+        Kind::TrafficPolicy | Kind::Sidecar => true,
+        // Of a slice its Service is asked, of a workload who selects it. The others make nothing, or are written by
+        // whoever runs the cluster.
+        Kind::EndpointSlice | Kind::Pod | Kind::WorkloadEntry | Kind::ReferenceGrant => false,
+        Kind::Namespace | Kind::Node | Kind::SlotProfile => false,
+    }
+}
+
+impl CompileOptions {
+    /// The bounds of an object.
+    fn limits(&self, key: &ObjectKey) -> Limits {
+        if key.name.namespace == self.root_namespace {
+            return Limits { object: usize::MAX, namespace: usize::MAX };
+        }
+        match key.kind {
+            Kind::ServiceEntry => {
+                Limits { object: self.max_entry_endpoints, namespace: self.max_namespace_endpoints }
+            }
+            _ => Limits { object: self.max_object_parts, namespace: self.max_namespace_parts },
+        }
+    }
+}
+
+impl Index {
+    /// Tells whether an object isn't beyond any bound.
+    pub(crate) fn fits(&self, key: &ObjectKey) -> bool {
+        self.amounts.budgets.fits(key)
+    }
+
+    /// As [`fits`](Self::fits).
+    pub(super) fn has_room(&self, kind: Kind, name: &ObjectName) -> bool {
+        self.fits(&ObjectKey { kind, name: name.clone() })
+    }
+
+    /// What is said of an object that is beyond a bound.
+    pub(crate) fn beyond_budget(&self, key: &ObjectKey) -> Compiled {
+        let Some(beyond) = self.amounts.budgets.beyond(key) else { return Compiled::default() };
+        let (kind, namespace, limits) = (key.kind, &key.name.namespace, self.options.limits(key));
+        let (parts, flag) = match kind {
+            Kind::ServiceEntry => ("endpoints", ["--max-entry-endpoints", "--max-namespace-endpoints"]),
+            _ => ("parts", ["--max-object-parts", "--max-namespace-parts"]),
+        };
+        let (field, fault, remedy) = match beyond {
+            Beyond::Object => (
+                "spec",
+                format!(
+                    "it makes more than the {} {parts} on each node that one object may make",
+                    limits.object
+                ),
+                format!("make it smaller or several of it, or raise {}", flag[0]),
+            ),
+            Beyond::Namespace => (
+                "metadata.namespace",
+                format!(
+                    "all {kind} objects of namespace {namespace} make more than the {} {parts} on each node that they may \
+                     make together, and older ones go before",
+                    limits.namespace
+                ),
+                format!("remove some, or raise {}", flag[1]),
+            ),
+        };
+        let now = match kind {
+            Kind::Service => {
+                "connections to it are left to kube-proxy, and routes that lead to it refuse its share"
+            }
+            Kind::ServiceEntry => {
+                "connections to its addresses are left alone, and routes that lead to its hosts refuse their share"
+            }
+            Kind::DestinationRule => {
+                "connections are treated as if it weren't there, and routes that lead to its subsets refuse their share"
+            }
+            Kind::Sidecar => "its callers see what they would see without it",
+            _ => "connections go as if it weren't there",
+        };
+        let mut found = Findings::new(self.object_ref(kind, &key.name));
+        let fault = format!("{fault}; the object is not in force: {now}; {remedy}");
+        found.refuse_as(Reason::OverBudget, field, fault);
+        let reports: Vec<Report> = found.reports;
+        Compiled { reports, left: kind == Kind::Service, ..Compiled::default() }
+    }
+
+    /// To be called before an event changes the object.
+    pub(super) fn former(&self, key: &ObjectKey) -> Former {
+        let name = &key.name;
+        let labels = match key.kind {
+            Kind::Pod => self.pods.get(name).and_then(|pod| pod.good.as_ref()).map(|pod| &pod.labels),
+            Kind::WorkloadEntry => {
+                self.workloads.get(name).and_then(|of| of.good.as_ref()).map(|of| &of.labels)
+            }
+            _ => None,
+        };
+        let slice = Some(name).filter(|_| key.kind == Kind::EndpointSlice);
+        let slice = slice.and_then(|name| self.slices.get(name)?.good.as_ref()?.amount());
+        let hosts = match key.kind {
+            Kind::ServiceEntry => self.amounts.offers.get(key).map(|offer| offer.hosts.clone()),
+            _ => None,
+        };
+        let hosts = hosts.unwrap_or_default();
+        Former { labels: labels.cloned(), slice, suffixes: self.suffixes_of(key), hosts }
+    }
+
+    /// After an object came, changed or went: what follows for amounts.
+    pub(super) fn measure(&mut self, key: &ObjectKey, former: Former) {
+        let now = self.former(key);
+        match key.kind {
+            Kind::EndpointSlice if former.slice != now.slice => {
+                for (slice, comes) in [(former.slice, false), (now.slice, true)] {
+                    let Some((service, amount)) = slice else { continue };
+                    let sliced = self.amounts.sliced.entry(service.clone()).or_default();
+                    *sliced = if comes { *sliced + amount } else { *sliced - amount };
+                    if *sliced == 0 {
+                        self.amounts.sliced.remove(&service);
+                    }
+                    self.offer(&ObjectKey { kind: Kind::Service, name: service });
+                }
+            }
+            Kind::Pod | Kind::WorkloadEntry if former.labels != now.labels => {
+                self.select(key, [former.labels.as_ref(), now.labels.as_ref()]);
+            }
+            Kind::Service | Kind::ServiceEntry => {
+                self.count_selected(key);
+                self.offer(key);
+                self.amounts.to_merge.extend(former.hosts);
+                if key.kind == Kind::ServiceEntry {
+                    let offer = self.amounts.offers.get(key);
+                    let hosts = offer.map(|offer| offer.hosts.clone()).unwrap_or_default();
+                    self.amounts.to_merge.extend(hosts);
+                }
+            }
+            _ => {}
+        }
+        for gone in former.suffixes.difference(&now.suffixes) {
+            if let Some(under) = self.amounts.under.get_mut(gone) {
+                under.users.remove(key);
+                if under.users.is_empty() {
+                    self.amounts.under.remove(gone);
+                }
+            }
+        }
+        for suffix in now.suffixes.difference(&former.suffixes) {
+            if !self.amounts.under.contains_key(suffix) {
+                let mut under = Under::default();
+                for (_, by) in self.relations.hosts_under(suffix) {
+                    under.hosts += 1;
+                    under.behind += self.amounts.offers.get(by).map_or(0, |offer| offer.behind);
+                }
+                self.amounts.under.insert(suffix.clone(), under);
+            }
+            if let Some(under) = self.amounts.under.get_mut(suffix) {
+                under.users.insert(key.clone());
+            }
+        }
+        if has_budget(key.kind) {
+            self.amounts.changed.insert(key.clone());
+        }
+    }
+
+    /// The wildcards by which an object's cost follows from hosts that it doesn't name.
+    fn suffixes_of(&self, key: &ObjectKey) -> BTreeSet<Suffix> {
+        if let Some(routes) = self.held_routes(key) {
+            return routes.wild.iter().map(|host| host.suffix.clone()).collect();
+        }
+        let suffix = match key.kind {
+            Kind::DestinationRule => self.held_rule(&key.name).and_then(|rule| match &rule.host {
+                HostPattern::Under(suffix) => Some(suffix.clone()),
+                HostPattern::One(_) => None,
+            }),
+            Kind::Sidecar => {
+                let sidecar = self.held_sidecar(&key.name);
+                let hides = sidecar.is_some_and(|sidecar| sidecar.named().is_some());
+                hides.then(|| Suffix("".into()))
+            }
+            _ => None,
+        };
+        suffix.into_iter().collect()
+    }
+
+    /// The labels of a workload have changed: who selects it, or doesn't any more.
+    fn select(&mut self, key: &ObjectKey, [before, after]: [Option<&Labels>; 2]) {
+        let asked = [before, after].into_iter().flatten().flat_map(|of| labels(&key.name, of));
+        let asked: BTreeSet<_> = asked.collect();
+        let mut by: BTreeSet<ObjectKey> = BTreeSet::new();
+        for label in &asked {
+            let selecting = self.relations.selecting.of(label).map(|(_, by)| by);
+            by.extend(selecting.filter(|by| key.kind != Kind::Pod || by.kind != Kind::Service).cloned());
+        }
+        for by in by {
+            let Some(service) = self.held_offer(&by) else { continue };
+            let is_in = |labels: Option<&Labels>| {
+                let has = |labels: &Labels| service.selector.iter().all(|(k, v)| labels.get(k) == Some(v));
+                labels.is_some_and(has)
+            };
+            let (was, is) = (is_in(before), is_in(after));
+            if was == is {
+                continue;
+            }
+            let selected = self.amounts.selected.entry(by.clone()).or_default();
+            *selected = if is { *selected + 1 } else { selected.saturating_sub(1) };
+            if *selected == 0 {
+                self.amounts.selected.remove(&by);
+            }
+            self.offer(&by);
+        }
+    }
+
+    /// A Service, or what a ServiceEntry makes of each host.
+    fn held_offer(&self, by: &ObjectKey) -> Option<&Service> {
+        match by.kind {
+            Kind::Service => self.services.get(&by.name)?.good.as_ref(),
+            _ => self.service_entry(&by.name)?.hosts.first().map(|host| &host.service),
+        }
+    }
+
+    /// Counts the workloads that a Service or ServiceEntry selects.
+    fn count_selected(&mut self, by: &ObjectKey) {
+        let count = self.held_offer(by).filter(|service| !service.selector.is_empty()).map(|service| {
+            let backing = Backing { by: by.clone(), service, endpoints: &[] };
+            self.selected_workloads(&backing).len() + self.selected_pods(&backing).len()
+        });
+        match count.filter(|count| *count > 0) {
+            Some(count) => drop(self.amounts.selected.insert(by.clone(), count)),
+            None => drop(self.amounts.selected.remove(by)),
+        }
+    }
+
+    /// What a Service or ServiceEntry has may have changed: notes it, and whose cost follows from it.
+    fn offer(&mut self, by: &ObjectKey) {
+        let selected = || self.amounts.selected.get(by).copied().unwrap_or_default();
+        let new = match by.kind {
+            Kind::Service => self.held_offer(by).map(|service| {
+                let sliced = self.amounts.sliced.get(&by.name).copied().unwrap_or_default();
+                let behind = sliced + product([service.ports.len(), selected()]);
+                Offer { hosts: vec![by.name.clone()], behind }
+            }),
+            _ => self.service_entry(&by.name).map(|entry| {
+                let ports = entry.hosts.first().map_or(0, |host| host.service.ports.len());
+                let hosts = entry.hosts.iter().map(|host| host.name.clone()).collect();
+                Offer { hosts, behind: product([ports, entry.endpoints.len() + selected()]) }
+            }),
+        };
+        let old = match &new {
+            Some(new) => self.amounts.offers.insert(by.clone(), new.clone()),
+            None => self.amounts.offers.remove(by),
+        };
+        if old == new {
+            return;
+        }
+        self.amounts.changed.insert(by.clone());
+        let (old, new) = (old.unwrap_or_default(), new.unwrap_or_default());
+        let hosts: BTreeSet<&ObjectName> = old.hosts.iter().chain(&new.hosts).collect();
+        for host in hosts {
+            let [was, is] = [&old, &new].map(|of| of.hosts.contains(host).then_some(of.behind));
+            self.amounts.shift(by, host, [was, is]);
+            let rules = self.relations.rules.of(&HostPattern::One(host.clone()));
+            let rules = rules.map(|(.., name)| ObjectKey { kind: Kind::DestinationRule, name: name.clone() });
+            self.amounts.changed.extend(rules);
+        }
+    }
+
+    /// Finds which objects fit now, and adds what follows from it to `dirty`. To be called before anything is compiled.
+    pub(crate) fn settle(&mut self, dirty: &mut BTreeSet<Unit>) {
+        while let Some(key) = self.amounts.changed.pop_first() {
+            let cost = self.cost(&key);
+            for changed in self.amounts.budgets.replace(self.options.limits(&key), &key, cost) {
+                self.turn(&changed, dirty);
+            }
+            if !self.fits(&key) {
+                // Its source may be another one.
+                dirty.insert(Unit::Budget(key));
+            }
+        }
+        for host in std::mem::take(&mut self.amounts.to_merge) {
+            self.merge(&host);
+        }
+    }
+
+    /// An object comes into force, or out of it.
+    fn turn(&mut self, key: &ObjectKey, dirty: &mut BTreeSet<Unit>) {
+        let name = &key.name;
+        macro_rules! touch {
+            ($held:expr) => {
+                if let Some(held) = $held {
+                    Model::touch_if_other(Some(held), None, dirty);
+                    held.touch(name, &self.relations, dirty);
+                }
+            };
+        }
+        match key.kind {
+            Kind::Service => touch!(self.services.get(name).and_then(|of| of.good.as_ref())),
+            Kind::ServiceEntry => touch!(self.service_entry(name)),
+            Kind::DestinationRule => touch!(self.held_rule(name)),
+            Kind::Sidecar => touch!(self.held_sidecar(name)),
+            Kind::TrafficPolicy => touch!(self.policies.get(name).and_then(|of| of.good.as_ref())),
+            _ => touch!(self.held_routes(key)),
+        }
+        if let Some(entry) = self.service_entry(name).filter(|_| key.kind == Kind::ServiceEntry) {
+            let hosts: Vec<_> = entry.hosts.iter().map(|host| host.name.clone()).collect();
+            self.amounts.to_merge.extend(hosts);
+        }
+        let asked = if self.fits(key) { BTreeSet::new() } else { self.held_asks(key) };
+        self.classify(key, &asked, dirty);
+        dirty.insert(Unit::Budget(key.clone()));
+    }
+
+    /// The age and cost of an object; `None` of what makes nothing.
+    fn cost(&self, key: &ObjectKey) -> Option<(Age, usize)> {
+        let name = &key.name;
+        let under = |suffix: &Suffix| {
+            let under = self.amounts.under.get(suffix);
+            under.map_or((0, 0), |under| (under.hosts, under.behind))
+        };
+        let (age, cost) = match key.kind {
+            Kind::Service => {
+                let service = self.services.get(name)?.good.as_ref()?;
+                let listeners = service.addresses().count();
+                let behind = self.amounts.offers.get(key).map_or(0, |offer| offer.behind);
+                (service.age, product([service.ports.len(), listeners + 1]).saturating_add(behind))
+            }
+            Kind::ServiceEntry => {
+                let entry = self.service_entry(name)?;
+                (entry.age, self.entry_cost(key, entry))
+            }
+            Kind::DestinationRule => {
+                let rule = self.held_rule(name)?;
+                let (hosts, behind) = match &rule.host {
+                    HostPattern::One(host) => (1, self.amounts.behind.get(host).copied().unwrap_or_default()),
+                    HostPattern::Under(suffix) => under(suffix),
+                };
+                let endpoints = product([rule.overlap(), behind]);
+                (rule.age, product([hosts, rule.cost()]).saturating_add(endpoints))
+            }
+            Kind::TrafficPolicy => {
+                let policy = self.policies.get(name)?.good.as_ref()?;
+                (policy.age, policy.targets.len())
+            }
+            Kind::Sidecar => {
+                let sidecar = self.held_sidecar(name)?;
+                let named = sidecar.named().unwrap_or_default();
+                let hosts = if sidecar.named().is_some() { under(&Suffix("".into())).0 } else { 0 };
+                (sidecar.age, named.saturating_add(hosts))
+            }
+            _ => {
+                let routes = self.held_routes(key)?;
+                let wild = routes.wild.iter().map(|host| under(&host.suffix).0);
+                let hosts = wild.fold(routes.hosts.len(), usize::saturating_add);
+                (routes.age, product([hosts.max(1), routes.cost()]))
+            }
+        };
+        Some((age, cost.max(1)))
+    }
+
+    /// The endpoints of a ServiceEntry, or its listeners, whichever are more.
+    fn entry_cost(&self, key: &ObjectKey, entry: &ServiceEntry) -> usize {
+        let ports = entry.hosts.first().map_or(0, |host| host.service.ports.len());
+        let behind = self.amounts.offers.get(key).map_or(0, |offer| offer.behind);
+        let addresses = entry.hosts.iter().map(|host| host.service.vips.len()).sum::<usize>();
+        let listeners = product([addresses, ports, 1 + callers(&entry.export)]);
+        product([entry.hosts.len(), behind.max(ports)]).max(listeners)
+    }
+}
+
+impl Amounts {
+    /// Of a host of an object there are other endpoints than before; `None` where there is no such host.
+    fn shift(&mut self, by: &ObjectKey, host: &ObjectName, [was, is]: [Option<usize>; 2]) {
+        let moved = |sum: &mut usize| *sum = *sum + is.unwrap_or_default() - was.unwrap_or_default();
+        let behind = self.behind.entry(host.clone()).or_default();
+        moved(behind);
+        if *behind == 0 {
+            self.behind.remove(host);
+        }
+        if self.under.is_empty() {
+            return;
+        }
+        let text = if by.kind == Kind::Service { host.host() } else { host.external_host() };
+        for suffix in Suffix::of(&text) {
+            let Some(under) = self.under.get_mut(&suffix) else { continue };
+            moved(&mut under.behind);
+            let comes_or_goes = was.is_some() != is.is_some();
+            match (was, is) {
+                (None, Some(_)) => under.hosts += 1,
+                (Some(_), None) => under.hosts -= 1,
+                _ => {}
+            }
+            let users = under.users.iter();
+            self.changed
+                .extend(users.filter(|user| comes_or_goes || user.kind == Kind::DestinationRule).cloned());
+        }
+    }
+}
