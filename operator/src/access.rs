@@ -83,6 +83,7 @@ impl Tokens {
         let turn = Turn::wait(&self.line, from).await?;
         // It may have been asked about meanwhile.
         if let Some(known) = self.recall(&key) {
+            turn.is_unused();
             return known;
         }
         let answer = self.ask(token).await;
@@ -135,10 +136,18 @@ impl Tokens {
     }
 }
 
-/// A question whose turn it is. Its share of the rate comes back when this is dropped, unless the token is bad.
+/// A question whose turn it is. When this is dropped, its share of the rate of bad ones comes back, unless it was one.
 struct Turn {
     line: Waiting,
-    is_bad: bool,
+    outcome: Outcome,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Asked,
+    /// And the token is bad.
+    Bad,
+    Unused,
 }
 
 impl Turn {
@@ -161,7 +170,7 @@ impl Turn {
             };
             tokio::select! {
                 called = &mut turn => match called {
-                    Ok(()) => return Ok(Self { line: Arc::clone(line), is_bad: false }),
+                    Ok(()) => return Ok(Self { line: Arc::clone(line), outcome: Outcome::Asked }),
                     Err(_dropped) => return Err(busy()),
                 },
                 () = more => until = call(&mut lock(line), Instant::now()),
@@ -170,8 +179,13 @@ impl Turn {
         }
     }
 
+    /// Nothing was asked.
+    fn is_unused(mut self) {
+        self.outcome = Outcome::Unused;
+    }
+
     fn ends_bad(mut self, from: Option<Origin>, now: Instant) {
-        self.is_bad = true;
+        self.outcome = Outcome::Bad;
         lock(&self.line).mark(from, now);
     }
 }
@@ -179,8 +193,10 @@ impl Turn {
 impl Drop for Turn {
     fn drop(&mut self) {
         let mut line = lock(&self.line);
-        if !self.is_bad {
-            line.give_back();
+        match self.outcome {
+            Outcome::Asked => line.give_back(),
+            Outcome::Bad => {}
+            Outcome::Unused => line.unasked(),
         }
         call(&mut line, Instant::now());
     }
@@ -193,7 +209,7 @@ fn call(line: &mut Line<Option<Origin>, oneshot::Sender<()>>, now: Instant) -> O
             // Who waits no longer takes nothing.
             Next::Ask(ticket) => {
                 if ticket.send(()).is_err() {
-                    line.give_back();
+                    line.unasked();
                 }
             }
             Next::At(when) => return Some(when),

@@ -1,12 +1,12 @@
 //! Whose token is asked about next.
 //!
-//! A TokenReview costs the API server work, and whoever reaches the port can ask for one. So those that come out
-//! bad are limited together; one that comes out good gives its share back, so a fleet that comes at once doesn't
-//! wait. The origins take turns. One that had a bad token lately comes after all others and leaves them half of
-//! what there is.
+//! A TokenReview costs the API server work, and whoever reaches the port can ask for one. So in no second there are more
+//! than [`A_SECOND`], good or bad; and those that come out bad take at most half of these for long: one that comes out good
+//! gives its share of that back. The origins take turns. One that had a bad token lately comes after all others and
+//! leaves them half of what there is.
 //!
-//! Invariants: no more reviews are under way, or have come out bad, than the rate allows; an origin has a bounded
-//! number that wait. No clock: the caller says what time it is.
+//! Invariants: in any second no more are asked about than the rate allows; no more are under way, or have come out bad,
+//! than the rate of the bad allows; an origin has a bounded number that wait. No clock: the caller says what time it is.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -14,6 +14,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// Tokens that are asked about in any second, at most.
+const A_SECOND: usize = 10;
+const SECOND: Duration = Duration::from_secs(1);
 /// Bad tokens that may be asked about at once after a rest.
 const BURST: u32 = 10;
 /// Time that each takes of the rate.
@@ -89,11 +92,13 @@ pub(super) struct Line<O, T> {
     bad: HashMap<O, Instant>,
     /// What is used of the burst, as the time that it takes until all is there again.
     used_until: Option<Instant>,
+    /// When the last were asked about, the oldest first.
+    asked: VecDeque<Instant>,
 }
 
 impl<O: Copy + Eq + Hash, T> Line<O, T> {
     pub(super) fn new() -> Self {
-        Self { clean: Queue::new(), marked: Queue::new(), bad: HashMap::new(), used_until: None }
+        Self { clean: Queue::new(), marked: Queue::new(), bad: HashMap::new(), used_until: None, asked: VecDeque::new() }
     }
 
     /// Adds a question; gives it back where too many of its origin wait.
@@ -107,6 +112,13 @@ impl<O: Copy + Eq + Hash, T> Line<O, T> {
 
     /// What to ask about. What is to be asked takes its share of the rate.
     pub(super) fn next(&mut self, now: Instant) -> Next<T> {
+        while self.asked.front().is_some_and(|at| *at + SECOND <= now) {
+            self.asked.pop_front();
+        }
+        if let Some(oldest) = self.asked.front().filter(|_| self.asked.len() >= A_SECOND) {
+            let waits = !self.clean.turns.is_empty() || !self.marked.turns.is_empty();
+            return if waits { Next::At(*oldest + SECOND) } else { Next::Nothing };
+        }
         let used = self.used_until.map_or(now, |used| used.max(now));
         for (queue, share) in [(&mut self.clean, BURST), (&mut self.marked, BURST / 2)] {
             if queue.turns.is_empty() {
@@ -118,6 +130,7 @@ impl<O: Copy + Eq + Hash, T> Line<O, T> {
             }
             if let Some(ticket) = queue.pop() {
                 self.used_until = Some(used + EACH);
+                self.asked.push_back(now);
                 return Next::Ask(ticket);
             }
         }
@@ -127,6 +140,12 @@ impl<O: Copy + Eq + Hash, T> Line<O, T> {
     /// The share of a question that wasn't bad comes back.
     pub(super) fn give_back(&mut self) {
         self.used_until = self.used_until.and_then(|used| used.checked_sub(EACH));
+    }
+
+    /// A question to be asked wasn't: it takes nothing.
+    pub(super) fn unasked(&mut self) {
+        self.give_back();
+        self.asked.pop_back();
     }
 
     /// A token of this origin is bad. What waits of it does so behind others from now on, or is dropped.
@@ -158,14 +177,57 @@ mod tests {
     }
 
     #[test]
-    fn good_tokens_do_not_wait_for_the_rate() {
-        let (mut line, now) = (Line::new(), Instant::now());
-        (0..1_000).for_each(|i| line.join(1, i, now).unwrap());
+    fn good_tokens_wait_for_what_the_api_server_bears() {
+        let (mut line, start) = (Line::new(), Instant::now());
+        (0..1_000).for_each(|i| line.join(1, i, start).unwrap());
+        let mut now = start;
         for i in 0..1_000 {
-            assert_eq!(line.next(now), Next::Ask(i));
+            if let Next::At(when) = line.next(now) {
+                assert_eq!((i % 10, when), (0, now + SECOND));
+                now = when;
+                assert_eq!(line.next(now), Next::Ask(i));
+            } else {
+                assert_eq!(line.asked.len(), i as usize % 10 + 1);
+            }
             line.give_back();
         }
+        assert_eq!(now - start, Duration::from_secs(99));
         assert_eq!(line.next(now), Next::Nothing);
+        // Who went away meanwhile takes nothing.
+        let later = now + SECOND;
+        (0..100).for_each(|i| line.join(1, i, later).unwrap());
+        for i in 0..100 {
+            assert_eq!(line.next(later), Next::Ask(i));
+            line.unasked();
+        }
+    }
+
+    #[test]
+    fn in_no_second_more_are_asked_about_than_the_rate_allows() {
+        let (mut line, mut now) = (Line::new(), Instant::now());
+        let mut asked_at = Vec::new();
+        // 300 a second of four origins, of which one has good tokens, and pauses.
+        for ticket in 0..9_000 {
+            let origin = (ticket % 4) as u8;
+            if ticket % 1_500 < 1_000 {
+                _ = line.join(origin, ticket, now);
+            }
+            for ticket in asked(&mut line, now) {
+                asked_at.push((now, ticket % 4));
+                match ticket % 4 {
+                    0 => line.give_back(),
+                    origin => line.mark(origin as u8, now),
+                }
+            }
+            now += Duration::from_micros(3_333);
+        }
+        for (i, (at, _)) in asked_at.iter().enumerate() {
+            let within = asked_at[i..].iter().take_while(|(other, _)| *other < *at + SECOND).count();
+            assert!(within <= A_SECOND, "{within}");
+        }
+        // The bad ones leave room, which the good ones get.
+        let good = asked_at.iter().filter(|(_, origin)| *origin == 0).count();
+        assert!(good >= 130 && asked_at.len() - good <= 160, "{good} of {}", asked_at.len());
     }
 
     #[test]
@@ -182,7 +244,7 @@ mod tests {
             now += Duration::from_millis(1);
         }
         assert_eq!(now - start, Duration::from_secs(60));
-        assert!((300..=310).contains(&reviews), "{reviews}");
+        assert!((290..=310).contains(&reviews), "{reviews}");
         assert!(line.marked.waiting.values().all(|own| own.len() <= WAITING_MARKED));
     }
 

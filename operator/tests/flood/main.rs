@@ -77,6 +77,7 @@ fn flood(site: &Site, size: u32, stop: &CancellationToken) -> JoinSet<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn agents_get_in_while_strangers_flood_the_port() {
     let size: u32 = std::env::var("SLOTMESH_FLOOD").map_or(1_500, |size| size.parse().expect("a number"));
+    let begun_at_all = Instant::now();
     let site = Site::start().await;
     let home = Ipv4Addr::LOCALHOST;
     // Half of the agents were here before.
@@ -114,6 +115,9 @@ async fn agents_get_in_while_strangers_flood_the_port() {
     let (bad, good) = (site.reviews.bad(), site.reviews.good());
     assert!(f64::from(bad) <= most, "{bad} TokenReviews came out bad; {most} may");
     assert_eq!(good, AGENTS, "each good token was asked about once");
+    // In no second more than ten, whatever comes out.
+    let most = (begun_at_all.elapsed().as_secs() + 1) * 10;
+    assert!(u64::from(good + bad) <= most, "{good} good and {bad} bad TokenReviews; {most} may be");
     println!(
         "{size} silent, {size} idle, {} bad tokens a second: {AGENTS} agents in {took:?}; {bad} bad reviews in {:?}; {}",
         size / 10,
@@ -130,6 +134,31 @@ async fn agents_get_in_while_strangers_flood_the_port() {
     })
     .await
     .expect("the strangers are gone");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fleet_that_comes_at_once_is_let_in_as_fast_as_the_api_server_may_be_asked() {
+    const FLEET: u32 = 30;
+    let site = Site::start().await;
+    let started = Instant::now();
+    let mut agents = JoinSet::new();
+    for number in 0..FLEET {
+        let site = site.clone();
+        agents.spawn(async move {
+            let (node, token) = (format!("n{number}"), format!("good-n{number}"));
+            // Each has two streams with one token: it is asked about once.
+            for _ in 0..2 {
+                while let Err(error) = site.stream(Ipv4Addr::LOCALHOST, &node, &token).await {
+                    println!("{node}: {error}");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        });
+    }
+    timeout(PATIENCE, agents.join_all()).await.expect("all agents get in");
+    // A clock can't run too fast for that: the 21st is asked about two seconds after the first at the earliest.
+    assert!(started.elapsed() >= Duration::from_secs(2), "{:?}", started.elapsed());
+    assert_eq!((site.reviews.good(), site.reviews.bad()), (FLEET, 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
