@@ -3,6 +3,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use kube::Client;
+use serde_json::Value;
 use slotmesh_bench::{Samples, effort, is_quick, row, section, show, verdict};
 use tokio::time::sleep;
 
@@ -49,7 +51,7 @@ pub async fn run(world: &mut World, agents: usize) -> Result<()> {
         &verdict(each <= 200_000, "at most 200 kB"),
     );
     idle(world, agents).await?;
-    changes(world, &fleet, agents).await
+    changes(world, &fleet).await
 }
 
 /// What the API server takes to judge one token.
@@ -106,7 +108,7 @@ async fn idle(world: &World, agents: usize) -> Result<()> {
 }
 
 /// One endpoint after the other; each change has to reach all.
-async fn changes(world: &World, fleet: &Simulated, agents: usize) -> Result<()> {
+async fn changes(world: &World, fleet: &Simulated) -> Result<()> {
     let mut watch = Watch::open(&world.client).await?;
     let (mut reach, mut used) = (Vec::new(), Vec::new());
     for _ in 0..effort(20) {
@@ -128,8 +130,62 @@ async fn changes(world: &World, fleet: &Simulated, agents: usize) -> Result<()> 
     );
     quantile("one endpoint: from the watch event until all agents have it", &reach, 1.0, None);
     row("  processor time of the operator for it, p50", &show(Samples::new(used).p50()), "");
-    let changed = Instant::now();
-    let told = settled(world, agents).await?.saturating_duration_since(changed);
-    row("  all MeshNodes tell of the last change after", &show(told), "");
+    programmed(world, fleet).await
+}
+
+/// One policy after the other, which each agent has to acknowledge: how long after the last one its status says so.
+async fn programmed(world: &World, fleet: &Simulated) -> Result<()> {
+    const SORTS: [&str; 4] = ["node", "replica", "object", "event"];
+    let (mut told, changes) = (Vec::new(), effort(20).max(2));
+    let writes = || {
+        let metrics = world.operator_metrics()?;
+        let of = |sort| metrics.get(&format!("slotmesh_operator_status_writes_total{{target=\"{sort}\"}}"));
+        anyhow::Ok(SORTS.map(of))
+    };
+    let (began, before) = (Instant::now(), writes()?);
+    for most in 1..=changes {
+        let clusters = fleet.cluster_updates();
+        let policy = load::policy("s0", most);
+        let path = format!("{}/bench", policy.0);
+        apply(&world.client, policy).await?;
+        let last = fleet.clusters_updated(clusters).await?;
+        told.push(says_so(&world.client, &path).await?.saturating_duration_since(last));
+        sleep(PAUSE).await;
+    }
+    quantile(
+        "one TrafficPolicy: from the last agent's having it until its status says Programmed",
+        &Samples::new(told),
+        0.99,
+        Some(Duration::from_secs(2)),
+    );
+    let (after, span) = (writes()?, began.elapsed().as_secs_f64());
+    for (sort, (after, before)) in SORTS.iter().zip(after.into_iter().zip(before)) {
+        let rate = (after - before) / span;
+        row(
+            &format!("  writes a second meanwhile, {sort}"),
+            &format!("{rate:.1}"),
+            &verdict(rate <= 20.0, "at most 20"),
+        );
+    }
     Ok(())
+}
+
+/// Waits until the status of a TrafficPolicy says that its generation of now is in force on all nodes: when it did.
+async fn says_so(client: &Client, path: &str) -> Result<Instant> {
+    let started = Instant::now();
+    loop {
+        let policy: Value = client.request(http::Request::get(path).body(Vec::new())?).await?;
+        let generation = &policy["metadata"]["generation"];
+        let ancestors = policy["status"]["ancestors"].as_array();
+        let conditions = ancestors.into_iter().flatten().flat_map(|of| of["conditions"].as_array());
+        let mut conditions = conditions.flatten();
+        let says = |c: &Value| {
+            c["type"] == "Programmed" && c["status"] == "True" && c["observedGeneration"] == *generation
+        };
+        if conditions.any(says) {
+            return Ok(Instant::now());
+        }
+        ensure!(started.elapsed() < PATIENCE, "not Programmed after {PATIENCE:?}: {policy}");
+        sleep(Duration::from_millis(10)).await;
+    }
 }

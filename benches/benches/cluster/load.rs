@@ -80,6 +80,18 @@ pub fn vip(service: &Value) -> Result<SocketAddr> {
     Ok(SocketAddr::new(address.parse()?, PORT))
 }
 
+/// A TrafficPolicy for a Service, with so many connections at most.
+pub fn policy(service: &str, most: usize) -> Post {
+    let path = format!("/apis/slotmesh.dev/v1alpha1/namespaces/{NAMESPACE}/trafficpolicies");
+    let target = json!({"group": "", "kind": "Service", "name": service});
+    let object = json!({
+        "apiVersion": "slotmesh.dev/v1alpha1", "kind": "TrafficPolicy",
+        "metadata": {"name": "bench", "namespace": NAMESPACE},
+        "spec": {"targetRefs": [target], "maxConnections": most},
+    });
+    (path, object)
+}
+
 /// The EndpointSlice of a Service.
 pub fn slice(service: &str, endpoints: &[Ipv4Addr]) -> Post {
     let endpoints: Vec<Value> = endpoints

@@ -27,6 +27,8 @@ struct Board {
     resources: AtomicUsize,
     /// Updates of endpoints.
     updates: AtomicUsize,
+    /// Updates of clusters.
+    clusters: AtomicUsize,
     /// When the last of any of these came, in nanoseconds since the epoch.
     last: AtomicU64,
 }
@@ -47,8 +49,10 @@ impl Sink for Counting {
 
     async fn apply(&self, update: Update) -> Vec<Rejection> {
         self.0.noted(&self.0.resources, update.upserts.len());
-        if update.ty == ResourceType::Endpoints && !update.upserts.is_empty() {
-            self.0.noted(&self.0.updates, 1);
+        match update.ty {
+            ResourceType::Endpoints if !update.upserts.is_empty() => self.0.noted(&self.0.updates, 1),
+            ResourceType::Cluster if !update.upserts.is_empty() => self.0.noted(&self.0.clusters, 1),
+            _ => {}
         }
         Vec::new()
     }
@@ -73,6 +77,7 @@ impl Simulated {
             synced: AtomicUsize::new(0),
             resources: AtomicUsize::new(0),
             updates: AtomicUsize::new(0),
+            clusters: AtomicUsize::new(0),
             last: AtomicU64::new(0),
         });
         let stop = CancellationToken::new();
@@ -114,6 +119,16 @@ impl Simulated {
     /// Waits until each agent got one update of endpoints more than there were: when the last did.
     pub async fn updated(&self, before: usize) -> Result<Instant> {
         self.reached(&self.board.updates, before + self.count).await
+    }
+
+    /// How many updates of clusters came.
+    pub fn cluster_updates(&self) -> usize {
+        self.board.clusters.load(Ordering::Acquire)
+    }
+
+    /// Waits until each agent got one update of clusters more than there were: when the last did.
+    pub async fn clusters_updated(&self, before: usize) -> Result<Instant> {
+        self.reached(&self.board.clusters, before + self.count).await
     }
 
     async fn reached(&self, count: &AtomicUsize, wanted: usize) -> Result<Instant> {
