@@ -19,7 +19,8 @@ pub struct CompileFlags {
     require_grants: bool,
 
     /// Ranges that no ServiceEntry can have an address of, such as the cluster's ranges of Services and Pods.
-    /// Addresses of Services, Pods and Nodes, loopback and link-local ones are kept for these anyway
+    /// Addresses of Services, Pods and Nodes, ranges that ServiceCIDRs and Nodes tell, loopback and link-local ones are
+    /// kept anyway
     #[arg(long, env = "SLOTMESH_RESERVED_ADDRESSES", value_delimiter = ',', value_name = "CIDR",
         help_heading = OBJECTS)]
     reserved_addresses: Vec<Cidr>,

@@ -130,7 +130,7 @@ impl Kind {
     pub const fn has_conditions(self) -> bool {
         match self {
             Self::Service | Self::EndpointSlice | Self::Pod | Self::Namespace | Self::Node => false,
-            Self::ReferenceGrant | Self::Sidecar => false,
+            Self::ServiceCidr | Self::ReferenceGrant | Self::Sidecar => false,
             Self::VirtualService | Self::GrpcRoute | Self::HttpRoute => true,
             Self::TlsRoute | Self::TcpRoute => true,
             Self::DestinationRule | Self::SlotProfile | Self::TrafficPolicy => true,
@@ -289,7 +289,7 @@ fn places<'a>(index: &'a Index, object: &ObjectKey) -> Vec<Place<'a>> {
         // holds many workloads.
         Kind::WorkloadEntry => vec![Place::whole(Vec::new())],
         Kind::Service | Kind::EndpointSlice | Kind::Pod => Vec::new(),
-        Kind::Namespace | Kind::Node | Kind::ReferenceGrant | Kind::Sidecar => Vec::new(),
+        Kind::Namespace | Kind::Node | Kind::ServiceCidr | Kind::ReferenceGrant | Kind::Sidecar => Vec::new(),
     }
 }
 

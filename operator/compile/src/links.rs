@@ -82,6 +82,8 @@ pub(crate) struct Relations {
     host_addresses: Relation<ObjectName, (IpAddr, ObjectName)>,
     /// Address -> the Nodes that have it.
     pub(crate) node_addresses: Relation<IpAddr, ObjectName>,
+    /// Range -> the ServiceCIDRs that have it.
+    pub(crate) service_ranges: Relation<Cidr, ObjectName>,
     /// Range -> the Nodes whose Pods have addresses of it.
     pub(crate) pod_ranges: Relation<Cidr, ObjectName>,
     /// Host -> the ServiceEntries that have it, the oldest first.

@@ -6,6 +6,7 @@ use k8s_openapi::{
     api::{
         core::v1::{Namespace, Node, Pod, Service},
         discovery::v1::EndpointSlice,
+        networking::v1::ServiceCIDR as ServiceCidr,
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
@@ -28,6 +29,8 @@ pub enum Kind {
     Namespace,
     /// `v1` Node
     Node,
+    /// `networking.k8s.io/v1` ServiceCIDR
+    ServiceCidr,
     /// `networking.istio.io` VirtualService
     VirtualService,
     /// `networking.istio.io` DestinationRule
@@ -56,12 +59,13 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Service,
         Self::EndpointSlice,
         Self::Pod,
         Self::Namespace,
         Self::Node,
+        Self::ServiceCidr,
         Self::VirtualService,
         Self::DestinationRule,
         Self::ServiceEntry,
@@ -84,6 +88,7 @@ impl Kind {
             Self::Pod => "Pod",
             Self::Namespace => "Namespace",
             Self::Node => "Node",
+            Self::ServiceCidr => "ServiceCIDR",
             Self::VirtualService => "VirtualService",
             Self::DestinationRule => "DestinationRule",
             Self::ServiceEntry => "ServiceEntry",
@@ -101,7 +106,7 @@ impl Kind {
 
     /// Whether its objects lie in namespaces.
     pub const fn is_namespaced(self) -> bool {
-        !matches!(self, Self::Namespace | Self::Node | Self::SlotProfile)
+        !matches!(self, Self::Namespace | Self::Node | Self::ServiceCidr | Self::SlotProfile)
     }
 }
 
@@ -201,6 +206,8 @@ pub enum Object {
     Namespace(Arc<Namespace>),
     /// A Node.
     Node(Arc<Node>),
+    /// A ServiceCIDR.
+    ServiceCidr(Arc<ServiceCidr>),
     /// A VirtualService.
     VirtualService(Arc<VirtualService>),
     /// A DestinationRule.
@@ -242,6 +249,7 @@ object_from!(
     Pod,
     Namespace,
     Node,
+    ServiceCidr,
     VirtualService,
     DestinationRule,
     ServiceEntry,
@@ -265,6 +273,7 @@ impl Object {
             Self::Pod(o) => &o.metadata,
             Self::Namespace(o) => &o.metadata,
             Self::Node(o) => &o.metadata,
+            Self::ServiceCidr(o) => &o.metadata,
             Self::VirtualService(o) => &o.metadata,
             Self::DestinationRule(o) => &o.metadata,
             Self::ServiceEntry(o) => &o.metadata,
@@ -288,6 +297,7 @@ impl Object {
             Self::Pod(_) => Kind::Pod,
             Self::Namespace(_) => Kind::Namespace,
             Self::Node(_) => Kind::Node,
+            Self::ServiceCidr(_) => Kind::ServiceCidr,
             Self::VirtualService(_) => Kind::VirtualService,
             Self::DestinationRule(_) => Kind::DestinationRule,
             Self::ServiceEntry(_) => Kind::ServiceEntry,

@@ -51,6 +51,10 @@ impl Index {
         let service = relations.service_addresses.first(&ip).map(|name| named("Service", name));
         let pod = || relations.pods.first(&ip).map(|name| named("Pod", name));
         let node = || relations.node_addresses.first(&ip).map(|name| named("Node", name));
+        let services = || {
+            let of = Cidr::all_around(ip).find_map(|range| relations.service_ranges.first(&range))?;
+            Some(format!("is of the cluster's Services (ServiceCIDR {of})"))
+        };
         let range = || {
             let node = Cidr::all_around(ip).find_map(|range| relations.pod_ranges.first(&range))?;
             Some(format!("is of the Pods of Node {node}"))
@@ -59,6 +63,6 @@ impl Index {
             let range = options.reserved_addresses.iter().find(|range| range.contains(ip))?;
             Some(format!("is of {range}, which the installation keeps for the cluster"))
         };
-        service.or_else(pod).or_else(node).or_else(range).or_else(kept)
+        service.or_else(services).or_else(pod).or_else(node).or_else(range).or_else(kept)
     }
 }

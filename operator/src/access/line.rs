@@ -98,7 +98,13 @@ pub(super) struct Line<O, T> {
 
 impl<O: Copy + Eq + Hash, T> Line<O, T> {
     pub(super) fn new() -> Self {
-        Self { clean: Queue::new(), marked: Queue::new(), bad: HashMap::new(), used_until: None, asked: VecDeque::new() }
+        Self {
+            clean: Queue::new(),
+            marked: Queue::new(),
+            bad: HashMap::new(),
+            used_until: None,
+            asked: VecDeque::new(),
+        }
     }
 
     /// Adds a question; gives it back where too many of its origin wait.

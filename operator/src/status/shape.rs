@@ -49,6 +49,7 @@ pub(super) fn status(kind: Kind, object: &Value, verdict: &Verdict, now: Timesta
         | Kind::Pod
         | Kind::Namespace
         | Kind::Node
+        | Kind::ServiceCidr
         | Kind::Sidecar
         | Kind::ReferenceGrant => {
             return None;

@@ -111,6 +111,7 @@ const fn api(kind: Kind) -> (&'static str, &'static [&'static str]) {
     match kind {
         Kind::Service | Kind::Pod | Kind::Namespace | Kind::Node => ("", &["v1"]),
         Kind::EndpointSlice => ("discovery.k8s.io", &["v1"]),
+        Kind::ServiceCidr => ("networking.k8s.io", &["v1", "v1beta1"]),
         Kind::VirtualService
         | Kind::DestinationRule
         | Kind::ServiceEntry
@@ -410,7 +411,8 @@ fn in_namespace(mut object: Object) -> Object {
     macro_rules! set {
         ($($kind:ident),*) => {
             match &mut object {
-                Object::Namespace(_) | Object::Node(_) | Object::SlotProfile(_) => {}
+                Object::Namespace(_) | Object::Node(_) => {}
+                Object::ServiceCidr(_) | Object::SlotProfile(_) => {}
                 $(Object::$kind(o) => {
                     let namespace = &mut Arc::make_mut(o).metadata.namespace;
                     if namespace.as_deref().unwrap_or_default().is_empty() {
@@ -452,7 +454,7 @@ fn typed(
     value: &Value,
     place: Option<(usize, &str)>,
 ) -> Result<(Object, Vec<typos::Unknown>), Fault> {
-    use k8s_openapi::api::{core::v1, discovery::v1 as discovery};
+    use k8s_openapi::api::{core::v1, discovery::v1 as discovery, networking::v1 as networking};
     fn typed<T: DeserializeOwned + Serialize + Into<Object>>(
         kind: Kind,
         value: &Value,
@@ -468,6 +470,7 @@ fn typed(
         Kind::Pod => typed::<v1::Pod>(kind, value, place),
         Kind::Namespace => typed::<v1::Namespace>(kind, value, place),
         Kind::Node => typed::<v1::Node>(kind, value, place),
+        Kind::ServiceCidr => typed::<networking::ServiceCIDR>(kind, value, place),
         Kind::VirtualService => typed::<slotmesh_crds::VirtualService>(kind, value, place),
         Kind::DestinationRule => typed::<slotmesh_crds::DestinationRule>(kind, value, place),
         Kind::ServiceEntry => typed::<slotmesh_crds::ServiceEntry>(kind, value, place),

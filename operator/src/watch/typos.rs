@@ -110,7 +110,7 @@ const fn keeps_the_rest(kind: Kind) -> bool {
         Kind::Sidecar => true,
         Kind::GrpcRoute | Kind::HttpRoute | Kind::TlsRoute | Kind::TcpRoute | Kind::ReferenceGrant => true,
         Kind::Service | Kind::EndpointSlice | Kind::Pod | Kind::Namespace | Kind::Node => false,
-        Kind::TrafficPolicy | Kind::SlotProfile => false,
+        Kind::ServiceCidr | Kind::TrafficPolicy | Kind::SlotProfile => false,
     }
 }
 

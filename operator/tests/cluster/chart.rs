@@ -40,6 +40,7 @@ async fn rights_are_enough_and_no_more() -> Result<()> {
         &["watch", "services", "--all-namespaces"][..],
         &["list", "endpointslices.discovery.k8s.io", "--all-namespaces"],
         &["watch", "pods", "--all-namespaces"],
+        &["watch", "servicecidrs.networking.k8s.io"],
         &["watch", "trafficpolicies.slotmesh.dev", "--all-namespaces"],
         &["create", "tokenreviews.authentication.k8s.io"],
         &["update", "secrets/slotmesh-authority", &own],

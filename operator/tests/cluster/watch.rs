@@ -168,6 +168,47 @@ async fn what_happens_in_the_cluster_is_published() -> Result<()> {
 }
 
 /// A definition whose objects are stored in one version and can't be had in the other.
+/// The API server tells its ranges of cluster IPs, so no flag has to, and a range that is added counts at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_entry_captures_no_address_of_a_range_of_services() -> Result<()> {
+    let cluster = ControlPlane::start().await?;
+    let client = cluster.client().await?;
+    apply(&client, namespace("shop", json!({}))).await?;
+    apply(&client, service("web")).await?;
+    let made = get(&client, &service("web")).await?.unwrap_or_default();
+    let ip = made["spec"]["clusterIP"].as_str().unwrap_or_default().to_owned();
+    // One that no Service has yet: the next but one.
+    let mut free: std::net::Ipv4Addr = ip.parse()?;
+    free = std::net::Ipv4Addr::from_bits(free.to_bits() ^ 2);
+    apply(&client, definition("serviceentries", "ServiceEntry")).await?;
+    let of = |name: &str, addresses: Value| {
+        let spec = json!({
+            "hosts": [format!("{name}.example.com")], "addresses": addresses, "resolution": "STATIC",
+            "ports": [{"number": 80, "name": "http", "protocol": "HTTP"}], "endpoints": [{"address": "10.9.0.1"}],
+        });
+        entry("ServiceEntry", name, spec)
+    };
+    wait::until_true("ServiceEntries to be taken", async || {
+        let captures = of("captures", json!([free.to_string(), "240.0.0.1"]));
+        Ok(apply(&client, captures).await.is_ok())
+    })
+    .await?;
+    apply(&client, of("later", json!(["10.200.0.9", "240.0.0.2"]))).await?;
+    let watched = Watched::start(&cluster).await?;
+    watched.has(Listener, "240.0.0.1_80", true).await?;
+    watched.has(Listener, "10.200.0.9_80", true).await?;
+    let free = format!("{free}_80");
+    ensure!(!watched.names(Listener).contains(&free), "{free} is captured: {:?}", watched.names(Listener));
+    let more = json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "more"},
+        "spec": {"cidrs": ["10.200.0.0/24"]},
+    });
+    apply(&client, more).await?;
+    watched.has(Listener, "10.200.0.9_80", false).await?;
+    watched.has(Listener, "240.0.0.2_80", true).await?;
+    Ok(())
+}
+
 fn without_conversion() -> Value {
     let mut definition = virtual_services();
     let mut better = definition["spec"]["versions"][0].clone();

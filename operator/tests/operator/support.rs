@@ -156,6 +156,7 @@ pub fn yaml(objects: &[Object]) -> String {
             Object::TcpRoute(o) => serde_yaml::to_string(&**o),
             Object::ReferenceGrant(o) => serde_yaml::to_string(&**o),
             Object::TrafficPolicy(o) => serde_yaml::to_string(&**o),
+            Object::ServiceCidr(o) => serde_yaml::to_string(&**o),
             Object::SlotProfile(o) => serde_yaml::to_string(&**o),
         };
         write!(text, "---\n{}", document.unwrap()).unwrap();

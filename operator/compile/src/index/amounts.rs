@@ -116,7 +116,7 @@ const fn has_budget(kind: Kind) -> bool {
         // Of a slice its Service is asked, of a workload who selects it. The others make nothing, or are written by
         // whoever runs the cluster.
         Kind::EndpointSlice | Kind::Pod | Kind::WorkloadEntry | Kind::ReferenceGrant => false,
-        Kind::Namespace | Kind::Node | Kind::SlotProfile => false,
+        Kind::Namespace | Kind::Node | Kind::ServiceCidr | Kind::SlotProfile => false,
     }
 }
 

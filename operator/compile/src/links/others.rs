@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use super::{Model, Relations};
 use crate::{
     Cidr, Kind, ObjectKey, ObjectName, Unit,
-    model::{Node, Place, ReferenceGrant, Sidecar, SlotProfile, Target, TrafficPolicy},
+    model::{Node, Place, ReferenceGrant, ServiceRanges, Sidecar, SlotProfile, Target, TrafficPolicy},
     patterns::{HostPattern, Suffix},
 };
 
@@ -104,6 +104,22 @@ impl Model for Node {
         for selection in self.selections(key) {
             let profiles = relations.profiles.of(&selection);
             dirty.extend(profiles.map(|(_, profile)| Unit::Profile(profile.clone())));
+        }
+    }
+}
+
+impl Model for ServiceRanges {
+    fn link(&self, key: &ObjectName, to: &mut Relations) {
+        self.0.iter().for_each(|range| to.service_ranges.link(*range, key.clone()));
+    }
+
+    fn unlink(&self, key: &ObjectName, from: &mut Relations) {
+        self.0.iter().for_each(|range| from.service_ranges.unlink(range, key));
+    }
+
+    fn touch(&self, _: &ObjectName, relations: &Relations, dirty: &mut BTreeSet<Unit>) {
+        for (first, last) in self.0.iter().map(Cidr::ends) {
+            relations.touch_entries_at(first, last, dirty);
         }
     }
 }

@@ -13,6 +13,7 @@ mod pod;
 mod routes;
 mod service;
 mod service_entry;
+mod service_ranges;
 mod sidecar;
 mod slot_profile;
 mod traffic;
@@ -32,6 +33,7 @@ pub(crate) use routes::{
 };
 pub(crate) use service::{PortKey, Protocol, Service, ServicePort, TargetPort};
 pub(crate) use service_entry::ServiceEntry;
+pub(crate) use service_ranges::ServiceRanges;
 pub(crate) use sidecar::Sidecar;
 pub(crate) use slot_profile::SlotProfile;
 pub(crate) use traffic::{Balance, Policy, Traffic};

@@ -23,7 +23,7 @@ const ENTRIES: &str = "operator/compile/tests/compile/entries.rs";
 const SERVICE_NAME: &str = "metadata.labels[\"kubernetes.io/service-name\"]";
 
 pub fn subjects() -> Vec<Subject> {
-    vec![services(), slices(), pods(), nodes()]
+    vec![services(), slices(), pods(), nodes(), service_cidrs()]
 }
 
 fn leaf(path: &str) -> Leaf {
@@ -321,6 +321,23 @@ fn nodes() -> Subject {
             ("spec", ENTRIES, "a_service_entry_takes_no_address_of_the_cluster"),
             ("status", ENTRIES, "a_service_entry_takes_no_address_of_the_cluster"),
         ],
+        noted: Vec::new(),
+    }
+}
+
+fn service_cidrs() -> Subject {
+    let mut world = shop();
+    world.push(service_entry("api", "api.example.com").ip("192.0.2.50").port("http", 80, 8080).build());
+    Subject {
+        kind: Kind::ServiceCidr,
+        api: "networking.k8s.io/v1, v1beta1",
+        world,
+        options: CompileOptions::default(),
+        object: json!({"metadata": {"name": "more"}}),
+        leaves: vec![leaf("spec.cidrs[]")],
+        before: Vec::new(),
+        trials: vec![with("spec.cidrs[]", "192.0.2.0/24")],
+        shown: vec![("spec", ENTRIES, "a_service_entry_takes_no_address_of_the_cluster")],
         noted: Vec::new(),
     }
 }

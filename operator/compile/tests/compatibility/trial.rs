@@ -162,13 +162,14 @@ fn read(kind: Kind, object: &Value) -> serde_json::Result<Object> {
             }
         };
     }
-    use k8s_openapi::api::{core::v1, discovery::v1 as discovery};
+    use k8s_openapi::api::{core::v1, discovery::v1 as discovery, networking::v1 as networking};
     use slotmesh_crds::{self as istio, gateway, own};
     Ok(read! {
         Service: v1::Service,
         EndpointSlice: discovery::EndpointSlice,
         Pod: v1::Pod,
         Node: v1::Node,
+        ServiceCidr: networking::ServiceCIDR,
         VirtualService: istio::VirtualService,
         DestinationRule: istio::DestinationRule,
         ServiceEntry: istio::ServiceEntry,

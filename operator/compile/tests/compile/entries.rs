@@ -1,5 +1,6 @@
 //! ServiceEntries and WorkloadEntries.
 
+use k8s_openapi::api::networking::v1::ServiceCIDR;
 use serde_json::json;
 use slotmesh_compile::{
     CompileOptions, Conditions, Object, Severity,
@@ -225,6 +226,24 @@ fn what_is_not_in_force_claims_nothing() {
     assert_eq!(cluster_.goes("240.0.0.1_80"), of("b.example.com", 80, ""));
 }
 
+fn service_cidr(ranges: &[&str]) -> Object {
+    let object: ServiceCIDR =
+        serde_json::from_value(json!({"metadata": {"name": "more"}, "spec": {"cidrs": ranges}})).unwrap();
+    object.into()
+}
+
+#[test]
+fn a_range_of_services_that_can_not_be_is_refused() {
+    let cluster_ = Cluster::with([service_cidr(&["10.0.0.0/8", "10.0.0.0/40"])]);
+    assert_eq!(
+        cluster_.refused(),
+        [
+            "ServiceCIDR more: spec.cidrs[1]: \"10.0.0.0/40\" is no range of addresses such as 10.96.0.0/12; the object is not \
+          in force"
+        ]
+    );
+}
+
 #[test]
 fn a_service_entry_takes_no_address_of_the_cluster() {
     let entry = |ip: &str| {
@@ -249,6 +268,7 @@ fn a_service_entry_takes_no_address_of_the_cluster() {
         of_node.build(),
         pod("p").ip("10.250.0.1").build(),
         service("web").ip("10.96.0.7").port(443).created(9).build(),
+        service_cidr(&["172.20.0.0/16", "fd00:20::/108"]),
     ];
     for (ip, why) in [
         ("127.0.0.1", Some("of the node itself")),
@@ -261,6 +281,9 @@ fn a_service_entry_takes_no_address_of_the_cluster() {
         ("10.250.0.1", Some("an address of Pod default/p")),
         ("10.96.0.7", Some("an address of Service default/web")),
         ("10.111.0.1", Some("of 10.96.0.0/12, which the installation keeps for the cluster")),
+        ("172.20.255.1", Some("of the cluster's Services (ServiceCIDR more)")),
+        ("fd00:20::7", Some("of the cluster's Services (ServiceCIDR more)")),
+        ("172.21.0.1", None),
         ("10.97.5.5", None),
         ("10.244.4.1", None),
         ("192.168.0.8", None),

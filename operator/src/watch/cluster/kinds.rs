@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::{core::v1, discovery::v1 as discovery};
+use k8s_openapi::api::{core::v1, discovery::v1 as discovery, networking::v1 as networking};
 use slotmesh_compile::Kind;
 use slotmesh_crds::{
     self as crds, ISTIO_GROUP, ISTIO_VERSIONS,
@@ -41,6 +41,7 @@ pub(super) fn place(kind: Kind) -> Place {
         Pod: v1::Pod = "", ["v1"], "pods";
         Namespace: v1::Namespace = "", ["v1"], "namespaces";
         Node: v1::Node = "", ["v1"], "nodes";
+        ServiceCidr: networking::ServiceCIDR = "networking.k8s.io", ["v1", "v1beta1"], "servicecidrs";
         VirtualService: crds::VirtualService = ISTIO_GROUP, ISTIO_VERSIONS, "virtualservices";
         DestinationRule: crds::DestinationRule = ISTIO_GROUP, ISTIO_VERSIONS, "destinationrules";
         ServiceEntry: crds::ServiceEntry = ISTIO_GROUP, ISTIO_VERSIONS, "serviceentries";

@@ -9,6 +9,7 @@ use k8s_openapi::{
             ServiceStatus,
         },
         discovery::v1::EndpointSlice,
+        networking::v1::ServiceCIDR,
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
@@ -55,6 +56,7 @@ macro_rules! only_metadata {
     )*};
 }
 only_metadata!(
+    ServiceCIDR,
     EndpointSlice,
     VirtualService,
     DestinationRule,
