@@ -83,7 +83,7 @@ impl Tokens {
         let turn = Turn::wait(&self.line, from).await?;
         // It may have been asked about meanwhile.
         if let Some(known) = self.recall(&key) {
-            turn.is_unused();
+            turn.ends_unused();
             return known;
         }
         let answer = self.ask(token).await;
@@ -180,7 +180,7 @@ impl Turn {
     }
 
     /// Nothing was asked.
-    fn is_unused(mut self) {
+    fn ends_unused(mut self) {
         self.outcome = Outcome::Unused;
     }
 

@@ -90,14 +90,21 @@ impl Cell {
 }
 
 /// A set of [`Fingerprint`]s in a fixed size.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Sketch(Box<[Cell; CELLS]>);
+///
+/// One to which nothing was ever added takes no memory: an agent has one for each type of resource, of which it may have
+/// none.
+#[derive(Clone, Default)]
+pub struct Sketch(Option<Box<[Cell; CELLS]>>);
 
-impl Default for Sketch {
-    fn default() -> Self {
-        Self(Box::new([Cell::default(); CELLS]))
+static EMPTY: [Cell; CELLS] = [Cell { count: 0, elements: 0, checks: 0 }; CELLS];
+
+impl PartialEq for Sketch {
+    fn eq(&self, other: &Self) -> bool {
+        self.cells() == other.cells()
     }
 }
+
+impl Eq for Sketch {}
 
 /// What only one of two has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -114,6 +121,14 @@ pub struct Difference {
 pub struct TooDifferent;
 
 impl Sketch {
+    fn cells(&self) -> &[Cell; CELLS] {
+        self.0.as_deref().unwrap_or(&EMPTY)
+    }
+
+    fn cells_mut(&mut self) -> &mut [Cell; CELLS] {
+        self.0.get_or_insert_with(|| Box::new(EMPTY))
+    }
+
     /// Adds an element that isn't in the set.
     pub fn add(&mut self, element: Fingerprint) {
         self.count(element, 1);
@@ -125,8 +140,9 @@ impl Sketch {
     }
 
     fn count(&mut self, element: Fingerprint, by: i16) {
+        let cells = self.cells_mut();
         for place in element.places() {
-            let cell = &mut self.0[place];
+            let cell = &mut cells[place];
             cell.count = cell.count.wrapping_add(by);
             cell.elements ^= element.0;
             cell.checks ^= element.check();
@@ -135,7 +151,8 @@ impl Sketch {
 
     /// Adds all elements of another set, of which none is in this one.
     pub fn add_all(&mut self, other: &Self) {
-        for (cell, other) in self.0.iter_mut().zip(&*other.0) {
+        let Some(other) = &other.0 else { return };
+        for (cell, other) in self.cells_mut().iter_mut().zip(&**other) {
             cell.count = cell.count.wrapping_add(other.count);
             cell.elements ^= other.elements;
             cell.checks ^= other.checks;
@@ -148,13 +165,13 @@ impl Sketch {
     /// Where that is too much to be told.
     pub fn difference(&self, other: &Self) -> Result<Difference, TooDifferent> {
         let mut rest = self.clone();
-        for (cell, other) in rest.0.iter_mut().zip(&*other.0) {
+        for (cell, other) in rest.cells_mut().iter_mut().zip(other.cells()) {
             cell.count = cell.count.wrapping_sub(other.count);
             cell.elements ^= other.elements;
             cell.checks ^= other.checks;
         }
         let mut difference = Difference::default();
-        while let Some((element, first)) = rest.0.iter().find_map(|cell| cell.single()) {
+        while let Some((element, first)) = rest.cells().iter().find_map(|cell| cell.single()) {
             let found = difference.first.len() + difference.second.len();
             if found >= CELLS {
                 return Err(TooDifferent);
@@ -162,7 +179,7 @@ impl Sketch {
             rest.count(element, if first { -1 } else { 1 });
             if first { &mut difference.first } else { &mut difference.second }.push(element);
         }
-        if rest.0.iter().all(|cell| cell.is_empty()) { Ok(difference) } else { Err(TooDifferent) }
+        if rest.cells().iter().all(|cell| cell.is_empty()) { Ok(difference) } else { Err(TooDifferent) }
     }
 
     /// One short hash of the whole set: equal sets have equal digests, on every replica.
@@ -172,7 +189,7 @@ impl Sketch {
 
     fn bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(CELLS * CELL_BYTES);
-        for cell in &*self.0 {
+        for cell in self.cells() {
             bytes.extend_from_slice(&cell.count.to_le_bytes());
             bytes.extend_from_slice(&cell.elements.to_le_bytes());
             bytes.extend_from_slice(&cell.checks.to_le_bytes());
@@ -212,7 +229,7 @@ impl FromStr for Sketch {
             return Err(NotASketch);
         }
         let mut sketch = Self::default();
-        for (cell, bytes) in sketch.0.iter_mut().zip(bytes.chunks_exact(CELL_BYTES)) {
+        for (cell, bytes) in sketch.cells_mut().iter_mut().zip(bytes.chunks_exact(CELL_BYTES)) {
             *cell = Cell {
                 count: i16::from_le_bytes(part(bytes)),
                 elements: u64::from_le_bytes(part(&bytes[2..])),

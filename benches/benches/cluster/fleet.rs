@@ -48,7 +48,7 @@ pub async fn run(world: &mut World, agents: usize) -> Result<()> {
     row(
         &format!("memory of the operator (RSS) of each idle agent; all of it: {}", show_bytes(rss)),
         &format!("{:.0} kB", each as f64 / 1e3),
-        &verdict(each <= 200_000, "at most 200 kB"),
+        &verdict(each <= 150_000, "at most 150 kB"),
     );
     idle(world, agents).await?;
     changes(world, &fleet).await

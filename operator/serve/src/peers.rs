@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Memory for so many peers is kept when they are gone.
-const SPARE: usize = 64;
+const SPARE: usize = 4;
 
 /// A version that an agent says it has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

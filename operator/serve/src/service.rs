@@ -19,7 +19,7 @@ use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
     aggregated_discovery_service_server::{AggregatedDiscoveryService, AggregatedDiscoveryServiceServer},
 };
-use futures::{Stream as FuturesStream, stream::Empty};
+use futures::{Stream as FuturesStream, StreamExt as _, stream::Empty};
 use tokio::{
     sync::{mpsc, watch},
     time::Instant,
@@ -185,7 +185,9 @@ impl AggregatedDiscoveryService for DeltaAds {
             refusals: Arc::clone(&self.config.refusals),
         };
         self.tasks.spawn(driver.run(self.shutdown.clone()));
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+        Ok(Response::new(Box::pin(
+            ReceiverStream::new(receiver).map(|response| response.map(|boxed| *boxed)),
+        )))
     }
 }
 
@@ -248,7 +250,10 @@ fn bearer<T>(request: &Request<T>) -> Option<Token> {
     (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then(|| Token::from(token))
 }
 
-type Sender = mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>;
+/// A response on its way. In a box, as a channel of one has room for 32.
+type Outgoing = Result<Box<DeltaDiscoveryResponse>, Status>;
+
+type Sender = mpsc::Sender<Outgoing>;
 
 /// The task of one stream.
 struct Driver {
@@ -268,7 +273,7 @@ struct Driver {
 enum Event<'a> {
     Request(Result<Option<Box<DeltaDiscoveryRequest>>, Status>),
     Changed,
-    Room(mpsc::Permit<'a, Result<DeltaDiscoveryResponse, Status>>),
+    Room(mpsc::Permit<'a, Outgoing>),
     Gone,
     Unanswered,
     /// The source may be known further.
@@ -374,7 +379,7 @@ impl Driver {
                     output = Output::Maybe;
                 }
                 Event::Room(permit) => match self.registration.next_response() {
-                    Some(response) => permit.send(Ok(response)),
+                    Some(response) => permit.send(Ok(Box::new(response))),
                     None => {
                         output = Output::Nothing;
                         // A round may be over.

@@ -229,6 +229,9 @@ impl Stream {
             Step::Done => {
                 self.answered = self.round.take().and_then(|round| round.seen());
                 self.trackers.iter_mut().for_each(|(_, tracker)| tracker.shrink());
+                if self.unacknowledged.is_empty() {
+                    self.unacknowledged.shrink_to(0);
+                }
                 None
             }
         }

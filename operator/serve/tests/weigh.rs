@@ -1,13 +1,14 @@
-//! What an agent in sync costs the server: agents that hold 30,000 resources each, over TCP, from another process, so
+//! What an agent in sync costs the server: agents that hold 30,000 resources each, over TLS, from another process, so
 //! that only the server's part is in this one.
 //!
 //! `SLOTMESH_WEIGH_AGENTS` says how many there are.
 
 use std::{
     env, fs,
-    io::{BufRead as _, BufReader},
+    io::{self, BufRead as _, BufReader},
     net::SocketAddr,
     process::{Command, Stdio},
+    sync::Arc,
     time::Duration,
 };
 
@@ -17,24 +18,34 @@ use envoy_types::pb::envoy::{
         DeltaDiscoveryRequest, aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
     },
 };
-use slotmesh_serve::{Config, Store};
+use hyper_util::rt::TokioIo;
+use rcgen::{CertificateParams, KeyPair};
+use rustls::{
+    ClientConfig, RootCertStore, ServerConfig,
+    pki_types::{CertificateDer, PrivateKeyDer},
+};
+use slotmesh_serve::{Config, Store, tls_connections};
 use slotmesh_xds::{Change, Resource, ResourceType, Version, more_follows};
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     sync::mpsc,
     task::JoinSet,
     time::{sleep, timeout},
 };
+use tokio_rustls::TlsConnector;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
+use tonic::transport::{Endpoint, Uri};
 
 const TYPES: [ResourceType; 3] = [ResourceType::Cluster, ResourceType::Endpoints, ResourceType::Listener];
 const SERVICES: usize = 10_000;
-/// Kilobytes of an agent in sync, with room for what the allocator keeps: 150 to 165 in a debug build, by the number of
-/// agents. Where a stream keeps each name, or only the room for it, these are thousands.
-const MOST: usize = 250;
+/// Kilobytes of an agent in sync. Where a stream keeps each name, or only the room for it, these are thousands.
+const MOST: usize = 150;
 /// Where the process of the agents finds the server.
 const SERVER: &str = "SLOTMESH_WEIGH_SERVER";
+/// The server's certificate, in hexadecimal digits.
+const ROOT: &str = "SLOTMESH_WEIGH_ROOT";
+const HOST: &str = "operator.test";
 /// What it says when an agent is in sync.
 const SYNCED: &str = "an agent is in sync";
 
@@ -65,14 +76,23 @@ fn resources() -> Vec<Change> {
 }
 
 /// Connects, and answers whatever comes; says when all has come, and then goes on.
-async fn agent(server: String, node: String, synced: mpsc::Sender<()>) {
+async fn agent(server: SocketAddr, tls: TlsConnector, node: String, synced: mpsc::Sender<()>) {
     let (requests, outgoing) = mpsc::channel(16);
     for ty in TYPES {
         let node = Some(Node { id: node.clone(), ..Node::default() });
         let type_url = ty.type_url().to_owned();
         requests.send(DeltaDiscoveryRequest { node, type_url, ..Default::default() }).await.unwrap();
     }
-    let mut client = AggregatedDiscoveryServiceClient::connect(server).await.unwrap();
+    let connector = tower::service_fn(move |_: Uri| {
+        let tls = tls.clone();
+        async move {
+            let tcp = TcpStream::connect(server).await?;
+            Ok::<_, io::Error>(TokioIo::new(tls.connect(HOST.try_into().unwrap(), tcp).await?))
+        }
+    });
+    let endpoint = Endpoint::from_static("http://operator.test");
+    let channel = endpoint.connect_with_connector(connector).await.unwrap();
+    let mut client = AggregatedDiscoveryServiceClient::new(channel);
     let stream = client.delta_aggregated_resources(ReceiverStream::new(outgoing)).await.unwrap();
     let (mut responses, mut came) = (stream.into_inner(), 0);
     while let Ok(Some(response)) = responses.message().await {
@@ -89,12 +109,34 @@ async fn agent(server: String, node: String, synced: mpsc::Sender<()>) {
     }
 }
 
+/// A server that shows this certificate, and the certificate.
+fn identity() -> (ServerConfig, CertificateDer<'static>) {
+    let key = KeyPair::generate().unwrap();
+    let certificate = CertificateParams::new(vec![HOST.to_owned()]).unwrap().self_signed(&key).unwrap();
+    let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+    let root = certificate.der().clone();
+    let server = ServerConfig::builder().with_no_client_auth().with_single_cert(vec![root.clone()], key);
+    (server.unwrap(), root)
+}
+
+/// Trusts the certificate that stands in the environment.
+fn trusting() -> TlsConnector {
+    let digits = env::var(ROOT).expect("the certificate");
+    let bytes = (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap());
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from(bytes.collect::<Vec<u8>>())).unwrap();
+    let mut config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    TlsConnector::from(Arc::new(config))
+}
+
 /// The process of the agents.
 async fn connect(server: SocketAddr) {
+    let tls = trusting();
     let (sender, mut synced) = mpsc::channel(1);
     let mut all = JoinSet::new();
     for number in 0..agents() {
-        all.spawn(agent(format!("http://{server}"), format!("n{number}"), sender.clone()));
+        all.spawn(agent(server, tls.clone(), format!("n{number}"), sender.clone()));
         synced.recv().await.expect("it gets in sync");
         println!("{SYNCED}");
     }
@@ -111,15 +153,14 @@ async fn an_agent_in_sync_costs_little_however_much_it_holds() {
     store.apply(resources());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let incoming = Box::pin(futures::stream::unfold(listener, async |listener| {
-        let accepted = listener.accept().await.map(|(stream, _)| stream);
-        Some((accepted, listener))
-    }));
-    let server =
-        tokio::spawn(slotmesh_serve::serve(store.clone(), Config::default(), incoming, stop.clone()));
+    let (tls, root) = identity();
+    let config = Config::default();
+    let incoming = tls_connections(listener, tls, &config.gate);
+    let server = tokio::spawn(slotmesh_serve::serve(store.clone(), config, incoming, stop.clone()));
     let mut child = Command::new(env::current_exe().unwrap())
         .args(["--exact", NAME, "--nocapture"])
         .env(SERVER, address.to_string())
+        .env(ROOT, root.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
