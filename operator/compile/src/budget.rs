@@ -46,7 +46,7 @@ struct Budget {
 #[derive(Debug, Default)]
 pub(crate) struct Budgets {
     budgets: HashMap<(Kind, Arc<str>), Budget>,
-    /// What each object makes, and how old it is.
+    /// Age and cost of each object.
     costs: HashMap<ObjectKey, (Age, usize)>,
     /// Those that make too much by themselves. They take nothing from others.
     beyond: HashSet<ObjectKey>,

@@ -49,7 +49,7 @@ pub enum Unit {
     Settings(ObjectName),
     /// On which nodes a SlotProfile is in force.
     Profile(ObjectName),
-    /// What is said of an object that makes more than it may.
+    /// The report about an object that makes more than it may.
     Budget(ObjectKey),
     /// The cluster that refuses connections.
     BlackHole,
@@ -349,7 +349,7 @@ impl Index {
         }
     }
 
-    /// What users are told where [`service`](Self::service) has nothing.
+    /// The text for users where [`service`](Self::service) has nothing.
     pub(crate) fn absent(&self, name: &ObjectName) -> String {
         let held = self.services.get(name).is_some_and(|entry| entry.good.is_some());
         let entry = self.relations.service_entries.first(name).map(|(_, entry)| entry);

@@ -44,7 +44,7 @@ struct Under {
     behind: usize,
 }
 
-/// What costs follow from.
+/// Counts from which costs follow.
 #[derive(Debug, Default)]
 pub(super) struct Amounts {
     budgets: Budgets,
@@ -146,7 +146,7 @@ impl Index {
         self.fits(&ObjectKey { kind, name: name.clone() })
     }
 
-    /// What is said of an object that is beyond a bound.
+    /// The report about an object that is beyond a bound.
     pub(crate) fn beyond_budget(&self, key: &ObjectKey) -> Compiled {
         let Some(beyond) = self.amounts.budgets.beyond(key) else { return Compiled::default() };
         let (kind, namespace, limits) = (key.kind, &key.name.namespace, self.options.limits(key));
@@ -337,7 +337,7 @@ impl Index {
         }
     }
 
-    /// What a Service or ServiceEntry has may have changed: notes it, and whose cost follows from it.
+    /// Notes what a Service or ServiceEntry has now, and whose cost follows from it.
     fn offer(&mut self, by: &ObjectKey) {
         let selected = || self.amounts.selected.get(by).copied().unwrap_or_default();
         let new = match by.kind {

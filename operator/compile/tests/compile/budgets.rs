@@ -13,7 +13,7 @@ use crate::support::Cluster;
 
 const MALLORY: &str = "mallory";
 
-/// What one object may make, and all of a kind and namespace.
+/// Narrow bounds of one object, and of all of a kind and namespace.
 fn options() -> CompileOptions {
     CompileOptions {
         max_entry_endpoints: 50,
@@ -42,7 +42,7 @@ fn victim() -> Vec<Object> {
     ]
 }
 
-/// What the other one has beside: Services that the objects are for.
+/// Services that the other one has beside, for which the objects are.
 fn at_hand() -> Vec<Object> {
     let services = (0..4).map(|i| {
         let of = service(&format!("s{i}")).namespace(MALLORY).ip(&format!("10.0.1.{i}"));
@@ -219,7 +219,7 @@ const WAYS: [(&str, Way); 20] = [
     ("hosts of a Sidecar", hosts_of_a_sidecar),
 ];
 
-/// What is said of this object's being too much.
+/// The reports about this object's being too much.
 fn beyond(cluster: &Cluster, key: &ObjectKey) -> Vec<String> {
     let about = cluster.refused().into_iter().filter(|text| text.starts_with(&format!("{key}: ")));
     about.filter(|text| text.contains("on each node that")).collect()
@@ -231,7 +231,7 @@ fn cluster() -> Cluster {
     cluster
 }
 
-/// What the victim's callers have.
+/// Where the victim's connections go.
 fn of_victim(cluster: &Cluster) -> Vec<String> {
     let listeners = ["10.0.0.1_80", "10.0.0.2_80", "240.0.0.1_5432"];
     let mut all: Vec<_> = listeners.map(|name| cluster.goes_for(name, "default")).into();
