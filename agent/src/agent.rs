@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use slotmesh_ads::{Sink, Update};
+use slotmesh_ads::{AskAgain, Sink, Update};
 use slotmesh_kernel::{Host, HostError, Lock, Outer, OuterError, ensure_bpffs};
 use slotmesh_slots::{Config, Contradiction, Stats};
 use slotmesh_xds::{Rejection, ResourceName, ResourceType, Version};
@@ -474,7 +474,7 @@ impl Sink for Handle {
         self.ask(|reply| Command::Apply(update, prepared, reply)).await.unwrap_or_else(stopped)
     }
 
-    async fn room(&self) -> Vec<(ResourceType, ResourceName)> {
+    async fn room(&self) -> AskAgain {
         self.room.taken().await
     }
 
@@ -528,10 +528,7 @@ fn own(
                 let rejected = writer.apply(update, prepared, |flush| tell.metrics.flushed(flush));
                 tell.metrics.rejected(ty, rejected.len());
                 tell.changed();
-                let stale = writer.take_stale();
-                if !stale.is_empty() {
-                    tell.room.put(stale);
-                }
+                tell.room.put(writer.take_stale(), true);
                 // A client that has gone away doesn't need the answer.
                 let _ = reply.send(rejected);
             }
@@ -562,10 +559,8 @@ fn own(
             Err(RecvTimeoutError::Timeout) => {
                 let now = Instant::now();
                 compacting = writer.compact(now);
-                let due = writer.retry(now);
-                if !due.is_empty() {
-                    tell.room.put(due);
-                }
+                let (due, soon) = writer.retry(now);
+                tell.room.put(due, soon);
             }
             Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => return,
         }

@@ -30,7 +30,7 @@ use std::{
 };
 
 use prost::Message as _;
-use slotmesh_ads::{Sink, Update};
+use slotmesh_ads::{AskAgain, Sink, Update};
 use slotmesh_xds::{Rejection, Resource, ResourceName, ResourceType, Version, Workload as Named};
 
 pub use self::{
@@ -284,7 +284,7 @@ impl State {
                 tracing::info!(%workload, cgroup = %workload.cgroup.display(), "attached");
                 pod.attached = Some(workload);
                 if pod.trouble.take().is_some_and(|trouble| trouble.told) {
-                    self.healed.put(BTreeSet::from([(ResourceType::Workload, name.clone())]));
+                    self.healed.put(BTreeSet::from([(ResourceType::Workload, name.clone())]), true);
                 }
             }
             // It is gone again already.
@@ -404,7 +404,7 @@ impl<S: Sink> Sink for Enrolment<S> {
         self.inner.synced();
     }
 
-    async fn room(&self) -> Vec<(ResourceType, ResourceName)> {
+    async fn room(&self) -> AskAgain {
         tokio::select! {
             names = self.inner.room() => names,
             names = self.healed.taken() => names,

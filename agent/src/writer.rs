@@ -139,6 +139,8 @@ pub struct Writer {
     due: Option<(u64, Option<Instant>)>,
     /// Rises with each listener that gives addresses up.
     addresses_freed: u64,
+    /// The [room made](Engine::room_made) that they know of.
+    room_made: u64,
     /// When it is looked whether slabs are to be emptied.
     compact_at: Option<Instant>,
     /// The settings of the slots that the agent was started with.
@@ -189,6 +191,7 @@ impl Writer {
             flags: config,
             settings: None,
             view: View::default(),
+            room_made: 0,
             viewed: HashSet::new(),
             stale: BTreeSet::new(),
         };
@@ -312,6 +315,7 @@ impl Writer {
         }
     }
 
+        self.engine.want(self.retries.lacking());
     /// How long it took from the validated model on.
     fn decode_and_upsert(
         &mut self,
@@ -502,22 +506,26 @@ impl Writer {
         retry.into_iter().chain(self.compact_at).min()
     }
 
-    /// What was refused, is due, and may be accepted now.
-    pub fn retry(&mut self, now: Instant) -> BTreeSet<(ResourceType, ResourceName)> {
+    /// Resources that were refused, are due, and may be accepted now; whether they are to be asked for soon.
+    pub fn retry(&mut self, now: Instant) -> (BTreeSet<(ResourceType, ResourceName)>, bool) {
         if self.due.and_then(|(_, due)| due).is_none_or(|due| due > now) {
-            return BTreeSet::new();
+            return (BTreeSet::new(), false);
         }
         self.due = None;
         let mut retries = std::mem::take(&mut self.retries);
         let due = retries.take_due(now, rand::random, |lack, given| self.is_met(lack, given));
         self.retries = retries;
-        due.into_iter().collect()
+        (due.names.into_iter().collect(), due.soon)
     }
 
     /// Whether what a resource lacks is there, beside so many bytes of slots that are meant for others.
     fn is_met(&self, lack: &Lack, given: u64) -> bool {
         match *lack {
             Lack::Slots(class, bytes) => self.engine.usable(class) >= given + bytes,
+        if self.room_made != self.engine.room_made() {
+            self.room_made = self.engine.room_made();
+            self.retries.room_was_made(Instant::now());
+        }
             Lack::Address(vip) => self.vips.owner(&vip).is_none(),
             Lack::Places { held, wanted } => self.vips.len() + wanted <= held,
             // Only another try tells.

@@ -3,7 +3,7 @@
 use std::{mem::offset_of, sync::Arc};
 
 use slotmesh_records::{
-    DirectoryPage, Handle, LAYOUT_HASH, Owned, Record, RecordHeader, Ref, SlotPtr, Superblock,
+    DirectoryPage, Handle, LAYOUT_HASH, Owned, Record, RecordHeader, Ref, SLAB_BYTES, SlotPtr, Superblock,
     layout::{Points, pointers},
     name_hash,
 };
@@ -121,6 +121,9 @@ pub struct Engine {
     pub(crate) growth_error: Option<GrowthFailed>,
     pub(crate) grace_periods: u64,
     room: u64,
+    made: u64,
+    /// Slabs that are to be wholly idle, for what was refused.
+    pub(crate) wanted: u32,
     pub(crate) compaction: Option<Compaction>,
     /// A flush was refused since slabs were chosen to be emptied.
     pub(crate) pressed: bool,
@@ -193,6 +196,8 @@ impl Engine {
             growth_error: None,
             grace_periods: 0,
             room: 0,
+            made: 0,
+            wanted: 0,
             compaction: None,
             pressed: false,
             kept: Vec::new(),
@@ -287,6 +292,19 @@ impl Engine {
         self.room
     }
 
+    /// Rises whenever there is room of which no refusal knew: with a higher cap, and when the kernel creates slabs again
+    /// that it refused before. Unlike slots that become idle, that happens rarely and for many resources at once.
+    pub fn room_made(&self) -> u64 {
+        self.made
+    }
+
+    /// Slots of so many bytes are wanted by flushes that were refused, and will be tried again: slabs for them are
+    /// created, as far as the cap allows, and not given back.
+    pub fn want(&mut self, bytes: u64) {
+        self.wanted = u32::try_from(bytes.div_ceil(SLAB_BYTES as u64)).unwrap_or(u32::MAX);
+        self.grow_ahead();
+    }
+
     /// The settings in force.
     pub const fn config(&self) -> &Config {
         &self.config
@@ -304,6 +322,7 @@ impl Engine {
         if config.cap > self.config.cap {
             // What was refused at the old cap may now be accepted.
             self.room += 1;
+            self.made += 1;
         }
         self.backing.set_threads(config.threads);
         self.config = config;
@@ -353,7 +372,7 @@ impl Engine {
         match done {
             Done::Grown(Ok(slabs)) => {
                 self.growing = false;
-                self.growth_error = None;
+                self.made += u64::from(self.growth_error.take().is_some());
                 self.room += 1;
                 for slab in &slabs {
                     self.arena.adopt(slab);

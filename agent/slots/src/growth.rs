@@ -35,10 +35,10 @@ impl Engine {
     /// Asks for slabs ahead of demand, as the mode says.
     pub(crate) fn grow_ahead(&mut self) {
         let ahead = match self.config.growth {
-            Growth::Background => self.table.empty_slabs() < self.config.low_watermark,
+            Growth::Background => self.table.empty_slabs() < self.config.low_watermark.max(self.wanted),
             // What a later, higher cap allows.
             Growth::Eager => true,
-            Growth::OnDemand => false,
+            Growth::OnDemand => self.table.empty_slabs() < self.wanted,
         };
         // Fewer than `initial` where that was raised while running.
         let ahead = ahead || self.table.created() < self.config.initial;
@@ -59,7 +59,7 @@ impl Engine {
             Growth::Background | Growth::OnDemand => self
                 .table
                 .empty_slabs()
-                .saturating_sub(self.config.high_watermark)
+                .saturating_sub(self.config.high_watermark.max(self.wanted))
                 .min(created.saturating_sub(self.config.initial)),
         };
         let surplus = spare.max(created.saturating_sub(self.config.cap)).min(self.table.empty_slabs());

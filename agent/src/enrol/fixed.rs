@@ -9,7 +9,7 @@ use std::{
 };
 
 use prost::Message as _;
-use slotmesh_ads::{Sink, Update};
+use slotmesh_ads::{AskAgain, Sink, Update};
 use slotmesh_kernel::cgroup_id;
 use slotmesh_xds::{Rejection, Resource, ResourceName, ResourceType, Version, Workload as Named};
 use tokio::sync::watch;
@@ -209,7 +209,7 @@ impl<S: Sink> Sink for FixedCallers<S> {
         self.inner.synced();
     }
 
-    async fn room(&self) -> Vec<(ResourceType, ResourceName)> {
+    async fn room(&self) -> AskAgain {
         self.inner.room().await
     }
 }

@@ -44,37 +44,80 @@ struct Refused {
 }
 
 impl Refused {
-    /// The bytes of slots that are meant for it.
-    fn reserved(&self, now: Instant) -> u64 {
+    /// The bytes of slots that it lacks.
+    fn bytes(&self) -> u64 {
         match self.lack {
-            Lack::Slots(_, bytes) if self.is_asked_for && self.not_before > now => bytes,
+            Lack::Slots(_, bytes) => bytes,
             _ => 0,
         }
+    }
+
+    /// The bytes of slots that are meant for it.
+    fn reserved(&self, now: Instant) -> u64 {
+        if self.is_asked_for && self.not_before > now { self.bytes() } else { 0 }
     }
 }
 
 /// See the module's comment.
 #[derive(Debug, Default)]
-pub(super) struct Retries(BTreeMap<Key, Refused>);
+pub(super) struct Retries {
+    refused: BTreeMap<Key, Refused>,
+    /// The bytes of slots that all of them lack.
+    lacking: u64,
+}
+
+/// Resources that are to be asked for.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Due {
+    pub names: Vec<Key>,
+    /// One of them was refused only once since there is the room that there is.
+    pub soon: bool,
+}
 
 impl Retries {
     /// A resource was refused; `jitter` is a random number below 1.
     pub fn refused(&mut self, key: Key, lack: Lack, now: Instant, jitter: f64) {
-        let refusals = self.0.get(&key).map_or(0, |before| before.refusals) + 1;
+        let refusals = self.refused.get(&key).map_or(0, |before| before.refusals) + 1;
         let not_before = now + delay(refusals, jitter);
-        self.0.insert(key, Refused { lack, refusals, not_before, is_asked_for: false });
+        let refused = Refused { lack, refusals, not_before, is_asked_for: false };
+        self.lacking += refused.bytes();
+        if let Some(before) = self.refused.insert(key, refused) {
+            self.lacking -= before.bytes();
+        }
     }
 
     /// A resource is in force, or is no more. Whether it had been refused.
     pub fn forget(&mut self, ty: ResourceType, name: &ResourceName) -> bool {
-        !self.0.is_empty() && self.0.remove(&(ty, name.clone())).is_some()
+        if self.refused.is_empty() {
+            return false;
+        }
+        let before = self.refused.remove(&(ty, name.clone()));
+        self.lacking -= before.as_ref().map_or(0, Refused::bytes);
+        before.is_some()
+    }
+
+    /// The bytes of slots that are lacking, at least.
+    pub const fn lacking(&self) -> u64 {
+        self.lacking
+    }
+
+    /// There is room of which no refusal knew: all that lacks some may be asked for now, as if it had never been refused.
+    pub fn room_was_made(&mut self, now: Instant) {
+        for refused in self.refused.values_mut() {
+            if matches!(refused.lack, Lack::Slots(..) | Lack::Memory) {
+                refused.refusals = 0;
+                // What is on its way isn't asked for twice, unless it doesn't come.
+                let wait = if refused.is_asked_for { FIRST } else { Duration::ZERO };
+                refused.not_before = refused.not_before.min(now + wait);
+            }
+        }
     }
 
     /// When there is something to [take](Self::take_due): `is_met` says whether a lack is met, when so many bytes of
     /// slots are meant for others.
     pub fn due(&self, now: Instant, is_met: impl Fn(&Lack, u64) -> bool) -> Option<Instant> {
         let reserved = self.reserved(now);
-        let due = self.0.values().filter(|refused| {
+        let due = self.refused.values().filter(|refused| {
             let others = reserved - refused.reserved(now);
             is_met(&refused.lack, if refused.reserved(now) > 0 { 0 } else { others })
         });
@@ -88,15 +131,16 @@ impl Retries {
         now: Instant,
         mut jitter: impl FnMut() -> f64,
         is_met: impl Fn(&Lack, u64) -> bool,
-    ) -> Vec<Key> {
+    ) -> Due {
         let mut reserved = self.reserved(now);
-        let mut due = Vec::new();
-        for (key, refused) in self.0.iter_mut().filter(|(_, refused)| refused.not_before <= now) {
+        let mut due = Due::default();
+        for (key, refused) in self.refused.iter_mut().filter(|(_, refused)| refused.not_before <= now) {
             if is_met(&refused.lack, reserved) {
                 refused.not_before = now + delay(refused.refusals + 1, jitter());
                 refused.is_asked_for = true;
                 reserved += refused.reserved(now);
-                due.push(key.clone());
+                due.soon |= refused.refusals <= 1;
+                due.names.push(key.clone());
             }
         }
         due
@@ -104,7 +148,7 @@ impl Retries {
 
     /// The bytes of slots that are meant for those that have been asked for.
     fn reserved(&self, now: Instant) -> u64 {
-        self.0.values().map(|refused| refused.reserved(now)).sum()
+        self.refused.values().map(|refused| refused.reserved(now)).sum()
     }
 }
 
@@ -127,8 +171,8 @@ mod tests {
         Lack::Slots(SlotClass::for_bytes(4096).unwrap(), bytes)
     }
 
-    fn names(due: &[Key]) -> Vec<&str> {
-        due.iter().map(|(_, name)| name.as_str()).collect()
+    fn names(due: &Due) -> Vec<&str> {
+        due.names.iter().map(|(_, name)| name.as_str()).collect()
     }
 
     /// A clock of the test's own: seconds from its start.
@@ -150,7 +194,7 @@ mod tests {
         for change in 0..24 {
             let now = clock.at(f64::from(change) / 2.0);
             assert_eq!(retries.due(now, has(4096)), None, "{change}");
-            assert_eq!(retries.take_due(now, || 0.5, has(4096)), []);
+            assert_eq!(retries.take_due(now, || 0.5, has(4096)), Due::default());
         }
         assert!(retries.due(clock.at(12.0), has(8192)).is_some_and(|due| due < clock.at(1.0)));
     }
@@ -164,12 +208,13 @@ mod tests {
         }
         let room =
             |lack: &Lack, given: u64| matches!(*lack, Lack::Slots(_, bytes) if given + bytes <= 10_000);
-        assert_eq!(retries.take_due(clock.at(0.9), || 1.0, room), [], "not before its delay has passed");
+        let none = Due::default();
+        assert_eq!(retries.take_due(clock.at(0.9), || 1.0, room), none, "not before its delay has passed");
         let due = retries.take_due(clock.at(1.0), || 1.0, room);
         assert_eq!(names(&due), ["a", "b"]);
         assert_eq!(
             retries.take_due(clock.at(1.0), || 1.0, room),
-            [],
+            none,
             "what there is room for is meant for these"
         );
         assert!(retries.forget(ResourceType::Endpoints, &"a".into()));
@@ -197,6 +242,47 @@ mod tests {
             Duration::from_secs(150),
             "jitter halves it"
         );
+    }
+
+    #[test]
+    fn room_that_was_made_is_used_at_once_and_for_no_more_than_fits() {
+        let clock = Clock(Instant::now());
+        let mut retries = Retries::default();
+        let vip = VipKey::new([10, 96, 0, 1].into(), 80, VipKey::TCP);
+        for _ in 0..8 {
+            for name in ["a", "b", "c"] {
+                retries.refused(key(name), slots(4096), clock.at(0.0), 1.0);
+            }
+            retries.refused(key("elsewhere"), Lack::Address(vip), clock.at(0.0), 1.0);
+        }
+        assert_eq!(retries.lacking(), 3 * 4096);
+        let room = |lack: &Lack, given: u64| match *lack {
+            Lack::Slots(_, bytes) => given + bytes <= 10_000,
+            _ => true,
+        };
+        assert_eq!(retries.due(clock.at(2.0), room), Some(clock.at(128.0)), "refused often");
+        retries.room_was_made(clock.at(2.0));
+        assert_eq!(retries.due(clock.at(2.0), room), Some(clock.at(2.0)));
+        let due = retries.take_due(clock.at(2.0), || 1.0, room);
+        assert_eq!((names(&due), due.soon), (vec!["a", "b"], true), "no more than there is room for");
+        // Room once more, while they are on their way: they aren't asked for twice.
+        retries.room_was_made(clock.at(2.1));
+        assert_eq!(retries.take_due(clock.at(2.2), || 1.0, room), Due::default());
+        assert!(retries.forget(ResourceType::Endpoints, &"a".into()));
+        // One is refused all the same: the delays begin anew, and double.
+        for (at, delay) in [(2.3, 1.0), (3.3, 2.0)] {
+            retries.refused(key("b"), slots(5_000), clock.at(at), 1.0);
+            assert_eq!(
+                retries.due(clock.at(at), |lack, _| *lack == slots(5_000)),
+                Some(clock.at(at + delay))
+            );
+        }
+        assert_eq!(retries.lacking(), 4096 + 5_000);
+        let due = retries.take_due(clock.at(6.0), || 1.0, |lack, _| *lack == slots(5_000));
+        assert_eq!((names(&due), due.soon), (vec!["b"], false));
+        assert!(retries.forget(ResourceType::Endpoints, &"b".into()));
+        assert!(retries.forget(ResourceType::Endpoints, &"c".into()));
+        assert_eq!(retries.lacking(), 0);
     }
 
     #[test]

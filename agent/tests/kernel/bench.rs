@@ -120,7 +120,7 @@ impl Bench {
             change();
             let retry = async { tokio::time::timeout(Duration::from_millis(50), handle.room()).await };
             if let Ok(due) = self.runtime.block_on(retry) {
-                return due;
+                return due.names;
             }
         }
         Vec::new()

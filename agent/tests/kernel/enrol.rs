@@ -216,7 +216,7 @@ fn a_pod_that_can_not_be_attached_is_tried_again_and_the_operator_hears_of_it() 
     std::fs::remove_file(&links).unwrap();
     node.until_attached("a", &cgroup);
     let enrolment = node.enrolment.as_ref().unwrap();
-    assert_eq!(node.runtime.block_on(enrolment.room()), [(TY, "n/aaaa-1".into())]);
+    assert_eq!(node.runtime.block_on(enrolment.room()).names, [(TY, "n/aaaa-1".into())]);
     assert_eq!(node.apply(&[("aaaa-1", "a")], &[]), []);
     assert_eq!(node.enrolled(), Enrolled { named: 2, attached: 2, ..Enrolled::default() });
 }

@@ -1,7 +1,10 @@
 //! What was refused for want of room, or for an address that another listener has, is asked for again when it may be
 //! accepted, and not before.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use slotmesh_slots::Config;
 use slotmesh_xds::ResourceType::{self, Cluster, Endpoints, Listener};
@@ -48,6 +51,43 @@ fn only_what_has_room_now_is_asked_for_again() {
     assert!(refused.iter().any(|name| *name == names(&due)[0]), "{due:?}");
     assert_eq!(large(names(&due)[0]), []);
     assert_eq!(bench.retries_within(PATIENCE, small), [], "and no room for the other");
+}
+
+/// Refused so often that the next try were minutes away. A cap that is raised, then, lets all in that fits.
+#[test]
+fn a_raised_cap_lets_in_all_that_fits_however_often_it_was_refused() {
+    const MANY: usize = 200;
+    /// Far less than the delay after so many refusals, which is two minutes at least; far more than is needed.
+    const SOON: Duration = Duration::from_secs(60);
+    let cap =
+        Config { initial: 3, cap: 3, low_watermark: 1, high_watermark: 32, batch: 2, ..Config::default() };
+    let bench = Bench::new(cap);
+    let list: Vec<(SocketAddr, u32)> = (0..120).map(|i| (SocketAddr::from(([10, 0, 0, i], 80)), 1)).collect();
+    let all: Vec<String> = (0..MANY).map(|i| format!("e{i}")).collect();
+    let upsert = |names: &[&str]| -> Vec<String> {
+        let refused = bench.upsert(Endpoints, names.iter().map(|name| endpoints(name, &list)).collect());
+        refused.into_iter().map(|one| one.name.to_string()).collect()
+    };
+    let mut refused = upsert(&all.iter().map(String::as_str).collect::<Vec<_>>());
+    for _ in 0..8 {
+        refused = upsert(&refused.iter().map(String::as_str).collect::<Vec<_>>());
+    }
+    assert!(refused.len() > MANY / 2, "{} of {MANY} are refused", refused.len());
+    // Room for a part of them, then for all.
+    for (raised, are_all) in [(6, false), (64, true)] {
+        bench.set_slots(Config { cap: raised, ..cap }).unwrap();
+        // 16 of them in a slab, beside what else there is.
+        let least = if are_all { MANY } else { 16 * (raised as usize - 2) };
+        let started = Instant::now();
+        while started.elapsed() < SOON && MANY - refused.len() < least {
+            let due = bench.retries_within(Duration::from_secs(2), || ());
+            let again = upsert(&names(&due));
+            refused.retain(|name| !names(&due).contains(&name.as_str()) || again.contains(name));
+        }
+        let held = bench.held().len();
+        assert_eq!(held, MANY - refused.len());
+        assert!(held >= least, "{held} are in force at a cap of {raised}");
+    }
 }
 
 #[test]

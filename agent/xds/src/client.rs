@@ -23,7 +23,7 @@ use envoy_types::pb::envoy::{
         aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
     },
 };
-use rand::{SeedableRng, rngs::StdRng};
+use rand::{Rng as _, SeedableRng, rngs::StdRng};
 use slotmesh_xds::{
     AgentReport, CONTROL_PLANE, Rejection, ResourceName, ResourceType, Version, give_source_back, source_of,
 };
@@ -46,6 +46,9 @@ use crate::{
 
 /// Requests that wait for the connection; each type's first request fits without waiting.
 const REQUESTS: usize = 16;
+
+/// Within this time it is asked again for what will probably be accepted: many nodes may have got room at one instant.
+const SOON: Duration = Duration::from_millis(500);
 
 /// Settings of the client.
 #[derive(Clone, Debug)]
@@ -334,9 +337,9 @@ impl<C: Connector, S: Sink> Client<C, S> {
                     (last, probed) = (Instant::now(), false);
                 }
                 () = changed(&mut self.reports), if stream.ours => self.report(&stream, shutdown).await?,
-                names = self.sink.room(), if at.is_none() => {
-                    again.extend(names);
-                    at = Some(Instant::now() + self.asking.failed(self.began.elapsed(), &mut self.rng));
+                wanted = self.sink.room() => {
+                    again.extend(wanted.names);
+                    at = self.ask_at(at, wanted.soon);
                 }
                 () = until(at) => {
                     at = None;
@@ -356,6 +359,15 @@ impl<C: Connector, S: Sink> Client<C, S> {
                 }
             }
         }
+    }
+
+    /// When what the sink wants again is asked for; `at` is when other things are.
+    fn ask_at(&mut self, at: Option<Instant>, soon: bool) -> Option<Instant> {
+        if soon {
+            let soon = Instant::now() + SOON.mul_f64(self.rng.random_range(0.0..=1.0));
+            return Some(at.map_or(soon, |at| at.min(soon)));
+        }
+        at.or_else(|| Some(Instant::now() + self.asking.failed(self.began.elapsed(), &mut self.rng)))
     }
 
     /// Asks once more for what was refused for want of room, or is meant otherwise than it was taken.

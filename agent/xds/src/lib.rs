@@ -29,7 +29,7 @@ mod versions;
 pub use backoff::Backoff;
 pub use client::{Client, Config, Handle};
 pub use connect::{BearerToken, ConnectError, Connector, FromStreams, Tcp};
-pub use sink::{Sink, Update};
+pub use sink::{AskAgain, Sink, Update};
 pub use stats::Stats;
 pub use subscriptions::Subscription;
 pub use tls::Tls;

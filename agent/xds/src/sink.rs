@@ -13,6 +13,16 @@ pub struct Update {
     pub removed: Vec<ResourceName>,
 }
 
+/// Resources that a sink has to be sent again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AskAgain {
+    /// The resources.
+    pub names: Vec<(ResourceType, ResourceName)>,
+    /// There is reason to think that one of them will be accepted: they are asked for within half a second. Else the
+    /// client waits, the longer the more often it has asked in vain.
+    pub soon: bool,
+}
+
 /// Takes resources into force.
 ///
 /// The calls come one after the other, from one task; an `apply` that has begun is never dropped
@@ -33,9 +43,8 @@ pub trait Sink: Send + Sync + 'static {
     fn synced(&self);
 
     /// Resolves with what was refused for want of room, when it may fit now, and with what the sink has to decide anew.
-    /// The client then asks for it again, some time later. It may drop the future and call again: nothing is lost by
-    /// that.
-    fn room(&self) -> impl Future<Output = Vec<(ResourceType, ResourceName)>> + Send {
+    /// The client then asks for it again. It may drop the future and call again: nothing is lost by that.
+    fn room(&self) -> impl Future<Output = AskAgain> + Send {
         std::future::pending()
     }
 }
@@ -53,7 +62,7 @@ impl<S: Sink> Sink for std::sync::Arc<S> {
         S::synced(self);
     }
 
-    async fn room(&self) -> Vec<(ResourceType, ResourceName)> {
+    async fn room(&self) -> AskAgain {
         S::room(self).await
     }
 }

@@ -215,3 +215,31 @@ proptest! {
         prop_assert_eq!(totals(&scene.engine), (2, 0));
     }
 }
+
+/// Batches of growth come without anybody asking for slots, until there is room for what was refused, and stay.
+#[test]
+fn growth_goes_on_while_what_was_refused_wants_room() {
+    for growth in [Growth::Background, Growth::OnDemand] {
+        let (mut engine, _) = open_with(&Arc::default(), &[], Config { growth, ..SMALL });
+        engine.settle();
+        let made = engine.room_made();
+        engine.want(3 * SLAB_BYTES as u64 + 1);
+        engine.settle();
+        assert_eq!(engine.stats().empty_slabs, 4, "{growth:?}");
+        engine.want(100 * SLAB_BYTES as u64);
+        engine.settle();
+        assert_eq!(engine.stats().slabs, SMALL.cap, "{growth:?}: no more than the cap allows");
+        assert_eq!(engine.room_made(), made, "all of that was known");
+        engine.set_config(Config { growth, cap: SMALL.cap + 2, ..SMALL }).unwrap();
+        assert_eq!(engine.room_made(), made + 1);
+        engine.settle();
+        assert_eq!(engine.stats().slabs, SMALL.cap + 2, "{growth:?}: a higher cap is used at once");
+        engine.want(0);
+        engine.settle();
+        assert_eq!(
+            engine.stats().empty_slabs,
+            SMALL.high_watermark,
+            "{growth:?}: what nobody wants is given back"
+        );
+    }
+}

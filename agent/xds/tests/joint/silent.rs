@@ -7,7 +7,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -20,7 +20,7 @@ use envoy_types::pb::envoy::{
     },
 };
 use futures::{Stream, StreamExt as _};
-use slotmesh_ads::{Client, Config, FromStreams, Handle, Sink, Subscription, Update};
+use slotmesh_ads::{AskAgain, Client, Config, FromStreams, Handle, Sink, Subscription, Update};
 use slotmesh_serve::Store;
 use slotmesh_xds::{CONTROL_PLANE, Rejection, ResourceName, ResourceType, Version};
 use tokio::{io::DuplexStream, sync::mpsc, task::JoinHandle};
@@ -184,6 +184,8 @@ async fn a_replica_that_has_nothing_new_for_a_week_is_kept() {
 struct Crammed {
     refused: Arc<Mutex<HashSet<ResourceName>>>,
     applied: Arc<AtomicUsize>,
+    /// There is room now: to be told once.
+    raised: Arc<AtomicBool>,
 }
 
 impl Sink for Crammed {
@@ -203,11 +205,15 @@ impl Sink for Crammed {
 
     fn synced(&self) {}
 
-    async fn room(&self) -> Vec<(ResourceType, ResourceName)> {
+    async fn room(&self) -> AskAgain {
         loop {
             let refused: Vec<_> = self.refused.lock().unwrap().drain().collect();
             if !refused.is_empty() {
-                return refused.into_iter().map(|name| (ResourceType::Cluster, name)).collect();
+                let names = refused.into_iter().map(|name| (ResourceType::Cluster, name)).collect();
+                return AskAgain { names, soon: false };
+            }
+            if self.raised.swap(false, Ordering::Relaxed) {
+                return AskAgain { names: vec![(ResourceType::Cluster, "big".into())], soon: true };
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
@@ -223,7 +229,7 @@ async fn a_thousand_agents_without_room_for_a_resource_stay_connected_and_ask_ev
     let (replica, incoming) = pipes();
     serve(store, incoming, &stop);
     let (sink, connects) = (Crammed::default(), Arc::new(AtomicUsize::new(0)));
-    let mut agents = Vec::new();
+    let (mut agents, mut raised) = (Vec::new(), Vec::new());
     for agent in 0..AGENTS {
         let (count, replica) = (connects.clone(), replica.clone());
         let connector = FromStreams::new(move || {
@@ -232,7 +238,8 @@ async fn a_thousand_agents_without_room_for_a_resource_stay_connected_and_ask_ev
             let sent = replica.send(Ok(far));
             std::future::ready(sent.map(|()| near).map_err(|_| io::ErrorKind::ConnectionRefused.into()))
         });
-        let sink = Crammed { refused: Arc::default(), applied: sink.applied.clone() };
+        let sink = Crammed { applied: sink.applied.clone(), ..Crammed::default() };
+        raised.push(sink.raised.clone());
         let (client, handle) = Client::new(Config::new(format!("node-{agent}")), connector, sink);
         handle.set(ResourceType::Cluster, Subscription::Wildcard);
         agents.push((tokio::spawn(client.run(stop.clone())), handle));
@@ -246,6 +253,11 @@ async fn a_thousand_agents_without_room_for_a_resource_stay_connected_and_ask_ev
     let asked = sink.applied.load(Ordering::Relaxed) - before;
     assert!(asked > 0 && asked <= 10 * WHILE as usize, "{asked} in {WHILE} s");
     assert_eq!(connects.load(Ordering::Relaxed), AGENTS, "nobody has connected anew");
+    // However long they have waited: where a cap is raised, it isn't for them to wait.
+    raised.iter().for_each(|raised| raised.store(true, Ordering::Relaxed));
+    let before = sink.applied.load(Ordering::Relaxed);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(sink.applied.load(Ordering::Relaxed) >= before + AGENTS, "each asks within a second");
     stop.cancel();
     for (client, _handle) in agents {
         client.await.unwrap();
