@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     datapath::{Datapath, DatapathError, MapSizes, Workload},
+    held::Held,
     memory,
     metrics::Metrics,
     pins::{Found, Pins},
@@ -108,10 +109,11 @@ pub enum SetSlotsError {
 }
 
 enum Command {
-    Apply(Update, Prepared, oneshot::Sender<Vec<Rejection>>),
+    Apply(Update, Box<Prepared>, oneshot::Sender<Vec<Rejection>>),
     Held(oneshot::Sender<Vec<(ResourceType, ResourceName, Version)>>),
     Show(ResourceType, ResourceName, oneshot::Sender<Option<Shown>>),
     ClusterNames(HashSet<u64>, oneshot::Sender<HashMap<u64, String>>),
+    Assignments(HashSet<String>, oneshot::Sender<HashMap<String, Held>>),
     Stats(oneshot::Sender<(Stats, usize)>),
     Slots(oneshot::Sender<(Stats, Option<String>)>),
     SetSlots(Config, oneshot::Sender<Result<(), Contradiction>>),
@@ -470,7 +472,11 @@ impl Sink for Handle {
                 .map(|name| Rejection { name, reason: "the agent is stopping".to_owned() })
                 .collect()
         };
-        let prepared = Prepared::of(&update, &self.hashed).await;
+        let held = |names| {
+            let asked = self.ask(|reply| Command::Assignments(names, reply));
+            async { asked.await.unwrap_or_default() }
+        };
+        let prepared = Box::new(Prepared::of(&update, &self.hashed, held).await);
         self.ask(|reply| Command::Apply(update, prepared, reply)).await.unwrap_or_else(stopped)
     }
 
@@ -525,8 +531,9 @@ fn own(
         match command {
             Ok(Command::Apply(update, prepared, reply)) => {
                 let ty = update.ty;
-                let rejected = writer.apply(update, prepared, |flush| tell.metrics.flushed(flush));
+                let rejected = writer.apply(update, *prepared, |flush| tell.metrics.flushed(flush));
                 tell.metrics.rejected(ty, rejected.len());
+                tell.metrics.made_tables(writer.take_own_tables());
                 tell.changed();
                 tell.room.put(writer.take_stale(), true);
                 // A client that has gone away doesn't need the answer.
@@ -535,6 +542,7 @@ fn own(
             Ok(Command::Held(reply)) => drop(reply.send(writer.held())),
             Ok(Command::Show(ty, name, reply)) => drop(reply.send(writer.show(ty, name.as_str()))),
             Ok(Command::ClusterNames(hashes, reply)) => drop(reply.send(writer.cluster_names(&hashes))),
+            Ok(Command::Assignments(names, reply)) => drop(reply.send(writer.assignments(names))),
             Ok(Command::Stats(reply)) => drop(reply.send(writer.stats())),
             Ok(Command::Slots(reply)) => {
                 drop(reply.send((writer.stats().0, writer.profile().map(str::to_owned))));

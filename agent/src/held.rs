@@ -49,6 +49,11 @@ impl Held {
         self.header.version
     }
 
+    /// How many endpoints there are.
+    pub const fn len(&self) -> usize {
+        self.elements.len()
+    }
+
     /// The table of sources, if there is one.
     pub const fn hashes(&self) -> Owned<HashTable> {
         self.hashes

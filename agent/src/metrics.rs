@@ -68,6 +68,7 @@ pub struct Metrics {
     handles: Gauge,
     vips: Gauge,
     growth_failing: Gauge,
+    own_tables: Counter,
     flush_times: FlushTimes,
 }
 
@@ -94,6 +95,7 @@ impl Metrics {
             handles: Gauge::default(),
             vips: Gauge::default(),
             growth_failing: Gauge::default(),
+            own_tables: Counter::default(),
             flush_times: FlushTimes::default(),
         };
         for ty in ResourceType::ALL {
@@ -148,6 +150,11 @@ impl Metrics {
             "Grace periods that have passed since the agent started",
             metrics.grace_periods.clone(),
         );
+        registry.register(
+            "source_tables_by_owner",
+            "Tables of sources of a thousand endpoints or more that the thread which makes changes current made itself",
+            metrics.own_tables.clone(),
+        );
         registry.register("handles", "Named resources that have a handle", metrics.handles.clone());
         metrics
     }
@@ -166,6 +173,11 @@ impl Metrics {
     /// Resources were refused.
     pub fn rejected(&self, ty: ResourceType, count: usize) {
         self.rejected.get_or_create(&label(ty)).inc_by(count as u64);
+    }
+
+    /// The owner of the maps made tables of many endpoints itself.
+    pub(crate) fn made_tables(&self, count: u64) {
+        self.own_tables.inc_by(count);
     }
 
     /// The exposition text, with the slot table as it is now.

@@ -1,4 +1,8 @@
-//! What takes long is done before the thread that owns the maps is asked: tables of sources of large load assignments.
+//! What takes long is done before the thread that owns the maps is asked: tables of sources of large load assignments,
+//! when one changes and when a cluster begins to choose from it by the source.
+//!
+//! Invariant: the owner makes no table of [`MANY`] endpoints or more itself, but for one that was made of other endpoints
+//! than it then writes, which it counts.
 //!
 //! The control plane gathers what changes meanwhile: the agent answers a response when it is in force, and the next
 //! one brings what each resource has become.
@@ -12,67 +16,166 @@ use slotmesh_ads::Update;
 use slotmesh_xds::{Resource, ResourceName, ResourceType};
 
 use crate::{
-    config::{Message, Model},
+    config::{Endpoints, Message, Model, Source},
+    held::Held,
     maglev::Tables,
+    view::View,
 };
 
 /// A message of fewer bytes has so few endpoints that decoding it twice costs as much as its tables do.
 const LARGE: usize = 16 << 10;
+/// So many endpoints have tables that are worth being made ahead. A message that isn't large has fewer.
+pub(crate) const MANY: usize = 1_000;
 
-/// The load assignments that clusters in force choose from by the source, as the owner said last.
+/// State that the owner told last, for whoever prepares what it is given.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Hashed(Arc<RwLock<HashSet<String>>>);
+pub(crate) struct Hashed(Arc<RwLock<Known>>);
+
+#[derive(Debug, Default)]
+struct Known {
+    /// The load assignments that clusters in force choose from by the source.
+    hashed: HashSet<String>,
+    /// Where the node is.
+    view: View,
+}
 
 impl Hashed {
     pub fn insert(&self, assignment: &str) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(assignment.to_owned());
+        self.0.write().unwrap_or_else(PoisonError::into_inner).hashed.insert(assignment.to_owned());
     }
 
     pub fn remove(&self, assignment: &str) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(assignment);
+        self.0.write().unwrap_or_else(PoisonError::into_inner).hashed.remove(assignment);
+    }
+
+    pub fn see_from(&self, view: &View) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).view = view.clone();
     }
 
     fn contains(&self, assignment: &str) -> bool {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).contains(assignment)
+        self.0.read().unwrap_or_else(PoisonError::into_inner).hashed.contains(assignment)
+    }
+
+    fn view(&self) -> View {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).view.clone()
     }
 }
 
-/// Tables by the name of the load assignment. What isn't among them the owner makes itself.
+/// Tables of a load assignment, and what they were made of.
+#[derive(Debug)]
+struct Made {
+    /// The content hash of the resource.
+    version: u64,
+    tables: Tables,
+}
+
+/// Tables by the name of the load assignment, or of the cluster that has its endpoints itself.
 #[derive(Debug, Default)]
-pub(crate) struct Prepared(HashMap<ResourceName, Tables>);
+pub(crate) struct Prepared {
+    made: HashMap<ResourceName, Made>,
+    /// Where the node was taken to be.
+    view: View,
+}
 
 impl Prepared {
-    /// Makes the tables that an update needs, on a thread where that may take long.
-    pub async fn of(update: &Update, hashed: &Hashed) -> Self {
-        if update.ty != ResourceType::Endpoints {
-            return Self::default();
+    /// Makes the tables that an update needs, on a thread where that may take long. `held` asks the owner for what is
+    /// in force of load assignments.
+    pub async fn of<F: Future<Output = HashMap<String, Held>> + Send>(
+        update: &Update,
+        hashed: &Hashed,
+        held: impl FnOnce(HashSet<String>) -> F + Send,
+    ) -> Self {
+        match update.ty {
+            ResourceType::Endpoints => Self::of_endpoints(update, hashed).await,
+            ResourceType::Cluster => Self::of_clusters(update, hashed, held).await,
+            _ => Self::default(),
         }
-        let large = update.upserts.iter().filter(|one| one.content.len() >= LARGE);
-        let large: Vec<Resource> = large.filter(|one| hashed.contains(one.name.as_str())).cloned().collect();
-        if large.is_empty() {
-            return Self::default();
-        }
-        // One that panics prepares nothing.
-        let made = tokio::task::spawn_blocking(move || large.iter().filter_map(tables).collect()).await;
-        Self(made.unwrap_or_default())
     }
 
-    /// The tables of a load assignment, if they were made.
-    pub fn take(&mut self, name: &ResourceName) -> Option<Tables> {
-        if self.0.is_empty() { None } else { self.0.remove(name) }
+    async fn of_endpoints(update: &Update, hashed: &Hashed) -> Self {
+        let large = update.upserts.iter().filter(|one| one.content.len() >= LARGE);
+        let large: Vec<Resource> = large.filter(|one| hashed.contains(one.name.as_str())).cloned().collect();
+        let view = hashed.view();
+        Self::make(large, view, |resource, view| {
+            let message = Message::decode(resource).ok()?;
+            let Model::Endpoints(mut endpoints) = Model::new(resource.name.as_str(), &message).ok()? else {
+                return None;
+            };
+            endpoints.see_from(view);
+            Some(made(resource.name.clone(), resource.version.get(), &endpoints))
+        })
+        .await
+    }
+
+    /// Of clusters that begin to hash the source of connections: the tables of what they choose from.
+    async fn of_clusters<F: Future<Output = HashMap<String, Held>> + Send>(
+        update: &Update,
+        hashed: &Hashed,
+        held: impl FnOnce(HashSet<String>) -> F + Send,
+    ) -> Self {
+        let (mut begun, mut large) = (HashSet::new(), Vec::new());
+        for resource in &update.upserts {
+            if resource.content.len() >= LARGE {
+                large.push(resource.clone());
+            } else if let Some(assignment) = hashes_over(resource)
+                && !hashed.contains(&assignment)
+            {
+                begun.insert(assignment);
+            }
+        }
+        let mut prepared = Self::make(large, View::default(), |resource, _| {
+            let message = Message::decode(resource).ok()?;
+            let Model::Cluster(cluster) = Model::new(resource.name.as_str(), &message).ok()? else {
+                return None;
+            };
+            let Source::Inline(endpoints) = cluster.source else { return None };
+            endpoints.hashed.then(|| made(resource.name.clone(), resource.version.get(), &endpoints))
+        })
+        .await;
+        if !begun.is_empty() {
+            let held = held(begun).await.into_iter().filter(|(_, held)| held.len() >= MANY).collect();
+            let of_held = Self::make(held, View::default(), |(name, held): &(String, Held), _| {
+                Some(made(name.as_str().into(), held.version(), &held.endpoints()?))
+            });
+            prepared.made.extend(of_held.await.made);
+        }
+        prepared
+    }
+
+    /// `None` where something can't be acted on: the owner says so.
+    async fn make<T: Send + 'static>(
+        of: Vec<T>,
+        view: View,
+        make: impl Fn(&T, &View) -> Option<(ResourceName, Made)> + Send + 'static,
+    ) -> Self {
+        if of.is_empty() {
+            return Self { made: HashMap::new(), view };
+        }
+        let seen_from = view.clone();
+        let all = move || of.iter().filter_map(|one| make(one, &view)).collect();
+        // One that panics prepares nothing.
+        Self { made: tokio::task::spawn_blocking(all).await.unwrap_or_default(), view: seen_from }
+    }
+
+    /// The tables of this version of a load assignment, as it is seen from there, if they were made.
+    pub fn take(&mut self, name: &str, version: u64, view: Option<&View>) -> Option<Tables> {
+        if self.made.is_empty() || view.is_some_and(|view| *view != self.view) {
+            return None;
+        }
+        let made = self.made.remove(&ResourceName::from(name))?;
+        (made.version == version).then_some(made.tables)
     }
 }
 
-/// `None` where the assignment can't be acted on: the owner says so.
-fn tables(resource: &Resource) -> Option<(ResourceName, Tables)> {
-    let message = Message::decode(resource).ok()?;
-    match Model::new(resource.name.as_str(), &message).ok()? {
-        // Which are for this node only its owner knows.
-        Model::Endpoints(endpoints) if !endpoints.viewed => {
-            Some((resource.name.clone(), Tables::of(&endpoints.v4, &endpoints.v6)))
-        }
-        _ => None,
-    }
+fn made(name: ResourceName, version: u64, endpoints: &Endpoints<'_>) -> (ResourceName, Made) {
+    (name, Made { version, tables: Tables::of(&endpoints.v4, &endpoints.v6) })
+}
+
+/// The load assignment that a cluster chooses from by the source.
+fn hashes_over(cluster: &Resource) -> Option<String> {
+    let message = Message::decode(cluster).ok()?;
+    let Model::Cluster(cluster) = Model::new(cluster.name.as_str(), &message).ok()? else { return None };
+    cluster.hashes_over().map(str::to_owned)
 }
 
 #[cfg(test)]
@@ -87,6 +190,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::config::NodePlace;
 
     fn assignment(name: &str, endpoints: u32) -> Resource {
         let endpoint = |i: u32| LbEndpoint {
@@ -113,6 +217,10 @@ mod tests {
         Resource::encode(ResourceType::Endpoints, name, &message)
     }
 
+    async fn nothing_held(names: HashSet<String>) -> HashMap<String, Held> {
+        panic!("the owner is asked for {names:?}")
+    }
+
     #[test]
     fn tables_are_made_of_what_is_large_and_hashed() {
         let hashed = Hashed::default();
@@ -122,10 +230,20 @@ mod tests {
         let upserts = upserts.map(|(name, endpoints)| assignment(name, endpoints)).to_vec();
         let update = Update { ty: ResourceType::Endpoints, upserts, removed: Vec::new() };
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let mut prepared = runtime.block_on(Prepared::of(&update, &hashed));
-        assert!(prepared.take(&"large".into()).is_some_and(|tables| tables.v4.len() >= 16_000));
-        assert!(prepared.0.is_empty());
+        let prepare = || runtime.block_on(Prepared::of(&update, &hashed, nothing_held));
+        let version = update.upserts[0].version.get();
+        let view = |zone: &str| View {
+            node: "n".to_owned(),
+            place: NodePlace { zone: zone.to_owned(), ..NodePlace::default() },
+        };
+        hashed.see_from(&view("a"));
+        assert!(prepare().take("large", version + 1, Some(&view("a"))).is_none(), "another version");
+        assert!(prepare().take("large", version, Some(&view("b"))).is_none(), "the node is elsewhere");
+        let mut prepared = prepare();
+        let tables = prepared.take("large", version, Some(&view("a")));
+        assert!(tables.is_some_and(|tables| tables.v4.len() >= 16_000));
+        assert!(prepared.made.is_empty());
         hashed.remove("large");
-        assert!(runtime.block_on(Prepared::of(&update, &hashed)).0.is_empty());
+        assert!(prepare().made.is_empty());
     }
 }

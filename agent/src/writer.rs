@@ -24,9 +24,9 @@ use slotmesh_slots::{Backing, Config, Contradiction, Engine, Full, HandlePtr, Re
 use slotmesh_xds::{Rejection, Resource, ResourceName, ResourceType, Version};
 
 use crate::{
-    config::{Endpoints, Invalid, Message, Model, NodePlace, Settings},
+    config::{Cluster, Endpoints, Invalid, Message, Model, NodePlace, Settings, Source},
     flatten::{flush, kind, resource_type, vip_key},
-    held::{is_viewed, vips},
+    held::{Held, is_viewed, vips},
     memory,
     prepare::{Hashed, Prepared},
     running::{Keeper, Running, RunningMaps},
@@ -133,14 +133,18 @@ pub struct Writer {
     hashed: HashMap<String, u32>,
     /// Their names, for whoever prepares what the writer is given.
     hashed_names: Hashed,
+    /// Tables for the update that is being applied.
+    prepared: Prepared,
+    /// Tables of many endpoints that weren't among those, and were made here.
+    own_tables: u64,
     /// What was refused and may be accepted later.
     retries: Retries,
+    /// The [room made](Engine::room_made) that they know of.
+    room_made: u64,
     /// When the first of them is due, and the room there was when that was found out.
     due: Option<(u64, Option<Instant>)>,
     /// Rises with each listener that gives addresses up.
     addresses_freed: u64,
-    /// The [room made](Engine::room_made) that they know of.
-    room_made: u64,
     /// When it is looked whether slabs are to be emptied.
     compact_at: Option<Instant>,
     /// The settings of the slots that the agent was started with.
@@ -184,14 +188,16 @@ impl Writer {
             sockets: memory::SOCKETS,
             hashed: HashMap::new(),
             hashed_names: Hashed::default(),
+            prepared: Prepared::default(),
+            own_tables: 0,
             retries: Retries::default(),
+            room_made: 0,
             due: None,
             addresses_freed: 0,
             compact_at: None,
             flags: config,
             settings: None,
             view: View::default(),
-            room_made: 0,
             viewed: HashSet::new(),
             stale: BTreeSet::new(),
         };
@@ -241,12 +247,14 @@ impl Writer {
     /// This node's name, by which some endpoints are chosen. To be said before anything is applied.
     pub(crate) fn set_node(&mut self, name: String) {
         self.view.node = name;
+        self.hashed_names.see_from(&self.view);
     }
 
     /// Where this node is.
     fn set_place(&mut self, place: NodePlace) {
         if self.view.place != place {
             self.view.place = place;
+            self.hashed_names.see_from(&self.view);
             let viewed = std::mem::take(&mut self.viewed).into_iter();
             self.stale.extend(viewed.map(|name| (ResourceType::Endpoints, name.into())));
         }
@@ -255,6 +263,20 @@ impl Writer {
     /// Names that have to be asked for once more.
     pub(crate) fn take_stale(&mut self) -> BTreeSet<(ResourceType, ResourceName)> {
         std::mem::take(&mut self.stale)
+    }
+
+    /// Copies of these load assignments, as far as they are in force.
+    pub(crate) fn assignments(&self, names: HashSet<String>) -> HashMap<String, Held> {
+        let held = |name: &str| {
+            let handle = self.engine.find(kind(ResourceType::Endpoints), name)?;
+            Held::read(&self.engine, self.engine.current(handle))
+        };
+        names.into_iter().filter_map(|name| held(&name).map(|held| (name, held))).collect()
+    }
+
+    /// How many tables of many endpoints the writer made itself since it was asked last.
+    pub(crate) fn take_own_tables(&mut self) -> u64 {
+        std::mem::take(&mut self.own_tables)
     }
 
     /// The load assignments of which tables are to be prepared.
@@ -266,10 +288,11 @@ impl Writer {
     pub(crate) fn apply(
         &mut self,
         update: Update,
-        mut prepared: Prepared,
+        prepared: Prepared,
         mut flushed: impl FnMut(Flush),
     ) -> Vec<Rejection> {
         let mut rejected = Vec::new();
+        self.prepared = prepared;
         for resource in update.upserts {
             if resource.ty == ResourceType::Settings {
                 if let Err(error) = self.configure(&resource) {
@@ -278,7 +301,7 @@ impl Writer {
                 }
                 continue;
             }
-            match self.decode_and_upsert(&resource, &mut prepared) {
+            match self.decode_and_upsert(&resource) {
                 Ok(took) => {
                     self.no_retry(resource.ty, &resource.name);
                     flushed(Flush { ty: resource.ty, took });
@@ -292,6 +315,7 @@ impl Writer {
         for name in update.removed {
             self.remove(update.ty, &name);
         }
+        self.engine.want(self.retries.lacking());
         self.poll();
         rejected
     }
@@ -315,17 +339,20 @@ impl Writer {
         }
     }
 
-        self.engine.want(self.retries.lacking());
     /// How long it took from the validated model on.
-    fn decode_and_upsert(
-        &mut self,
-        resource: &Resource,
-        prepared: &mut Prepared,
-    ) -> Result<Duration, Refusal> {
+    fn decode_and_upsert(&mut self, resource: &Resource) -> Result<Duration, Refusal> {
         let message = Message::decode(resource)?;
         let mut model = Model::new(resource.name.as_str(), &message)?;
-        if let Model::Endpoints(endpoints) = &mut model {
-            endpoints.tables = prepared.take(&resource.name);
+        let (name, version) = (resource.name.as_str(), resource.version.get());
+        match &mut model {
+            Model::Endpoints(endpoints) => {
+                endpoints.tables = self.prepared.take(name, version, Some(&self.view));
+            }
+            Model::Cluster(Cluster { source: Source::Inline(endpoints), .. }) => {
+                endpoints.tables = self.prepared.take(name, version, None);
+                self.own_tables += u64::from(endpoints.lack_tables());
+            }
+            _ => {}
         }
         let started = Instant::now();
         self.upsert(resource.name.as_str(), resource.version, &mut model)?;
@@ -389,6 +416,7 @@ impl Writer {
         if let Model::Endpoints(endpoints) = model {
             endpoints.hashed = self.hashed.contains_key(name);
             endpoints.see_from(&self.view);
+            self.own_tables += u64::from(endpoints.lack_tables());
         }
         let Model::Listener(listener) = model else {
             flush(self.engine.draft(), name, version, model)?;
@@ -494,6 +522,10 @@ impl Writer {
     /// When there is something to do without being asked: to [retry](Self::retry) or to
     /// [compact](Self::compact).
     pub fn due(&mut self) -> Option<Instant> {
+        if self.room_made != self.engine.room_made() {
+            self.room_made = self.engine.room_made();
+            self.retries.room_was_made(Instant::now());
+        }
         let room = self.room_now();
         let retry = match self.due {
             Some((then, due)) if then == room => due,
@@ -522,10 +554,6 @@ impl Writer {
     fn is_met(&self, lack: &Lack, given: u64) -> bool {
         match *lack {
             Lack::Slots(class, bytes) => self.engine.usable(class) >= given + bytes,
-        if self.room_made != self.engine.room_made() {
-            self.room_made = self.engine.room_made();
-            self.retries.room_was_made(Instant::now());
-        }
             Lack::Address(vip) => self.vips.owner(&vip).is_none(),
             Lack::Places { held, wanted } => self.vips.len() + wanted <= held,
             // Only another try tells.

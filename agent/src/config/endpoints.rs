@@ -15,7 +15,7 @@ use slotmesh_xds::{
 };
 
 use super::{At, Invalid, decode_any, invalid, refuse_set, socket_address, unsupported};
-use crate::maglev::Tables;
+use crate::{maglev::Tables, prepare::MANY};
 
 /// The endpoints that can be chosen, by family, in the order of the message.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,6 +35,13 @@ pub struct Endpoints<'m> {
     pub hashed: bool,
     /// The tables for that, where they have been made.
     pub tables: Option<Tables>,
+}
+
+impl Endpoints<'_> {
+    /// Tells those whose tables have still to be made, which takes long.
+    pub(crate) fn lack_tables(&self) -> bool {
+        self.hashed && self.tables.is_none() && self.v4.len().max(self.v6.len()) >= MANY
+    }
 }
 
 /// One endpoint.

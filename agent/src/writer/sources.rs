@@ -81,7 +81,10 @@ impl Writer {
         let Some(handle) = self.engine.find(kind(ResourceType::Endpoints), name) else { return Ok(()) };
         let Some(held) = Held::read(&self.engine, self.engine.current(handle)) else { return Ok(()) };
         let Some(endpoints) = held.endpoints() else { return Ok(()) };
-        let model = Model::Endpoints(Endpoints { hashed, ..endpoints });
+        let tables = if hashed { self.prepared.take(name, held.version(), None) } else { None };
+        let endpoints = Endpoints { hashed, tables, ..endpoints };
+        self.own_tables += u64::from(endpoints.lack_tables());
+        let model = Model::Endpoints(endpoints);
         flush(self.engine.draft(), name, held.version(), &model).map(drop)
     }
 }

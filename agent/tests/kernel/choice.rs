@@ -314,6 +314,37 @@ fn five_thousand_endpoints_have_their_sources() {
     assert!(found.values().all(|places| (least..=most).contains(places)));
 }
 
+/// A table of many takes long: the thread that owns the maps, for which all updates wait, makes none.
+#[test]
+fn the_owner_makes_no_table_of_many_endpoints() {
+    const COUNT: u32 = 5_000;
+    let bench = Bench::new(Config { initial: 16, ..Config::default() });
+    let vip = "10.96.0.1:80".parse().unwrap();
+    let made_by_owner = || {
+        let text = bench.metrics.render(&bench.stats(), 0);
+        let line = text.lines().find_map(|line| {
+            line.strip_prefix("slotmesh_agent_source_tables_by_owner_total ")?.parse::<u64>().ok()
+        });
+        line.expect("it is counted")
+    };
+    publish(&bench, vip, eds(WEB, LbPolicy::Random), &list(COUNT));
+    assert!(places(&bench).is_null());
+    // A cluster begins to hash what is in force.
+    assert_eq!(bench.upsert(Cluster, vec![hashing(WEB, WEB), hashing("other", WEB)]), []);
+    assert!(places(&bench)["v4"].as_u64() >= Some(8 * u64::from(COUNT)), "{}", places(&bench));
+    let before = of_sources(&bench, vip);
+    // What it hashes changes, and it begins anew: with the same endpoints each source has the one that it had.
+    assert_eq!(bench.upsert(Endpoints, vec![endpoints(WEB, &list(COUNT - 1))]), []);
+    assert_ne!(of_sources(&bench, vip), before);
+    bench.remove(Cluster, &["other"]);
+    assert_eq!(bench.upsert(Cluster, vec![eds(WEB, LbPolicy::Random)]), []);
+    assert!(places(&bench).is_null());
+    assert_eq!(bench.upsert(Endpoints, vec![endpoints(WEB, &list(COUNT))]), []);
+    assert_eq!(bench.upsert(Cluster, vec![hashing(WEB, WEB)]), []);
+    assert_eq!(of_sources(&bench, vip), before);
+    assert_eq!(made_by_owner(), 0);
+}
+
 #[test]
 fn there_is_a_table_while_a_cluster_in_force_asks_for_it() {
     let mut bench = Bench::new(Config { initial: 4, ..Config::default() });
