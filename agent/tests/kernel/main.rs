@@ -2,6 +2,7 @@
 //!
 //! Needs root and BPF; fails with the reason where they are missing.
 
+mod admin;
 mod affinity;
 mod bench;
 mod callers;
