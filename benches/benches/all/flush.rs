@@ -11,11 +11,12 @@ use std::{
 use anyhow::{Context as _, ensure};
 use slotmesh_agent::{
     config::{Balance, Cluster, Endpoint, Endpoints, Limits, Locality, Model, Source},
-    flatten::flush,
+    flatten::{flush, kind},
 };
 use slotmesh_bench::{Samples, row, section, show, time, verdict};
 use slotmesh_kernel::{Lock, Outer, bpf_calls, ensure_bpffs};
 use slotmesh_slots::{Backing, Config, Engine};
+use slotmesh_xds::ResourceType;
 
 use crate::pin_root;
 
@@ -32,13 +33,17 @@ struct Bench {
 
 impl Bench {
     fn new(name: &str) -> anyhow::Result<Self> {
+        let config = Config { initial: 64, cap: 1024, low_watermark: 16, batch: 64, ..Config::default() };
+        Self::with(name, config)
+    }
+
+    fn with(name: &str, config: Config) -> anyhow::Result<Self> {
         let root = pin_root(name);
         ensure_bpffs(&root)?;
         let lock = Lock::take(&root)?;
         let (outer, arena) = Outer::open(&root, std::num::NonZeroUsize::MIN)?;
         let outer = Arc::new(outer);
         let backing: Arc<dyn Backing> = outer.clone();
-        let config = Config { initial: 64, cap: 1024, low_watermark: 16, batch: 64, ..Config::default() };
         let (engine, _) = Engine::open(&backing, arena, config, &[], Arc::new(|| {}))?;
         Ok(Self { engine, outer, root, _lock: lock })
     }
@@ -132,6 +137,13 @@ pub fn run() -> anyhow::Result<()> {
     ensure!(own == traced, "own count {own}, strace's {traced}");
     let figure = format!("{traced} in {COUNT} updates");
     row("bpf(2) calls of the writing thread (strace)", &figure, &verdict(traced == 0, "0"));
+    let (traced, _) = strace("child-at-the-cap", COUNT)?;
+    let figure = format!("{traced} in {COUNT} updates");
+    row(
+        "  at the cap, where each waits for what the ones before retired",
+        &figure,
+        &verdict(traced == 0, "0"),
+    );
     let (traced, own) = strace("child-hash", COUNT)?;
     let figure = format!("{traced} and {own} in {COUNT} updates");
     row("the same of hash packed: strace and own count", &figure, &verdict(traced == own, "equal"));
@@ -203,6 +215,45 @@ pub fn child(count: usize) -> anyhow::Result<()> {
         },
         || Ok(outer.barrier()?),
     )
+}
+
+/// The same where all slabs that there may be are in use: an update finds no idle slot until grace periods have passed.
+pub fn child_at_the_cap(count: usize) -> anyhow::Result<()> {
+    let config = Config { initial: 2, cap: 2, low_watermark: 0, ..Config::default() };
+    let mut bench = Bench::with("child-at-the-cap", config)?;
+    let models: Vec<_> = (0..8).map(models).collect();
+    flush_cluster(&mut bench.engine, "web", 1, &models[0])?;
+    let mut filling = 0;
+    while flush_cluster(&mut bench.engine, &format!("other-{filling}"), 1, &models[0]).is_ok() {
+        filling += 1;
+    }
+    ensure!(filling > 10, "{filling} clusters fit");
+    // Room for one version more.
+    flush_cluster_away(&mut bench.engine, "other-0");
+    bench.engine.settle();
+    let outer = bench.outer.clone();
+    let mut waiting = 0;
+    traced(
+        || {
+            for i in 0..count {
+                flush_cluster(&mut bench.engine, "web", i as u64 + 2, &models[i % models.len()])?;
+                waiting = waiting.max(bench.engine.stats().quarantined);
+            }
+            Ok(())
+        },
+        || Ok(outer.barrier()?),
+    )?;
+    ensure!(waiting > 0, "nothing waited for a grace period");
+    Ok(())
+}
+
+/// Both resources of a cluster go.
+fn flush_cluster_away(engine: &mut Engine, name: &str) {
+    for ty in [ResourceType::Cluster, ResourceType::Endpoints] {
+        if let Some(handle) = engine.find(kind(ty), name) {
+            engine.remove(handle);
+        }
+    }
 }
 
 /// The same of a side that makes system calls, so that the two counts can be held against each other.

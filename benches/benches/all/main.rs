@@ -35,6 +35,7 @@ fn main() -> anyhow::Result<()> {
     match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["child-hold", count, target] => return connect::child_hold(count.parse()?, target.parse()?),
         ["child-flush", count] => return flush::child(count.parse()?),
+        ["child-at-the-cap", count] => return flush::child_at_the_cap(count.parse()?),
         ["child-hash", count] => return flush::child_hash(count.parse()?),
         ["child-connect", batch, rounds, target] => {
             return clients::child(batch.parse()?, rounds.parse()?, target.parse()?);
