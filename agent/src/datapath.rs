@@ -634,7 +634,7 @@ impl Datapath {
         let Numbers { cluster, endpoint, other } = numbers.into();
         let AskedAddress { address, protocol } = to.into();
         let question = Question {
-            vip: crate::flatten::vip_key(address, protocol),
+            vip: crate::flatten::asked_key(address, protocol),
             namespace: name_hash(namespace),
             class: name_hash(class),
             cluster_random: cluster,

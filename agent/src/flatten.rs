@@ -348,13 +348,23 @@ fn write_action<D: Records>(draft: &mut D, action: &Action<'_>) -> Result<record
     Ok(record)
 }
 
-/// The key of an address in the VIP map.
+/// The key of an address in the VIP map; also of a port at all nodes' addresses, and of a node's address.
 pub const fn vip_key(vip: SocketAddr, protocol: Transport) -> VipKey {
+    let key = asked_key(vip, protocol);
+    match vip.port() {
+        0 => VipKey::node(key.addr),
+        _ if vip.ip().is_unspecified() => VipKey::node_port(key.addr, key.port, key.protocol),
+        _ => key,
+    }
+}
+
+/// The key by which programs look for an address that a connection, or a datagram, goes to.
+pub const fn asked_key(to: SocketAddr, protocol: Transport) -> VipKey {
     let protocol = match protocol {
         Transport::Tcp => VipKey::TCP,
         Transport::Udp => VipKey::UDP,
     };
-    VipKey::new(vip.ip(), vip.port(), protocol)
+    VipKey::new(to.ip(), to.port(), protocol)
 }
 
 /// The clusters of all routes that a set holds, and which routes they are.

@@ -1,5 +1,5 @@
 //! A pod joins the mesh and keeps what kube-proxy gave its Services: session affinity, local endpoints, hints for zones
-//! and nodes, endpoints that end, external addresses. IPv4 and IPv6.
+//! and nodes, endpoints that end, external addresses, NodePorts. IPv4 and IPv6.
 
 use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
@@ -7,10 +7,10 @@ use anyhow::{Result, ensure};
 use nix::errno::Errno;
 use serde_json::{Value, json};
 use slotmesh_e2e::{
-    Log, Mesh, isolated,
+    Ask, ClientSpec, Log, Mesh, isolated,
     manifests::{service, slice},
     mesh::at,
-    net,
+    net, wait,
 };
 
 const V4: &str = "10.96.0.60";
@@ -339,6 +339,75 @@ fn pods_that_are_not_ready_are_used_where_the_service_says_so_and_those_that_end
         let all = by_name(json!({"publishNotReadyAddresses": true}));
         change(&mesh, "endpoints", &all)?;
         expect(&mesh, &[4, 5])?;
+        mesh.stop()
+    });
+}
+
+/// A node's addresses answer at a NodePort as the Service does, in both protocols; other addresses don't.
+#[test]
+fn node_ports_are_addresses_of_the_service() {
+    const NODE: [&str; 2] = ["127.30.0.5", "fd00:30::5"];
+    const NODE_PORT: u16 = 30_080;
+    isolated(|| {
+        let node = |ips: &[&str]| {
+            let addresses: Vec<Value> =
+                ips.iter().map(|ip| json!({"type": "InternalIP", "address": ip})).collect();
+            json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "edge-1"}, "status": {"addresses": addresses}})
+        };
+        let ports = json!([
+            {"name": "http", "port": 80, "nodePort": NODE_PORT},
+            {"name": "ask", "port": 53, "protocol": "UDP", "nodePort": NODE_PORT},
+        ]);
+        let objects = |ips: &[&str], policy: &str| -> Vec<Value> {
+            let spec = json!({"type": "NodePort", "ports": ports, "externalTrafficPolicy": policy});
+            let mut slices = slices(&plain([1, 2]));
+            for slice in &mut slices {
+                slice["ports"] = json!([
+                    {"name": "http", "port": TARGET},
+                    {"name": "ask", "port": TARGET, "protocol": "UDP"},
+                ]);
+            }
+            [web(&spec), node(ips)].into_iter().chain(slices).collect()
+        };
+        let mut mesh = mesh(&[], &objects(&NODE, "Cluster"))?;
+        ensure!(mesh.agent()?.reports()?.is_empty(), "{:?}", mesh.agent()?.reports());
+        for ip in NODE.into_iter().filter(|ip| ip.contains(':')) {
+            net::add_loopback_v6(ip)?;
+        }
+        for pod in [1, 2] {
+            for ip in [v4(pod), v6(pod)] {
+                mesh.backends.open_udp(&at(&ip, TARGET).to_string(), pod)?;
+            }
+        }
+        expect(&mesh, &[1, 2])?;
+        let everywhere = NODE.map(|ip| at(ip, NODE_PORT));
+        for to in everywhere {
+            ensure!(reached(&mesh, to)? == BTreeSet::from([1, 2]), "{to} leads elsewhere");
+            let log = ClientSpec::to(to).count(60).udp(Ask::Each).run(Some(&mesh.cgroup))?;
+            log.expect_all(60)?;
+            ensure!(log.connects.iter().all(|c| c.peer == Some(to)), "the answer is of another than {to}");
+        }
+        // At another address, and another port, nobody listens.
+        for to in [at("127.30.0.6", NODE_PORT), at(NODE[0], NODE_PORT + 1), at("127.0.0.1", NODE_PORT)] {
+            ensure!(is_refused(&mesh.connect(to, 3)?), "{to} is no NodePort");
+        }
+        // The node has another address.
+        change(&mesh, "listener", &objects(&["127.30.0.6"], "Cluster"))?;
+        wait::until_true("the new address to be served, and the old one not", || {
+            let [new, old] = ["127.30.0.6", NODE[0]].map(|ip| mesh.connect(at(ip, NODE_PORT), 1));
+            Ok(new?.connects[0].errno == 0 && is_refused(&old?))
+        })?;
+        // What asks for the endpoints of one node is kube-proxy's, and told.
+        mesh.manifests.write("web.yaml", &objects(&["127.30.0.6"], "Local"))?;
+        mesh.agent()?.expect_report(&[
+            "Service default/web",
+            "spec.externalTrafficPolicy",
+            "left to kube-proxy",
+        ])?;
+        wait::until_true("the NodePort to be left alone", || {
+            Ok(is_refused(&mesh.connect(at("127.30.0.6", NODE_PORT), 1)?))
+        })?;
+        expect(&mesh, &[1, 2])?;
         mesh.stop()
     });
 }

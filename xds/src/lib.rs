@@ -19,7 +19,7 @@ mod workload;
 pub use envoy_types::pb as envoy;
 pub use matching::{CallerClass, OneOfClasses};
 pub use metadata::{
-    EndpointHints, LocalityPolicy, LocalityShare, LocalityShares, RegionFailover, SessionAffinity,
+    EndpointHints, LocalityPolicy, LocalityShare, LocalityShares, OF_NODES, RegionFailover, SessionAffinity,
 };
 pub use nack::{Rejection, rejections_from_status, status_from_rejections};
 pub use parts::{more_follows, source_of, system_version_info};

@@ -3,6 +3,11 @@
 
 use prost::Message;
 
+/// The key in a listener's `typed_filter_metadata` that makes its unspecified address (`0.0.0.0`, `[::]`) a NodePort: the
+/// port at each address that is a node's. Those are the addresses of listeners that are marked, too, and have port 0.
+/// What stands under the key has no meaning.
+pub const OF_NODES: &str = "slotmesh.of_nodes";
+
 /// In the metadata of a `Cluster`: a workload keeps to its endpoint, as `sessionAffinity: ClientIP` of a Service says.
 /// Field numbers are never used again for something else.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]

@@ -9,7 +9,7 @@ use std::{
 
 use slotmesh_records::{Callers, WideListener, name_hash};
 use slotmesh_xds::{
-    CallerClass, OneOfClasses, Transport,
+    CallerClass, OF_NODES, OneOfClasses, Transport,
     envoy::{
         envoy::{
             config::{
@@ -42,8 +42,8 @@ use slotmesh_xds::{
 };
 
 use super::{
-    At, Invalid, Route, WeightedCluster, decode_any, invalid, is_on, named, plain_socket, reference,
-    refuse_set, same_stream, socket_address, unsupported,
+    At, Invalid, Route, WeightedCluster, any_socket_address, decode_any, invalid, is_on, named, plain_socket,
+    reference, refuse_set, same_stream, unsupported,
     weighted::{lone_cluster, tcp_clusters},
 };
 
@@ -61,13 +61,16 @@ const INSPECTORS: [&str; 2] = [
 ];
 
 /// Virtual addresses and where connections to them go.
+///
+/// Two sorts of addresses stand for NodePorts: one that is unspecified (`0.0.0.0`, `[::]`) is the port at all addresses
+/// of nodes; those of a node are a listener's of their own, with port 0 and without filter chains.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listener<'m> {
     /// The protocol of all its addresses.
     pub protocol: Transport,
     /// Its addresses, ascending; at least one.
     pub vips: Vec<SocketAddr>,
-    /// The filter chains: at least one; those that match a port in ascending order of it, then the one
+    /// The filter chains: at least one, but for a node's addresses; those that match a port in ascending order of it, then the one
     /// that matches all, or the default one.
     pub chains: Vec<Chain<'m>>,
 }
@@ -118,7 +121,7 @@ impl<'m> Listener<'m> {
             // Counting and logging.
             stat_prefix: _,
             stats_matcher: _,
-            metadata: _,
+            metadata,
             access_log: _,
             traffic_direction: _,
             // Of the socket that a proxy listens at; there is none.
@@ -153,18 +156,20 @@ impl<'m> Listener<'m> {
             "filter chains stand in filter_chains": fcds_config;
             "only listeners on addresses": api_listener, listener_specifier;
         );
+        let marks = metadata.as_ref().map(|metadata| &metadata.typed_filter_metadata);
+        let of_nodes = marks.is_some_and(|marks| marks.contains_key(OF_NODES));
         let count = additional_addresses.len() + 1;
         if count > WideListener::VIPS {
             let what = format!("{count} addresses; at most {}", WideListener::VIPS);
             return Err(unsupported("additional_addresses", what));
         }
         let mut vips = Vec::with_capacity(count);
-        let (protocol, first) = vip(&At::ROOT.field("address"), address.as_ref())?;
+        let (protocol, first) = vip(&At::ROOT.field("address"), address.as_ref(), of_nodes)?;
         vips.push(first);
         for (i, additional) in additional_addresses.iter().enumerate() {
             let at = At::ROOT.element("additional_addresses", i);
             let at = at.field("address");
-            let (of, vip) = vip(&at, additional.address.as_ref())?;
+            let (of, vip) = vip(&at, additional.address.as_ref(), of_nodes)?;
             if of != protocol {
                 let fault =
                     format!("the first address is of {protocol}, and all of a listener are of one protocol");
@@ -174,6 +179,17 @@ impl<'m> Listener<'m> {
         }
         vips.sort_unstable();
         vips.dedup();
+        if vips.iter().any(|vip| vip.port() == 0) {
+            refuse_set!(At::ROOT,
+                "an address with port 0 is one of a node, and connections to it go nowhere":
+                    filter_chains, default_filter_chain, listener_filters, filter_chain_matcher, udp_listener_config;
+            );
+            if vips.iter().any(|vip| vip.port() != 0) {
+                let fault = "some have port 0, which those of a node have, and others don't";
+                return Err(invalid("additional_addresses", fault));
+            }
+            return Ok(Self { protocol, vips, chains: Vec::new() });
+        }
         let mut of_filter = None;
         match protocol {
             Transport::Tcp => {
@@ -276,12 +292,16 @@ fn udp_proxy(at: &At<'_>, any: &Any) -> Result<Action<'static>, Invalid> {
     })
 }
 
-fn vip(at: &At<'_>, address: Option<&Address>) -> Result<(Transport, SocketAddr), Invalid> {
-    let (protocol, ip, port) = socket_address(at, address)?;
-    if ip.is_unspecified() {
+/// `of_nodes`: it may be a port at all nodes' addresses, or a node's address.
+fn vip(at: &At<'_>, address: Option<&Address>, of_nodes: bool) -> Result<(Transport, SocketAddr), Invalid> {
+    let (protocol, ip, port) = any_socket_address(at, address)?;
+    if ip.is_unspecified() && !of_nodes {
         return Err(unsupported(at, "a listener on all addresses; name the virtual addresses"));
     }
-    Ok((protocol, SocketAddr::new(ip.to_canonical(), port.get())))
+    if port == 0 && (ip.is_unspecified() || !of_nodes) {
+        return Err(invalid(at.field("port_value"), "0 is not a port from 1 to 65535"));
+    }
+    Ok((protocol, SocketAddr::new(ip.to_canonical(), port)))
 }
 
 /// In the order of [`Listener::chains`].

@@ -254,6 +254,17 @@ fn socket_address(
     field: &At<'_>,
     address: Option<&core::Address>,
 ) -> Result<(Transport, IpAddr, NonZeroU16), Invalid> {
+    let (protocol, ip, port) = any_socket_address(field, address)?;
+    let port = NonZeroU16::new(port)
+        .ok_or_else(|| invalid(field.field("port_value"), "0 is not a port from 1 to 65535"))?;
+    Ok((protocol, ip, port))
+}
+
+/// The same, also with port 0.
+fn any_socket_address(
+    field: &At<'_>,
+    address: Option<&core::Address>,
+) -> Result<(Transport, IpAddr, u16), Invalid> {
     use core::{address::Address, socket_address::PortSpecifier};
     let socket = match address.and_then(|address| address.address.as_ref()) {
         Some(Address::SocketAddress(socket)) => socket,
@@ -280,11 +291,9 @@ fn socket_address(
         .parse()
         .map_err(|_| invalid(field.field("address"), format!("{address:?} is not an IP address")))?;
     let port = match *port_specifier {
-        Some(PortSpecifier::PortValue(port)) => {
-            u16::try_from(port).ok().and_then(NonZeroU16::new).ok_or_else(|| {
-                invalid(field.field("port_value"), format!("{port} is not a port from 1 to 65535"))
-            })?
-        }
+        Some(PortSpecifier::PortValue(port)) => u16::try_from(port).map_err(|_| {
+            invalid(field.field("port_value"), format!("{port} is not a port from 1 to 65535"))
+        })?,
         Some(PortSpecifier::NamedPort(_)) => {
             return Err(unsupported(field.field("named_port"), "use port_value"));
         }

@@ -66,6 +66,18 @@ fn address(ip: &str) -> core::Address {
     core::Address { address: Some(address::Address::SocketAddress(socket)) }
 }
 
+/// The mark of listeners of NodePorts, and of nodes' addresses.
+fn of_nodes() -> Option<core::Metadata> {
+    let marks = [(slotmesh_xds::OF_NODES.to_owned(), Any::default())].into();
+    Some(core::Metadata { typed_filter_metadata: marks, ..Default::default() })
+}
+
+fn port_zero(ip: &str) -> core::Address {
+    let mut address = Some(address(ip));
+    socket(&mut address).port_specifier = Some(PortSpecifier::PortValue(0));
+    address.expect("it has one")
+}
+
 fn socket(address: &mut Option<core::Address>) -> &mut core::SocketAddress {
     match address.as_mut().and_then(|address| address.address.as_mut()) {
         Some(address::Address::SocketAddress(socket)) => socket,
@@ -544,6 +556,10 @@ fn listeners() {
             => "listener_filters[1]";
         m.listener_filters.push(<_>::default()) => "listener_filters[0]";
         m.address = Some(address("0.0.0.0")) => "address";
+        // A node's addresses, and NodePorts, are marked.
+        m.address = Some(port_zero("10.0.0.1")) => "address.port_value";
+        (m.address, m.metadata) = (Some(port_zero("0.0.0.0")), of_nodes()) => "address.port_value";
+        (m.address, m.metadata) = (Some(port_zero("10.0.0.1")), of_nodes()) => "filter_chains";
         m.additional_addresses.push(<_>::default()) => "additional_addresses[0].address";
         m.filter_chains.clear() => "filter_chains";
         m.default_filter_chain = m.filter_chains.first().cloned() => "default_filter_chain";

@@ -13,6 +13,7 @@ mod counts;
 mod enrol;
 mod foreign;
 mod lanes;
+mod node_ports;
 mod readback;
 mod refused;
 mod restart;

@@ -110,11 +110,19 @@ pub struct Choice {
 /// Looks up where a connection to `vip` goes.
 #[inline(always)]
 pub fn look_up(vip: &VipKey, family: Family, numbers: &impl Numbers) -> Found {
-    let Some(value) = entry(vip) else { return Found::Pass };
-    // The kernel may have reused the element for another key while this run looked at it: then the key
-    // has been deleted, and perhaps been entered again. Ask once more.
-    let listener = value.listener(vip).or_else(|| entry(vip)?.listener(vip));
-    let Some(listener) = listener else { return Found::Pass };
+    let listener = match listener_at(vip) {
+        Some(listener) => listener,
+        None => {
+            let [a, b, c, d] = vip.addr;
+            let high = u64::from(a) << 32 | u64::from(b);
+            let low = u64::from(c) << 32 | u64::from(d);
+            let of_node = node_port(high, low, u32::from(vip.port) << 8 | u32::from(vip.protocol));
+            if of_node == 0 {
+                return Found::Pass;
+            }
+            SlotPtr::from_bits(of_node)
+        }
+    };
     match target(listener, vip, family, numbers) {
         Ok(target) => Found::Target(target),
         Err(Nothing::ToKnow) => Found::Pass,
@@ -134,6 +142,28 @@ enum Nothing {
 #[inline(always)]
 fn there<T>(found: Option<T>) -> Result<T, Nothing> {
     found.ok_or(Nothing::ToTake)
+}
+
+/// The listener that the VIP map has for a key.
+#[inline(always)]
+fn listener_at(key: &VipKey) -> Option<SlotPtr> {
+    // The kernel may have reused the element for another key while this run looked at it: then the key
+    // has been deleted, and perhaps been entered again. Ask once more.
+    entry(key)?.listener(key).or_else(|| entry(key)?.listener(key))
+}
+
+/// The listener of the NodePort that this is, as a number; 0 where it is none. Only asked for what isn't in the VIP map
+/// itself. A function of its own, of numbers only: else the verifier would follow the rest of the program once more.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn node_port(high: u64, low: u64, port_and_protocol: u32) -> u32 {
+    let addr = [(high >> 32) as u32, high as u32, (low >> 32) as u32, low as u32];
+    let port = VipKey::node_port(addr, (port_and_protocol >> 8) as u16, port_and_protocol as u8);
+    match listener_at(&port) {
+        // Most connections go to no port that a node has.
+        None => 0,
+        Some(listener) => listener_at(&VipKey::node(addr)).map_or(0, |_| listener.bits()),
+    }
 }
 
 #[inline(always)]

@@ -32,7 +32,7 @@ pub struct VipKey {
     pub port: u16,
     /// The IP protocol (`IPPROTO_TCP` is 6).
     pub protocol: u8,
-    /// Zero.
+    /// 0 in the key of an address; [`OF_NODE`](Self::OF_NODE) in those of node ports and of nodes' addresses.
     pub reserved: u8,
 }
 
@@ -41,6 +41,23 @@ impl VipKey {
     pub const TCP: u8 = 6;
     /// `IPPROTO_UDP`
     pub const UDP: u8 = 17;
+
+    /// The mark of the keys by which NodePorts are found: that of the port at all nodes' addresses of a family, and those
+    /// of the nodes' addresses. Nobody connects to an address with such a key.
+    pub const OF_NODE: u8 = 1;
+
+    /// The key of a NodePort, of the family of an address.
+    #[inline(always)]
+    pub const fn node_port(addr: [u32; 4], port: u16, protocol: u8) -> Self {
+        let family = if addr[0] == 0 && addr[1] == 0 && addr[2] == V4_MAPPED { V4_MAPPED } else { 0 };
+        Self { addr: [0, 0, family, 0], port, protocol, reserved: Self::OF_NODE }
+    }
+
+    /// The key of a node's address: there NodePorts are served.
+    #[inline(always)]
+    pub const fn node(addr: [u32; 4]) -> Self {
+        Self { addr, port: 0, protocol: 0, reserved: Self::OF_NODE }
+    }
 
     /// The key of an address.
     pub const fn new(ip: IpAddr, port: u16, protocol: u8) -> Self {

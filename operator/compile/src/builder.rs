@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use k8s_openapi::{
     api::{
         core::v1::{
-            Node, ObjectReference, Pod, PodCondition, PodIP, PodStatus, Service, ServicePort, ServiceSpec,
+            Node, NodeAddress, ObjectReference, Pod, PodCondition, PodIP, PodStatus, Service, ServicePort,
+            ServiceSpec,
         },
         discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice},
     },
@@ -140,6 +141,17 @@ impl ServiceBuilder {
     #[must_use]
     pub fn full_port(mut self, port: ServicePort) -> Self {
         self.spec().ports.get_or_insert_default().push(port);
+        self
+    }
+
+    /// A NodePort for the port that was added last.
+    #[must_use]
+    pub fn node_port(mut self, number: i32) -> Self {
+        let spec = self.spec();
+        spec.type_ = Some("NodePort".to_owned());
+        if let Some(port) = spec.ports.iter_mut().flatten().last() {
+            port.node_port = Some(number);
+        }
         self
     }
 
@@ -291,6 +303,17 @@ impl NodeBuilder {
     #[must_use]
     pub fn label(mut self, key: &str, value: &str) -> Self {
         self.0.metadata.labels.get_or_insert_default().insert(key.to_owned(), value.to_owned());
+        self
+    }
+}
+
+impl NodeBuilder {
+    /// One more address by which it is reached from within the cluster.
+    #[must_use]
+    pub fn ip(mut self, ip: &str) -> Self {
+        let status = self.0.status.get_or_insert_default();
+        let address = NodeAddress { address: ip.to_owned(), type_: "InternalIP".to_owned() };
+        status.addresses.get_or_insert_default().push(address);
         self
     }
 }

@@ -215,6 +215,11 @@ impl Compiler {
             Unit::Clusters(name) => clusters::compile(&self.index, name),
             Unit::Endpoints(name) => endpoints::compile(&self.index, name),
             Unit::Settings(node) => settings::compile(&self.index, node),
+            Unit::Node(name) => {
+                let addresses = self.index.addresses_of_node(name);
+                let told = (!addresses.is_empty()).then(|| envoy::node(&name.name, &addresses));
+                Compiled { resources: told.into_iter().collect(), ..Compiled::default() }
+            }
             Unit::Profile(name) => settings::report(&self.index, name),
             Unit::Budget(key) => self.index.beyond_budget(key),
             Unit::Routing(name) => routing::compile(&self.index, name),

@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use prost::{Message, Name};
 use slotmesh_xds::{
-    CallerClass, EndpointHints, OneOfClasses, Resource, ResourceType, SessionAffinity, Transport,
+    CallerClass, EndpointHints, OF_NODES, OneOfClasses, Resource, ResourceType, SessionAffinity, Transport,
     envoy::{
         envoy::{
             config::{
@@ -24,7 +24,8 @@ use slotmesh_xds::{
                     ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints, lb_endpoint,
                 },
                 listener::v3::{
-                    Filter, FilterChain, Listener, ListenerFilter, UdpListenerConfig, filter, listener_filter,
+                    AdditionalAddress, Filter, FilterChain, Listener, ListenerFilter, UdpListenerConfig,
+                    filter, listener_filter,
                 },
                 route::v3::{
                     Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost, WeightedCluster, route,
@@ -57,7 +58,7 @@ use slotmesh_xds::{
 
 use crate::{
     model::{Balance, PortKey, Traffic},
-    names::{BLACK_HOLE, PASSTHROUGH, listener_name},
+    names::{BLACK_HOLE, PASSTHROUGH, listener_name, node_listener_name},
 };
 
 const TCP_PROXY: &str = "envoy.filters.network.tcp_proxy";
@@ -259,6 +260,7 @@ pub(crate) fn listener(
         name: name.clone(),
         address: Some(address(ip, port)),
         traffic_direction: TrafficDirection::Outbound.into(),
+        metadata: ip.is_unspecified().then(of_nodes),
         ..Default::default()
     };
     let (filter_name, config) = match forward {
@@ -286,6 +288,28 @@ pub(crate) fn listener(
     }
     message.filter_chain_matcher = (!callers.is_empty()).then(|| matcher(callers));
     Resource::encode(ResourceType::Listener, name, &message)
+}
+
+/// The addresses of a node, at which NodePorts are; at least one.
+pub(crate) fn node(name: &str, addresses: &[IpAddr]) -> Resource {
+    let any_port = PortKey { number: 0, protocol: Transport::Tcp };
+    let mut addresses = addresses.iter().map(|ip| address(*ip, any_port));
+    let name = node_listener_name(name);
+    let message = Listener {
+        name: name.clone(),
+        address: addresses.next(),
+        additional_addresses: addresses
+            .map(|address| AdditionalAddress { address: Some(address), ..Default::default() })
+            .collect(),
+        metadata: Some(of_nodes()),
+        ..Default::default()
+    };
+    Resource::encode(ResourceType::Listener, name, &message)
+}
+
+/// The mark of listeners of NodePorts, and of the nodes' addresses.
+fn of_nodes() -> Metadata {
+    Metadata { typed_filter_metadata: [(OF_NODES.to_owned(), Any::default())].into(), ..Metadata::default() }
 }
 
 /// The name of the chain of the callers with this number.

@@ -47,6 +47,8 @@ pub enum Unit {
     Routing(ObjectName),
     /// The settings of the slots of a node.
     Settings(ObjectName),
+    /// The addresses of a node, at which NodePorts are.
+    Node(ObjectName),
     /// On which nodes a SlotProfile is in force.
     Profile(ObjectName),
     /// The report about an object that makes more than it may.
@@ -188,6 +190,7 @@ impl Index {
         }
         let former = self.former(&key);
         let asked = self.asks_of(&key);
+        let had_node_ports = self.relations.node_ports > 0;
         let refused = match object {
             Object::Service(o) => put!(services, Service::read(o, &mut found)),
             Object::EndpointSlice(o) => put!(slices, EndpointSlice::read(o, name, &mut found)),
@@ -210,6 +213,7 @@ impl Index {
         };
         self.measure(&key, former);
         self.classify(&key, &asked, dirty);
+        self.note_nodes(had_node_ports, dirty);
         if refused {
             for report in found.reports.iter_mut().filter(|report| report.is_of_the_whole()) {
                 report.message.push_str("; the object is not in force");
@@ -222,6 +226,7 @@ impl Index {
     pub fn delete(&mut self, key: &ObjectKey, dirty: &mut BTreeSet<Unit>) {
         let former = self.former(key);
         let asked = self.asks_of(key);
+        let had_node_ports = self.relations.node_ports > 0;
         let (name, relations) = (&key.name, &mut self.relations);
         match key.kind {
             Kind::Service => take(&mut self.services, name, relations, dirty),
@@ -245,6 +250,22 @@ impl Index {
         }
         self.measure(key, former);
         self.classify(key, &asked, dirty);
+        self.note_nodes(had_node_ports, dirty);
+    }
+
+    /// With the first NodePort the addresses of all nodes matter, and with the last one they matter no more.
+    fn note_nodes(&self, had_node_ports: bool, dirty: &mut BTreeSet<Unit>) {
+        if had_node_ports != (self.relations.node_ports > 0) {
+            dirty.extend(self.relations.node_addresses.all().cloned().map(Unit::Node));
+        }
+    }
+
+    /// The addresses of a node that no other one has, where there are NodePorts.
+    pub(crate) fn addresses_of_node(&self, name: &ObjectName) -> Vec<IpAddr> {
+        let node = self.nodes.get(name).and_then(|entry| entry.good.as_ref());
+        let known =
+            node.filter(|_| self.relations.node_ports > 0).into_iter().flat_map(|node| &node.internal);
+        known.copied().filter(|ip| self.relations.node_addresses.first(ip) == Some(name)).collect()
     }
 
     /// Puts together what ServiceEntries say of a host.
@@ -279,6 +300,18 @@ impl Index {
     /// Tells whether a route names this subset of a Service; the empty one is all of it.
     pub(crate) fn is_led_to(&self, name: &ObjectName, subset: &str) -> bool {
         self.relations.led_to.of(&(name.clone(), subset.to_owned())).any(|by| self.fits(by))
+    }
+
+    /// Places at which a port is reached: its addresses and NodePorts, each with the object that names it.
+    pub(crate) fn places(&self, name: &ObjectName, port: PortKey) -> Vec<(IpAddr, PortKey, ObjectKey)> {
+        let mut places: Vec<_> =
+            self.addresses(name, port).into_iter().map(|(ip, by)| (ip, port, by)).collect();
+        for backing in self.backings(name) {
+            if let Some(of) = backing.service.port(port) {
+                places.extend(backing.service.node_ports(of).map(|(ip, at)| (ip, at, backing.by.clone())));
+            }
+        }
+        places
     }
 
     /// The addresses of a port, each with the object that names it.

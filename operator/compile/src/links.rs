@@ -7,13 +7,16 @@ mod others;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
 };
 
 use crate::{
     Cidr, Kind, ObjectKey, ObjectName, Unit,
-    model::{Age, DestinationRule, EndpointSlice, Pod, PortKey, Routes, Service, ServiceEntry, Workload},
+    model::{
+        Age, DestinationRule, EndpointSlice, Pod, PortKey, Routes, Service, ServiceEntry, ServicePort,
+        Workload,
+    },
     patterns::{HostPattern, Suffix, reversed},
     relation::{Label, Relation, Selection},
 };
@@ -84,6 +87,8 @@ pub(crate) struct Relations {
     pub(crate) node_addresses: Relation<IpAddr, ObjectName>,
     /// Range -> the ServiceCIDRs that have it.
     pub(crate) service_ranges: Relation<Cidr, ObjectName>,
+    /// How many NodePorts there are: without any, nodes' addresses matter to nobody.
+    pub(crate) node_ports: usize,
     /// Range -> the Nodes whose Pods have addresses of it.
     pub(crate) pod_ranges: Relation<Cidr, ObjectName>,
     /// Host -> the ServiceEntries that have it, the oldest first.
@@ -247,7 +252,23 @@ impl Service {
 
     fn claims(&self) -> impl Iterator<Item = ((IpAddr, PortKey), bool)> {
         let at = |ip| self.ports.iter().map(move |port| (ip, port.key));
-        self.addresses().flat_map(move |(ip, is_external)| at(ip).map(move |vip| (vip, is_external)))
+        let all =
+            self.addresses().flat_map(move |(ip, is_external)| at(ip).map(move |vip| (vip, is_external)));
+        all.chain(self.ports.iter().flat_map(|port| self.node_ports(port)).map(|vip| (vip, true)))
+    }
+
+    /// The NodePorts of a port, each with the address that stands for all nodes' of a family.
+    pub(crate) fn node_ports(&self, port: &ServicePort) -> impl Iterator<Item = (IpAddr, PortKey)> + use<> {
+        let key = port.node_port.map(|number| PortKey { number, protocol: port.key.protocol });
+        let families = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+        let has = families.map(|all| self.vips.iter().any(|vip| vip.is_ipv4() == all.is_ipv4()));
+        let families = families.into_iter().zip(has).filter_map(|(all, has)| has.then_some(all));
+        key.into_iter().flat_map(move |key| families.clone().map(move |all| (all, key)))
+    }
+
+    /// How many NodePorts it has.
+    fn count_node_ports(&self) -> usize {
+        self.ports.iter().flat_map(|port| self.node_ports(port)).count()
     }
 
     fn claim(&self, name: &ObjectName, by: &ObjectKey, is_external: bool) -> Claim {
@@ -263,6 +284,7 @@ impl Service {
     /// `by` is the object that says so.
     fn link_as(&self, name: &ObjectName, by: &ObjectKey, to: &mut Relations) {
         to.host(name, by, true);
+        to.node_ports += self.count_node_ports();
         for (vip, is_external) in self.claims() {
             to.claims.link(vip, self.claim(name, by, is_external));
         }
@@ -282,6 +304,7 @@ impl Service {
 
     fn unlink_as(&self, name: &ObjectName, by: &ObjectKey, from: &mut Relations) {
         from.host(name, by, false);
+        from.node_ports -= self.count_node_ports();
         for (vip, is_external) in self.claims() {
             from.claims.unlink(&vip, &self.claim(name, by, is_external));
         }

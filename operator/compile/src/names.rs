@@ -54,6 +54,11 @@ pub(crate) fn listener_name(ip: IpAddr, port: PortKey) -> String {
     }
 }
 
+/// The name of the listener that tells a node's addresses: none of the others', which begin with an address.
+pub(crate) fn node_listener_name(node: &str) -> String {
+    format!("node/{node}")
+}
+
 /// What a host means for an object in `namespace`: the Service `web`, `web.shop`, `web.shop.svc` or
 /// `web.shop.svc.cluster.local` (with the domain of the cluster); any other host by its whole name, in no namespace. `None` when it can't be one
 /// host.

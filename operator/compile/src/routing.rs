@@ -199,8 +199,7 @@ impl<'a, 'p> Decisions<'a, 'p> {
     ) -> Self {
         let asks = |routes: &Routes| routes.all().flat_map(|route| &route.matches).any(|m| !m.to.is_empty());
         let by_address = candidates.iter().any(|candidate| asks(candidate.routes));
-        let of_port =
-            |port: &ServicePort| index.addresses(name, port.key).into_iter().map(|(ip, _)| Some(ip));
+        let of_port = |port: &ServicePort| index.places(name, port.key).into_iter().map(|(ip, ..)| Some(ip));
         let mut addresses: BTreeSet<_> = match by_address {
             true => service.ports.iter().flat_map(of_port).collect(),
             false => BTreeSet::new(),
@@ -482,7 +481,7 @@ fn destination_cluster(
     })
 }
 
-/// The listeners of one port, for each address that belongs to this Service.
+/// The listeners of one port, for each address and NodePort that belongs to this Service.
 fn listen(
     index: &Index,
     name: &ObjectName,
@@ -495,13 +494,13 @@ fn listen(
     let route = route_name(&host, port.key);
     let mut by_route = None;
     let passthrough = || vec![(PASSTHROUGH.to_owned(), 1)];
-    for (ip, by) in index.addresses(name, port.key) {
-        match index.owner_of(ip, port.key) {
+    for (ip, at, by) in index.places(name, port.key) {
+        match index.owner_of(ip, at) {
             Some(claim) if claim.object == by => {}
             // Two ServiceEntries of one host that have the same address.
             Some(claim) if claim.service == *name => continue,
             owner => {
-                out.reports.push(not_its_own(index, name, (ip, port.key), &by, owner));
+                out.reports.push(not_its_own(index, name, (ip, at), &by, owner));
                 continue;
             }
         }
@@ -552,7 +551,7 @@ fn listen(
         out.refuses |= refuses(&choice) || chains.iter().any(|chain| refuses(&chain.choice));
         out.passes |= passes(&choice) || chains.iter().any(|chain| passes(&chain.choice));
         let forward = if kind == RouteKind::Http { Forward::Http(&route) } else { Forward::Layer4(&choice) };
-        let listener = envoy::listener(ip, port.key, &own, &forward, &chains);
+        let listener = envoy::listener(ip, at, &own, &forward, &chains);
         out.made(&listener, makers, port.key);
         out.resources.push(listener);
         if kind == RouteKind::Http {

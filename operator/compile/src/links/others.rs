@@ -96,6 +96,12 @@ impl Model for Node {
             let located = relations.located.lefts().flat_map(|pattern| relations.services(pattern));
             dirty.extend(located.map(Unit::Endpoints));
         }
+        if relations.node_ports > 0 {
+            dirty.insert(Unit::Node(key.clone()));
+            // The first of those that have an address has it.
+            let others = self.addresses.iter().flat_map(|ip| relations.node_addresses.of(ip));
+            dirty.extend(others.cloned().map(Unit::Node));
+        }
         for (first, last) in
             self.addresses.iter().map(|ip| (*ip, *ip)).chain(self.pod_ranges.iter().map(Cidr::ends))
         {

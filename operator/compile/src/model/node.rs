@@ -13,6 +13,8 @@ use crate::Cidr;
 pub(crate) struct Node {
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) addresses: Vec<IpAddr>,
+    /// Of these, those by which it is reached from within the cluster.
+    pub(crate) internal: Vec<IpAddr>,
     /// Those of its Pods.
     pub(crate) pod_ranges: Vec<Cidr>,
 }
@@ -30,16 +32,20 @@ impl Node {
 
     pub(crate) fn read(object: &v1::Node) -> Self {
         let labels = object.metadata.labels.clone().unwrap_or_default();
-        let known = object.status.iter().flat_map(|status| status.addresses.iter().flatten());
+        let known = || object.status.iter().flat_map(|status| status.addresses.iter().flatten());
         // Host names are among them.
-        let mut addresses: Vec<IpAddr> = known.filter_map(|known| known.address.parse().ok()).collect();
+        let mut addresses: Vec<IpAddr> = known().filter_map(|known| known.address.parse().ok()).collect();
         addresses.sort_unstable();
         addresses.dedup();
+        let internal = known().filter(|known| known.type_ == "InternalIP");
+        let mut internal: Vec<IpAddr> = internal.filter_map(|known| known.address.parse().ok()).collect();
+        internal.sort_unstable();
+        internal.dedup();
         let spec = object.spec.as_ref();
         let ranges = spec.into_iter().flat_map(|spec| spec.pod_cidrs.iter().flatten().chain(&spec.pod_cidr));
         let mut pod_ranges: Vec<Cidr> = ranges.filter_map(|range| range.parse().ok()).collect();
         pod_ranges.sort_unstable();
         pod_ranges.dedup();
-        Self { labels, addresses, pod_ranges }
+        Self { labels, addresses, internal, pod_ranges }
     }
 }

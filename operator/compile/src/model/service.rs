@@ -105,6 +105,8 @@ pub(crate) struct ServicePort {
     pub(crate) protocol: Protocol,
     /// For workloads that aren't Pods: slices say it of theirs.
     pub(crate) target: TargetPort,
+    /// The port of nodes at which it is reached, too.
+    pub(crate) node_port: Option<u16>,
 }
 
 /// A valid Service.
@@ -161,7 +163,7 @@ impl Service {
             return Some(Self::plain(age, Vec::new(), Vec::new(), BTreeMap::new()));
         }
         let mut vips = read_vips(&spec, found);
-        let ports = read_ports(&spec, found);
+        let mut ports = read_ports(&spec, found);
         let labels = object.metadata.labels.as_ref();
         if let Some(proxy) = labels.and_then(|labels| labels.get(PROXY_NAME)) {
             let what =
@@ -182,6 +184,7 @@ impl Service {
         };
         let local = spec.internal_traffic_policy.as_deref() == Some(LOCAL);
         let external = read_external(object, &vips, local, found);
+        leave_node_ports(&spec, local, &mut ports, found);
         let selector = spec.selector.unwrap_or_default();
         let service = Self { age, vips, external, ports, selector, affinity, local, left };
         (!found.refused()).then_some(service)
@@ -295,6 +298,30 @@ fn read_external(
     external
 }
 
+/// NodePorts are left to kube-proxy where they have other endpoints than the cluster IPs.
+fn leave_node_ports(spec: &v1::ServiceSpec, local: bool, ports: &mut [ServicePort], found: &mut Findings) {
+    let has_type = matches!(spec.type_.as_deref(), Some("NodePort" | "LoadBalancer"));
+    let why = match spec.external_traffic_policy.as_deref() {
+        Some(LOCAL) => Some((
+            "spec.externalTrafficPolicy",
+            "at a NodePort, Local means the endpoints of the node that is connected to",
+        )),
+        _ if local => Some((
+            "spec.internalTrafficPolicy",
+            "at a NodePort there are other endpoints than those of the caller's node",
+        )),
+        _ => None,
+    };
+    if has_type && why.is_none() {
+        return;
+    }
+    let mut left = ports.iter_mut().filter_map(|port| port.node_port.take()).collect::<Vec<_>>();
+    left.sort_unstable();
+    if let Some((field, why)) = why.filter(|_| has_type && !left.is_empty()) {
+        found.unsupported(field, &format!("{why}; connections to NodePorts are left to kube-proxy"));
+    }
+}
+
 fn read_ports(spec: &v1::ServiceSpec, found: &mut Findings) -> Vec<ServicePort> {
     let mut ports = Vec::new();
     let mut keys = BTreeSet::new();
@@ -338,7 +365,16 @@ fn read_ports(spec: &v1::ServiceSpec, found: &mut Findings) -> Vec<ServicePort> 
                 }
             },
         };
-        ports.push(ServicePort { key, name, protocol: Protocol::of(port), target });
+        let node_port = port.node_port.filter(|number| *number != 0);
+        let node_port = node_port.and_then(|number| {
+            let valid = port_number(number);
+            if valid.is_none() {
+                let fault = format!("{number} is not a port; ports are 1 to 65535");
+                found.refuse(format!("spec.ports[{i}].nodePort"), fault);
+            }
+            valid
+        });
+        ports.push(ServicePort { key, name, protocol: Protocol::of(port), target, node_port });
     }
     ports.sort_by_key(|port| port.key);
     ports

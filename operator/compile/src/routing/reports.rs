@@ -158,6 +158,7 @@ pub(super) fn not_its_own(
     });
     let (field, what) = match (external, by.kind) {
         (Some((_, field)), _) => (*field, "address"),
+        (None, Kind::Service) if ip.is_unspecified() => ("spec.ports", "nodePort"),
         (None, Kind::Service) => ("spec.clusterIPs", "cluster IP"),
         _ => ("spec.addresses", "address"),
     };

@@ -77,6 +77,9 @@ fn services() -> Subject {
             told("spec.ports[].protocol", "SCTP"),
             with("spec.ports[].targetPort", 8081),
             with("spec.ports[].nodePort", 30_080).where_is("spec.type", "NodePort"),
+            told("spec.externalTrafficPolicy", "Local")
+                .where_is("spec.type", "NodePort")
+                .where_is("spec.ports[].nodePort", 30_080),
             with("spec.loadBalancerSourceRanges[]", "10.0.0.0/8")
                 .where_is("status.loadBalancer.ingress[].ip", "192.0.2.9"),
             with("status.loadBalancer.ingress[].ip", "192.0.2.8"),
@@ -105,6 +108,7 @@ fn services() -> Subject {
             ("spec.sessionAffinityConfig", KEPT, "who_was_quiet_for_the_time_chooses_anew"),
             ("spec.type", SERVICES, "headless_and_external_services_have_no_listener"),
             ("spec.ports", CONNECT, "with_several_ports_and_named_target_ports"),
+            ("spec.ports[].nodePort", KEPT, "node_ports_are_addresses_of_the_service"),
             (
                 "spec.ports[].appProtocol",
                 "operator/compile/tests/compile/routes.rs",
@@ -134,7 +138,6 @@ fn services() -> Subject {
             ("spec.loadBalancerClass", ADDRESSES),
             ("spec.loadBalancerIP", ADDRESSES),
             ("spec.type", ADDRESSES),
-            ("spec.ports[].nodePort", "connections to the nodes' own addresses are left to kube-proxy"),
             ("spec.externalName", "a Service of type ExternalName is left alone"),
             ("status.loadBalancer.ingress[].hostname", "connections are made to addresses"),
             ("status.loadBalancer.ingress[].ports[]", "the Service's ports are served"),

@@ -10,6 +10,7 @@ mod gateway;
 mod golden;
 mod localities;
 mod model;
+mod node_ports;
 mod policies;
 mod profiles;
 mod properties;
