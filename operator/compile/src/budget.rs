@@ -50,6 +50,8 @@ pub(crate) struct Budgets {
     costs: HashMap<ObjectKey, (Age, usize)>,
     /// Those that make too much by themselves. They take nothing from others.
     beyond: HashSet<ObjectKey>,
+    /// The number of budgets with objects that don't fit.
+    exceeded: usize,
 }
 
 impl Budgets {
@@ -84,6 +86,8 @@ impl Budgets {
             budget.insert((age, key.name.clone()), cost);
         }
         budget.settle(limits.namespace);
+        self.exceeded -= usize::from(before.is_some());
+        self.exceeded += usize::from(budget.cut.is_some());
         let moved = budget.between(before.as_ref(), budget.cut.as_ref());
         let others = moved.into_iter().filter(|name| *name != key.name);
         let mut changed: Vec<_> = others.map(|name| ObjectKey { kind: key.kind, name }).collect();
@@ -96,6 +100,11 @@ impl Budgets {
         changed
     }
 
+    /// Tells whether no object is beyond any bound, as it should be.
+    pub(crate) fn all_fit(&self) -> bool {
+        self.exceeded == 0 && self.beyond.is_empty()
+    }
+
     /// Tells whether an object isn't beyond any bound.
     pub(crate) fn fits(&self, key: &ObjectKey) -> bool {
         self.beyond(key).is_none()
@@ -103,6 +112,9 @@ impl Budgets {
 
     /// The bound that an object is beyond, if it is beyond one.
     pub(crate) fn beyond(&self, key: &ObjectKey) -> Option<Beyond> {
+        if self.all_fit() {
+            return None;
+        }
         let (age, _) = self.costs.get(key)?;
         if self.beyond.contains(key) {
             return Some(Beyond::Object);
@@ -210,7 +222,7 @@ mod tests {
         for of in [key("shop", "a"), key("shop", "c"), key("shop", "d"), key("other", "x")] {
             budgets.replace(LIMITS, &of, None);
         }
-        assert!(budgets.budgets.is_empty() && budgets.costs.is_empty() && budgets.beyond.is_empty());
+        assert!(budgets.budgets.is_empty() && budgets.costs.is_empty() && budgets.all_fit());
     }
 
     proptest! {
@@ -236,6 +248,8 @@ mod tests {
                     None => drop(left.remove(&i)),
                 }
             }
+            let some_do_not = names.iter().any(|name| !budgets.fits(&key("shop", name)));
+            prop_assert_eq!(budgets.all_fit(), !some_do_not);
             let mut ranked: Vec<_> = left.iter().map(|(i, (age, cost))| (*age, names[*i], *cost)).collect();
             ranked.sort_unstable();
             let mut sum = 0;

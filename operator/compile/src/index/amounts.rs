@@ -143,7 +143,7 @@ impl Index {
 
     /// As [`fits`](Self::fits).
     pub(super) fn has_room(&self, kind: Kind, name: &ObjectName) -> bool {
-        self.fits(&ObjectKey { kind, name: name.clone() })
+        self.amounts.budgets.all_fit() || self.fits(&ObjectKey { kind, name: name.clone() })
     }
 
     /// The report about an object that is beyond a bound.
