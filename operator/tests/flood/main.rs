@@ -146,7 +146,7 @@ async fn a_fleet_that_comes_at_once_is_let_in_as_fast_as_the_api_server_may_be_a
         let site = site.clone();
         agents.spawn(async move {
             let (node, token) = (format!("n{number}"), format!("good-n{number}"));
-            // Each has two streams with one token: it is asked about once.
+            // The second stream's token is known.
             for _ in 0..2 {
                 while let Err(error) = site.stream(Ipv4Addr::LOCALHOST, &node, &token).await {
                     println!("{node}: {error}");
@@ -158,7 +158,9 @@ async fn a_fleet_that_comes_at_once_is_let_in_as_fast_as_the_api_server_may_be_a
     timeout(PATIENCE, agents.join_all()).await.expect("all agents get in");
     // A clock can't run too fast for that: the 21st is asked about two seconds after the first at the earliest.
     assert!(started.elapsed() >= Duration::from_secs(2), "{:?}", started.elapsed());
-    assert_eq!((site.reviews.good(), site.reviews.bad()), (FLEET, 0));
+    let most = (started.elapsed().as_secs() + 1) * 10;
+    assert!(u64::from(site.reviews.good()) <= most, "{} TokenReviews; {most} may be", site.reviews.good());
+    assert_eq!(site.reviews.bad(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
