@@ -31,7 +31,7 @@ use crate::{
     alias::{Slot, alias_pair, alias_table, are_equal},
     config::{
         Action, Balance, Chain, Cluster, Endpoint, Endpoints, Limits, Listener, Model, REFUSING_CLUSTER,
-        Route, Source, WeightedCluster,
+        Route, Source, WeightedCluster, is_refusing,
     },
     hosts,
     maglev::Tables,
@@ -448,7 +448,7 @@ fn cluster_refs<D: Records>(
     draft: &mut D,
     clusters: &[WeightedCluster<'_>],
 ) -> Result<Vec<Ref<records::Handle>>, D::Error> {
-    let is_real = |cluster: &&WeightedCluster<'_>| cluster.cluster != REFUSING_CLUSTER;
+    let is_real = |cluster: &&WeightedCluster<'_>| !is_refusing(&cluster.cluster);
     let names: Vec<&str> = clusters.iter().filter(is_real).map(|cluster| &*cluster.cluster).collect();
     let mut handles = draft.handles(kind(ResourceType::Cluster), &names)?.into_iter();
     let mut refer = |cluster| if is_real(&cluster) { handles.next() } else { None };

@@ -18,6 +18,11 @@ pub struct CompileFlags {
     #[arg(long, env = "SLOTMESH_REQUIRE_GRANTS", help_heading = OBJECTS)]
     require_grants: bool,
 
+    /// Rules that take a request (paths, headers, filters, timeouts) act: the proxy on each node looks at requests.
+    /// Connections that no proxy takes go where the rule for every request says
+    #[arg(long, env = "SLOTMESH_PROXY", help_heading = OBJECTS)]
+    proxy: bool,
+
     /// Ranges that no ServiceEntry can have an address of, such as the cluster's ranges of Services and Pods.
     /// Addresses of Services, Pods and Nodes, ranges that ServiceCIDRs and Nodes tell, loopback and link-local ones are
     /// kept anyway
@@ -58,6 +63,7 @@ impl CompileFlags {
         let Self {
             root_namespace,
             require_grants,
+            proxy,
             reserved_addresses,
             allowed_addresses,
             max_entry_endpoints,
@@ -69,6 +75,7 @@ impl CompileFlags {
         CompileOptions {
             root_namespace: root_namespace.into(),
             require_grants,
+            proxy,
             reserved_addresses,
             allowed_addresses,
             max_entry_endpoints: count(max_entry_endpoints),

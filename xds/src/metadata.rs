@@ -116,3 +116,15 @@ impl EndpointHints {
     /// The type URL.
     pub const TYPE_URL: &str = "type.googleapis.com/slotmesh.v1.EndpointHints";
 }
+
+/// In the metadata of a `RouteConfiguration`: its routes are for requests, so connections that follow it go to the proxy
+/// on the node, where there is one. Field numbers are never used again for something else.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct RoutedByRequest {}
+
+impl RoutedByRequest {
+    /// Its key in `typed_filter_metadata`.
+    pub const KEY: &str = "slotmesh.routed_by_request";
+    /// The type URL.
+    pub const TYPE_URL: &str = "type.googleapis.com/slotmesh.v1.RoutedByRequest";
+}

@@ -175,7 +175,12 @@ pub struct Resource {
 impl Resource {
     /// Encodes `message` as a resource; its version is the hash of the encoding.
     pub fn encode(ty: ResourceType, name: impl Into<ResourceName>, message: &impl Message) -> Self {
-        let content = Bytes::from(message.encode_to_vec());
+        Self::encoded(ty, name, message.encode_to_vec())
+    }
+
+    /// The resource with this encoding; its version is the hash of it.
+    pub fn encoded(ty: ResourceType, name: impl Into<ResourceName>, content: impl Into<Bytes>) -> Self {
+        let content = content.into();
         Self { ty, name: name.into(), version: Version::of(&content), content }
     }
 }

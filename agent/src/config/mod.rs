@@ -188,6 +188,15 @@ const LONGEST_NAME: usize = 4_000;
 /// nowhere. What names it refuses, by itself: whether or not the node has had room for the cluster, or has accepted it.
 pub const REFUSING_CLUSTER: &str = "BlackHoleCluster";
 
+/// The name of a cluster that there never is: requests that would go there are answered with 500, connections are
+/// refused.
+const INVALID_BACKEND: &str = "InvalidBackend";
+
+/// Tells whether connections to the cluster of this name are refused, without any record of it.
+pub(crate) fn is_refusing(cluster: &str) -> bool {
+    cluster == REFUSING_CLUSTER || cluster == INVALID_BACKEND
+}
+
 /// The name of a resource, this one's or another's.
 fn reference(field: &At<'_>, name: &str) -> Result<(), Invalid> {
     match name.len() {

@@ -3,20 +3,28 @@
 //! A connection has no host name, but an address: a virtual host is chosen when one of its domains is
 //! that address, with the port before without, else the one with `*`. Virtual hosts that have only
 //! other domains are kept, and never chosen.
+//!
+//! A configuration whose metadata says that it is for requests (`RoutedByRequest`) is a proxy's. Of each virtual host the
+//! first route for every request says where connections go that no proxy takes; without one they are refused.
 
 use std::{
     borrow::Cow,
     collections::HashSet,
     net::{IpAddr, SocketAddr},
+    num::NonZeroU32,
     ops::Range,
 };
 
 use slotmesh_records::{ClusterSet, Route as Sets};
-use slotmesh_xds::envoy::envoy::config::route::v3::{
-    self as proto, route::Action, route_match::PathSpecifier,
+use slotmesh_xds::{
+    RoutedByRequest,
+    envoy::envoy::config::route::v3::{self as proto, route::Action, route_match::PathSpecifier},
 };
 
-use super::{At, Invalid, WeightedCluster, invalid, refuse_set, unsupported, weighted::route_clusters};
+use super::{
+    At, Invalid, REFUSING_CLUSTER, WeightedCluster, invalid, refuse_set, unsupported,
+    weighted::route_clusters,
+};
 use crate::hosts;
 
 /// A route configuration. Routes and clusters of all virtual hosts stand behind each other.
@@ -34,6 +42,8 @@ pub struct Route<'m> {
     pub any: Option<u32>,
     /// How many hosts no connection can choose, having only host names.
     pub unreachable: u32,
+    /// Whether it is for requests: connections that follow it go to the proxy, where there is one.
+    pub by_request: bool,
 }
 
 /// A virtual host.
@@ -94,9 +104,9 @@ impl<'m> Route<'m> {
             route_specifiers,
             request_mirror_policies,
             ignore_port_in_host_matching,
+            metadata,
             // Whoever asks for it by its name has checked the name.
             name: _,
-            metadata: _,
             // Only definitions; a route that uses one is refused.
             cluster_specifier_plugins: _,
             // There is no header, no path, and no wait for a cluster.
@@ -121,7 +131,9 @@ impl<'m> Route<'m> {
             return Err(invalid(at.field("virtual_hosts"), "there is none"));
         }
         let hosts = virtual_hosts.len();
-        let mut route = Self { hosts: Vec::with_capacity(hosts), ..Self::default() };
+        let marks = metadata.as_ref().map(|metadata| &metadata.typed_filter_metadata);
+        let by_request = marks.is_some_and(|marks| marks.contains_key(RoutedByRequest::KEY));
+        let mut route = Self { hosts: Vec::with_capacity(hosts), by_request, ..Self::default() };
         route.routes.reserve(hosts);
         route.clusters.reserve(hosts);
         let mut domains = Domains::new(*ignore_port_in_host_matching, virtual_hosts);
@@ -163,7 +175,11 @@ impl<'m> Route<'m> {
         }
         self.unreachable += u32::from(!reachable);
         let first = self.routes.len() as u32;
-        for (i, route) in routes.iter().enumerate() {
+        let mut routes = routes.iter().enumerate();
+        if self.by_request {
+            self.without_a_proxy(at, routes.by_ref())?;
+        }
+        for (i, route) in routes {
             let at = at.element("routes", i);
             let from = self.clusters.len() as u32;
             if i == 0 {
@@ -177,6 +193,33 @@ impl<'m> Route<'m> {
         }
         let routes = first..self.routes.len() as u32;
         self.hosts.push(VirtualHost { name: name.into(), domains: domains.into(), routes });
+        Ok(())
+    }
+
+    /// The one route of a host for connections that no proxy takes.
+    fn without_a_proxy(
+        &mut self,
+        at: &At<'_>,
+        mut routes: impl Iterator<Item = (usize, &'m proto::Route)>,
+    ) -> Result<(), Invalid> {
+        let from = self.clusters.len() as u32;
+        let of_all = |route: &proto::Route| matches_all(at, route.r#match.as_ref()).is_ok();
+        let mut name = "";
+        if let Some((i, route)) = routes.find(|(_, route)| of_all(route)) {
+            name = &route.name;
+            if let Some(Action::Route(action)) = &route.action {
+                let at = at.element("routes", i);
+                route_clusters(&at.field("route"), action, true, &mut self.clusters)?;
+            }
+        }
+        // What would answer by itself can't.
+        if self.clusters.len() as u32 == from {
+            let (cluster, weight) = (REFUSING_CLUSTER.into(), NonZeroU32::MIN);
+            self.clusters.push(WeightedCluster { cluster, weight, by_source: false });
+        }
+        let clusters = from..self.clusters.len() as u32;
+        self.routes.push(RouteEntry { name: name.into(), clusters });
+        routes.for_each(drop);
         Ok(())
     }
 
@@ -203,7 +246,9 @@ impl<'m> Route<'m> {
         refuse_set!(at, "only match and route": route_specifiers;);
         matches_all(&at.field("match"), r#match.as_ref())?;
         match action {
-            Some(Action::Route(action)) => route_clusters(&at.field("route"), action, &mut self.clusters),
+            Some(Action::Route(action)) => {
+                route_clusters(&at.field("route"), action, false, &mut self.clusters)
+            }
             _ => Err(unsupported(at.field("action"), "only route")),
         }
     }
@@ -212,7 +257,7 @@ impl<'m> Route<'m> {
     fn dead(&mut self, at: &At<'_>, route: &'m proto::Route) {
         let before = self.clusters.len();
         if let Some(Action::Route(action)) = &route.action
-            && route_clusters(at, action, &mut self.clusters).is_err()
+            && route_clusters(at, action, false, &mut self.clusters).is_err()
         {
             self.clusters.truncate(before);
         }
@@ -220,7 +265,7 @@ impl<'m> Route<'m> {
 
     /// The same, borrowing nothing.
     pub(super) fn into_owned(self) -> Route<'static> {
-        let Self { hosts, routes, clusters, addresses, any, unreachable } = self;
+        let Self { hosts, routes, clusters, addresses, any, unreachable, by_request } = self;
         Route {
             hosts: hosts
                 .into_iter()
@@ -238,6 +283,7 @@ impl<'m> Route<'m> {
             addresses,
             any,
             unreachable,
+            by_request,
         }
     }
 }

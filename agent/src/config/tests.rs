@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use prost::Message as _;
 use slotmesh_xds::{
-    Resource, ResourceType, Transport,
+    Resource, ResourceType, RoutedByRequest, Transport,
     envoy::{
         envoy::{
             config::{
@@ -33,7 +33,7 @@ use slotmesh_xds::{
 };
 
 use super::{
-    Action, Balance, Invalid, Message, Model, Source,
+    Action, At, Balance, Invalid, Message, Model, Route, Source,
     listener::{HTTP_CONNECTION_MANAGER, TCP_PROXY, UDP_PROXY},
 };
 
@@ -429,6 +429,46 @@ fn load_assignments() {
     lb(&mut draining).health_status = 3;
     let empty = Model::Endpoints(super::Endpoints { localities: vec![<_>::default()], ..Default::default() });
     assert_eq!(decode(ResourceType::Endpoints, &draining), Ok(empty));
+}
+
+#[test]
+fn routes_of_requests() {
+    let any = |host: &Route<'_>| {
+        let entry = &host.routes[host.hosts[0].routes.start as usize];
+        let clusters = &host.clusters[entry.clusters.start as usize..entry.clusters.end as usize];
+        clusters.iter().map(|cluster| format!("{}={}", cluster.cluster, cluster.weight)).collect::<Vec<_>>()
+    };
+    let read = |message: &RouteConfiguration| {
+        let route = Route::from_proto(&At::ROOT, message).unwrap();
+        assert!(route.by_request);
+        assert_eq!((route.hosts.len(), route.any), (1, Some(0)));
+        any(&route)
+    };
+    let mut message = route_config();
+    let mut by_path = message.virtual_hosts[0].routes[0].clone();
+    by_path.r#match.as_mut().unwrap().path_specifier = Some(PathSpecifier::Path("/a".to_owned()));
+    by_path.action = Some(RouteAction::DirectResponse(route::DirectResponseAction::default()));
+    message.virtual_hosts[0].routes.insert(0, by_path.clone());
+    assert!(Route::from_proto(&At::ROOT, &message).is_err(), "it isn't said to be for requests");
+    let mark = Any { type_url: RoutedByRequest::TYPE_URL.to_owned(), ..Default::default() };
+    message
+        .metadata
+        .get_or_insert_default()
+        .typed_filter_metadata
+        .insert(RoutedByRequest::KEY.to_owned(), mark);
+    assert_eq!(read(&message), ["v1=5", "v2=5"]);
+    // Mirrored requests are no second destination of a connection.
+    let Some(RouteAction::Route(action)) = &mut message.virtual_hosts[0].routes[1].action else {
+        unreachable!("it has one")
+    };
+    action.request_mirror_policies.push(route::route_action::RequestMirrorPolicy::default());
+    assert_eq!(read(&message), ["v1=5", "v2=5"]);
+    // Without a route for every request, and with one that answers by itself, there is nowhere to go.
+    let mut answered = message.clone();
+    answered.virtual_hosts[0].routes[1].action = by_path.action.clone();
+    assert_eq!(read(&answered), ["BlackHoleCluster=1"]);
+    message.virtual_hosts[0].routes.truncate(1);
+    assert_eq!(read(&message), ["BlackHoleCluster=1"]);
 }
 
 #[test]

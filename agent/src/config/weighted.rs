@@ -37,11 +37,13 @@ impl WeightedCluster<'_> {
     }
 }
 
-/// The clusters of a route go to `out`: at least one.
+/// The clusters of a route go to `out`: at least one. `by_request`: a proxy follows the route, and does with requests
+/// what can't be done with connections.
 #[expect(deprecated, reason = "every field is decided on, whatever its age")]
 pub(super) fn route_clusters<'m>(
     at: &At<'_>,
     action: &'m proto::RouteAction,
+    by_request: bool,
     out: &mut Vec<WeightedCluster<'m>>,
 ) -> Result<(), Invalid> {
     let proto::RouteAction {
@@ -76,6 +78,8 @@ pub(super) fn route_clusters<'m>(
         hedge_policy: _,
         max_stream_duration: _,
     } = action;
+    let none = Vec::new();
+    let request_mirror_policies = if by_request { &none } else { request_mirror_policies };
     refuse_set!(at,
         "all endpoints of a cluster are chosen from": metadata_match;
         "a connection has one destination": request_mirror_policies;

@@ -29,7 +29,10 @@ pub(crate) fn compile(index: &Index, name: &ObjectName) -> Compiled {
             traffic.max_connections = None;
         }
         let affinity = index.service(name).map_or(0, |service| service.affinity);
-        envoy::cluster(&backend.name(&host), &backend.assignment(&host), traffic, affinity)
+        let port = index.service(name).and_then(|service| service.port(backend.port));
+        let http2 =
+            port.filter(|port| index.options.proxy && port.may_have_requests()).map(|port| port.http2);
+        envoy::cluster(&backend.name(&host), &backend.assignment(&host), traffic, affinity, http2)
     });
     let (resources, reports) = (resources.collect(), rule_reports(index, name));
     let mut compiled = Compiled { resources, reports, ..Compiled::default() };

@@ -310,7 +310,8 @@ pub(crate) fn ancestors(
             let here: Vec<&Report> =
                 reports.iter().filter(|report| place.concerns(report)).copied().collect();
             let resources = resources(index, compiled, object, &place.made);
-            let conditions = conditions(object.kind, &here, dropped(index, object), &resources);
+            let dropped = (dropped(index, object), index.options.proxy);
+            let conditions = conditions(object.kind, &here, dropped, &resources);
             let in_force = conditions.iter().any(|c| c.ty == ConditionType::Accepted && c.holds);
             let resources = if in_force { resources.into_iter().collect() } else { Vec::new() };
             Ancestor { at: place.at, conditions, resources }
@@ -374,7 +375,7 @@ fn dropped<'a>(index: &'a Index, object: &ObjectKey) -> Vec<&'a str> {
 fn conditions(
     kind: Kind,
     here: &[&Report],
-    dropped: Vec<&str>,
+    (dropped, requests): (Vec<&str>, bool),
     resources: &BTreeSet<ResourceVersion>,
 ) -> Vec<Condition> {
     let refused = |which: &dyn Fn(Reason) -> bool| -> Vec<&Report> {
@@ -403,11 +404,16 @@ fn conditions(
     let in_force = accepted.holds;
     let mut conditions = vec![accepted];
     if in_force && !dropped.is_empty() {
-        let message = format!(
-            "Dropped Rule: {}. A rule that asks for what only a request tells can't be decided when a connection is \
-             made; connections go where the other rules say",
-            dropped.join(", ")
-        );
+        let why = match requests {
+            true => {
+                "A rule that asks for what isn't supported has no effect; requests go where the other rules say"
+            }
+            false => {
+                "A rule that asks for what only a request tells can't be decided when a connection is made; \
+                 connections go where the other rules say"
+            }
+        };
+        let message = format!("Dropped Rule: {}. {why}", dropped.join(", "));
         conditions.push(yes(
             ConditionType::PartiallyInvalid,
             Reason::UnsupportedValue.as_str(),

@@ -3,6 +3,8 @@
 //! Invariant: the bytes depend on the arguments only. No map field ever has more than one entry, because prost
 //! encodes those in random order.
 
+mod proxied;
+
 use std::net::{IpAddr, SocketAddr};
 
 use prost::{Message, Name};
@@ -56,6 +58,8 @@ use slotmesh_xds::{
     },
 };
 
+pub(crate) use self::proxied::{CORS, FAULT, RequestRoute, configuration};
+use self::proxied::{http_options, request_manager};
 use crate::{
     model::{Balance, PortKey, Traffic},
     names::{BLACK_HOLE, PASSTHROUGH, listener_name, node_listener_name},
@@ -77,6 +81,8 @@ pub(crate) struct CallerChain {
     /// The names of their classes, sorted.
     pub(crate) classes: Vec<String>,
     pub(crate) choice: Vec<(String, u32)>,
+    /// The name of the route configuration by which their requests go, instead.
+    pub(crate) requests: Option<String>,
 }
 
 /// What a listener does with its connections.
@@ -85,6 +91,8 @@ pub(crate) enum Forward<'a> {
     Layer4(&'a Choice),
     /// Follow the route configuration with this name.
     Http(&'a str),
+    /// Follow the route configuration with this name, request by request.
+    Requests(&'a str),
 }
 
 fn ads() -> ConfigSource {
@@ -108,7 +116,15 @@ fn address(ip: IpAddr, port: PortKey) -> Address {
 
 /// A cluster with the endpoints of this assignment. `affinity`: for so many seconds a workload keeps to its endpoint; 0
 /// where it doesn't.
-pub(crate) fn cluster(name: &str, assignment: &str, traffic: Traffic, affinity: u32) -> Resource {
+///
+/// `http2`: how requests are sent to it, where a proxy sends some; in HTTP/2 only.
+pub(crate) fn cluster(
+    name: &str,
+    assignment: &str,
+    traffic: Traffic,
+    affinity: u32,
+    http2: Option<bool>,
+) -> Resource {
     let (policy, extension) = match traffic.balance {
         None | Some(Balance::Random) => (cluster::LbPolicy::Random, None),
         Some(Balance::RoundRobin) => (cluster::LbPolicy::RoundRobin, None),
@@ -128,6 +144,7 @@ pub(crate) fn cluster(name: &str, assignment: &str, traffic: Traffic, affinity: 
         lb_policy: policy.into(),
         load_balancing_policy: extension,
         circuit_breakers: traffic.max_connections.map(limit),
+        typed_extension_protocol_options: http2.map(http_options).into_iter().collect(),
         metadata: (affinity != 0).then(|| {
             let affinity = SessionAffinity { seconds: affinity };
             metadata(SessionAffinity::KEY, SessionAffinity::TYPE_URL, &affinity)
@@ -279,12 +296,16 @@ pub(crate) fn listener(
         }
         Forward::Layer4(choice) => (TCP_PROXY, any(&tcp_proxy(stat_prefix, choice))),
         Forward::Http(route) => (HTTP_CONNECTION_MANAGER, any(&http_connection_manager(stat_prefix, route))),
+        Forward::Requests(route) => (HTTP_CONNECTION_MANAGER, any(&request_manager(stat_prefix, route))),
     };
     let everybody = if callers.is_empty() { "" } else { EVERYBODY };
     message.filter_chains = vec![chain(everybody, filter_name, config)];
     for (i, caller) in callers.iter().enumerate() {
-        let config = any(&tcp_proxy(stat_prefix, &caller.choice));
-        message.filter_chains.push(chain(&callers_chain(i), TCP_PROXY, config));
+        let (filter_name, config) = match &caller.requests {
+            None => (TCP_PROXY, any(&tcp_proxy(stat_prefix, &caller.choice))),
+            Some(route) => (HTTP_CONNECTION_MANAGER, any(&request_manager(stat_prefix, route))),
+        };
+        message.filter_chains.push(chain(&callers_chain(i), filter_name, config));
     }
     message.filter_chain_matcher = (!callers.is_empty()).then(|| matcher(callers));
     Resource::encode(ResourceType::Listener, name, &message)

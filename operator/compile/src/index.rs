@@ -198,9 +198,11 @@ impl Index {
             Object::Namespace(_) => false,
             Object::Node(o) => put!(nodes, Some(Node::read(o))),
             Object::ServiceCidr(o) => put!(service_ranges, ServiceRanges::read(o, &mut found)),
-            Object::VirtualService(o) => put!(virtual_services, read_virtual_service(o, name, &mut found)),
-            Object::GrpcRoute(o) => put!(grpc_routes, read_grpc(o, name, &mut found)),
-            Object::HttpRoute(o) => put!(http_routes, read_http(o, name, &mut found)),
+            Object::VirtualService(o) => {
+                put!(virtual_services, read_virtual_service(o, name, self.options.proxy, &mut found))
+            }
+            Object::GrpcRoute(o) => put!(grpc_routes, read_grpc(o, name, self.options.proxy, &mut found)),
+            Object::HttpRoute(o) => put!(http_routes, read_http(o, name, self.options.proxy, &mut found)),
             Object::TlsRoute(o) => put!(tls_routes, read_tls(o, name, &mut found)),
             Object::TcpRoute(o) => put!(tcp_routes, read_tcp(o, name, &mut found)),
             Object::ReferenceGrant(o) => put!(grants, Some(ReferenceGrant::read(o))),

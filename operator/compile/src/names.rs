@@ -7,6 +7,10 @@ use crate::{ObjectName, domain::cluster_domain, model::PortKey};
 /// The name of the cluster that refuses connections: what a route says and can't be resolved leads there.
 pub(crate) const BLACK_HOLE: &str = "BlackHoleCluster";
 
+/// The name of a cluster that there never is: requests whose destination can't be resolved are sent there, which
+/// answers them with 500.
+pub(crate) const INVALID_BACKEND: &str = "InvalidBackend";
+
 /// The name of the cluster that leaves connections as they are.
 pub(crate) const PASSTHROUGH: &str = "PassthroughCluster";
 
@@ -44,6 +48,11 @@ pub(crate) fn cluster_name(host: &str, port: PortKey, subset: &str) -> String {
 /// The name of the route configuration of a port of a host.
 pub(crate) fn route_name(host: &str, port: PortKey) -> String {
     format!("{port}|{host}")
+}
+
+/// The name of the route configuration of a port of a host for callers of this class and others that have the same.
+pub(crate) fn callers_route_name(host: &str, port: PortKey, class: &str) -> String {
+    format!("{port}|{host}|{class}")
 }
 
 /// The name of the listener of a cluster IP and port.

@@ -11,6 +11,8 @@ pub struct CompileOptions {
     pub root_namespace: Arc<str>,
     /// Tells whether routes of Gateway API need a ReferenceGrant to lead to Services of other namespaces.
     pub require_grants: bool,
+    /// Tells whether a proxy on each node looks at requests: rules that need one act.
+    pub proxy: bool,
     /// Ranges that ServiceEntries can't have addresses of, beside what is known to be the cluster's.
     pub reserved_addresses: Vec<Cidr>,
     /// Ranges that ServiceEntries can have addresses of, whoever else's they are.
@@ -31,6 +33,7 @@ impl Default for CompileOptions {
         Self {
             root_namespace: "istio-system".into(),
             require_grants: false,
+            proxy: false,
             reserved_addresses: Vec::new(),
             allowed_addresses: Vec::new(),
             max_entry_endpoints: 10_000,

@@ -287,6 +287,17 @@ impl Findings {
         self.reports.push(Report { consequence, ..report });
     }
 
+    /// A part of a route can't act on requests because of this field, so none of the part does. `what` is empty where
+    /// the field has no effect in any form.
+    pub(crate) fn skipped(&mut self, field: String, what: &str, consequence: &str) {
+        if what.is_empty() {
+            return self.unsupported(field, consequence);
+        }
+        let message = format!("{field}: {what}");
+        let report = Report::new(self.object.clone(), Some(field), Severity::NotSupported, message);
+        self.reports.push(report.meaning(consequence));
+    }
+
     /// Every field of this level that isn't supported.
     pub(crate) fn unsupported_rest(&mut self, at: &str, rest: &slotmesh_crds::Rest) {
         for name in rest.keys() {

@@ -13,6 +13,7 @@
 //! connections to; what a route says and can't be resolved refuses its share, which goes nowhere else; and a caller
 //! costs a chain only where its answer differs.
 
+mod proxied;
 mod reports;
 
 use std::{
@@ -21,6 +22,7 @@ use std::{
     sync::Arc,
 };
 
+use self::proxied::Requests;
 use self::reports::{about, behind, left_to_kube_proxy, no_such_port, not_its_own, without_effect};
 use slotmesh_xds::Transport;
 
@@ -34,7 +36,7 @@ use crate::{
         Caller, Connection, Destination, Forwarding, PortKey, Protocol, Route, RouteKind, Routes, Service,
         ServicePort, Share, WildHost,
     },
-    names::{BLACK_HOLE, PASSTHROUGH, cluster_name, route_name},
+    names::{BLACK_HOLE, PASSTHROUGH, callers_route_name, cluster_name, route_name},
     patterns::Suffix,
     points::Points,
 };
@@ -55,9 +57,23 @@ pub(crate) struct Candidate<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Answer<'a> {
     kind: RouteKind,
+    way: Way,
+    /// The objects that say so; none where they go to the Service's own endpoints because nobody says anything.
+    by: Vec<&'a ObjectKey>,
+}
+
+/// Where connections go, or their requests.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Way {
     choice: Choice,
-    /// The object that says so; `None` where they go to the Service's own endpoints because nobody says anything.
-    by: Option<&'a ObjectKey>,
+    /// The routes of their requests, which a proxy looks at; `choice` is where they go without one.
+    requests: Option<Requests>,
+}
+
+impl From<Choice> for Way {
+    fn from(choice: Choice) -> Self {
+        Self { choice, requests: None }
+    }
 }
 
 /// A caller's sight of a Service.
@@ -109,8 +125,9 @@ pub(crate) fn compile(index: &Index, name: &ObjectName) -> Compiled {
     let mut routed_ports = Vec::new();
     for port in &service.ports {
         let mut by_port = callers.iter().map(|(_, answers)| answers).chain([&everybody]);
-        let is_routed = by_port
-            .any(|answers| answers.iter().any(|((key, _), answer)| *key == port.key && answer.by.is_some()));
+        let is_routed = by_port.any(|answers| {
+            answers.iter().any(|((key, _), answer)| *key == port.key && !answer.by.is_empty())
+        });
         if is_routed {
             routed_ports.push(port.key.to_string());
         }
@@ -262,7 +279,7 @@ impl<'a, 'p> Decisions<'a, 'p> {
             _ if is_service && !self.left => cluster_name(&self.index.host(self.name), port, ""),
             _ => PASSTHROUGH.to_owned(),
         };
-        Answer { kind: RouteKind::Tcp, choice: vec![(cluster, 1)], by: None }
+        Answer { kind: RouteKind::Tcp, way: vec![(cluster, 1)].into(), by: Vec::new() }
     }
 
     /// Of what a caller sees, what is looked at: one VirtualService at most.
@@ -292,6 +309,9 @@ impl<'a, 'p> Decisions<'a, 'p> {
     ) -> Answer<'a> {
         // None of these kinds is for UDP.
         let visible = if port.key.protocol == Transport::Udp { &[] } else { visible };
+        if let Some(answer) = self.decide_requests(visible, port, connection) {
+            return answer;
+        }
         let applying = visible.iter().filter_map(|candidate| {
             let (kind, found) = route_for(self.index, candidate, self.name, port, connection)?;
             Some((candidate.key, kind, found))
@@ -302,7 +322,7 @@ impl<'a, 'p> Decisions<'a, 'p> {
                 true => vec![(PASSTHROUGH.to_owned(), 1)],
                 false => self.own_cluster(connection),
             };
-            return Answer { kind: RouteKind::Tcp, choice, by: None };
+            return Answer { kind: RouteKind::Tcp, way: choice.into(), by: Vec::new() };
         };
         let (key, kind, found) = first.clone();
         self.outcome.winners.insert((key, port.key));
@@ -323,20 +343,19 @@ impl<'a, 'p> Decisions<'a, 'p> {
                 vec![(BLACK_HOLE.to_owned(), 1)]
             }
         };
-        Answer { kind, choice, by: Some(key) }
+        Answer { kind, way: choice.into(), by: vec![key] }
     }
 
     /// Where a route leads. Whatever of it can't be resolved is refused, and told.
     fn choose(&mut self, (key, route): (&ObjectKey, &'a Route), connection: &Connection<'_>) -> Choice {
         let shares = match &route.to {
             Forwarding::Shares(shares) => shares.as_slice(),
-            Forwarding::Own | Forwarding::Delegated(_) | Forwarding::Undecidable => {
-                return self.own_cluster(connection);
-            }
+            Forwarding::Own | Forwarding::Delegated(_) => return self.own_cluster(connection),
+            Forwarding::Undecidable | Forwarding::Answered => return self.own_cluster(connection),
         };
         let mut choice = Choice::new();
         let mut refused = 0;
-        for Share { field, destination, weight } in shares {
+        for Share { field, destination, weight, .. } in shares {
             let Some(destination) = destination else {
                 refused += weight;
                 continue;
@@ -493,7 +512,7 @@ fn listen(
     let own = cluster_name(&host, port.key, "");
     let route = route_name(&host, port.key);
     let mut by_route = None;
-    let passthrough = || vec![(PASSTHROUGH.to_owned(), 1)];
+    let passthrough = || Way::from(vec![(PASSTHROUGH.to_owned(), 1)]);
     for (ip, at, by) in index.places(name, port.key) {
         match index.owner_of(ip, at) {
             Some(claim) if claim.object == by => {}
@@ -507,76 +526,105 @@ fn listen(
         let export = index.export_of(&by);
         let of = |answers: &Answers<'_>| {
             let found = answers.get(&(port.key, Some(ip))).or_else(|| answers.get(&(port.key, None)));
-            found.map(|answer| (answer.kind, answer.choice.clone(), answer.by.cloned()))
+            let by = |answer: &Answer<'_>| answer.by.iter().copied().cloned().collect();
+            found.map(|answer| (answer.kind, answer.way.clone(), by(answer)))
         };
         // Datagrams aren't told apart by who sends them.
         let told_apart = port.key.protocol == Transport::Tcp;
         let sees = |caller| !told_apart || export.is_none_or(|export| export.sees(caller));
-        let Some((kind, choice, maker)) = of(everybody) else { continue };
-        let (kind, choice, maker) = match sees(Caller::Anyone) {
-            true => (kind, choice, maker),
-            false => (RouteKind::Tcp, passthrough(), None),
+        let Some((kind, way, own_makers)) = of(everybody) else { continue };
+        let (kind, way, own_makers): (_, _, BTreeSet<ObjectKey>) = match sees(Caller::Anyone) {
+            true => (kind, way, own_makers),
+            false => (RouteKind::Tcp, passthrough(), BTreeSet::new()),
         };
-        let mut makers: BTreeSet<ObjectKey> = maker.clone().into_iter().collect();
+        let mut makers = own_makers.clone();
         // Of namespaces what differs from what is so for everybody, of classes what differs from their namespaces'.
-        let mut of_namespace: BTreeMap<&str, &Choice> = BTreeMap::new();
-        let mut differing: Vec<(String, Choice)> = Vec::new();
-        let found: Vec<(Caller<'_>, Choice, Option<ObjectKey>)> = callers
+        let mut of_namespace: BTreeMap<&str, &Way> = BTreeMap::new();
+        let mut differing: Vec<(String, Way, &BTreeSet<ObjectKey>)> = Vec::new();
+        let found: Vec<(Caller<'_>, Way, BTreeSet<ObjectKey>)> = callers
             .iter()
             .filter(|_| told_apart)
             .filter_map(|(caller, answers)| {
-                let (_, choice, maker) = of(answers)?;
-                Some(if sees(*caller) { (*caller, choice, maker) } else { (*caller, passthrough(), None) })
+                let (_, way, makers) = of(answers)?;
+                Some(match sees(*caller) {
+                    true => (*caller, way, makers),
+                    false => (*caller, passthrough(), BTreeSet::new()),
+                })
             })
             .collect();
-        for (caller, answer, maker) in &found {
+        for (caller, answer, by) in &found {
             let (class, before) = match caller {
                 Caller::Anyone => continue,
                 Caller::Of(namespace) => {
                     of_namespace.insert(namespace, answer);
-                    (namespace.to_string(), &choice)
+                    (namespace.to_string(), &way)
                 }
                 Caller::In(class) => {
-                    (class.to_string(), of_namespace.get(&*class.namespace).copied().unwrap_or(&choice))
+                    (class.to_string(), of_namespace.get(&*class.namespace).copied().unwrap_or(&way))
                 }
             };
             if answer != before {
-                differing.push((class, answer.clone()));
-                makers.extend(maker.clone());
+                differing.push((class, answer.clone(), by));
+                makers.extend(by.iter().cloned());
             }
         }
-        let chains = chains(differing);
+        let mut chains_of = Vec::new();
+        for (classes, Way { choice, requests }, by) in chains(differing) {
+            let requests = requests.map(|requests| {
+                let name = callers_route_name(&host, port.key, classes.first().map_or("", String::as_str));
+                let resource = envoy::configuration(&name, &requests);
+                out.made(&resource, by, port.key);
+                if !out.resources.contains(&resource) {
+                    out.resources.push(resource);
+                }
+                name
+            });
+            chains_of.push(CallerChain { classes, choice, requests });
+        }
+        let chains = chains_of;
         let refuses = |choice: &Choice| choice.iter().any(|(cluster, _)| cluster == BLACK_HOLE);
         let passes = |choice: &Choice| choice.iter().any(|(cluster, _)| cluster == PASSTHROUGH);
-        out.refuses |= refuses(&choice) || chains.iter().any(|chain| refuses(&chain.choice));
-        out.passes |= passes(&choice) || chains.iter().any(|chain| passes(&chain.choice));
-        let forward = if kind == RouteKind::Http { Forward::Http(&route) } else { Forward::Layer4(&choice) };
+        out.refuses |= refuses(&way.choice) || chains.iter().any(|chain| refuses(&chain.choice));
+        out.passes |= passes(&way.choice) || chains.iter().any(|chain| passes(&chain.choice));
+        let forward = match kind {
+            _ if way.requests.is_some() => Forward::Requests(&route),
+            RouteKind::Http => Forward::Http(&route),
+            RouteKind::Tcp => Forward::Layer4(&way.choice),
+        };
         let listener = envoy::listener(ip, at, &own, &forward, &chains);
         out.made(&listener, makers, port.key);
         out.resources.push(listener);
         if kind == RouteKind::Http {
-            by_route = Some((choice, maker));
+            by_route = Some((way, own_makers));
         }
     }
-    if let Some((choice, maker)) = by_route {
-        let resource = envoy::route(&route, &choice);
-        out.made(&resource, maker.into_iter().collect(), port.key);
+    if let Some((way, makers)) = by_route {
+        let resource = match &way.requests {
+            Some(requests) => envoy::configuration(&route, requests),
+            None => envoy::route(&route, &way.choice),
+        };
+        out.made(&resource, makers, port.key);
         out.resources.push(resource);
     }
 }
 
-/// One chain for all whose connections go to the same clusters.
-fn chains(differing: Vec<(String, Choice)>) -> Vec<CallerChain> {
-    let mut by_choice: BTreeMap<Choice, Vec<String>> = BTreeMap::new();
-    for (class, choice) in differing {
-        by_choice.entry(choice).or_default().push(class);
+/// Callers, where their connections go, and the objects that say so.
+type CallersWay = (Vec<String>, Way, BTreeSet<ObjectKey>);
+
+/// One chain for all whose connections go the same way.
+fn chains(differing: Vec<(String, Way, &BTreeSet<ObjectKey>)>) -> Vec<CallersWay> {
+    let mut by_way: BTreeMap<Way, (Vec<String>, BTreeSet<ObjectKey>)> = BTreeMap::new();
+    for (class, way, by) in differing {
+        let (classes, makers) = by_way.entry(way).or_default();
+        classes.push(class);
+        makers.extend(by.iter().cloned());
     }
-    let chains = by_choice.into_iter().map(|(choice, mut classes)| {
+    let chains = by_way.into_iter().map(|(way, (mut classes, makers))| {
         classes.sort_unstable();
-        CallerChain { classes, choice }
+        (classes, way, makers)
     });
     let mut chains: Vec<_> = chains.collect();
-    chains.sort_unstable_by(|one, other| one.classes.cmp(&other.classes));
+    chains.sort_unstable_by(|one, other| one.0.cmp(&other.0));
     chains
 }
 

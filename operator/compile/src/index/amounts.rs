@@ -83,7 +83,8 @@ impl Routes {
     fn cost(&self) -> usize {
         let of_route = |to: &Forwarding| match to {
             Forwarding::Shares(shares) => shares.len().max(1),
-            Forwarding::Own | Forwarding::Delegated(_) | Forwarding::Undecidable => 1,
+            Forwarding::Own | Forwarding::Delegated(_) => 1,
+            Forwarding::Undecidable | Forwarding::Answered => 1,
         };
         let routes = self.all().map(|route| route.matches.len().max(1).saturating_mul(of_route(&route.to)));
         routes.fold(callers(&self.export), usize::saturating_add)

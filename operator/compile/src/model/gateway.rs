@@ -7,7 +7,13 @@ use std::sync::Arc;
 
 use slotmesh_crds::gateway as crds;
 
-use super::{Age, Destination, Export, Forwarding, Host, Match, Route, Routes, Share, port_number};
+use super::{
+    Age, Destination, Export, Forwarding, Host, Match, Route, Routes, Share, Treatment,
+    gateway_requests::{read_backend_edits, read_condition, read_treatment},
+    json_fields::{Readable, Unreadable, unreadable},
+    port_number,
+    treatment::MessageEdits,
+};
 use crate::{Kind, ObjectName, Reason, names::name_fault, report::Findings};
 
 /// The share of a destination that doesn't say.
@@ -16,21 +22,35 @@ const DEFAULT_WEIGHT: i32 = 1;
 const NEEDS_A_REQUEST: &str = "it can't be decided when a connection is made; this match is skipped";
 
 /// Reads an HTTPRoute; `None` when it must be refused, or is none of the mesh's.
-pub(crate) fn read_http(object: &crds::HttpRoute, key: &ObjectName, found: &mut Findings) -> Option<Routes> {
+///
+/// `requests`: a proxy looks at them.
+pub(crate) fn read_http(
+    object: &crds::HttpRoute,
+    key: &ObjectName,
+    requests: bool,
+    found: &mut Findings,
+) -> Option<Routes> {
     let crds::HttpRouteSpec { parent_refs, rules, rest } = &object.spec;
     let hosts = read_parents(parent_refs, key, found)?;
-    let http = read_http_rules(rules, rest, key, found);
     let (kind, age) = (Kind::HttpRoute, Age::of(&object.metadata));
+    let http = read_http_rules(kind, rules, rest, key, requests, found);
     let routes = Routes { http, ..routes(kind, age, hosts) };
     (!found.refused()).then_some(routes)
 }
 
 /// Reads a GRPCRoute; `None` when it must be refused, or is none of the mesh's.
-pub(crate) fn read_grpc(object: &crds::GrpcRoute, key: &ObjectName, found: &mut Findings) -> Option<Routes> {
+///
+/// `requests`: a proxy looks at them.
+pub(crate) fn read_grpc(
+    object: &crds::GrpcRoute,
+    key: &ObjectName,
+    requests: bool,
+    found: &mut Findings,
+) -> Option<Routes> {
     let crds::GrpcRouteSpec { parent_refs, rules, rest } = &object.spec;
     let hosts = read_parents(parent_refs, key, found)?;
-    let http = read_http_rules(rules, rest, key, found);
     let (kind, age) = (Kind::GrpcRoute, Age::of(&object.metadata));
+    let http = read_http_rules(kind, rules, rest, key, requests, found);
     let routes = Routes { http, ..routes(kind, age, hosts) };
     (!found.refused()).then_some(routes)
 }
@@ -43,9 +63,11 @@ fn routes(kind: Kind, age: Age, hosts: Vec<Host>) -> Routes {
 
 /// Rules that match requests, of a route that says `rest` besides.
 fn read_http_rules(
+    kind: Kind,
     rules: &[crds::HttpRule],
     rest: &slotmesh_crds::Rest,
     key: &ObjectName,
+    requests: bool,
     found: &mut Findings,
 ) -> Vec<Route> {
     for name in rest.keys() {
@@ -55,6 +77,9 @@ fn read_http_rules(
     }
     let rules = rules.iter().enumerate().map(|(i, rule)| {
         let at = format!("spec.rules[{i}]");
+        if requests {
+            return read_request_rule(kind, at, rule, key, found);
+        }
         let redirects = is_redirect(&rule.rest);
         for name in rule.rest.keys() {
             let skipped = name == "filters" && redirects;
@@ -70,11 +95,48 @@ fn read_http_rules(
         let to = if redirects {
             Forwarding::Undecidable
         } else {
-            read_backends(&at, &rule.backend_refs, key, found)
+            read_backends(&at, &rule.backend_refs, key, false, found)
         };
-        Route { field: at, matches, to }
+        Route::plain(at, matches, to)
     });
     rules.collect()
+}
+
+/// A rule whose requests a proxy looks at.
+fn read_request_rule(
+    kind: Kind,
+    at: String,
+    rule: &crds::HttpRule,
+    key: &ObjectName,
+    found: &mut Findings,
+) -> Route {
+    let matches = rule.matches.iter().enumerate().map(|(m, wanted)| {
+        match read_condition(kind, &format!("{at}.matches[{m}]"), wanted) {
+            Ok(request) => Match { request, ..Match::of_all(true) },
+            Err(Unreadable { field, what }) => {
+                found.skipped(field, &what, "this match is skipped");
+                Match::of_all(false)
+            }
+        }
+    });
+    let matches: Vec<Match> = matches.collect();
+    let prefix = |wanted: &crds::HttpRouteMatch| {
+        let path = wanted.path.clone().unwrap_or_default();
+        let is_prefix = path.kind.as_deref().is_none_or(|kind| kind == "PathPrefix");
+        is_prefix.then(|| path.value.unwrap_or_else(|| "/".to_owned()))
+    };
+    let mut prefixes = rule.matches.iter().map(prefix);
+    let first = prefixes.next().unwrap_or_else(|| Some("/".to_owned()));
+    let prefix = first.filter(|first| prefixes.all(|other| other.as_ref() == Some(first)));
+    let (treatment, to) = match read_treatment(&at, &rule.rest, prefix.as_deref(), key) {
+        Ok(treatment) if treatment.answer.is_some() => (treatment, Forwarding::Answered),
+        Ok(treatment) => (treatment, read_backends(&at, &rule.backend_refs, key, true, found)),
+        Err(Unreadable { field, what }) => {
+            found.skipped(field, &what, "the rule is skipped");
+            (Treatment::default(), Forwarding::Undecidable)
+        }
+    };
+    Route { field: at, name: rule.name.clone().unwrap_or_default(), matches, to, treatment }
 }
 
 /// Whether a rule answers by itself instead of leading anywhere.
@@ -115,8 +177,8 @@ fn read_plain_rules(rules: &[crds::TcpRule], key: &ObjectName, found: &mut Findi
     let rules = rules.iter().enumerate().map(|(i, rule)| {
         let field = format!("spec.rules[{i}]");
         found.unsupported_rest(&field, &rule.rest);
-        let to = read_backends(&field, &rule.backend_refs, key, found);
-        Route { field, matches: Vec::new(), to }
+        let to = read_backends(&field, &rule.backend_refs, key, false, found);
+        Route::plain(field, Vec::new(), to)
     });
     rules.collect()
 }
@@ -177,6 +239,7 @@ fn read_backends(
     at: &str,
     backends: &[crds::BackendRef],
     key: &ObjectName,
+    requests: bool,
     found: &mut Findings,
 ) -> Forwarding {
     if backends.is_empty() {
@@ -190,8 +253,22 @@ fn read_backends(
             found.refuse_as(Reason::InvalidBackend, format!("{field}.weight"), fault);
             0
         });
-        let destination = read_backend(&field, backend, key, found);
-        Share { field, destination, weight }
+        let mut edits = MessageEdits::default();
+        let mut destination = None;
+        match requests.then(|| read_backend_edits(&field, &backend.rest)) {
+            Some(Err(Unreadable { field, what })) => {
+                found.skipped(field, &what, "the backend's share of the requests is answered with 500");
+            }
+            read => {
+                if let Some(Ok(read)) = read {
+                    edits = read;
+                } else {
+                    found.unsupported_rest(&field, &backend.rest);
+                }
+                destination = read_backend(&field, backend, key, found);
+            }
+        }
+        Share { field, destination, weight, edits }
     });
     let to = Forwarding::by_weight(shares.collect());
     if to == Forwarding::Shares(Vec::new()) {
@@ -208,12 +285,35 @@ fn read_backend(
     key: &ObjectName,
     found: &mut Findings,
 ) -> Option<Destination> {
-    found.unsupported_rest(field, &backend.rest);
-    let mut refuse = |reason, name: &str, fault: String| {
-        let fault = format!("{fault}; the backend's share of the connections is refused");
-        found.refuse_as(reason, format!("{field}.{name}"), fault);
-        None
+    match destination_of(backend, key) {
+        Ok(destination) => Some(destination),
+        Err((reason, name, fault)) => {
+            let fault = format!("{fault}; the backend's share of the connections is refused");
+            found.refuse_as(reason, format!("{field}.{name}"), fault);
+            None
+        }
+    }
+}
+
+/// The destination of a request that is mirrored.
+pub(super) fn backend_of(
+    field: &str,
+    backend: &serde_json::Value,
+    key: &ObjectName,
+) -> Readable<Destination> {
+    let backend: crds::BackendRef = match serde_json::from_value(backend.clone()) {
+        Ok(backend) => backend,
+        Err(fault) => return unreadable(field, fault.to_string()),
     };
+    destination_of(&backend, key).or_else(|(_, name, fault)| unreadable(format!("{field}.{name}"), fault))
+}
+
+/// Where a backend is; else what is wrong with which of its fields.
+fn destination_of(
+    backend: &crds::BackendRef,
+    key: &ObjectName,
+) -> Result<Destination, (Reason, &'static str, String)> {
+    let refuse = |reason, name, fault| Err((reason, name, fault));
     let kind = backend.kind.as_deref().unwrap_or("Service");
     if !is_service(Some(backend.group.as_deref().unwrap_or_default()), Some(kind)) {
         let fault = format!("connections can't go to a {kind}, only to a Service");
@@ -236,7 +336,7 @@ fn read_backend(
     let namespace = backend.namespace.as_deref().filter(|ns| !ns.is_empty());
     let namespace: Arc<str> = namespace.map_or_else(|| key.namespace.clone(), Arc::from);
     let service = ObjectName::new(namespace, backend.name.as_str());
-    Some(Destination { service, subset: String::new(), port: Some(port) })
+    Ok(Destination { service, subset: String::new(), port: Some(port) })
 }
 
 /// A valid ReferenceGrant: whose objects may lead to which Services of its namespace.

@@ -7,6 +7,9 @@ mod callers;
 mod destination_rule;
 mod endpoint_slice;
 mod gateway;
+mod gateway_requests;
+mod istio_requests;
+mod json_fields;
 mod locality;
 mod node;
 mod pod;
@@ -18,6 +21,7 @@ mod sidecar;
 mod slot_profile;
 mod traffic;
 mod traffic_policy;
+mod treatment;
 mod virtual_service;
 mod workload;
 
@@ -38,6 +42,9 @@ pub(crate) use sidecar::Sidecar;
 pub(crate) use slot_profile::SlotProfile;
 pub(crate) use traffic::{Balance, Policy, Traffic};
 pub(crate) use traffic_policy::{Target, TrafficPolicy};
+pub(crate) use treatment::{
+    HeaderEdits, MessageEdits, Mirrored, OwnAnswer, RequestCondition, Treatment, every_request, fraction,
+};
 pub(crate) use virtual_service::read as read_virtual_service;
 pub(crate) use workload::Workload;
 

@@ -2,7 +2,10 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use super::{Age, Caller, Export, Labels, PortKey, ServicePort};
+use super::{
+    Age, Caller, Export, Labels, Mirrored, PortKey, RequestCondition, ServicePort, Treatment,
+    treatment::MessageEdits,
+};
 use crate::{Cidr, Kind, ObjectKey, ObjectName, patterns::Suffix};
 
 /// A connection, as far as it is known when it is made.
@@ -31,20 +34,23 @@ pub(crate) struct From {
 }
 
 /// One way to match.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Match {
     pub(crate) port: Option<u32>,
     pub(crate) from: From,
     /// The ranges to which a connection may be made; none for all.
     pub(crate) to: Vec<Cidr>,
-    /// Tells whether it asks for nothing that only a request tells.
+    /// Tells whether it can be decided: where no proxy looks at requests, whether it asks for nothing that only a
+    /// request tells.
     pub(crate) decidable: bool,
+    /// Asked of requests, which a proxy looks at; `None` where every request meets it.
+    pub(crate) request: Option<RequestCondition>,
 }
 
 impl Match {
     /// A match of all connections, or of those that only a request tells.
     pub(crate) fn of_all(decidable: bool) -> Self {
-        Self { port: None, from: From::default(), to: Vec::new(), decidable }
+        Self { port: None, from: From::default(), to: Vec::new(), decidable, request: None }
     }
 
     /// Tells whether a connection to the port may match, whoever makes it.
@@ -52,11 +58,16 @@ impl Match {
         self.decidable && self.port.is_none_or(|number| number == u32::from(port))
     }
 
-    fn applies(&self, connection: &Connection<'_>) -> bool {
+    /// Tells whether requests of a connection may match.
+    pub(crate) fn admits(&self, connection: &Connection<'_>) -> bool {
         let Connection { caller, to, port } = *connection;
         let from = self.from.namespace.as_deref().is_none_or(|wanted| caller.namespace() == Some(wanted));
         let here = self.to.is_empty() || to.is_some_and(|ip| self.to.iter().any(|range| range.contains(ip)));
         self.covers(port.number) && from && here && caller.has(&self.from.labels)
+    }
+
+    fn applies(&self, connection: &Connection<'_>) -> bool {
+        self.request.is_none() && self.admits(connection)
     }
 }
 
@@ -78,13 +89,18 @@ pub(crate) struct Share {
     pub(crate) destination: Option<Destination>,
     /// Above 0.
     pub(crate) weight: u32,
+    /// Changes of the messages that go there.
+    pub(crate) edits: MessageEdits,
 }
 
 /// Where the connections of a route go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Forwarding {
-    /// That takes a request, as a redirect does: the route is skipped.
+    /// That takes a request, as a redirect does, and nobody looks at requests; or what is to be done with them can't
+    /// be: the route is skipped.
     Undecidable,
+    /// Nowhere: the proxy gives the answer that the route's treatment has.
+    Answered,
     /// To the Service's own endpoints.
     Own,
     /// Where the VirtualService of this name says, to which it is delegated.
@@ -108,15 +124,24 @@ impl Forwarding {
 }
 
 /// A route.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Route {
     /// The field that defines it.
     pub(crate) field: String,
+    /// Its name among the routes of a proxy; empty where it has none of its own.
+    pub(crate) name: String,
     pub(crate) matches: Vec<Match>,
     pub(crate) to: Forwarding,
+    /// What is done with its requests.
+    pub(crate) treatment: Treatment,
 }
 
 impl Route {
+    /// A route that leaves requests as they are.
+    pub(crate) fn plain(field: String, matches: Vec<Match>, to: Forwarding) -> Self {
+        Self { field, name: String::new(), matches, to, treatment: Treatment::default() }
+    }
+
     /// Tells whether there are connections to which the route can apply.
     pub(crate) fn acts(&self) -> bool {
         let decidable = self.matches.is_empty() || self.matches.iter().any(|m| m.decidable);
@@ -127,6 +152,12 @@ impl Route {
     pub(crate) fn covers(&self, port: u16) -> bool {
         self.to != Forwarding::Undecidable
             && (self.matches.is_empty() || self.matches.iter().any(|m| m.covers(port)))
+    }
+
+    /// Tells whether the route may apply to requests of a connection.
+    pub(crate) fn admits(&self, connection: &Connection<'_>) -> bool {
+        self.to != Forwarding::Undecidable
+            && (self.matches.is_empty() || self.matches.iter().any(|m| m.admits(connection)))
     }
 
     /// Tells whether the route is known to apply to a connection.
@@ -168,7 +199,7 @@ pub(crate) struct WildHost {
 }
 
 /// A valid object that routes connections to Services.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Routes {
     /// Of what kind of object they are.
     pub(crate) kind: Kind,
@@ -192,9 +223,12 @@ impl Routes {
     pub(crate) fn destinations(&self) -> impl Iterator<Item = &Destination> {
         let shares = self.all().flat_map(|route| match &route.to {
             Forwarding::Shares(shares) => shares.as_slice(),
-            Forwarding::Own | Forwarding::Delegated(_) | Forwarding::Undecidable => &[],
+            Forwarding::Own | Forwarding::Delegated(_) => &[],
+            Forwarding::Undecidable | Forwarding::Answered => &[],
         });
-        shares.filter_map(|share| share.destination.as_ref())
+        let mirrors = self.all().flat_map(|route| &route.treatment.mirrors);
+        let mirrors = mirrors.map(|Mirrored { destination, .. }| destination);
+        shares.filter_map(|share| share.destination.as_ref()).chain(mirrors)
     }
 
     /// The VirtualServices to which it delegates.

@@ -27,17 +27,23 @@ pub(crate) enum Protocol {
 }
 
 impl Protocol {
-    /// As Istio decides: `appProtocol`, else the prefix of the port's name.
-    fn of(port: &v1::ServicePort) -> Self {
+    /// The name of what a port declares, in lower case, as Istio decides: `appProtocol`, else the prefix of the port's
+    /// name.
+    fn declared(port: &v1::ServicePort) -> String {
         if let Some(declared) = &port.app_protocol {
             let declared = declared.to_ascii_lowercase();
-            return Self::named(declared.strip_prefix("kubernetes.io/").unwrap_or(&declared));
+            return declared.strip_prefix("kubernetes.io/").unwrap_or(&declared).to_owned();
         }
         let name = port.name.as_deref().unwrap_or_default().to_ascii_lowercase();
         if name == "grpc-web" || name.starts_with("grpc-web-") {
-            return Self::Http;
+            return "grpc-web".to_owned();
         }
-        Self::named(name.split('-').next().unwrap_or_default())
+        name.split('-').next().unwrap_or_default().to_owned()
+    }
+
+    /// Tells whether a name, in lower case, means HTTP/2 and nothing else.
+    pub(super) fn is_http2(name: &str) -> bool {
+        matches!(name, "http2" | "h2c" | "grpc")
     }
 
     /// What users are told.
@@ -103,10 +109,19 @@ pub(crate) struct ServicePort {
     /// The name by which slices refer to the port; empty for the single port without a name.
     pub(crate) name: String,
     pub(crate) protocol: Protocol,
+    /// Tells whether only HTTP/2 is spoken there.
+    pub(crate) http2: bool,
     /// For workloads that aren't Pods: slices say it of theirs.
     pub(crate) target: TargetPort,
     /// The port of nodes at which it is reached, too.
     pub(crate) node_port: Option<u16>,
+}
+
+impl ServicePort {
+    /// Tells whether requests may come to the port.
+    pub(crate) fn may_have_requests(&self) -> bool {
+        self.key.protocol == Transport::Tcp && matches!(self.protocol, Protocol::Http | Protocol::Undeclared)
+    }
 }
 
 /// A valid Service.
@@ -374,7 +389,9 @@ fn read_ports(spec: &v1::ServiceSpec, found: &mut Findings) -> Vec<ServicePort> 
             }
             valid
         });
-        ports.push(ServicePort { key, name, protocol: Protocol::of(port), target, node_port });
+        let declared = Protocol::declared(port);
+        let (protocol, http2) = (Protocol::named(&declared), Protocol::is_http2(&declared));
+        ports.push(ServicePort { key, name, protocol, http2, target, node_port });
     }
     ports.sort_by_key(|port| port.key);
     ports

@@ -215,7 +215,8 @@ fn read_ports(ports: &[crds::EntryPort], found: &mut Findings) -> Vec<ServicePor
             found.refuse(format!("{at}.number"), format!("port {key} stands there twice; remove one"));
         }
         let target = TargetPort::Number(target.unwrap_or(number));
-        read.push(ServicePort { key, name: port.name.clone(), protocol, target, node_port: None });
+        let http2 = Protocol::is_http2(&declared);
+        read.push(ServicePort { key, name: port.name.clone(), protocol, http2, target, node_port: None });
     }
     read.sort_by_key(|port| port.key);
     read

@@ -5,14 +5,25 @@ use std::sync::Arc;
 use slotmesh_crds as crds;
 
 use super::{
-    Age, Destination, Export, Forwarding, From, Host, Match, Route, Routes, Share, WildHost, port_number,
+    Age, Destination, Export, Forwarding, From, Host, Match, Route, Routes, Share, Treatment, WildHost,
+    istio_requests::{read_condition, read_edits, read_treatment},
+    json_fields::{JsonFields, Readable, Unreadable, unreadable},
+    port_number,
+    treatment::MessageEdits,
 };
 use crate::{Cidr, Kind, ObjectName, Reason, names::resolve_host, patterns::HostPattern, report::Findings};
 
 const MESH: &str = "mesh";
 
 /// Reads a VirtualService; `None` when it must be refused, or is none of the mesh's.
-pub(crate) fn read(object: &crds::VirtualService, key: &ObjectName, found: &mut Findings) -> Option<Routes> {
+///
+/// `requests`: a proxy looks at them.
+pub(crate) fn read(
+    object: &crds::VirtualService,
+    key: &ObjectName,
+    requests: bool,
+    found: &mut Findings,
+) -> Option<Routes> {
     let spec = &object.spec;
     // Of gateways only: somebody else's.
     if !spec.gateways.is_empty() && !spec.gateways.iter().any(|g| g == MESH) {
@@ -23,7 +34,13 @@ pub(crate) fn read(object: &crds::VirtualService, key: &ObjectName, found: &mut 
     let (hosts, wild) = read_hosts(&spec.hosts, key, found);
     let http = spec.http.iter().enumerate().filter_map(|(i, route)| {
         let at = format!("spec.http[{i}]");
-        found.unsupported_rest(&at, &route.rest);
+        let treatment = match requests {
+            true => read_treatment(&at, &route.rest, key),
+            false => {
+                found.unsupported_rest(&at, &route.rest);
+                Ok(Treatment::default())
+            }
+        };
         let wanted = route.matches.iter().map(|m| Wanted {
             port: m.port,
             gateways: &m.gateways,
@@ -31,12 +48,28 @@ pub(crate) fn read(object: &crds::VirtualService, key: &ObjectName, found: &mut 
             labels: &m.source_labels,
             subnets: &[],
             rest: &m.rest,
+            requests,
         });
         let wanted: Vec<_> = wanted.collect();
-        match &route.delegate {
+        let (treatment, skipped) = match treatment {
+            Ok(treatment) => (treatment, false),
+            Err(Unreadable { field, what }) => {
+                found.skipped(field, &what, "the route is skipped");
+                (Treatment::default(), true)
+            }
+        };
+        let answered = treatment.answer.is_some();
+        let read = match &route.delegate {
             Some(delegate) => read_delegate(&at, &wanted, delegate, route, spec.hosts.is_empty(), key, found),
-            None => read_route(&at, &wanted, &route.route, key, found),
-        }
+            None if answered => read_matches(&at, &wanted, found)
+                .map(|matches| Route::plain(at, matches, Forwarding::Answered)),
+            None => read_route(&at, &wanted, &route.route, requests, key, found),
+        };
+        let name = route.name.clone().unwrap_or_default();
+        read.map(|read| match skipped {
+            true => Route { to: Forwarding::Undecidable, ..read },
+            false => Route { name, treatment, ..read },
+        })
     });
     let http = http.collect();
     let tcp = spec.tcp.iter().enumerate().filter_map(|(i, route)| {
@@ -49,8 +82,9 @@ pub(crate) fn read(object: &crds::VirtualService, key: &ObjectName, found: &mut 
             labels: &m.source_labels,
             subnets: &m.destination_subnets,
             rest: &m.rest,
+            requests: false,
         });
-        read_route(&at, &wanted.collect::<Vec<_>>(), &route.route, key, found)
+        read_route(&at, &wanted.collect::<Vec<_>>(), &route.route, false, key, found)
     });
     let tcp = tcp.collect();
     let export = export.filter(|_| !found.refused())?;
@@ -89,6 +123,8 @@ struct Wanted<'a> {
     labels: &'a std::collections::BTreeMap<String, String>,
     subnets: &'a [String],
     rest: &'a crds::Rest,
+    /// Tells whether a proxy looks at requests.
+    requests: bool,
 }
 
 impl Wanted<'_> {
@@ -98,7 +134,17 @@ impl Wanted<'_> {
             return None;
         }
         let mut decidable = true;
-        for (name, value) in self.rest {
+        let mut request = None;
+        if self.requests {
+            match read_condition(at, self.rest) {
+                Ok(read) => request = read,
+                Err(Unreadable { field, what }) => {
+                    decidable = false;
+                    found.skipped(field, &what, "this match is skipped");
+                }
+            }
+        }
+        for (name, value) in self.rest.iter().filter(|_| !self.requests) {
             if name == "uri" && is_any(value) || name == "ignoreUriCase" {
                 continue;
             }
@@ -119,7 +165,7 @@ impl Wanted<'_> {
         }
         let namespace = self.namespace.filter(|namespace| !namespace.is_empty()).map(Arc::from);
         let from = From { namespace, labels: Arc::new(self.labels.clone()) };
-        Some(Match { port: self.port, from, to, decidable })
+        Some(Match { port: self.port, from, to, decidable, request })
     }
 }
 
@@ -160,7 +206,7 @@ fn read_delegate(
     let namespace = delegate.namespace.as_deref().filter(|namespace| !namespace.is_empty());
     let namespace = namespace.map_or_else(|| Arc::clone(&key.namespace), Arc::from);
     let to = Forwarding::Delegated(ObjectName::new(namespace, delegate.name.as_str()));
-    Some(Route { field: at.to_owned(), matches, to })
+    Some(Route::plain(at.to_owned(), matches, to))
 }
 
 /// Tells whether every path matches.
@@ -175,6 +221,7 @@ fn read_route(
     at: &str,
     wanted: &[Wanted<'_>],
     destinations: &[crds::RouteDestination],
+    requests: bool,
     key: &ObjectName,
     found: &mut Findings,
 ) -> Option<Route> {
@@ -182,27 +229,38 @@ fn read_route(
     let field = at.to_owned();
     if destinations.is_empty() {
         found.unsupported(format!("{at}.route"), "a route without destinations is skipped");
-        return Some(Route { field, matches, to: Forwarding::Undecidable });
+        return Some(Route::plain(field, matches, Forwarding::Undecidable));
     }
     let single = destinations.len() == 1;
     let shares = destinations.iter().enumerate();
-    let shares = shares.map(|(i, d)| read_share(&format!("{at}.route[{i}]"), d, single, key, found));
+    let shares =
+        shares.map(|(i, d)| read_share(&format!("{at}.route[{i}]"), d, (single, requests), key, found));
     let to = Forwarding::by_weight(shares.collect());
     if to == Forwarding::Shares(Vec::new()) {
         found.note(format!("{at}.route"), "no destination has a weight above 0, so connections are refused");
     }
-    Some(Route { field, matches, to })
+    Some(Route::plain(field, matches, to))
 }
 
 fn read_share(
     at: &str,
     share: &crds::RouteDestination,
-    single: bool,
+    (single, requests): (bool, bool),
     key: &ObjectName,
     found: &mut Findings,
 ) -> Share {
     let field = format!("{at}.destination");
-    found.unsupported_rest(at, &share.rest);
+    let mut edits = Ok(MessageEdits::default());
+    if requests {
+        let mut fields = JsonFields::of_rest(at, &share.rest);
+        edits = fields.object("headers").and_then(|headers| {
+            let edits = headers.map_or(Ok(MessageEdits::default()), read_edits)?;
+            fields.end()?;
+            Ok(edits)
+        });
+    } else {
+        found.unsupported_rest(at, &share.rest);
+    }
     // A destination that stands alone gets everything: 0 can't be told from unset in Istio's own API.
     let weight =
         share.weight.filter(|&weight| !(single && weight == 0)).unwrap_or(if single { 100 } else { 0 });
@@ -211,8 +269,46 @@ fn read_share(
         found.refuse_as(Reason::InvalidBackend, format!("{at}.weight"), fault);
         0
     });
-    let destination = read_destination(&field, &share.destination, key, found);
-    Share { field, destination, weight }
+    let (destination, edits) = match edits {
+        Ok(edits) => (read_destination(&field, &share.destination, key, found), edits),
+        Err(Unreadable { field, what }) => {
+            found.skipped(field, &what, "the destination's share of the requests is answered with 500");
+            (None, MessageEdits::default())
+        }
+    };
+    Share { field, destination, weight, edits }
+}
+
+/// The destination of requests that are mirrored.
+pub(super) fn destination_of(
+    field: &str,
+    destination: &serde_json::Value,
+    key: &ObjectName,
+) -> Readable<Destination> {
+    let destination: crds::Destination = match serde_json::from_value(destination.clone()) {
+        Ok(destination) => destination,
+        Err(fault) => return unreadable(field, fault.to_string()),
+    };
+    resolved(&destination, key).or_else(|(name, fault)| unreadable(format!("{field}.{name}"), fault))
+}
+
+/// Where a destination is; else what is wrong with which of its fields.
+fn resolved(
+    destination: &crds::Destination,
+    key: &ObjectName,
+) -> Result<Destination, (&'static str, String)> {
+    let mut port = None;
+    if let Some(number) = destination.port.as_ref().and_then(|selector| selector.number) {
+        port = port_number(number);
+        if port.is_none() {
+            return Err(("port.number", format!("{number} is not a port; ports are 1 to 65535")));
+        }
+    }
+    let Some(service) = resolve_host(&destination.host, &key.namespace) else {
+        let host = &destination.host;
+        return Err(("host", format!("{host:?} is no host; name a Service, or a host of a ServiceEntry")));
+    };
+    Ok(Destination { service, subset: destination.subset.clone().unwrap_or_default(), port })
 }
 
 /// `None` where nothing can be there, which refuses the destination's share.
@@ -223,25 +319,16 @@ fn read_destination(
     found: &mut Findings,
 ) -> Option<Destination> {
     found.unsupported_rest(field, &destination.rest);
-    let mut refuse = |name: &str, fault: String| {
-        let fault = format!("{fault}; the destination's share of the connections is refused");
-        found.refuse_as(Reason::InvalidBackend, format!("{field}.{name}"), fault);
-    };
-    let mut port = None;
-    if let Some(number) = destination.port.as_ref().and_then(|selector| selector.number) {
-        port = port_number(number);
-        if port.is_none() {
-            refuse("port.number", format!("{number} is not a port; ports are 1 to 65535"));
+    let resolved = match resolved(destination, key) {
+        Ok(resolved) => resolved,
+        Err((name, fault)) => {
+            let fault = format!("{fault}; the destination's share of the connections is refused");
+            found.refuse_as(Reason::InvalidBackend, format!("{field}.{name}"), fault);
             return None;
         }
-    }
-    let Some(service) = resolve_host(&destination.host, &key.namespace) else {
-        let host = &destination.host;
-        refuse("host", format!("{host:?} is no host; name a Service, or a host of a ServiceEntry"));
-        return None;
     };
     if let Some(selector) = &destination.port {
         found.unsupported_rest(&format!("{field}.port"), &selector.rest);
     }
-    Some(Destination { service, subset: destination.subset.clone().unwrap_or_default(), port })
+    Some(resolved)
 }

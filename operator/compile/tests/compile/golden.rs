@@ -55,9 +55,15 @@ fn the_shop_compiles_to_the_golden_file() {
                 format!("goes to {goes}\n{listener:#?}")
             }
         };
-        writeln!(all, "# {ty} {name}\n{}", text(&debug)).unwrap();
+        writeln!(all, "# {ty} {name}\n{debug}\n").unwrap();
     }
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/shop.txt");
+    compare("shop.txt", &all);
+}
+
+/// Compares text with a golden file, or writes it.
+pub fn compare(file: &str, all: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(file);
+    let all = text(all);
     if env::var_os("UPDATE_GOLDEN").is_some() {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, &all).unwrap();

@@ -14,6 +14,7 @@ mod node_ports;
 mod policies;
 mod profiles;
 mod properties;
+mod requests;
 mod routes;
 mod rules;
 mod services;

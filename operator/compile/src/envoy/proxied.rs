@@ -1,0 +1,212 @@
+//! Route configurations of ports whose requests the proxy on the node looks at, and the filters of their listeners.
+//!
+//! They are what a stock Envoy takes. A map of a message stands in it entry by entry, sorted by key, as prost would
+//! encode it in random order.
+
+use prost::{Message, Name as _, encoding};
+use slotmesh_xds::{
+    Resource, ResourceType, RoutedByRequest,
+    envoy::{
+        envoy::config::core::v3::{Http1ProtocolOptions, Http2ProtocolOptions},
+        envoy::{
+            config::{
+                core::v3::RuntimeFractionalPercent,
+                route::v3::{
+                    Route, RouteAction, RouteConfiguration, VirtualHost, WeightedCluster, route,
+                    route_action::{ClusterNotFoundResponseCode, ClusterSpecifier, RequestMirrorPolicy},
+                    weighted_cluster::ClusterWeight,
+                },
+            },
+            extensions::{
+                filters::{
+                    http::{cors::v3::Cors, fault::v3::HttpFault, router::v3::Router},
+                    network::http_connection_manager::v3::{
+                        HttpConnectionManager, HttpFilter,
+                        http_connection_manager::{ServerHeaderTransformation, UpgradeConfig},
+                        http_filter,
+                    },
+                },
+                upstreams::http::v3::{HttpProtocolOptions, http_protocol_options as upstream},
+            },
+        },
+        google::protobuf::{Any, BoolValue, Duration, UInt32Value},
+    },
+};
+
+use super::{any, http_connection_manager, metadata};
+use crate::{
+    model::{HeaderEdits, MessageEdits, OwnAnswer, RequestCondition, Treatment, every_request, fraction},
+    names::INVALID_BACKEND,
+};
+
+/// The filter that answers and checks what browsers ask of other origins.
+pub(crate) const CORS: &str = "envoy.filters.http.cors";
+/// The filter that delays and aborts requests.
+pub(crate) const FAULT: &str = "envoy.filters.http.fault";
+const ROUTER: &str = "envoy.filters.http.router";
+const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+
+/// Where requests go: `None` where that is nothing, so they are answered with 500.
+pub(crate) type Backends<'a> = Vec<(Option<String>, u32, &'a MessageEdits)>;
+
+/// A route of requests.
+pub(crate) struct RequestRoute<'a> {
+    /// Called after the rule that it is of.
+    pub(crate) name: String,
+    pub(crate) condition: Option<&'a RequestCondition>,
+    pub(crate) treatment: &'a Treatment,
+    /// Clusters by weight; not used where the treatment has an answer.
+    pub(crate) backends: Backends<'a>,
+    /// Clusters and millionths.
+    pub(crate) mirrors: Vec<(String, u32)>,
+}
+
+/// An entry of a map of filters' configurations.
+#[derive(Clone, PartialEq, Message)]
+struct FilterEntry {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(message, optional, tag = "2")]
+    config: Option<Any>,
+}
+
+/// The field `typed_per_filter_config` of a Route.
+const FILTERS_OF_A_ROUTE: u32 = 13;
+/// The field `routes` of a VirtualHost.
+const ROUTES_OF_A_HOST: u32 = 3;
+/// The field `virtual_hosts` of a RouteConfiguration.
+const HOSTS: u32 = 2;
+
+impl RequestRoute<'_> {
+    /// The bytes of the route, as [`configuration`] takes them.
+    pub(crate) fn encode(self) -> Vec<u8> {
+        let Self { name, condition, treatment, backends, mirrors } = self;
+        let action = match &treatment.answer {
+            Some(OwnAnswer::Redirect(redirect)) => route::Action::Redirect(redirect.clone()),
+            Some(OwnAnswer::Direct(direct)) => route::Action::DirectResponse(direct.clone()),
+            None => route::Action::Route(action(&treatment.action, backends, mirrors)),
+        };
+        let MessageEdits { request, response } = &treatment.edits;
+        let route = Route {
+            name,
+            r#match: Some(condition.map_or_else(every_request, |condition| condition.matches.clone())),
+            action: Some(action),
+            request_headers_to_add: request.values(),
+            request_headers_to_remove: request.remove.clone(),
+            response_headers_to_add: response.values(),
+            response_headers_to_remove: response.remove.clone(),
+            ..Default::default()
+        };
+        let mut bytes = route.encode_to_vec();
+        for (name, config) in &treatment.filters {
+            let entry = FilterEntry { name: (*name).to_owned(), config: Some(config.clone()) };
+            encoding::message::encode(FILTERS_OF_A_ROUTE, &entry, &mut bytes);
+        }
+        bytes
+    }
+}
+
+fn action(template: &RouteAction, backends: Backends<'_>, mirrors: Vec<(String, u32)>) -> RouteAction {
+    let name = |cluster: Option<String>| cluster.unwrap_or_else(|| INVALID_BACKEND.to_owned());
+    let is_plain = |edits: &MessageEdits| *edits == MessageEdits::default();
+    let specifier = match <[_; 1]>::try_from(backends) {
+        Ok([(cluster, _, edits)]) if is_plain(edits) => ClusterSpecifier::Cluster(name(cluster)),
+        Ok(backends) => weighted(backends.into(), name),
+        Err(backends) => weighted(backends, name),
+    };
+    let mirror = |(cluster, share): (String, u32)| RequestMirrorPolicy {
+        cluster,
+        runtime_fraction: Some(RuntimeFractionalPercent {
+            default_value: Some(fraction(share)),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    RouteAction {
+        cluster_specifier: Some(specifier),
+        cluster_not_found_response_code: ClusterNotFoundResponseCode::InternalServerError.into(),
+        // Unset is 15 seconds.
+        timeout: Some(template.timeout.unwrap_or_default()),
+        request_mirror_policies: mirrors.into_iter().map(mirror).collect(),
+        ..template.clone()
+    }
+}
+
+fn weighted(backends: Backends<'_>, name: impl Fn(Option<String>) -> String) -> ClusterSpecifier {
+    let remove = |edits: &HeaderEdits| edits.remove.clone();
+    let clusters = backends.into_iter().map(|(cluster, weight, edits)| ClusterWeight {
+        name: name(cluster),
+        weight: Some(UInt32Value { value: weight }),
+        request_headers_to_add: edits.request.values(),
+        request_headers_to_remove: remove(&edits.request),
+        response_headers_to_add: edits.response.values(),
+        response_headers_to_remove: remove(&edits.response),
+        ..Default::default()
+    });
+    ClusterSpecifier::WeightedClusters(WeightedCluster { clusters: clusters.collect(), ..Default::default() })
+}
+
+/// The route configuration of these routes, the first that matches counts. Its metadata says that requests are to be
+/// looked at.
+pub(crate) fn configuration(name: &str, routes: &[Vec<u8>]) -> Resource {
+    let host = VirtualHost { name: name.to_owned(), domains: vec!["*".to_owned()], ..Default::default() };
+    let mut host = host.encode_to_vec();
+    for route in routes {
+        encoding::bytes::encode(ROUTES_OF_A_HOST, route, &mut host);
+    }
+    let marked = metadata(RoutedByRequest::KEY, RoutedByRequest::TYPE_URL, &RoutedByRequest {});
+    let message = RouteConfiguration {
+        name: name.to_owned(),
+        // A cluster that isn't there is what a destination is that can't be resolved.
+        validate_clusters: Some(BoolValue { value: false }),
+        metadata: Some(marked),
+        ..Default::default()
+    };
+    let mut bytes = message.encode_to_vec();
+    encoding::bytes::encode(HOSTS, &host, &mut bytes);
+    Resource::encoded(ResourceType::Route, name, bytes)
+}
+
+/// The manager of connections whose requests are looked at.
+pub(super) fn request_manager(stat_prefix: &str, route: &str) -> HttpConnectionManager {
+    let filter = |name: &str, config: Any| HttpFilter {
+        name: name.to_owned(),
+        config_type: Some(http_filter::ConfigType::TypedConfig(config)),
+        ..Default::default()
+    };
+    let upgrade = UpgradeConfig { upgrade_type: "websocket".to_owned(), ..Default::default() };
+    HttpConnectionManager {
+        http_filters: vec![
+            filter(CORS, any(&Cors {})),
+            filter(FAULT, any(&HttpFault::default())),
+            filter(ROUTER, any(&Router::default())),
+        ],
+        upgrade_configs: vec![upgrade],
+        normalize_path: Some(BoolValue { value: true }),
+        server_header_transformation: ServerHeaderTransformation::PassThrough.into(),
+        generate_request_id: Some(BoolValue { value: false }),
+        // A stream may be silent for as long as it is open.
+        stream_idle_timeout: Some(Duration::default()),
+        ..http_connection_manager(stat_prefix, route)
+    }
+}
+
+/// How requests are sent to a cluster: in HTTP/2 where its port says so, else in what the caller speaks.
+pub(super) fn http_options(http2: bool) -> (String, Any) {
+    let (one, two) = (Http1ProtocolOptions::default(), Http2ProtocolOptions::default());
+    let options = match http2 {
+        true => upstream::UpstreamProtocolOptions::ExplicitHttpConfig(upstream::ExplicitHttpConfig {
+            protocol_config: Some(upstream::explicit_http_config::ProtocolConfig::Http2ProtocolOptions(two)),
+        }),
+        false => upstream::UpstreamProtocolOptions::UseDownstreamProtocolConfig(
+            upstream::UseDownstreamHttpConfig {
+                http_protocol_options: Some(one),
+                http2_protocol_options: Some(two),
+                ..Default::default()
+            },
+        ),
+    };
+    let options = HttpProtocolOptions { upstream_protocol_options: Some(options), ..Default::default() };
+    debug_assert_eq!(HttpProtocolOptions::full_name(), HTTP_OPTIONS);
+    (HTTP_OPTIONS.to_owned(), any(&options))
+}
