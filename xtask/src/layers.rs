@@ -78,6 +78,7 @@ const ROOMS: &[Room] = &[
         tests_use: &["slotmesh-cluster"],
     },
     // Decides requests, and knows no socket.
+    room("slotmesh-broker", &[]),
     room("slotmesh-routing", &["slotmesh-xds"]),
     room("slotmesh", COMMAND_LINE),
     Room {
@@ -144,6 +145,7 @@ const NEVER: &[(&str, &[&[&str]])] = &[
     ("slotmesh-agent", &[KUBERNETES]),
     ("slotmesh-compile", &[SOCKETS, &["kube-client", "kube-runtime"]]),
     ("slotmesh-serve", &[KUBERNETES]),
+    ("slotmesh-broker", &[KUBERNETES, XDS, SOCKETS]),
     ("slotmesh-routing", &[KUBERNETES, SOCKETS]),
 ];
 

@@ -1,0 +1,173 @@
+//! The other end: who asks the broker.
+
+use std::{collections::HashMap, net::TcpListener, os::fd::OwnedFd, path::Path};
+
+use rustix::{
+    io::Errno,
+    net::{
+        AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with,
+        socketpair,
+    },
+};
+
+use crate::{
+    Answered, BadMessage, BrokerAsk, Key, NamespaceAt, SocketFamily,
+    transfer::{Packet, receive, send},
+};
+
+/// How many sockets are fetched at once.
+const BATCH: u8 = 16;
+
+/// Why the broker gives nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// It can't be reached, or has gone.
+    #[error("the socket broker: {0}")]
+    Broker(#[from] std::io::Error),
+    /// Its answer isn't of the protocol.
+    #[error("the socket broker's answer: {0}")]
+    Bad(#[from] BadMessage),
+    /// Its answer is to something else, or lacks its sockets.
+    #[error("the socket broker answers something else than was asked")]
+    Other,
+    /// It can't do it; why.
+    #[error("the socket broker: {0}")]
+    Failed(String),
+}
+
+impl From<Errno> for AskError {
+    fn from(error: Errno) -> Self {
+        Self::Broker(error.into())
+    }
+}
+
+/// A connection to the broker. Each method asks and waits for the answer.
+#[derive(Debug)]
+pub struct Counterpart(OwnedFd);
+
+impl Counterpart {
+    /// Both ends of a connection: this, and the one to [serve](crate::Broker::serve).
+    ///
+    /// # Errors
+    /// Where no sockets can be made.
+    pub fn pair() -> std::io::Result<(Self, OwnedFd)> {
+        let (one, other) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        Ok((Self(one), other))
+    }
+
+    /// Connects to the broker's Unix socket.
+    ///
+    /// # Errors
+    /// Where it isn't there, or may not be used.
+    pub fn connect(path: &Path) -> std::io::Result<Self> {
+        let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        connect(&socket, &SocketAddrUnix::new(path)?)?;
+        Ok(Self(socket))
+    }
+
+    fn ask(&self, ask: &BrokerAsk) -> Result<(Answered, Vec<OwnedFd>), AskError> {
+        send(&self.0, &ask.encode(), &[], SendFlags::empty())?;
+        let packet = loop {
+            match receive(&self.0, RecvFlags::empty()) {
+                Err(Errno::INTR) => {}
+                received => break received?,
+            }
+        };
+        let Some(Packet { bytes, sockets }) = packet else { return Err(Errno::PIPE.into()) };
+        let answer = Answered::decode(&bytes)?;
+        if answer.sockets() != sockets.len() {
+            return Err(AskError::Other);
+        }
+        match answer {
+            Answered::Failed(why) => Err(AskError::Failed(why)),
+            answer => Ok((answer, sockets)),
+        }
+    }
+
+    /// Enrols a namespace. A socket of it tells whose it is; the port is where its listener listens.
+    ///
+    /// # Errors
+    /// Where the namespace can't be had.
+    pub fn enrol(&self, key: &Key, place: &NamespaceAt) -> Result<(OwnedFd, u16), AskError> {
+        self.listening(&BrokerAsk::Enrol { key: key.clone(), place: place.clone() })
+    }
+
+    /// Gives a namespace up.
+    ///
+    /// # Errors
+    /// Where the broker has gone.
+    pub fn release(&self, key: &Key) -> Result<(), AskError> {
+        match self.ask(&BrokerAsk::Release(key.clone()))? {
+            (Answered::Released, _) => Ok(()),
+            _ => Err(AskError::Other),
+        }
+    }
+
+    /// The listener of a namespace, and its port.
+    ///
+    /// # Errors
+    /// Where the namespace isn't enrolled.
+    pub fn listener(&self, key: &Key) -> Result<(TcpListener, u16), AskError> {
+        self.listening(&BrokerAsk::Listener(key.clone())).map(|(socket, port)| (socket.into(), port))
+    }
+
+    fn listening(&self, ask: &BrokerAsk) -> Result<(OwnedFd, u16), AskError> {
+        let (Answered::Listening { port }, mut sockets) = self.ask(ask)? else { return Err(AskError::Other) };
+        Ok((sockets.pop().ok_or(AskError::Other)?, port))
+    }
+
+    /// So many sockets of a namespace that aren't connected, 1 to 32.
+    ///
+    /// # Errors
+    /// Where the namespace isn't enrolled, or no socket can be made.
+    pub fn sockets(&self, key: &Key, family: SocketFamily, count: u8) -> Result<Vec<OwnedFd>, AskError> {
+        let (answer, sockets) = self.ask(&BrokerAsk::Sockets { key: key.clone(), family, count })?;
+        if answer == Answered::Sockets(count) { Ok(sockets) } else { Err(AskError::Other) }
+    }
+}
+
+/// Sockets that are at hand, so that nobody who connects waits for the broker.
+#[derive(Debug)]
+pub struct SocketStock {
+    broker: Counterpart,
+    idle: HashMap<(Key, SocketFamily), Vec<OwnedFd>>,
+}
+
+impl SocketStock {
+    /// An empty stock.
+    pub fn new(broker: Counterpart) -> Self {
+        Self { broker, idle: HashMap::new() }
+    }
+
+    /// A socket of a namespace that is at hand.
+    pub fn take(&mut self, key: &Key, family: SocketFamily) -> Option<OwnedFd> {
+        self.idle.get_mut(&(key.clone(), family))?.pop()
+    }
+
+    /// Fetches sockets where fewer than half a batch are at hand; asks the broker, and waits.
+    ///
+    /// # Errors
+    /// Where it gives none.
+    pub fn refill(&mut self, key: &Key, family: SocketFamily) -> Result<(), AskError> {
+        let idle = self.idle.get(&(key.clone(), family)).map_or(0, Vec::len);
+        if idle < usize::from(BATCH / 2) {
+            let sockets = self.broker.sockets(key, family, BATCH)?;
+            self.idle.entry((key.clone(), family)).or_default().extend(sockets);
+        }
+        Ok(())
+    }
+
+    /// The listener of a namespace, and its port.
+    ///
+    /// # Errors
+    /// Where the namespace isn't enrolled.
+    pub fn listener(&self, key: &Key) -> Result<(TcpListener, u16), AskError> {
+        self.broker.listener(key)
+    }
+
+    /// Closes the sockets of a namespace, which they would keep alive.
+    pub fn forget(&mut self, key: &Key) {
+        self.idle.retain(|(of, _), _| of != key);
+    }
+}
