@@ -12,6 +12,7 @@ mod flags;
 mod listen;
 mod operator;
 mod process;
+mod proxy;
 mod reports;
 mod slots;
 mod up;
@@ -40,6 +41,8 @@ enum Command {
     Check(check::Check),
     /// Let the agents of all nodes take the data path away, and wait until they have (before an uninstall)
     Drain(drain::Drain),
+    /// Serve HTTP by a file that a stock Envoy would take: a look at the proxy, without a cluster and without rights
+    Proxy(proxy::Proxy),
     /// Print the slot table of a running agent
     Slots(slots::Slots),
 }
@@ -52,6 +55,7 @@ fn main() -> anyhow::Result<()> {
         Command::Agent(agent) => agent.run(),
         Command::Check(check) => check.run(),
         Command::Drain(drain) => drain.run(),
+        Command::Proxy(proxy) => proxy.run(),
         Command::Slots(slots) => slots.run(),
     }
 }

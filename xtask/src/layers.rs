@@ -47,6 +47,7 @@ const COMMAND_LINE: &[&str] = &[
     "slotmesh-agent",
     "slotmesh-compile",
     "slotmesh-operator",
+    "slotmesh-proxy",
     "slotmesh-serve",
     "slotmesh-slots",
     "slotmesh-xds",
@@ -80,6 +81,7 @@ const ROOMS: &[Room] = &[
     // Decides requests, and knows no socket.
     room("slotmesh-broker", &[]),
     room("slotmesh-routing", &["slotmesh-xds"]),
+    room("slotmesh-proxy", &["slotmesh-routing", "slotmesh-xds"]),
     room("slotmesh", COMMAND_LINE),
     Room {
         name: "slotmesh-next",
@@ -147,6 +149,7 @@ const NEVER: &[(&str, &[&[&str]])] = &[
     ("slotmesh-serve", &[KUBERNETES]),
     ("slotmesh-broker", &[KUBERNETES, XDS, SOCKETS]),
     ("slotmesh-routing", &[KUBERNETES, SOCKETS]),
+    ("slotmesh-proxy", &[KUBERNETES]),
 ];
 
 /// One dependency that a manifest declares.

@@ -1,0 +1,206 @@
+//! One connection of a client, from its first bytes to its end.
+//!
+//! Nothing is allocated for reading until the client has said something. Then its protocol is known, and with it the way
+//! it is served: HTTP/1 or HTTP/2 by hyper, or TCP passed through.
+
+use std::{convert::Infallible, net::SocketAddr, pin::pin, rc::Rc, sync::Arc, time::Duration};
+
+use http::Request;
+use hyper::{
+    body::Incoming,
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{net::TcpStream, time::timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    dial::DialOrigin,
+    downstream::{ClientProtocol, Codec, HttpConfig, ListenerConfig, Way},
+    exchange,
+    inbound::{self, ClientState, ClientStream, FirstBytes},
+    pool::LocalTasks,
+    tunnel,
+    worker::{ListenerState, Worker},
+};
+
+/// How long a client may take for its first bytes where no inspection says otherwise.
+const FIRST_BYTES: Duration = Duration::from_secs(60);
+/// Bytes that are kept for a client of HTTP/2 that it hasn't read yet.
+const SEND_BUFFER: usize = 64 << 10;
+/// Streams that a client of HTTP/2 may reset before they are looked at.
+const PENDING_RESETS: usize = 20;
+
+/// A client's connection, as its requests see it.
+pub(crate) struct ClientContext {
+    pub worker: Rc<Worker>,
+    pub listener: Rc<ListenerState>,
+    pub origin: DialOrigin,
+    pub peer: SocketAddr,
+    pub state: Arc<ClientState>,
+    pub protocol: ClientProtocol,
+}
+
+impl ClientContext {
+    /// The settings of this connection's requests, as they are now.
+    pub(crate) fn http(&self) -> Option<Arc<HttpConfig>> {
+        match self.listener.config().way(Some(self.protocol))? {
+            Way::Http(http) => Some(http.clone()),
+            Way::Tcp(_) => None,
+        }
+    }
+}
+
+/// Serves a connection until it ends. Where `stop` is cancelled, requests in flight are finished.
+pub(crate) async fn serve(
+    worker: Rc<Worker>,
+    listener: Rc<ListenerState>,
+    origin: DialOrigin,
+    stream: TcpStream,
+    peer: SocketAddr,
+    state: Arc<ClientState>,
+    stop: CancellationToken,
+) {
+    let config = listener.config();
+    let (mut stream, mut socket) = ClientStream::new(stream, state.clone());
+    let looked = tokio::select! {
+        biased;
+        looked = look(&config, &mut stream) => looked,
+        () = stop.cancelled() => return,
+    };
+    let Some(protocol) = looked else { return };
+    match config.way(protocol) {
+        None => tracing::debug!(%peer, ?protocol, "no filter chain is for this protocol"),
+        Some(Way::Tcp(tcp)) => {
+            state.make_opaque();
+            state.begin_request();
+            worker.stats.tcp.one_more();
+            tunnel::to_cluster(&worker, origin, stream, tcp).await;
+        }
+        Some(Way::Http(http)) => {
+            let Some(protocol) = protocol.filter(|protocol| fits(http.codec, *protocol)) else {
+                return tracing::debug!(%peer, "neither HTTP/1 nor HTTP/2, or not the one that is served here");
+            };
+            let http = http.clone();
+            let context =
+                Rc::new(ClientContext { worker, listener, origin, peer, state: state.clone(), protocol });
+            if protocol == ClientProtocol::Http2 {
+                state.make_opaque();
+                serve_http2(&http, context, stream, stop).await;
+            } else {
+                stream.follow_requests();
+                serve_http1(&http, context, stream, stop).await;
+            }
+            // An upgraded connection isn't over.
+            if let Ok(socket) = socket.try_recv() {
+                inbound::close(socket).await;
+            }
+        }
+    }
+}
+
+fn fits(codec: Codec, protocol: ClientProtocol) -> bool {
+    match codec {
+        Codec::Auto => true,
+        Codec::Http1 => protocol != ClientProtocol::Http2,
+        Codec::Http2 => protocol == ClientProtocol::Http2,
+    }
+}
+
+/// The protocol of the first bytes, `Some(None)` where it is unknown; `None` where the connection is over.
+async fn look(config: &ListenerConfig, stream: &mut ClientStream) -> Option<Option<ClientProtocol>> {
+    // TCP alone needs no look, and its server may speak first.
+    let tcp_alone = |way: &Way| matches!(way, Way::Tcp(_));
+    if config.inspection.is_none() && config.way(None).is_some_and(tcp_alone) {
+        return Some(None);
+    }
+    let (limit, go_on) = match config.inspection {
+        Some(inspection) => (inspection.timeout, inspection.go_on),
+        None => (Some(FIRST_BYTES), false),
+    };
+    let read = async {
+        stream.readable().await?;
+        stream.first_bytes().await
+    };
+    let read = match limit {
+        Some(limit) => timeout(limit, read).await,
+        None => Ok(read.await),
+    };
+    match read {
+        Ok(Ok(FirstBytes::Protocol(protocol))) => Some(Some(protocol)),
+        // Without an inspection the parser says what is wrong with it.
+        Ok(Ok(FirstBytes::Unknown)) if config.inspection.is_none() => Some(Some(ClientProtocol::Http11)),
+        Ok(Ok(FirstBytes::Unknown)) => Some(None),
+        Err(_elapsed) if go_on => Some(None),
+        Err(_elapsed) => None,
+        Ok(Ok(FirstBytes::Closed) | Err(_)) => None,
+    }
+}
+
+async fn serve_http1(
+    http: &HttpConfig,
+    context: Rc<ClientContext>,
+    stream: ClientStream,
+    stop: CancellationToken,
+) {
+    let limits = context.worker.limits;
+    let peer = context.peer;
+    let service = service_fn(move |request: Request<Incoming>| {
+        let context = context.clone();
+        async move { Ok::<_, Infallible>(exchange::handle(context, request).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(None)
+        .max_headers(http.headers.unwrap_or(limits.headers))
+        .max_buf_size(http.head_bytes.unwrap_or(limits.head_bytes).max(8 << 10))
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    let mut connection = pin!(connection);
+    let ended = tokio::select! {
+        biased;
+        ended = connection.as_mut() => ended,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, %peer, "a client's connection ended");
+    }
+}
+
+async fn serve_http2(
+    http: &HttpConfig,
+    context: Rc<ClientContext>,
+    stream: ClientStream,
+    stop: CancellationToken,
+) {
+    let limits = context.worker.limits;
+    let peer = context.peer;
+    let service = service_fn(move |request: Request<Incoming>| {
+        let context = context.clone();
+        async move { Ok::<_, Infallible>(exchange::handle(context, request).await) }
+    });
+    let head_bytes = http.head_bytes.unwrap_or(limits.head_bytes);
+    let connection = http2::Builder::new(LocalTasks)
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(http.streams.unwrap_or(limits.streams))
+        .max_header_list_size(u32::try_from(head_bytes).unwrap_or(u32::MAX))
+        .max_send_buf_size(SEND_BUFFER)
+        .max_pending_accept_reset_streams(PENDING_RESETS)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = pin!(connection);
+    let ended = tokio::select! {
+        biased;
+        ended = connection.as_mut() => ended,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, %peer, "a client's connection ended");
+    }
+}

@@ -1,0 +1,49 @@
+//! The HTTP engine of the proxy: connections of clients, requests by their routes, connections to endpoints.
+//!
+//! ```text
+//!  bootstrap file, or resources of xDS -> ProxyEngine -> workers, one a core
+//!  client -> connection -> exchange -> (slotmesh-routing decides) -> forward -> pool -> endpoint
+//! ```
+//!
+//! | module | what it does |
+//! | --- | --- |
+//! | `engine`, `worker` | resources to workers; a worker's state |
+//! | `downstream`, `upstream`, `assignment`, `hashing` | validated listeners; clusters; endpoints and their tables |
+//! | `connection`, `inbound`, `framing` | a client's connection: protocol, slow clients, requests with two lengths |
+//! | `exchange`, `normalize`, `fields`, `reply` | a request and its response; paths; header fields; answers made here |
+//! | `forward`, `attempt`, `mirror`, `pool`, `balance`, `dial` | attempts, copies; connections; choice of an endpoint; where sockets come from |
+//! | `body`, `tunnel` | bodies, kept for a retry; bytes passed through |
+//! | `admission`, `limits`, `counts` | turns, bounds, counts |
+//! | `bootstrap` | Envoy's file |
+
+mod admission;
+mod assignment;
+mod attempt;
+mod balance;
+mod body;
+pub mod bootstrap;
+mod connection;
+mod counts;
+mod dial;
+mod downstream;
+mod engine;
+mod exchange;
+mod fields;
+mod forward;
+mod framing;
+mod hashing;
+mod inbound;
+mod limits;
+mod mirror;
+mod normalize;
+mod pool;
+mod reply;
+mod resource;
+mod tunnel;
+mod upstream;
+mod worker;
+
+pub use dial::{Dial, DialOrigin, Dialing, OwnSockets};
+pub use engine::{ApplyError, EngineOptions, ProxyEngine, ProxyMetrics};
+pub use limits::ProxyLimits;
+pub use resource::{ProxyResource, ProxyResourceKind};

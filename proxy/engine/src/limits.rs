@@ -1,0 +1,51 @@
+//! Bounds on what clients can make the proxy hold.
+
+use std::time::Duration;
+
+/// Bounds of an engine; those of a worker where it says so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProxyLimits {
+    /// Connections from clients that a worker has at a time; a further one is closed at once.
+    pub connections: usize,
+    /// Requests in flight that a worker has at a time. Further ones wait for their turn.
+    pub requests: usize,
+    /// Requests in flight that one client address has on a worker at a time.
+    pub requests_per_client: usize,
+    /// Requests of one client address that wait for their turn on a worker; a further one gets 503.
+    pub waiting_per_client: usize,
+    /// Streams that a client may have open on an HTTP/2 connection.
+    pub streams: u32,
+    /// Headers of a message; one with more gets 431.
+    pub headers: usize,
+    /// Bytes of a message's head; a larger one gets 431.
+    pub head_bytes: usize,
+    /// Bytes of a request's body that are kept for a retry or a mirror.
+    pub buffered_bytes: usize,
+    /// Mirrored requests in flight that a worker has at a time; further ones are left out.
+    pub mirrors: usize,
+    /// How long a head may take from its first byte to its last.
+    pub head_time: Duration,
+    /// Idle connections to an endpoint that a worker keeps for an origin.
+    pub idle_upstream: usize,
+    /// HTTP/2 connections to an endpoint that a worker makes for an origin.
+    pub http2_connections: usize,
+}
+
+impl Default for ProxyLimits {
+    fn default() -> Self {
+        Self {
+            connections: 20_000,
+            requests: 4_096,
+            requests_per_client: 1_024,
+            waiting_per_client: 1_024,
+            streams: 100,
+            headers: 100,
+            head_bytes: 60 << 10,
+            buffered_bytes: 1 << 20,
+            mirrors: 128,
+            head_time: Duration::from_secs(10),
+            idle_upstream: 64,
+            http2_connections: 8,
+        }
+    }
+}

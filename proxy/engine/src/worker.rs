@@ -1,0 +1,414 @@
+//! A worker: one thread with a runtime of its own, its copy of the resources, its connections and pools.
+//!
+//! ```text
+//!  ProxyEngine --Update--> worker: listeners, routes, clusters          (each worker has a queue)
+//!  client --accept--> connection --> request --> route --> cluster --> pool --> endpoint     (all on this thread)
+//! ```
+//!
+//! Nothing of a request crosses to another thread. Sockets are shared by all workers, which accept from the same queue.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    net::SocketAddr,
+    rc::{Rc, Weak},
+    sync::Arc,
+    time::Duration,
+};
+
+use rand::{RngCore as _, SeedableRng as _, rngs::SmallRng};
+use slotmesh_routing::RouteTable;
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, oneshot},
+    task::spawn_local,
+    time::{Instant, interval, sleep, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    admission::Admission,
+    assignment::EndpointSet,
+    balance::Balance,
+    connection,
+    counts::{ClusterStats, NO_CLUSTER, WorkerStats},
+    dial::{Dial, DialOrigin},
+    downstream::{ListenerConfig, Way},
+    inbound::ClientState,
+    limits::ProxyLimits,
+    pool::Pool,
+    upstream::ClusterConfig,
+};
+
+/// How often slow connections and idle ones are looked for.
+const SWEEP: Duration = Duration::from_secs(1);
+/// The pause when the kernel has no connection for us, though there is one.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// A change of what a worker serves.
+pub(crate) enum Update {
+    Listener(Arc<ListenerConfig>),
+    RemoveListener(Arc<str>),
+    /// A socket on which connections for a listener come in.
+    Socket {
+        listener: Arc<str>,
+        origin: DialOrigin,
+        socket: std::net::TcpListener,
+    },
+    Route(Arc<str>, Option<Arc<RouteTable>>),
+    Cluster(Arc<ClusterConfig>, Arc<EndpointSet>),
+    RemoveCluster(Arc<str>),
+    /// Connections of an origin end, and its sockets are closed.
+    RemoveOrigin(DialOrigin),
+    /// Answers when everything before it is in force.
+    Barrier(oneshot::Sender<()>),
+    /// No connection is accepted any more, those that exist are finished; ends when there are none, or at the deadline.
+    Drain {
+        deadline: std::time::Instant,
+    },
+}
+
+/// A worker's state.
+pub(crate) struct Worker {
+    pub limits: ProxyLimits,
+    pub dial: Arc<dyn Dial>,
+    pub stats: Arc<WorkerStats>,
+    /// Counts of requests that no cluster answered.
+    pub local_stats: Arc<ClusterStats>,
+    pub admission: Rc<Admission>,
+    pub mirrors: Cell<usize>,
+    random: RefCell<SmallRng>,
+    listeners: RefCell<HashMap<Arc<str>, Rc<ListenerState>>>,
+    routes: RefCell<HashMap<Arc<str>, Arc<RouteTable>>>,
+    clusters: RefCell<HashMap<Arc<str>, Rc<ClusterState>>>,
+    connections: RefCell<Vec<(Weak<ListenerState>, std::sync::Weak<ClientState>)>>,
+    open: Cell<usize>,
+}
+
+/// A listener on a worker.
+pub(crate) struct ListenerState {
+    config: RefCell<Arc<ListenerConfig>>,
+    /// Connections finish what they do, then end.
+    pub drain: CancellationToken,
+    accepting: RefCell<Vec<(DialOrigin, CancellationToken)>>,
+}
+
+impl ListenerState {
+    pub(crate) fn config(&self) -> Arc<ListenerConfig> {
+        self.config.borrow().clone()
+    }
+}
+
+/// A cluster on a worker.
+pub(crate) struct ClusterState {
+    pub config: Arc<ClusterConfig>,
+    pub stats: Arc<ClusterStats>,
+    endpoints: Arc<EndpointSet>,
+    balance: RefCell<Balance>,
+    /// Kept when a cluster changes, so that its connections are.
+    shared: Rc<ClusterShared>,
+}
+
+/// Part of a cluster that stays when its resources change.
+#[derive(Default)]
+pub(crate) struct ClusterShared {
+    pools: RefCell<HashMap<(DialOrigin, SocketAddr), Rc<Pool>>>,
+}
+
+impl ClusterState {
+    /// The endpoint for a request; `None` where there is none.
+    pub(crate) fn pick(
+        &self,
+        worker: &Worker,
+        origin: DialOrigin,
+        hash: Option<u64>,
+        tried: &[SocketAddr],
+    ) -> Option<SocketAddr> {
+        let busy = |address| {
+            self.shared.pools.borrow().get(&(origin, address)).map_or(0, |pool| pool.requests.get())
+        };
+        let mut random = worker.random.borrow_mut();
+        let mut balance = self.balance.borrow_mut();
+        balance.pick(&self.endpoints, self.config.choice, hash, tried, busy, &mut *random)
+    }
+
+    /// The connections to an endpoint.
+    pub(crate) fn pool(&self, origin: DialOrigin, endpoint: SocketAddr) -> Rc<Pool> {
+        self.shared.pools.borrow_mut().entry((origin, endpoint)).or_default().clone()
+    }
+}
+
+impl Worker {
+    pub(crate) fn new(limits: ProxyLimits, dial: Arc<dyn Dial>, stats: Arc<WorkerStats>) -> Rc<Self> {
+        let local_stats = stats.cluster(&NO_CLUSTER.into());
+        Rc::new(Self {
+            limits,
+            dial,
+            stats,
+            local_stats,
+            admission: Admission::new(limits),
+            mirrors: Cell::new(0),
+            random: RefCell::new(SmallRng::from_os_rng()),
+            listeners: RefCell::default(),
+            routes: RefCell::default(),
+            clusters: RefCell::default(),
+            connections: RefCell::default(),
+            open: Cell::new(0),
+        })
+    }
+
+    /// A random number.
+    pub(crate) fn draw(&self) -> u64 {
+        self.random.borrow_mut().next_u64()
+    }
+
+    pub(crate) fn routes(&self, name: &str) -> Option<Arc<RouteTable>> {
+        self.routes.borrow().get(name).cloned()
+    }
+
+    pub(crate) fn cluster(&self, name: &str) -> Option<Rc<ClusterState>> {
+        self.clusters.borrow().get(name).cloned()
+    }
+
+    /// Counts as an open connection, for as long as it is kept.
+    pub(crate) fn hold_open(self: &Rc<Self>) -> Open {
+        Open::new(self)
+    }
+
+    /// Serves until it is told to drain.
+    pub(crate) async fn run(self: Rc<Self>, mut updates: mpsc::UnboundedReceiver<Update>) {
+        let sweeper = spawn_local(self.clone().sweep());
+        let deadline = loop {
+            match updates.recv().await {
+                Some(Update::Drain { deadline }) => break Instant::from_std(deadline),
+                Some(update) => self.apply(update),
+                // The engine is gone.
+                None => break Instant::now(),
+            }
+        };
+        for listener in self.listeners.borrow().values() {
+            listener.end();
+        }
+        let drained = async {
+            while self.open.get() > 0 {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::select! {
+            () = drained => {}
+            () = sleep_until(deadline) => tracing::info!(left = self.open.get(), "connections are cut off"),
+        }
+        sweeper.abort();
+    }
+
+    fn apply(self: &Rc<Self>, update: Update) {
+        match update {
+            Update::Listener(config) => {
+                let mut listeners = self.listeners.borrow_mut();
+                match listeners.get(&config.name) {
+                    Some(listener) => *listener.config.borrow_mut() = config,
+                    None => {
+                        let name = config.name.clone();
+                        let listener = ListenerState {
+                            config: RefCell::new(config),
+                            drain: CancellationToken::new(),
+                            accepting: RefCell::default(),
+                        };
+                        listeners.insert(name, Rc::new(listener));
+                    }
+                }
+            }
+            Update::RemoveListener(name) => {
+                if let Some(listener) = self.listeners.borrow_mut().remove(&name) {
+                    listener.end();
+                }
+            }
+            Update::Socket { listener, origin, socket } => self.accept_from(&listener, origin, socket),
+            Update::Route(name, Some(table)) => drop(self.routes.borrow_mut().insert(name, table)),
+            Update::Route(name, None) => drop(self.routes.borrow_mut().remove(&name)),
+            Update::Cluster(config, endpoints) => self.set_cluster(config, endpoints),
+            Update::RemoveCluster(name) => {
+                if let Some(cluster) = self.clusters.borrow_mut().remove(&name) {
+                    cluster.shared.close(|_| true);
+                    self.stats.forget(&name);
+                }
+            }
+            Update::RemoveOrigin(origin) => {
+                for listener in self.listeners.borrow().values() {
+                    listener.accepting.borrow_mut().retain(|(of, stop)| {
+                        if *of == origin {
+                            stop.cancel();
+                        }
+                        *of != origin
+                    });
+                }
+                for cluster in self.clusters.borrow().values() {
+                    cluster.shared.close(|(of, _)| *of == origin);
+                }
+            }
+            Update::Barrier(reached) => drop(reached.send(())),
+            Update::Drain { .. } => {}
+        }
+    }
+
+    fn set_cluster(&self, config: Arc<ClusterConfig>, endpoints: Arc<EndpointSet>) {
+        let mut clusters = self.clusters.borrow_mut();
+        let shared = match clusters.get(&config.name) {
+            // Connections speak one version.
+            Some(before) if before.config.protocol == config.protocol => before.shared.clone(),
+            Some(before) => {
+                before.shared.close(|_| true);
+                Rc::default()
+            }
+            None => Rc::default(),
+        };
+        shared.close(|(_, address)| !endpoints.contains(*address));
+        let balance = Balance::new(&endpoints, config.choice, &mut *self.random.borrow_mut());
+        let stats = self.stats.cluster(&config.name);
+        let name = config.name.clone();
+        let state = ClusterState { config, stats, endpoints, balance: RefCell::new(balance), shared };
+        clusters.insert(name, Rc::new(state));
+    }
+
+    fn accept_from(self: &Rc<Self>, name: &str, origin: DialOrigin, socket: std::net::TcpListener) {
+        let Some(listener) = self.listeners.borrow().get(name).cloned() else {
+            tracing::warn!(listener = name, "a socket for a listener that isn't there");
+            return;
+        };
+        let socket = match TcpListener::from_std(socket) {
+            Ok(socket) => socket,
+            Err(error) => {
+                tracing::warn!(%error, listener = name, "a socket can't be used");
+                return;
+            }
+        };
+        let stop = listener.drain.child_token();
+        listener.accepting.borrow_mut().push((origin, stop.clone()));
+        spawn_local(self.clone().accept(listener, origin, socket, stop));
+    }
+
+    async fn accept(
+        self: Rc<Self>,
+        listener: Rc<ListenerState>,
+        origin: DialOrigin,
+        socket: TcpListener,
+        stop: CancellationToken,
+    ) {
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                accepted = socket.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, peer)) => self.admit(&listener, origin, stream, peer, &stop),
+                Err(error) => {
+                    // A connection that was gone before it was accepted isn't ours.
+                    if error.kind() != std::io::ErrorKind::ConnectionAborted {
+                        tracing::warn!(%error, "no connection can be accepted");
+                        sleep(PAUSE).await;
+                    }
+                }
+            }
+        }
+    }
+
+    fn admit(
+        self: &Rc<Self>,
+        listener: &Rc<ListenerState>,
+        origin: DialOrigin,
+        stream: tokio::net::TcpStream,
+        peer: SocketAddr,
+        stop: &CancellationToken,
+    ) {
+        self.stats.connections.one_more();
+        if self.open.get() >= self.limits.connections {
+            self.stats.connections_shed.one_more();
+            return;
+        }
+        // Small answers go out at once.
+        drop(stream.set_nodelay(true));
+        let open = Open::new(self);
+        let state = ClientState::new();
+        self.connections.borrow_mut().push((Rc::downgrade(listener), Arc::downgrade(&state)));
+        let (worker, listener, stop) = (self.clone(), listener.clone(), stop.clone());
+        spawn_local(async move {
+            let _open = open;
+            let whole = connection::serve(worker, listener, origin, stream, peer, state.clone(), stop);
+            tokio::select! {
+                () = whole => {}
+                () = state.killed() => tracing::debug!(%peer, "a client was too slow"),
+            }
+        });
+    }
+
+    /// Looks for slow clients and idle connections, all the time.
+    async fn sweep(self: Rc<Self>) {
+        let mut ticks = interval(SWEEP);
+        loop {
+            ticks.tick().await;
+            let head = self.limits.head_time;
+            self.connections.borrow_mut().retain(|(listener, client)| {
+                let Some(client) = client.upgrade() else { return false };
+                let Some(listener) = listener.upgrade() else { return true };
+                let config = listener.config.borrow();
+                let http = config.ways.iter().map(|(_, way)| way).chain(config.default.as_ref());
+                let http = http.filter_map(|way| match way {
+                    Way::Http(http) => Some(http),
+                    Way::Tcp(_) => None,
+                });
+                if let Some(http) = { http }.next() {
+                    client.end_if_slow(head, http.stream_idle, http.connection_idle);
+                }
+                true
+            });
+            for cluster in self.clusters.borrow().values() {
+                let mut pools = cluster.shared.pools.borrow_mut();
+                pools.retain(|(_, address), pool| {
+                    pool.close_idle(cluster.config.idle_timeout);
+                    pool.connections.get() > 0
+                        || pool.requests.get() > 0
+                        || Rc::strong_count(pool) > 1
+                        || cluster.endpoints.contains(*address)
+                });
+            }
+        }
+    }
+}
+
+impl ListenerState {
+    fn end(&self) {
+        self.accepting.borrow_mut().clear();
+        self.drain.cancel();
+    }
+}
+
+impl ClusterShared {
+    /// Closes the pools that are meant: connections in use finish, and none is used again.
+    fn close(&self, meant: impl Fn(&(DialOrigin, SocketAddr)) -> bool) {
+        self.pools.borrow_mut().retain(|key, pool| {
+            if meant(key) {
+                pool.close();
+            }
+            !meant(key)
+        });
+    }
+}
+
+/// Counts an open connection.
+pub(crate) struct Open(Rc<Worker>);
+
+impl Open {
+    fn new(worker: &Rc<Worker>) -> Self {
+        worker.open.set(worker.open.get() + 1);
+        worker.stats.connections_open.one_more();
+        Self(worker.clone())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.set(self.0.open.get() - 1);
+        self.0.stats.connections_open.one_less();
+    }
+}

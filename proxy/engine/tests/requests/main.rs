@@ -1,0 +1,7 @@
+//! The engine as its clients and endpoints meet it: real sockets on loopback, bytes as they are on the wire.
+
+mod http1;
+mod http2;
+mod support;
+mod tcp;
+mod upstream;
