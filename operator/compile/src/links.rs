@@ -122,7 +122,7 @@ pub(crate) struct Relations {
     /// Service -> the VirtualServices that others delegate to and that send connections to it.
     delegate_destinations: Relation<ObjectName, ObjectName>,
     /// VirtualService -> (what is routed, by what) that delegates to it.
-    delegating: Relation<ObjectName, (HostPattern, ObjectKey)>,
+    pub(crate) delegating: Relation<ObjectName, (HostPattern, ObjectKey)>,
     /// Service and subset -> the objects with routes that lead there.
     pub(crate) led_to: Relation<(ObjectName, String), ObjectKey>,
     /// Namespace -> (routed Service, by what) that send connections there from another namespace.

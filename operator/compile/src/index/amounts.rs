@@ -79,12 +79,12 @@ impl EndpointSlice {
 }
 
 impl Routes {
-    /// The parts that they make of each host.
-    fn cost(&self) -> usize {
+    /// The parts that they make of each host, where a delegate makes so many.
+    fn cost(&self, of_delegate: impl Fn(&ObjectName) -> usize) -> usize {
         let of_route = |to: &Forwarding| match to {
             Forwarding::Shares(shares) => shares.len().max(1),
-            Forwarding::Own | Forwarding::Delegated(_) => 1,
-            Forwarding::Undecidable | Forwarding::Answered => 1,
+            Forwarding::Delegated(delegate) => of_delegate(delegate),
+            Forwarding::Own | Forwarding::Undecidable | Forwarding::Answered => 1,
         };
         let routes = self.all().map(|route| route.matches.len().max(1).saturating_mul(of_route(&route.to)));
         routes.fold(callers(&self.export), usize::saturating_add)
@@ -267,6 +267,10 @@ impl Index {
         }
         if has_budget(key.kind) {
             self.amounts.changed.insert(key.clone());
+        }
+        if key.kind == Kind::VirtualService {
+            let delegating = self.relations.delegating.of(&key.name).map(|(_, by)| by);
+            self.amounts.changed.extend(delegating.cloned());
         }
     }
 
@@ -458,7 +462,12 @@ impl Index {
                 let routes = self.held_routes(key)?;
                 let wild = routes.wild.iter().map(|host| under(&host.suffix).0);
                 let hosts = wild.fold(routes.hosts.len(), usize::saturating_add);
-                (routes.age, product([hosts.max(1), routes.cost()]))
+                let of_delegate = |name: &ObjectName| {
+                    let delegate = ObjectKey { kind: Kind::VirtualService, name: name.clone() };
+                    // It delegates no further.
+                    self.held_routes(&delegate).map_or(1, |routes| routes.cost(|_| 1))
+                };
+                (routes.age, product([hosts.max(1), routes.cost(of_delegate)]))
             }
         };
         Some((age, cost.max(1)))

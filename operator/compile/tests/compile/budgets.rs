@@ -7,7 +7,7 @@ use slotmesh_compile::{
         tcp_route, tls_route, to, virtual_service, workload, workload_entry,
     },
 };
-use slotmesh_crds::{HttpMatch, HttpRoute};
+use slotmesh_crds::{Delegate, HttpMatch, HttpRoute};
 
 use crate::support::Cluster;
 
@@ -137,6 +137,19 @@ fn callers(i: usize, n: usize) -> Vec<Object> {
     vec![built.http_route(route).build()]
 }
 
+/// Two hosts each, whose routes somebody else's object says.
+fn delegated(i: usize, n: usize) -> Vec<Object> {
+    let (name, place) = (format!("d{i}"), "another".to_owned());
+    let delegate =
+        Some(Delegate { name: name.clone(), namespace: Some(place.clone()), ..Delegate::default() });
+    let mut root = virtual_service(&format!("x{i}"), &format!("s{i}")).namespace(MALLORY).created(age(i));
+    root.0.spec.hosts.push("n".to_owned());
+    let mut routes = virtual_service(&name, "none").namespace(&place).created(age(i));
+    routes.0.spec.hosts.clear();
+    let shares = (0..n / 2).map(|_| to("s0.mallory", 1));
+    vec![root.http_route(HttpRoute { delegate, ..HttpRoute::default() }).build(), routes.http(shares).build()]
+}
+
 fn a_wildcard(i: usize, n: usize) -> Vec<Object> {
     // Of each of the four Services.
     let host = "*.mallory.svc.cluster.local";
@@ -196,7 +209,7 @@ fn hosts_of_a_sidecar(i: usize, n: usize) -> Vec<Object> {
     vec![sidecar(&format!("x{i}"), &hosts).namespace(MALLORY).created(age(i)).build()]
 }
 
-const WAYS: [(&str, Way); 20] = [
+const WAYS: [(&str, Way); 21] = [
     ("ports", ports),
     ("external addresses", external_addresses),
     ("endpoints in slices", endpoints),
@@ -207,6 +220,7 @@ const WAYS: [(&str, Way); 20] = [
     ("shares", shares),
     ("hosts", hosts),
     ("callers", callers),
+    ("delegated", delegated),
     ("a wildcard", a_wildcard),
     ("backends of HTTP", backends_of_http),
     ("parents of HTTP", parents_of_http),
