@@ -162,10 +162,10 @@ mod tests {
         for kind in KINDS {
             let endpoints = endpoints(&[1, 1, 2]);
             let table = EndpointTable::build(kind, &endpoints).unwrap();
-            let mut counts = [0; 3];
+            let mut counts = [0_u32; 3];
             hashes().for_each(|hash| counts[table.pick(hash)] += 1);
             for (count, share) in counts.into_iter().zip([5_000, 5_000, 10_000]) {
-                assert!((count - share).abs() < share / 4, "{kind:?}: {counts:?}");
+                assert!(share.abs_diff(count) < share / 4, "{kind:?}: {counts:?}");
             }
         }
     }
