@@ -90,7 +90,10 @@ impl UpstreamHead {
         path: &str,
     ) -> Result<Self, Reply> {
         let bad = |text| Reply::new(StatusCode::BAD_REQUEST, text);
-        let Parts { method, mut headers, .. } = parts;
+        let Parts { method, mut headers, version, .. } = parts;
+        if version == Version::HTTP_2 {
+            fields::join_cookies(&mut headers);
+        }
         forwarding.request_headers.apply(&mut headers);
         let host = match &forwarding.host {
             Some(HostRewrite::To(host)) => host,
@@ -133,7 +136,6 @@ impl UpstreamHead {
             *request.uri_mut() = Uri::from_parts(uri).unwrap_or_default();
             *request.version_mut() = Version::HTTP_2;
         } else {
-            fields::join_cookies(request.headers_mut());
             *request.uri_mut() = Uri::from(self.path.clone());
             request.headers_mut().insert(HOST, self.host.clone());
         }

@@ -69,10 +69,7 @@ impl PathRules {
             path = Cow::Owned(unescape(&path, |byte| matches!(byte, b'/' | b'\\')));
         }
         if self.normalize && path.bytes().any(|byte| matches!(byte, b'%' | b'\\' | b'.')) {
-            match resolved(&path) {
-                Some(resolved) => path = Cow::Owned(resolved),
-                None => return NormalPath::Reject,
-            }
+            path = Cow::Owned(resolved(&path));
         }
         if self.merge_slashes && path.contains("//") {
             let mut merged = String::with_capacity(path.len());
@@ -126,8 +123,8 @@ fn unescape(path: &str, meant: impl Fn(u8) -> bool) -> String {
     text + rest
 }
 
-/// The path without `.` and `..`; `None` where it would leave its root.
-fn resolved(path: &str) -> Option<String> {
+/// The path without `.` and `..`; above the root there is the root.
+fn resolved(path: &str) -> String {
     let unreserved = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~');
     let path = unescape(path, unreserved).replace('\\', "/");
     let mut segments: Vec<&str> = Vec::new();
@@ -137,7 +134,7 @@ fn resolved(path: &str) -> Option<String> {
         match part {
             "." | ".." => {
                 if part == ".." {
-                    segments.pop()?;
+                    segments.pop();
                 }
                 if last {
                     segments.push("");
@@ -146,7 +143,7 @@ fn resolved(path: &str) -> Option<String> {
             part => segments.push(part),
         }
     }
-    Some(format!("/{}", segments.join("/")))
+    format!("/{}", segments.join("/"))
 }
 
 #[cfg(test)]
@@ -175,11 +172,12 @@ mod tests {
             ("/%zz%", "/%zz%"),
             ("*", "*"),
             ("/..a/.b/c..", "/..a/.b/c.."),
+            ("/..", "/"),
+            ("/../a", "/a"),
+            ("/a/%2e%2e/../b", "/b"),
         ] {
             assert_eq!(apply(true, false, 0, from), path(to), "{from}");
         }
-        assert_eq!(apply(true, false, 0, "/../a"), NormalPath::Reject);
-        assert_eq!(apply(true, false, 0, "/a/%2e%2e/../b"), NormalPath::Reject);
         assert_eq!(apply(false, false, 0, "/a/../b"), path("/a/../b"));
     }
 

@@ -43,7 +43,7 @@ async fn fields_of_the_connection_stay_behind_and_those_about_the_client_are_mad
     let answer = proxy
         .ask(
             "GET / HTTP/1.1\r\nHost: Web.example\r\nConnection: close, x-mine\r\nx-mine: 1\r\nKeep-Alive: 3\r\n\
-             x-forwarded-for: 1.2.3.4\r\nte: trailers\r\nx-other: 2\r\nexpect: nothing\r\n\r\n",
+             x-forwarded-for: 1.2.3.4\r\ncookie: a=1\r\ncookie: b=2\r\nte: trailers\r\nx-other: 2\r\nexpect: nothing\r\n\r\n",
         )
         .await;
     assert!(answer.contains("connection: close"), "{answer}");
@@ -52,6 +52,8 @@ async fn fields_of_the_connection_stay_behind_and_those_about_the_client_are_mad
         "x-forwarded-for: 1.2.3.4,127.0.0.1",
         "x-forwarded-proto: http",
         "te: trailers",
+        "cookie: a=1",
+        "cookie: b=2",
         "x-other: 2",
         "host: Web.example",
     ] {
