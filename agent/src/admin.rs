@@ -235,7 +235,16 @@ async fn resource(
     };
     let _turn = turn.lock().await;
     match agent.show(ty, name.as_str().into()).await {
-        Some(shown) => json(&shown),
+        Some(mut shown) => {
+            if ty == ResourceType::Cluster {
+                // No record: it is of the cluster's name, whatever version is in force.
+                let out = agent.left_out(&name).await.into_iter();
+                let out =
+                    out.map(|(at, left)| serde_json::json!({ "address": at, "seconds": left.as_secs() + 1 }));
+                shown["ejected"] = out.collect();
+            }
+            json(&shown)
+        }
         None if agent.has_ended() => stopped(),
         None => {
             let text = format!("no {ty} {name:?} is in force; /resources/{ty} lists those that are\n");

@@ -1,8 +1,9 @@
 //! The agent: one thread owns the maps; everything else asks it through a channel.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     io,
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
@@ -14,6 +15,7 @@ use std::{
 
 use slotmesh_ads::{AskAgain, Sink, Update};
 use slotmesh_kernel::{Host, HostError, Lock, Outer, OuterError, ensure_bpffs};
+use slotmesh_records::name_hash;
 use slotmesh_slots::{Config, Contradiction, Stats};
 use slotmesh_xds::{Rejection, ResourceName, ResourceType, Version};
 use tokio::{
@@ -410,16 +412,24 @@ impl Handle {
         let Some(reader) = self.running.clone() else { return RunningNow::default() };
         let read = spawn_blocking(move || {
             let of_sockets = (reader.sockets(), reader.flows());
-            (reader.busiest(most), reader.endpoints(), of_sockets, reader.affinities())
+            let of_endpoints = (reader.endpoints(), reader.ejections());
+            (reader.busiest(most), of_endpoints, of_sockets, reader.affinities())
         });
-        let Ok((busiest, endpoints, (sockets, flows), affinities)) = read.await else {
+        let Ok((busiest, (endpoints, ejections), (sockets, flows), affinities)) = read.await else {
             return RunningNow::default();
         };
         let hashes = busiest.iter().map(|(hash, _)| *hash).collect();
         let names = self.ask(|reply| Command::ClusterNames(hashes, reply)).await.unwrap_or_default();
         let named = |(hash, state)| Some((names.get(&hash)?.clone(), state));
         let clusters = busiest.into_iter().filter_map(named).collect();
-        RunningNow { clusters, endpoints, sockets, affinities, flows }
+        RunningNow { clusters, endpoints, ejections, sockets, affinities, flows }
+    }
+
+    /// The endpoints of a cluster that are left out because connects to them fail, and for how much longer.
+    pub async fn left_out(&self, cluster: &str) -> BTreeMap<SocketAddr, Duration> {
+        let Some(reader) = self.running.clone() else { return BTreeMap::new() };
+        let cluster = name_hash(cluster);
+        spawn_blocking(move || reader.left_out(cluster)).await.unwrap_or_default()
     }
 
     /// Changes the settings of the slots while running: growth goes on as the new ones say.

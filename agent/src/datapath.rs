@@ -19,8 +19,8 @@ use slotmesh_kernel::{
     cgroup_id, program_id, test_run,
 };
 use slotmesh_records::{
-    Answer, EndpointKey, FlowTotals, Identity, LAYOUT_HASH, Question, Removal, SocketLimit, SocketShare,
-    SocketState, Verdict, VipKey,
+    Answer, BucketKey, EndpointKey, FlowTotals, Identity, LAYOUT_HASH, Question, Removal, SocketLimit,
+    SocketShare, SocketState, Verdict, VipKey,
     fields::{self, KernelFields},
     name_hash,
 };
@@ -121,7 +121,7 @@ pub struct MapSizes {
     pub addresses: u32,
     /// Clusters whose connections count.
     pub clusters: u32,
-    /// Endpoints at which connections count.
+    /// Endpoints at which connections count; and those to which they fail.
     pub endpoints: u32,
     /// Endpoints that workloads keep to.
     pub affinities: u32,
@@ -302,6 +302,20 @@ impl Datapath {
                 endpoints,
                 "what runs at endpoints",
             )?,
+            buckets: open_hash(
+                &pins.buckets(),
+                "slotmesh_bucket",
+                AS_USED,
+                clusters,
+                "rates of new connections",
+            )?,
+            outliers: open_hash(
+                &pins.outliers(),
+                "slotmesh_outl",
+                AS_USED,
+                endpoints,
+                "endpoints to which connects fail",
+            )?,
             affinities: open_hash(
                 &pins.affinities(),
                 "slotmesh_affin",
@@ -354,6 +368,8 @@ impl Datapath {
                 .map_pin_path("CLUSTERS", pins.clusters())
                 .map_pin_path("LANES", pins.lanes())
                 .map_pin_path("ENDPOINTS", pins.endpoints())
+                .map_pin_path("OUTLIERS", pins.outliers())
+                .map_pin_path("BUCKETS", pins.buckets())
                 .map_pin_path("AFFINITIES", pins.affinities())
                 .map_pin_path("AFFINITY_TOTALS", pins.affinity_totals())
                 .map_pin_path("SOCKET_TOTALS", pins.totals())
@@ -487,6 +503,16 @@ impl Datapath {
     /// Removes the state of an endpoint where nothing counts at it; whether it did.
     pub(crate) fn remove_endpoint(&self, endpoint: &EndpointKey) -> Result<bool, DatapathError> {
         self.remove_state(*endpoint)
+    }
+
+    /// Takes an endpoint back whose time is over, and forgets it where it has been quiet for long; whether it did.
+    pub(crate) fn settle_outlier(&self, endpoint: &EndpointKey) -> Result<bool, DatapathError> {
+        self.remove_state(Removal::outlier(*endpoint))
+    }
+
+    /// Removes a bucket that is full; whether it did.
+    pub(crate) fn remove_bucket(&self, bucket: &BucketKey) -> Result<bool, DatapathError> {
+        self.remove_state(Removal::bucket(*bucket))
     }
 
     fn remove_state(&self, of: EndpointKey) -> Result<bool, DatapathError> {
@@ -726,6 +752,7 @@ fn kernel_fields() -> KernelFields {
             let missing = || io::Error::new(io::ErrorKind::NotFound, format!("there is no {of}.{field}"));
             *found = types.offset(of, field).ok_or_else(missing)?;
         }
+        fields[fields::BYTES_RECEIVED] = types.offset("tcp_sock", "bytes_received").unwrap_or(0);
         fields[fields::HAS_MPTCP] = types.offset("mptcp_sock", "sk").is_some().into();
         Ok(fields)
     };

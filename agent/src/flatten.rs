@@ -4,7 +4,7 @@
 //! Endpoints of up to 126    1 slot: header, IPv4 table, IPv6 table
 //! Endpoints of more         1 index slot and a slot per 126
 //! Endpoints by the source   1 slot more, and for each family a slot per 1,020 places of its table
-//! Cluster                   1 slot, and its endpoints where it is STATIC
+//! Cluster                   1 slot, its endpoints where it is STATIC, and 1 where there is outlier detection or a rate
 //! Route                     1 slot, a slot per 255 clusters of all its routes, and for addresses as
 //!                           domains 1 index slot and a slot per 64
 //! Listener                  1 slot, and 1 per 203 addresses where there are more; where chains match ports 1 per
@@ -30,8 +30,8 @@ use slotmesh_xds::{ResourceType, Transport};
 use crate::{
     alias::{Slot, alias_pair, alias_table, are_equal},
     config::{
-        Action, Balance, Chain, Cluster, Endpoint, Endpoints, Limits, Listener, Model, REFUSING_CLUSTER,
-        Route, Source, WeightedCluster, is_refusing,
+        Action, Balance, Chain, Cluster, Endpoint, Endpoints, Limits, Listener, Model, Outliers,
+        REFUSING_CLUSTER, Rate, Route, Source, WeightedCluster, is_refusing,
     },
     hosts,
     maglev::Tables,
@@ -115,6 +115,7 @@ fn write_cluster<D: Records>(
         Source::Original => (Ref::NULL, Owned::NULL),
     };
     let Limits { connections, pending_requests, requests, retries } = cluster.limits;
+    let guard = write_guard(draft, cluster)?;
     let record = records::Cluster {
         header: HEADER,
         endpoints,
@@ -133,13 +134,34 @@ fn write_cluster<D: Records>(
         max_requests: requests.unwrap_or(NO_LIMIT),
         max_retries: retries.unwrap_or(NO_LIMIT),
         affinity: cluster.affinity.map_or(0, std::num::NonZeroU32::get),
-        spare: 0,
+        guard,
         #[cfg(feature = "next-layout")]
         added: next::write_added(draft, cluster)?,
         #[cfg(feature = "next-layout")]
         reserved: 0,
     };
     draft.write_root(&record, &[], version)
+}
+
+/// What a cluster has besides; null where that is nothing.
+fn write_guard<D: Records>(draft: &mut D, cluster: &Cluster<'_>) -> Result<Owned<records::Guard>, D::Error> {
+    if cluster.outliers.is_none() && cluster.rate.is_none() {
+        return Ok(Owned::NULL);
+    }
+    let mut guard = records::Guard { header: HEADER, ..records::Guard::zeroed() };
+    if let Some(Outliers { failures, base_ms, most_ms, most_percent, panic_percent }) = cluster.outliers {
+        guard.failures = failures.get();
+        guard.base_ms = base_ms;
+        guard.most_ms = most_ms;
+        guard.most_percent = most_percent;
+        guard.panic_percent = panic_percent;
+    }
+    if let Some(Rate { per_second, burst, per_caller }) = cluster.rate {
+        guard.per_second = per_second.get();
+        guard.burst = burst.get();
+        guard.per_caller = per_caller.into();
+    }
+    draft.write(&guard, &[])
 }
 
 /// The tables of both families behind each other, in one slot or, where they don't fit it, in chunks:

@@ -36,4 +36,4 @@ pub use agent::{Agent, Handle, Options, SetSlotsError, StartError, cleanup};
 pub use datapath::{AskedAddress, Datapath, DatapathError, Decision, MapSizes, Numbers, Workload};
 pub use enrol::{Enrolled, Enrolment, FixedCallers, FixedWorkloads, NoPods};
 pub use pins::Pins;
-pub use running::{Affinities, ConnectionCounts, RunningNow};
+pub use running::{Affinities, ConnectionCounts, Ejections, RunningNow};

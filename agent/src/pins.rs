@@ -87,6 +87,16 @@ impl Pins {
         self.state().join("endpoints")
     }
 
+    /// How fast connections come.
+    pub fn buckets(&self) -> PathBuf {
+        self.state().join("buckets")
+    }
+
+    /// The endpoints to which connects fail.
+    pub fn outliers(&self) -> PathBuf {
+        self.state().join("outliers")
+    }
+
     /// Which endpoints workloads keep to.
     pub fn affinities(&self) -> PathBuf {
         self.state().join("affinities")

@@ -5,8 +5,9 @@
 
 use std::{
     cmp::Reverse,
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     io,
+    net::SocketAddr,
     sync::{
         Arc,
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
@@ -17,8 +18,8 @@ use std::{
 
 use slotmesh_kernel::{BpfError, Map, monotonic};
 use slotmesh_records::{
-    AffinityKey, AffinityState, AffinityTotals, ClusterState, EndpointKey, EndpointState, FlowTotals,
-    LaneKey, LaneState, SocketShare, SocketTotals, name_hash,
+    AffinityKey, AffinityState, AffinityTotals, BucketKey, BucketState, ClusterState, EndpointKey,
+    EndpointState, FlowTotals, LaneKey, LaneState, OutlierState, SocketShare, SocketTotals, name_hash,
 };
 
 use crate::datapath::{Datapath, DatapathError};
@@ -30,12 +31,23 @@ pub struct RunningNow {
     pub clusters: Vec<(String, ConnectionCounts)>,
     /// How many endpoints have an entry.
     pub endpoints: usize,
+    /// Endpoints that are left out because connects to them fail.
+    pub ejections: Ejections,
     /// How many sockets are recorded, and what had no room.
     pub sockets: SocketTotals,
     /// Numbers of flows of sockets of UDP.
     pub flows: FlowTotals,
     /// Session affinities.
     pub affinities: Affinities,
+}
+
+/// Endpoints that are left out because connects to them fail.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ejections {
+    /// How many are.
+    pub active: u64,
+    /// How often any was, of the clusters that are there.
+    pub total: u64,
 }
 
 /// The endpoints that workloads keep to.
@@ -56,6 +68,8 @@ pub struct ConnectionCounts {
     pub opened: u64,
     /// Connects refused because there were as many connections as there may be.
     pub refused: u64,
+    /// Connects refused because they came faster than they may.
+    pub too_fast: u64,
 }
 
 /// The maps of what runs.
@@ -64,6 +78,10 @@ pub(crate) struct RunningMaps {
     /// Connections of clusters without a limit.
     pub lanes: Map<LaneKey, LaneState>,
     pub endpoints: Map<EndpointKey, EndpointState>,
+    /// Rates of new connections.
+    pub buckets: Map<BucketKey, BucketState>,
+    /// Failed connects.
+    pub outliers: Map<u64, OutlierState>,
     pub totals: Map<u32, SocketShare>,
     pub affinities: Map<AffinityKey, AffinityState>,
     pub affinity_totals: Map<u32, AffinityTotals>,
@@ -85,6 +103,9 @@ impl RunningMaps {
             let found = counts.entry(key.cluster).or_default();
             found.active += u64::from(state.active.get());
             found.opened += state.opened;
+        }
+        for (key, state) in self.buckets.entries()? {
+            counts.entry(key.cluster).or_default().too_fast += state.refused;
         }
         Ok(counts)
     }
@@ -115,6 +136,30 @@ impl RunningReader {
         self.read(|maps| maps.endpoints.entries()).len()
     }
 
+    /// The endpoints that are left out.
+    pub fn ejections(&self) -> Ejections {
+        let now = now();
+        let mut found = Ejections::default();
+        for (_, state) in self.read(|maps| maps.outliers.entries()) {
+            if state.of.at.port == 0 {
+                found.total += state.times;
+            } else {
+                found.active += u64::from(state.until > now);
+            }
+        }
+        found
+    }
+
+    /// The endpoints of a cluster that are left out, by the hash of its name, and for how much longer.
+    pub fn left_out(&self, cluster: u64) -> BTreeMap<SocketAddr, Duration> {
+        let now = now();
+        let entries = self.read(|maps| maps.outliers.entries());
+        let is_out =
+            |state: &OutlierState| state.of.cluster == cluster && state.of.at.port != 0 && state.until > now;
+        let out = entries.into_iter().map(|(_, state)| state).filter(is_out);
+        out.map(|state| (state.of.at.socket_addr(), Duration::from_nanos(state.until - now))).collect()
+    }
+
     /// How many sockets are recorded.
     pub fn sockets(&self) -> SocketTotals {
         SocketTotals::of(self.read(|maps| maps.totals.entries()))
@@ -140,6 +185,11 @@ impl RunningReader {
             T::default()
         })
     }
+}
+
+/// The kernel's monotonic nanoseconds, as programs have them.
+fn now() -> u64 {
+    u64::try_from(monotonic().as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// A message of the owner to the keeper.
@@ -239,6 +289,8 @@ impl Keeper {
             if round.is_multiple_of(ENTRIES) {
                 check("what runs of clusters that are gone can't be removed", self.remove_clusters(datapath));
                 check("what ran at endpoints can't be removed", self.remove_endpoints(datapath));
+                check("buckets that are full can't be removed", self.remove_buckets(datapath));
+                check("endpoints that were left out can't be taken back", self.settle_outliers(datapath));
             }
             if round.is_multiple_of(LINKS) {
                 check("links of cgroups that are gone can't be removed", datapath.collect_releases());
@@ -267,6 +319,27 @@ impl Keeper {
             })
         });
         failed.map_or(Ok(()), Err)
+    }
+
+    /// Endpoints whose time is over count as in, also where nobody chooses them; what has been quiet for long goes.
+    fn settle_outliers(&self, datapath: &Datapath) -> Result<(), DatapathError> {
+        let now = now();
+        let all = self.maps.outliers.entries().map_err(DatapathError::running)?;
+        let is_due = |state: &OutlierState| {
+            let is_over = state.until != 0 && state.until <= now;
+            let is_quiet = state.until <= now && now.saturating_sub(state.failed) > OutlierState::IDLE;
+            state.of.at.port != 0 && (is_over || is_quiet)
+        };
+        let mut due = all.into_iter().map(|(_, state)| state).filter(is_due);
+        due.try_for_each(|state| datapath.settle_outlier(&state.of).map(drop))
+    }
+
+    /// Those of callers that are full are as if they weren't there. That of a cluster goes with it.
+    fn remove_buckets(&self, datapath: &Datapath) -> Result<(), DatapathError> {
+        let now = now();
+        let all = self.maps.buckets.entries().map_err(DatapathError::running)?;
+        let full = all.into_iter().filter(|(key, state)| key.caller != 0 && state.full <= now);
+        full.map(|(key, _)| key).try_for_each(|key| datapath.remove_bucket(&key).map(drop))
     }
 
     fn remove_endpoints(&self, datapath: &Datapath) -> Result<(), DatapathError> {

@@ -7,8 +7,8 @@ use std::{collections::BTreeMap, net::SocketAddr};
 
 use serde_json::{Value, json};
 use slotmesh_records::{
-    Action, Cluster, ClusterSet, Handle, HashTable, HostChunk, HostIndex, Listener, NO_LIMIT, Owned, Ref,
-    Route, SlotPtr, WideListener, balance, name_hash,
+    Action, Cluster, ClusterSet, Guard, Handle, HashTable, HostChunk, HostIndex, Listener, NO_LIMIT, Owned,
+    Ref, Route, SlotPtr, WideListener, balance, name_hash,
 };
 use slotmesh_slots::{Snapshot, Stored as _};
 use slotmesh_xds::{ResourceType, Version};
@@ -84,10 +84,36 @@ impl Records<'_> {
             "maxPendingRequests": limit(cluster.max_pending_requests),
             "maxRequests": limit(cluster.max_requests),
             "maxRetries": limit(cluster.max_retries),
+            "outlierDetection": self.outliers(cluster.guard),
+            "newConnections": self.rate(cluster.guard),
             "affinitySeconds": (cluster.affinity != 0).then_some(cluster.affinity),
             "assignment": self.name(cluster.endpoints),
             "endpoints": self.endpoints(cluster.inline.ptr()),
         }))
+    }
+
+    fn rate(&self, at: Owned<Guard>) -> Option<Value> {
+        let (guard, _) = self.0.record::<Guard>(at.ptr())?;
+        (guard.per_second != 0).then(|| {
+            json!({
+                "perSecond": guard.per_second,
+                "burst": guard.burst,
+                "per": if guard.per_caller == 0 { "cluster" } else { "caller" },
+            })
+        })
+    }
+
+    fn outliers(&self, at: Owned<Guard>) -> Option<Value> {
+        let (guard, _) = self.0.record::<Guard>(at.ptr())?;
+        (guard.failures != 0).then(|| {
+            json!({
+                "consecutiveFailures": guard.failures,
+                "baseEjectionMs": guard.base_ms,
+                "maxEjectionMs": guard.most_ms,
+                "maxEjectionPercent": guard.most_percent,
+                "minHealthyPercent": guard.panic_percent,
+            })
+        })
     }
 
     fn endpoints(&self, root: SlotPtr) -> Option<Value> {

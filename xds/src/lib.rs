@@ -19,8 +19,8 @@ mod workload;
 pub use envoy_types::pb as envoy;
 pub use matching::{CallerClass, OneOfClasses};
 pub use metadata::{
-    EndpointHints, LocalityPolicy, LocalityShare, LocalityShares, OF_NODES, RegionFailover, RoutedByRequest,
-    SessionAffinity,
+    ConnectionRate, EndpointHints, LocalityPolicy, LocalityShare, LocalityShares, OF_NODES, RegionFailover,
+    RoutedByRequest, SessionAffinity,
 };
 pub use nack::{Rejection, rejections_from_status, status_from_rejections};
 pub use parts::{more_follows, source_of, system_version_info};

@@ -24,6 +24,28 @@ impl SessionAffinity {
     pub const TYPE_URL: &str = "type.googleapis.com/slotmesh.v1.SessionAffinity";
 }
 
+/// Among the filters of a `Cluster`: how fast new connections to it may come, on each node for itself. Envoy bounds that by
+/// listener only. Field numbers are never used again for something else.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct ConnectionRate {
+    /// So many a second; above 0.
+    #[prost(uint32, tag = "1")]
+    pub per_second: u32,
+    /// So many at once; above 0.
+    #[prost(uint32, tag = "2")]
+    pub burst: u32,
+    /// Of each caller, instead of all together.
+    #[prost(bool, tag = "3")]
+    pub per_caller: bool,
+}
+
+impl ConnectionRate {
+    /// Its name among the filters.
+    pub const NAME: &str = "slotmesh.connection_rate";
+    /// The type URL.
+    pub const TYPE_URL: &str = "type.googleapis.com/slotmesh.v1.ConnectionRate";
+}
+
 /// In the metadata of a `LocalityLbEndpoints`: for whom its endpoints are, as `internalTrafficPolicy: Local` of a
 /// Service and the hints of its EndpointSlices say. Field numbers are never used again for something else.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Message)]

@@ -3,7 +3,7 @@
 use std::num::NonZeroU32;
 
 use slotmesh_xds::{
-    SessionAffinity,
+    ConnectionRate, SessionAffinity,
     envoy::{
         envoy::config::{
             cluster::v3::{
@@ -25,8 +25,8 @@ use slotmesh_xds::{
 };
 
 use super::{
-    At, Endpoints, Invalid, REFUSING_CLUSTER, decode_any, invalid, named, plain_socket, reference,
-    refuse_set, same_stream, unsupported, weighted::hashes_source,
+    At, Endpoints, Invalid, Outliers, REFUSING_CLUSTER, decode_any, invalid, named, outliers, plain_socket,
+    reference, refuse_set, same_stream, unsupported, weighted::hashes_source,
 };
 
 /// The only load balancing policy of an extension: with it a cluster itself says what is hashed.
@@ -49,6 +49,21 @@ pub struct Cluster<'m> {
     pub limits: Limits,
     /// For how many seconds after its last connection a workload keeps to its endpoint, if it does.
     pub affinity: Option<NonZeroU32>,
+    /// When endpoints are left out because connects to them fail, if they ever are.
+    pub outliers: Option<Outliers>,
+    /// How fast new connections may come, if there is a bound.
+    pub rate: Option<Rate>,
+}
+
+/// How fast new connections to a cluster may come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// So many a second.
+    pub per_second: NonZeroU32,
+    /// So many at once.
+    pub burst: NonZeroU32,
+    /// Of each caller, instead of all together.
+    pub per_caller: bool,
 }
 
 impl Cluster<'_> {
@@ -186,13 +201,17 @@ impl<'m> Cluster<'m> {
         plain_socket(&At::ROOT.field("transport_socket"), transport_socket.as_ref())?;
         refuse_set!(At::ROOT,
             "connections are made as the application makes them":
-                transport_socket_matches, transport_socket_matcher, upstream_config, filters;
+                transport_socket_matches, transport_socket_matcher, upstream_config;
             "the source address is the application's": upstream_bind_config;
             "all endpoints that the load assignment calls healthy are chosen from":
-                health_checks, outlier_detection, lb_subset_config;
+                health_checks, lb_subset_config;
             "connections that exist stay": close_connections_on_host_health_failure;
         );
         let limits = limits(circuit_breakers.as_ref())?;
+        let panic = common_lb_config.as_ref().and_then(|common| common.healthy_panic_threshold.as_ref());
+        let outliers =
+            outlier_detection.as_ref().map(|outliers| outliers::read(outliers, panic)).transpose()?;
+        let outliers = outliers.flatten();
         if let Some(common) = common_lb_config {
             common_lb(common, balance)?;
         }
@@ -234,7 +253,8 @@ impl<'m> Cluster<'m> {
         let connect_timeout_ms =
             connect_timeout.as_ref().map_or(Ok(DEFAULT_CONNECT_TIMEOUT_MS), milliseconds)?;
         let affinity = affinity(metadata.as_ref())?;
-        Ok(Self { source, connect_timeout_ms, balance, limits, affinity })
+        let rate = rate(filters)?;
+        Ok(Self { source, connect_timeout_ms, balance, limits, affinity, outliers, rate })
     }
 }
 
@@ -367,7 +387,7 @@ fn common_lb(config: &CommonLbConfig, balance: Balance) -> Result<(), Invalid> {
     let CommonLbConfig {
         close_connections_on_host_set_change,
         locality_config_specifier,
-        // Where few endpoints are healthy, Envoy may choose from all; here only healthy ones are.
+        // Read with outlier detection: without it all endpoints are as healthy as their assignment says.
         healthy_panic_threshold: _,
         update_merge_window: _,
         // There are no health checks to wait for.
@@ -385,6 +405,29 @@ fn common_lb(config: &CommonLbConfig, balance: Balance) -> Result<(), Invalid> {
     Ok(())
 }
 
+/// The rate of new connections is slotmesh's own, too; of other filters a connection that is made directly has none.
+fn rate(filters: &[proto::Filter]) -> Result<Option<Rate>, Invalid> {
+    if filters.is_empty() {
+        return Ok(None);
+    }
+    let [proto::Filter { name: _, typed_config: Some(any), config_discovery: None }] = filters else {
+        return Err(unsupported("filters", "connections are made as the application makes them"));
+    };
+    let at = At::ROOT.element("filters", 0);
+    if any.type_url != ConnectionRate::TYPE_URL {
+        let known = ConnectionRate::TYPE_URL;
+        let what =
+            format!("{}; only {known}: connections are made as the application makes them", any.type_url);
+        return Err(unsupported(at, what));
+    }
+    let ConnectionRate { per_second, burst, per_caller } = decode_any(&at, "ConnectionRate", any)?;
+    let above_0 = |name: &'static str, value| {
+        NonZeroU32::new(value).ok_or_else(|| invalid(at.field(name), "0 would refuse every connection"))
+    };
+    let (per_second, burst) = (above_0("per_second", per_second)?, above_0("burst", burst)?);
+    Ok(Some(Rate { per_second, burst, per_caller }))
+}
+
 /// Session affinity is slotmesh's own: Envoy has none for connections. Other metadata is for counting.
 fn affinity(metadata: Option<&Metadata>) -> Result<Option<NonZeroU32>, Invalid> {
     let any = metadata.and_then(|metadata| metadata.typed_filter_metadata.get(SessionAffinity::KEY));
@@ -397,11 +440,12 @@ fn affinity(metadata: Option<&Metadata>) -> Result<Option<NonZeroU32>, Invalid> 
     NonZeroU32::new(seconds).map(Some).ok_or_else(|| invalid(at, "an affinity of 0 seconds is none"))
 }
 
-/// Rounded up, so that the shortest timeout isn't none.
 fn milliseconds(timeout: &Duration) -> Result<u32, Invalid> {
-    let nanos = i128::from(timeout.seconds) * 1_000_000_000 + i128::from(timeout.nanos);
-    if nanos <= 0 {
-        return Err(invalid("connect_timeout", "is not above 0"));
-    }
-    Ok(u32::try_from((nanos + 999_999) / 1_000_000).unwrap_or(u32::MAX))
+    whole_milliseconds(timeout).ok_or_else(|| invalid("connect_timeout", "is not above 0"))
+}
+
+/// Rounded up, so that the shortest time isn't none; `None` where it isn't above 0.
+pub(super) fn whole_milliseconds(time: &Duration) -> Option<u32> {
+    let nanos = i128::from(time.seconds) * 1_000_000_000 + i128::from(time.nanos);
+    (nanos > 0).then(|| u32::try_from((nanos + 999_999) / 1_000_000).unwrap_or(u32::MAX))
 }

@@ -17,6 +17,7 @@
 mod cluster;
 mod endpoints;
 mod listener;
+mod outliers;
 mod path;
 mod route;
 mod settings;
@@ -26,9 +27,10 @@ mod weighted;
 
 use std::{fmt, net::IpAddr, num::NonZeroU16};
 
-pub use cluster::{Balance, Cluster, Limits, Source};
+pub use cluster::{Balance, Cluster, Limits, Rate, Source};
 pub use endpoints::{Endpoint, Endpoints, Locality};
 pub use listener::{Action, Chain, Listener};
+pub use outliers::Outliers;
 use path::At;
 pub use route::{HostKey, Route, RouteEntry, VirtualHost};
 pub use settings::{NodePlace, Settings};

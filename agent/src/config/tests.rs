@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use prost::Message as _;
 use slotmesh_xds::{
-    Resource, ResourceType, RoutedByRequest, Transport,
+    ConnectionRate, Resource, ResourceType, RoutedByRequest, Transport,
     envoy::{
         envoy::{
             config::{
@@ -26,7 +26,10 @@ use slotmesh_xds::{
                 filters::udp::udp_proxy::v3::{UdpProxyConfig, udp_proxy_config},
                 load_balancing_policies::{common::v3::ConsistentHashingLbConfig, maglev::v3::Maglev},
             },
-            r#type::matcher::v3::{FilterStateMatcher, MetadataMatcher},
+            r#type::{
+                matcher::v3::{FilterStateMatcher, MetadataMatcher},
+                v3::Percent,
+            },
         },
         google::protobuf::{Any, BoolValue, Duration, UInt32Value},
     },
@@ -243,10 +246,26 @@ fn clusters() {
         m.transport_socket_matcher = Some(<_>::default()) => "transport_socket_matcher";
         m.upstream_config = Some(<_>::default()) => "upstream_config";
         m.filters.push(<_>::default()) => "filters";
+        rate(m, ConnectionRate { per_second: 1, burst: 0, per_caller: false }) => "filters[0].burst";
+        rate(m, ConnectionRate { per_second: 0, burst: 1, per_caller: true }) => "filters[0].per_second";
+        { rate(m, ConnectionRate::default()); m.filters.push(<_>::default()) } => "filters";
+        {
+            rate(m, ConnectionRate::default());
+            m.filters[0].typed_config.as_mut().unwrap().type_url = "x".to_owned();
+        } => "filters[0]";
         m.upstream_bind_config = Some(<_>::default()) => "upstream_bind_config";
         m.load_assignment = Some(assignment()) => "load_assignment";
         m.health_checks.push(<_>::default()) => "health_checks";
-        m.outlier_detection = Some(<_>::default()) => "outlier_detection";
+        outliers(m).enforcing_consecutive_5xx = Some(UInt32Value { value: 50 })
+            => "outlier_detection.enforcing_consecutive_5xx";
+        outliers(m).max_ejection_percent = Some(UInt32Value { value: 101 })
+            => "outlier_detection.max_ejection_percent";
+        outliers(m).base_ejection_time = Some(Duration::default()) => "outlier_detection.base_ejection_time";
+        outliers(m).max_ejection_time_jitter = Some(Duration { seconds: 1, nanos: 0 })
+            => "outlier_detection.max_ejection_time_jitter";
+        outliers(m).monitors.push(<_>::default()) => "outlier_detection.monitors";
+        { outliers(m); common(m).healthy_panic_threshold = Some(Percent { value: -1.0 }) }
+            => "common_lb_config.healthy_panic_threshold";
         m.lb_subset_config = Some(<_>::default()) => "lb_subset_config";
         m.load_balancing_policy = Some(<_>::default()) => "load_balancing_policy";
         m.close_connections_on_host_health_failure = true => "close_connections_on_host_health_failure";
@@ -363,6 +382,15 @@ fn limit(max_connections: u32, priority: i32) -> cluster::CircuitBreakers {
     let max_connections = Some(UInt32Value { value: max_connections });
     let threshold = cluster::circuit_breakers::Thresholds { max_connections, priority, ..Default::default() };
     cluster::CircuitBreakers { thresholds: vec![threshold], ..Default::default() }
+}
+
+fn rate(cluster: &mut ClusterProto, rate: ConnectionRate) {
+    let any = Any { type_url: ConnectionRate::TYPE_URL.to_owned(), value: rate.encode_to_vec() };
+    cluster.filters = vec![cluster::Filter { typed_config: Some(any), ..Default::default() }];
+}
+
+fn outliers(cluster: &mut ClusterProto) -> &mut cluster::OutlierDetection {
+    cluster.outlier_detection.get_or_insert_default()
 }
 
 fn common(cluster: &mut ClusterProto) -> &mut cluster::cluster::CommonLbConfig {

@@ -13,9 +13,11 @@ struct Label {
 }
 
 /// The lines of the exposition, without its end mark. A cluster that is gone leaves nothing behind.
-pub(crate) fn render(RunningNow { clusters, endpoints, sockets, affinities, flows }: RunningNow) -> String {
-    let (active, opened, refused) = (
+pub(crate) fn render(running: RunningNow) -> String {
+    let RunningNow { clusters, endpoints, ejections, sockets, affinities, flows } = running;
+    let (active, opened, refused, too_fast) = (
         Family::<Label, Gauge>::default(),
+        Family::<Label, Counter>::default(),
         Family::<Label, Counter>::default(),
         Family::<Label, Counter>::default(),
     );
@@ -24,6 +26,7 @@ pub(crate) fn render(RunningNow { clusters, endpoints, sockets, affinities, flow
         active.get_or_create(&label).set(i64::try_from(state.active).unwrap_or(i64::MAX));
         opened.get_or_create(&label).inc_by(state.opened);
         refused.get_or_create(&label).inc_by(state.refused);
+        too_fast.get_or_create(&label).inc_by(state.too_fast);
     }
     let mut registry = Registry::with_prefix("slotmesh_agent");
     registry.register(
@@ -37,12 +40,30 @@ pub(crate) fn render(RunningNow { clusters, endpoints, sockets, affinities, flow
         "Connects refused because the cluster had as many connections as it may have",
         refused,
     );
+    registry.register(
+        "cluster_connections_too_fast",
+        "Connects refused because new connections to the cluster came faster than they may",
+        too_fast,
+    );
     let counted = Gauge::<i64>::default();
     counted.set(i64::try_from(endpoints).unwrap_or(i64::MAX));
     registry.register(
         "endpoints_counted",
         "Endpoints at which connections are counted, for LeastConnections; at most --max-counted-endpoints",
         counted,
+    );
+    let (active, total) = (Gauge::<i64>::default(), Counter::<u64>::default());
+    active.set(i64::try_from(ejections.active).unwrap_or(i64::MAX));
+    total.inc_by(ejections.total);
+    registry.register(
+        "endpoints_ejected",
+        "Endpoints that are left out, because as many connects to them failed in a row as outlier detection says",
+        active,
+    );
+    registry.register(
+        "ejections",
+        "How often outlier detection left an endpoint out, of the clusters that are in force",
+        total,
     );
     let recorded = Gauge::<i64>::default();
     recorded.set(i64::try_from(sockets.recorded).unwrap_or(i64::MAX));
@@ -119,11 +140,11 @@ mod tests {
     use slotmesh_records::{FlowTotals, SocketTotals};
 
     use super::*;
-    use crate::{Affinities, ConnectionCounts};
+    use crate::{Affinities, ConnectionCounts, Ejections};
 
     #[test]
     fn a_cluster_shows_its_connections() {
-        let state = ConnectionCounts { active: 3, opened: 40, refused: 2 };
+        let state = ConnectionCounts { active: 3, opened: 40, refused: 2, too_fast: 13 };
         let sockets = SocketTotals { recorded: 7, unrecorded: 1, uncounted: 6 };
         let flows = FlowTotals {
             opened: 11,
@@ -135,11 +156,14 @@ mod tests {
         };
         let clusters = vec![("outbound|80||a.b.svc.cluster.local".to_owned(), state)];
         let affinities = Affinities { held: 8, evicted: 9 };
-        let text = render(RunningNow { clusters, endpoints: 5, sockets, affinities, flows });
+        let ejections = Ejections { active: 3, total: 12 };
+        let text = render(RunningNow { clusters, endpoints: 5, ejections, sockets, affinities, flows });
         for line in [
             "affinities 8",
             "affinities_evicted_total 9",
             "endpoints_counted 5",
+            "endpoints_ejected 3",
+            "ejections_total 12",
             "sockets_recorded 7",
             "connections_unrecorded_total 1",
             "connections_uncounted_total 6",
@@ -150,6 +174,7 @@ mod tests {
             "udp_unrecorded_total 5",
             "cluster_connections_active{cluster=\"outbound|80||a.b.svc.cluster.local\"} 3",
             "cluster_connections_total{cluster=\"outbound|80||a.b.svc.cluster.local\"} 40",
+            "cluster_connections_too_fast_total{cluster=\"outbound|80||a.b.svc.cluster.local\"} 13",
             "cluster_connections_refused_total{cluster=\"outbound|80||a.b.svc.cluster.local\"} 2",
         ] {
             assert!(text.lines().any(|l| l == format!("slotmesh_agent_{line}")), "{line}: {text}");

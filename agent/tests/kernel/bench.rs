@@ -1,6 +1,8 @@
 //! An agent of a test's own.
 
 use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
     path::PathBuf,
     sync::{
         Arc,
@@ -92,6 +94,11 @@ impl Bench {
     /// How many session affinities there are.
     pub(crate) fn affinities(&self) -> Affinities {
         self.runtime.block_on(self.agent().handle().running(0)).affinities
+    }
+
+    /// The endpoints of a cluster that are left out, and for how much longer.
+    pub(crate) fn left_out(&self, cluster: &str) -> BTreeMap<SocketAddr, Duration> {
+        self.runtime.block_on(self.agent().handle().left_out(cluster))
     }
 
     /// What the records hold of a resource.

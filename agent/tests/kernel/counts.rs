@@ -34,6 +34,13 @@ pub(crate) fn server() -> (TcpListener, SocketAddr) {
     (server, at)
 }
 
+/// A server that takes as many connections as come, and closes them: one that takes none has room for some hundred only.
+pub(crate) fn accepting() -> SocketAddr {
+    let (server, at) = server();
+    std::thread::spawn(move || server.incoming().for_each(drop));
+    at
+}
+
 /// Connections of `web` that have counted since its counts were made.
 fn ever_opened(bench: &Bench) -> u64 {
     counts_of(bench, "web").map_or(0, |counts| counts.opened)

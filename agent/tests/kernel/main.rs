@@ -14,6 +14,8 @@ mod enrol;
 mod foreign;
 mod lanes;
 mod node_ports;
+mod outliers;
+mod rates;
 mod readback;
 mod refused;
 mod restart;

@@ -34,7 +34,20 @@ use crate::{
 pub(crate) fn publish(bench: &Bench, vip: SocketAddr, to: &[(SocketAddr, u32)], most: Option<u32>) {
     let thresholds =
         Thresholds { max_connections: most.map(|value| UInt32Value { value }), ..Default::default() };
-    let message = cluster::Cluster {
+    publish_as(bench, vip, to, |cluster| {
+        cluster.circuit_breakers =
+            Some(cluster::CircuitBreakers { thresholds: vec![thresholds], ..Default::default() });
+    });
+}
+
+/// As [`publish`], with what else there is to the cluster.
+pub(crate) fn publish_as(
+    bench: &Bench,
+    vip: SocketAddr,
+    to: &[(SocketAddr, u32)],
+    change: impl FnOnce(&mut cluster::Cluster),
+) {
+    let mut message = cluster::Cluster {
         name: "web".to_owned(),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(0)),
         load_assignment: Some(ClusterLoadAssignment {
@@ -44,12 +57,9 @@ pub(crate) fn publish(bench: &Bench, vip: SocketAddr, to: &[(SocketAddr, u32)], 
             }],
             ..Default::default()
         }),
-        circuit_breakers: Some(cluster::CircuitBreakers {
-            thresholds: vec![thresholds],
-            ..Default::default()
-        }),
         ..Default::default()
     };
+    change(&mut message);
     assert_eq!(bench.upsert(Cluster, vec![Resource::encode(Cluster, "web", &message)]), []);
     assert_eq!(bench.upsert(Listener, vec![tcp_listener("l", &[vip], &[("web".to_owned(), 1)])]), []);
 }
@@ -74,17 +84,20 @@ pub(crate) fn counts_of(bench: &Bench, cluster: &str) -> Option<ConnectionCounts
         active: state.active.get().into(),
         opened: state.opened,
         refused: state.refused,
+        too_fast: 0,
     });
     let of_lane = |lane| lanes(bench).get(&LaneKey::new(cluster, lane)).unwrap();
     let lanes = (0..LaneKey::LANES).filter_map(of_lane).map(|state| ConnectionCounts {
         active: state.active.get().into(),
         opened: state.opened,
         refused: 0,
+        too_fast: 0,
     });
     all.into_iter().chain(lanes).reduce(|a, b| ConnectionCounts {
         active: a.active + b.active,
         opened: a.opened + b.opened,
         refused: a.refused + b.refused,
+        too_fast: 0,
     })
 }
 

@@ -64,6 +64,8 @@ fn models(n: u16) -> (Model<'static>, Model<'static>) {
         balance: Balance::Random,
         limits: Limits::default(),
         affinity: None,
+        outliers: None,
+        rate: None,
     };
     let endpoint = |i: u16| Endpoint {
         ip: [192, 168, 127, (i % 250) as u8].into(),

@@ -5,13 +5,20 @@
 //! The agent runs it every second. It holds no lock of a socket, so a connect may be on its way at the same
 //! time; such a record is younger than [`YOUNG`], or is another one by the time it is swapped.
 
-use aya_ebpf::bindings::{BPF_TCP_CLOSE, BPF_TCP_LISTEN};
+use aya_ebpf::bindings::{BPF_TCP_CLOSE, BPF_TCP_ESTABLISHED, BPF_TCP_LISTEN};
 use slotmesh_records::SocketState;
 
-use crate::{running, socket::STATE_AT};
+use crate::{
+    outliers::{self, Outcome},
+    running,
+    socket::STATE_AT,
+};
 
 /// What counts for less long may not have left the connect hook: two seconds.
 const YOUNG: u32 = SocketState::tick(2_000_000_000);
+/// A connection that is open is told of until it is so old: once or twice, as the agent runs this every second. Those
+/// that are closed sooner are told of then.
+const SEEN: u32 = SocketState::tick(3_500_000_000);
 
 /// `struct bpf_iter__bpf_sk_storage_map`
 #[repr(C)]
@@ -38,6 +45,14 @@ pub extern "C" fn closed(ctx: *const Visit) -> i32 {
     }
     // SAFETY: the kernel checks the place of the byte, and lets it be read of any socket.
     let state = u32::from(unsafe { sk.add(STATE_AT).read_volatile() });
+    if state == BPF_TCP_ESTABLISHED && running::tick().wrapping_sub(since) < SEEN {
+        // SAFETY: as below.
+        let copy = unsafe { record.read_volatile() };
+        if copy.counted & SocketState::WATCHED != 0 {
+            outliers::note(&running::endpoint(&copy), Outcome::Connected);
+        }
+        return 0;
+    }
     if state != BPF_TCP_CLOSE && state != BPF_TCP_LISTEN {
         return 0;
     }
@@ -47,6 +62,9 @@ pub extern "C" fn closed(ctx: *const Visit) -> i32 {
     // SAFETY: the record of a socket.
     if unsafe { running::stop_counting(record, counting) } {
         running::end_of(&copy, true);
+        if copy.counted & SocketState::WATCHED != 0 {
+            outliers::note(&running::endpoint(&copy), outliers::outcome(sk.cast(), state, since));
+        }
     }
     0
 }

@@ -8,13 +8,16 @@ use aya_ebpf::{
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
-use slotmesh_records::{AffinityKey, Family, Identity, NO_LIMIT, SocketState, VipKey, balance, source_hash};
+use slotmesh_records::{
+    AffinityKey, Family, Identity, NO_LIMIT, SlotPtr, SocketState, VipKey, balance, source_hash,
+};
 
 use crate::{
-    datagram,
+    buckets, datagram,
     lookup::{Choice, Found, Numbers, Target, look_up},
     maps::IDENTITY,
     network,
+    outliers::Outcome,
     running::{self, Begun},
     socket::{self, Recorded},
 };
@@ -24,6 +27,7 @@ const DENY: i32 = 0;
 const ECONNREFUSED: i32 = 111;
 
 #[cgroup_sock_addr(connect4)]
+#[inline(always)]
 pub fn connect4(ctx: SockAddrContext) -> i32 {
     if is_foreign(&ctx) {
         return ALLOW;
@@ -41,6 +45,7 @@ pub fn connect4(ctx: SockAddrContext) -> i32 {
 }
 
 #[cgroup_sock_addr(connect6)]
+#[inline(always)]
 pub fn connect6(ctx: SockAddrContext) -> i32 {
     if is_foreign(&ctx) {
         return ALLOW;
@@ -93,7 +98,7 @@ fn decide(
         }
         // The kernel lets no socket that is connected connect: its earlier connection is over.
         // SAFETY: as above.
-        unsafe { running::release(stored, true) };
+        unsafe { running::release(stored, true, |_| Outcome::Unknown) };
     }
     let target = match look_up(vip, family, &Connecting { ctx, family, bound }) {
         Found::Target(target) => target,
@@ -144,12 +149,15 @@ fn decide(
         redirect(&target);
         return Some(ALLOW);
     };
-    if counted.is_some() && target.is_counted {
+    if counted.is_some() && target.counts & SocketState::AT_ENDPOINT != 0 {
         if running::begin_at(&running::endpoint(&state)) {
             state.counted |= SocketState::AT_ENDPOINT;
         } else {
             running::uncounted();
         }
+    }
+    if counted.is_some() {
+        state.counted |= target.counts & SocketState::WATCHED;
     }
     *record = state;
     if counted.is_some() {
@@ -215,6 +223,11 @@ impl<B: Fn(&bpf_sock) -> [u32; 4]> Numbers for Connecting<'_, B> {
     #[inline(always)]
     fn affinity(&self, cluster: u64) -> Option<AffinityKey> {
         Some(AffinityKey::new(identity().workload, cluster, self.family))
+    }
+
+    #[inline(always)]
+    fn admits(&self, guard: SlotPtr, cluster: u64) -> bool {
+        buckets::admit(guard.bits(), cluster, identity().workload) != 0
     }
 
     #[inline(always)]

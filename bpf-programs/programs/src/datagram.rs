@@ -17,6 +17,7 @@ use crate::{
 };
 
 #[cgroup_sock_addr(sendmsg4)]
+#[inline(always)]
 pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
     if is_foreign(&ctx) {
         return ALLOW;
@@ -32,6 +33,7 @@ pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
 }
 
 #[cgroup_sock_addr(sendmsg6)]
+#[inline(always)]
 pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
     if is_foreign(&ctx) {
         return ALLOW;

@@ -14,11 +14,12 @@ use slotmesh_records::{
     Action, AffinityKey, CallerChain, CallerEntry, CallerIndex, CallerRange, Callers, Chain, ChainIndex,
     ChainRange, Chains, Cluster, ClusterRange, ClusterSet, Endpoint, EndpointChunk, EndpointIndex, Endpoints,
     Family, Handle, HashChunk, HashTable, Host, HostChunk, HostIndex, Listener, Record, RecordHeader, Route,
-    SlotPtr, VipKey, VipValue, WeightedCluster, balance, choose,
+    SlotPtr, SocketState, VipKey, VipValue, WeightedCluster, balance, choose,
 };
 
 use crate::{
     affinity::{self, Kept},
+    outliers,
     place::{Place, tail},
     running,
     slabs::VIPS,
@@ -37,8 +38,9 @@ pub struct Target {
     pub version: u32,
     /// The most connections that it may have.
     pub max_connections: u32,
-    /// Whether its endpoint is to count it.
-    pub is_counted: bool,
+    /// [`SocketState::AT_ENDPOINT`] where its endpoint is to count it, and [`SocketState::WATCHED`] where it matters that
+    /// the connect may fail.
+    pub counts: u8,
 }
 
 /// The endpoint that a flow keeps to for as long as it is there.
@@ -85,6 +87,12 @@ pub trait Numbers {
     #[inline(always)]
     fn sticky(&self) -> Sticky {
         Sticky { addr: [0; 4], port: 0, cluster: 0, version: 0 }
+    }
+
+    /// Whether a cluster with this guard may have one connection more now.
+    #[inline(always)]
+    fn admits(&self, _guard: SlotPtr, _cluster: u64) -> bool {
+        true
     }
 
     /// The classes of who connects, the narrower first: only asked for where a listener tells callers apart, as none of
@@ -214,8 +222,8 @@ fn target(
         return Err(Nothing::ToKnow);
     }
     let inline = cluster.inline.ptr();
-    let endpoints =
-        if inline.is_null() { current(cluster.endpoints.ptr())? } else { there(Place::of(inline))? };
+    let root = if inline.is_null() { version_of(cluster.endpoints.ptr())? } else { inline };
+    let endpoints = there(Place::of(root))?;
     let head = there(endpoints.read::<Endpoints>(0))?;
     let version = fold(head.header.version);
     // With session affinity a flow keeps to the endpoint of its workload.
@@ -231,7 +239,7 @@ fn target(
             cluster: name,
             version,
             max_connections: cluster.max_connections,
-            is_counted: false,
+            counts: 0,
         });
     }
     let balance = match cluster.balance {
@@ -239,14 +247,45 @@ fn target(
         other => other,
     };
     let chosen = Chosen { name, balance, affinity: cluster.affinity };
-    let endpoint = there(endpoint(&endpoints, &head, family, &chosen, kept, numbers))?;
+    let mut endpoint = there(endpoint(&endpoints, &head, family, &chosen, kept, numbers))?;
+    let guard = cluster.guard.ptr();
+    let mut counts = if balance == balance::LEAST_CONNECTIONS { SocketState::AT_ENDPOINT } else { 0 };
+    if !guard.is_null() {
+        let asked = u64::from(endpoint.alias) | if let Family::V4 = family { 0 } else { 1 << 32 };
+        let found = outliers::healthy(guard.bits(), root.bits(), name, asked);
+        if found & outliers::NOBODY != 0 || !numbers.admits(guard, name) {
+            return Err(Nothing::ToTake);
+        }
+        if found & outliers::WATCHED != 0 {
+            counts |= SocketState::WATCHED;
+        }
+        if found as u32 != endpoint.alias {
+            // In place: there is no room on the stack for another one.
+            let at = asked & 1 << 32 | u64::from(found as u32);
+            let part = |part| outliers::part_of(root.bits(), at, part);
+            let (high, low) = (part(0), part(1));
+            endpoint.addr = [high as u32, (high >> 32) as u32, low as u32, (low >> 32) as u32];
+            endpoint.port = part(2) as u16;
+            if endpoint.port == 0 {
+                return Err(Nothing::ToTake);
+            }
+            if cluster.affinity != 0
+                && let Some(key) = numbers.affinity(name)
+            {
+                // The workload's own is left out: its next connection chooses anew, and keeps to that.
+                affinity::remove(&key);
+            }
+        }
+    }
+    // All that follows is the same whatever it is.
+    let counts = forget(u32::from(counts), u32::from(endpoint.port)) as u8;
     Ok(Target {
         addr: endpoint.addr,
         port: endpoint.port,
         cluster: name,
         version,
         max_connections: cluster.max_connections,
-        is_counted: balance == balance::LEAST_CONNECTIONS,
+        counts,
     })
 }
 
@@ -381,7 +420,7 @@ fn route(action: &Action, vip: &VipKey) -> Result<ClusterRange, Nothing> {
 }
 
 /// The endpoints of one family.
-struct List<'p> {
+pub struct List<'p> {
     at: &'p Place,
     chunked: bool,
     first: u32,
@@ -389,7 +428,7 @@ struct List<'p> {
 
 impl List<'_> {
     #[inline(always)]
-    fn element(&self, i: u32) -> Option<Endpoint> {
+    pub fn element(&self, i: u32) -> Option<Endpoint> {
         let i = self.first.wrapping_add(i);
         if self.chunked {
             let chunk =
@@ -401,7 +440,7 @@ impl List<'_> {
         }
     }
 
-    /// The endpoint with this address and port, of `count`: they are sorted.
+    /// The endpoint with this address and port, of `count`, as [`pick`](Self::pick) answers: they are sorted.
     #[inline(always)]
     fn find(&self, count: u32, kept: &Kept) -> Option<Endpoint> {
         let wanted = Endpoint::order(kept.addr, kept.port);
@@ -421,16 +460,20 @@ impl List<'_> {
             step /= 2;
         }
         let element = self.element(found)?;
-        (Endpoint::order(element.addr, element.port) == wanted).then_some(element)
+        (Endpoint::order(element.addr, element.port) == wanted)
+            .then_some(Endpoint { alias: found, ..element })
     }
 
-    /// Element `i`, or its alias where `fraction` isn't below its threshold.
+    /// Element `i`, or its alias where `fraction` isn't below its threshold: with its own number for its alias, of which
+    /// nobody knows anything any more.
     #[inline(always)]
     fn pick(&self, i: u32, fraction: Option<u32>) -> Option<Endpoint> {
         let chosen = self.element(i)?;
         match fraction {
-            Some(fraction) if fraction >= chosen.threshold => self.element(chosen.alias),
-            _ => Some(chosen),
+            Some(fraction) if fraction >= chosen.threshold => {
+                Some(Endpoint { alias: chosen.alias, ..self.element(chosen.alias)? })
+            }
+            _ => Some(Endpoint { alias: i, ..chosen }),
         }
     }
 }
@@ -459,7 +502,7 @@ const fn is_current(kept: &Sticky, version: u32) -> bool {
 
 /// The endpoints of one family, how many there are, and whether they differ in weight.
 #[inline(always)]
-fn of_family<'p>(at: &'p Place, head: &Endpoints, family: Family) -> (List<'p>, u32, bool) {
+pub fn of_family<'p>(at: &'p Place, head: &Endpoints, family: Family) -> (List<'p>, u32, bool) {
     let (first, all) = match family {
         Family::V4 => (0, head.v4),
         Family::V6 => (head.v4 & !Endpoints::WEIGHTED, head.v6),
@@ -468,7 +511,8 @@ fn of_family<'p>(at: &'p Place, head: &Endpoints, family: Family) -> (List<'p>, 
     (list, all & !Endpoints::WEIGHTED, all & Endpoints::WEIGHTED != 0)
 }
 
-/// `kept` is what is kept to where there is no affinity; of port 0 where that is nothing.
+/// The endpoint to take, as [`List::pick`] answers. `kept` is what is kept to where there is no affinity; of port 0 where that is
+/// nothing.
 #[inline(always)]
 fn endpoint(
     at: &Place,
@@ -567,6 +611,12 @@ fn current(handle: SlotPtr) -> Result<Place, Nothing> {
 #[inline(always)]
 fn current_of(handle: &Place) -> Result<Place, Nothing> {
     there(Place::of(handle.load_current().ok_or(Nothing::ToKnow)?))
+}
+
+/// The root record of the current version behind a handle.
+#[inline(always)]
+fn version_of(handle: SlotPtr) -> Result<SlotPtr, Nothing> {
+    there(Place::of(handle))?.load_current().ok_or(Nothing::ToKnow)
 }
 
 #[inline(always)]

@@ -7,6 +7,7 @@
 #![feature(asm_experimental_arch)]
 
 mod affinity;
+mod buckets;
 mod closed;
 mod connect;
 mod datagram;
@@ -16,6 +17,7 @@ mod kernel;
 mod lookup;
 mod maps;
 mod network;
+mod outliers;
 mod place;
 mod question;
 mod removal;

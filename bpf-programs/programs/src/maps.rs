@@ -11,8 +11,9 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use slotmesh_records::{
-    AffinityKey, AffinityState, AffinityTotals, ClusterState, EndpointKey, EndpointState, FlowTotals,
-    Identity, LaneKey, LaneState, SocketFlows, SocketLimit, SocketShare, SocketState,
+    AffinityKey, AffinityState, AffinityTotals, BucketKey, BucketState, ClusterState, EndpointKey,
+    EndpointState, FlowTotals, Identity, LaneKey, LaneState, OutlierState, SocketFlows, SocketLimit,
+    SocketShare, SocketState,
 };
 
 /// What a redirected socket remembers.
@@ -43,6 +44,14 @@ pub static SOCKET_LIMIT: Array<SocketLimit, 1> = Array::new();
 #[btf_map]
 pub static ENDPOINTS: HashMap<EndpointKey, EndpointState, 65_536, { BPF_F_NO_PREALLOC as usize }> =
     HashMap::new();
+
+/// How fast connections to each cluster with a rate come.
+#[btf_map]
+pub static BUCKETS: HashMap<BucketKey, BucketState, 65_536, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+/// The endpoints to which connects fail, or failed of late.
+#[btf_map]
+pub static OUTLIERS: HashMap<u64, OutlierState, 65_536, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
 /// What runs of each cluster, by the hash of its name.
 #[btf_map]

@@ -15,16 +15,20 @@ use aya_ebpf::{
     helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns},
 };
 use slotmesh_records::{
-    ClusterState, Count, Endpoint, EndpointKey, EndpointState, LaneKey, LaneState, NO_LIMIT, SocketShare,
-    SocketState, cluster_tag,
+    BucketKey, ClusterState, Count, Endpoint, EndpointKey, EndpointState, LaneKey, LaneState, NO_LIMIT,
+    SocketShare, SocketState, cluster_tag,
 };
 
-use crate::maps::{CLUSTERS, ENDPOINTS, LANES, SOCKET_LIMIT, SOCKET_TOTALS};
+use crate::{
+    buckets,
+    maps::{CLUSTERS, ENDPOINTS, LANES, SOCKET_LIMIT, SOCKET_TOTALS},
+    outliers::{self, Outcome},
+};
 
 /// How often a count is tried to be changed while other CPUs change it.
-const SWAPS: usize = 12;
+pub const SWAPS: usize = 12;
 /// How often an element is looked for that is being removed at that moment.
-const LOOKS: usize = 3;
+pub const LOOKS: usize = 3;
 
 /// What became of a connection that was to count.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -107,7 +111,7 @@ fn second() -> u32 {
 /// # Safety
 /// As for [`fetch_add`].
 #[inline(always)]
-unsafe fn count_up(word: *mut u64, tag: u32, most: u32) -> Option<bool> {
+pub unsafe fn count_up(word: *mut u64, tag: u32, most: u32) -> Option<bool> {
     // SAFETY: the caller vouches for the pointer.
     let mut found = unsafe { word.read_volatile() };
     for _ in 0..SWAPS {
@@ -138,7 +142,7 @@ unsafe fn count_up(word: *mut u64, tag: u32, most: u32) -> Option<bool> {
 /// # Safety
 /// As for [`fetch_add`].
 #[inline(always)]
-unsafe fn count_down(word: *mut u64, tag: u32) {
+pub unsafe fn count_down(word: *mut u64, tag: u32) {
     // Who counts keeps the element: it is the owner's, and not 0, unless somebody removed it by hand.
     // SAFETY: the caller vouches for the pointer.
     let found = Count::from_bits(unsafe { word.read_volatile() });
@@ -247,7 +251,7 @@ fn refuse(state: *mut ClusterState, tag: u32) {
 /// One connection less, where it counted.
 #[inline(always)]
 pub fn end(cluster: u64, counted: u8) {
-    let lane = counted & !SocketState::AT_ENDPOINT;
+    let lane = counted & !(SocketState::AT_ENDPOINT | SocketState::WATCHED);
     if lane == 0 {
         if let Some(state) = CLUSTERS.get_ptr_mut(cluster) {
             // SAFETY: a word of an element.
@@ -297,12 +301,12 @@ fn end_at(endpoint: &EndpointKey, failed: bool) {
     }
 }
 
-/// A socket's connection counts no more, if it did.
+/// A socket's connection counts no more, if it did. `outcome` is asked where it matters whether the connect failed.
 ///
 /// # Safety
 /// The record of a socket, valid for this run.
 #[inline(always)]
-pub unsafe fn release(record: *mut SocketState, failed: bool) {
+pub unsafe fn release(record: *mut SocketState, failed: bool, outcome: impl Fn(u32) -> Outcome) {
     // Twice: `closed` may be faster, once.
     for _ in 0..2 {
         // SAFETY: the caller vouches for the pointer.
@@ -313,6 +317,9 @@ pub unsafe fn release(record: *mut SocketState, failed: bool) {
             }
             if stop_counting(record, found) {
                 end_of(&*record, failed);
+                if (*record).counted & SocketState::WATCHED != 0 {
+                    outliers::note(&endpoint(&*record), outcome((found & SocketState::SINCE) as u32));
+                }
                 return;
             }
         }
@@ -467,6 +474,8 @@ pub fn remove(cluster: u64) -> bool {
                 && LANES.remove(&key).is_ok();
         }
     }
+    outliers::remove(cluster);
+    buckets::remove(&BucketKey { cluster, caller: 0 });
     if let Some(state) = CLUSTERS.get_ptr_mut(cluster) {
         // SAFETY: a word of an element.
         nothing &= unsafe { give_up((&raw mut (*state).active).cast(), cluster_tag(cluster)) }
@@ -489,7 +498,7 @@ pub fn remove_at(endpoint: &EndpointKey) -> bool {
 /// # Safety
 /// As for [`fetch_add`].
 #[inline(always)]
-unsafe fn give_up(word: *mut u64, tag: u32) -> bool {
+pub unsafe fn give_up(word: *mut u64, tag: u32) -> bool {
     let none = Count::none(tag).bits();
     // SAFETY: the caller vouches for the pointer.
     unsafe { compare_and_swap(word, none, Count::GONE.bits()) == none }

@@ -15,6 +15,7 @@ use slotmesh_records::{SocketFlows, SocketState, VipKey};
 use crate::{
     flows,
     maps::{FLOWS, SOCKETS},
+    outliers::{self, Outcome},
     running,
 };
 
@@ -23,7 +24,8 @@ const ALLOW: i32 = 1;
 #[cgroup_sock(sock_release)]
 pub fn sock_release(ctx: SockContext) -> i32 {
     // SAFETY: a word of the socket that the kernel lets be read.
-    if unsafe { (&raw const (*ctx.sock).protocol).read_volatile() } == u32::from(VipKey::UDP) {
+    let protocol = unsafe { (&raw const (*ctx.sock).protocol).read_volatile() };
+    if protocol == u32::from(VipKey::UDP) {
         let map = (&raw const FLOWS).cast_mut().cast();
         // SAFETY: the kernel hands a valid socket; without flags nothing is made.
         let flows = unsafe { bpf_sk_storage_get(map, ctx.sock.cast(), core::ptr::null_mut(), 0) };
@@ -45,7 +47,14 @@ pub fn sock_release(ctx: SockContext) -> i32 {
         let state = unsafe { (&raw const (*ctx.sock).state).read_volatile() };
         // SAFETY: the storage lives as long as the socket.
         unsafe {
-            running::release(record, state == BPF_TCP_CLOSE || state == BPF_TCP_SYN_SENT);
+            running::release(record, state == BPF_TCP_CLOSE || state == BPF_TCP_SYN_SENT, |since| {
+                if protocol == u32::from(VipKey::TCP) {
+                    outliers::outcome(ctx.sock.cast(), state, since)
+                } else {
+                    // A socket of MPTCP has its bytes elsewhere.
+                    Outcome::Unknown
+                }
+            });
             if (*record).is_closed == 0 {
                 (*record).is_closed = 1;
                 running::forget();

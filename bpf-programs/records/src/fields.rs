@@ -1,7 +1,7 @@
 //! What programs have to know of the running kernel: a constant of theirs, which the agent sets when it loads them.
 
 /// Offsets of fields in the kernel's structures, in bytes, and whether it knows MPTCP; by these numbers.
-pub type KernelFields = [u32; 11];
+pub type KernelFields = [u32; 12];
 
 /// `task_struct.real_parent`
 pub const REAL_PARENT: usize = 0;
@@ -27,6 +27,9 @@ pub const PARENT: usize = 9;
 /// 1 where there are sockets of MPTCP. A program that asks of what the kernel doesn't know isn't accepted.
 pub const HAS_MPTCP: usize = 10;
 
+/// `tcp_sock.bytes_received`: 0 where a connection was reset before a byte came. 0 where it isn't known.
+pub const BYTES_RECEIVED: usize = 11;
+
 /// The structure and the field that each number up to [`PARENT`] stands for.
 pub const FIELDS: [(&str, &str); 10] = [
     ("task_struct", "real_parent"),
@@ -42,4 +45,4 @@ pub const FIELDS: [(&str, &str); 10] = [
 ];
 
 /// Nothing is known: namespaces aren't told apart.
-pub const UNKNOWN: KernelFields = [0; 11];
+pub const UNKNOWN: KernelFields = [0; 12];

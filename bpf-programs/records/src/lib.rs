@@ -14,6 +14,7 @@
 //!                                                 |-> HostIndex -> HostChunk*   (virtual hosts by address)
 //! Handle(cluster) -> Cluster -> Handle(endpoints) -> Endpoints, EndpointIndex   (EDS)
 //!                       |-> Endpoints, EndpointIndex                            (STATIC)
+//!                       |-> Guard                                               (outlier detection)
 //! Endpoints, EndpointIndex -> HashTable -> HashChunk*                           (chosen by the source)
 //! what only people read: names, domains, localities                -> Text
 //! ```
@@ -37,13 +38,13 @@ mod route;
 pub use flows::{Flow, FlowTotals, SocketFlows};
 pub use layout::{LAYOUT_HASH, Record, RecordHeader, RecordKind};
 pub use maps::{
-    AffinityKey, AffinityState, AffinityTotals, ClusterState, Count, EndpointKey, EndpointState, Failures,
-    Identity, LaneKey, LaneState, STATE_VERSION, SocketLimit, SocketShare, SocketState, SocketTotals, VipKey,
-    VipValue, cluster_tag, name_hash, source_hash, words,
+    AffinityKey, AffinityState, AffinityTotals, BucketKey, BucketState, ClusterState, Count, EndpointKey,
+    EndpointState, Failures, Identity, LaneKey, LaneState, OutlierState, STATE_VERSION, SocketLimit,
+    SocketShare, SocketState, SocketTotals, VipKey, VipValue, cluster_tag, name_hash, source_hash, words,
 };
 pub use model::{
-    Cluster, DirectoryPage, Endpoint, EndpointChunk, EndpointIndex, Endpoints, Handle, HashChunk, HashTable,
-    NO_LIMIT, Superblock, Text, balance, choose,
+    Cluster, DirectoryPage, Endpoint, EndpointChunk, EndpointIndex, Endpoints, Guard, Handle, HashChunk,
+    HashTable, NO_LIMIT, Superblock, Text, balance, choose,
 };
 #[cfg(feature = "next-layout")]
 pub use next::Added;

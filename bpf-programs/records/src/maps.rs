@@ -190,7 +190,7 @@ pub struct SocketState {
     /// Where it was redirected to: the port, network order.
     pub target_port: u16,
     /// Where its cluster counts it, while it does: 0 among all, else one more than the lane. With
-    /// [`AT_ENDPOINT`](Self::AT_ENDPOINT) where its endpoint does, too.
+    /// [`AT_ENDPOINT`](Self::AT_ENDPOINT) where its endpoint does, too, and [`WATCHED`](Self::WATCHED).
     pub counted: u8,
     /// 1 once its owner has closed it: programs of several cgroups may see that.
     pub is_closed: u8,
@@ -208,6 +208,8 @@ pub struct SocketState {
 impl SocketState {
     /// Set in [`counted`](Self::counted) where the endpoint counts the connection.
     pub const AT_ENDPOINT: u8 = 1 << 7;
+    /// Set in [`counted`](Self::counted) where it matters whether the connect fails.
+    pub const WATCHED: u8 = 1 << 6;
     /// The lower half of [`counting`](Self::counting).
     pub const SINCE: u64 = u32::MAX as u64;
 
@@ -418,6 +420,141 @@ impl Failures {
     }
 }
 
+/// A bucket of a cluster that has a rate of new connections: the key of [`BucketState`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+#[repr(C)]
+pub struct BucketKey {
+    /// [`name_hash`] of the cluster.
+    pub cluster: u64,
+    /// [`Identity::workload`] of the caller whose it is; 0 of the one for all, which there is in any case where connects
+    /// were refused.
+    pub caller: u64,
+}
+
+/// A bucket from which each new connection takes a token: made by the first, removed by the agent when it is full again,
+/// and that of all with the cluster. Versioned as [`SocketState`] is.
+///
+/// A token flows in after each `interval`; so one number tells how many there are: when the bucket will be full. All
+/// times are the kernel's nanoseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct BucketState {
+    /// When it is full.
+    pub full: u64,
+    /// Connects that found no token in this or any other bucket of the cluster; of the one for all.
+    pub refused: u64,
+}
+
+impl BucketState {
+    /// Of a bucket that is being removed.
+    pub const GONE: u64 = u64::MAX;
+
+    /// The time in which a token flows in, of so many (not 0) a second. Rounded up, so there are never more.
+    #[inline(always)]
+    pub const fn interval(per_second: u32) -> u64 {
+        const SECOND: u64 = 1_000_000_000;
+        SECOND.div_ceil(per_second as u64)
+    }
+
+    /// A token of a bucket that holds `burst`: when it will be full then; `None` where there is none.
+    #[inline(always)]
+    pub const fn take(full: u64, now: u64, interval: u64, burst: u32) -> Option<u64> {
+        let full = if full > now { full } else { now };
+        if full - now > interval * (burst.saturating_sub(1)) as u64 { None } else { Some(full + interval) }
+    }
+}
+
+/// What is known of an endpoint to which connects fail, or failed: made by the first that does, removed by the agent
+/// when it has been quiet for [`IDLE`](Self::IDLE). Keyed by a [hash](Self::key) of what it is of, as programs have
+/// little room on their stack where they ask for it. Under the key of a [family](Self::family_key) it tells how many
+/// endpoints of a cluster's family are left out. Versioned as [`SocketState`] is. Times
+/// are the kernel's nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct OutlierState {
+    /// The endpoint; of port 0 for a family of the cluster.
+    pub of: EndpointKey,
+    /// Of an endpoint, connects that failed in a row; of a family, how many endpoints are left out.
+    pub failures: Count,
+    /// Until when it is left out; 0 where it isn't.
+    pub until: u64,
+    /// When it was taken back last.
+    pub back: u64,
+    /// Of an endpoint, how often in a row it was left out; of a family, how often any was.
+    pub times: u64,
+    /// When a connect failed last.
+    pub failed: u64,
+}
+
+impl OutlierState {
+    /// After so many nanoseconds without a failed connect an endpoint is as one of which nothing is known.
+    pub const IDLE: u64 = 600_000_000_000;
+
+    /// The state of an endpoint to which no connect has failed, or of a family.
+    #[inline(always)]
+    pub const fn none(of: &EndpointKey) -> Self {
+        let failures = Count::none(cluster_tag(Self::key(of.cluster, of.at.addr, of.at.port)));
+        Self { of: *of, failures, until: 0, back: 0, times: 0, failed: 0 }
+    }
+
+    /// The key of an address and port of a cluster, both in network order.
+    #[inline(always)]
+    pub const fn key(cluster: u64, addr: [u32; 4], port: u16) -> u64 {
+        const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
+        let mut hash = (cluster ^ addr[0] as u64).wrapping_mul(MIX);
+        hash = (hash ^ hash >> 29 ^ addr[1] as u64).wrapping_mul(MIX);
+        hash = (hash ^ hash >> 29 ^ addr[2] as u64).wrapping_mul(MIX);
+        hash = (hash ^ hash >> 29 ^ addr[3] as u64).wrapping_mul(MIX);
+        hash = (hash ^ hash >> 29 ^ port as u64).wrapping_mul(MIX);
+        hash ^ hash >> 32
+    }
+
+    /// What stands for a family of a cluster's endpoints: an address that is none.
+    #[inline(always)]
+    pub const fn family(cluster: u64, is_v6: u64) -> EndpointKey {
+        EndpointKey::new(cluster, [0, 0, 0, is_v6 as u32], 0)
+    }
+
+    /// The key of that.
+    #[inline(always)]
+    pub const fn family_key(cluster: u64, is_v6: u64) -> u64 {
+        Self::key(cluster, [0, 0, 0, is_v6 as u32], 0)
+    }
+
+    /// How often in a row an endpoint is left out that was `times` before, and came back then: where it has been in for
+    /// longer than it was out, it begins anew.
+    #[inline(always)]
+    pub const fn times(times: u64, back: u64, base_ms: u32, most_ms: u32, now: u64) -> u64 {
+        let was_in = now.wrapping_sub(back);
+        if times == 0 || was_in > Self::length(times, base_ms, most_ms) { 1 } else { times + 1 }
+    }
+
+    /// For how many nanoseconds an endpoint is left out the so-many-th time in a row.
+    #[inline(always)]
+    pub const fn length(times: u64, base_ms: u32, most_ms: u32) -> u64 {
+        let times = if times > 1 << 20 { 1 << 20 } else { times };
+        let long = base_ms as u64 * times;
+        let most = if most_ms > base_ms { most_ms as u64 } else { base_ms as u64 };
+        (if long > most { most } else { long }) * 1_000_000
+    }
+
+    /// How many of `count` endpoints may be left out.
+    #[inline(always)]
+    pub const fn most(count: u32, percent: u32) -> u32 {
+        if percent == 0 {
+            return 0;
+        }
+        let most = (count as u64 * percent as u64 / 100) as u32;
+        if most == 0 { 1 } else { most }
+    }
+
+    /// Tells whether so few of `count` endpoints are left that all are used.
+    #[inline(always)]
+    pub const fn is_panic(count: u32, out: u32, percent: u32) -> bool {
+        (count.saturating_sub(out) as u64) * 100 < count as u64 * percent as u64
+    }
+}
+
 /// What runs of a cluster, whatever version of it is current: no flush touches it. Keyed by the
 /// [`name_hash`] of the cluster; made by the first connection that counts here, removed by the agent some time after
 /// the cluster. Versioned as [`SocketState`] is.
@@ -550,7 +687,7 @@ impl LaneState {
 const _: () = assert!(
     size_of::<SocketState>() == 56
         && size_of::<SocketShare>() == 128
-        && LaneKey::LANES < SocketState::AT_ENDPOINT as u32
+        && LaneKey::LANES < SocketState::WATCHED as u32
 );
 
 /// Who a program's caller is, in the cgroup storage of the program's attachment.
@@ -713,6 +850,77 @@ mod tests {
         assert_eq!(count.of(key(81).tag()), None);
         assert_eq!((Count::GONE.of(key(80).tag()), Count::GONE.get()), (None, 0));
         assert_ne!(cluster_tag(0), 0, "that is nobody's");
+    }
+
+    #[test]
+    fn a_bucket_never_gives_more_than_it_holds_and_what_flows_in() {
+        for (per_second, burst) in [(1, 1), (3, 5), (1_000, 1), (7, 100), (1_000_000, 10)] {
+            let interval = BucketState::interval(per_second);
+            // As many as it holds at once, then one for each that flows in.
+            let (mut full, start) = (0, 5_000_000_000);
+            let mut taken = 0_u64;
+            let mut now = start;
+            for step in 0..2_000_u64 {
+                match BucketState::take(full, now, interval, burst) {
+                    Some(after) => {
+                        full = after;
+                        taken += 1;
+                    }
+                    None => now += interval / 3 + step % 2,
+                }
+                let most = u64::from(burst) + (now - start) / interval;
+                assert!(taken <= most, "{per_second} {burst}: {taken} of {most}");
+            }
+            assert!(taken >= u64::from(burst), "{per_second} {burst}: {taken}");
+            // A quiet time fills it, and no more than that.
+            let now = full + 1_000_000_000_000;
+            let mut at_once = 0;
+            while let Some(after) = BucketState::take(full, now, interval, burst) {
+                full = after;
+                at_once += 1;
+            }
+            assert_eq!(at_once, burst);
+        }
+        assert_eq!(BucketState::interval(3), 333_333_334);
+    }
+
+    #[test]
+    fn who_is_left_out_again_soon_is_for_longer() {
+        const SECOND: u64 = 1_000_000_000;
+        let times =
+            |times, back, now| OutlierState::times(times, back * SECOND, 10_000, 25_000, now * SECOND);
+        assert_eq!(
+            [times(0, 0, 5), times(1, 100, 105), times(1, 100, 110), times(1, 100, 111)],
+            [1, 2, 2, 1]
+        );
+        assert_eq!([times(2, 100, 120), times(2, 100, 121)], [3, 1]);
+        let lengths = [1, 2, 3, u64::MAX].map(|times| OutlierState::length(times, 10_000, 25_000) / SECOND);
+        assert_eq!(lengths, [10, 20, 25, 25]);
+        assert_eq!(OutlierState::length(3, 10_000, 1) / SECOND, 10, "the most is never less than the first");
+    }
+
+    #[test]
+    fn endpoints_and_families_have_keys_of_their_own() {
+        let mut keys = std::vec::Vec::new();
+        for cluster in [1, 2, name_hash("web")] {
+            keys.extend([0, 1].map(|family| OutlierState::family_key(cluster, family)));
+            for ip in ["10.0.0.1", "10.0.0.2", "::1", "fd00::1"] {
+                let addr = words(ip.parse().unwrap());
+                keys.extend([80_u16, 81].map(|port| OutlierState::key(cluster, addr, port.to_be())));
+            }
+        }
+        let all = keys.len();
+        keys.sort_unstable();
+        keys.dedup();
+        assert_eq!(keys.len(), all);
+    }
+
+    #[test]
+    fn one_may_be_left_out_in_any_case_and_none_with_0_percent() {
+        let most = |count, percent| OutlierState::most(count, percent);
+        assert_eq!([most(3, 10), most(3, 0), most(10, 50), most(10, 100), most(1, 1)], [1, 0, 5, 10, 1]);
+        let panic = |count, out, percent| OutlierState::is_panic(count, out, percent);
+        assert!(panic(10, 6, 50) && !panic(10, 5, 50) && !panic(10, 10, 0) && panic(10, 1, 100));
     }
 
     #[test]

@@ -38,6 +38,7 @@ pub(crate) const LAYOUTS: &[Layout] = &[
     Callers::LAYOUT,
     CallerChains::LAYOUT,
     CallerChain::LAYOUT,
+    Guard::LAYOUT,
     #[cfg(feature = "next-layout")]
     crate::Added::LAYOUT,
 ];
@@ -149,14 +150,39 @@ pub struct Cluster {
     pub max_retries: u32,
     /// For so many seconds after its last connection a workload keeps to its endpoint; 0 for none.
     pub affinity: u32,
-    /// Zero.
-    pub spare: u32,
+    /// What there is besides; null where that is nothing.
+    pub guard: Owned<Guard>,
     /// Where its endpoints come from, once more.
     #[cfg(feature = "next-layout")]
     pub added: Owned<crate::Added>,
     /// Zero.
     #[cfg(feature = "next-layout")]
     pub reserved: u32,
+}
+
+/// When endpoints of a cluster are left out because connects to them fail, and how fast new connections may come.
+#[derive(Clone, Copy, Debug, Pod, Zeroable, Record)]
+#[record(kind = 25)]
+#[repr(C)]
+pub struct Guard {
+    /// Record header.
+    pub header: RecordHeader,
+    /// After so many failed connects in a row an endpoint is left out; 0 where none ever is.
+    pub failures: u32,
+    /// For so many milliseconds, times how often it has been.
+    pub base_ms: u32,
+    /// For so many milliseconds at most.
+    pub most_ms: u32,
+    /// Of so many percent of the endpoints of a family at most, but of one in any case; 0 where of none.
+    pub most_percent: u32,
+    /// Where fewer percent of the endpoints of a family than this are left, all are used.
+    pub panic_percent: u32,
+    /// So many new connections a second; 0 for as many as come.
+    pub per_second: u32,
+    /// So many at once; above 0.
+    pub burst: u32,
+    /// 1 where that is of each caller, 0 of all together.
+    pub per_caller: u32,
 }
 
 /// `envoy.config.endpoint.v3.ClusterLoadAssignment` that fits one slot: the IPv4 endpoints, then the

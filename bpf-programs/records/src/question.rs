@@ -4,7 +4,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::{EndpointKey, VipKey};
+use crate::{BucketKey, EndpointKey, VipKey};
 
 /// Which of a cluster's endpoints can be chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,10 +61,35 @@ pub struct Answer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Removal {
-    /// The cluster; or the endpoint, where its port isn't 0.
+    /// The cluster; or the endpoint, where its port isn't 0; with [`OUTLIER`](Self::OUTLIER) what is known of its
+    /// failures.
     pub of: EndpointKey,
     /// The answer: 1 where it was removed.
     pub removed: u64,
+}
+
+impl Removal {
+    /// In [`EndpointKey::reserved`]: not the connections at the endpoint, but its failures.
+    pub const OUTLIER: u32 = 1;
+    /// Likewise: the bucket of a caller, whose hash stands in the first two words of the address.
+    pub const BUCKET: u32 = 2;
+
+    /// What stands for the failures of an endpoint.
+    pub const fn outlier(of: EndpointKey) -> EndpointKey {
+        EndpointKey { reserved: Self::OUTLIER, ..of }
+    }
+
+    /// What stands for a bucket.
+    pub const fn bucket(of: BucketKey) -> EndpointKey {
+        let addr = [of.caller as u32, (of.caller >> 32) as u32, 0, 0];
+        EndpointKey { reserved: Self::BUCKET, ..EndpointKey::new(of.cluster, addr, 0) }
+    }
+
+    /// The bucket that this stands for.
+    #[inline(always)]
+    pub const fn bucket_of(of: &EndpointKey) -> BucketKey {
+        BucketKey { cluster: of.cluster, caller: (of.at.addr[1] as u64) << 32 | of.at.addr[0] as u64 }
+    }
 }
 
 /// What the look-up decides.

@@ -19,8 +19,9 @@ pub use mesh_node::{MeshNode, MeshNodeSpec, MeshNodeStatus, Refusal, SlotUse, St
 pub use mesh_replica::{AgentGroup, MeshReplica, MeshReplicaSpec, MeshReplicaStatus};
 pub use slot_profile::{GrowthMode, SLAB_COST, SlotProfile, SlotProfileSpec, SlotProfileStatus};
 pub use traffic_policy::{
-    AncestorRef, Balancing, LoadBalancing, LocalityDistribution, LocalityFailover, LocalityPreference,
-    PolicyAncestor, PolicyStatus, PolicyTarget, TrafficPolicy, TrafficPolicySpec,
+    AncestorRef, Balancing, Ejection, LoadBalancing, LocalityDistribution, LocalityFailover,
+    LocalityPreference, NewConnections, PolicyAncestor, PolicyStatus, PolicyTarget, RateScope, TrafficPolicy,
+    TrafficPolicySpec,
 };
 
 /// The API group of slotmesh's own objects.

@@ -43,8 +43,8 @@ use super::schema::conditions;
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[x_kube(
-    validation = Rule::new("has(self.loadBalancing) || has(self.maxConnections) || has(self.locality)")
-        .message("the policy says nothing: set loadBalancing, maxConnections or locality"),
+    validation = Rule::new("has(self.loadBalancing) || has(self.maxConnections) || has(self.locality) || has(self.outlierDetection) || has(self.newConnections)")
+        .message("the policy says nothing: set loadBalancing, maxConnections, newConnections, locality or outlierDetection"),
     validation = Rule::new(
         "self.targetRefs.all(a, self.targetRefs.exists_one(b, a.name == b.name && (has(a.sectionName) ? a.sectionName : '') == (has(b.sectionName) ? b.sectionName : '')))"
     )
@@ -66,6 +66,97 @@ pub struct TrafficPolicySpec {
     /// How a connection chooses among endpoints by where these are and where the caller is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub locality: Option<LocalityPreference>,
+    /// When an endpoint is left out for some time, because connects to it fail.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outlier_detection: Option<Ejection>,
+    /// How fast new connections may come. A connection beyond that is refused at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub new_connections: Option<NewConnections>,
+}
+
+/// How fast new connections may come to a port of the Service (or to a subset of it, where a DestinationRule defines some),
+/// on each node for itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NewConnections {
+    /// So many a second.
+    #[schemars(range(min = 1, max = 1000000))]
+    pub per_second: u32,
+    /// So many at once, after a time without any; as many as perSecond where it isn't set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1000000))]
+    pub burst: Option<u32>,
+    /// Whose they are: Service counts those of all callers on the node together, Caller those of each pod by itself.
+    #[serde(default)]
+    pub per: RateScope,
+}
+
+/// Whose connections are counted together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum RateScope {
+    /// Those of all callers.
+    #[default]
+    Service,
+    /// Those of each by itself.
+    Caller,
+}
+
+/// When an endpoint is left out for some time, because connects to it fail: unanswered, refused, or reset before a byte
+/// came. Each node sees its own connects, and leaves endpoints out for its own callers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Ejection {
+    /// After so many failed connects in a row.
+    #[serde(default = "Ejection::failures")]
+    #[schemars(range(min = 1, max = 1000000))]
+    pub consecutive_failures: u32,
+    /// For so many seconds the first time, twice as long the second time in a row, and so on.
+    #[serde(default = "Ejection::base")]
+    #[schemars(range(min = 1, max = 86400))]
+    pub base_seconds: u32,
+    /// For so many seconds at most, but never for less than baseSeconds.
+    #[serde(default = "Ejection::most")]
+    #[schemars(range(min = 1, max = 86400))]
+    pub max_seconds: u32,
+    /// Of so many percent of the endpoints at most; but one may be left out in any case.
+    #[serde(default = "Ejection::most_percent")]
+    #[schemars(range(min = 1, max = 100))]
+    pub max_percent: u32,
+    /// Where fewer percent of the endpoints than this are left, all are used. With 0, connections are refused where all are
+    /// left out.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 100))]
+    pub min_healthy_percent: u32,
+}
+
+impl Ejection {
+    const fn failures() -> u32 {
+        5
+    }
+
+    const fn base() -> u32 {
+        30
+    }
+
+    const fn most() -> u32 {
+        300
+    }
+
+    const fn most_percent() -> u32 {
+        10
+    }
+}
+
+impl Default for Ejection {
+    fn default() -> Self {
+        Self {
+            consecutive_failures: Self::failures(),
+            base_seconds: Self::base(),
+            max_seconds: Self::most(),
+            max_percent: Self::most_percent(),
+            min_healthy_percent: 0,
+        }
+    }
 }
 
 /// How a connection chooses among endpoints by where these are. With nothing set, the nearest are taken: those of the

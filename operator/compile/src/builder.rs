@@ -587,6 +587,20 @@ impl PolicyBuilder {
         self
     }
 
+    /// Bounds how fast new connections may come.
+    #[must_use]
+    pub fn new_connections(mut self, rate: crds::own::NewConnections) -> Self {
+        self.0.spec.new_connections = Some(rate);
+        self
+    }
+
+    /// Leaves endpoints out that fail.
+    #[must_use]
+    pub fn outliers(mut self, outliers: crds::own::Ejection) -> Self {
+        self.0.spec.outlier_detection = Some(outliers);
+        self
+    }
+
     /// Chooses by where endpoints are.
     #[must_use]
     pub fn locality(mut self, locality: crds::own::LocalityPreference) -> Self {

@@ -27,6 +27,8 @@ pub(crate) fn compile(index: &Index, name: &ObjectName) -> Compiled {
         if backend.port.protocol == Transport::Udp {
             // There are none to be counted.
             traffic.max_connections = None;
+            traffic.outliers = None;
+            traffic.rate = None;
         }
         let affinity = index.service(name).map_or(0, |service| service.affinity);
         let port = index.service(name).and_then(|service| service.port(backend.port));
@@ -155,9 +157,14 @@ fn limits_of_udp(index: &Index, name: &ObjectName) -> Vec<Report> {
         let covers = |port: &&ServicePort| target.port.as_ref().is_none_or(|name| *name == port.name);
         let mut protocols = service.ports.iter().filter(covers).map(|port| port.key.protocol).peekable();
         let is_udp = protocols.peek().is_some() && protocols.all(|protocol| protocol == Transport::Udp);
-        if is_udp && policy.traffic.max_connections.is_some() {
+        let said = [
+            ("spec.maxConnections", policy.traffic.max_connections.is_some()),
+            ("spec.outlierDetection", policy.traffic.outliers.is_some()),
+            ("spec.newConnections", policy.traffic.rate.is_some()),
+        ];
+        for (field, _) in said.into_iter().filter(|(_, is_said)| is_udp && *is_said) {
             let mut found = Findings::new(index.object_ref(Kind::TrafficPolicy, key));
-            found.unsupported("spec.maxConnections", "UDP has no connections that could be counted");
+            found.unsupported(field, "UDP has no connections that could be counted");
             reports.extend(found.reports.into_iter().map(|r| Report { at: Some(name.clone()), ..r }));
         }
     }

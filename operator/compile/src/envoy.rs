@@ -9,13 +9,14 @@ use std::net::{IpAddr, SocketAddr};
 
 use prost::{Message, Name};
 use slotmesh_xds::{
-    CallerClass, EndpointHints, OF_NODES, OneOfClasses, Resource, ResourceType, SessionAffinity, Transport,
+    CallerClass, ConnectionRate, EndpointHints, OF_NODES, OneOfClasses, Resource, ResourceType,
+    SessionAffinity, Transport,
     envoy::{
         envoy::{
             config::{
                 cluster::v3::{
-                    CircuitBreakers, Cluster, LoadBalancingPolicy, circuit_breakers, cluster,
-                    load_balancing_policy,
+                    CircuitBreakers, Cluster, Filter as ClusterFilter, LoadBalancingPolicy, circuit_breakers,
+                    cluster, load_balancing_policy,
                 },
                 core::v3::{
                     Address, AggregatedConfigSource, ApiVersion, ConfigSource, HealthStatus, Locality,
@@ -42,6 +43,7 @@ use slotmesh_xds::{
                 filters::udp::udp_proxy::v3::{UdpProxyConfig, udp_proxy_config},
                 load_balancing_policies::{common::v3::ConsistentHashingLbConfig, maglev::v3::Maglev},
             },
+            r#type::v3::Percent,
         },
         google::protobuf::{Any, Duration, StringValue, UInt32Value},
         xds::{
@@ -61,7 +63,7 @@ use slotmesh_xds::{
 pub(crate) use self::proxied::{CORS, FAULT, RequestRoute, configuration};
 use self::proxied::{http_options, request_manager};
 use crate::{
-    model::{Balance, PortKey, Traffic},
+    model::{Balance, Outliers, PortKey, Rate, Traffic},
     names::{BLACK_HOLE, PASSTHROUGH, listener_name, node_listener_name},
 };
 
@@ -145,6 +147,12 @@ pub(crate) fn cluster(
         load_balancing_policy: extension,
         circuit_breakers: traffic.max_connections.map(limit),
         typed_extension_protocol_options: http2.map(http_options).into_iter().collect(),
+        outlier_detection: traffic.outliers.as_ref().map(Outliers::to_proto),
+        common_lb_config: traffic.outliers.as_ref().map(|outliers| cluster::CommonLbConfig {
+            healthy_panic_threshold: Some(Percent { value: outliers.panic_percent.into() }),
+            ..Default::default()
+        }),
+        filters: traffic.rate.map(rate).into_iter().collect(),
         metadata: (affinity != 0).then(|| {
             let affinity = SessionAffinity { seconds: affinity };
             metadata(SessionAffinity::KEY, SessionAffinity::TYPE_URL, &affinity)
@@ -203,6 +211,13 @@ fn hash_of_the_source() -> LoadBalancingPolicy {
     let config = TypedExtensionConfig { name: MAGLEV.to_owned(), typed_config: Some(any(&maglev)) };
     let policy = load_balancing_policy::Policy { typed_extension_config: Some(config) };
     LoadBalancingPolicy { policies: vec![policy] }
+}
+
+/// At most so many new connections a second: an extension of slotmesh's own.
+fn rate(Rate { per_second, burst, per_caller }: Rate) -> ClusterFilter {
+    let rate = ConnectionRate { per_second, burst, per_caller };
+    let any = Any { type_url: ConnectionRate::TYPE_URL.to_owned(), value: rate.encode_to_vec() };
+    ClusterFilter { name: ConnectionRate::NAME.to_owned(), typed_config: Some(any), ..Default::default() }
 }
 
 /// At most this many connections at a time.

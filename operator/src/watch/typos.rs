@@ -215,6 +215,14 @@ fn fields(kind: Kind, level: &str) -> Option<&'static [&'static str]> {
         ) => &["enabled", "distribute", "failover", "failoverPriority"],
         (
             Kind::DestinationRule,
+            "spec.trafficPolicy.outlierDetection" | "spec.subsets[].trafficPolicy.outlierDetection",
+        ) => &[
+            "consecutive5xxErrors", "consecutiveGatewayErrors", "consecutiveLocalOriginFailures",
+            "splitExternalLocalOriginErrors", "consecutiveErrors", "interval", "baseEjectionTime", "maxEjectionPercent",
+            "minHealthPercent",
+        ],
+        (
+            Kind::DestinationRule,
             "spec.trafficPolicy.connectionPool" | "spec.subsets[].trafficPolicy.connectionPool",
         ) => POOL,
         (
@@ -246,9 +254,12 @@ fn fields(kind: Kind, level: &str) -> Option<&'static [&'static str]> {
         (Kind::TlsRoute | Kind::TcpRoute, "spec.rules[]") => &["name", "backendRefs"],
         (Kind::GrpcRoute | Kind::HttpRoute | Kind::TlsRoute | Kind::TcpRoute, "spec.rules[].backendRefs[]") => BACKEND,
         (Kind::ReferenceGrant, "spec") => &["from", "to"],
-        (Kind::TrafficPolicy, "spec") => &["targetRefs", "loadBalancing", "maxConnections", "locality"],
+        (Kind::TrafficPolicy, "spec") => &["targetRefs", "loadBalancing", "maxConnections", "locality", "outlierDetection", "newConnections"],
         (Kind::TrafficPolicy, "spec.targetRefs[]") => &["group", "kind", "name", "sectionName"],
         (Kind::TrafficPolicy, "spec.loadBalancing") => &["algorithm"],
+        (Kind::TrafficPolicy, "spec.newConnections") => &["perSecond", "burst", "per"],
+        (Kind::TrafficPolicy, "spec.outlierDetection") =>
+            &["consecutiveFailures", "baseSeconds", "maxSeconds", "maxPercent", "minHealthyPercent"],
         (Kind::TrafficPolicy, "spec.locality") => &["distribute", "failover", "failoverPriority"],
         (Kind::TrafficPolicy, "spec.locality.distribute[]" | "spec.locality.failover[]") => &["from", "to"],
         (Kind::SlotProfile, "spec") => &[

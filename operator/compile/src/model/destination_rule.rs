@@ -7,7 +7,7 @@ use std::{
 
 use slotmesh_crds as crds;
 
-use super::{Age, Balance, Export, Labels, Localities, Policy, Traffic, locality, port_number};
+use super::{Age, Balance, Export, Labels, Localities, Outliers, Policy, Traffic, locality, port_number};
 use crate::{ObjectName, names::name_fault, patterns::HostPattern, report::Findings};
 
 /// A valid DestinationRule.
@@ -171,11 +171,8 @@ fn read_traffic(
     found: &mut Findings,
 ) -> Traffic {
     let mut traffic = Traffic { fails_over: outliers.is_some(), ..Traffic::default() };
-    if outliers.is_some() {
-        let consequence =
-            "no endpoint is left out because it fails, but the nearest ones that are ready are taken";
-        found.unsupported(format!("{at}.outlierDetection"), consequence);
-    }
+    traffic.outliers =
+        outliers.map(|outliers| Outliers::of_rule(&format!("{at}.outlierDetection"), outliers, found));
     if let Some(balancer) = balancer {
         traffic.balance = balance(&format!("{at}.loadBalancer"), balancer, found);
         let setting = balancer.locality_lb_setting.as_ref();

@@ -5,6 +5,7 @@
 
 mod callers;
 mod destination_rule;
+mod ejection;
 mod endpoint_slice;
 mod gateway;
 mod gateway_requests;
@@ -27,6 +28,7 @@ mod workload;
 
 pub(crate) use callers::{Caller, Class, Export, Labels};
 pub(crate) use destination_rule::{DestinationRule, Subset};
+pub(crate) use ejection::Outliers;
 pub(crate) use endpoint_slice::{Endpoint, EndpointSlice, Hints, SlicePort};
 pub(crate) use gateway::{ReferenceGrant, read_grpc, read_http, read_tcp, read_tls};
 pub(crate) use locality::{Localities, Locality, Place};
@@ -40,7 +42,7 @@ pub(crate) use service_entry::ServiceEntry;
 pub(crate) use service_ranges::ServiceRanges;
 pub(crate) use sidecar::Sidecar;
 pub(crate) use slot_profile::SlotProfile;
-pub(crate) use traffic::{Balance, Policy, Traffic};
+pub(crate) use traffic::{Balance, Policy, Rate, Traffic};
 pub(crate) use traffic_policy::{Target, TrafficPolicy};
 pub(crate) use treatment::{
     HeaderEdits, MessageEdits, Mirrored, OwnAnswer, RequestCondition, Treatment, every_request, fraction,

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use slotmesh_xds::LocalityPolicy;
 
-use super::Localities;
+use super::{Localities, Outliers};
 
 /// How a connection chooses its endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,12 +17,22 @@ pub(crate) enum Balance {
     ConsistentHash,
 }
 
+/// How fast new connections may come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Rate {
+    pub(crate) per_second: u32,
+    pub(crate) burst: u32,
+    pub(crate) per_caller: bool,
+}
+
 /// What somebody says of a cluster's connections; what isn't said is left to others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Traffic {
     pub(crate) balance: Option<Balance>,
     pub(crate) max_connections: Option<u32>,
     pub(crate) localities: Option<Localities>,
+    pub(crate) outliers: Option<Outliers>,
+    pub(crate) rate: Option<Rate>,
     /// Tells whether a DestinationRule has outlier detection: Istio prefers the nearest endpoints only then.
     pub(crate) fails_over: bool,
 }
@@ -34,6 +44,8 @@ impl Traffic {
             balance: self.balance.or(other.balance),
             max_connections: self.max_connections.or(other.max_connections),
             localities: self.localities.or(other.localities),
+            outliers: self.outliers.or(other.outliers),
+            rate: self.rate.or(other.rate),
             fails_over: self.fails_over || other.fails_over,
         }
     }

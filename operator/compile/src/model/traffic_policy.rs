@@ -2,7 +2,7 @@
 
 use slotmesh_crds::own::{self, Balancing};
 
-use super::{Age, Balance, Localities, Traffic, locality as localities};
+use super::{Age, Balance, Localities, Outliers, Rate, Traffic, locality as localities};
 use crate::{ObjectName, names::name_fault, report::Findings};
 
 /// What a policy is for.
@@ -26,12 +26,26 @@ pub(crate) struct TrafficPolicy {
 impl TrafficPolicy {
     /// Reads a policy; `None` when it must be refused.
     pub(crate) fn read(object: &own::TrafficPolicy, key: &ObjectName, found: &mut Findings) -> Option<Self> {
-        let own::TrafficPolicySpec { target_refs, load_balancing, max_connections, locality } = &object.spec;
+        let own::TrafficPolicySpec {
+            target_refs,
+            load_balancing,
+            max_connections,
+            locality,
+            outlier_detection,
+            new_connections,
+        } = &object.spec;
         if target_refs.is_empty() {
             found.refuse("spec.targetRefs", "the policy is attached to nothing; name a Service");
         }
-        if load_balancing.is_none() && max_connections.is_none() && locality.is_none() {
-            found.refuse("spec", "the policy says nothing; set loadBalancing, maxConnections or locality");
+        if load_balancing.is_none()
+            && max_connections.is_none()
+            && locality.is_none()
+            && outlier_detection.is_none()
+            && new_connections.is_none()
+        {
+            let fault = "the policy says nothing; set loadBalancing, maxConnections, newConnections, locality or \
+                         outlierDetection";
+            found.refuse("spec", fault);
         }
         if *max_connections == Some(0) {
             found.refuse("spec.maxConnections", "0 would refuse every connection; the least is 1");
@@ -53,7 +67,20 @@ impl TrafficPolicy {
             Localities::By { policy: said.read("spec.locality", found).into(), always: true }
         });
         let max_connections = *max_connections;
-        let traffic = Traffic { balance, max_connections, localities, fails_over: false };
+        let outliers =
+            outlier_detection.as_ref().map(|said| Outliers::of_policy("spec.outlierDetection", said, found));
+        let rate = new_connections.as_ref().map(|said| {
+            let own::NewConnections { per_second, burst, per } = *said;
+            for (field, value) in [("perSecond", per_second), ("burst", burst.unwrap_or(1))] {
+                if value == 0 {
+                    let fault = "0 would refuse every connection; the least is 1";
+                    found.refuse(format!("spec.newConnections.{field}"), fault);
+                }
+            }
+            let per_caller = per == own::RateScope::Caller;
+            Rate { per_second, burst: burst.unwrap_or(per_second), per_caller }
+        });
+        let traffic = Traffic { balance, max_connections, localities, outliers, rate, fails_over: false };
         (!found.refused()).then(|| Self { age: Age::of(&object.metadata), targets, traffic })
     }
 }

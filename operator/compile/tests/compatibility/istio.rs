@@ -122,6 +122,22 @@ const POLICIES: [(&str, &str); 4] = [
     ),
 ];
 
+/// The outlier detection of these.
+const DETECTIONS: [&str; 4] = [
+    "spec.trafficPolicy.outlierDetection",
+    "spec.trafficPolicy.portLevelSettings[].outlierDetection",
+    "spec.subsets[].trafficPolicy.outlierDetection",
+    "spec.subsets[].trafficPolicy.portLevelSettings[].outlierDetection",
+];
+const GUARDS: &str = "operator/compile/tests/compile/guards.rs";
+/// Nobody looks at times; endpoints are left out when that is due.
+const INTERVALS: [&str; 4] = [
+    "spec.trafficPolicy.outlierDetection.interval",
+    "spec.trafficPolicy.portLevelSettings[].outlierDetection.interval",
+    "spec.subsets[].trafficPolicy.outlierDetection.interval",
+    "spec.subsets[].trafficPolicy.portLevelSettings[].outlierDetection.interval",
+];
+
 /// The locality settings of these.
 const SETTINGS: [&str; 4] = [
     "spec.trafficPolicy.loadBalancer.localityLbSetting",
@@ -152,6 +168,10 @@ fn destination_rules() -> Subject {
             trials.push(with(port, 81).where_is(simple, "ROUND_ROBIN"));
         }
         trials.extend(localities(at));
+        trials.push(with(format!("{at}.outlierDetection.baseEjectionTime"), "10s"));
+        trials.push(with(format!("{at}.outlierDetection.interval"), "10s").where_is(detection(at), 3));
+        trials.push(with(format!("{at}.outlierDetection.maxEjectionPercent"), 50));
+        trials.push(with(format!("{at}.outlierDetection.minHealthPercent"), 50));
     }
     Subject {
         kind: Kind::DestinationRule,
@@ -195,16 +215,22 @@ fn destination_rules() -> Subject {
         ]
         .into_iter()
         .chain(SETTINGS.map(|at| (at, LOCALITIES, NEAREST)))
+        .chain(DETECTIONS.map(|at| (at, GUARDS, "a_rule_says_it_as_istio_does")))
         .collect(),
-        noted: Vec::new(),
+        noted: INTERVALS.map(|at| (at, "an endpoint is left out, and comes back, when that is due")).into(),
     }
+}
+
+/// What makes an endpoint one that fails.
+fn detection(at: &str) -> String {
+    format!("{at}.outlierDetection.consecutive5xxErrors")
 }
 
 /// Of a traffic policy at this place.
 fn localities(at: &str) -> Vec<Trial> {
     let setting = format!("{at}.loadBalancer.localityLbSetting");
     let field = |name: &str| format!("{setting}.{name}");
-    let detects = format!("{at}.outlierDetection.consecutive5xxErrors");
+    let detects = detection(at);
     let [from, to] = ["distribute[].from", "distribute[].to"].map(field);
     let [away_from, away_to] = ["failover[].from", "failover[].to"].map(field);
     vec![

@@ -18,6 +18,7 @@ pub fn subjects() -> Vec<Subject> {
 }
 
 fn policies() -> Subject {
+    const GUARDS: &str = "operator/compile/tests/compile/guards.rs";
     const SHARES: &str = "spec.locality.distribute[]";
     const AWAY: &str = "spec.locality.failover[]";
     const BALANCE: &str = "e2e/tests/balance_by_a_traffic_policy.rs";
@@ -55,10 +56,20 @@ fn policies() -> Subject {
             with(format!("{AWAY}.to"), "ap")
                 .where_is(format!("{AWAY}.from"), "eu")
                 .where_is(format!("{AWAY}.to"), "us"),
+            with("spec.outlierDetection.consecutiveFailures", 3),
+            with("spec.outlierDetection.baseSeconds", 10),
+            with("spec.outlierDetection.maxSeconds", 600),
+            with("spec.outlierDetection.maxPercent", 50),
+            with("spec.outlierDetection.minHealthyPercent", 50),
+            with("spec.newConnections.perSecond", 100),
+            with("spec.newConnections.burst", 10).where_is("spec.newConnections.perSecond", 100),
+            with("spec.newConnections.per", "Caller").where_is("spec.newConnections.perSecond", 100),
             with("spec.locality.failoverPriority[]", "topology.kubernetes.io/zone"),
         ],
         shown: vec![
             ("spec.loadBalancing", BALANCE, "by_the_source"),
+            ("spec.outlierDetection", GUARDS, "a_policy_goes_before_a_rule_and_takes_it_back_when_it_goes"),
+            ("spec.newConnections", GUARDS, "a_policy_goes_before_a_rule_and_takes_it_back_when_it_goes"),
             ("spec.locality", "e2e/tests/choose_by_locality.rs", "the_nearest_go_before_others"),
             ("spec.maxConnections", "e2e/tests/limit_connections.rs", "as_many_as_the_policy_says"),
             ("spec.targetRefs", BALANCE, "by_turns_and_by_chance"),

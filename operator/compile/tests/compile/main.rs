@@ -8,6 +8,7 @@ mod cost;
 mod entries;
 mod gateway;
 mod golden;
+mod guards;
 mod localities;
 mod model;
 mod node_ports;

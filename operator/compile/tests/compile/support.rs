@@ -168,6 +168,12 @@ impl Cluster {
             .collect()
     }
 
+    /// A cluster as it is sent.
+    pub fn message(&self, cluster: &str) -> EnvoyCluster {
+        let content = self.content(ResourceType::Cluster, cluster).expect("the cluster exists");
+        EnvoyCluster::decode(content).unwrap()
+    }
+
     /// How a cluster's connections are spread, and how many there may be: `ROUND_ROBIN 7`.
     pub fn traffic(&self, cluster: &str) -> String {
         let content = self.content(ResourceType::Cluster, cluster).expect("the cluster exists");
