@@ -379,21 +379,25 @@ mod tests {
         let root = PathBuf::from(format!("/sys/fs/bpf/slotmesh-outer-{}-judged", std::process::id()));
         crate::ensure_bpffs(&root).expect("a BPF file system");
         fs::create_dir_all(&root).expect("root");
-        let slabs = |range: std::ops::Range<u32>| range.filter_map(SlabIndex::new).collect::<Vec<_>>();
-        let judged: Vec<BatchCost> = {
-            let (outer, _arena) = Outer::open(&root, NonZeroUsize::MIN).expect("root and BPF");
-            outer.create(&slabs(0..32)).expect("the batch that tells");
-            let truth = outer.batch_cost();
+        let (outer, arena) = Outer::open(&root, NonZeroUsize::MIN).expect("root and BPF");
+        let create = |batch: u32| {
+            let slabs: Vec<_> = (32 * batch..32 * (batch + 1)).filter_map(SlabIndex::new).collect();
+            outer.create(&slabs).expect("a batch that tells");
+            outer.batch_cost()
+        };
+        // A machine that does other work stretches a batch now and then, and then both may be right.
+        let judged_again = (0..8).any(|i| {
+            let truth = create(2 * i);
             let wrong = match truth {
                 BatchCost::PerRecord => BatchCost::PerCall,
                 _ => BatchCost::PerRecord,
             };
             outer.batch_cost.store(wrong as u8, Ordering::Relaxed);
-            outer.create(&slabs(32..64)).expect("another batch");
-            vec![truth, outer.batch_cost()]
-        };
+            create(2 * i + 1) == truth
+        });
+        drop((outer, arena));
         fs::remove_dir_all(&root).expect("the pins go");
-        assert_eq!(judged[0], judged[1]);
+        assert!(judged_again, "no batch changed what was believed of the kernel");
     }
 
     #[test]
