@@ -192,8 +192,18 @@ fn a_connect_that_succeeds_ends_the_row() {
     drop(server);
     assert_eq!(failing(&pod, vip, 2), 2);
     let _server = TcpListener::bind(at).unwrap();
-    let _open = pod.connect(vip).unwrap();
-    until("it to be seen that a connection is open", || failures(&bench, at) == 0);
+    let mut open = Vec::new();
+    // It is told of when the agent looks between two seconds and four after it began; a busy one may miss that.
+    for _ in 0..6 {
+        open.push(pod.connect(vip).unwrap());
+        for _ in 0..50 {
+            if failures(&bench, at) == 0 {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+    assert_eq!(failures(&bench, at), 0, "it is seen that a connection is open");
     assert_eq!(ejections(&bench), Ejections::default());
 }
 
