@@ -3,7 +3,7 @@
 //! Invariant: conditions that can't be read are left out, so what they belong to takes more requests than it should and
 //! never fewer; [`crate::routes`] answers all of them 500.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, iter};
 
 use http::HeaderName;
 use slotmesh_xds::envoy::envoy::config::route::v3::{
@@ -120,7 +120,14 @@ impl HeaderCondition {
     }
 
     pub(crate) fn holds<H: HeaderLookup>(&self, head: &RequestHead<'_, H>) -> bool {
-        self.test(self.key.value(head))
+        let text = match &self.key {
+            HeaderKey::Method => head.method.as_str(),
+            HeaderKey::Path => head.path,
+            HeaderKey::Authority => head.authority,
+            HeaderKey::Scheme => head.scheme,
+            HeaderKey::Name(name) => return self.test(head.headers.values(name)),
+        };
+        self.test(iter::once(text.as_bytes()))
     }
 
     /// Name of the header; nothing where it is what stands for one.
@@ -131,22 +138,30 @@ impl HeaderCondition {
         }
     }
 
-    /// True where a header with this value, or without one, is what is asked for.
-    pub(crate) fn test(&self, mut value: Option<Cow<'_, [u8]>>) -> bool {
-        if value.is_none() && self.missing_is_empty {
-            value = Some(Cow::Borrowed(&[]));
-        }
-        let found = match (&self.value, value) {
-            (ValueCondition::Present(present), value) => value.is_some() == *present,
+    /// True where a header with these values is what is asked for: one of them is enough.
+    pub(crate) fn test<'v>(&self, mut values: impl Iterator<Item = &'v [u8]>) -> bool {
+        let first = values.next().or(self.missing_is_empty.then_some(&[][..]));
+        let found = match (&self.value, first) {
+            (ValueCondition::Present(present), first) => first.is_some() == *present,
             // Neither holds nor doesn't.
             (_, None) => return false,
-            (ValueCondition::Range { start, end }, Some(value)) => std::str::from_utf8(&value)
+            (_, Some(first)) => self.value.matches(first) || values.any(|value| self.value.matches(value)),
+        };
+        found != self.invert
+    }
+}
+
+impl ValueCondition {
+    /// True where a value of a header that is there is what is asked for.
+    fn matches(&self, value: &[u8]) -> bool {
+        match self {
+            Self::Present(present) => *present,
+            Self::Range { start, end } => std::str::from_utf8(value)
                 .ok()
                 .and_then(|value| value.parse::<i64>().ok())
                 .is_some_and(|value| (*start..*end).contains(&value)),
-            (ValueCondition::Text(matcher), Some(value)) => matcher.matches(&value),
-        };
-        found != self.invert
+            Self::Text(matcher) => matcher.matches(value),
+        }
     }
 }
 

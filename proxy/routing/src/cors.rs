@@ -113,19 +113,18 @@ impl CorsRule {
             self.origins.iter().any(|allowed| allowed.matches(b"*") || allowed.matches(origin.as_bytes()));
         let asked = head.headers.values(&header::ACCESS_CONTROL_REQUEST_METHOD).next();
         let preflight = *head.method == Method::OPTIONS && asked.is_some_and(|method| !method.is_empty());
-        if !allowed {
-            return match preflight && self.forward_not_matching == Some(false) {
-                true => CorsOutcome::Preflight(Vec::new()),
-                false => CorsOutcome::None,
-            };
+        let answered = allowed || (preflight && self.forward_not_matching == Some(false));
+        if !answered {
+            return CorsOutcome::None;
         }
-        let mut headers = vec![(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin)];
+        let mut headers = Vec::new();
         let mut add = |name: &HeaderName, value: Option<&HeaderValue>| {
             headers.extend(value.map(|value| (name.clone(), value.clone())));
         };
+        add(&header::ACCESS_CONTROL_ALLOW_ORIGIN, allowed.then_some(&origin));
         add(&header::ACCESS_CONTROL_ALLOW_CREDENTIALS, (self.credentials == Some(true)).then_some(&TRUE));
+        add(&header::ACCESS_CONTROL_EXPOSE_HEADERS, self.expose.as_ref().filter(|_| allowed));
         if !preflight {
-            add(&header::ACCESS_CONTROL_EXPOSE_HEADERS, self.expose.as_ref());
             return CorsOutcome::Mark(headers);
         }
         add(&header::ACCESS_CONTROL_ALLOW_METHODS, self.methods.as_ref());

@@ -21,6 +21,10 @@ pub struct RequestDecision<'t> {
 
 /// An action on a request.
 #[derive(Clone, Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "most requests are forwarded: a box would be an allocation each"
+)]
 pub enum RequestAction<'t> {
     /// It is sent on.
     Forward(Forwarding<'t>),
@@ -78,23 +82,4 @@ fn grpc_of_status(status: StatusCode) -> u32 {
         429 | 502..=504 => 14,
         _ => 2,
     }
-}
-
-/// Status of HTTP that a status of gRPC becomes.
-pub(crate) fn status_of_grpc(grpc: u32) -> StatusCode {
-    let status = match grpc {
-        0 => 200,
-        1 => 499,
-        3 | 9 | 11 => 400,
-        4 => 504,
-        5 => 404,
-        6 | 10 => 409,
-        7 => 403,
-        8 => 429,
-        12 => 501,
-        14 => 503,
-        16 => 401,
-        _ => 500,
-    };
-    StatusCode::from_u16(status).expect("all of these are valid")
 }

@@ -5,7 +5,10 @@ use slotmesh_xds::envoy::envoy::config::core::v3::{
     HeaderValueOption, header_value_option::HeaderAppendAction,
 };
 
-use crate::field::{FieldPath, InvalidField, refuse_set};
+use crate::{
+    field::{FieldPath, InvalidField, refuse_set},
+    head::HeaderLookup,
+};
 
 /// Headers that say where a message ends, or that are about the connection: changing them would change what the next
 /// one reads as a message.
@@ -146,13 +149,16 @@ pub struct HeaderEdits<'t> {
     set: Vec<(HeaderName, HeaderValue)>,
     /// Headers that are added in the end.
     added: Vec<(HeaderName, HeaderValue)>,
+    /// Header that becomes one with those of its name.
+    joined: Option<(HeaderName, HeaderValue)>,
 }
 
 impl<'t> HeaderEdits<'t> {
-    /// Of the levels from the most specific to the most general one. `specific_last`: so that it has the last word.
+    /// Of the backend, the route, the virtual host and the whole configuration. `specific_last`: so that the route has the
+    /// last word; as in Envoy, a backend never has.
     pub(crate) fn new(levels: [Option<&'t HeaderEdit>; 4], specific_last: bool) -> Self {
-        let [a, b, c, d] = levels;
-        let levels = if specific_last { [d, c, b, a] } else { levels };
+        let [backend, route, host, all] = levels;
+        let levels = if specific_last { [backend, all, host, route] } else { levels };
         Self { levels, ..Self::default() }
     }
 
@@ -164,6 +170,11 @@ impl<'t> HeaderEdits<'t> {
     /// Adds headers after all other changes.
     pub(crate) fn add(&mut self, headers: impl IntoIterator<Item = (HeaderName, HeaderValue)>) {
         self.added.extend(headers);
+    }
+
+    /// Appends a value to those of a header, after a comma, after all other changes.
+    pub(crate) fn join(&mut self, header: Option<(HeaderName, HeaderValue)>) {
+        self.joined = header;
     }
 
     /// Makes the changes.
@@ -181,12 +192,30 @@ impl<'t> HeaderEdits<'t> {
         for (name, value) in &self.added {
             headers.append(name.clone(), value.clone());
         }
+        if let Some((name, value)) = &self.joined {
+            let mut all: Vec<&[u8]> = headers.get_all(name).iter().map(|value| value.as_bytes()).collect();
+            all.push(value.as_bytes());
+            let all = HeaderValue::from_bytes(&all.join(&b',')).unwrap_or_else(|_| value.clone());
+            headers.insert(name.clone(), all);
+        }
+    }
+
+    /// Value that a header has after the changes.
+    pub(crate) fn after<H: HeaderLookup>(&self, headers: &H, name: &HeaderName) -> Option<HeaderValue> {
+        // Changes of one header depend on no other one.
+        let mut edited = HeaderMap::new();
+        for value in headers.values(name) {
+            edited.append(name.clone(), HeaderValue::from_bytes(value).ok()?);
+        }
+        self.apply(&mut edited);
+        edited.remove(name)
     }
 
     /// True where nothing is changed.
     pub fn is_empty(&self) -> bool {
         self.set.is_empty()
             && self.added.is_empty()
+            && self.joined.is_none()
             && self.levels.iter().flatten().all(|edit| edit.is_empty())
     }
 }
@@ -240,7 +269,7 @@ mod tests {
         let (specific, general) = (edit("specific"), edit("general"));
         for (specific_last, expected) in [(false, "general"), (true, "specific")] {
             let mut headers = HeaderMap::new();
-            HeaderEdits::new([Some(&specific), None, None, Some(&general)], specific_last)
+            HeaderEdits::new([None, Some(&specific), None, Some(&general)], specific_last)
                 .apply(&mut headers);
             assert_eq!(headers["x"], expected);
         }

@@ -13,7 +13,7 @@ use slotmesh_xds::envoy::envoy::{
 
 use crate::{
     conditions::{HeaderCondition, header_list},
-    decision::{LocalResponse, status_of_grpc},
+    decision::LocalResponse,
     draws::{Draws, Portion},
     field::{FieldPath, InvalidField, duration, refuse_set},
     head::{HeaderLookup, RequestHead},
@@ -46,6 +46,7 @@ enum Delay {
 #[derive(Debug)]
 enum Abort {
     Http(StatusCode),
+    /// Callers that don't speak gRPC see a 200.
     Grpc(u32),
     /// With the status that the request says.
     Header,
@@ -123,14 +124,14 @@ impl FaultRule {
         let abort = self.abort.as_ref().and_then(|(portion, abort)| {
             let (status, grpc, portion) = match abort {
                 Abort::Http(status) => (*status, None, *portion),
-                Abort::Grpc(grpc) => (status_of_grpc(*grpc), Some(*grpc), *portion),
+                Abort::Grpc(grpc) => (StatusCode::OK, Some(*grpc), *portion),
                 Abort::Header => {
                     let http = number(head, &ABORT).filter(|status| (200..600).contains(status));
                     let (status, grpc) = match http {
                         Some(status) => (StatusCode::from_u16(status as u16).ok()?, None),
                         None => {
                             let grpc = u32::try_from(number(head, &ABORT_GRPC)?).ok()?;
-                            (status_of_grpc(grpc), Some(grpc))
+                            (StatusCode::OK, Some(grpc))
                         }
                     };
                     (status, grpc, portion_of(head, &ABORT_SHARE, *portion))

@@ -263,29 +263,19 @@ impl ForwardRule {
         affinity::hash(&self.hash, head, draws)
     }
 
-    /// Header that tells the upstream the host that is replaced.
-    pub(crate) fn forwarded_host<H: HeaderLookup>(
-        &self,
-        head: &RequestHead<'_, H>,
-    ) -> Option<(HeaderName, HeaderValue)> {
-        static FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-        let last = head.headers.values(&FORWARDED_HOST).last();
-        let told = last.and_then(|value| value.rsplit(|byte| *byte == b',').next());
-        if !self.append_forwarded_host || told.map(<[u8]>::trim_ascii) == Some(head.authority.as_bytes()) {
-            return None;
-        }
-        Some((FORWARDED_HOST.clone(), HeaderValue::from_str(head.authority).ok()?))
-    }
-
+    /// Host to send, where it isn't the request's own, and the header that tells the upstream the one that it replaces.
     pub(crate) fn host<'t, H: HeaderLookup>(
         &'t self,
         backend: &'t WeightedBackend,
         head: &RequestHead<'_, H>,
-    ) -> Option<HostRewrite<'t>> {
-        match &backend.host {
-            Some(host) => Some(HostRewrite::To(host.as_ref().into())),
-            None => self.host.as_ref()?.apply(head),
-        }
+        edits: &HeaderEdits<'_>,
+    ) -> (Option<HostRewrite<'t>>, Option<(HeaderName, HeaderValue)>) {
+        // As in Envoy: a backend's host is set first, and told to nobody.
+        let Some(host) = self.host.as_ref().and_then(|host| host.apply(head, edits)) else {
+            return (backend.host.as_deref().map(|host| HostRewrite::To(host.into())), None);
+        };
+        let replaced = backend.host.as_deref().unwrap_or(head.authority);
+        (Some(host), self.append_forwarded_host.then(|| forwarded_host(head, replaced)).flatten())
     }
 
     /// Limit of this request's stream. Nothing: the listener's. Zero: no limit.
@@ -300,6 +290,20 @@ impl ForwardRule {
         });
         asked.or(limit.most)
     }
+}
+
+/// Header that tells a host that is replaced, unless one tells it already.
+fn forwarded_host<H: HeaderLookup>(
+    head: &RequestHead<'_, H>,
+    replaced: &str,
+) -> Option<(HeaderName, HeaderValue)> {
+    static FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+    let last = head.headers.values(&FORWARDED_HOST).last();
+    let told = last.and_then(|value| value.rsplit(|byte| *byte == b',').next());
+    if told.map(<[u8]>::trim_ascii) == Some(replaced.as_bytes()) {
+        return None;
+    }
+    Some((FORWARDED_HOST.clone(), HeaderValue::from_str(replaced).ok()?))
 }
 
 /// Value of a `grpc-timeout` header: up to eight digits and a unit.

@@ -21,12 +21,15 @@ mod filters;
 mod forward;
 mod head;
 mod mirror;
+mod normalize;
 mod paths;
 mod read;
 mod respond;
 mod retry;
 mod rewrite;
 mod routes;
+#[cfg(test)]
+mod tests;
 mod text;
 
 pub use decision::{LocalResponse, RequestAction, RequestDecision};
@@ -36,6 +39,7 @@ pub use field::InvalidField;
 pub use forward::{ForwardRule, Forwarding, WeightedBackend};
 pub use head::{HeaderLookup, RequestHead};
 pub use mirror::MirrorTarget;
+pub use normalize::{EscapedSlashes, NormalizedPath, PathNormalization};
 pub use retry::{AttemptOutcome, RetryPolicy, RetryState};
 pub use rewrite::HostRewrite;
 pub use routes::RouteTable;

@@ -192,7 +192,9 @@ impl RetryPolicy {
                     || on.has(RetryOn::STATUS_CODES) && self.status_codes.contains(&status.as_u16())
                     || on.has(RetryOn::HEADERS)
                         && self.response_headers.iter().any(|condition| {
-                            condition.test(condition.name().and_then(|name| headers.joined(name)))
+                            condition
+                                .name()
+                                .is_some_and(|name| condition.test(HeaderLookup::values(headers, name)))
                         })
                     || on.has(RetryOn::CANCELLED) && grpc == Some(b"1")
                     || on.has(RetryOn::DEADLINE_EXCEEDED) && grpc == Some(b"4")

@@ -14,7 +14,7 @@ use slotmesh_xds::envoy::envoy::{
 
 use crate::{
     domains::without_port,
-    edits::plain,
+    edits::{HeaderEdits, plain},
     field::{FieldPath, InvalidField},
     head::{HeaderLookup, RequestHead},
     paths::PathCondition,
@@ -178,14 +178,18 @@ impl HostRewriteRule {
         }))
     }
 
-    /// The host; nothing where it stays.
-    pub(crate) fn apply<'t, H: HeaderLookup>(&'t self, head: &RequestHead<'_, H>) -> Option<HostRewrite<'t>> {
+    /// The host; nothing where it stays. `edits`: the changes of the request's headers, which come first.
+    pub(crate) fn apply<'t, H: HeaderLookup>(
+        &'t self,
+        head: &RequestHead<'_, H>,
+        edits: &HeaderEdits<'_>,
+    ) -> Option<HostRewrite<'t>> {
         Some(match self {
             Self::To(host) => HostRewrite::To(Cow::Borrowed(host)),
             Self::Endpoint => HostRewrite::Endpoint,
             Self::Header(name) => {
-                let value = head.headers.values(name).next().filter(|value| !value.is_empty())?;
-                HostRewrite::To(Cow::Owned(std::str::from_utf8(value).ok()?.to_owned()))
+                let value = edits.after(head.headers, name).filter(|value| !value.is_empty())?;
+                HostRewrite::To(Cow::Owned(value.to_str().ok()?.to_owned()))
             }
             Self::Path(substitution) => HostRewrite::To(Cow::Owned(substitution.apply(head.bare_path())?)),
         })
@@ -315,7 +319,8 @@ impl RedirectRule {
                 }
             };
         }
-        format!("{scheme}://{host}{port}{path}")
+        let slash = if path.starts_with('/') { "" } else { "/" };
+        format!("{scheme}://{host}{port}{slash}{path}")
     }
 }
 

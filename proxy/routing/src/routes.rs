@@ -5,7 +5,7 @@
 
 use std::{borrow::Cow, sync::Arc};
 
-use http::StatusCode;
+use http::{HeaderValue, StatusCode};
 use slotmesh_xds::envoy::envoy::config::route::v3::RouteConfiguration;
 
 use crate::{
@@ -17,7 +17,7 @@ use crate::{
     edits::{HeaderEdit, HeaderEdits},
     field::InvalidField,
     filters::Filters,
-    forward::{ForwardRule, Forwarding},
+    forward::{ForwardRule, Forwarding, WeightedBackend},
     head::{HeaderLookup, RequestHead},
     paths::{PathCondition, PathIndex},
     read,
@@ -97,38 +97,54 @@ impl RouteTable {
             return RequestDecision { route, ..local(StatusCode::INTERNAL_SERVER_ERROR) };
         }
         let mut mark = Vec::new();
-        let mut answer = None;
-        match rule.filters.cors.as_ref().map(|cors| cors.decide(head, draws)) {
-            None | Some(CorsOutcome::None) => {}
-            Some(CorsOutcome::Mark(headers)) => mark = headers,
-            Some(CorsOutcome::Preflight(headers)) => {
-                mark = headers;
-                answer = Some(LocalResponse::new(StatusCode::OK, &[], None, false));
+        // As in Envoy: the others' responses are nobody else's data.
+        if let (Outcome::Forward(_), Some(cors)) = (&rule.outcome, &rule.filters.cors) {
+            match cors.decide(head, draws) {
+                CorsOutcome::None => {}
+                CorsOutcome::Mark(headers) => mark = headers,
+                CorsOutcome::Preflight(headers) => {
+                    let mut decision =
+                        RequestDecision { route, ..RequestDecision::local(StatusCode::OK, false) };
+                    decision.response_headers.set(headers);
+                    return decision;
+                }
             }
         }
-        let mut delay = None;
-        if let (None, Some(fault)) = (&answer, &rule.filters.fault) {
-            (delay, answer) = fault.inject(head, draws);
-        }
+        // Before the faults, whose responses a backend changes too.
+        let backend = match &rule.outcome {
+            Outcome::Forward(forward) => Some(forward.choose(head, draws)),
+            _ => None,
+        };
+        let (delay, answer) = match &rule.filters.fault {
+            Some(fault) => fault.inject(head, draws),
+            None => (None, None),
+        };
         let (action, mut response_headers) = match answer {
-            Some(response) => (RequestAction::Respond(response), self.response_edits(host, rule, None)),
-            None => self.act(host, rule, head, draws),
+            Some(response) => {
+                // As in Envoy: an abort in place of what is no upstream's response is nobody's to change.
+                let edits = match backend {
+                    Some(backend) => self.response_edits(host, rule, backend.response()),
+                    None => HeaderEdits::default(),
+                };
+                (RequestAction::Respond(response), edits)
+            }
+            None => self.act(host, rule, backend, head, draws),
         };
         response_headers.set(mark);
         RequestDecision { route, delay, action, response_headers }
     }
 
-    /// The action of a rule, and what it changes in the response.
+    /// The action of a rule, and what it changes in the response. `backend`: of a rule that forwards.
     fn act<'t, H: HeaderLookup>(
         &'t self,
         host: &'t HostRules,
         rule: &'t Rule,
+        backend: Option<&'t WeightedBackend>,
         head: &RequestHead<'_, H>,
         draws: &mut impl Draws,
     ) -> (RequestAction<'t>, HeaderEdits<'t>) {
-        match &rule.outcome {
-            Outcome::Forward(forward) => {
-                let backend = forward.choose(head, draws);
+        match (&rule.outcome, backend) {
+            (Outcome::Forward(forward), Some(backend)) => {
                 let mut response_headers = self.response_edits(host, rule, backend.response());
                 let levels = [
                     backend.request(),
@@ -137,10 +153,8 @@ impl RouteTable {
                     Some(&self.level.request),
                 ];
                 let mut request_headers = HeaderEdits::new(levels, self.specific_last);
-                let new_host = forward.host(backend, head);
-                if new_host.is_some() {
-                    request_headers.add(forward.forwarded_host(head));
-                }
+                let (new_host, told) = forward.host(backend, head, &request_headers);
+                request_headers.join(told);
                 let (hash, cookies) = forward.hash(head, draws);
                 response_headers.add(cookies.into_iter().map(|cookie| (http::header::SET_COOKIE, cookie)));
                 let forwarding = Forwarding {
@@ -155,16 +169,22 @@ impl RouteTable {
                 };
                 (RequestAction::Forward(forwarding), response_headers)
             }
-            Outcome::Redirect(redirect) => {
+            (Outcome::Redirect(redirect), _) => {
                 let location = redirect.location(&rule.path, head);
-                let action = RequestAction::Redirect { status: redirect.status, location };
-                (action, self.response_edits(host, rule, None))
+                let mut response_headers = self.response_edits(host, rule, None);
+                if !head.is_grpc() {
+                    return (RequestAction::Redirect { status: redirect.status, location }, response_headers);
+                }
+                let location = HeaderValue::try_from(location).ok();
+                response_headers.set(location.map(|location| (http::header::LOCATION, location)));
+                let response = LocalResponse::new(redirect.status, &[], None, true);
+                (RequestAction::Respond(response), response_headers)
             }
-            Outcome::Respond(response) => {
+            (Outcome::Respond(response), _) => {
                 let response = LocalResponse::new(response.status, &response.body, None, head.is_grpc());
                 (RequestAction::Respond(response), self.response_edits(host, rule, None))
             }
-            Outcome::Invalid => {
+            (Outcome::Invalid | Outcome::Forward(_), _) => {
                 let response =
                     LocalResponse::new(StatusCode::INTERNAL_SERVER_ERROR, &[], None, head.is_grpc());
                 (RequestAction::Respond(response), HeaderEdits::default())
