@@ -95,7 +95,7 @@ deny: ## Check licenses, bans and sources of all dependencies
 
 clean: ## Remove everything built here (tools in the cache folder stay)
 	cargo clean
-	rm -rf target/bpf target/control-plane target/fuzz target/kernels target/loom bpf-programs/programs/target
+	rm -rf target/bpf target/control-plane target/envoy target/fuzz target/kernels target/loom bpf-programs/programs/target
 
 # Not a target for people: the tests, the demo and the benchmarks load eBPF programs.
 root:

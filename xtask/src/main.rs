@@ -3,7 +3,8 @@
 //! `setup` makes the machine able to build the eBPF programs and to run the tests, `ebpf` builds the
 //! programs, `layers` and `deny` check who may depend on whom and on what. Each is idempotent and
 //! costs a fraction of a second when there is nothing to do. `control-plane` builds what the end-to-end
-//! tests on a real API server start, `gateway-conformance` the tests of Gateway API. `kernels` runs tests on
+//! tests on a real API server start, `gateway-conformance` the tests of Gateway API; `envoy` fetches the Envoy that
+//! the proxy is compared with. `kernels` runs tests on
 //! older kernels; `loom`, `asan` and `fuzz` prove what tests can only try; `test` runs all that; `images` builds
 //! the container images.
 
@@ -17,6 +18,7 @@ mod cmd;
 mod control_plane;
 mod deny;
 mod ebpf;
+mod envoy;
 mod gateway_conformance;
 mod images;
 mod kernels;
@@ -46,6 +48,8 @@ enum Task {
     Ebpf,
     /// Build the Kubernetes control plane for the end-to-end tests, once per machine.
     ControlPlane,
+    /// Fetch the Envoy that the proxy is compared with, once per machine.
+    Envoy,
     /// Build Gateway API's conformance tests, once per machine.
     GatewayConformance,
     /// Check that workspace crates depend on each other in the designed direction only.
@@ -77,6 +81,7 @@ fn main() -> ExitCode {
         Task::Setup => setup::run(&workspace),
         Task::Ebpf => ebpf::run(&workspace),
         Task::ControlPlane => control_plane::run(&workspace),
+        Task::Envoy => envoy::run(&workspace),
         Task::GatewayConformance => gateway_conformance::run(&workspace),
         Task::Layers => layers::run(&workspace),
         Task::Words(words) => words::run(&workspace, &words),

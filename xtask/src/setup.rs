@@ -15,9 +15,9 @@ use crate::workspace::{Workspace, cache_dir};
 const CHAIN_PACKAGES: [&str; 6] =
     ["rustc-web", "rust-web-src", "llvm-22-dev", "libpolly-22-dev", "zlib1g-dev", "libzstd-dev"];
 
-/// Programs that tests and demo start or (g++) that libFuzzer is built with, and the Debian packages that
-/// hold them.
-const RUN_TIME: [(&str, &str); 9] = [
+/// Programs that tests and demo start, or that libFuzzer is built with (g++) and Envoy fetched by (pip3), and the Debian
+/// packages that hold them.
+const RUN_TIME: [(&str, &str); 10] = [
     ("busybox", "busybox-static"),
     ("crun", "crun"),
     ("curl", "curl"),
@@ -25,6 +25,7 @@ const RUN_TIME: [(&str, &str); 9] = [
     ("ip", "iproute2"),
     ("nc", "netcat-openbsd"),
     ("nft", "nftables"),
+    ("pip3", "python3-pip"),
     ("strace", "strace"),
     ("wget", "wget"),
 ];

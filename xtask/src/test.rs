@@ -11,16 +11,17 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::cmd::{host_cargo, run as run_command};
 use crate::workspace::Workspace;
-use crate::{control_plane, ebpf, proofs};
+use crate::{control_plane, ebpf, envoy, proofs};
 
 /// How long each fuzzer runs.
 const FUZZ_SECONDS: u32 = 10;
 
 type Part = (&'static str, fn(&Workspace) -> Result<()>);
 
-const PARTS: [Part; 7] = [
+const PARTS: [Part; 8] = [
     ("eBPF programs", ebpf::run),
     ("control plane", control_plane::run),
+    ("Envoy", envoy::run),
     ("build of the tests", |workspace| run_command(cargo_test(workspace).arg("--no-run"))),
     ("loom", proofs::loom),
     ("address sanitizer", proofs::asan),

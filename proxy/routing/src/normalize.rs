@@ -72,7 +72,12 @@ impl PathNormalization {
             bytes = resolve(&escape(&bytes));
         }
         if self.merge_slashes {
+            let only_slashes = bytes.len() > 1 && bytes.iter().all(|byte| *byte == b'/');
             bytes.dedup_by(|next, before| *next == b'/' && *before == b'/');
+            // As in Envoy.
+            if only_slashes {
+                bytes.push(b'/');
+            }
         }
         // Only ASCII was taken away or put in.
         let Ok(mut path) = String::from_utf8(bytes) else { return NormalizedPath::BadRequest };
@@ -142,13 +147,14 @@ fn resolve(path: &[u8]) -> Vec<u8> {
     let mut segments = path[1..].split(|byte| *byte == b'/').peekable();
     while let Some(segment) = segments.next() {
         let last = segments.peek().is_none();
-        match segment {
+        // As in Envoy: a dot is one with parameters, too.
+        match segment.split(|byte| *byte == b';').next().unwrap_or_default() {
             b"." => {}
             b".." => {
                 let parent = result.iter().rposition(|byte| *byte == b'/').unwrap_or_default();
                 result.truncate(parent);
             }
-            segment => {
+            _ => {
                 result.push(b'/');
                 result.extend_from_slice(segment);
                 continue;
@@ -190,6 +196,8 @@ mod tests {
             ("/%41%7e%2F", "/A~%2F"),
             ("/a|b", "/a%7Cb"),
             ("/%zz%", "/%zz%"),
+            ("/a/..;x/b", "/b"),
+            ("/a/.;x", "/a/"),
             ("/a%00", "400"),
             ("/a?b/../c%41", "/a?b/../c%41"),
             ("*", "*"),
