@@ -68,8 +68,7 @@ impl PathNormalization {
             if bytes.windows(3).any(|escape| escape == b"%00") {
                 return NormalizedPath::BadRequest;
             }
-            unescape(&mut bytes, |byte| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte));
-            bytes = resolve(&escape(&bytes));
+            bytes = resolve(&escape(&unescape_plain(&without_dot_parameters(&bytes))));
         }
         if self.merge_slashes {
             let only_slashes = bytes.len() > 1 && bytes.iter().all(|byte| *byte == b'/');
@@ -103,27 +102,71 @@ impl PathNormalization {
     }
 }
 
+/// The byte that is escaped here, by a percent sign and two digits.
+fn escaped(bytes: &[u8]) -> Option<u8> {
+    let digit = |at: usize| char::from(*bytes.get(at)?).to_digit(16);
+    (bytes.first() == Some(&b'%')).then_some(())?;
+    u8::try_from(digit(1)? * 16 + digit(2)?).ok()
+}
+
 /// Unescapes those of the escaped bytes. True where there were any.
 fn unescape(bytes: &mut Vec<u8>, which: impl Fn(u8) -> bool) -> bool {
-    let digit = |at: usize, bytes: &[u8]| char::from(*bytes.get(at)?).to_digit(16);
     let (mut from, mut to) = (0, 0);
     let before = bytes.len();
     while from < before {
-        let mut byte = bytes[from];
-        from += 1;
-        if byte == b'%'
-            && let (Some(high), Some(low)) = (digit(from, bytes), digit(from + 1, bytes))
-            && let Ok(plain) = u8::try_from(high * 16 + low)
-            && which(plain)
-        {
-            byte = plain;
-            from += 2;
-        }
-        bytes[to] = byte;
+        let plain = escaped(&bytes[from..]).filter(|plain| which(*plain));
+        bytes[to] = plain.unwrap_or(bytes[from]);
+        from += if plain.is_some() { 3 } else { 1 };
         to += 1;
     }
     bytes.truncate(to);
     to < before
+}
+
+/// The path with letters, digits and `-._~` that aren't escaped. A percent sign that escaped nothing before does so
+/// nowhere after: it is escaped itself where digits come to stand behind it.
+fn unescape_plain(bytes: &[u8]) -> Vec<u8> {
+    let mut result = Vec::with_capacity(bytes.len());
+    let mut loose = Vec::new();
+    let mut rest = bytes;
+    while let Some((&first, behind)) = rest.split_first() {
+        match escaped(rest) {
+            Some(plain) if plain.is_ascii_alphanumeric() || b"-._~".contains(&plain) => {
+                result.push(plain);
+                rest = &rest[3..];
+            }
+            Some(_) => {
+                result.extend_from_slice(&rest[..3]);
+                rest = &rest[3..];
+            }
+            None => {
+                if first == b'%' {
+                    loose.push(result.len());
+                }
+                result.push(first);
+                rest = behind;
+            }
+        }
+    }
+    for at in loose.into_iter().rev() {
+        if escaped(&result[at..]).is_some() {
+            result.splice(at + 1..at + 1, *b"25");
+        }
+    }
+    result
+}
+
+/// The path without the parameters of segments that are a dot or two: as in Envoy, these are resolved, too. An escaped
+/// dot with parameters is none.
+fn without_dot_parameters(path: &[u8]) -> Vec<u8> {
+    fn segment(segment: &[u8]) -> &[u8] {
+        match segment {
+            [b'.', b';', ..] => b".",
+            [b'.', b'.', b';', ..] => b"..",
+            segment => segment,
+        }
+    }
+    path.split(|byte| *byte == b'/').map(segment).collect::<Vec<_>>().join(&b'/')
 }
 
 /// The path with a slash for each backslash, and what no path has plainly escaped.
@@ -147,14 +190,13 @@ fn resolve(path: &[u8]) -> Vec<u8> {
     let mut segments = path[1..].split(|byte| *byte == b'/').peekable();
     while let Some(segment) = segments.next() {
         let last = segments.peek().is_none();
-        // As in Envoy: a dot is one with parameters, too.
-        match segment.split(|byte| *byte == b';').next().unwrap_or_default() {
+        match segment {
             b"." => {}
             b".." => {
                 let parent = result.iter().rposition(|byte| *byte == b'/').unwrap_or_default();
                 result.truncate(parent);
             }
-            _ => {
+            segment => {
                 result.push(b'/');
                 result.extend_from_slice(segment);
                 continue;
@@ -198,6 +240,9 @@ mod tests {
             ("/%zz%", "/%zz%"),
             ("/a/..;x/b", "/b"),
             ("/a/.;x", "/a/"),
+            ("/a/%2e;x", "/a/.;x"),
+            ("/%%41%41", "/%25AA"),
+            ("/%%4%31", "/%%2541"),
             ("/a%00", "400"),
             ("/a?b/../c%41", "/a?b/../c%41"),
             ("*", "*"),

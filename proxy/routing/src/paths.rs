@@ -96,11 +96,14 @@ impl PathCondition {
         }
     }
 
-    /// Length of the part of a matching path that a rewrite of the prefix replaces.
-    pub(crate) fn matched(&self, path: &str) -> usize {
+    /// Length of the part of a path that a rewrite of the prefix replaces. None where the path matches only without its
+    /// parameters: as in Envoy, it has no prefix to replace then.
+    pub(crate) fn matched(&self, path: &str) -> Option<usize> {
         match &self.form {
-            PathForm::Exact(text) | PathForm::Prefix(text) | PathForm::Segments(text) => text.len(),
-            PathForm::Regex(_) | PathForm::Any => path.len(),
+            PathForm::Exact(text) | PathForm::Prefix(text) | PathForm::Segments(text) => {
+                self.matches(path).then_some(text.len())
+            }
+            PathForm::Regex(_) | PathForm::Any => Some(path.len()),
         }
     }
 }

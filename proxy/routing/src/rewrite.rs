@@ -112,11 +112,7 @@ impl PathRewrite {
         let path = head.bare_path();
         let query = head.query_from_mark();
         Some(match self {
-            // A path that matches only without its parameters has no prefix to replace, as in Envoy.
-            Self::Prefix(prefix) if condition.matches(path) => {
-                [prefix, &path[condition.matched(path)..], query].concat()
-            }
-            Self::Prefix(_) => return None,
+            Self::Prefix(prefix) => [prefix, &path[condition.matched(path)?..], query].concat(),
             Self::Whole(whole) => [whole, query].concat(),
             Self::Regex(substitution) => substitution.apply(path)? + query,
         })
