@@ -14,10 +14,12 @@
 mod frames;
 mod memory;
 mod resources;
+mod routing;
 mod seeds;
 mod streams;
 
 pub use frames::{Frames, frame};
 pub use resources::{HASHED, REMOVE, config, manifests, recovery};
+pub use routing::{TABLE, routing};
 pub use seeds::{TARGETS, Target};
 pub use streams::{NAMES, request_code, requests, responses};

@@ -10,17 +10,34 @@ use slotmesh_xds::{
     Change, Resource, ResourceType,
     envoy::{
         envoy::{
-            config::core::v3::Node,
+            config::{
+                core::v3::{HeaderValue, HeaderValueOption, Node},
+                route::v3::{
+                    DirectResponseAction, HeaderMatcher, RedirectAction, RetryPolicy, Route, RouteAction,
+                    RouteConfiguration, RouteMatch, VirtualHost,
+                    redirect_action::PathRewriteSpecifier,
+                    route::Action,
+                    route_action::{
+                        ClusterSpecifier, HashPolicy, HostRewriteSpecifier, RequestMirrorPolicy,
+                        hash_policy::{Header, PolicySpecifier},
+                    },
+                    route_match::PathSpecifier,
+                },
+            },
             service::discovery::v3::{
                 DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource as WireResource,
             },
+            r#type::matcher::v3::{RegexMatchAndSubstitute, RegexMatcher},
         },
         google::protobuf::Any,
     },
     status_from_rejections,
 };
 
-use crate::{HASHED, NAMES, REMOVE, config, frame, manifests, recovery, request_code, requests, responses};
+use crate::{
+    HASHED, NAMES, REMOVE, TABLE, config, frame, manifests, recovery, request_code, requests, responses,
+    routing,
+};
 
 /// A fuzz target.
 #[derive(Clone, Copy)]
@@ -34,12 +51,13 @@ pub struct Target {
 }
 
 /// All fuzz targets.
-pub const TARGETS: [Target; 5] = [
+pub const TARGETS: [Target; 6] = [
     Target { name: "config", run: config, seeds: of_config },
     Target { name: "manifests", run: manifests, seeds: of_manifests },
     Target { name: "recovery", run: recovery, seeds: of_recovery },
     Target { name: "requests", run: requests, seeds: of_requests },
     Target { name: "responses", run: responses, seeds: of_responses },
+    Target { name: "routing", run: routing, seeds: of_routing },
 ];
 
 const SHOP: [&str; 6] = [
@@ -186,4 +204,88 @@ fn of_responses() -> Vec<Vec<u8>> {
         seeds.push(frame(0, &response(ty, &twice, &["gone"], true)));
     }
     seeds
+}
+
+fn of_routing() -> Vec<Vec<u8>> {
+    let requests = [
+        "GET web.shop /",
+        "GET 10.96.0.10:80 /a/../b?q=1\nx-a: 1",
+        "OPTIONS reviews /a\norigin: http://a.test\naccess-control-request-method: GET",
+        "POST a.shop /pkg.Service/Call\ncontent-type: application/grpc\ngrpc-timeout: 1S",
+    ];
+    let requests = (0..).zip(requests).map(|(code, text)| frame(code, text.as_bytes()));
+    let requests = requests.collect::<Vec<_>>().concat();
+    let with_requests = |config: &[u8]| [frame(TABLE, config), requests.clone()].concat();
+    let mut seeds: Vec<Vec<u8>> = examples()
+        .iter()
+        .filter(|resource| resource.ty == ResourceType::Route)
+        .map(|resource| with_requests(&resource.content))
+        .collect();
+    seeds.extend(routes().iter().map(|config| with_requests(&config.encode_to_vec())));
+    seeds
+}
+
+/// A configuration a sort of match and action: the operator doesn't make all of them.
+fn routes() -> Vec<RouteConfiguration> {
+    let regex = |regex: &str| RegexMatcher { regex: regex.to_owned(), ..Default::default() };
+    let substitution =
+        || RegexMatchAndSubstitute { pattern: Some(regex("/(a|b)*")), substitution: "\\1-\\0".to_owned() };
+    let forward = RouteAction {
+        cluster_specifier: Some(ClusterSpecifier::Cluster("c".to_owned())),
+        regex_rewrite: Some(substitution()),
+        host_rewrite_specifier: Some(HostRewriteSpecifier::HostRewritePathRegex(substitution())),
+        append_x_forwarded_host: true,
+        retry_policy: Some(RetryPolicy { retry_on: "5xx,reset".to_owned(), ..Default::default() }),
+        request_mirror_policies: vec![RequestMirrorPolicy { cluster: "m".to_owned(), ..Default::default() }],
+        hash_policy: vec![HashPolicy {
+            policy_specifier: Some(PolicySpecifier::Header(Header {
+                header_name: "x-a".to_owned(),
+                regex_rewrite: Some(substitution()),
+            })),
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    let redirect = RedirectAction {
+        host_redirect: "other".to_owned(),
+        port_redirect: 81,
+        strip_query: true,
+        path_rewrite_specifier: Some(PathRewriteSpecifier::PrefixRewrite("/new".to_owned())),
+        ..Default::default()
+    };
+    let response = DirectResponseAction { status: 418, ..Default::default() };
+    let matches = [
+        PathSpecifier::Prefix("/a".to_owned()),
+        PathSpecifier::PathSeparatedPrefix("/a".to_owned()),
+        PathSpecifier::Path("/a".to_owned()),
+        PathSpecifier::SafeRegex(regex("/[a-z]+.*")),
+    ];
+    let actions = [Action::Route(forward), Action::Redirect(redirect), Action::DirectResponse(response)];
+    let route = |matcher: &PathSpecifier, action: &Action| Route {
+        r#match: Some(RouteMatch {
+            path_specifier: Some(matcher.clone()),
+            headers: vec![HeaderMatcher {
+                name: "x-a".to_owned(),
+                invert_match: true,
+                treat_missing_header_as_empty: true,
+                ..Default::default()
+            }],
+            ..Default::default()
+        }),
+        action: Some(action.clone()),
+        request_headers_to_add: vec![HeaderValueOption {
+            header: Some(HeaderValue { key: "x-b".to_owned(), value: "1".to_owned(), ..Default::default() }),
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    let config = |action| RouteConfiguration {
+        virtual_hosts: vec![VirtualHost {
+            domains: ["*", "*.shop", "web.*", "reviews"].map(str::to_owned).into(),
+            routes: matches.iter().map(|matcher| route(matcher, action)).collect(),
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    actions.iter().map(config).collect()
 }
