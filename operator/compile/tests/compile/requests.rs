@@ -1,6 +1,6 @@
 //! Rules that take a request, where a proxy on the node looks at requests.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
 use prost::{Message as _, Name as _};
 use serde_json::{Value, json};
@@ -478,9 +478,9 @@ fn bootstrap(cluster: &Cluster) -> Bootstrap {
 }
 
 #[test]
-#[ignore = "needs an Envoy: SLOTMESH_ENVOY names the program"]
 fn a_stock_envoy_takes_what_is_compiled() {
-    let envoy = std::env::var_os("SLOTMESH_ENVOY").expect("SLOTMESH_ENVOY names the program of an Envoy");
+    let envoy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/envoy/envoy");
+    assert!(envoy.is_file(), "there is no {}: `cargo xtask envoy` fetches it", envoy.display());
     let mut objects = everything();
     objects.push(grpc(
         json!([{"matches": [{"method": {"method": "Health"}}, {"headers": [{"name": "x", "value": "y"}]}]}]),
