@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     io,
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
@@ -115,6 +115,7 @@ enum Command {
     Held(oneshot::Sender<Vec<(ResourceType, ResourceName, Version)>>),
     Show(ResourceType, ResourceName, oneshot::Sender<Option<Shown>>),
     ClusterNames(HashSet<u64>, oneshot::Sender<HashMap<u64, String>>),
+    ProxyAddresses(Option<Vec<ResourceName>>, oneshot::Sender<HashMap<ResourceName, Ipv4Addr>>),
     Assignments(HashSet<String>, oneshot::Sender<HashMap<String, Held>>),
     Stats(oneshot::Sender<(Stats, usize)>),
     Slots(oneshot::Sender<(Stats, Option<String>)>),
@@ -412,17 +413,27 @@ impl Handle {
         let Some(reader) = self.running.clone() else { return RunningNow::default() };
         let read = spawn_blocking(move || {
             let of_sockets = (reader.sockets(), reader.flows());
+            let of_proxies = (reader.proxied(), reader.proxies());
             let of_endpoints = (reader.endpoints(), reader.ejections());
-            (reader.busiest(most), of_endpoints, of_sockets, reader.affinities())
+            (reader.busiest(most), of_endpoints, of_sockets, reader.affinities(), of_proxies)
         });
-        let Ok((busiest, (endpoints, ejections), (sockets, flows), affinities)) = read.await else {
+        let Ok((busiest, (endpoints, ejections), (sockets, flows), affinities, (proxied, proxies))) =
+            read.await
+        else {
             return RunningNow::default();
         };
         let hashes = busiest.iter().map(|(hash, _)| *hash).collect();
         let names = self.ask(|reply| Command::ClusterNames(hashes, reply)).await.unwrap_or_default();
         let named = |(hash, state)| Some((names.get(&hash)?.clone(), state));
         let clusters = busiest.into_iter().filter_map(named).collect();
-        RunningNow { clusters, endpoints, ejections, sockets, affinities, flows }
+        RunningNow { clusters, endpoints, ejections, sockets, affinities, flows, proxied, proxies }
+    }
+
+    /// The addresses at which a proxy takes connections for route configurations (a connection's own address tells which it
+    /// is for): of those of these that are in force and for requests; of all such where none are named. Nothing once the
+    /// agent has stopped. An address stays a configuration's for as long as that is in force, also with the next agent.
+    pub async fn proxy_addresses(&self, names: Option<Vec<ResourceName>>) -> HashMap<ResourceName, Ipv4Addr> {
+        self.ask(|reply| Command::ProxyAddresses(names, reply)).await.unwrap_or_default()
     }
 
     /// The endpoints of a cluster that are left out because connects to them fail, and for how much longer.
@@ -553,6 +564,7 @@ fn own(
             Ok(Command::Show(ty, name, reply)) => drop(reply.send(writer.show(ty, name.as_str()))),
             Ok(Command::ClusterNames(hashes, reply)) => drop(reply.send(writer.cluster_names(&hashes))),
             Ok(Command::Assignments(names, reply)) => drop(reply.send(writer.assignments(names))),
+            Ok(Command::ProxyAddresses(names, reply)) => drop(reply.send(writer.proxy_addresses(names))),
             Ok(Command::Stats(reply)) => drop(reply.send(writer.stats())),
             Ok(Command::Slots(reply)) => {
                 drop(reply.send((writer.stats().0, writer.profile().map(str::to_owned))));

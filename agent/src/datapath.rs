@@ -19,8 +19,8 @@ use slotmesh_kernel::{
     cgroup_id, program_id, test_run,
 };
 use slotmesh_records::{
-    Answer, BucketKey, EndpointKey, FlowTotals, Identity, LAYOUT_HASH, Question, Removal, SocketLimit,
-    SocketShare, SocketState, Verdict, VipKey,
+    Answer, BucketKey, EndpointKey, FlowTotals, Identity, LAYOUT_HASH, ProxyTotals, Question, Removal,
+    SocketLimit, SocketShare, SocketState, Verdict, VipKey,
     fields::{self, KernelFields},
     name_hash,
 };
@@ -132,6 +132,9 @@ impl Default for MapSizes {
         Self { addresses: 65_536, clusters: 65_536, endpoints: 65_536, affinities: 16_384 }
     }
 }
+
+/// Network namespaces with a proxy: more pods than a node has.
+const MOST_PROXIES: u32 = 4_096;
 
 /// An element takes memory when it is used (`BPF_F_NO_PREALLOC`).
 const AS_USED: (MapKind, u32) = (MapKind::Hash, 1);
@@ -279,8 +282,17 @@ impl Datapath {
         };
         const KEPT: MapSpec =
             MapSpec { name: "slotmesh_afftot", kind: MapKind::Array, max_entries: 1, flags: 0 };
+        const PROXIED: MapSpec = MapSpec {
+            name: "slotmesh_proxtot",
+            kind: MapKind::Array,
+            max_entries: ProxyTotals::LANES,
+            flags: 0,
+        };
         let MapSizes { addresses: _, clusters, endpoints, affinities } = sizes;
         Ok(RunningMaps {
+            proxies: open_hash(&pins.proxies(), "slotmesh_proxies", AS_USED, MOST_PROXIES, "the proxies")?,
+            proxy_totals: Map::open_or_create(&pins.proxy_totals(), &PROXIED, None)
+                .map_err(bpf("open the numbers of connections to proxies"))?,
             clusters: open_hash(
                 &pins.clusters(),
                 "slotmesh_clust",
@@ -372,6 +384,8 @@ impl Datapath {
                 .map_pin_path("BUCKETS", pins.buckets())
                 .map_pin_path("AFFINITIES", pins.affinities())
                 .map_pin_path("AFFINITY_TOTALS", pins.affinity_totals())
+                .map_pin_path("PROXIES", pins.proxies())
+                .map_pin_path("PROXY_TOTALS", pins.proxy_totals())
                 .map_pin_path("SOCKET_TOTALS", pins.totals())
                 .map_pin_path("SOCKET_LIMIT", pins.limit())
                 .load(OBJECT)?;

@@ -443,7 +443,8 @@ fn write_route<D: Records>(
     };
     let any = route.any.map_or(ClusterRange::zeroed(), range);
     let text = write_text(draft, &route_text(route, &sets))?;
-    draft.write_root(&records::Route { header: HEADER, any, index, text }, &sets.written, version)
+    let record = records::Route { header: HEADER, any, index, text, proxy: route.proxy, reserved: 0 };
+    draft.write_root(&record, &sets.written, version)
 }
 
 fn route_text(route: &Route<'_>, sets: &Sets) -> Packer {

@@ -15,6 +15,7 @@ pub mod config;
 mod datapath;
 mod enrol;
 pub mod flatten;
+mod handles;
 mod held;
 mod hosts;
 mod maglev;

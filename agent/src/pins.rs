@@ -6,7 +6,8 @@
 //!   state-v<version>/                 sockets, identity, clusters,   outlives record layouts
 //!                                     lanes, endpoints, socket_totals,
 //!                                     socket_limit, flows, flow_totals,
-//!                                     affinities, affinity_totals
+//!                                     affinities, affinity_totals,
+//!                                     proxies, proxy_totals
 //!   links-v<version>/<workload>/<hook>                               a workload's, of that state
 //!   releases-v<version>/<cgroup>                                     stays with the cgroup's sockets
 //! ```
@@ -105,6 +106,16 @@ impl Pins {
     /// How many of them there were.
     pub fn affinity_totals(&self) -> PathBuf {
         self.state().join("affinity_totals")
+    }
+
+    /// Where the proxies of network namespaces listen.
+    pub fn proxies(&self) -> PathBuf {
+        self.state().join("proxies")
+    }
+
+    /// How many connections that were for them went elsewhere.
+    pub fn proxy_totals(&self) -> PathBuf {
+        self.state().join("proxy_totals")
     }
 
     /// How many sockets are recorded.

@@ -19,7 +19,8 @@ use std::{
 use slotmesh_kernel::{BpfError, Map, monotonic};
 use slotmesh_records::{
     AffinityKey, AffinityState, AffinityTotals, BucketKey, BucketState, ClusterState, EndpointKey,
-    EndpointState, FlowTotals, LaneKey, LaneState, OutlierState, SocketShare, SocketTotals, name_hash,
+    EndpointState, FlowTotals, LaneKey, LaneState, NamespaceProxy, OutlierState, ProxyTotals, SocketShare,
+    SocketTotals, name_hash,
 };
 
 use crate::datapath::{Datapath, DatapathError};
@@ -39,6 +40,10 @@ pub struct RunningNow {
     pub flows: FlowTotals,
     /// Session affinities.
     pub affinities: Affinities,
+    /// Connections whose requests are looked at.
+    pub proxied: ProxyTotals,
+    /// Network namespaces with a proxy.
+    pub proxies: usize,
 }
 
 /// Endpoints that are left out because connects to them fail.
@@ -86,6 +91,9 @@ pub(crate) struct RunningMaps {
     pub affinities: Map<AffinityKey, AffinityState>,
     pub affinity_totals: Map<u32, AffinityTotals>,
     pub flows: Map<u32, FlowTotals>,
+    /// By the cookie of a network namespace.
+    pub proxies: Map<u64, NamespaceProxy>,
+    pub proxy_totals: Map<u32, ProxyTotals>,
 }
 
 impl RunningMaps {
@@ -169,6 +177,18 @@ impl RunningReader {
     pub fn flows(&self) -> FlowTotals {
         let lanes = self.read(|maps| maps.flows.entries());
         lanes.into_iter().fold(FlowTotals::default(), |sum, (_, lane)| sum.plus(lane))
+    }
+
+    /// Numbers of connections whose requests are looked at.
+    pub fn proxied(&self) -> ProxyTotals {
+        let lanes = self.read(|maps| maps.proxy_totals.entries());
+        lanes.into_iter().fold(ProxyTotals::default(), |sum, (_, lane)| sum.plus(lane))
+    }
+
+    /// How many network namespaces have a proxy.
+    pub fn proxies(&self) -> usize {
+        let entries = self.read(|maps| maps.proxies.entries());
+        entries.into_iter().filter(|(_, proxy)| proxy.port != 0).count()
     }
 
     /// The session affinities. The totals are read first: what is made meanwhile isn't taken for given up.

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, net::SocketAddr};
 use serde_json::{Value, json};
 use slotmesh_records::{
     Action, Cluster, ClusterSet, Guard, Handle, HashTable, HostChunk, HostIndex, Listener, NO_LIMIT, Owned,
-    Ref, Route, SlotPtr, WideListener, balance, name_hash,
+    Ref, Route, SlotPtr, VipKey, WideListener, balance, name_hash, proxy_address,
 };
 use slotmesh_slots::{Snapshot, Stored as _};
 use slotmesh_xds::{ResourceType, Version};
@@ -231,7 +231,12 @@ impl Records<'_> {
                 Some(json!({ "name": name, "domains": domains, "routes": routes }))
             })
             .collect::<Option<Vec<_>>>()?;
-        Some(json!({ "virtualHosts": hosts, "addresses": self.addresses(route.index)? }))
+        let mut shown = json!({ "virtualHosts": hosts, "addresses": self.addresses(route.index)? });
+        if route.proxy != 0 {
+            let at = VipKey { addr: proxy_address(route.proxy), port: 0, protocol: 0, reserved: 0 };
+            shown["proxy"] = at.socket_addr().ip().to_string().into();
+        }
+        Some(shown)
     }
 
     /// How many addresses virtual hosts can be chosen by.

@@ -13,19 +13,21 @@ mod sources;
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
+    net::Ipv4Addr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use slotmesh_ads::Update;
 use slotmesh_kernel::{Arena, BpfError, Map, Outer};
-use slotmesh_records::{SlotPtr, VipKey, name_hash};
+use slotmesh_records::{self as records, SlotPtr, VipKey, name_hash};
 use slotmesh_slots::{Backing, Config, Contradiction, Engine, Full, HandlePtr, RecoverError, Stats};
 use slotmesh_xds::{Rejection, Resource, ResourceName, ResourceType, Version};
 
 use crate::{
     config::{Cluster, Endpoints, Invalid, Message, Model, NodePlace, Settings, Source},
     flatten::{flush, kind, resource_type, vip_key},
+    handles::ProxyHandles,
     held::{Held, is_viewed, vips},
     memory,
     prepare::{Hashed, Prepared},
@@ -151,6 +153,8 @@ pub struct Writer {
     flags: Config,
     /// What is in force instead, if anything.
     settings: Option<SettingsInForce>,
+    /// By which the proxy knows route configurations.
+    proxied: ProxyHandles,
     /// Where this node is.
     view: View,
     /// Load assignments in force whose endpoints were chosen by that.
@@ -197,6 +201,7 @@ impl Writer {
             compact_at: None,
             flags: config,
             settings: None,
+            proxied: ProxyHandles::default(),
             view: View::default(),
             viewed: HashSet::new(),
             stale: BTreeSet::new(),
@@ -205,6 +210,12 @@ impl Writer {
             if let Some(assignment) = writer.hashed_by(&cluster.name) {
                 writer.hashed_names.insert(&assignment);
                 *writer.hashed.entry(assignment).or_default() += 1;
+            }
+        }
+        for route in recovered.resources.iter().filter(|one| one.kind == kind(ResourceType::Route)) {
+            let handle = writer.proxy_handle(&route.name);
+            if handle != 0 {
+                writer.proxied.adopt(&route.name, handle);
             }
         }
         let mut listeners: Vec<_> = recovered
@@ -418,8 +429,17 @@ impl Writer {
             endpoints.see_from(&self.view);
             self.own_tables += u64::from(endpoints.lack_tables());
         }
+        if let Model::Route(route) = model
+            && route.by_request
+        {
+            route.proxy = self.proxied.assign(name, Instant::now());
+        }
         let Model::Listener(listener) = model else {
-            flush(self.engine.draft(), name, version, model)?;
+            let flushed = flush(self.engine.draft(), name, version, model);
+            if matches!(model, Model::Route(_)) && self.proxy_handle(name) == 0 {
+                self.proxied.give_up(name, Instant::now());
+            }
+            flushed?;
             if let Model::Endpoints(Endpoints { viewed: true, .. }) = model {
                 self.viewed.insert(name.to_owned());
             } else if !self.viewed.is_empty() {
@@ -460,12 +480,37 @@ impl Writer {
         Ok(())
     }
 
+    /// The handle in the record of a route configuration; 0 where that has none, or isn't in force.
+    fn proxy_handle(&self, name: &str) -> u32 {
+        let root =
+            self.engine.find(kind(ResourceType::Route), name).map(|handle| self.engine.current(handle));
+        root.and_then(|root| self.engine.record::<records::Route>(root)).map_or(0, |(route, _)| route.proxy)
+    }
+
+    /// The addresses at which the proxy takes connections for route configurations: of those of these that are in force
+    /// and for requests; of all such where none are named.
+    pub(crate) fn proxy_addresses(
+        &self,
+        names: Option<Vec<ResourceName>>,
+    ) -> HashMap<ResourceName, Ipv4Addr> {
+        match names {
+            Some(names) => {
+                let known = |name: ResourceName| self.proxied.address(name.as_str()).map(|at| (name, at));
+                names.into_iter().filter_map(known).collect()
+            }
+            None => self.proxied.addresses().map(|(name, at)| (name.into(), at)).collect(),
+        }
+    }
+
     /// A resource is no more.
     pub fn remove(&mut self, ty: ResourceType, name: &ResourceName) {
         if ty == ResourceType::Settings {
             return self.unconfigure(name);
         }
         self.no_retry(ty, name);
+        if ty == ResourceType::Route {
+            self.proxied.give_up(name.as_str(), Instant::now());
+        }
         let Some(handle) = self.engine.find(kind(ty), name.as_str()) else { return };
         if ty == ResourceType::Listener {
             self.give_up(handle);

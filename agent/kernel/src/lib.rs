@@ -28,5 +28,5 @@ pub use mapped::MappedArray;
 pub use memory::MemoryLimit;
 pub use outer::{BatchCost, Outer, OuterError, Puts};
 pub use program::{program_id, test_run};
-pub use sockets::Sockets;
+pub use sockets::{Sockets, netns_cookie};
 pub use sys::{BpfError, bpf_calls};

@@ -1,8 +1,8 @@
-//! A program that the kernel runs for each socket with an element in a map of sk_storage.
+//! A program that the kernel runs for each socket with an element in a map of sk_storage, and what a socket tells.
 
 use std::{
     fs::File,
-    io::Read as _,
+    io::{self, Read as _},
     os::fd::{AsRawFd as _, BorrowedFd, OwnedFd},
 };
 
@@ -48,12 +48,41 @@ impl Sockets {
     }
 }
 
+/// The cookie of a socket's network namespace, by which programs know it (kernel 5.14).
+///
+/// # Errors
+/// Where it is no socket.
+pub fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut cookie = 0_u64;
+    let mut length = size_of_val(&cookie) as libc::socklen_t;
+    // SAFETY: the kernel writes no more than `length` bytes to `cookie`, and to `length`.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::{io, os::fd::AsFd as _};
+    use std::{fs::File, io, net::UdpSocket, os::fd::AsFd as _};
 
     use super::*;
     use crate::{Map, MapKind, MapSpec};
+
+    #[test]
+    fn sockets_of_a_namespace_have_its_cookie() {
+        let [one, other] = [0; 2].map(|_| UdpSocket::bind("127.0.0.1:0").expect("a socket"));
+        let cookie = netns_cookie(one.as_fd()).expect("it is a socket");
+        assert!(cookie != 0 && netns_cookie(other.as_fd()).expect("it is a socket") == cookie);
+        let file = File::open("/proc/self/exe").expect("this program");
+        assert!(netns_cookie(file.as_fd()).is_err());
+    }
 
     #[test]
     fn what_is_no_iterator_is_refused() {

@@ -44,6 +44,8 @@ pub struct Route<'m> {
     pub unreachable: u32,
     /// Whether it is for requests: connections that follow it go to the proxy, where there is one.
     pub by_request: bool,
+    /// The handle by which the proxy knows it, which whoever keeps it in force gives it; 0 where it has none.
+    pub proxy: u32,
 }
 
 /// A virtual host.
@@ -265,7 +267,7 @@ impl<'m> Route<'m> {
 
     /// The same, borrowing nothing.
     pub(super) fn into_owned(self) -> Route<'static> {
-        let Self { hosts, routes, clusters, addresses, any, unreachable, by_request } = self;
+        let Self { hosts, routes, clusters, addresses, any, unreachable, by_request, proxy } = self;
         Route {
             hosts: hosts
                 .into_iter()
@@ -284,6 +286,7 @@ impl<'m> Route<'m> {
             any,
             unreachable,
             by_request,
+            proxy,
         }
     }
 }

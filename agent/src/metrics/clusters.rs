@@ -1,20 +1,27 @@
 //! Metrics of what runs: the connections of each cluster.
 
-use crate::RunningNow;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode_registry},
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
+use slotmesh_records::ProxyTotals;
+
+use crate::RunningNow;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Label {
     cluster: String,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FallbackLabel {
+    reason: &'static str,
+}
+
 /// The lines of the exposition, without its end mark. A cluster that is gone leaves nothing behind.
 pub(crate) fn render(running: RunningNow) -> String {
-    let RunningNow { clusters, endpoints, ejections, sockets, affinities, flows } = running;
+    let RunningNow { clusters, endpoints, ejections, sockets, affinities, flows, proxied, proxies } = running;
     let (active, opened, refused, too_fast) = (
         Family::<Label, Gauge>::default(),
         Family::<Label, Counter>::default(),
@@ -100,6 +107,16 @@ pub(crate) fn render(running: RunningNow) -> String {
     );
     for (name, help, count) in [
         (
+            "proxied_connections",
+            "Connections that went to the proxy of their network namespace, which looks at their requests",
+            proxied.sent,
+        ),
+        (
+            "proxied_refused",
+            "Connections for a proxy that were refused, because there is none at the moment",
+            proxied.refused,
+        ),
+        (
             "udp_flows",
             "Flows of UDP that began: the first datagram of a socket to a Service port, or its connect",
             flows.opened,
@@ -130,9 +147,31 @@ pub(crate) fn render(running: RunningNow) -> String {
         counter.inc_by(count);
         registry.register(name, help, counter);
     }
+    register_proxied(&mut registry, &proxied, proxies);
     let mut text = String::new();
     encode_registry(&mut text, &registry).expect("writing to a string doesn't fail");
     text
+}
+
+/// Metrics of connections whose requests are looked at.
+fn register_proxied(registry: &mut Registry, proxied: &ProxyTotals, proxies: usize) {
+    let namespaces = Gauge::<i64>::default();
+    namespaces.set(i64::try_from(proxies).unwrap_or(i64::MAX));
+    registry.register(
+        "proxied_namespaces",
+        "Network namespaces in which a proxy takes connections whose requests are looked at",
+        namespaces,
+    );
+    let fallbacks = Family::<FallbackLabel, Counter>::default();
+    for (reason, count) in [("absent", proxied.absent), ("unreachable", proxied.unreachable)] {
+        fallbacks.get_or_create(&FallbackLabel { reason }).inc_by(count);
+    }
+    registry.register(
+        "proxied_fallbacks",
+        "Connections for a proxy that went where the rule for every request says: their namespace has none (absent), or \
+         their socket can't reach it, as it is for IPv6 only or bound to an IPv6 address or a device (unreachable)",
+        fallbacks,
+    );
 }
 
 #[cfg(test)]
@@ -157,7 +196,19 @@ mod tests {
         let clusters = vec![("outbound|80||a.b.svc.cluster.local".to_owned(), state)];
         let affinities = Affinities { held: 8, evicted: 9 };
         let ejections = Ejections { active: 3, total: 12 };
-        let text = render(RunningNow { clusters, endpoints: 5, ejections, sockets, affinities, flows });
+        let proxied =
+            ProxyTotals { sent: 15, absent: 12, refused: 13, unreachable: 14, ..ProxyTotals::default() };
+        let running = RunningNow {
+            clusters,
+            endpoints: 5,
+            ejections,
+            sockets,
+            affinities,
+            flows,
+            proxied,
+            proxies: 16,
+        };
+        let text = render(running);
         for line in [
             "affinities 8",
             "affinities_evicted_total 9",
@@ -167,6 +218,11 @@ mod tests {
             "sockets_recorded 7",
             "connections_unrecorded_total 1",
             "connections_uncounted_total 6",
+            "proxied_namespaces 16",
+            "proxied_connections_total 15",
+            "proxied_refused_total 13",
+            "proxied_fallbacks_total{reason=\"absent\"} 12",
+            "proxied_fallbacks_total{reason=\"unreachable\"} 14",
             "udp_flows_total 11",
             "udp_flows_evicted_total 2",
             "udp_flows_moved_total 4",

@@ -1,8 +1,8 @@
 //! An agent of a test's own.
 
 use std::{
-    collections::BTreeMap,
-    net::SocketAddr,
+    collections::{BTreeMap, HashMap},
+    net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
     sync::{
         Arc,
@@ -104,6 +104,12 @@ impl Bench {
     /// What the records hold of a resource.
     pub(crate) fn show(&self, ty: ResourceType, name: &str) -> Option<serde_json::Value> {
         self.runtime.block_on(self.agent().handle().show(ty, name.into()))
+    }
+
+    /// The addresses at which a proxy takes connections for these route configurations, or for all.
+    pub(crate) fn proxy_addresses(&self, names: Option<&[&str]>) -> HashMap<ResourceName, Ipv4Addr> {
+        let names = names.map(|names| names.iter().map(|&name| name.into()).collect());
+        self.runtime.block_on(self.agent().handle().proxy_addresses(names))
     }
 
     /// The state of at most ten clusters, and of sockets.

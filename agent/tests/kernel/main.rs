@@ -15,6 +15,7 @@ mod foreign;
 mod lanes;
 mod node_ports;
 mod outliers;
+mod proxied;
 mod rates;
 mod readback;
 mod refused;

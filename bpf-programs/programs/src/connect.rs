@@ -14,12 +14,13 @@ use slotmesh_records::{
 
 use crate::{
     buckets, datagram,
-    lookup::{Choice, Found, Numbers, Target, look_up},
+    lookup::{Choice, Found, Numbers, Proxied, Target, look_up},
     maps::IDENTITY,
     network,
     outliers::Outcome,
     running::{self, Begun},
     socket::{self, Recorded},
+    to_proxy,
 };
 
 pub const ALLOW: i32 = 1;
@@ -114,15 +115,20 @@ fn decide(
             return None;
         }
     };
-    let counted = match running::begin(target.cluster, target.max_connections) {
-        Begun::Counts(counted) => Some(counted),
-        Begun::Full => return Some(refuse()),
-        Begun::Uncounted => {
-            running::uncounted();
-            if target.max_connections != NO_LIMIT {
-                return Some(refuse());
+    // What goes to the proxy counts where the proxy connects to.
+    let counted = if target.cluster == 0 {
+        None
+    } else {
+        match running::begin(target.cluster, target.max_connections) {
+            Begun::Counts(counted) => Some(counted),
+            Begun::Full => return Some(refuse()),
+            Begun::Uncounted => {
+                running::uncounted();
+                if target.max_connections != NO_LIMIT {
+                    return Some(refuse());
+                }
+                None
             }
-            None
         }
     };
     let mark = u64::from(identity().mark()) << 32;
@@ -228,6 +234,11 @@ impl<B: Fn(&bpf_sock) -> [u32; 4]> Numbers for Connecting<'_, B> {
     #[inline(always)]
     fn admits(&self, guard: SlotPtr, cluster: u64) -> bool {
         buckets::admit(guard.bits(), cluster, identity().workload) != 0
+    }
+
+    #[inline(always)]
+    fn proxy(&self) -> Proxied {
+        to_proxy::proxy(self.ctx, self.family, &self.bound)
     }
 
     #[inline(always)]

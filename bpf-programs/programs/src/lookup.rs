@@ -13,8 +13,9 @@ use core::{arch::asm, mem::offset_of};
 use slotmesh_records::{
     Action, AffinityKey, CallerChain, CallerEntry, CallerIndex, CallerRange, Callers, Chain, ChainIndex,
     ChainRange, Chains, Cluster, ClusterRange, ClusterSet, Endpoint, EndpointChunk, EndpointIndex, Endpoints,
-    Family, Handle, HashChunk, HashTable, Host, HostChunk, HostIndex, Listener, Record, RecordHeader, Route,
-    SlotPtr, SocketState, VipKey, VipValue, WeightedCluster, balance, choose,
+    Family, Handle, HashChunk, HashTable, Host, HostChunk, HostIndex, Listener, NO_LIMIT, Record,
+    RecordHeader, Route, SlotPtr, SocketState, VipKey, VipValue, WeightedCluster, balance, choose,
+    proxy_address,
 };
 
 use crate::{
@@ -32,7 +33,7 @@ pub struct Target {
     pub addr: [u32; 4],
     /// The endpoint's port, network order.
     pub port: u16,
-    /// The name hash of the chosen cluster.
+    /// The name hash of the chosen cluster; 0 where it goes to the proxy, which chooses.
     pub cluster: u64,
     /// Half of the content hash of the endpoints; 0 where these have none.
     pub version: u32,
@@ -41,6 +42,16 @@ pub struct Target {
     /// [`SocketState::AT_ENDPOINT`] where its endpoint is to count it, and [`SocketState::WATCHED`] where it matters that
     /// the connect may fail.
     pub counts: u8,
+}
+
+/// The proxy that looks at the requests of a connection.
+pub enum Proxied {
+    /// Nobody does: the connection is followed.
+    No,
+    /// Somebody should, and doesn't.
+    Refused,
+    /// The one at this port, network order.
+    At(u16),
 }
 
 /// The endpoint that a flow keeps to for as long as it is there.
@@ -93,6 +104,12 @@ pub trait Numbers {
     #[inline(always)]
     fn admits(&self, _guard: SlotPtr, _cluster: u64) -> bool {
         true
+    }
+
+    /// Asked where requests are looked at.
+    #[inline(always)]
+    fn proxy(&self) -> Proxied {
+        Proxied::No
     }
 
     /// The classes of who connects, the narrower first: only asked for where a listener tells callers apart, as none of
@@ -197,7 +214,24 @@ fn target(
     if cluster.is_null() {
         // A weighted TCP route and an HTTP route are the same choice over another part of a set.
         let (set, first, count) = if action.clusters.ptr().is_null() {
-            let range = route(&action, vip)?;
+            let route = route_of(&action)?;
+            if route.proxy != 0 {
+                match numbers.proxy() {
+                    Proxied::No => {}
+                    Proxied::Refused => return Err(Nothing::ToTake),
+                    Proxied::At(port) => {
+                        return Ok(Target {
+                            addr: proxy_address(route.proxy),
+                            port,
+                            cluster: 0,
+                            version: 0,
+                            max_connections: NO_LIMIT,
+                            counts: 0,
+                        });
+                    }
+                }
+            }
+            let range = range_of(&route, vip)?;
             (there(Place::of(range.set.ptr()))?, u32::from(range.first), u32::from(range.count))
         } else {
             let set = there(Place::of(action.clusters.ptr()))?;
@@ -393,13 +427,18 @@ pub fn forget(number: u32, unknown: u32) -> u32 {
     number as u32
 }
 
+/// The route configuration that a chain follows.
+#[inline(always)]
+fn route_of(action: &Action) -> Result<Route, Nothing> {
+    let inline = action.inline.ptr();
+    let at = if inline.is_null() { current(action.route.ptr())? } else { there(Place::of(inline))? };
+    there(record::<Route>(&at))
+}
+
 /// The clusters that a route configuration has for an address: those of the virtual host that names
 /// the address with its port, else without, else of `*`.
 #[inline(always)]
-fn route(action: &Action, vip: &VipKey) -> Result<ClusterRange, Nothing> {
-    let inline = action.inline.ptr();
-    let at = if inline.is_null() { current(action.route.ptr())? } else { there(Place::of(inline))? };
-    let route = there(record::<Route>(&at))?;
+fn range_of(route: &Route, vip: &VipKey) -> Result<ClusterRange, Nothing> {
     let index = route.index.ptr();
     if index.is_null() {
         return Ok(route.any);

@@ -25,6 +25,7 @@ mod running;
 mod slabs;
 mod sock_release;
 mod socket;
+mod to_proxy;
 
 #[cfg(not(test))]
 #[panic_handler]

@@ -12,8 +12,8 @@ use aya_ebpf::{
 };
 use slotmesh_records::{
     AffinityKey, AffinityState, AffinityTotals, BucketKey, BucketState, ClusterState, EndpointKey,
-    EndpointState, FlowTotals, Identity, LaneKey, LaneState, OutlierState, SocketFlows, SocketLimit,
-    SocketShare, SocketState,
+    EndpointState, FlowTotals, Identity, LaneKey, LaneState, NamespaceProxy, OutlierState, ProxyTotals,
+    SocketFlows, SocketLimit, SocketShare, SocketState,
 };
 
 /// What a redirected socket remembers.
@@ -61,7 +61,15 @@ pub static CLUSTERS: HashMap<u64, ClusterState, 65_536, { BPF_F_NO_PREALLOC as u
 #[btf_map]
 pub static AFFINITIES: LruHashMap<AffinityKey, AffinityState, 16_384> = LruHashMap::new();
 
-/// How many of them were made and removed.
+/// Where the proxy of a network namespace listens, by its cookie; the agent writes it.
+#[btf_map]
+pub static PROXIES: HashMap<u64, NamespaceProxy, 4_096, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+/// Numbers of connections whose requests are looked at.
+#[btf_map]
+pub static PROXY_TOTALS: Array<ProxyTotals, { ProxyTotals::LANES as usize }> = Array::new();
+
+/// How many endpoints that workloads keep to were made and removed.
 #[btf_map]
 pub static AFFINITY_TOTALS: Array<AffinityTotals, 1> = Array::new();
 

@@ -39,8 +39,9 @@ pub use flows::{Flow, FlowTotals, SocketFlows};
 pub use layout::{LAYOUT_HASH, Record, RecordHeader, RecordKind};
 pub use maps::{
     AffinityKey, AffinityState, AffinityTotals, BucketKey, BucketState, ClusterState, Count, EndpointKey,
-    EndpointState, Failures, Identity, LaneKey, LaneState, OutlierState, STATE_VERSION, SocketLimit,
-    SocketShare, SocketState, SocketTotals, VipKey, VipValue, cluster_tag, name_hash, source_hash, words,
+    EndpointState, Failures, Identity, LaneKey, LaneState, NamespaceProxy, OutlierState, ProxyTotals,
+    STATE_VERSION, SocketLimit, SocketShare, SocketState, SocketTotals, VipKey, VipValue, cluster_tag,
+    name_hash, source_hash, words,
 };
 pub use model::{
     Cluster, DirectoryPage, Endpoint, EndpointChunk, EndpointIndex, Endpoints, Guard, Handle, HashChunk,
@@ -55,5 +56,5 @@ pub use question::{Answer, Family, Question, Removal, Verdict};
 pub use route::{
     Action, CallerChain, CallerChains, CallerEntry, CallerIndex, CallerRange, Callers, Chain, ChainIndex,
     ChainRange, Chains, ClusterRange, ClusterSet, Host, HostChunk, HostIndex, Listener, Route, Vip, VipChunk,
-    WeightedCluster, WideListener,
+    WeightedCluster, WideListener, proxy_address,
 };

@@ -282,6 +282,18 @@ pub struct Route {
     pub index: Owned<HostIndex>,
     /// Virtual hosts, their domains and routes.
     pub text: Owned<Text>,
+    /// The [`proxy_address`] at which a proxy looks at its requests, without the first byte; 0 where connections are
+    /// followed only.
+    pub proxy: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// The address of the loopback interface at which the proxy takes connections for a route configuration with this
+/// handle: `127.a.b.c`, network order, IPv4 mapped into IPv6.
+#[inline(always)]
+pub const fn proxy_address(handle: u32) -> [u32; 4] {
+    VipKey::from_v4((0x7f00_0000 | handle & 0x00ff_ffff).to_be(), 0, 0).addr
 }
 
 impl Route {
