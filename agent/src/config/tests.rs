@@ -485,11 +485,12 @@ fn routes_of_requests() {
         .typed_filter_metadata
         .insert(RoutedByRequest::KEY.to_owned(), mark);
     assert_eq!(read(&message), ["v1=5", "v2=5"]);
-    // Mirrored requests are no second destination of a connection.
+    // Mirrored requests are no second destination of a connection, and of a connection no header is hashed.
     let Some(RouteAction::Route(action)) = &mut message.virtual_hosts[0].routes[1].action else {
         unreachable!("it has one")
     };
     action.request_mirror_policies.push(route::route_action::RequestMirrorPolicy::default());
+    action.hash_policy.push(route::route_action::HashPolicy::default());
     assert_eq!(read(&message), ["v1=5", "v2=5"]);
     // Without a route for every request, and with one that answers by itself, there is nowhere to go.
     let mut answered = message.clone();

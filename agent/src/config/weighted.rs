@@ -85,7 +85,8 @@ pub(super) fn route_clusters<'m>(
         "a connection has one destination": request_mirror_policies;
         "a connection has the default priority": priority;
     );
-    let by_source = hashes_source(at, hash_policy)?;
+    // What of a request is hashed is the proxy's.
+    let by_source = !by_request && hashes_source(at, hash_policy)?;
     let weighted = match cluster_specifier {
         Some(ClusterSpecifier::Cluster(name)) => return single(&at.field("cluster"), name, by_source, out),
         Some(ClusterSpecifier::WeightedClusters(weighted)) => weighted,

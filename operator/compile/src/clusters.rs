@@ -13,7 +13,7 @@ use crate::{
     backends::{Backend, backends},
     compiler::Compiled,
     envoy,
-    model::{Caller, ServicePort, Target, Traffic, TrafficPolicy},
+    model::{Balance, Caller, ServicePort, Target, Traffic, TrafficPolicy},
     patterns::HostPattern,
     report::Findings,
     rules::Standing,
@@ -30,10 +30,14 @@ pub(crate) fn compile(index: &Index, name: &ObjectName) -> Compiled {
             traffic.outliers = None;
             traffic.rate = None;
         }
-        let affinity = index.service(name).map_or(0, |service| service.affinity);
         let port = index.service(name).and_then(|service| service.port(backend.port));
         let http2 =
             port.filter(|port| index.options.proxy && port.may_have_requests()).map(|port| port.http2);
+        if http2.is_none() && matches!(traffic.balance, Some(Balance::RequestHash(_))) {
+            // No request ever comes there.
+            traffic.balance = None;
+        }
+        let affinity = index.service(name).map_or(0, |service| service.affinity);
         envoy::cluster(&backend.name(&host), &backend.assignment(&host), traffic, affinity, http2)
     });
     let (resources, reports) = (resources.collect(), rule_reports(index, name));

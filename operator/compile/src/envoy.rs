@@ -134,6 +134,8 @@ pub(crate) fn cluster(
         Some(Balance::ConsistentHash) => {
             (cluster::LbPolicy::LoadBalancingPolicyConfig, Some(hash_of_the_source()))
         }
+        // Its routes say what is hashed.
+        Some(Balance::RequestHash(_)) => (cluster::LbPolicy::Maglev, None),
     };
     let message = Cluster {
         name: name.to_owned(),

@@ -207,7 +207,9 @@ impl Index {
             Object::TcpRoute(o) => put!(tcp_routes, read_tcp(o, name, &mut found)),
             Object::ReferenceGrant(o) => put!(grants, Some(ReferenceGrant::read(o))),
             Object::TrafficPolicy(o) => put!(policies, TrafficPolicy::read(o, name, &mut found)),
-            Object::DestinationRule(o) => put!(rules, DestinationRule::read(o, name, &mut found)),
+            Object::DestinationRule(o) => {
+                put!(rules, DestinationRule::read(o, name, self.options.proxy, &mut found))
+            }
             Object::ServiceEntry(o) => put!(service_entries, ServiceEntry::read(o, name, &mut found)),
             Object::WorkloadEntry(o) => put!(workloads, Workload::read(&o.spec, "spec", &mut found)),
             Object::Sidecar(o) => put!(sidecars, Sidecar::read(o, name, &mut found)),

@@ -28,7 +28,7 @@ use slotmesh_xds::Transport;
 
 use crate::{
     Index, Kind, ObjectKey, ObjectName, Reason, Report,
-    backends::backend,
+    backends::{Backend, backend},
     compiler::{Compiled, Maker},
     envoy::{self, CallerChain, Forward},
     links::Ranked,
@@ -381,9 +381,14 @@ impl<'a, 'p> Decisions<'a, 'p> {
 
     /// The cluster of the Service's own endpoints.
     fn own_cluster(&self, connection: &Connection<'_>) -> Choice {
-        let Connection { caller, port, .. } = *connection;
-        let cluster = backend(self.index, self.name, (port, ""), caller, &self.name.namespace);
+        let cluster = self.own_backend(connection);
         cluster.map(|cluster| (cluster.name(&self.index.host(self.name)), 1)).into_iter().collect()
+    }
+
+    /// The Service's own endpoints.
+    fn own_backend(&self, connection: &Connection<'_>) -> Option<Backend<'a>> {
+        let Connection { caller, port, .. } = *connection;
+        backend(self.index, self.name, (port, ""), caller, &self.name.namespace)
     }
 }
 
@@ -455,6 +460,18 @@ fn destination_cluster(
     destination: &Destination,
     connection: &Connection<'_>,
 ) -> Result<String, Missing> {
+    let backend = destination_backend(index, by, at, destination, connection)?;
+    Ok(backend.name(&index.host(&destination.service)))
+}
+
+/// The endpoints of a destination.
+fn destination_backend<'a>(
+    index: &'a Index,
+    by: &ObjectKey,
+    at: &str,
+    destination: &'a Destination,
+    connection: &Connection<'_>,
+) -> Result<Backend<'a>, Missing> {
     let Destination { service: name, subset, .. } = destination;
     let [of_name, of_port] = match by.kind {
         Kind::VirtualService => ["host", "port.number"],
@@ -487,8 +504,7 @@ fn destination_cluster(
         let fault = format!("{} has no {protocol} port {number} (it has {has})", index.called(name));
         return Err(missing(of_port, fault));
     }
-    let cluster = backend(index, name, (key, subset), connection.caller, &by.name.namespace);
-    cluster.map(|cluster| cluster.name(&index.host(name))).ok_or_else(|| {
+    backend(index, name, (key, subset), connection.caller, &by.name.namespace).ok_or_else(|| {
         let rules = index.rules(name, Caller::Of(&by.name.namespace));
         let known: Vec<_> = rules.subsets().into_keys().collect();
         let has = if known.is_empty() { "none".to_owned() } else { known.join(", ") };

@@ -35,7 +35,9 @@ use crate::{
     connection::ClientContext,
     downstream::HttpConfig,
     exchange::{self, Answered, FOREVER, Failure, Share},
-    fields, mirror,
+    fields,
+    hashing::hash_of_address,
+    mirror,
     pool::{Connection, Pool},
     reply::Reply,
     tunnel::{self, Active},
@@ -108,7 +110,11 @@ pub(crate) async fn forward(outbound: Outbound<'_>, body: Incoming) -> Result<An
     if cluster.config.requests.is_some_and(|most| requests >= most) {
         return Err(fail(Reply::new(StatusCode::SERVICE_UNAVAILABLE, "the cluster has too many requests")));
     }
-    let target = Target::new(worker, context.origin, cluster.clone(), forwarding.hash, context.protocol);
+    let hash = match cluster.config.hashes_source {
+        true => Some(hash_of_address(context.peer.ip())),
+        false => forwarding.hash,
+    };
+    let target = Target::new(worker, context.origin, cluster.clone(), hash, context.protocol);
     if let Some((name, _)) = &upgrade
         && (target.http2 || rule.upgrades.iter().any(|(of, allowed)| **of == **name && !allowed))
     {
@@ -130,7 +136,7 @@ pub(crate) async fn forward(outbound: Outbound<'_>, body: Incoming) -> Result<An
     let source = Source::new(body, keep, &progress);
     mirror_all(context, forwarding, &head, &source, &progress);
     let idle = rule.idle_timeout.or(http.stream_idle).filter(|idle| !idle.is_zero());
-    let mut limit = limit(rule.timeout, forwarding.stream_limit, &progress);
+    let mut limit = limit(forwarding.timeout, forwarding.stream_limit, &progress);
     let mut attempts = Attempts { target, rule, head, source, progress, is_upgrade, retry, count: 0 };
     let progress = attempts.progress.clone();
     let arrived = tokio::select! {

@@ -22,6 +22,7 @@ mod attempt;
 mod balance;
 mod body;
 pub mod bootstrap;
+mod choice;
 mod connection;
 mod counts;
 mod dial;

@@ -11,16 +11,14 @@ use std::{
 
 use prost::Message as _;
 use slotmesh_routing::InvalidField;
+use slotmesh_xds::ConnectionRate;
 use slotmesh_xds::envoy::{
     envoy::{
         config::{
             cluster::v3::{
                 self as proto, CircuitBreakers,
                 circuit_breakers::{Thresholds, thresholds::RetryBudget},
-                cluster::{
-                    ClusterDiscoveryType, CommonLbConfig, DiscoveryType, EdsClusterConfig, LbConfig,
-                    LbPolicy, LeastRequestLbConfig, MaglevLbConfig, RingHashLbConfig,
-                },
+                cluster::{ClusterDiscoveryType, CommonLbConfig, DiscoveryType, EdsClusterConfig},
             },
             core::v3::{self as core, RoutingPriority, address::Address, socket_address::PortSpecifier},
         },
@@ -34,7 +32,11 @@ use slotmesh_xds::envoy::{
     google::protobuf::{self, Any, UInt32Value},
 };
 
-use crate::{assignment::EndpointSet, hashing::HashTableKind};
+use crate::{
+    assignment::EndpointSet,
+    choice::{choice, extension},
+    hashing::HashTableKind,
+};
 
 /// Name of the extension that says how HTTP is spoken to a cluster.
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
@@ -90,6 +92,8 @@ pub(crate) struct ClusterConfig {
     pub name: Arc<str>,
     pub source: EndpointSource,
     pub choice: EndpointChoice,
+    /// The hash is that of the client's address, whatever the route says.
+    pub hashes_source: bool,
     pub protocol: UpstreamProtocol,
     pub connect_timeout: Duration,
     pub idle_timeout: Duration,
@@ -210,9 +214,16 @@ impl ClusterConfig {
         refuse_set!("",
             "TLS is not supported": transport_socket_matches, transport_socket_matcher;
             "endpoints' health comes with the endpoints": health_checks;
-            "not supported": lb_subset_config, load_balancing_policy, upstream_bind_config, upstream_config,
-                filters, upstream_http_protocol_options, dns_resolvers, connection_pool_per_downstream_connection;
+            "not supported": lb_subset_config, upstream_bind_config, upstream_config,
+                upstream_http_protocol_options, dns_resolvers, connection_pool_per_downstream_connection;
         );
+        // How fast a pod's connections come is bounded where it makes them.
+        let is_rate = |filter: &proto::Filter| {
+            filter.typed_config.as_ref().is_some_and(|any| any.type_url == ConnectionRate::TYPE_URL)
+        };
+        if let Some(i) = filters.iter().position(|filter| !is_rate(filter)) {
+            return Err(wrong(format!("filters[{i}]"), "not supported"));
+        }
         if let Some(socket) = transport_socket
             && !is_raw(socket)
         {
@@ -221,7 +232,10 @@ impl ClusterConfig {
         if let Some(CommonLbConfig { override_host_status: Some(_), .. }) = common_lb_config {
             return Err(wrong("common_lb_config.override_host_status", "not supported"));
         }
-        let choice = choice(*lb_policy, lb_config.as_ref())?;
+        let (choice, hashes_source) = match load_balancing_policy {
+            Some(policy) => extension(policy)?,
+            None => (choice(*lb_policy, lb_config.as_ref())?, false),
+        };
         let source = match cluster_discovery_type {
             Some(ClusterDiscoveryType::Type(ty)) if *ty == DiscoveryType::Eds as i32 => {
                 let EdsClusterConfig { eds_config: _, service_name } =
@@ -264,6 +278,7 @@ impl ClusterConfig {
             name: name.as_str().into(),
             source,
             choice,
+            hashes_source,
             protocol: protocol.unwrap_or(UpstreamProtocol::Http1),
             connect_timeout: duration("connect_timeout", connect_timeout.as_ref())?
                 .filter(|timeout| !timeout.is_zero())
@@ -308,64 +323,6 @@ pub(crate) fn is_raw(socket: &core::TransportSocket) -> bool {
         Some(core::transport_socket::ConfigType::TypedConfig(any)) => any.type_url.ends_with(RAW),
         None => socket.name == "envoy.transport_sockets.raw_buffer",
     }
-}
-
-fn choice(policy: i32, config: Option<&LbConfig>) -> Result<EndpointChoice, InvalidField> {
-    Ok(match (LbPolicy::try_from(policy), config) {
-        (Ok(LbPolicy::RoundRobin), _) => EndpointChoice::RoundRobin,
-        (Ok(LbPolicy::Random), _) => EndpointChoice::Random,
-        (Ok(LbPolicy::LeastRequest), config) => {
-            let choices = match config {
-                Some(LbConfig::LeastRequestLbConfig(LeastRequestLbConfig { choice_count, .. })) => {
-                    choice_count.map_or(2, |count| count.value)
-                }
-                _ => 2,
-            };
-            EndpointChoice::LeastRequests { choices: choices.clamp(2, 16) }
-        }
-        (Ok(LbPolicy::Maglev), config) => {
-            let size = match config {
-                Some(LbConfig::MaglevLbConfig(MaglevLbConfig { table_size: Some(size) })) => size.value,
-                _ => 65_537,
-            };
-            if !is_prime(size) || size > 5_000_011 {
-                let reason = "not a prime number up to 5,000,011";
-                return Err(wrong("maglev_lb_config.table_size", reason));
-            }
-            EndpointChoice::Hash(HashTableKind::Maglev { size })
-        }
-        (Ok(LbPolicy::RingHash), config) => {
-            let (minimum, maximum, function) = match config {
-                Some(LbConfig::RingHashLbConfig(RingHashLbConfig {
-                    minimum_ring_size,
-                    maximum_ring_size,
-                    hash_function,
-                })) => (
-                    minimum_ring_size.map_or(1_024, |size| size.value),
-                    maximum_ring_size.map_or(8 << 20, |size| size.value),
-                    *hash_function,
-                ),
-                _ => (1_024, 8 << 20, 0),
-            };
-            if function != 0 {
-                return Err(wrong("ring_hash_lb_config.hash_function", "only XX_HASH"));
-            }
-            if minimum == 0 || minimum > maximum || maximum > 8 << 20 {
-                return Err(wrong("ring_hash_lb_config", "sizes are 1 to 8,388,608, the least first"));
-            }
-            EndpointChoice::Hash(HashTableKind::Ring { minimum, maximum })
-        }
-        _ => {
-            return Err(wrong(
-                "lb_policy",
-                "only ROUND_ROBIN, RANDOM, LEAST_REQUEST, MAGLEV and RING_HASH are supported",
-            ));
-        }
-    })
-}
-
-fn is_prime(number: u64) -> bool {
-    number > 1 && (2..).take_while(|n| n * n <= number).all(|n| !number.is_multiple_of(n))
 }
 
 fn http_options<'a>(
@@ -440,7 +397,7 @@ pub(crate) fn socket_address(
 
 #[cfg(test)]
 mod tests {
-    use slotmesh_xds::envoy::envoy::config::core::v3::HealthStatus;
+    use slotmesh_xds::envoy::envoy::config::{cluster::v3::cluster::LbPolicy, core::v3::HealthStatus};
 
     use super::*;
     use crate::assignment::tests::assignment;
@@ -460,6 +417,21 @@ mod tests {
         assert_eq!(config.connect_timeout, CONNECT_TIMEOUT);
         let EndpointSource::Inline(set) = config.source else { panic!("{config:?}") };
         assert_eq!(set.levels[0].sums, [1, 4]);
+    }
+
+    #[test]
+    fn how_fast_connections_come_is_somebody_elses_and_other_filters_are_refused() {
+        let with = |type_url: &str| {
+            let any = Any { type_url: type_url.to_owned(), ..Default::default() };
+            let filter = proto::Filter { typed_config: Some(any), ..Default::default() };
+            ClusterConfig::new(&proto::Cluster {
+                name: "c".into(),
+                filters: vec![filter],
+                ..Default::default()
+            })
+        };
+        assert!(with(ConnectionRate::TYPE_URL).is_ok());
+        assert_eq!(with("type.googleapis.com/other").unwrap_err().field, "filters[0]");
     }
 
     #[test]

@@ -41,11 +41,12 @@ pub struct ForwardRule {
     append_forwarded_host: bool,
     /// Status that is answered where the cluster isn't known.
     pub cluster_not_found: StatusCode,
-    /// Time from the end of the request until the end of the response. Nothing: no limit.
-    pub timeout: Option<Duration>,
+    timeout: Option<Duration>,
     /// Time without a byte in either direction. Nothing: the listener's. Zero: no limit.
     pub idle_timeout: Option<Duration>,
     stream: Option<StreamLimit>,
+    /// Of gRPC the deadline of the caller counts instead of the timeout, up to this; zero: whatever it is.
+    grpc_most: Option<Duration>,
     /// When the request is sent again, if ever.
     pub retry: Option<Arc<RetryPolicy>>,
     mirrors: Arc<[MirrorTarget]>,
@@ -142,7 +143,7 @@ impl ForwardRule {
             "there is no TLS": early_data_policy;
             "there are no rate limits": rate_limits, include_vh_rate_limits;
             "use typed_per_filter_config": cors;
-            "use max_stream_duration": max_grpc_timeout, grpc_timeout_offset;
+            "the deadline is the caller's": grpc_timeout_offset;
             "a redirect is passed on": internal_redirect_policy, max_internal_redirects;
             "a request is sent once at a time": hedge_policy;
         );
@@ -202,6 +203,7 @@ impl ForwardRule {
                 Some(limit) => Some(StreamLimit::new(&at.field("max_stream_duration"), limit)?),
                 None => None,
             },
+            grpc_most: duration(&at.field("max_grpc_timeout"), max_grpc_timeout.as_ref())?,
             upgrades: upgrades.into(),
             retry: match retry_policy {
                 Some(policy) => Some(Arc::new(RetryPolicy::new(&at.field("retry_policy"), policy)?)),
@@ -278,12 +280,22 @@ impl ForwardRule {
         (Some(host), self.append_forwarded_host.then(|| forwarded_host(head, replaced)).flatten())
     }
 
+    /// Time from this request's end to the end of its response. Nothing: no limit.
+    pub(crate) fn timeout<H: HeaderLookup>(&self, head: &RequestHead<'_, H>) -> Option<Duration> {
+        let Some(most) = self.grpc_most.filter(|_| head.is_grpc()) else { return self.timeout };
+        // Zero is no limit to Envoy; to a caller it is the shortest.
+        let asked = asked_by_grpc(head).map(|asked| asked.max(Duration::from_millis(1)));
+        match most.is_zero() {
+            true => asked,
+            false => Some(asked.map_or(most, |asked| asked.min(most))),
+        }
+    }
+
     /// Limit of this request's stream. Nothing: the listener's. Zero: no limit.
     pub(crate) fn stream_limit<H: HeaderLookup>(&self, head: &RequestHead<'_, H>) -> Option<Duration> {
         let limit = self.stream.as_ref()?;
         let asked = limit.grpc_most.and_then(|most| {
-            static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
-            let asked = grpc_timeout(head.headers.values(&GRPC_TIMEOUT).next()?)?;
+            let asked = asked_by_grpc(head)?;
             // Envoy keeps what is given up at once at one moment, as zero is no limit.
             let asked = if most.is_zero() { asked } else { asked.min(most) };
             Some(asked.saturating_sub(limit.grpc_earlier).max(Duration::from_millis(1)))
@@ -304,6 +316,12 @@ fn forwarded_host<H: HeaderLookup>(
         return None;
     }
     Some((FORWARDED_HOST.clone(), HeaderValue::from_str(replaced).ok()?))
+}
+
+/// Time that a caller of gRPC gives its request.
+fn asked_by_grpc<H: HeaderLookup>(head: &RequestHead<'_, H>) -> Option<Duration> {
+    static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+    grpc_timeout(head.headers.values(&GRPC_TIMEOUT).next()?)
 }
 
 /// Value of a `grpc-timeout` header: up to eight digits and a unit.
@@ -452,6 +470,8 @@ pub struct Forwarding<'t> {
     pub host: Option<HostRewrite<'t>>,
     /// Changes of the request's headers.
     pub request_headers: HeaderEdits<'t>,
+    /// Time from the request's end to the end of its response. Nothing: no limit.
+    pub timeout: Option<Duration>,
     /// Limit of the stream's life, from its first byte. Nothing: the listener's. Zero: no limit.
     pub stream_limit: Option<Duration>,
     /// Mirrors that get a copy.

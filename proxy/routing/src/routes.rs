@@ -163,6 +163,7 @@ impl RouteTable {
                     path: forward.path.as_ref().and_then(|rewrite| rewrite.apply(&rule.path, head)),
                     host: new_host,
                     request_headers,
+                    timeout: forward.timeout(head),
                     stream_limit: forward.stream_limit(head),
                     mirrors: forward.mirrors(draws),
                     hash,

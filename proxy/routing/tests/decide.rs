@@ -2,13 +2,19 @@
 
 mod support;
 
+use std::time::Duration;
+
+use http::{HeaderMap, Method};
 use slotmesh_routing::{RequestAction, RequestHead, RouteTable};
-use slotmesh_xds::envoy::envoy::{
-    config::route::v3::{
-        HeaderMatcher, RouteMatch, header_matcher::HeaderMatchSpecifier, route::Action,
-        route_match::PathSpecifier,
+use slotmesh_xds::envoy::{
+    envoy::{
+        config::route::v3::{
+            HeaderMatcher, RouteAction, RouteMatch, header_matcher::HeaderMatchSpecifier, route::Action,
+            route_match::PathSpecifier,
+        },
+        r#type::matcher::v3::RegexMatcher,
     },
-    r#type::matcher::v3::RegexMatcher,
+    google::protobuf::Duration as ProtoDuration,
 };
 
 use support::{config, get, host, prefix, route, table, to, weighted};
@@ -84,13 +90,61 @@ fn what_is_wrong_with_a_virtual_host_takes_down_that_one() {
 }
 
 #[test]
+#[expect(deprecated, reason = "the field that a timeout goes with")]
+fn the_deadline_of_a_call_by_grpc_counts_up_to_the_timeout() {
+    let limited = |timeout, most: Option<i64>| {
+        let seconds = |seconds| Some(ProtoDuration { seconds, nanos: 0 });
+        let Action::Route(action) = to("web") else { unreachable!("it is one") };
+        Action::Route(RouteAction {
+            timeout: seconds(timeout),
+            max_grpc_timeout: most.and_then(seconds),
+            ..action
+        })
+    };
+    let table = table(&config(vec![
+        route(prefix("/no"), limited(0, Some(0))),
+        route(prefix("/five"), limited(5, Some(5))),
+        route(prefix("/plain"), limited(5, None)),
+    ]));
+    let of = |path, content: &str, deadline: Option<&str>| {
+        let mut headers = HeaderMap::new();
+        headers.insert("content-type", content.parse().unwrap());
+        if let Some(deadline) = deadline {
+            headers.insert("grpc-timeout", deadline.parse().unwrap());
+        }
+        let (method, scheme, authority) = (&Method::POST, "http", "web");
+        let head = RequestHead { method, scheme, authority, path, headers: &headers, source: None };
+        match table.decide(&head, &mut || 0).action {
+            RequestAction::Forward(forwarding) => forwarding.timeout,
+            other => panic!("{other:?}"),
+        }
+    };
+    let millis = |count| Some(Duration::from_millis(count));
+    const GRPC: &str = "application/grpc";
+    for (path, content, deadline, expected) in [
+        ("/no", GRPC, Some("1S"), millis(1_000)),
+        ("/no", GRPC, None, None),
+        ("/no", "text/plain", Some("1S"), None),
+        ("/no", GRPC, Some("0m"), millis(1)),
+        ("/five", GRPC, Some("1S"), millis(1_000)),
+        ("/five", GRPC, Some("1M"), millis(5_000)),
+        ("/five", GRPC, Some("soon"), millis(5_000)),
+        ("/five", GRPC, None, millis(5_000)),
+        ("/five", "text/plain", Some("1S"), millis(5_000)),
+        ("/plain", GRPC, Some("1S"), millis(5_000)),
+    ] {
+        assert_eq!(of(path, content, deadline), expected, "{path} {content} {deadline:?}");
+    }
+}
+
+#[test]
 fn backends_are_drawn_by_their_weights() {
     let config =
         config(vec![route(prefix("/"), weighted(&[("none", 0), ("one", 1), ("three", 3), ("zero", 0)]))]);
     let table = table(&config);
-    let headers = http::HeaderMap::new();
+    let headers = HeaderMap::new();
     let head = RequestHead {
-        method: &http::Method::GET,
+        method: &Method::GET,
         scheme: "http",
         authority: "web",
         path: "/",

@@ -12,8 +12,11 @@ use slotmesh_xds::{
             config::{
                 core::v3::RuntimeFractionalPercent,
                 route::v3::{
-                    Route, RouteAction, RouteConfiguration, VirtualHost, WeightedCluster, route,
-                    route_action::{ClusterNotFoundResponseCode, ClusterSpecifier, RequestMirrorPolicy},
+                    RetryPolicy, Route, RouteAction, RouteConfiguration, VirtualHost, WeightedCluster, route,
+                    route_action::{
+                        ClusterNotFoundResponseCode, ClusterSpecifier, HashPolicy, RequestMirrorPolicy,
+                        hash_policy::{self, PolicySpecifier},
+                    },
                     weighted_cluster::ClusterWeight,
                 },
             },
@@ -22,7 +25,9 @@ use slotmesh_xds::{
                     http::{cors::v3::Cors, fault::v3::HttpFault, router::v3::Router},
                     network::http_connection_manager::v3::{
                         HttpConnectionManager, HttpFilter,
-                        http_connection_manager::{ServerHeaderTransformation, UpgradeConfig},
+                        http_connection_manager::{
+                            PathWithEscapedSlashesAction, ServerHeaderTransformation, UpgradeConfig,
+                        },
                         http_filter,
                     },
                 },
@@ -35,7 +40,10 @@ use slotmesh_xds::{
 
 use super::{any, http_connection_manager, metadata};
 use crate::{
-    model::{HeaderEdits, MessageEdits, OwnAnswer, RequestCondition, Treatment, every_request, fraction},
+    model::{
+        HashedPart, HeaderEdits, MessageEdits, OwnAnswer, RequestCondition, Treatment, default_retries,
+        duration, every_request, fraction,
+    },
     names::INVALID_BACKEND,
 };
 
@@ -59,6 +67,10 @@ pub(crate) struct RequestRoute<'a> {
     pub(crate) backends: Backends<'a>,
     /// Clusters and millionths.
     pub(crate) mirrors: Vec<(String, u32)>,
+    /// What its clusters choose endpoints by; the first counts that a request has.
+    pub(crate) hashed: Vec<HashedPart>,
+    /// Tells whether requests are tried again as Istio has it where nothing is said.
+    pub(crate) retries_by_default: bool,
 }
 
 /// An entry of a map of filters' configurations.
@@ -80,11 +92,16 @@ const HOSTS: u32 = 2;
 impl RequestRoute<'_> {
     /// The bytes of the route, as [`configuration`] takes them.
     pub(crate) fn encode(self) -> Vec<u8> {
-        let Self { name, condition, treatment, backends, mirrors } = self;
+        let Self { name, condition, treatment, backends, mirrors, hashed, retries_by_default } = self;
         let action = match &treatment.answer {
             Some(OwnAnswer::Redirect(redirect)) => route::Action::Redirect(redirect.clone()),
             Some(OwnAnswer::Direct(direct)) => route::Action::DirectResponse(direct.clone()),
-            None => route::Action::Route(action(&treatment.action, backends, mirrors)),
+            None => {
+                let mut action = action(&treatment.action, backends, mirrors);
+                action.retry_policy = retry_policy(action.retry_policy, retries_by_default, &hashed);
+                action.hash_policy = hashed.into_iter().map(hash_policy).collect();
+                route::Action::Route(action)
+            }
         };
         let MessageEdits { request, response } = &treatment.edits;
         let route = Route {
@@ -106,6 +123,38 @@ impl RequestRoute<'_> {
     }
 }
 
+/// `said`: one that says nothing turns retries off.
+fn retry_policy(said: Option<RetryPolicy>, by_default: bool, hashed: &[HashedPart]) -> Option<RetryPolicy> {
+    match said {
+        Some(policy) => Some(policy).filter(|policy| *policy != RetryPolicy::default()),
+        // Where a hash chooses the endpoint, it stays that one.
+        None => by_default.then(|| default_retries(hashed.is_empty())),
+    }
+}
+
+fn hash_policy(part: HashedPart) -> HashPolicy {
+    let specifier = match part {
+        HashedPart::Header(header_name) => {
+            PolicySpecifier::Header(hash_policy::Header { header_name, ..Default::default() })
+        }
+        HashedPart::Query(name) => PolicySpecifier::QueryParameter(hash_policy::QueryParameter { name }),
+        HashedPart::Cookie { name, path, ttl, attributes } => {
+            let attribute = |(name, value)| hash_policy::CookieAttribute { name, value };
+            PolicySpecifier::Cookie(hash_policy::Cookie {
+                name,
+                path,
+                ttl: ttl.map(duration),
+                attributes: attributes.into_iter().map(attribute).collect(),
+            })
+        }
+    };
+    HashPolicy { terminal: true, policy_specifier: Some(specifier) }
+}
+
+#[expect(
+    deprecated,
+    reason = "the newer field for gRPC's deadlines turns the timeout off, and as a limit of the stream says 408"
+)]
 fn action(template: &RouteAction, backends: Backends<'_>, mirrors: Vec<(String, u32)>) -> RouteAction {
     let name = |cluster: Option<String>| cluster.unwrap_or_else(|| INVALID_BACKEND.to_owned());
     let is_plain = |edits: &MessageEdits| *edits == MessageEdits::default();
@@ -127,6 +176,8 @@ fn action(template: &RouteAction, backends: Backends<'_>, mirrors: Vec<(String, 
         cluster_not_found_response_code: ClusterNotFoundResponseCode::InternalServerError.into(),
         // Unset is 15 seconds.
         timeout: Some(template.timeout.unwrap_or_default()),
+        // The deadline of who calls by gRPC counts, up to the timeout where there is one.
+        max_grpc_timeout: Some(template.timeout.unwrap_or_default()),
         request_mirror_policies: mirrors.into_iter().map(mirror).collect(),
         ..template.clone()
     }
@@ -182,7 +233,10 @@ pub(super) fn request_manager(stat_prefix: &str, route: &str) -> HttpConnectionM
             filter(ROUTER, any(&Router::default())),
         ],
         upgrade_configs: vec![upgrade],
+        // As Istio has it: dots are resolved, slashes stay as they are.
         normalize_path: Some(BoolValue { value: true }),
+        merge_slashes: false,
+        path_with_escaped_slashes_action: PathWithEscapedSlashesAction::KeepUnchanged.into(),
         server_header_transformation: ServerHeaderTransformation::PassThrough.into(),
         generate_request_id: Some(BoolValue { value: false }),
         // A stream may be silent for as long as it is open.

@@ -7,8 +7,14 @@ use std::{
 
 use slotmesh_crds as crds;
 
-use super::{Age, Balance, Export, Labels, Localities, Outliers, Policy, Traffic, locality, port_number};
+use super::{
+    Age, Balance, Export, HashedPart, Labels, Localities, Outliers, Policy, Traffic,
+    json_fields::{JsonFields, Readable, Unreadable, unreadable},
+    locality, port_number,
+};
 use crate::{ObjectName, names::name_fault, patterns::HostPattern, report::Findings};
+
+const SIZE_FOLLOWS: &str = "the size of the table follows from the endpoints";
 
 /// A valid DestinationRule.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,9 +43,12 @@ pub(crate) struct Subset {
 
 impl DestinationRule {
     /// Reads a rule; `None` when it must be refused.
+    ///
+    /// `requests`: a proxy looks at them.
     pub(crate) fn read(
         object: &crds::DestinationRule,
         key: &ObjectName,
+        requests: bool,
         found: &mut Findings,
     ) -> Option<Self> {
         let spec = &object.spec;
@@ -64,7 +73,7 @@ impl DestinationRule {
             }
             Arc::new(selector.match_labels.clone())
         });
-        let policy = read_policy("spec.trafficPolicy", spec.traffic_policy.as_ref(), found);
+        let policy = read_policy("spec.trafficPolicy", spec.traffic_policy.as_ref(), requests, found);
         found.unsupported_rest("spec", &spec.rest);
         let mut subsets = BTreeMap::new();
         for (i, subset) in spec.subsets.iter().enumerate() {
@@ -72,7 +81,8 @@ impl DestinationRule {
             if let Some(fault) = name_fault(&subset.name) {
                 found.refuse(format!("{at}.name"), format!("the subset's name {fault}"));
             }
-            let policy = read_policy(&format!("{at}.trafficPolicy"), subset.traffic_policy.as_ref(), found);
+            let policy = subset.traffic_policy.as_ref();
+            let policy = read_policy(&format!("{at}.trafficPolicy"), policy, requests, found);
             let read = Subset { labels: subset.labels.clone(), policy };
             if subsets.insert(subset.name.clone(), read).is_some() {
                 found.refuse(
@@ -126,12 +136,17 @@ fn asks_for_something(spec: &crds::DestinationRuleSpec) -> bool {
     !spec.subsets.is_empty() || spec.traffic_policy.as_ref().is_some_and(acts)
 }
 
-fn read_policy(at: &str, policy: Option<&crds::TrafficPolicy>, found: &mut Findings) -> Policy {
+fn read_policy(
+    at: &str,
+    policy: Option<&crds::TrafficPolicy>,
+    requests: bool,
+    found: &mut Findings,
+) -> Policy {
     let Some(policy) = policy else { return Policy::default() };
     found.unsupported_rest(at, &policy.rest);
+    let balancer = policy.load_balancer.as_ref().map(|balancer| (balancer, requests));
     let outliers = policy.outlier_detection.as_ref();
-    let all =
-        read_traffic(at, policy.load_balancer.as_ref(), policy.connection_pool.as_ref(), outliers, found);
+    let all = read_traffic(at, balancer, policy.connection_pool.as_ref(), outliers, found);
     let mut ports = BTreeMap::new();
     for (i, of_port) in policy.port_level_settings.iter().enumerate() {
         let crds::PortTrafficPolicy { port, load_balancer, connection_pool, outlier_detection, rest } =
@@ -139,7 +154,8 @@ fn read_policy(at: &str, policy: Option<&crds::TrafficPolicy>, found: &mut Findi
         let at = format!("{at}.portLevelSettings[{i}]");
         found.unsupported_rest(&at, rest);
         let outliers = outlier_detection.as_ref();
-        let traffic = read_traffic(&at, load_balancer.as_ref(), connection_pool.as_ref(), outliers, found);
+        let balancer = load_balancer.as_ref().map(|balancer| (balancer, requests));
+        let traffic = read_traffic(&at, balancer, connection_pool.as_ref(), outliers, found);
         match port.as_ref().and_then(|port| port.number).map(|number| (number, port_number(number))) {
             Some((number, Some(port))) => match ports.entry(port) {
                 Entry::Vacant(entry) => _ = entry.insert(traffic),
@@ -163,9 +179,10 @@ fn read_policy(at: &str, policy: Option<&crds::TrafficPolicy>, found: &mut Findi
     Policy { all, ports }
 }
 
+/// `balancer`: with whether a proxy looks at requests.
 fn read_traffic(
     at: &str,
-    balancer: Option<&crds::LoadBalancer>,
+    balancer: Option<(&crds::LoadBalancer, bool)>,
     pool: Option<&crds::ConnectionPool>,
     outliers: Option<&crds::OutlierDetection>,
     found: &mut Findings,
@@ -173,8 +190,8 @@ fn read_traffic(
     let mut traffic = Traffic { fails_over: outliers.is_some(), ..Traffic::default() };
     traffic.outliers =
         outliers.map(|outliers| Outliers::of_rule(&format!("{at}.outlierDetection"), outliers, found));
-    if let Some(balancer) = balancer {
-        traffic.balance = balance(&format!("{at}.loadBalancer"), balancer, found);
+    if let Some((balancer, requests)) = balancer {
+        traffic.balance = balance(&format!("{at}.loadBalancer"), balancer, requests, found);
         let setting = balancer.locality_lb_setting.as_ref();
         let at = format!("{at}.loadBalancer.localityLbSetting");
         traffic.localities = setting.map(|setting| localities(&at, setting, traffic.fails_over, found));
@@ -230,7 +247,7 @@ fn localities(
     Localities::By { policy: policy.into(), always }
 }
 
-fn balance(at: &str, balancer: &crds::LoadBalancer, found: &mut Findings) -> Option<Balance> {
+fn balance(at: &str, balancer: &crds::LoadBalancer, requests: bool, found: &mut Findings) -> Option<Balance> {
     found.unsupported_rest(at, &balancer.rest);
     let simple = match balancer.simple.as_deref() {
         None | Some("" | "UNSPECIFIED") => None,
@@ -254,13 +271,66 @@ fn balance(at: &str, balancer: &crds::LoadBalancer, found: &mut Findings) -> Opt
     if !by_source && hash.rest.keys().all(|name| is_size(name)) {
         found.refuse(&at, "it names nothing to hash; set useSourceIp");
     }
+    if requests && !by_source {
+        let parts = hash.rest.iter().filter(|(name, _)| !is_size(name));
+        let parts: crds::Rest = parts.map(|(name, value)| (name.clone(), value.clone())).collect();
+        for name in hash.rest.keys().filter(|name| is_size(name)) {
+            found.unsupported(format!("{at}.{name}"), SIZE_FOLLOWS);
+        }
+        return match hashed_part(&at, &parts) {
+            Ok(part) => part.map(Balance::RequestHash),
+            Err(Unreadable { field, what }) => {
+                found.skipped(field, &what, "RANDOM is used instead");
+                None
+            }
+        };
+    }
     for name in hash.rest.keys() {
         let consequence = match name.as_str() {
-            name if is_size(name) => "the size of the table follows from the endpoints",
+            name if is_size(name) => SIZE_FOLLOWS,
             _ if by_source => "only the source is hashed",
             _ => "a connection has no request that could be hashed, RANDOM is used instead",
         };
         found.unsupported(format!("{at}.{name}"), consequence);
     }
     by_source.then_some(Balance::ConsistentHash)
+}
+
+/// Reads which part of a request is hashed; `None` where none is named.
+fn hashed_part(at: &str, rest: &crds::Rest) -> Readable<Option<HashedPart>> {
+    let mut fields = JsonFields::of_rest(at, rest);
+    let mut parts = Vec::new();
+    let named = |field: String, name: &str| match name.is_empty() {
+        true => unreadable(field, "it is empty"),
+        false => Ok(name.to_owned()),
+    };
+    let field = fields.path("httpHeaderName");
+    if let Some(name) = fields.text("httpHeaderName")? {
+        parts.push(HashedPart::Header(named(field, name)?.to_ascii_lowercase()));
+    }
+    let field = fields.path("httpQueryParameterName");
+    if let Some(name) = fields.text("httpQueryParameterName")? {
+        parts.push(HashedPart::Query(named(field, name)?));
+    }
+    if let Some(mut cookie) = fields.object("httpCookie")? {
+        let field = cookie.path("name");
+        let name = named(field, cookie.text("name")?.unwrap_or_default())?;
+        let path = cookie.text("path")?.unwrap_or_default().to_owned();
+        let ttl = cookie.time("ttl")?;
+        let mut attributes = Vec::new();
+        for mut one in cookie.objects("attributes")? {
+            let field = one.path("name");
+            let name = named(field, one.text("name")?.unwrap_or_default())?;
+            attributes.push((name, one.text("value")?.unwrap_or_default().to_owned()));
+            one.end()?;
+        }
+        cookie.end()?;
+        parts.push(HashedPart::Cookie { name, path, ttl, attributes });
+    }
+    fields.end()?;
+    match <[_; 1]>::try_from(parts) {
+        Ok([part]) => Ok(Some(part)),
+        Err(parts) if parts.is_empty() => Ok(None),
+        Err(_) => unreadable(at, "only one thing can be hashed"),
+    }
 }

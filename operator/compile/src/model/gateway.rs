@@ -265,15 +265,15 @@ fn read_backends(
                 } else {
                     found.unsupported_rest(&field, &backend.rest);
                 }
-                destination = read_backend(&field, backend, key, found);
+                destination = read_backend(&field, backend, key, requests, found);
             }
         }
         Share { field, destination, weight, edits }
     });
     let to = Forwarding::by_weight(shares.collect());
     if to == Forwarding::Shares(Vec::new()) {
-        found
-            .note(format!("{at}.backendRefs"), "no backend has a weight above 0, so connections are refused");
+        let what = if requests { "requests are answered with 500" } else { "connections are refused" };
+        found.note(format!("{at}.backendRefs"), format!("no backend has a weight above 0, so {what}"));
     }
     to
 }
@@ -283,12 +283,14 @@ fn read_backend(
     field: &str,
     backend: &crds::BackendRef,
     key: &ObjectName,
+    requests: bool,
     found: &mut Findings,
 ) -> Option<Destination> {
     match destination_of(backend, key) {
         Ok(destination) => Some(destination),
         Err((reason, name, fault)) => {
-            let fault = format!("{fault}; the backend's share of the connections is refused");
+            let refused = if requests { "requests is answered with 500" } else { "connections is refused" };
+            let fault = format!("{fault}; the backend's share of the {refused}");
             found.refuse_as(reason, format!("{field}.{name}"), fault);
             None
         }

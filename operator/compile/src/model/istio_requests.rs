@@ -41,11 +41,13 @@ use super::{
 };
 use crate::{ObjectName, envoy};
 
-/// On which a request is tried again where an object doesn't say.
+/// On which a request is tried again where an object doesn't say. Istio names `retriable-status-codes`, too, and no codes.
 const RETRY_ON: &str = "connect-failure,refused-stream,unavailable,cancelled";
 const PREVIOUS_HOSTS: &str = "envoy.retry_host_predicates.previous_hosts";
 /// How often a host that was tried before is passed over.
 const OTHER_HOSTS: i64 = 5;
+/// Attempts beside the first where an object says nothing of retries.
+const RETRIES: u32 = 2;
 /// The most attempts beside the first.
 const MOST_RETRIES: u32 = 100;
 
@@ -156,7 +158,7 @@ pub(super) fn read_treatment(at: &str, rest: &crds::Rest, key: &ObjectName) -> R
     let action = &mut treatment.action;
     action.timeout = fields.time("timeout")?.map(duration);
     if let Some(retries) = fields.object("retries")? {
-        action.retry_policy = read_retries(retries)?;
+        action.retry_policy = Some(read_retries(retries)?);
     }
     if let Some(mut rewrite) = fields.object("rewrite")? {
         action.prefix_rewrite = rewrite.text("uri")?.unwrap_or_default().to_owned();
@@ -219,8 +221,27 @@ fn read_body(mut body: JsonFields<'_>) -> Readable<Option<DataSource>> {
     }))
 }
 
-/// `None` where nothing is to be tried again.
-fn read_retries(mut fields: JsonFields<'_>) -> Readable<Option<RetryPolicy>> {
+/// The retries of a route that says nothing of them: as Istio has them. `elsewhere`: not at an endpoint again.
+pub(crate) fn default_retries(elsewhere: bool) -> RetryPolicy {
+    let predicate = elsewhere.then(not_the_same_host);
+    RetryPolicy {
+        retry_on: RETRY_ON.to_owned(),
+        num_retries: Some(UInt32Value { value: RETRIES }),
+        host_selection_retry_max_attempts: if elsewhere { OTHER_HOSTS } else { 0 },
+        retry_host_predicate: predicate.into_iter().collect(),
+        ..Default::default()
+    }
+}
+
+fn not_the_same_host() -> RetryHostPredicate {
+    RetryHostPredicate {
+        name: PREVIOUS_HOSTS.to_owned(),
+        config_type: Some(retry_host_predicate::ConfigType::TypedConfig(typed(&PreviousHostsPredicate {}))),
+    }
+}
+
+/// A policy that says nothing where nothing is to be tried again.
+fn read_retries(mut fields: JsonFields<'_>) -> Readable<RetryPolicy> {
     let field = fields.path("attempts");
     let attempts = fields.number("attempts")?.unwrap_or(0);
     let per_try_timeout = fields.time("perTryTimeout")?.map(duration);
@@ -231,7 +252,7 @@ fn read_retries(mut fields: JsonFields<'_>) -> Readable<Option<RetryPolicy>> {
     fields.flag("retryRemoteLocalities")?;
     fields.end()?;
     if attempts == 0 {
-        return Ok(None);
+        return Ok(RetryPolicy::default());
     }
     if attempts > MOST_RETRIES {
         return unreadable(field, format!("at most {MOST_RETRIES}"));
@@ -242,23 +263,19 @@ fn read_retries(mut fields: JsonFields<'_>) -> Readable<Option<RetryPolicy>> {
     if !retriable_status_codes.is_empty() && !conditions.contains(&"retriable-status-codes") {
         conditions.push("retriable-status-codes");
     }
-    let previous = RetryHostPredicate {
-        name: PREVIOUS_HOSTS.to_owned(),
-        config_type: Some(retry_host_predicate::ConfigType::TypedConfig(typed(&PreviousHostsPredicate {}))),
-    };
-    Ok(Some(RetryPolicy {
+    Ok(RetryPolicy {
         retry_on: conditions.join(","),
         num_retries: Some(UInt32Value { value: attempts }),
         per_try_timeout,
         retriable_status_codes,
-        retry_host_predicate: if ignores_previous { vec![previous] } else { Vec::new() },
+        retry_host_predicate: ignores_previous.then(not_the_same_host).into_iter().collect(),
         host_selection_retry_max_attempts: if ignores_previous { OTHER_HOSTS } else { 0 },
         retry_back_off: backoff.filter(|time| *time > 0).map(|time| RetryBackOff {
             base_interval: Some(duration(time)),
             max_interval: Some(duration(time.saturating_mul(10))),
         }),
         ..Default::default()
-    }))
+    })
 }
 
 /// Reads the changes of headers of a route or of one of its destinations.

@@ -31,6 +31,7 @@ pub(crate) use destination_rule::{DestinationRule, Subset};
 pub(crate) use ejection::Outliers;
 pub(crate) use endpoint_slice::{Endpoint, EndpointSlice, Hints, SlicePort};
 pub(crate) use gateway::{ReferenceGrant, read_grpc, read_http, read_tcp, read_tls};
+pub(crate) use istio_requests::default_retries;
 pub(crate) use locality::{Localities, Locality, Place};
 pub(crate) use node::Node;
 pub(crate) use pod::Pod;
@@ -42,10 +43,11 @@ pub(crate) use service_entry::ServiceEntry;
 pub(crate) use service_ranges::ServiceRanges;
 pub(crate) use sidecar::Sidecar;
 pub(crate) use slot_profile::SlotProfile;
-pub(crate) use traffic::{Balance, Policy, Rate, Traffic};
+pub(crate) use traffic::{Balance, HashedPart, Policy, Rate, Traffic};
 pub(crate) use traffic_policy::{Target, TrafficPolicy};
 pub(crate) use treatment::{
-    HeaderEdits, MessageEdits, Mirrored, OwnAnswer, RequestCondition, Treatment, every_request, fraction,
+    HeaderEdits, MessageEdits, Mirrored, OwnAnswer, RequestCondition, Treatment, duration, every_request,
+    fraction,
 };
 pub(crate) use virtual_service::read as read_virtual_service;
 pub(crate) use workload::Workload;

@@ -8,13 +8,29 @@ use slotmesh_xds::LocalityPolicy;
 use super::{Localities, Outliers};
 
 /// How a connection chooses its endpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Balance {
     Random,
     RoundRobin,
     LeastConnections,
     /// By the source.
     ConsistentHash,
+    /// By a part of the request, where a proxy looks at it; connections are spread at random.
+    RequestHash(HashedPart),
+}
+
+/// The part of a request that is hashed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum HashedPart {
+    Header(String),
+    /// A cookie; where a request has none, one that lasts for `ttl` milliseconds (0: the session) is made, if that is set.
+    Cookie {
+        name: String,
+        path: String,
+        ttl: Option<u64>,
+        attributes: Vec<(String, String)>,
+    },
+    Query(String),
 }
 
 /// How fast new connections may come.

@@ -10,7 +10,7 @@ use slotmesh_xds::envoy::{
         config::{
             core::v3::{HeaderValue, HeaderValueOption, header_value_option::HeaderAppendAction},
             route::v3::{
-                DirectResponseAction, HeaderMatcher, RedirectAction, RouteAction, RouteMatch,
+                DirectResponseAction, HeaderMatcher, RedirectAction, RetryPolicy, RouteAction, RouteMatch,
                 header_matcher::HeaderMatchSpecifier, route_match::PathSpecifier,
             },
         },
@@ -153,7 +153,8 @@ pub(crate) struct Mirrored {
 pub(crate) struct Treatment {
     /// Given instead of sending them anywhere.
     pub(crate) answer: Option<OwnAnswer>,
-    /// Rewrites, timeouts and retries; no cluster.
+    /// Rewrites, timeouts and retries; no cluster. A policy of retries that says nothing turns those off that there would
+    /// be without one.
     pub(crate) action: RouteAction,
     pub(crate) edits: MessageEdits,
     pub(crate) mirrors: Vec<Mirrored>,
@@ -164,15 +165,16 @@ pub(crate) struct Treatment {
 impl Treatment {
     /// Tells whether nothing is done with them.
     pub(crate) fn is_none(&self) -> bool {
-        *self == Self::default()
+        let no_retries = RouteAction { retry_policy: Some(RetryPolicy::default()), ..Default::default() };
+        *self == Self::default() || *self == Self { action: no_retries, ..Self::default() }
     }
 
     /// The treatment where a route is delegated by one that has this treatment: what the delegate says counts.
     pub(crate) fn delegated(&self, delegate: &Self) -> Self {
-        if self.is_none() {
-            return delegate.clone();
-        }
         let mut all = delegate.clone();
+        if *self == Self::default() {
+            return all;
+        }
         let (outer, inner) = (&self.action, &mut all.action);
         inner.timeout = inner.timeout.or(outer.timeout);
         inner.retry_policy = inner.retry_policy.take().or_else(|| outer.retry_policy.clone());
@@ -299,6 +301,19 @@ mod tests {
         let all = outer.delegated(&treatment(None, "/b"));
         assert_eq!((all.action.timeout, all.action.prefix_rewrite.as_str()), (Some(duration(1_500)), "/b"));
         assert_eq!(outer.delegated(&Treatment::default()), outer);
+    }
+
+    #[test]
+    fn no_retries_are_nothing_to_do_and_go_to_a_delegate() {
+        let off = RouteAction { retry_policy: Some(RetryPolicy::default()), ..Default::default() };
+        let off = Treatment { action: off, ..Default::default() };
+        assert!(off.is_none() && Treatment::default().is_none());
+        assert_eq!(off.delegated(&Treatment::default()), off);
+        let twice = RetryPolicy { retry_on: "5xx".to_owned(), ..Default::default() };
+        let twice = RouteAction { retry_policy: Some(twice), ..Default::default() };
+        let twice = Treatment { action: twice, ..Default::default() };
+        assert!(!twice.is_none());
+        assert_eq!(off.delegated(&twice), twice);
     }
 
     #[test]

@@ -7,13 +7,16 @@
 
 use std::sync::Arc;
 
-use super::{Answer, Candidate, Choice, Decisions, Missing, Way, about, destination_cluster};
+use super::{
+    Answer, Candidate, Choice, Decisions, Missing, Way, about, destination_backend, destination_cluster,
+};
 use crate::{
     Index, Kind, ObjectKey, Reason,
+    backends::Backend,
     envoy::RequestRoute,
     model::{
-        Connection, Forwarding, Match, MessageEdits, RequestCondition, Route, RouteKind, ServicePort, Share,
-        Treatment,
+        Balance, Connection, Forwarding, HashedPart, Match, MessageEdits, RequestCondition, Route, RouteKind,
+        ServicePort, Share, Treatment,
     },
     names::BLACK_HOLE,
 };
@@ -75,7 +78,10 @@ impl<'a> Decisions<'a, '_> {
             admitted.next().filter(|_| covers).map(|(kind, _)| kind)
         };
         let mut deciding = visible.iter().filter_map(|candidate| Some((candidate, kind(candidate)?)));
-        let (first, RouteKind::Http) = deciding.next()? else { return None };
+        let Some((first, kind)) = deciding.next() else { return self.hash_own_requests(connection) };
+        if kind != RouteKind::Http {
+            return None;
+        }
         let is_alike = |other: &Candidate<'a>| {
             let consumers = |of: &Candidate<'a>| of.routes.is_consumers(of.key, self.name);
             first.key.kind == other.key.kind && consumers(first) == consumers(other)
@@ -95,7 +101,8 @@ impl<'a> Decisions<'a, '_> {
         if let Some(last) = entries.iter().position(|entry| entry.condition.is_none()) {
             entries.truncate(last + 1);
         }
-        if !entries.iter().any(Entry::takes_a_request) {
+        let hashes = |entry| !self.hashed_parts(entry, connection).is_empty();
+        if !entries.iter().any(Entry::takes_a_request) && !entries.iter().any(hashes) {
             return None;
         }
         // One whose routes all stand behind a route for every request has no effect.
@@ -126,6 +133,54 @@ impl<'a> Decisions<'a, '_> {
         let requests = entries.iter().map(|entry| self.encode(entry, connection)).collect();
         let way = Way { choice, requests: Some(Arc::new(requests)) };
         Some(Answer { kind: RouteKind::Http, way, by: group.iter().map(|of| of.key).collect() })
+    }
+
+    /// The answer to connections that no route is for, where a part of each request chooses the endpoint.
+    fn hash_own_requests(&self, connection: &Connection<'_>) -> Option<Answer<'a>> {
+        let hashed = self.own_backend(connection).and_then(|own| hashed_part(&own))?;
+        if self.left {
+            return None;
+        }
+        let (choice, none) = (self.own_cluster(connection), MessageEdits::default());
+        let route = RequestRoute {
+            name: self.index.host(self.name),
+            condition: None,
+            treatment: &Treatment::default(),
+            backends: choice
+                .iter()
+                .map(|(cluster, weight)| (Some(cluster.clone()), *weight, &none))
+                .collect(),
+            mirrors: Vec::new(),
+            hashed: vec![hashed],
+            retries_by_default: false,
+        };
+        let way = Way { requests: Some(Arc::new(vec![route.encode()])), choice };
+        Some(Answer { kind: RouteKind::Http, way, by: Vec::new() })
+    }
+
+    /// The parts of requests by which the clusters of a route choose an endpoint, each once.
+    fn hashed_parts(&self, entry: &Entry<'a>, connection: &Connection<'_>) -> Vec<HashedPart> {
+        let mut parts = Vec::new();
+        let mut add = |backend: &Backend<'_>| {
+            parts.extend(hashed_part(backend).filter(|part| !parts.contains(part)));
+        };
+        match entry.route.map(|route| &route.to) {
+            None | Some(Forwarding::Answered) => {}
+            Some(Forwarding::Shares(shares)) => {
+                for Share { field, destination, .. } in shares {
+                    let found = destination.as_ref().map(|destination| {
+                        destination_backend(self.index, &entry.author, field, destination, connection)
+                    });
+                    if let Some(Ok(backend)) = found {
+                        add(&backend);
+                    }
+                }
+            }
+            Some(Forwarding::Own | Forwarding::Delegated(_) | Forwarding::Undecidable) => {
+                self.own_backend(connection).iter().for_each(add);
+            }
+        }
+        parts
     }
 
     /// Where connections go while there is no proxy: by weight, and what can't be resolved is refused.
@@ -197,7 +252,18 @@ impl<'a> Decisions<'a, '_> {
             }
         }
         let (condition, treatment) = (entry.condition.as_ref(), &entry.treatment);
-        RequestRoute { name: entry.name(), condition, treatment, backends, mirrors }.encode()
+        let hashed = self.hashed_parts(entry, connection);
+        let retries_by_default = entry.author.kind == Kind::VirtualService;
+        RequestRoute {
+            name: entry.name(),
+            condition,
+            treatment,
+            backends,
+            mirrors,
+            hashed,
+            retries_by_default,
+        }
+        .encode()
     }
 
     fn missing(&mut self, entry: &Entry<'a>, missing: Missing, consequence: &str) {
@@ -205,6 +271,14 @@ impl<'a> Decisions<'a, '_> {
         let until = if reason == Reason::RefNotPermitted { "allows it" } else { "exists" };
         let fault = format!("{fault}; until it {until}, {consequence}");
         self.said.insert(about(self.index, &entry.author, self.name, &field, reason, fault));
+    }
+}
+
+/// The part of requests by which a cluster chooses an endpoint, where DestinationRules say so.
+fn hashed_part(backend: &Backend<'_>) -> Option<HashedPart> {
+    match &backend.traffic.balance {
+        Some(Balance::RequestHash(part)) => Some(part.clone()),
+        _ => None,
     }
 }
 

@@ -8,6 +8,7 @@ use slotmesh_compile::{
 
 use crate::{
     listing::listed,
+    requests::Requests,
     shop,
     trial::{Subject, with},
 };
@@ -15,6 +16,8 @@ use crate::{
 const FIELDS: &str = include_str!("fields/gateway-api.txt");
 const SPEC: &str = "e2e/tests/follow_the_specifications.rs";
 const ROUTE: &str = "e2e/tests/route_by_gateway_api.rs";
+const REQUESTS: &str = "operator/compile/tests/compile/requests.rs";
+const EVERYTHING: &str = "everything_compiles_to_the_golden_file";
 const COMPILE: &str = "operator/compile/tests/compile/gateway.rs";
 
 pub fn subjects() -> Vec<Subject> {
@@ -53,6 +56,7 @@ pub fn subjects() -> Vec<Subject> {
 
 /// Routes of a kind, of Services' ports with this number.
 fn route(kind: Kind, api: &'static str, port: u16, file: &'static str, test: &'static str) -> Subject {
+    let takes_requests = matches!(kind, Kind::HttpRoute | Kind::GrpcRoute);
     Subject {
         kind,
         api,
@@ -85,8 +89,15 @@ fn route(kind: Kind, api: &'static str, port: u16, file: &'static str, test: &'s
             with("spec.rules[].backendRefs[].port", port + 1),
             with("spec.rules[].backendRefs[].weight", 50),
         ],
+        requests: if takes_requests { Requests::of_routes(port) } else { Requests::default() },
         shown: vec![
             ("spec.rules", file, test),
+            ("spec.rules[].backendRefs[].filters", REQUESTS, EVERYTHING),
+            ("spec.rules[].filters", REQUESTS, EVERYTHING),
+            ("spec.rules[].matches", REQUESTS, "the_most_specific_match_of_all_routes_goes_before"),
+            ("spec.rules[].matches[].method", REQUESTS, "methods_of_grpc_are_paths"),
+            ("spec.rules[].retry", REQUESTS, EVERYTHING),
+            ("spec.rules[].timeouts", REQUESTS, EVERYTHING),
             ("spec.parentRefs", file, test),
             ("spec.parentRefs[].namespace", SPEC, "a_consumers_route_is_for_callers_of_its_namespace"),
             ("spec.parentRefs[].port", COMPILE, "a_parent_port_limits_the_route_to_it"),
@@ -116,6 +127,7 @@ fn grants() -> Subject {
         leaves: listed(FIELDS, "ReferenceGrant"),
         before: Vec::new(),
         trials: vec![with("spec.to[].name", "reviews")],
+        requests: Requests::default(),
         shown: vec![("spec", COMPILE, "another_namespace_has_to_allow_it_where_grants_are_asked_for")],
         noted: Vec::new(),
     }

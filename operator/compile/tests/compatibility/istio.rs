@@ -11,6 +11,7 @@ use slotmesh_crds::{Distribute, LoadBalancer, LocalityLbSetting};
 
 use crate::{
     listing::listed,
+    requests::Requests,
     shop,
     trial::{Subject, Trial, told, with},
     versions,
@@ -79,10 +80,14 @@ fn virtual_services() -> Subject {
             with("spec.tcp[].route[].destination.subset", "v2"),
             with("spec.tcp[].route[].weight", 50),
         ],
+        requests: Requests::of_virtual_services(),
         shown: vec![
             ("spec.hosts", SPEC, "the_narrowest_host_counts"),
             ("spec.exportTo", SPEC, "what_is_exported_to_some_namespaces_is_for_their_callers"),
             ("spec.gateways", ROUTES, "gateways_and_load_balancing_values_are_named"),
+            ("spec.http[]", REQUESTS, EVERYTHING),
+            ("spec.http[].route[].headers", REQUESTS, EVERYTHING),
+            ("spec.http[].retries", REQUESTS, "a_virtual_service_tries_again_as_istio_does"),
             ("spec.http[].delegate", SPEC, "a_delegate_decides_and_a_missing_one_refuses"),
             ("spec.http[].match[].gateways", SPEC, "a_match_of_gateways_is_for_the_mesh_where_it_says_so"),
             (
@@ -145,6 +150,23 @@ const SETTINGS: [&str; 4] = [
     "spec.subsets[].trafficPolicy.loadBalancer.localityLbSetting",
     "spec.subsets[].trafficPolicy.portLevelSettings[].loadBalancer.localityLbSetting",
 ];
+/// The parts of a request that these may hash.
+const HASHES: [&str; 12] = [
+    "spec.trafficPolicy.loadBalancer.consistentHash.httpCookie",
+    "spec.trafficPolicy.loadBalancer.consistentHash.httpHeaderName",
+    "spec.trafficPolicy.loadBalancer.consistentHash.httpQueryParameterName",
+    "spec.trafficPolicy.portLevelSettings[].loadBalancer.consistentHash.httpCookie",
+    "spec.trafficPolicy.portLevelSettings[].loadBalancer.consistentHash.httpHeaderName",
+    "spec.trafficPolicy.portLevelSettings[].loadBalancer.consistentHash.httpQueryParameterName",
+    "spec.subsets[].trafficPolicy.loadBalancer.consistentHash.httpCookie",
+    "spec.subsets[].trafficPolicy.loadBalancer.consistentHash.httpHeaderName",
+    "spec.subsets[].trafficPolicy.loadBalancer.consistentHash.httpQueryParameterName",
+    "spec.subsets[].trafficPolicy.portLevelSettings[].loadBalancer.consistentHash.httpCookie",
+    "spec.subsets[].trafficPolicy.portLevelSettings[].loadBalancer.consistentHash.httpHeaderName",
+    "spec.subsets[].trafficPolicy.portLevelSettings[].loadBalancer.consistentHash.httpQueryParameterName",
+];
+const EVERYTHING: &str = "everything_compiles_to_the_golden_file";
+const REQUESTS: &str = "operator/compile/tests/compile/requests.rs";
 const LOCALITIES: &str = "operator/compile/tests/compile/localities.rs";
 const NEAREST: &str = "as_in_istio_the_nearest_go_before_others_where_there_is_outlier_detection";
 
@@ -191,6 +213,7 @@ fn destination_rules() -> Subject {
             .map(|(at, port)| (at, port, json!(80)))
             .collect(),
         trials,
+        requests: Requests::of_destination_rules(&POLICIES),
         shown: [
             ("spec.host", SPEC, "destination_rules_of_one_host_are_merged"),
             ("spec.exportTo", "operator/compile/tests/compile/rules.rs", "for_whom_a_rule_is"),
@@ -214,6 +237,7 @@ fn destination_rules() -> Subject {
             ),
         ]
         .into_iter()
+        .chain(HASHES.map(|at| (at, REQUESTS, "a_part_of_the_request_chooses_the_endpoint")))
         .chain(SETTINGS.map(|at| (at, LOCALITIES, NEAREST)))
         .chain(DETECTIONS.map(|at| (at, GUARDS, "a_rule_says_it_as_istio_does")))
         .collect(),
@@ -298,6 +322,7 @@ fn service_entries() -> Subject {
             with("spec.workloadSelector.labels", json!({"app": "legacy"}))
                 .where_is("spec.endpoints", Value::Null),
         ],
+        requests: Requests::default(),
         shown: vec![
             ("spec.addresses", ENTRY, "several_entries_of_one_host_are_one_service"),
             ("spec.endpoints", ENTRY, "weights_of_endpoints_and_routes_to_subsets_of_a_host"),
@@ -337,6 +362,7 @@ fn workload_entries() -> Subject {
             with("spec.ports", json!({"http": 8081})),
             with("spec.weight", 5),
         ],
+        requests: Requests::default(),
         shown: vec![
             ("spec", ENTRIES, "workload_entries_and_pods_are_selected_by_labels_in_its_namespace"),
             ("spec.locality", LOCALITIES, "workloads_say_where_they_are"),
@@ -365,6 +391,7 @@ fn sidecars() -> Subject {
             with("spec.outboundTrafficPolicy.mode", "REGISTRY_ONLY"),
             with("spec.workloadSelector.labels", json!({"app": "client"})),
         ],
+        requests: Requests::default(),
         shown: vec![
             ("spec.egress", SPEC, "a_sidecar_says_what_callers_see_and_what_becomes_of_the_rest"),
             (

@@ -9,6 +9,7 @@ use slotmesh_compile::{
 
 use crate::{
     listing::{Leaf, of_type},
+    requests::Requests,
     shop,
     trial::{Subject, told, with},
     versions,
@@ -85,6 +86,7 @@ fn services() -> Subject {
             with("status.loadBalancer.ingress[].ip", "192.0.2.8"),
             with("status.loadBalancer.ingress[].ipMode", "Proxy"),
         ],
+        requests: Requests::default(),
         shown: vec![
             ("metadata.labels", SERVICES, "a_service_of_another_proxy_is_not_ours"),
             (
@@ -187,6 +189,7 @@ fn slices() -> Subject {
             with("ports[].port", 8081),
             with("ports[].protocol", "UDP"),
         ],
+        requests: Requests::default(),
         shown: vec![
             (
                 "metadata.labels",
@@ -273,6 +276,7 @@ fn pods() -> Subject {
             with("status.podIP", "10.1.0.21").where_is("status.podIPs", Value::Null),
             with("status.podIPs[].ip", "10.1.0.21"),
         ],
+        requests: Requests::default(),
         shown: vec![
             ("metadata.labels", SPEC, "a_callers_labels_choose_its_route_and_may_change"),
             (
@@ -314,6 +318,7 @@ fn nodes() -> Subject {
             with("spec.podCIDRs[]", "192.0.2.0/24"),
             with("status.addresses[].address", "192.0.2.50"),
         ],
+        requests: Requests::default(),
         shown: vec![
             (
                 "metadata.labels",
@@ -340,6 +345,7 @@ fn service_cidrs() -> Subject {
         leaves: vec![leaf("spec.cidrs[]")],
         before: Vec::new(),
         trials: vec![with("spec.cidrs[]", "192.0.2.0/24")],
+        requests: Requests::default(),
         shown: vec![("spec", ENTRIES, "a_service_entry_takes_no_address_of_the_cluster")],
         noted: Vec::new(),
     }

@@ -7,6 +7,7 @@ mod istio;
 mod kubernetes;
 mod listing;
 mod page;
+mod requests;
 mod slotmesh;
 mod trial;
 

@@ -97,7 +97,9 @@ fn is_within(inner: &str, outer: &str) -> bool {
 
 fn row(subject: &Subject, path: &str, field: String, outcome: Outcome, faults: &mut Vec<String>) -> Row {
     let shown = match outcome {
-        Outcome::Acts => test_of(subject, path).map_err(|fault| faults.push(fault)).ok(),
+        Outcome::Acts | Outcome::ActsByProxy => {
+            test_of(subject, path).map_err(|fault| faults.push(fault)).ok()
+        }
         Outcome::Refused(_) => None,
         Outcome::Nothing => {
             let mut noted = subject.noted.iter().filter(|(of, _)| is_within(path, of));

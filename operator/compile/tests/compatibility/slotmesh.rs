@@ -7,6 +7,7 @@ use slotmesh_crds::own;
 
 use crate::{
     listing::of_schema,
+    requests::Requests,
     shop,
     trial::{Subject, with},
 };
@@ -66,6 +67,7 @@ fn policies() -> Subject {
             with("spec.newConnections.per", "Caller").where_is("spec.newConnections.perSecond", 100),
             with("spec.locality.failoverPriority[]", "topology.kubernetes.io/zone"),
         ],
+        requests: Requests::default(),
         shown: vec![
             ("spec.loadBalancing", BALANCE, "by_the_source"),
             ("spec.outlierDetection", GUARDS, "a_policy_goes_before_a_rule_and_takes_it_back_when_it_goes"),
@@ -106,6 +108,7 @@ fn profiles() -> Subject {
             with("spec.batch", 4),
             with("spec.memoryBudget", "64Mi"),
         ],
+        requests: Requests::default(),
         shown: vec![
             ("spec", COMPILE, "all_settings_travel_and_what_is_not_set_is_not_said"),
             ("spec.cap", "e2e/tests/give_nodes_a_slot_profile.rs", "the_cap_rises_and_falls_under_load"),

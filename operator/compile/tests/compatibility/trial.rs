@@ -9,7 +9,13 @@ use serde_json::Value;
 use slotmesh_compile::{CompileOptions, Compiler, Kind, Object, ObjectKey, ObjectName, Report, Severity};
 use slotmesh_xds::{ResourceName, ResourceType, Version};
 
-use crate::listing::{Leaf, set};
+use crate::{
+    listing::{Leaf, set},
+    requests::Requests,
+};
+
+/// A field, and another one with the value that it has before that field, or what lies in it, is tried.
+pub type Before = (&'static str, &'static str, Value);
 
 /// An object of a kind among others, and what is known of its fields.
 pub struct Subject {
@@ -24,9 +30,11 @@ pub struct Subject {
     /// All fields that the page is about.
     pub leaves: Vec<Leaf>,
     /// Fields, and what is set before they, or what lies in them, can be tried: with the field and without it.
-    pub before: Vec<(&'static str, &'static str, Value)>,
+    pub before: Vec<Before>,
     /// Trials by hand, of the fields whose values matter.
     pub trials: Vec<Trial>,
+    /// Trials with a proxy, of fields that don't act without one.
+    pub requests: Requests,
     /// Fields, and the test that shows them act: its file, and its name. The longest path that fits counts.
     pub shown: Vec<(&'static str, &'static str, &'static str)>,
     /// Fields without effect, and who acts on them.
@@ -66,6 +74,8 @@ impl Trial {
 pub enum Outcome {
     /// What is compiled differs.
     Acts,
+    /// It differs where a proxy looks at requests.
+    ActsByProxy,
     /// A report names it, or what it lies in; what that means, where it is said.
     Refused(Option<String>),
     /// Nothing differs, and nobody says anything.
@@ -76,6 +86,7 @@ impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Acts => "acts",
+            Self::ActsByProxy => "acts with the proxy",
             Self::Refused(_) => "refused by name",
             Self::Nothing => "no effect",
         })
@@ -90,10 +101,31 @@ struct Compiled {
 }
 
 impl Subject {
-    /// What comes of a field that has this value, in an object in which `before` is set.
+    /// What comes of a field that has this value, in an object in which `before` is set. Where it doesn't act,
+    /// it is tried with a proxy, too.
     pub fn outcome(&self, path: &str, value: &Value, before: &[(String, Value)]) -> Result<Outcome, String> {
+        let plain = self.try_one(path, value, (&self.before, before), self.options.clone())?;
+        if plain == Outcome::Acts || self.requests.trials.is_empty() {
+            return Ok(plain);
+        }
+        let by_hand = self.requests.trials.iter().find(|trial| trial.path == path);
+        let (value, before) = by_hand.map_or((value, before), |trial| (&trial.value, &trial.before));
+        let options = CompileOptions { proxy: true, ..self.options.clone() };
+        match self.try_one(path, value, (&self.requests.before, before), options)? {
+            Outcome::Acts => Ok(Outcome::ActsByProxy),
+            _ => Ok(plain),
+        }
+    }
+
+    fn try_one(
+        &self,
+        path: &str,
+        value: &Value,
+        (of_fields, before): (&[Before], &[(String, Value)]),
+        options: CompileOptions,
+    ) -> Result<Outcome, String> {
         let mut without = self.object.clone();
-        let of_field = self.before.iter().filter(|(of, ..)| path.starts_with(of));
+        let of_field = of_fields.iter().filter(|(of, ..)| path.starts_with(of));
         of_field.for_each(|(_, path, value)| set(&mut without, path, value.clone()));
         before.iter().for_each(|(path, value)| set(&mut without, path, value.clone()));
         let mut with = without.clone();
@@ -101,7 +133,7 @@ impl Subject {
         if with == without {
             return Err(format!("{} {path}: the trial changes nothing", self.kind));
         }
-        let (without, with) = (self.compile(path, &without)?, self.compile(path, &with)?);
+        let (without, with) = (self.compile(path, &without, &options)?, self.compile(path, &with, &options)?);
         let differs = without.resources != with.resources || without.classes != with.classes;
         let mut named = with.reports.difference(&without.reports).filter(|report| {
             // A note is of what acts, or of what it does besides.
@@ -115,10 +147,10 @@ impl Subject {
         })
     }
 
-    fn compile(&self, path: &str, object: &Value) -> Result<Compiled, String> {
+    fn compile(&self, path: &str, object: &Value, options: &CompileOptions) -> Result<Compiled, String> {
         let object = read(self.kind, object).map_err(|error| format!("{} {path}: {error}", self.kind))?;
         let key = object.key();
-        let mut compiler = Compiler::new(self.options.clone());
+        let mut compiler = Compiler::new(options.clone());
         self.world.iter().chain([&object]).for_each(|object| compiler.apply(object, None));
         compiler.flush();
         let resources = compiler.resources().into_iter().map(|r| ((r.ty, r.name), r.version)).collect();

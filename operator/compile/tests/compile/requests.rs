@@ -9,7 +9,7 @@ use slotmesh_compile::{
     builder::{backend, grpc_route, http_route, pod, rule, service, slice, tcp_route, to, virtual_service},
 };
 use slotmesh_crds::{
-    VirtualService,
+    DestinationRule, VirtualService,
     gateway::{GrpcRoute, HttpRoute},
 };
 use slotmesh_xds::{
@@ -25,18 +25,22 @@ use slotmesh_xds::{
             endpoint::v3::ClusterLoadAssignment,
             listener::v3::{Listener, filter::ConfigType},
             route::v3::{
-                Route, RouteConfiguration,
+                Route, RouteAction, RouteConfiguration,
                 redirect_action::PathRewriteSpecifier,
                 route::Action,
-                route_action::{ClusterNotFoundResponseCode, ClusterSpecifier},
+                route_action::{
+                    ClusterNotFoundResponseCode, ClusterSpecifier, HashPolicy, hash_policy::PolicySpecifier,
+                },
                 route_match::PathSpecifier,
                 weighted_cluster::ClusterWeight,
             },
         },
         extensions::filters::network::http_connection_manager::v3::{
-            HttpConnectionManager, http_connection_manager::RouteSpecifier,
+            HttpConnectionManager,
+            http_connection_manager::{PathWithEscapedSlashesAction, RouteSpecifier},
         },
     },
+    envoy::google::protobuf::Duration,
 };
 
 use crate::{
@@ -235,6 +239,11 @@ fn an_unresolved_backend_answers_its_share_with_500() {
         "HTTPRoute default/h: spec.rules[0].backendRefs[1].name: there is no Service default/gone; until it exists, \
          its share of the requests is answered with 500"
     );
+    assert_eq!(
+        refused[1],
+        "HTTPRoute default/h: spec.rules[1].backendRefs[0].kind: connections can't go to a Bucket, only to a Service; \
+         the backend's share of the requests is answered with 500"
+    );
     // Nothing matches the rest: 404, and without a proxy a refusal.
     assert!(cluster_.names(ResourceType::Cluster).contains(&"BlackHoleCluster"));
     cluster_.apply([service("gone").ip("10.0.0.9").named_port("http", 80).build()]);
@@ -376,6 +385,184 @@ fn a_prefix_is_only_replaced_where_one_is_matched() {
     assert_eq!(cluster_.said(Severity::NotSupported).len(), 1);
 }
 
+/// The route actions of a configuration.
+fn actions(cluster: &Cluster, name: &str) -> Vec<RouteAction> {
+    let routes = configuration(cluster, name).virtual_hosts.remove(0).routes;
+    routes
+        .into_iter()
+        .filter_map(|route| match route.action {
+            Some(Action::Route(action)) => Some(action),
+            _ => None,
+        })
+        .collect()
+}
+
+#[test]
+fn a_virtual_service_tries_again_as_istio_does() {
+    let mut cluster_ = proxied(shop());
+    let to = json!([{"destination": {"host": "web-v1"}}]);
+    let by = |path: &str| json!([{"uri": {"prefix": path}}]);
+    cluster_.apply([istio(
+        "r",
+        json!({"hosts": ["web"], "http": [
+            {"match": by("/default"), "route": to},
+            {"match": by("/never"), "route": to, "retries": {"attempts": 0}},
+            {"match": by("/often"), "route": to, "retries": {"attempts": 5, "retryOn": "reset"}},
+        ]}),
+    )]);
+    let of = |action: &RouteAction| {
+        let policy = action.retry_policy.clone()?;
+        let hosts = policy.retry_host_predicate.len();
+        Some((policy.retry_on, policy.num_retries?.value, hosts, policy.host_selection_retry_max_attempts))
+    };
+    let default = "connect-failure,refused-stream,unavailable,cancelled";
+    assert_eq!(
+        actions(&cluster_, WEB).iter().map(of).collect::<Vec<_>>(),
+        [Some((default.to_owned(), 2, 1, 5)), None, Some(("reset".to_owned(), 5, 1, 5))]
+    );
+    // An HTTPRoute that says nothing has none, and what can be decided when a connection is made still is.
+    cluster_.delete(&istio("r", json!({})));
+    cluster_.apply([http("h", "default", json!([{"matches": [{"path": {"value": "/a"}}]}]))]);
+    assert_eq!(actions(&cluster_, WEB).iter().map(of).collect::<Vec<_>>(), [None]);
+    cluster_.delete(&http("h", "default", json!([])));
+    cluster_
+        .apply([istio("r", json!({"hosts": ["web"], "http": [{"route": to, "retries": {"attempts": 0}}]}))]);
+    assert_eq!(cluster_.goes("10.0.0.1_80"), format!("http:{}", cluster("web-v1", 80, "")));
+    let message = configuration(&cluster_, WEB);
+    assert!(message.metadata.is_none(), "no request is looked at");
+}
+
+#[test]
+#[expect(deprecated, reason = "the field that says it")]
+fn a_deadline_of_grpc_counts_up_to_the_timeout() {
+    let mut cluster_ = proxied(shop());
+    cluster_.apply([http(
+        "h",
+        "default",
+        json!([
+            {"matches": [{"path": {"value": "/a"}}], "timeouts": {"request": "3s"}},
+            {"matches": [{"path": {"value": "/b"}}]},
+        ]),
+    )]);
+    let seconds = |time: Option<Duration>| time.map(|time| time.seconds);
+    let found: Vec<_> = actions(&cluster_, WEB)
+        .iter()
+        .map(|action| (seconds(action.timeout), seconds(action.max_grpc_timeout)))
+        .collect();
+    // 0 is no limit.
+    assert_eq!(found, [(Some(3), Some(3)), (Some(0), Some(0))]);
+}
+
+fn hashing(name: &str, host: &str, hash: Value) -> Object {
+    let rule: DestinationRule = serde_json::from_value(json!({
+        "apiVersion": "networking.istio.io/v1", "kind": "DestinationRule",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {"host": host, "trafficPolicy": {"loadBalancer": {"consistentHash": hash}}},
+    }))
+    .unwrap();
+    rule.into()
+}
+
+#[test]
+fn a_part_of_the_request_chooses_the_endpoint() {
+    let mut cluster_ = proxied(shop());
+    let policies = |cluster: &Cluster, name: &str| -> Vec<Vec<String>> {
+        let show = |policy: &HashPolicy| {
+            assert!(policy.terminal);
+            match policy.policy_specifier.as_ref().unwrap() {
+                PolicySpecifier::Header(header) => format!("header {}", header.header_name),
+                PolicySpecifier::QueryParameter(query) => format!("query {}", query.name),
+                PolicySpecifier::Cookie(cookie) => {
+                    let ttl = cookie.ttl.map(|ttl| ttl.seconds);
+                    format!("cookie {} {} {ttl:?} {:?}", cookie.name, cookie.path, cookie.attributes.len())
+                }
+                other => format!("{other:?}"),
+            }
+        };
+        let of = |action: &RouteAction| action.hash_policy.iter().map(show).collect();
+        actions(cluster, name).iter().map(of).collect()
+    };
+    // Where no route is, the rule alone takes the port's requests to the proxy; other ports stay as they are.
+    cluster_.apply([hashing("web", "web", json!({"httpHeaderName": "X-User"}))]);
+    assert_eq!(routes(&cluster_, WEB), ["/* -> web:80"]);
+    assert_eq!(policies(&cluster_, WEB), [["header x-user"]]);
+    assert_eq!(cluster_.goes("10.0.0.1_81"), cluster("web", 81, ""));
+    assert_eq!(cluster_.traffic(&cluster("web", 80, "")), "MAGLEV");
+    assert_eq!(cluster_.traffic(&cluster("web", 81, "")), "RANDOM");
+    assert_eq!(cluster_.reports(), 0, "{:?}", cluster_.said(Severity::NotSupported));
+    // A route's destinations say it, each once.
+    let cookie = json!({"name": "user", "path": "/", "ttl": "1h", "attributes": [{"name": "SameSite", "value": "Lax"}]});
+    cluster_.apply([
+        hashing("v1", "web-v1", json!({"httpCookie": cookie})),
+        hashing("v2", "web-v2", json!({"httpQueryParameterName": "user"})),
+        istio(
+            "r",
+            json!({"hosts": ["web"], "http": [
+                {"match": [{"uri": {"prefix": "/v"}}], "route": [
+                    {"destination": {"host": "web-v1"}, "weight": 50},
+                    {"destination": {"host": "web-v2"}, "weight": 50},
+                ]},
+                {"route": [{"destination": {"host": "web"}}]},
+            ]}),
+        ),
+    ]);
+    assert_eq!(
+        policies(&cluster_, WEB),
+        [
+            vec!["cookie user / Some(3600) 1".to_owned(), "query user".to_owned()],
+            vec!["header x-user".to_owned()]
+        ]
+    );
+    // Those who have an endpoint of their own aren't sent to another one.
+    assert!(actions(&cluster_, WEB)[1].retry_policy.as_ref().unwrap().retry_host_predicate.is_empty());
+    // It follows the rule, and goes with it.
+    cluster_.apply([hashing("web", "web", json!({"httpQueryParameterName": "q"}))]);
+    assert_eq!(policies(&cluster_, WEB)[1], ["query q"]);
+    cluster_.delete(&hashing("web", "web", json!({})));
+    assert!(policies(&cluster_, WEB)[1].is_empty());
+    cluster_.delete(&istio("r", json!({})));
+    assert_eq!(cluster_.goes("10.0.0.1_80"), cluster("web", 80, ""));
+    assert!(!cluster_.names(ResourceType::Route).contains(&WEB));
+}
+
+#[test]
+fn a_hash_that_cannot_be_is_named() {
+    for (hash, says) in [
+        (json!({"httpHeaderName": ""}), "consistentHash.httpHeaderName: it is empty; RANDOM is used instead"),
+        (
+            json!({"httpHeaderName": "a", "httpQueryParameterName": "b"}),
+            "consistentHash: only one thing can be hashed; RANDOM is used instead",
+        ),
+        (json!({"httpCookie": {"ttl": "1h"}}), "consistentHash.httpCookie.name: it is empty"),
+        (
+            json!({"httpCookie": {"name": "a", "ttl": "soon"}}),
+            "consistentHash.httpCookie.ttl: \"soon\" is no time",
+        ),
+        (json!({"somethingElse": 1}), "consistentHash.somethingElse; RANDOM is used instead"),
+    ] {
+        let mut cluster_ = proxied(shop());
+        cluster_.apply([hashing("web", "web", hash.clone())]);
+        let said = cluster_.said(Severity::NotSupported);
+        assert!(said.len() == 1 && said[0].contains(says), "{hash}: {said:?}");
+        assert_eq!(cluster_.goes("10.0.0.1_80"), cluster("web", 80, ""));
+    }
+}
+
+#[test]
+fn paths_are_normalised_as_istio_does() {
+    let cluster_ = proxied(everything());
+    let content = &cluster_.served()[&(ResourceType::Listener, "10.0.0.1_80".to_owned())];
+    let listener = Listener::decode(content.as_slice()).unwrap();
+    let Some(ConfigType::TypedConfig(any)) = &listener.filter_chains[0].filters[0].config_type else {
+        panic!("a filter with its configuration")
+    };
+    let manager = HttpConnectionManager::decode(any.value.as_slice()).unwrap();
+    assert_eq!(manager.normalize_path.map(|on| on.value), Some(true));
+    assert!(!manager.merge_slashes);
+    let kept = PathWithEscapedSlashesAction::KeepUnchanged;
+    assert_eq!(manager.path_with_escaped_slashes_action(), kept);
+}
+
 /// Everything that acts, in one shop.
 fn everything() -> Vec<Object> {
     let mut objects = shop();
@@ -413,6 +600,8 @@ fn everything() -> Vec<Object> {
             {"route": [{"destination": {"host": "web"}}]},
         ]})),
         grpc_route("calls", "calls").to([backend("calls:90", 1)]).build(),
+        hashing("v2", "web-v2", json!({"httpCookie": {"name": "user", "ttl": "0s"}})),
+        hashing("v1", "web-v1", json!({"httpHeaderName": "x-user"})),
     ]);
     objects
 }

@@ -104,13 +104,14 @@ async fn trailers_of_grpc_arrive() {
 #[tokio::test]
 async fn callers_of_grpc_get_statuses_of_theirs() {
     let routes = "- {match: {prefix: /late}, route: {cluster: web, max_stream_duration: {grpc_timeout_header_max: 0s}}}\n\
+                  - {match: {prefix: /deadline}, route: {cluster: web, timeout: 0s, max_grpc_timeout: 0s}}\n\
                   - {match: {prefix: /web}, route: {cluster: nowhere}}";
     let silent = Endpoint::raw(|mut client, _| async move { drop(client.rest().await) }).await;
     let text = File { routes: routes.into(), cluster: HTTP2_CLUSTER.into(), ..File::default() }
         .text(&[silent.port()]);
     let proxy = Proxy::start(&text).await;
     let mut sender = connect(&proxy).await;
-    for (path, status) in [("/nothing", "12"), ("/web", "14"), ("/late", "4")] {
+    for (path, status) in [("/nothing", "12"), ("/web", "14"), ("/late", "4"), ("/deadline", "4")] {
         let call = request(path).method("POST").header("content-type", "application/grpc+proto");
         let call = call.header("grpc-timeout", "50m").body(empty()).expect("a request");
         let response = soon(path, sender.send_request(call)).await.expect("a response");
