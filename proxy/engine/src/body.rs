@@ -20,7 +20,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use crate::forward::Limit;
+use crate::{forward::Limit, series::RequestRecord};
 
 /// Any fault of a body.
 pub(crate) type BodyError = Box<dyn Error + Send + Sync>;
@@ -315,6 +315,7 @@ pub(crate) struct UpstreamBody {
     /// How long nothing may move.
     idle: Option<(Duration, Pin<Box<Sleep>>)>,
     end: Option<Box<dyn ResponseEnd>>,
+    record: Option<RequestRecord>,
 }
 
 impl UpstreamBody {
@@ -333,7 +334,18 @@ impl UpstreamBody {
             limit,
             idle: idle.map(|idle| (idle, Box::pin(sleep_until(Instant::now() + idle)))),
             end: Some(end),
+            record: None,
         }))
+    }
+
+    /// Notes that all of it has come, with these trailers.
+    fn complete(&mut self, trailers: Option<&HeaderMap>) {
+        if let Some(mut end) = self.end.take() {
+            end.complete();
+        }
+        if let (Some(mut record), Some(trailers)) = (self.record.take(), trailers) {
+            record.ended(trailers);
+        }
     }
 
     fn fail(&mut self, error: BodyError) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
@@ -341,6 +353,16 @@ impl UpstreamBody {
             end.failed();
         }
         Poll::Ready(Some(Err(error)))
+    }
+}
+
+impl ResponseBody {
+    /// The request counts as answered when all of this is passed on.
+    pub(crate) fn record(&mut self, record: RequestRecord) {
+        match self {
+            Self::Full(_) => drop(record),
+            Self::Upstream(body) => body.record = Some(record),
+        }
     }
 }
 
@@ -361,10 +383,8 @@ impl Body for ResponseBody {
         }
         match Pin::new(&mut body.incoming).poll_frame(context) {
             Poll::Ready(Some(Ok(frame))) => {
-                if body.incoming.is_end_stream()
-                    && let Some(mut end) = body.end.take()
-                {
-                    end.complete();
+                if body.incoming.is_end_stream() || frame.is_trailers() {
+                    body.complete(frame.trailers_ref());
                 }
                 if let Some((idle, sleep)) = &mut body.idle {
                     sleep.as_mut().reset(Instant::now() + *idle);
@@ -373,9 +393,7 @@ impl Body for ResponseBody {
             }
             Poll::Ready(Some(Err(error))) => body.fail(error.into()),
             Poll::Ready(None) => {
-                if let Some(mut end) = body.end.take() {
-                    end.complete();
-                }
+                body.complete(None);
                 Poll::Ready(None)
             }
             Poll::Pending => {

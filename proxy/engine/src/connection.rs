@@ -21,6 +21,7 @@ use crate::{
     exchange,
     inbound::{self, ClientState, ClientStream, FirstBytes},
     pool::LocalTasks,
+    series::SourceSeries,
     tunnel,
     worker::{ListenerState, Worker},
 };
@@ -39,6 +40,8 @@ pub(crate) struct ClientContext {
     pub origin: DialOrigin,
     pub peer: SocketAddr,
     pub state: Arc<ClientState>,
+    /// Metrics of its requests.
+    pub source: Rc<SourceSeries>,
     pub protocol: ClientProtocol,
 }
 
@@ -83,8 +86,16 @@ pub(crate) async fn serve(
                 return tracing::debug!(%peer, "neither HTTP/1 nor HTTP/2, or not the one that is served here");
             };
             let http = http.clone();
-            let context =
-                Rc::new(ClientContext { worker, listener, origin, peer, state: state.clone(), protocol });
+            let (source, state) = (worker.source(origin), state.clone());
+            let context = Rc::new(ClientContext {
+                worker,
+                listener,
+                origin,
+                peer,
+                state: state.clone(),
+                source,
+                protocol,
+            });
             if protocol == ClientProtocol::Http2 {
                 state.make_opaque();
                 serve_http2(&http, context, stream, stop).await;

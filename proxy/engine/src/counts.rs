@@ -10,19 +10,17 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::Duration,
 };
 
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, NoLabelSet},
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric},
     metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
-    registry::{Registry, Unit},
+    registry::Registry,
 };
 
-/// Upper bounds of the buckets of durations, in microseconds.
-const BUCKETS: [u64; 12] =
-    [500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000, 5_000_000, 30_000_000];
+use crate::series::{self, SeriesTable};
+
 /// Response codes that a cluster has counts of; further ones count as 0.
 const CODES: usize = 16;
 /// Cluster of requests that no cluster answered.
@@ -45,7 +43,7 @@ impl Count {
         self.0.store(self.0.load(Relaxed).wrapping_sub(1), Relaxed);
     }
 
-    fn get(&self) -> u64 {
+    pub(crate) fn get(&self) -> u64 {
         self.0.load(Relaxed)
     }
 }
@@ -57,8 +55,6 @@ pub(crate) struct ClusterStats {
     codes: [AtomicU64; CODES],
     /// Responses with a code for which there was no room.
     other_codes: Count,
-    buckets: [Count; BUCKETS.len() + 1],
-    micros: Count,
     pub(crate) retries: Count,
     pub(crate) retries_denied: Count,
     pub(crate) connects: Count,
@@ -69,24 +65,17 @@ pub(crate) struct ClusterStats {
 }
 
 impl ClusterStats {
-    /// Counts a response by its code, and how long it took.
-    pub(crate) fn response(&self, code: u16, took: Duration) {
+    /// Counts a response by its code.
+    pub(crate) fn response(&self, code: u16) {
         let wanted = u64::from(code) << 48;
         for place in &self.codes {
             let value = place.load(Relaxed);
             if value == 0 || value & (0xffff << 48) == wanted {
                 place.store(wanted | (value & !(0xffff << 48)).wrapping_add(1), Relaxed);
-                return self.took(took);
+                return;
             }
         }
         self.other_codes.one_more();
-        self.took(took);
-    }
-
-    fn took(&self, took: Duration) {
-        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        self.buckets[BUCKETS.partition_point(|bound| *bound < micros)].one_more();
-        self.micros.add(micros);
     }
 }
 
@@ -102,6 +91,7 @@ pub(crate) struct WorkerStats {
     pub(crate) mirrors: Count,
     pub(crate) mirrors_shed: Count,
     pub(crate) tcp: Count,
+    pub(crate) series: Arc<SeriesTable>,
 }
 
 impl WorkerStats {
@@ -136,8 +126,6 @@ struct ByCode {
 #[derive(Debug, Default)]
 struct Sums {
     codes: BTreeMap<u16, u64>,
-    buckets: [u64; BUCKETS.len() + 1],
-    micros: u64,
     numbers: [u64; PER_CLUSTER.len()],
     active: u64,
 }
@@ -188,10 +176,6 @@ impl Stats {
                 if others > 0 {
                     *sums.codes.entry(0).or_default() += others;
                 }
-                for (sum, count) in sums.buckets.iter_mut().zip(&stats.buckets) {
-                    *sum += count.get();
-                }
-                sums.micros += stats.micros.get();
                 for (sum, (_, _, number)) in sums.numbers.iter_mut().zip(PER_CLUSTER) {
                     *sum += number(&stats).get();
                 }
@@ -203,7 +187,6 @@ impl Stats {
 }
 
 impl Collector for Stats {
-    #[expect(clippy::cast_precision_loss, reason = "sums and bounds of durations")]
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let sums = self.sums();
         let counter = MetricType::Counter;
@@ -215,24 +198,7 @@ impl Collector for Stats {
                 ConstCounter::new(*count).encode(family.encode_family(&labels)?)?;
             }
         }
-        let help = "Time from a request's head to the head of its response";
-        let mut family = encoder.encode_descriptor(
-            "request_duration",
-            help,
-            Some(&Unit::Seconds),
-            MetricType::Histogram,
-        )?;
-        for (cluster, of) in &sums {
-            let bounds = BUCKETS.iter().map(|micros| *micros as f64 / 1e6).chain([f64::MAX]);
-            let buckets: Vec<(f64, u64)> = bounds.zip(of.buckets).collect();
-            let labels = ByCluster { cluster: cluster.to_string() };
-            family.encode_family(&labels)?.encode_histogram::<NoLabelSet>(
-                of.micros as f64 / 1e6,
-                of.buckets.iter().sum(),
-                &buckets,
-                None,
-            )?;
-        }
+        series::encode(self.0.iter().map(|worker| &*worker.series), &mut encoder)?;
         for (index, (name, help, _)) in PER_CLUSTER.into_iter().enumerate() {
             let mut family = encoder.encode_descriptor(name, help, None, counter)?;
             for (cluster, of) in &sums {
@@ -273,13 +239,13 @@ mod tests {
         let stats = Stats(vec![Arc::default(), Arc::default()]);
         let web: Arc<str> = "web".into();
         for (worker, code) in [(0, 200), (1, 200), (1, 503)] {
-            stats.0[worker].cluster(&web).response(code, Duration::from_millis(3));
+            stats.0[worker].cluster(&web).response(code);
         }
         stats.0[0].cluster(&web).retries.one_more();
         stats.0[0].cluster(&web).active.one_more();
         stats.0[1].connections.add(5);
         for code in 0..40 {
-            stats.0[0].cluster(&"many".into()).response(400 + code, Duration::ZERO);
+            stats.0[0].cluster(&"many".into()).response(400 + code);
         }
         let mut registry = Registry::with_prefix("slotmesh_proxy");
         stats.register(&mut registry);
@@ -289,8 +255,6 @@ mod tests {
             "slotmesh_proxy_responses_total{cluster=\"web\",code=\"200\"} 2",
             "slotmesh_proxy_responses_total{cluster=\"web\",code=\"503\"} 1",
             "slotmesh_proxy_responses_total{cluster=\"many\",code=\"0\"} 24",
-            "slotmesh_proxy_request_duration_seconds_bucket{le=\"0.005\",cluster=\"web\"} 3",
-            "slotmesh_proxy_request_duration_seconds_count{cluster=\"web\"} 3",
             "slotmesh_proxy_retries_total{cluster=\"web\"} 1",
             "slotmesh_proxy_requests_active{cluster=\"web\"} 1",
             "slotmesh_proxy_connections_total 5",

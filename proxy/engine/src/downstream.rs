@@ -6,7 +6,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use prost::Message;
-use slotmesh_routing::{InvalidField, RouteTable};
+use slotmesh_routing::{EscapedSlashes, InvalidField, PathNormalization, RouteTable};
 use slotmesh_xds::envoy::{
     envoy::{
         config::listener::v3::{
@@ -15,7 +15,7 @@ use slotmesh_xds::envoy::{
         extensions::filters::network::{
             http_connection_manager::v3::{
                 HttpConnectionManager, HttpFilter,
-                http_connection_manager::{CodecType, RouteSpecifier},
+                http_connection_manager::{CodecType, PathWithEscapedSlashesAction, RouteSpecifier},
                 http_filter,
             },
             tcp_proxy::v3::{TcpProxy, tcp_proxy::ClusterSpecifier},
@@ -25,7 +25,7 @@ use slotmesh_xds::envoy::{
 };
 
 use crate::{
-    normalize::PathRules,
+    series,
     upstream::{duration, is_raw, refuse_set, socket_address, wrong},
 };
 
@@ -95,6 +95,8 @@ pub(crate) struct TcpConfig {
 /// How HTTP is served.
 #[derive(Clone, Debug)]
 pub(crate) struct HttpConfig {
+    /// The service whose routes these are.
+    pub service: Arc<str>,
     pub routes: RouteSource,
     pub codec: Codec,
     /// Without any activity on a stream; `None` for ever.
@@ -112,7 +114,7 @@ pub(crate) struct HttpConfig {
     pub skip_forwarded_for: bool,
     pub generate_request_id: bool,
     pub request_id_in_response: bool,
-    pub paths: PathRules,
+    pub paths: PathNormalization,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -445,16 +447,18 @@ fn http(
             return Err(wrong(format!("{at}http_filters[{index}]"), reason));
         }
     }
-    let routes = match route_specifier {
+    let (routes, service) = match route_specifier {
         Some(RouteSpecifier::RouteConfig(config)) => {
             let (table, found) = RouteTable::new(config);
             faults.extend(found.into_iter().map(|fault| InvalidField {
                 field: format!("{at}route_config.{}", fault.field),
                 reason: fault.reason,
             }));
-            RouteSource::Inline(Arc::new(table))
+            (RouteSource::Inline(Arc::new(table)), &config.name)
         }
-        Some(RouteSpecifier::Rds(rds)) => RouteSource::Named(rds.route_config_name.as_str().into()),
+        Some(RouteSpecifier::Rds(rds)) => {
+            (RouteSource::Named(rds.route_config_name.as_str().into()), &rds.route_config_name)
+        }
         _ => return Err(wrong(format!("{at}route_config"), "only route_config and rds are supported")),
     };
     let common = common_http_protocol_options.as_ref();
@@ -464,21 +468,22 @@ fn http(
         Ok(CodecType::Http2) => Codec::Http2,
         _ => return Err(wrong(format!("{at}codec_type"), "only AUTO, HTTP1 and HTTP2")),
     };
-    let at_timeout = |name: &str| format!("{at}{name}");
+    let at_field = |name: &str| format!("{at}{name}");
     Ok(HttpConfig {
+        service: series::service_of_routes(service),
         routes,
         codec,
         stream_idle: timeout(
-            &at_timeout("stream_idle_timeout"),
+            &at_field("stream_idle_timeout"),
             stream_idle_timeout.as_ref(),
             Some(STREAM_IDLE),
         )?,
         connection_idle: timeout(
-            &at_timeout("common_http_protocol_options.idle_timeout"),
+            &at_field("common_http_protocol_options.idle_timeout"),
             common.and_then(|common| common.idle_timeout.as_ref()),
             Some(CONNECTION_IDLE),
         )?,
-        request_timeout: timeout(&at_timeout("request_timeout"), request_timeout.as_ref(), None)?,
+        request_timeout: timeout(&at_field("request_timeout"), request_timeout.as_ref(), None)?,
         streams: http2_protocol_options
             .as_ref()
             .and_then(|options| options.max_concurrent_streams)
@@ -492,11 +497,23 @@ fn http(
         skip_forwarded_for: *skip_xff_append,
         generate_request_id: generate_request_id.is_none_or(|on| on.value),
         request_id_in_response: *always_set_request_id_in_response,
-        paths: PathRules::new(
-            &at_timeout("path_with_escaped_slashes_action"),
-            normalize_path.is_some_and(|on| on.value),
-            *merge_slashes,
-            *path_with_escaped_slashes_action,
-        )?,
+        paths: PathNormalization {
+            resolve: normalize_path.is_some_and(|on| on.value),
+            merge_slashes: *merge_slashes,
+            escaped_slashes: match PathWithEscapedSlashesAction::try_from(*path_with_escaped_slashes_action) {
+                // Envoy's own default keeps them, too.
+                Ok(
+                    PathWithEscapedSlashesAction::ImplementationSpecificDefault
+                    | PathWithEscapedSlashesAction::KeepUnchanged,
+                ) => EscapedSlashes::Keep,
+                Ok(PathWithEscapedSlashesAction::RejectRequest) => EscapedSlashes::Reject,
+                Ok(PathWithEscapedSlashesAction::UnescapeAndRedirect) => EscapedSlashes::Redirect,
+                Ok(PathWithEscapedSlashesAction::UnescapeAndForward) => EscapedSlashes::Unescape,
+                Err(_) => {
+                    let field = at_field("path_with_escaped_slashes_action");
+                    return Err(wrong(field, "there is no such action"));
+                }
+            },
+        },
     })
 }

@@ -24,6 +24,7 @@ use crate::{
     downstream::ListenerConfig,
     limits::ProxyLimits,
     resource::{ProxyResource, ProxyResourceKind},
+    series::SeriesRoom,
     upstream::{ClusterConfig, EndpointSource},
     worker::{Update, Worker},
 };
@@ -122,15 +123,16 @@ impl ProxyEngine {
     pub fn start(options: EngineOptions) -> io::Result<Self> {
         let mut workers = Vec::new();
         let mut stats = Vec::new();
+        let room = SeriesRoom::new(options.limits.request_series);
         for number in 0..options.workers.max(1) {
             let (updates, receiver) = mpsc::unbounded_channel();
-            let (limits, dial) = (options.limits, options.dial.clone());
+            let (limits, dial, room) = (options.limits, options.dial.clone(), room.clone());
             let its: Arc<WorkerStats> = Arc::default();
             stats.push(its.clone());
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let thread = thread::Builder::new().name(format!("proxy-{number}")).spawn(move || {
                 LocalSet::new().block_on(&runtime, async {
-                    Worker::new(limits, dial, its).run(receiver).await;
+                    Worker::new(limits, dial, its, room).run(receiver).await;
                 });
             })?;
             workers.push(WorkerThread { updates, thread: Some(thread) });
@@ -296,6 +298,13 @@ impl ProxyEngine {
             drop(worker.updates.send(Update::Socket { listener: listener.clone(), origin, socket }));
         }
         Ok(())
+    }
+
+    /// Says which workload an origin belongs to: the source of its requests in metrics. It counts for connections that
+    /// come in after that.
+    pub fn set_workload(&self, origin: DialOrigin, workload: &str) {
+        let workload: Arc<str> = workload.into();
+        self.send(|| Update::Source(origin, workload.clone()));
     }
 
     /// Closes the sockets of an origin, and its connections to endpoints as they become idle.

@@ -5,17 +5,12 @@
 //!                                                                                           \-> forwarded
 //! ```
 
-use std::{
-    net::IpAddr,
-    rc::Rc,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{net::IpAddr, rc::Rc, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, Version, header::HOST, request::Parts};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
-use slotmesh_routing::{RequestAction, RequestHead, RouteTable};
+use slotmesh_routing::{NormalizedPath, RequestAction, RequestHead, RouteTable};
 use tokio::time::sleep;
 
 use crate::{
@@ -27,8 +22,8 @@ use crate::{
     fields::{self, X_REQUEST_ID},
     forward::{self, Outbound},
     inbound::ClientState,
-    normalize::NormalPath,
     reply::{Reply, is_grpc},
+    series::RequestRecord,
 };
 
 /// Counts a request of a connection until its response is over.
@@ -48,23 +43,25 @@ pub(crate) struct Share {
 
 /// Answers a request.
 pub(crate) async fn handle(context: Rc<ClientContext>, request: Request<Incoming>) -> Response<ResponseBody> {
-    let began = Instant::now();
     let ambiguous = context.state.begin_request();
     let in_flight = InFlight(context.state.clone());
     let is_grpc = is_grpc(request.headers());
+    let mut record = RequestRecord::new(context.clone(), is_grpc);
     let answered = match (ambiguous, context.http()) {
         (true, _) => {
             Err(Reply::new(StatusCode::BAD_REQUEST, "the length of the body is said twice").closing().into())
         }
         (false, None) => Err(Reply::new(StatusCode::SERVICE_UNAVAILABLE, "nothing is served here").into()),
-        (false, Some(http)) => respond(&context, &http, request, in_flight).await,
+        (false, Some(http)) => respond(&context, &http, request, in_flight, &mut record).await,
     };
-    let (response, stats) = match answered {
+    let (mut response, stats) = match answered {
         Ok(answered) => answered,
         Err(Failure { reply, stats }) => (reply.into_response(is_grpc), stats),
     };
     let stats = stats.as_ref().unwrap_or(&context.worker.local_stats);
-    stats.response(response.status().as_u16(), began.elapsed());
+    stats.response(response.status().as_u16());
+    record.answered(response.status(), response.headers());
+    response.body_mut().record(record);
     response
 }
 
@@ -90,6 +87,7 @@ async fn respond(
     http: &Arc<HttpConfig>,
     mut request: Request<Incoming>,
     in_flight: InFlight,
+    record: &mut RequestRecord,
 ) -> Result<Answered, Failure> {
     let worker = &context.worker;
     refuse(http, &request, http.headers.unwrap_or(worker.limits.headers))?;
@@ -111,6 +109,11 @@ async fn respond(
     let mut draws = || worker.draw();
     let head = head(&parts, &authority, &path, client);
     let decision = table.decide(&head, &mut draws);
+    let cluster = match &decision.action {
+        RequestAction::Forward(forwarding) => worker.cluster(forwarding.cluster),
+        RequestAction::Respond(_) | RequestAction::Redirect { .. } => None,
+    };
+    record.decided(decision.route, cluster.as_ref().map_or(&http.service, |cluster| &cluster.service));
     let request_id = http.request_id_in_response.then(|| parts.headers.get(&X_REQUEST_ID).cloned()).flatten();
     if let Some(delay) = decision.delay {
         sleep(delay.min(FOREVER)).await;
@@ -126,9 +129,14 @@ async fn respond(
             (reply.into_response(false), None)
         }
         RequestAction::Forward(forwarding) => {
+            let Some(cluster) = cluster else {
+                let status = forwarding.rule.cluster_not_found;
+                return Err(Reply::new(status, "the cluster isn't known").into());
+            };
             let outbound = Outbound {
                 context,
                 http,
+                cluster,
                 forwarding: &forwarding,
                 parts,
                 authority,
@@ -187,12 +195,12 @@ fn authority(parts: &mut Parts) -> Result<String, Reply> {
 fn path(http: &HttpConfig, parts: &Parts) -> Result<String, Reply> {
     let asked = parts.uri.path_and_query().map_or("/", |path| path.as_str());
     match http.paths.apply(asked) {
-        NormalPath::Path(path) => Ok(path.into_owned()),
-        NormalPath::Redirect(path) => {
+        NormalizedPath::Path(path) => Ok(path.into_owned()),
+        NormalizedPath::Redirect(path) => {
             let reply = Reply::new(StatusCode::TEMPORARY_REDIRECT, "");
             Err(Reply { location: Some(path), ..reply })
         }
-        NormalPath::Reject => Err(Reply::new(StatusCode::BAD_REQUEST, "the path leads astray")),
+        NormalizedPath::BadRequest => Err(Reply::new(StatusCode::BAD_REQUEST, "the path leads astray")),
     }
 }
 

@@ -42,6 +42,7 @@ use crate::{
     reply::Reply,
     tunnel::{self, Active},
     upstream::RetryLimit,
+    worker::ClusterState,
 };
 
 /// Times that a request is sent again because nothing of it had been sent.
@@ -54,6 +55,7 @@ static TIMEOUT_RETRY: HeaderName = HeaderName::from_static("x-envoy-is-timeout-r
 pub(crate) struct Outbound<'a> {
     pub context: &'a Rc<ClientContext>,
     pub http: &'a Arc<HttpConfig>,
+    pub cluster: Rc<ClusterState>,
     pub forwarding: &'a Forwarding<'a>,
     pub parts: Parts,
     pub authority: String,
@@ -98,11 +100,8 @@ impl Source {
 pub(crate) type Limit = Pin<Box<dyn Future<Output = ()>>>;
 
 pub(crate) async fn forward(outbound: Outbound<'_>, body: Incoming) -> Result<Answered, Failure> {
-    let Outbound { context, http, forwarding, parts, authority, path, upgrade, share } = outbound;
+    let Outbound { context, http, cluster, forwarding, parts, authority, path, upgrade, share } = outbound;
     let (worker, rule) = (&context.worker, forwarding.rule);
-    let Some(cluster) = worker.cluster(forwarding.cluster) else {
-        return Err(Reply::new(rule.cluster_not_found, "the cluster isn't known").into());
-    };
     let stats = cluster.stats.clone();
     let fail = |reply: Reply| Failure { reply, stats: Some(stats.clone()) };
     let requests = cluster.config.counters.requests.load(Relaxed);
@@ -413,7 +412,8 @@ impl RetrySlot {
             RetryLimit::Count(most) => retries < most,
             RetryLimit::Share { percent, at_least } => {
                 let share = f64::from(config.counters.requests.load(Relaxed)) * percent / 100.0;
-                f64::from(retries) < share.max(f64::from(at_least))
+                // Whole retries: of three requests 20 % is none. As in Envoy.
+                f64::from(retries) < share.floor().max(f64::from(at_least))
             }
         }
     }

@@ -22,6 +22,10 @@ use crate::{downstream::ClientProtocol, framing::Framing};
 
 /// First bytes of HTTP/2 with prior knowledge.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// A request that its client takes back within this time was none; so many, and more than half of all of the connection,
+/// end it. As in Envoy.
+const TAKEN_BACK_WITHIN: Duration = Duration::from_secs(1);
+const MOST_TAKEN_BACK: u64 = 500;
 /// Bytes of a request's first line that are looked at to tell its protocol.
 const FIRST_LINE: usize = 4_096;
 
@@ -44,6 +48,8 @@ pub(crate) struct ClientState {
     ambiguous: Mutex<Vec<u64>>,
     /// Requests that have come to the service.
     served: AtomicU64,
+    /// Requests that the client has taken back at once.
+    taken_back: AtomicU64,
     kill: Notify,
 }
 
@@ -58,6 +64,7 @@ impl ClientState {
             opaque: AtomicBool::new(false),
             ambiguous: Mutex::default(),
             served: AtomicU64::new(0),
+            taken_back: AtomicU64::new(0),
             kill: Notify::new(),
         })
     }
@@ -104,6 +111,18 @@ impl ClientState {
             || blocked.is_some_and(|blocked| over(&self.blocked_since, blocked))
             || idle.is_some_and(|idle| over(&self.idle_since, idle))
         {
+            self.kill.notify_one();
+        }
+    }
+
+    /// Counts a request that the client has taken back so long after it began. A client that does so again and again is
+    /// left: each costs it nothing, and us a request to an endpoint.
+    pub(crate) fn take_back(&self, age: Duration) {
+        if age >= TAKEN_BACK_WITHIN {
+            return;
+        }
+        let taken_back = self.taken_back.fetch_add(1, Relaxed) + 1;
+        if taken_back >= MOST_TAKEN_BACK && taken_back > self.served.load(Relaxed) / 2 {
             self.kill.notify_one();
         }
     }

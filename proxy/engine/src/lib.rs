@@ -10,10 +10,10 @@
 //! | `engine`, `worker` | resources to workers; a worker's state |
 //! | `downstream`, `upstream`, `assignment`, `hashing` | validated listeners; clusters; endpoints and their tables |
 //! | `connection`, `inbound`, `framing` | a client's connection: protocol, slow clients, requests with two lengths |
-//! | `exchange`, `normalize`, `fields`, `reply` | a request and its response; paths; header fields; answers made here |
+//! | `exchange`, `fields`, `reply` | a request and its response; header fields; answers made here |
 //! | `forward`, `attempt`, `mirror`, `pool`, `balance`, `dial` | attempts, copies; connections; choice of an endpoint; where sockets come from |
 //! | `body`, `tunnel` | bodies, kept for a retry; bytes passed through |
-//! | `admission`, `limits`, `counts` | turns, bounds, counts |
+//! | `admission`, `limits`, `counts`, `series` | turns, bounds, counts, metrics of requests |
 //! | `bootstrap` | Envoy's file |
 
 mod admission;
@@ -36,10 +36,10 @@ mod hashing;
 mod inbound;
 mod limits;
 mod mirror;
-mod normalize;
 mod pool;
 mod reply;
 mod resource;
+mod series;
 mod tunnel;
 mod upstream;
 mod worker;

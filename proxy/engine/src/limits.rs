@@ -29,6 +29,9 @@ pub struct ProxyLimits {
     pub idle_upstream: usize,
     /// HTTP/2 connections to an endpoint that a worker makes for an origin.
     pub http2_connections: usize,
+    /// Sets of source, service and route that metrics of requests tell apart, on all workers; requests of further ones
+    /// count as `other`.
+    pub request_series: usize,
 }
 
 impl Default for ProxyLimits {
@@ -46,6 +49,7 @@ impl Default for ProxyLimits {
             head_time: Duration::from_secs(10),
             idle_upstream: 64,
             http2_connections: 8,
+            request_series: 500,
         }
     }
 }

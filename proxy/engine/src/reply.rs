@@ -86,6 +86,18 @@ pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
     })
 }
 
+/// The class of codes of HTTP to which the status of gRPC in these fields belongs, if there is one: 2 for success, 4 for
+/// faults of the caller, 5 for others.
+pub(crate) fn grpc_class(headers: &HeaderMap) -> Option<usize> {
+    Some(match headers.get(&GRPC_STATUS)?.as_bytes() {
+        b"0" => 2,
+        // Cancelled, invalid argument, not found, already exists, permission denied, exhausted, failed precondition,
+        // aborted, out of range, unauthenticated.
+        b"1" | b"3" | b"5" | b"6" | b"7" | b"8" | b"9" | b"10" | b"11" | b"16" => 4,
+        _ => 5,
+    })
+}
+
 /// The status of gRPC for an HTTP status, as gRPC's own mapping has it.
 const fn grpc_code(status: StatusCode) -> u32 {
     match status.as_u16() {
@@ -123,6 +135,15 @@ mod tests {
         assert_eq!(response.headers()["grpc-message"], "100 %25");
         let response = Reply::new(StatusCode::GATEWAY_TIMEOUT, "late").grpc(4).into_response(true);
         assert_eq!(response.headers()["grpc-status"], "4");
+    }
+
+    #[test]
+    fn a_status_of_grpc_has_a_class() {
+        for (status, class) in [("0", 2), ("5", 4), ("14", 5), ("2", 5), ("x", 5)] {
+            let headers = HeaderMap::from_iter([(GRPC_STATUS.clone(), HeaderValue::from_static(status))]);
+            assert_eq!(grpc_class(&headers), Some(class), "{status}");
+        }
+        assert_eq!(grpc_class(&HeaderMap::new()), None);
     }
 
     #[test]

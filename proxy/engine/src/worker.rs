@@ -37,6 +37,7 @@ use crate::{
     inbound::ClientState,
     limits::ProxyLimits,
     pool::Pool,
+    series::{RequestSeries, SeriesRoom, SourceSeries, service_of_cluster},
     upstream::ClusterConfig,
 };
 
@@ -58,6 +59,8 @@ pub(crate) enum Update {
     Route(Arc<str>, Option<Arc<RouteTable>>),
     Cluster(Arc<ClusterConfig>, Arc<EndpointSet>),
     RemoveCluster(Arc<str>),
+    /// The workload that an origin belongs to.
+    Source(DialOrigin, Arc<str>),
     /// Connections of an origin end, and its sockets are closed.
     RemoveOrigin(DialOrigin),
     /// Answers when everything before it is in force.
@@ -77,6 +80,8 @@ pub(crate) struct Worker {
     pub local_stats: Arc<ClusterStats>,
     pub admission: Rc<Admission>,
     pub mirrors: Cell<usize>,
+    pub series: RequestSeries,
+    sources: RefCell<HashMap<DialOrigin, Arc<str>>>,
     random: RefCell<SmallRng>,
     listeners: RefCell<HashMap<Arc<str>, Rc<ListenerState>>>,
     routes: RefCell<HashMap<Arc<str>, Arc<RouteTable>>>,
@@ -103,6 +108,8 @@ impl ListenerState {
 pub(crate) struct ClusterState {
     pub config: Arc<ClusterConfig>,
     pub stats: Arc<ClusterStats>,
+    /// The service that it is of.
+    pub service: Arc<str>,
     endpoints: Arc<EndpointSet>,
     balance: RefCell<Balance>,
     /// Kept when a cluster changes, so that its connections are.
@@ -139,8 +146,14 @@ impl ClusterState {
 }
 
 impl Worker {
-    pub(crate) fn new(limits: ProxyLimits, dial: Arc<dyn Dial>, stats: Arc<WorkerStats>) -> Rc<Self> {
+    pub(crate) fn new(
+        limits: ProxyLimits,
+        dial: Arc<dyn Dial>,
+        stats: Arc<WorkerStats>,
+        room: Arc<SeriesRoom>,
+    ) -> Rc<Self> {
         let local_stats = stats.cluster(&NO_CLUSTER.into());
+        let series = RequestSeries::new(room, stats.series.clone());
         Rc::new(Self {
             limits,
             dial,
@@ -148,6 +161,8 @@ impl Worker {
             local_stats,
             admission: Admission::new(limits),
             mirrors: Cell::new(0),
+            series,
+            sources: RefCell::default(),
             random: RefCell::new(SmallRng::from_os_rng()),
             listeners: RefCell::default(),
             routes: RefCell::default(),
@@ -168,6 +183,11 @@ impl Worker {
 
     pub(crate) fn cluster(&self, name: &str) -> Option<Rc<ClusterState>> {
         self.clusters.borrow().get(name).cloned()
+    }
+
+    /// The metrics of the requests of an origin.
+    pub(crate) fn source(&self, origin: DialOrigin) -> Rc<SourceSeries> {
+        self.series.source(self.sources.borrow().get(&origin))
     }
 
     /// Counts as an open connection, for as long as it is kept.
@@ -233,7 +253,9 @@ impl Worker {
                     self.stats.forget(&name);
                 }
             }
+            Update::Source(origin, workload) => drop(self.sources.borrow_mut().insert(origin, workload)),
             Update::RemoveOrigin(origin) => {
+                self.sources.borrow_mut().remove(&origin);
                 for listener in self.listeners.borrow().values() {
                     listener.accepting.borrow_mut().retain(|(of, stop)| {
                         if *of == origin {
@@ -265,8 +287,9 @@ impl Worker {
         shared.close(|(_, address)| !endpoints.contains(*address));
         let balance = Balance::new(&endpoints, config.choice, &mut *self.random.borrow_mut());
         let stats = self.stats.cluster(&config.name);
-        let name = config.name.clone();
-        let state = ClusterState { config, stats, endpoints, balance: RefCell::new(balance), shared };
+        let (name, service) = (config.name.clone(), service_of_cluster(&config.name));
+        let balance = RefCell::new(balance);
+        let state = ClusterState { config, stats, service, endpoints, balance, shared };
         clusters.insert(name, Rc::new(state));
     }
 
@@ -347,6 +370,7 @@ impl Worker {
         let mut ticks = interval(SWEEP);
         loop {
             ticks.tick().await;
+            self.series.tidy();
             let head = self.limits.head_time;
             self.connections.borrow_mut().retain(|(listener, client)| {
                 let Some(client) = client.upgrade() else { return false };

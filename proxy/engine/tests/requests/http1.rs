@@ -283,3 +283,35 @@ async fn what_no_route_takes_is_not_found() {
     assert_eq!(proxy.metric("slotmesh_proxy_responses_total{cluster=\"-\",code=\"404\"}"), 1);
     assert_eq!(proxy.metric("slotmesh_proxy_responses_total{cluster=\"web\",code=\"503\"}"), 1);
 }
+
+#[tokio::test]
+async fn upgrades_are_forbidden_by_the_route_or_refused_by_the_endpoint() {
+    let endpoint = Endpoint::echo().await;
+    let routes = "- {match: {path: /no}, route: {cluster: web, upgrade_configs: [{upgrade_type: websocket, enabled: false}]}}\n\
+                  - {match: {prefix: /}, route: {cluster: web}}";
+    let proxy =
+        Proxy::start(&File { routes: routes.into(), ..File::default() }.text(&[endpoint.port()])).await;
+    let ask = |path| {
+        format!("GET {path} HTTP/1.1\r\nhost: web\r\nconnection: upgrade\r\nupgrade: WebSocket\r\n\r\n")
+    };
+    let mut client = proxy.connect().await;
+    client.send(ask("/no")).await;
+    assert!(client.answer().await.0.starts_with("http/1.1 403 "));
+    // The endpoint answers as if it wasn't asked: the connection goes on with HTTP.
+    let mut client = proxy.connect().await;
+    for _ in 0..2 {
+        client.send(ask("/yes")).await;
+        let (head, body) = client.answer().await;
+        assert!(head.starts_with("http/1.1 200 ") && body.contains("upgrade: WebSocket\n"), "{head}{body}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_nobody_wants_is_not_asked_for() {
+    let routes = "- {match: {prefix: /}, direct_response: {status: 403}}";
+    let proxy = Proxy::start(&File { routes: routes.into(), ..File::default() }.text(&[])).await;
+    let mut client = proxy.connect().await;
+    client.send("PUT / HTTP/1.1\r\nhost: web\r\nexpect: 100-continue\r\ncontent-length: 3\r\n\r\n").await;
+    let (head, _) = client.answer().await;
+    assert!(head.starts_with("http/1.1 403 "), "{head}");
+}

@@ -1,7 +1,10 @@
 //! The engine as its clients and endpoints meet it: real sockets on loopback, bytes as they are on the wire.
 
+mod abuse;
+mod filters;
 mod http1;
 mod http2;
+mod metrics;
 mod support;
 mod tcp;
 mod upstream;

@@ -77,7 +77,7 @@ impl Proxy {
     }
 
     pub async fn connect(&self) -> Client {
-        Client { stream: TcpStream::connect(self.address).await.expect("it listens"), read: Vec::new() }
+        Client::connect(self.address).await
     }
 
     /// One request on a connection of its own; the whole answer.
@@ -121,8 +121,21 @@ pub struct Client {
 }
 
 impl Client {
+    pub async fn connect(address: SocketAddr) -> Self {
+        Self::new(TcpStream::connect(address).await.expect("it listens"))
+    }
+
+    pub const fn new(stream: TcpStream) -> Self {
+        Self { stream, read: Vec::new() }
+    }
+
     pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         soon("a write", self.stream.write_all(bytes.as_ref())).await.expect("the other end reads");
+    }
+
+    /// Bytes that were read beyond those that were asked for.
+    pub fn take_read(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.read)
     }
 
     /// All that comes until the other end closes.
@@ -196,7 +209,7 @@ impl Endpoint {
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let number = count.fetch_add(1, SeqCst);
-                tokio::spawn(serve(Client { stream, read: Vec::new() }, number));
+                tokio::spawn(serve(Client::new(stream), number));
             }
         });
         Self { address, accepted }

@@ -14,15 +14,25 @@ fn routed(route: &str, ports: &[u16]) -> String {
     File { routes, ..File::default() }.text(ports)
 }
 
-/// A port on which nobody listens.
-fn closed_port() -> u16 {
-    let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    socket.local_addr().expect("it is bound").port()
+/// A port on which nobody listens, and which nobody else is given meanwhile.
+struct ClosedPort(tokio::net::TcpSocket);
+
+impl ClosedPort {
+    fn new() -> Self {
+        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+        socket.bind("127.0.0.1:0".parse().expect("an address")).expect("a port");
+        Self(socket)
+    }
+
+    fn port(&self) -> u16 {
+        self.0.local_addr().expect("it is bound").port()
+    }
 }
 
 #[tokio::test]
 async fn an_endpoint_that_is_not_there_is_503() {
-    let proxy = Proxy::start(&file(&[closed_port()])).await;
+    let closed = ClosedPort::new();
+    let proxy = Proxy::start(&file(&[closed.port()])).await;
     assert!(proxy.ask(GET).await.starts_with("HTTP/1.1 503 "));
     assert_eq!(proxy.metric("slotmesh_proxy_upstream_connect_failures_total{cluster=\"web\"}"), 1);
 }
@@ -71,6 +81,29 @@ async fn a_response_that_stops_is_broken_off() {
     let proxy = Proxy::start(&routed("timeout: 0s, idle_timeout: 3s", &[endpoint.port()])).await;
     let answer = proxy.ask(GET).await;
     assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("\r\n\r\nabc"), "{answer}");
+}
+
+/// The endpoint ends in a response: the client must not take the part for the whole.
+#[tokio::test]
+async fn an_endpoint_that_dies_in_a_response_is_noticed() {
+    for answer in [
+        "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nabc",
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n",
+    ] {
+        let endpoint = Endpoint::raw(move |mut client: Client, _| async move {
+            client.until("\r\n\r\n").await;
+            client.send(answer).await;
+        })
+        .await;
+        let proxy = Proxy::start(&file(&[endpoint.port()])).await;
+        let mut client = proxy.connect().await;
+        client.send("GET / HTTP/1.1\r\nhost: web\r\n\r\n").await;
+        let got = client.rest().await;
+        assert!(got.starts_with("HTTP/1.1 200 ") && got.contains("abc"), "{got}");
+        assert!(!got.contains("0\r\n\r\n"), "no last chunk: {got}");
+        assert_eq!(endpoint.connections(), 1, "what was answered in part isn't sent again");
+        until("a count", || proxy.metric("slotmesh_proxy_upstream_resets_total{cluster=\"web\"}") == 1).await;
+    }
 }
 
 #[tokio::test]
@@ -123,9 +156,52 @@ async fn requests_are_sent_again_as_the_policy_says() {
     // The budget of no retry at all.
     let cluster = "circuit_breakers: {thresholds: [{max_retries: 0}]}".into();
     let routes = format!("- {{match: {{prefix: /}}, route: {{cluster: web, {retry}}}}}");
-    let proxy = Proxy::start(&File { routes, cluster, ..File::default() }.text(&[closed_port()])).await;
+    let closed = ClosedPort::new();
+    let proxy = Proxy::start(&File { routes, cluster, ..File::default() }.text(&[closed.port()])).await;
     assert!(proxy.ask(POST).await.starts_with("HTTP/1.1 503 "));
     assert_eq!(proxy.metric("slotmesh_proxy_retries_denied_total{cluster=\"web\"}"), 1);
+}
+
+#[tokio::test]
+async fn connects_that_fail_are_tried_at_another_endpoint() {
+    let endpoint = Endpoint::echo().await;
+    let retry = "retry_policy: {retry_on: connect-failure, num_retries: 5, retry_back_off: {base_interval: 0.001s}, \
+                 retry_host_predicate: [{name: envoy.retry_host_predicates.previous_hosts, typed_config: {\"@type\": \
+                 type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate}}]}";
+    let closed = ClosedPort::new();
+    let proxy = Proxy::start(&routed(retry, &[closed.port(), endpoint.port()])).await;
+    for _ in 0..10 {
+        assert!(proxy.ask(POST).await.starts_with("HTTP/1.1 200 "));
+    }
+    let failures = proxy.metric("slotmesh_proxy_upstream_connect_failures_total{cluster=\"web\"}");
+    assert!(failures >= 4, "{failures} of 10 requests began at the endpoint that isn't there");
+    assert_eq!(proxy.metric("slotmesh_proxy_retries_total{cluster=\"web\"}"), failures);
+}
+
+/// Retries are a share of the requests in flight: of one request 20 % is none, where nothing is granted besides.
+#[tokio::test]
+async fn a_budget_bounds_retries() {
+    for (least, retries, denied) in [(0, 0, 1), (1, 2, 0)] {
+        let cluster = format!(
+            "circuit_breakers: {{thresholds: [{{retry_budget: {{budget_percent: {{value: 20}}, min_retry_concurrency: {least}}}}}]}}"
+        );
+        let routes = "- {match: {prefix: /}, route: {cluster: web, retry_policy: {retry_on: connect-failure, num_retries: 2, \
+                      retry_back_off: {base_interval: 0.001s}}}}";
+        let closed = ClosedPort::new();
+        let text = File { routes: routes.into(), cluster, ..File::default() }.text(&[closed.port()]);
+        let proxy = Proxy::start(&text).await;
+        assert!(proxy.ask(GET).await.starts_with("HTTP/1.1 503 "));
+        assert_eq!(
+            proxy.metric("slotmesh_proxy_retries_total{cluster=\"web\"}"),
+            retries,
+            "at least {least}"
+        );
+        assert_eq!(
+            proxy.metric("slotmesh_proxy_retries_denied_total{cluster=\"web\"}"),
+            denied,
+            "at least {least}"
+        );
+    }
 }
 
 #[tokio::test]
