@@ -453,13 +453,20 @@ fn read_redirect(mut fields: JsonFields<'_>) -> Readable<RedirectAction> {
         Some(other) => return unreadable(fields.path("derivePort"), format!("{other:?} isn't known")),
     };
     let path = fields.text("uri")?.filter(|path| !path.is_empty());
+    let field = fields.path("prefixRewrite");
+    let prefix = fields.text("prefixRewrite")?.filter(|prefix| !prefix.is_empty());
+    let path = match (path, prefix) {
+        (Some(_), Some(_)) => return unreadable(field, "only one of uri and prefixRewrite can be given"),
+        (Some(path), None) => Some(PathRewriteSpecifier::PathRedirect(path.to_owned())),
+        (None, prefix) => prefix.map(|prefix| PathRewriteSpecifier::PrefixRewrite(prefix.to_owned())),
+    };
     let redirect = RedirectAction {
         host_redirect: fields.text("authority")?.unwrap_or_default().to_owned(),
         port_redirect: port,
         response_code: response_code.into(),
         scheme_rewrite_specifier: scheme
             .map(|scheme| SchemeRewriteSpecifier::SchemeRedirect(scheme.to_owned())),
-        path_rewrite_specifier: path.map(|path| PathRewriteSpecifier::PathRedirect(path.to_owned())),
+        path_rewrite_specifier: path,
         ..Default::default()
     };
     fields.end()?;

@@ -42,14 +42,19 @@ struct Entry<'a> {
 }
 
 impl Entry<'_> {
-    /// Tells whether it takes a request to follow the route.
-    fn takes_a_request(&self) -> bool {
-        let edits = |route: &Route| match &route.to {
-            Forwarding::Shares(shares) => shares.iter().any(|share| share.edits != MessageEdits::default()),
+    /// Tells whether it takes a request to follow the route. A split takes one where a connection has many requests at a
+    /// time: in HTTP/2, and so in gRPC.
+    fn takes_a_request(&self, port: &ServicePort) -> bool {
+        let many = port.http2 || self.author.kind == Kind::GrpcRoute;
+        let differs = |route: &Route| match &route.to {
+            Forwarding::Shares(shares) => {
+                (many && shares.len() > 1)
+                    || shares.iter().any(|share| share.edits != MessageEdits::default())
+            }
             Forwarding::Answered => true,
             Forwarding::Own | Forwarding::Delegated(_) | Forwarding::Undecidable => false,
         };
-        self.condition.is_some() || !self.treatment.is_none() || self.route.is_some_and(edits)
+        self.condition.is_some() || !self.treatment.is_none() || self.route.is_some_and(differs)
     }
 
     /// As people and statistics know it.
@@ -102,7 +107,8 @@ impl<'a> Decisions<'a, '_> {
             entries.truncate(last + 1);
         }
         let hashes = |entry| !self.hashed_parts(entry, connection).is_empty();
-        if !entries.iter().any(Entry::takes_a_request) && !entries.iter().any(hashes) {
+        let needs_one = |entry: &Entry<'_>| entry.takes_a_request(port);
+        if !entries.iter().any(needs_one) && !entries.iter().any(hashes) {
             return None;
         }
         // One whose routes all stand behind a route for every request has no effect.

@@ -83,6 +83,7 @@ impl Requests {
                 with("spec.http[].redirect.redirectCode", 302),
                 with("spec.http[].redirect.scheme", "https"),
                 with("spec.http[].redirect.uri", "/elsewhere"),
+                with("spec.http[].redirect.prefixRewrite", "/elsewhere"),
                 with(ATTEMPTS, 3),
                 with("spec.http[].retries.backoff", "25ms"),
                 with("spec.http[].retries.perTryTimeout", "1s"),

@@ -329,6 +329,27 @@ fn methods_of_grpc_are_paths() {
 }
 
 #[test]
+fn streams_of_http_2_are_split_one_by_one() {
+    let mut cluster_ = proxied(shop());
+    let of = |name: &str, ip: u8| {
+        service(name).ip(&format!("10.0.1.{ip}")).named_port("grpc", 90).named_port("http", 80).build()
+    };
+    cluster_.apply([of("calls", 1), of("calls-v1", 2), of("calls-v2", 3)]);
+    let split =
+        |port: u16| [backend(&format!("calls-v1:{port}"), 70), backend(&format!("calls-v2:{port}"), 30)];
+    cluster_.apply([http_route("h", "calls").to(split(90)).build()]);
+    let at = |port: u16| format!("{port}|calls.default.svc.cluster.local");
+    assert_eq!(routes(&cluster_, &at(90)), ["/* -> calls-v1:90=70 calls-v2:90=30"]);
+    // A connection of HTTP/1.1 has one request at a time.
+    assert!(configuration(&cluster_, &at(80)).metadata.is_none());
+    // What is spoken by a GRPCRoute is gRPC, whatever its port says; with one destination nothing is split.
+    cluster_.apply([grpc_route("g", "calls:80").to(split(80)).build()]);
+    assert_eq!(routes(&cluster_, &at(80)), ["/* -> calls-v1:80=70 calls-v2:80=30"]);
+    cluster_.apply([grpc_route("g", "calls:80").to([backend("calls-v1:80", 1)]).build()]);
+    assert!(configuration(&cluster_, &at(80)).metadata.is_none());
+}
+
+#[test]
 fn a_delegate_adds_to_the_match_and_fills_in() {
     let mut cluster_ = proxied(shop());
     cluster_.apply([
@@ -593,6 +614,7 @@ fn everything() -> Vec<Object> {
                 "rewrite": {"uri": "/b", "authority": "b.example"},
             },
             {"match": [{"uri": {"prefix": "/old"}}], "redirect": {"uri": "/new", "redirectCode": 308}},
+            {"match": [{"uri": {"prefix": "/moved"}}], "redirect": {"prefixRewrite": "/here"}},
             {"match": [{"uri": {"prefix": "/teapot"}}], "directResponse": {"status": 418, "body": {"string": "tea"}}},
             {"match": [{"uri": {"regex": "/x/[0-9]+"}}], "rewrite": {"uriRegexRewrite": {"match": "/x/(.*)", "rewrite": "/y/\\1"}},
                 "route": [{"destination": {"host": "web-v1", "port": {"number": 80}}, "weight": 70},
