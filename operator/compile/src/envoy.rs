@@ -58,14 +58,16 @@ use slotmesh_xds::{
             },
         },
     },
+    request_manager,
 };
 
-pub(crate) use self::proxied::{CORS, FAULT, RequestRoute, configuration};
-use self::proxied::{http_options, request_manager};
+use self::proxied::http_options;
+pub(crate) use self::proxied::{RequestRoute, configuration};
 use crate::{
     model::{Balance, Outliers, PortKey, Rate, Traffic},
     names::{BLACK_HOLE, PASSTHROUGH, listener_name, node_listener_name},
 };
+pub(crate) use slotmesh_xds::{CORS_FILTER as CORS, FAULT_FILTER as FAULT};
 
 const TCP_PROXY: &str = "envoy.filters.network.tcp_proxy";
 const UDP_PROXY: &str = "envoy.filters.udp_listener.udp_proxy";

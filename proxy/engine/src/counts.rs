@@ -87,6 +87,7 @@ pub(crate) struct WorkerStats {
     pub(crate) connections: Count,
     pub(crate) connections_open: Count,
     pub(crate) connections_shed: Count,
+    pub(crate) connections_unrouted: Count,
     pub(crate) requests_shed: Count,
     pub(crate) mirrors: Count,
     pub(crate) mirrors_shed: Count,
@@ -147,9 +148,12 @@ const PER_CLUSTER: [(&str, &str, Number); 6] = [
 type WorkerNumber = fn(&WorkerStats) -> &Count;
 
 /// Counters of workers.
-const PER_WORKER: [(&str, &str, WorkerNumber); 6] = [
+const PER_WORKER: [(&str, &str, WorkerNumber); 7] = [
     ("connections", "Connections accepted from clients", |stats| &stats.connections),
     ("connections_shed", "Connections closed for want of room", |stats| &stats.connections_shed),
+    ("connections_unrouted", "Connections closed because no listener came for their address", |stats| {
+        &stats.connections_unrouted
+    }),
     ("requests_shed", "Requests answered 503 for want of room", |stats| &stats.requests_shed),
     ("mirrors", "Requests sent to a mirror", |stats| &stats.mirrors),
     ("mirrors_shed", "Mirrored requests left out for want of room", |stats| &stats.mirrors_shed),

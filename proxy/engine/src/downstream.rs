@@ -3,7 +3,11 @@
 //! A listener has *ways* to serve a connection, its filter chains: HTTP by a connection manager, or TCP passed through.
 //! Which one is told by the protocol that the first bytes show, where the listener inspects them.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use prost::Message;
 use slotmesh_routing::{EscapedSlashes, InvalidField, PathNormalization, RouteTable};
@@ -51,6 +55,8 @@ pub(crate) struct ListenerConfig {
     pub name: Arc<str>,
     /// Where it listens, if it makes its socket itself.
     pub address: Option<SocketAddr>,
+    /// Where connections come to it that others accept: it doesn't bind, and has an address.
+    pub virtual_at: Option<IpAddr>,
     /// Its ways of serving, by the protocol that the client speaks.
     pub ways: Vec<(Protocols, Way)>,
     /// The way of connections that fit none.
@@ -198,7 +204,14 @@ impl ListenerConfig {
                 freebind, socket_options, udp_listener_config, api_listener, listener_specifier;
         );
         let binds = bind_to_port.is_none_or(|bind| bind.value);
-        let address = if binds { Some(socket_address("address", address.as_ref())?) } else { None };
+        let (address, virtual_at) = match address {
+            Some(_) => {
+                let address = socket_address("address", address.as_ref())?;
+                if binds { (Some(address), None) } else { (None, Some(address.ip().to_canonical())) }
+            }
+            None if binds => return Err(wrong("address", "there is none")),
+            None => (None, None),
+        };
         let mut faults = Vec::new();
         let mut ways = Vec::new();
         for (index, chain) in filter_chains.iter().enumerate() {
@@ -231,7 +244,8 @@ impl ListenerConfig {
                 Ok(Inspection { timeout, go_on: *continue_on_listener_filters_timeout })
             })
             .transpose()?;
-        Ok((Self { name: name.as_str().into(), address, ways, default, inspection }, faults))
+        let name = name.as_str().into();
+        Ok((Self { name, address, virtual_at, ways, default, inspection }, faults))
     }
 
     /// The way of a connection whose client speaks this protocol, or an unknown one.

@@ -1,9 +1,9 @@
 //! The engine: workers, and the resources that are spread to them.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -25,7 +25,7 @@ use crate::{
     limits::ProxyLimits,
     resource::{ProxyResource, ProxyResourceKind},
     series::SeriesRoom,
-    upstream::{ClusterConfig, EndpointSource},
+    upstream::{ClusterConfig, EndpointSource, wrong},
     worker::{Update, Worker},
 };
 
@@ -90,8 +90,42 @@ struct WorkerThread {
 struct Applied {
     clusters: HashMap<Arc<str>, Arc<ClusterConfig>>,
     assignments: HashMap<Arc<str>, Arc<EndpointSet>>,
-    /// Where each listener listens, if the engine has made its socket.
-    listeners: HashMap<Arc<str>, Option<Bound>>,
+    /// The clusters that have each load assignment.
+    users: HashMap<Arc<str>, BTreeSet<Arc<str>>>,
+    listeners: HashMap<Arc<str>, Whereabouts>,
+    /// Listeners to which others' connections come, by address.
+    at: HashMap<IpAddr, Arc<str>>,
+}
+
+impl Applied {
+    fn insert(&mut self, config: Arc<ClusterConfig>) {
+        self.remove(&config.name);
+        if let EndpointSource::Named(assignment) = &config.source {
+            self.users.entry(assignment.clone()).or_default().insert(config.name.clone());
+        }
+        self.clusters.insert(config.name.clone(), config);
+    }
+
+    fn remove(&mut self, cluster: &str) {
+        let Some(config) = self.clusters.remove(cluster) else { return };
+        if let EndpointSource::Named(assignment) = &config.source
+            && let Some(users) = self.users.get_mut(assignment)
+        {
+            users.remove(cluster);
+            if users.is_empty() {
+                self.users.remove(assignment);
+            }
+        }
+    }
+}
+
+/// Where connections come to a listener.
+#[derive(Clone, Copy, Default)]
+struct Whereabouts {
+    /// On a socket that the engine has made.
+    bound: Option<Bound>,
+    /// On sockets of others, at this address.
+    virtual_at: Option<IpAddr>,
 }
 
 /// Where a listener was told to listen, and where it does: the port may have been left to the kernel.
@@ -140,17 +174,23 @@ impl ProxyEngine {
         Ok(Self { options, workers, stats: Stats(stats), applied: Mutex::default() })
     }
 
-    /// The counts of requests and connections.
-    pub fn metrics(&self) -> ProxyMetrics {
+    /// The counts of requests and connections, and what else is registered.
+    pub fn metrics_with(&self, register: impl FnOnce(&mut Registry)) -> ProxyMetrics {
         let mut registry = Registry::with_prefix("slotmesh_proxy");
         self.stats.register(&mut registry);
+        register(&mut registry);
         ProxyMetrics(registry)
+    }
+
+    /// The counts of requests and connections.
+    pub fn metrics(&self) -> ProxyMetrics {
+        self.metrics_with(|_| ())
     }
 
     /// Names of listeners, and where they listen on sockets that the engine has made.
     pub fn listening(&self) -> Vec<(String, SocketAddr)> {
         let applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
-        let bound = applied.listeners.iter().filter_map(|(name, bound)| Some((name, bound.as_ref()?)));
+        let bound = applied.listeners.iter().filter_map(|(name, at)| Some((name, at.bound?)));
         let mut all: Vec<_> = bound.map(|(name, bound)| (name.to_string(), bound.actual)).collect();
         all.sort();
         all
@@ -188,7 +228,7 @@ impl ProxyEngine {
                     config.counters = before.counters.clone();
                 }
                 let config = Arc::new(config);
-                applied.clusters.insert(config.name.clone(), config.clone());
+                applied.insert(config.clone());
                 self.send_cluster(&applied, &config);
                 Ok(Vec::new())
             }
@@ -208,12 +248,15 @@ impl ProxyEngine {
         let name: Arc<str> = name.into();
         match kind {
             ProxyResourceKind::Listener => {
-                applied.listeners.remove(&name);
+                let left = applied.listeners.remove(&name).and_then(|left| left.virtual_at);
+                if let Some(address) = left {
+                    applied.at.remove(&address);
+                }
                 self.send(|| Update::RemoveListener(name.clone()));
             }
             ProxyResourceKind::Route => self.send(|| Update::Route(name.clone(), None)),
             ProxyResourceKind::Cluster => {
-                applied.clusters.remove(&name);
+                applied.remove(&name);
                 self.send(|| Update::RemoveCluster(name.clone()));
             }
             ProxyResourceKind::Endpoints => {
@@ -225,12 +268,10 @@ impl ProxyEngine {
 
     /// Sends the clusters that have this load assignment.
     fn send_users(&self, applied: &Applied, assignment: &Arc<str>) {
-        let uses = |config: &&Arc<ClusterConfig>| match &config.source {
-            EndpointSource::Named(name) => name == assignment,
-            EndpointSource::Inline(_) => false,
-        };
-        for config in applied.clusters.values().filter(uses) {
-            self.send_cluster(applied, config);
+        for config in applied.users.get(assignment).into_iter().flatten() {
+            if let Some(config) = applied.clusters.get(config) {
+                self.send_cluster(applied, config);
+            }
         }
     }
 
@@ -249,7 +290,13 @@ impl ProxyEngine {
     fn apply_listener(&self, applied: &mut Applied, config: ListenerConfig) -> Result<(), ApplyError> {
         let told = config.address.filter(|_| self.options.bind);
         let name = config.name.clone();
-        let before = applied.listeners.get(&name).copied().flatten();
+        if let Some(address) = config.virtual_at
+            && let Some(other) = applied.at.get(&address).filter(|other| **other != name)
+        {
+            return Err(wrong("address", format!("{address} is that of listener {other:?}")).into());
+        }
+        let Whereabouts { bound: before, virtual_at: left } =
+            applied.listeners.get(&name).copied().unwrap_or_default();
         let config = Arc::new(config);
         let socket = match told {
             Some(address) if before.is_none_or(|before| before.told != address) => {
@@ -261,14 +308,20 @@ impl ProxyEngine {
         if before.is_some_and(|before| Some(before.told) != told) {
             self.send(|| Update::RemoveListener(name.clone()));
         }
+        if let Some(address) = left {
+            applied.at.remove(&address);
+        }
+        let virtual_at = config.virtual_at;
+        applied.at.extend(virtual_at.map(|address| (address, name.clone())));
         self.send(|| Update::Listener(config.clone()));
         let Some(address) = told else {
-            applied.listeners.insert(name, None);
+            applied.listeners.insert(name, Whereabouts { bound: None, virtual_at });
             return Ok(());
         };
         let Some((actual, socket)) = socket else { return Ok(()) };
-        applied.listeners.insert(name.clone(), Some(Bound { told: address, actual }));
-        self.spread(&name, DialOrigin::default(), &socket)
+        let bound = Some(Bound { told: address, actual });
+        applied.listeners.insert(name.clone(), Whereabouts { bound, virtual_at });
+        self.spread(Some(&name), DialOrigin::default(), &socket)
             .map_err(|error| ApplyError::Listen { address, error })
     }
 
@@ -283,15 +336,26 @@ impl ProxyEngine {
         origin: DialOrigin,
         socket: &std::net::TcpListener,
     ) -> io::Result<()> {
-        self.spread(&listener.into(), origin, socket)
+        self.spread(Some(listener), origin, socket)
+    }
+
+    /// Serves connections that come in on a socket by the listeners of the addresses that they come to, which don't bind.
+    /// A connection waits for a listener that isn't there, for some seconds. Another socket that the origin has had is
+    /// accepted from for a while, and connections to endpoints are made for the origin.
+    ///
+    /// # Errors
+    /// Where the socket can't be used.
+    pub fn listen_for(&self, origin: DialOrigin, socket: &std::net::TcpListener) -> io::Result<()> {
+        self.spread(None, origin, socket)
     }
 
     fn spread(
         &self,
-        listener: &Arc<str>,
+        listener: Option<&str>,
         origin: DialOrigin,
         socket: &std::net::TcpListener,
     ) -> io::Result<()> {
+        let listener: Option<Arc<str>> = listener.map(Into::into);
         socket.set_nonblocking(true)?;
         let copies: io::Result<Vec<_>> = self.workers.iter().map(|_| socket.try_clone()).collect();
         for (worker, socket) in self.workers.iter().zip(copies?) {
@@ -307,7 +371,8 @@ impl ProxyEngine {
         self.send(|| Update::Source(origin, workload.clone()));
     }
 
-    /// Closes the sockets of an origin, and its connections to endpoints as they become idle.
+    /// Closes the sockets of an origin and its idle connections to endpoints, lets its clients' connections finish what
+    /// they do, and cuts off what is left after [`ProxyLimits::origin_grace`].
     pub fn remove_origin(&self, origin: DialOrigin) {
         self.send(|| Update::RemoveOrigin(origin));
     }

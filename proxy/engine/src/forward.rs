@@ -171,10 +171,13 @@ pub(crate) async fn forward(outbound: Outbound<'_>, body: Incoming) -> Result<An
         };
         context.state.make_opaque();
         let server = hyper::upgrade::on(&mut response);
-        let open = worker.hold_open();
+        let (open, state) = (worker.hold_open(), context.state.clone());
         spawn_local(async move {
             let _held = (lease, open);
-            join(client, server, idle).await;
+            tokio::select! {
+                () = join(client, server, idle) => {}
+                () = state.ended() => tracing::debug!("an upgraded connection is cut off"),
+            }
         });
         return Ok((switching(response), Some(stats)));
     }

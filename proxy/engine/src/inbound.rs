@@ -111,7 +111,7 @@ impl ClientState {
             || blocked.is_some_and(|blocked| over(&self.blocked_since, blocked))
             || idle.is_some_and(|idle| over(&self.idle_since, idle))
         {
-            self.kill.notify_one();
+            self.end();
         }
     }
 
@@ -127,8 +127,13 @@ impl ClientState {
         }
     }
 
+    /// Ends the connection, whatever it does.
+    pub(crate) fn end(&self) {
+        self.kill.notify_one();
+    }
+
     /// Waits until the connection is to end.
-    pub(crate) async fn killed(&self) {
+    pub(crate) async fn ended(&self) {
         self.kill.notified().await;
     }
 }
@@ -370,7 +375,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn slow_connections_are_ended_and_others_are_not() {
         let is_killed = |state: &ClientState| {
-            let mut killed = std::pin::pin!(state.killed());
+            let mut killed = std::pin::pin!(state.ended());
             killed.as_mut().poll(&mut Context::from_waker(std::task::Waker::noop())).is_ready()
         };
         let minute = Duration::from_secs(60);

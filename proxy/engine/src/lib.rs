@@ -9,6 +9,7 @@
 //! | --- | --- |
 //! | `engine`, `worker` | resources to workers; a worker's state |
 //! | `downstream`, `upstream`, `assignment`, `hashing` | validated listeners; clusters; endpoints and their tables |
+//! | `accept` | connections that come in, and whoever they are from |
 //! | `connection`, `inbound`, `framing` | a client's connection: protocol, slow clients, requests with two lengths |
 //! | `exchange`, `fields`, `reply` | a request and its response; header fields; answers made here |
 //! | `forward`, `attempt`, `mirror`, `pool`, `balance`, `dial` | attempts, copies; connections; choice of an endpoint; where sockets come from |
@@ -16,6 +17,7 @@
 //! | `admission`, `limits`, `counts`, `series` | turns, bounds, counts, metrics of requests |
 //! | `bootstrap` | Envoy's file |
 
+mod accept;
 mod admission;
 mod assignment;
 mod attempt;

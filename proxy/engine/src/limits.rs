@@ -7,6 +7,8 @@ use std::time::Duration;
 pub struct ProxyLimits {
     /// Connections from clients that a worker has at a time; a further one is closed at once.
     pub connections: usize,
+    /// Of these, those of one origin; a further one is closed at once.
+    pub connections_per_origin: usize,
     /// Requests in flight that a worker has at a time. Further ones wait for their turn.
     pub requests: usize,
     /// Requests in flight that one client address has on a worker at a time.
@@ -23,6 +25,10 @@ pub struct ProxyLimits {
     pub buffered_bytes: usize,
     /// Mirrored requests in flight that a worker has at a time; further ones are left out.
     pub mirrors: usize,
+    /// How long a connection waits for the listener of its address, where others accept for it.
+    pub listener_wait: Duration,
+    /// How long connections have for their end when their origin has gone.
+    pub origin_grace: Duration,
     /// How long a head may take from its first byte to its last.
     pub head_time: Duration,
     /// Idle connections to an endpoint that a worker keeps for an origin.
@@ -38,6 +44,7 @@ impl Default for ProxyLimits {
     fn default() -> Self {
         Self {
             connections: 20_000,
+            connections_per_origin: 10_000,
             requests: 4_096,
             requests_per_client: 1_024,
             waiting_per_client: 1_024,
@@ -46,6 +53,8 @@ impl Default for ProxyLimits {
             head_bytes: 60 << 10,
             buffered_bytes: 1 << 20,
             mirrors: 128,
+            listener_wait: Duration::from_secs(5),
+            origin_grace: Duration::from_secs(5),
             head_time: Duration::from_secs(10),
             idle_upstream: 64,
             http2_connections: 8,

@@ -10,8 +10,8 @@
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
-    net::SocketAddr,
-    rc::{Rc, Weak},
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
     sync::Arc,
     time::Duration,
 };
@@ -19,22 +19,20 @@ use std::{
 use rand::{RngCore as _, SeedableRng as _, rngs::SmallRng};
 use slotmesh_routing::RouteTable;
 use tokio::{
-    net::TcpListener,
-    sync::{mpsc, oneshot},
+    sync::{Notify, mpsc, oneshot},
     task::spawn_local,
     time::{Instant, interval, sleep, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    accept::OriginState,
     admission::Admission,
     assignment::EndpointSet,
     balance::Balance,
-    connection,
     counts::{ClusterStats, NO_CLUSTER, WorkerStats},
     dial::{Dial, DialOrigin},
-    downstream::{ListenerConfig, Way},
-    inbound::ClientState,
+    downstream::ListenerConfig,
     limits::ProxyLimits,
     pool::Pool,
     series::{RequestSeries, SeriesRoom, SourceSeries, service_of_cluster},
@@ -43,16 +41,14 @@ use crate::{
 
 /// How often slow connections and idle ones are looked for.
 const SWEEP: Duration = Duration::from_secs(1);
-/// The pause when the kernel has no connection for us, though there is one.
-const PAUSE: Duration = Duration::from_millis(50);
 
 /// A change of what a worker serves.
 pub(crate) enum Update {
     Listener(Arc<ListenerConfig>),
     RemoveListener(Arc<str>),
-    /// A socket on which connections for a listener come in.
+    /// A socket on which connections come in for a listener, else for those of the addresses that they come to.
     Socket {
-        listener: Arc<str>,
+        listener: Option<Arc<str>>,
         origin: DialOrigin,
         socket: std::net::TcpListener,
     },
@@ -86,7 +82,12 @@ pub(crate) struct Worker {
     listeners: RefCell<HashMap<Arc<str>, Rc<ListenerState>>>,
     routes: RefCell<HashMap<Arc<str>, Arc<RouteTable>>>,
     clusters: RefCell<HashMap<Arc<str>, Rc<ClusterState>>>,
-    connections: RefCell<Vec<(Weak<ListenerState>, std::sync::Weak<ClientState>)>>,
+    /// Listeners to which others' connections come, by their address.
+    at: RefCell<HashMap<IpAddr, Rc<ListenerState>>>,
+    pub listeners_changed: Notify,
+    origins: RefCell<HashMap<DialOrigin, Rc<OriginState>>>,
+    /// No connection is accepted any more.
+    pub drain: CancellationToken,
     open: Cell<usize>,
 }
 
@@ -95,7 +96,6 @@ pub(crate) struct ListenerState {
     config: RefCell<Arc<ListenerConfig>>,
     /// Connections finish what they do, then end.
     pub drain: CancellationToken,
-    accepting: RefCell<Vec<(DialOrigin, CancellationToken)>>,
 }
 
 impl ListenerState {
@@ -167,7 +167,10 @@ impl Worker {
             listeners: RefCell::default(),
             routes: RefCell::default(),
             clusters: RefCell::default(),
-            connections: RefCell::default(),
+            at: RefCell::default(),
+            listeners_changed: Notify::new(),
+            origins: RefCell::default(),
+            drain: CancellationToken::new(),
             open: Cell::new(0),
         })
     }
@@ -190,6 +193,37 @@ impl Worker {
         self.series.source(self.sources.borrow().get(&origin))
     }
 
+    pub(crate) fn listener(&self, name: &str) -> Option<Rc<ListenerState>> {
+        self.listeners.borrow().get(name).cloned()
+    }
+
+    /// The listener to which connections to this address come.
+    pub(crate) fn listener_at(&self, address: IpAddr) -> Option<Rc<ListenerState>> {
+        self.at.borrow().get(&address).cloned()
+    }
+
+    /// The state of an origin, which is known from now on.
+    pub(crate) fn origin(&self, id: DialOrigin) -> Rc<OriginState> {
+        self.origins.borrow_mut().entry(id).or_insert_with(|| OriginState::new(id)).clone()
+    }
+
+    /// The state of an origin that isn't known any more.
+    pub(crate) fn take_origin(&self, id: DialOrigin) -> Option<Rc<OriginState>> {
+        self.origins.borrow_mut().remove(&id)
+    }
+
+    /// Closes connections to endpoints that are idle, of an origin, and uses none again that isn't.
+    pub(crate) fn close_pools(&self, of: DialOrigin) {
+        for cluster in self.clusters.borrow().values() {
+            cluster.shared.close(|(origin, _)| *origin == of);
+        }
+    }
+
+    /// True where no further connection may be open.
+    pub(crate) fn is_full(&self) -> bool {
+        self.open.get() >= self.limits.connections
+    }
+
     /// Counts as an open connection, for as long as it is kept.
     pub(crate) fn hold_open(self: &Rc<Self>) -> Open {
         Open::new(self)
@@ -206,8 +240,9 @@ impl Worker {
                 None => break Instant::now(),
             }
         };
+        self.drain.cancel();
         for listener in self.listeners.borrow().values() {
-            listener.end();
+            listener.drain.cancel();
         }
         let drained = async {
             while self.open.get() > 0 {
@@ -223,27 +258,17 @@ impl Worker {
 
     fn apply(self: &Rc<Self>, update: Update) {
         match update {
-            Update::Listener(config) => {
-                let mut listeners = self.listeners.borrow_mut();
-                match listeners.get(&config.name) {
-                    Some(listener) => *listener.config.borrow_mut() = config,
-                    None => {
-                        let name = config.name.clone();
-                        let listener = ListenerState {
-                            config: RefCell::new(config),
-                            drain: CancellationToken::new(),
-                            accepting: RefCell::default(),
-                        };
-                        listeners.insert(name, Rc::new(listener));
-                    }
-                }
-            }
+            Update::Listener(config) => self.set_listener(config),
             Update::RemoveListener(name) => {
                 if let Some(listener) = self.listeners.borrow_mut().remove(&name) {
-                    listener.end();
+                    self.leave_address(&listener);
+                    listener.drain.cancel();
                 }
             }
-            Update::Socket { listener, origin, socket } => self.accept_from(&listener, origin, socket),
+            Update::Socket { listener: Some(listener), origin, socket } => {
+                self.accept_for_listener(&listener, origin, socket);
+            }
+            Update::Socket { listener: None, origin, socket } => self.accept_for_origin(origin, socket),
             Update::Route(name, Some(table)) => drop(self.routes.borrow_mut().insert(name, table)),
             Update::Route(name, None) => drop(self.routes.borrow_mut().remove(&name)),
             Update::Cluster(config, endpoints) => self.set_cluster(config, endpoints),
@@ -256,20 +281,39 @@ impl Worker {
             Update::Source(origin, workload) => drop(self.sources.borrow_mut().insert(origin, workload)),
             Update::RemoveOrigin(origin) => {
                 self.sources.borrow_mut().remove(&origin);
-                for listener in self.listeners.borrow().values() {
-                    listener.accepting.borrow_mut().retain(|(of, stop)| {
-                        if *of == origin {
-                            stop.cancel();
-                        }
-                        *of != origin
-                    });
-                }
-                for cluster in self.clusters.borrow().values() {
-                    cluster.shared.close(|(of, _)| *of == origin);
-                }
+                self.remove_origin(origin);
             }
             Update::Barrier(reached) => drop(reached.send(())),
             Update::Drain { .. } => {}
+        }
+    }
+
+    fn set_listener(&self, config: Arc<ListenerConfig>) {
+        let (name, virtual_at) = (config.name.clone(), config.virtual_at);
+        let mut listeners = self.listeners.borrow_mut();
+        let listener = match listeners.get(&name) {
+            Some(listener) => {
+                self.leave_address(listener);
+                *listener.config.borrow_mut() = config;
+                listener.clone()
+            }
+            None => {
+                let listener =
+                    ListenerState { config: RefCell::new(config), drain: CancellationToken::new() };
+                let listener = Rc::new(listener);
+                listeners.insert(name, listener.clone());
+                listener
+            }
+        };
+        if let Some(address) = virtual_at {
+            self.at.borrow_mut().insert(address, listener);
+            self.listeners_changed.notify_waiters();
+        }
+    }
+
+    fn leave_address(&self, listener: &Rc<ListenerState>) {
+        if let Some(address) = listener.config.borrow().virtual_at {
+            self.at.borrow_mut().remove(&address);
         }
     }
 
@@ -293,99 +337,15 @@ impl Worker {
         clusters.insert(name, Rc::new(state));
     }
 
-    fn accept_from(self: &Rc<Self>, name: &str, origin: DialOrigin, socket: std::net::TcpListener) {
-        let Some(listener) = self.listeners.borrow().get(name).cloned() else {
-            tracing::warn!(listener = name, "a socket for a listener that isn't there");
-            return;
-        };
-        let socket = match TcpListener::from_std(socket) {
-            Ok(socket) => socket,
-            Err(error) => {
-                tracing::warn!(%error, listener = name, "a socket can't be used");
-                return;
-            }
-        };
-        let stop = listener.drain.child_token();
-        listener.accepting.borrow_mut().push((origin, stop.clone()));
-        spawn_local(self.clone().accept(listener, origin, socket, stop));
-    }
-
-    async fn accept(
-        self: Rc<Self>,
-        listener: Rc<ListenerState>,
-        origin: DialOrigin,
-        socket: TcpListener,
-        stop: CancellationToken,
-    ) {
-        loop {
-            let accepted = tokio::select! {
-                biased;
-                () = stop.cancelled() => return,
-                accepted = socket.accept() => accepted,
-            };
-            match accepted {
-                Ok((stream, peer)) => self.admit(&listener, origin, stream, peer, &stop),
-                Err(error) => {
-                    // A connection that was gone before it was accepted isn't ours.
-                    if error.kind() != std::io::ErrorKind::ConnectionAborted {
-                        tracing::warn!(%error, "no connection can be accepted");
-                        sleep(PAUSE).await;
-                    }
-                }
-            }
-        }
-    }
-
-    fn admit(
-        self: &Rc<Self>,
-        listener: &Rc<ListenerState>,
-        origin: DialOrigin,
-        stream: tokio::net::TcpStream,
-        peer: SocketAddr,
-        stop: &CancellationToken,
-    ) {
-        self.stats.connections.one_more();
-        if self.open.get() >= self.limits.connections {
-            self.stats.connections_shed.one_more();
-            return;
-        }
-        // Small answers go out at once.
-        drop(stream.set_nodelay(true));
-        let open = Open::new(self);
-        let state = ClientState::new();
-        self.connections.borrow_mut().push((Rc::downgrade(listener), Arc::downgrade(&state)));
-        let (worker, listener, stop) = (self.clone(), listener.clone(), stop.clone());
-        spawn_local(async move {
-            let _open = open;
-            let whole = connection::serve(worker, listener, origin, stream, peer, state.clone(), stop);
-            tokio::select! {
-                () = whole => {}
-                () = state.killed() => tracing::debug!(%peer, "a client was too slow"),
-            }
-        });
-    }
-
     /// Looks for slow clients and idle connections, all the time.
     async fn sweep(self: Rc<Self>) {
         let mut ticks = interval(SWEEP);
         loop {
             ticks.tick().await;
             self.series.tidy();
-            let head = self.limits.head_time;
-            self.connections.borrow_mut().retain(|(listener, client)| {
-                let Some(client) = client.upgrade() else { return false };
-                let Some(listener) = listener.upgrade() else { return true };
-                let config = listener.config.borrow();
-                let http = config.ways.iter().map(|(_, way)| way).chain(config.default.as_ref());
-                let http = http.filter_map(|way| match way {
-                    Way::Http(http) => Some(http),
-                    Way::Tcp(_) => None,
-                });
-                if let Some(http) = { http }.next() {
-                    client.end_if_slow(head, http.stream_idle, http.connection_idle);
-                }
-                true
-            });
+            for origin in self.origins.borrow().values() {
+                origin.sweep(self.limits.head_time);
+            }
             for cluster in self.clusters.borrow().values() {
                 let mut pools = cluster.shared.pools.borrow_mut();
                 pools.retain(|(_, address), pool| {
@@ -397,13 +357,6 @@ impl Worker {
                 });
             }
         }
-    }
-}
-
-impl ListenerState {
-    fn end(&self) {
-        self.accepting.borrow_mut().clear();
-        self.drain.cancel();
     }
 }
 

@@ -1,4 +1,4 @@
-//! Route configurations of ports whose requests the proxy on the node looks at, and the filters of their listeners.
+//! Route configurations of ports whose requests the proxy on the node looks at.
 //!
 //! They are what a stock Envoy takes. A map of a message stands in it entry by entry, sorted by key, as prost would
 //! encode it in random order.
@@ -20,25 +20,13 @@ use slotmesh_xds::{
                     weighted_cluster::ClusterWeight,
                 },
             },
-            extensions::{
-                filters::{
-                    http::{cors::v3::Cors, fault::v3::HttpFault, router::v3::Router},
-                    network::http_connection_manager::v3::{
-                        HttpConnectionManager, HttpFilter,
-                        http_connection_manager::{
-                            PathWithEscapedSlashesAction, ServerHeaderTransformation, UpgradeConfig,
-                        },
-                        http_filter,
-                    },
-                },
-                upstreams::http::v3::{HttpProtocolOptions, http_protocol_options as upstream},
-            },
+            extensions::upstreams::http::v3::{HttpProtocolOptions, http_protocol_options as upstream},
         },
-        google::protobuf::{Any, BoolValue, Duration, UInt32Value},
+        google::protobuf::{Any, BoolValue, UInt32Value},
     },
 };
 
-use super::{any, http_connection_manager, metadata};
+use super::{any, metadata};
 use crate::{
     model::{
         HashedPart, HeaderEdits, MessageEdits, OwnAnswer, RequestCondition, Treatment, default_retries,
@@ -47,11 +35,6 @@ use crate::{
     names::INVALID_BACKEND,
 };
 
-/// The filter that answers and checks what browsers ask of other origins.
-pub(crate) const CORS: &str = "envoy.filters.http.cors";
-/// The filter that delays and aborts requests.
-pub(crate) const FAULT: &str = "envoy.filters.http.fault";
-const ROUTER: &str = "envoy.filters.http.router";
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 
 /// Where requests go: `None` where that is nothing, so they are answered with 500.
@@ -216,33 +199,6 @@ pub(crate) fn configuration(name: &str, routes: &[Vec<u8>]) -> Resource {
     let mut bytes = message.encode_to_vec();
     encoding::bytes::encode(HOSTS, &host, &mut bytes);
     Resource::encoded(ResourceType::Route, name, bytes)
-}
-
-/// The manager of connections whose requests are looked at.
-pub(super) fn request_manager(stat_prefix: &str, route: &str) -> HttpConnectionManager {
-    let filter = |name: &str, config: Any| HttpFilter {
-        name: name.to_owned(),
-        config_type: Some(http_filter::ConfigType::TypedConfig(config)),
-        ..Default::default()
-    };
-    let upgrade = UpgradeConfig { upgrade_type: "websocket".to_owned(), ..Default::default() };
-    HttpConnectionManager {
-        http_filters: vec![
-            filter(CORS, any(&Cors {})),
-            filter(FAULT, any(&HttpFault::default())),
-            filter(ROUTER, any(&Router::default())),
-        ],
-        upgrade_configs: vec![upgrade],
-        // As Istio has it: dots are resolved, slashes stay as they are.
-        normalize_path: Some(BoolValue { value: true }),
-        merge_slashes: false,
-        path_with_escaped_slashes_action: PathWithEscapedSlashesAction::KeepUnchanged.into(),
-        server_header_transformation: ServerHeaderTransformation::PassThrough.into(),
-        generate_request_id: Some(BoolValue { value: false }),
-        // A stream may be silent for as long as it is open.
-        stream_idle_timeout: Some(Duration::default()),
-        ..http_connection_manager(stat_prefix, route)
-    }
 }
 
 /// How requests are sent to a cluster: in HTTP/2 where its port says so, else in what the caller speaks.
