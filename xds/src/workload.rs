@@ -29,6 +29,10 @@ pub struct Workload {
     /// where that is its namespace's.
     #[prost(string, tag = "6")]
     pub class: String,
+    /// The port at which the proxy of the node listens in its network namespace, where agents tell proxies of it; 0 where
+    /// operators tell agents.
+    #[prost(uint32, tag = "7")]
+    pub proxy_port: u32,
 }
 
 impl Workload {

@@ -46,6 +46,7 @@ const COMMAND_LINE: &[&str] = &[
     "slotmesh-ads",
     "slotmesh-agent",
     "slotmesh-compile",
+    "slotmesh-feed",
     "slotmesh-operator",
     "slotmesh-proxy",
     "slotmesh-serve",
@@ -82,6 +83,12 @@ const ROOMS: &[Room] = &[
     room("slotmesh-broker", &[]),
     room("slotmesh-routing", &["slotmesh-xds"]),
     room("slotmesh-proxy", &["slotmesh-routing", "slotmesh-xds"]),
+    Room {
+        name: "slotmesh-feed",
+        uses: &["slotmesh-ads", "slotmesh-broker", "slotmesh-proxy", "slotmesh-xds"],
+        // The agent's end is the delta ADS server, which the command line wires to it.
+        tests_use: &["slotmesh-serve"],
+    },
     room("slotmesh", COMMAND_LINE),
     Room {
         name: "slotmesh-next",
@@ -152,6 +159,7 @@ const NEVER: &[(&str, &[&[&str]])] = &[
     ("slotmesh-broker", &[KUBERNETES, XDS, SOCKETS]),
     ("slotmesh-routing", &[KUBERNETES, SOCKETS]),
     ("slotmesh-proxy", &[KUBERNETES]),
+    ("slotmesh-feed", &[KUBERNETES]),
 ];
 
 /// One dependency that a manifest declares.

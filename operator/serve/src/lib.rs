@@ -14,7 +14,8 @@
 //! - `access` and `scope` ask whoever wires this who may open a stream, and what a node may see.
 //! - `gate` bounds the connections of which nobody knows yet whose they are, and those of each node.
 //! - `delays` tells how long a change takes until it is served, and until agents have answered.
-//! - `service` moves messages between tonic and the state machine; `listen` serves connections.
+//! - `service` moves messages between tonic and the state machine; `listen` serves connections, `unix` yields those on a
+//!   Unix socket.
 //!
 //! What all agents hold alike is kept once: an agent in sync costs a bit a resource (see `peers` and `table`).
 //!
@@ -43,6 +44,7 @@ mod subscription;
 mod table;
 mod tls;
 mod tracker;
+mod unix;
 
 pub use access::{Admission, Admitted, Answer, Denied, Reason, Refusals, Token};
 pub use delays::Delays;
@@ -57,3 +59,4 @@ pub use status::{
 };
 pub use store::Store;
 pub use tls::{Gated, tls_connections};
+pub use unix::{UnixConnection, UnixSocket};

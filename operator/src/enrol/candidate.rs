@@ -109,6 +109,7 @@ impl Candidate {
             service_account: spec.service_account_name.clone().unwrap_or_default(),
             node,
             class: String::new(),
+            proxy_port: 0,
         };
         let left_alone = if hash.is_err() { Some(LeftAlone::NotItself) } else { left_alone(pod) };
         let created = meta.creation_timestamp.as_ref().map_or(0, |created| created.0.as_second());

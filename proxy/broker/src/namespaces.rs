@@ -1,6 +1,7 @@
 //! Network namespaces: where they are, and sockets in them.
 //!
-//! Invariant: the calling thread moves from one to the next and never back, so this is done on a thread of its own.
+//! Invariant: the calling thread is in another namespace only while it makes sockets there: a thread keeps the one alive
+//! that it is in.
 
 use std::{
     io,
@@ -80,6 +81,34 @@ fn socket_error(what: &'static str) -> impl Fn(io::Error) -> EnterError {
     move |source| EnterError::Socket { what, source }
 }
 
+/// The network namespace to which the thread goes back.
+#[derive(Debug)]
+pub(crate) struct Home(OwnedFd);
+
+impl Home {
+    /// The one in which this thread is.
+    pub(crate) fn of_this_thread() -> io::Result<Self> {
+        Ok(Self(open("/proc/thread-self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?))
+    }
+
+    /// Enters a namespace, until what is returned is dropped.
+    fn leave_for(&self, namespace: &OwnedFd, path: &Path) -> Result<Away<'_>, EnterError> {
+        enter(namespace).map_err(|source| EnterError::Namespace { path: path.to_owned(), source })?;
+        Ok(Away(self))
+    }
+}
+
+/// The thread is in another namespace.
+struct Away<'h>(&'h Home);
+
+impl Drop for Away<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = enter(&self.0.0) {
+            tracing::error!(%error, "the thread can't go back to its network namespace");
+        }
+    }
+}
+
 /// A pod's network namespace, with the listener in it.
 #[derive(Debug)]
 pub(crate) struct Enrolled {
@@ -91,7 +120,7 @@ pub(crate) struct Enrolled {
 
 impl Enrolled {
     /// Enters the namespace and makes its listener.
-    pub(crate) fn at(place: &NamespaceAt, folder: &Path) -> Result<Self, EnterError> {
+    pub(crate) fn at(place: &NamespaceAt, folder: &Path, home: &Home) -> Result<Self, EnterError> {
         let path = place.path(folder);
         let failed =
             |source: rustix::io::Errno| EnterError::Namespace { path: path.clone(), source: source.into() };
@@ -99,8 +128,9 @@ impl Enrolled {
         let follow = if matches!(place, NamespaceAt::Name(_)) { OFlags::NOFOLLOW } else { OFlags::empty() };
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | follow;
         let namespace = open(&path, flags, Mode::empty()).map_err(failed)?;
-        enter(&namespace, &path)?;
+        let away = home.leave_for(&namespace, &path)?;
         let (listener, port) = listen()?;
+        drop(away);
         Ok(Self { namespace, path, listener, port })
     }
 
@@ -110,8 +140,13 @@ impl Enrolled {
     }
 
     /// Sockets in the namespace that aren't connected.
-    pub(crate) fn sockets(&self, family: SocketFamily, count: u8) -> Result<Vec<OwnedFd>, EnterError> {
-        enter(&self.namespace, &self.path)?;
+    pub(crate) fn sockets(
+        &self,
+        family: SocketFamily,
+        count: u8,
+        home: &Home,
+    ) -> Result<Vec<OwnedFd>, EnterError> {
+        let _away = home.leave_for(&self.namespace, &self.path)?;
         let domain = match family {
             SocketFamily::V4 => Domain::IPV4,
             SocketFamily::V6 => Domain::IPV6,
@@ -121,9 +156,8 @@ impl Enrolled {
     }
 }
 
-fn enter(namespace: &OwnedFd, path: &Path) -> Result<(), EnterError> {
-    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
-        .map_err(|source| EnterError::Namespace { path: path.to_owned(), source: source.into() })
+fn enter(namespace: &OwnedFd) -> io::Result<()> {
+    Ok(move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?)
 }
 
 fn tcp(domain: Domain) -> io::Result<Socket> {

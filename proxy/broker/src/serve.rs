@@ -14,7 +14,7 @@ use rustix::{
 
 use crate::{
     Answered, BrokerAsk, EnterError, Key,
-    namespaces::Enrolled,
+    namespaces::{Enrolled, Home},
     transfer::{receive, send},
 };
 
@@ -38,7 +38,7 @@ struct Peer {
     socket: OwnedFd,
 }
 
-/// Makes sockets in namespaces for its peers. Its thread moves to other network namespaces, and stays there.
+/// Makes sockets in namespaces for its peers. Its thread is in other network namespaces while it does.
 pub struct Broker {
     folder: PathBuf,
     listeners: Vec<Peer>,
@@ -76,6 +76,7 @@ impl Broker {
     /// # Errors
     /// Where it can't wait for its peers.
     pub fn run(mut self) -> std::io::Result<()> {
+        let home = Home::of_this_thread()?;
         while !self.peers.is_empty() || !self.listeners.is_empty() {
             let (comers, askers) = self.wait()?;
             for listener in comers {
@@ -83,7 +84,7 @@ impl Broker {
             }
             // From the last, so that places stay what they are.
             for peer in askers.into_iter().rev() {
-                if let Err(why) = self.answer_one(peer) {
+                if let Err(why) = self.answer_one(peer, &home) {
                     let Peer { role, socket } = self.peers.swap_remove(peer);
                     drop(socket);
                     tracing::info!(?role, why, "a peer is left");
@@ -120,7 +121,7 @@ impl Broker {
     }
 
     /// Answers one packet. Fails where the peer is to be left; why.
-    fn answer_one(&mut self, peer: usize) -> Result<(), String> {
+    fn answer_one(&mut self, peer: usize, home: &Home) -> Result<(), String> {
         let role = self.peers[peer].role;
         let packet = match receive(&self.peers[peer].socket, RecvFlags::DONTWAIT) {
             Ok(Some(packet)) => packet,
@@ -131,7 +132,7 @@ impl Broker {
         let ask = BrokerAsk::decode(&packet.bytes).map_err(|error| error.to_string())?;
         let (answer, sockets) = match (role, &ask) {
             (PeerRole::Steward, BrokerAsk::Enrol { .. } | BrokerAsk::Release(_))
-            | (PeerRole::Proxy, BrokerAsk::Listener(_) | BrokerAsk::Sockets { .. }) => self.answer(ask),
+            | (PeerRole::Proxy, BrokerAsk::Listener(_) | BrokerAsk::Sockets { .. }) => self.answer(ask, home),
             _ => return Err("it may not ask for that".to_owned()),
         };
         let sockets: Vec<BorrowedFd<'_>> = sockets.iter().map(|socket| socket.as_fd()).collect();
@@ -140,7 +141,7 @@ impl Broker {
             .map_err(|error| error.to_string())
     }
 
-    fn answer(&mut self, ask: BrokerAsk) -> (Answered, Vec<OwnedFd>) {
+    fn answer(&mut self, ask: BrokerAsk, home: &Home) -> (Answered, Vec<OwnedFd>) {
         let failed = |why: String| (Answered::Failed(why), Vec::new());
         let made = match ask {
             BrokerAsk::Enrol { key, place } => {
@@ -151,10 +152,12 @@ impl Broker {
                     Entry::Vacant(_) if is_full => {
                         return failed(format!("there are {MOST_NAMESPACES} namespaces already"));
                     }
-                    Entry::Vacant(entry) => Enrolled::at(&place, &self.folder).map(|new| entry.insert(new)),
+                    Entry::Vacant(entry) => {
+                        Enrolled::at(&place, &self.folder, home).map(|new| entry.insert(new))
+                    }
                 };
                 enrolled.and_then(|enrolled| {
-                    let sockets = enrolled.sockets(crate::SocketFamily::V4, 1)?;
+                    let sockets = enrolled.sockets(crate::SocketFamily::V4, 1, home)?;
                     Ok((Answered::Listening { port: enrolled.port }, sockets))
                 })
             }
@@ -171,7 +174,7 @@ impl Broker {
             BrokerAsk::Sockets { key, family, count } => match self.namespaces.get(&key) {
                 None => return failed(format!("no namespace is enrolled as {key}")),
                 Some(enrolled) => {
-                    enrolled.sockets(family, count).map(|sockets| (Answered::Sockets(count), sockets))
+                    enrolled.sockets(family, count, home).map(|sockets| (Answered::Sockets(count), sockets))
                 }
             },
         };

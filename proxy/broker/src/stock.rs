@@ -15,9 +15,6 @@ use crate::{
     transfer::{Packet, receive, send},
 };
 
-/// How many sockets are fetched at once.
-const BATCH: u8 = 16;
-
 /// Why the broker gives nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
@@ -128,42 +125,29 @@ impl Counterpart {
 }
 
 /// Sockets that are at hand, so that nobody who connects waits for the broker.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct SocketStock {
-    broker: Counterpart,
     idle: HashMap<(Key, SocketFamily), Vec<OwnedFd>>,
 }
 
 impl SocketStock {
-    /// An empty stock.
-    pub fn new(broker: Counterpart) -> Self {
-        Self { broker, idle: HashMap::new() }
-    }
+    /// How many sockets are fetched at once.
+    pub const BATCH: u8 = 16;
 
     /// A socket of a namespace that is at hand.
     pub fn take(&mut self, key: &Key, family: SocketFamily) -> Option<OwnedFd> {
         self.idle.get_mut(&(key.clone(), family))?.pop()
     }
 
-    /// Fetches sockets where fewer than half a batch are at hand; asks the broker, and waits.
-    ///
-    /// # Errors
-    /// Where it gives none.
-    pub fn refill(&mut self, key: &Key, family: SocketFamily) -> Result<(), AskError> {
+    /// True where fewer than half a batch are at hand.
+    pub fn is_low(&self, key: &Key, family: SocketFamily) -> bool {
         let idle = self.idle.get(&(key.clone(), family)).map_or(0, Vec::len);
-        if idle < usize::from(BATCH / 2) {
-            let sockets = self.broker.sockets(key, family, BATCH)?;
-            self.idle.entry((key.clone(), family)).or_default().extend(sockets);
-        }
-        Ok(())
+        idle < usize::from(Self::BATCH / 2)
     }
 
-    /// The listener of a namespace, and its port.
-    ///
-    /// # Errors
-    /// Where the namespace isn't enrolled.
-    pub fn listener(&self, key: &Key) -> Result<(TcpListener, u16), AskError> {
-        self.broker.listener(key)
+    /// Puts sockets of a namespace in that were fetched from the broker.
+    pub fn put(&mut self, key: &Key, family: SocketFamily, sockets: Vec<OwnedFd>) {
+        self.idle.entry((key.clone(), family)).or_default().extend(sockets);
     }
 
     /// Closes the sockets of a namespace, which they would keep alive.

@@ -191,10 +191,14 @@ fn sockets_are_of_the_pods_namespace_and_a_stock_has_them_at_hand() {
         (key(name), backend(pod))
     });
     let Brokerage { steward, proxy, thread } = of;
-    let mut stock = SocketStock::new(proxy);
+    let mut stock = SocketStock::default();
+    let fill = |stock: &mut SocketStock, key: &Key, family| {
+        stock.put(key, family, proxy.sockets(key, family, SocketStock::BATCH).unwrap());
+    };
     for (key, backend) in &pods {
-        assert!(stock.take(key, SocketFamily::V4).is_none());
-        stock.refill(key, SocketFamily::V4).unwrap();
+        assert!(stock.take(key, SocketFamily::V4).is_none() && stock.is_low(key, SocketFamily::V4));
+        fill(&mut stock, key, SocketFamily::V4);
+        assert!(!stock.is_low(key, SocketFamily::V4));
         let socket = socket2::Socket::from(stock.take(key, SocketFamily::V4).unwrap());
         socket.set_nonblocking(false).unwrap();
         let address = backend.local_addr().unwrap();
@@ -203,7 +207,7 @@ fn sockets_are_of_the_pods_namespace_and_a_stock_has_them_at_hand() {
         passes(&client, &backend.accept().unwrap().0);
     }
     let six: Vec<OwnedFd> = {
-        stock.refill(&key("one"), SocketFamily::V6).unwrap();
+        fill(&mut stock, &key("one"), SocketFamily::V6);
         stock.take(&key("one"), SocketFamily::V6).into_iter().collect()
     };
     assert_eq!(
@@ -212,7 +216,7 @@ fn sockets_are_of_the_pods_namespace_and_a_stock_has_them_at_hand() {
     );
     stock.forget(&key("one"));
     assert!(stock.take(&key("one"), SocketFamily::V4).is_none());
-    drop((stock, steward));
+    drop((stock, steward, proxy));
     thread.join().unwrap();
     one.end();
     other.end();
