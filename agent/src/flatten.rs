@@ -448,7 +448,7 @@ fn write_route<D: Records>(
 }
 
 fn route_text(route: &Route<'_>, sets: &Sets) -> Packer {
-    let mut text = Packer::with_capacity(192 * route.hosts.len());
+    let mut text = Packer::with_capacity(256 * route.hosts.len());
     text.count(route.hosts.len());
     for host in &route.hosts {
         text.text(&host.name);

@@ -140,6 +140,7 @@ pub(crate) struct Scratch {
     pub(crate) created: Vec<HandlePtr>,
     pub(crate) found: Vec<Option<HandlePtr>>,
     refs: Vec<SlotPtr>,
+    unused: Vec<HandlePtr>,
     pub(crate) tree: Vec<SlotPtr>,
 }
 
@@ -477,23 +478,28 @@ impl Engine {
             self.table.retire(ptr);
             self.quarantine.push(Item::Slot(ptr));
         }
-        for ptr in refs.drain(..) {
-            self.release(HandlePtr::new(ptr));
-        }
+        self.release_all(&refs);
+        refs.clear();
         self.scratch.refs = refs;
     }
 
-    /// One reference to the handle less; without any, and without a version, it goes.
-    pub(crate) fn release(&mut self, handle: HandlePtr) {
-        let info = self.handles.info(handle);
-        info.refs -= 1;
-        if info.refs == 0 && !info.published {
-            if info.seen {
+    /// One reference to each handle less; without any, and without a version, it goes.
+    pub(crate) fn release_all(&mut self, handles: &[SlotPtr]) {
+        let mut unused = std::mem::take(&mut self.scratch.unused);
+        self.handles.release_all(handles, &mut unused);
+        for handle in unused.drain(..) {
+            if self.handles.info(handle).seen {
                 self.drop_handle(handle);
             } else {
                 self.forget_unreachable(handle);
             }
         }
+        self.scratch.unused = unused;
+    }
+
+    /// One reference to the handle less, as [`release_all`](Self::release_all).
+    pub(crate) fn release(&mut self, handle: HandlePtr) {
+        self.release_all(&[handle.ptr()]);
     }
 
     /// The slots of a version, into `scratch.tree`, and what it refers to.

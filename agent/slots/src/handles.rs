@@ -120,6 +120,31 @@ impl Handles {
         self.numbers = numbers;
     }
 
+    /// One reference less to each of these; those that are left without any, and without a version, go to `unused`.
+    ///
+    /// # Panics
+    /// Where one doesn't exist, as [`info`](Self::info).
+    pub fn release_all(&mut self, handles: &[SlotPtr], unused: &mut Vec<HandlePtr>) {
+        // Handles that are referred to together mostly lie in one slab.
+        let mut last: Option<(u32, &Page)> = None;
+        for &ptr in handles {
+            let slab = ptr.slab_bits();
+            let page = match last {
+                Some((found, page)) if found == slab => Some(page),
+                _ => self.places.get(slab as usize).and_then(Option::as_ref),
+            };
+            last = page.map(|page| (slab, page));
+            let number = page.map_or(NONE, |page| page[ptr.unit() as usize]);
+            let entry = self.entries.get_mut(number as usize).and_then(Option::as_mut);
+            let Entry { info, .. } =
+                entry.unwrap_or_else(|| panic!("a record refers to {ptr:?}, which is no handle"));
+            info.refs -= 1;
+            if info.refs == 0 && !info.published {
+                unused.push(HandlePtr(ptr));
+            }
+        }
+    }
+
     fn named(&self, kind: ResourceKind, name: &str) -> Option<Number> {
         let hash = self.hash(kind, name);
         let found = self.names.find(hash, |&number| {

@@ -10,7 +10,7 @@
 use std::{
     borrow::Cow,
     collections::HashSet,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     num::NonZeroU32,
     ops::Range,
 };
@@ -85,6 +85,9 @@ impl HostKey {
         if !domain.starts_with(|c: char| c.is_ascii_hexdigit() || c == '[' || c == ':') {
             return None;
         }
+        if !domain.contains(':') {
+            return Some(Self { ip: domain.parse::<Ipv4Addr>().ok()?.into(), port: 0 });
+        }
         if let Ok(address) = domain.parse::<SocketAddr>() {
             return (address.port() != 0)
                 .then(|| Self { ip: address.ip().to_canonical(), port: address.port() });
@@ -136,8 +139,9 @@ impl<'m> Route<'m> {
         let marks = metadata.as_ref().map(|metadata| &metadata.typed_filter_metadata);
         let by_request = marks.is_some_and(|marks| marks.contains_key(RoutedByRequest::KEY));
         let mut route = Self { hosts: Vec::with_capacity(hosts), by_request, ..Self::default() };
-        route.routes.reserve(hosts);
-        route.clusters.reserve(hosts);
+        route.addresses.reserve(hosts);
+        route.routes.reserve(2 * hosts);
+        route.clusters.reserve(4 * hosts);
         let mut domains = Domains::new(*ignore_port_in_host_matching, virtual_hosts);
         for (i, host) in virtual_hosts.iter().enumerate() {
             route.add(&at.element("virtual_hosts", i), host, &mut domains)?;
@@ -311,13 +315,14 @@ impl<'m> Domains<'m> {
         Self {
             ignore_port,
             names: HashSet::with_capacity_and_hasher(count, <_>::default()),
-            addresses: HashSet::default(),
+            addresses: HashSet::with_capacity_and_hasher(hosts.len(), <_>::default()),
         }
     }
 
     fn insert(&mut self, at: &At<'_>, domain: &'m str) -> Result<Domain, Invalid> {
         let twice = || Err(invalid(at, format!("{domain:?} is a domain twice")));
-        let name = if domain.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        // Without an early end, so that many bytes are looked at at once.
+        let name = if domain.bytes().fold(false, |found, byte| found | byte.is_ascii_uppercase()) {
             Cow::Owned(domain.to_ascii_lowercase())
         } else {
             Cow::Borrowed(domain)

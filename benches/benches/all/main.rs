@@ -33,7 +33,8 @@ fn main() -> anyhow::Result<()> {
     // The benchmark starts itself again for what must run in a process of its own.
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
     match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-        ["child-hold", count, target] => return connect::child_hold(count.parse()?, target.parse()?),
+        ["child-hold", count, target] => return connect::child_hold(count.parse()?, target.parse()?, true),
+        ["child-close", count, target] => return connect::child_hold(count.parse()?, target.parse()?, false),
         ["child-flush", count] => return flush::child(count.parse()?),
         ["child-at-the-cap", count] => return flush::child_at_the_cap(count.parse()?),
         ["child-hash", count] => return flush::child_hash(count.parse()?),

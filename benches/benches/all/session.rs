@@ -1,20 +1,36 @@
 //! Named resources over a store that knows only records: what the slot engine does for slabs, as plainly
 //! as it can be done. Each name has a handle; a version is the records that were written for it and the
 //! handles that these refer to.
+//!
+//! Where it is *recoverable*, all that it knows stands in its records, as with the slot engine: a handle is entered into
+//! a directory, and what a version consists of is read from its records when it is given up, not from a list beside.
 
 use std::hash::BuildHasher as _;
 
+use anyhow::Context as _;
 use hashbrown::HashTable;
-use slotmesh_records::{Owned, Record, RecordHeader, SlotPtr};
+use slotmesh_records::{
+    DirectoryPage, Owned, Record, RecordHeader, SlotPtr,
+    layout::{Points, pointers},
+};
 use slotmesh_slots::{HandlePtr, Records, ResourceKind};
 
 use crate::store::{Id, Store};
 
-/// A version of a resource.
+/// A version of a resource; of a recoverable session the root alone.
 #[derive(Default)]
 struct Version {
     records: Vec<Id>,
     refs: Vec<usize>,
+}
+
+/// Words of pages of 4 KiB, one a handle, and which handle is which entry.
+#[derive(Default)]
+struct Directory {
+    /// Page and offset of words that hold nothing.
+    free: Vec<(Id, usize)>,
+    /// The entry of a handle, by its place.
+    numbers: Vec<u32>,
 }
 
 struct Entry {
@@ -24,6 +40,8 @@ struct Entry {
     handle: Id,
     refs: u32,
     current: Option<Version>,
+    /// Its word in the directory, where there is one.
+    word: Option<(Id, usize)>,
 }
 
 /// See the module's comment.
@@ -35,6 +53,8 @@ pub struct Session<S> {
     hasher: foldhash::fast::RandomState,
     /// What versions that have gone leave to the next.
     spare: Vec<Version>,
+    /// Of a recoverable session.
+    directory: Option<Directory>,
     /// What is written, for who reads it back.
     pub log: Option<Vec<(Id, Vec<u8>)>>,
 }
@@ -42,7 +62,12 @@ pub struct Session<S> {
 impl<S: Store> Session<S> {
     pub fn new(store: S) -> Self {
         let (entries, free, names, hasher, spare) = Default::default();
-        Self { store, entries, free, names, hasher, spare, log: None }
+        Self { store, entries, free, names, hasher, spare, directory: None, log: None }
+    }
+
+    /// The same, recoverable.
+    pub fn recoverable(store: S) -> Self {
+        Self { directory: Some(Directory::default()), ..Self::new(store) }
     }
 
     /// Begins the next version of a resource.
@@ -84,7 +109,8 @@ impl<S: Store> Session<S> {
             return Ok(number);
         }
         let (hash, handle) = (self.hash(kind, name), self.store.handle(name)?);
-        let entry = Some(Entry { hash, kind, name: name.into(), handle, refs: 0, current: None });
+        let word = self.enter(handle)?;
+        let entry = Some(Entry { hash, kind, name: name.into(), handle, refs: 0, current: None, word });
         let number = match self.free.pop() {
             Some(number) => {
                 self.entries[number] = entry;
@@ -95,10 +121,28 @@ impl<S: Store> Session<S> {
                 self.entries.len() - 1
             }
         };
+        if let Some(directory) = &mut self.directory {
+            let place = handle as usize;
+            directory.numbers.resize(directory.numbers.len().max(place + 1), 0);
+            directory.numbers[place] = number as u32;
+        }
         let entries = &self.entries;
         self.names
             .insert_unique(hash, number, |&number| entries[number].as_ref().map_or(0, |entry| entry.hash));
         Ok(number)
+    }
+
+    /// Enters a handle into the directory, if there is one.
+    fn enter(&mut self, handle: Id) -> anyhow::Result<Option<(Id, usize)>> {
+        let Some(directory) = &mut self.directory else { return Ok(None) };
+        if directory.free.is_empty() {
+            let page = self.store.write(&[0; 4096], &[])?;
+            let words = (size_of::<DirectoryPage>()..4096).step_by(size_of::<SlotPtr>());
+            directory.free.extend(words.rev().map(|offset| (page, offset)));
+        }
+        let word = directory.free.pop().context("a page has words")?;
+        self.store.store(word.0, word.1, handle)?;
+        Ok(Some(word))
     }
 
     fn write(&mut self, head: &[u8], tail: &[u8]) -> anyhow::Result<Id> {
@@ -109,7 +153,25 @@ impl<S: Store> Session<S> {
         Ok(id)
     }
 
+    /// Adds to a version's root what its records tell.
+    fn complete(&mut self, version: &mut Version) -> anyhow::Result<()> {
+        let Some(directory) = &self.directory else { return Ok(()) };
+        let mut next = 0;
+        while let Some(&id) = version.records.get(next) {
+            next += 1;
+            let slot = self.store.read(id).context("a recoverable store can be read")?;
+            pointers(slot, |points, ptr| match points {
+                Points::Owned => version.records.push(ptr.bits()),
+                Points::Ref => version.refs.push(directory.numbers[ptr.bits() as usize] as usize),
+                Points::Nothing | Points::Within => {}
+            })
+            .map_err(|error| anyhow::anyhow!("record {id}: {error:?}"))?;
+        }
+        Ok(())
+    }
+
     fn give_up(&mut self, mut version: Version) -> anyhow::Result<()> {
+        self.complete(&mut version)?;
         for id in version.records.drain(..) {
             self.store.give_up(id)?;
         }
@@ -130,6 +192,10 @@ impl<S: Store> Session<S> {
             found.remove();
         }
         self.free.push(number);
+        if let (Some(directory), Some(word)) = (&mut self.directory, entry.word) {
+            self.store.store(word.0, word.1, 0)?;
+            directory.free.push(word);
+        }
         self.store.drop_handle(entry.handle)
     }
 }
@@ -157,7 +223,12 @@ impl<S: Store> Draft<'_, S> {
     }
 
     fn finish(&mut self, number: usize, root: Id) -> anyhow::Result<()> {
-        let version = std::mem::take(&mut self.version);
+        let mut version = std::mem::take(&mut self.version);
+        if self.session.directory.is_some() {
+            version.records.clear();
+            version.records.push(root);
+            version.refs.clear();
+        }
         let entry = self.session.entry(number);
         let (handle, old) = (entry.handle, entry.current.replace(version));
         self.session.store.publish(handle, root)?;

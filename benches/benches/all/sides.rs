@@ -61,6 +61,9 @@ impl std::fmt::Display for Label {
 /// Ours.
 pub const OURS: Label = Label { store: "slab", flatten: "packed" };
 
+/// flat, with what a new agent needs to find it.
+pub const RECOVERABLE: Label = Label { store: "flat recoverable", flatten: "packed" };
+
 const fn number(kind: Kind) -> u32 {
     flatten::kind(kind.ty()).0
 }
@@ -266,6 +269,17 @@ pub fn flat(flatten: &'static str) -> anyhow::Result<Box<dyn Side>> {
     store.memory.map.pin(&pins.dir.join("flat"))?;
     let reader = Reader::new("read_flat", &[("FLAT", pins.dir.join("flat"))])?;
     Ok(Box::new(Baseline { session: Session::new(store), label, reader, _pins: pins }))
+}
+
+/// The flat side with all that it knows in its records, so that a new agent could find it: the one property of the slot
+/// engine for which it reads what it gives up.
+pub fn flat_recoverable() -> anyhow::Result<Box<dyn Side>> {
+    let label = RECOVERABLE;
+    let pins = Pins::new("flat-recoverable")?;
+    let store = Mapped::new(Flat::new()?, outer_in(&pins.dir)?);
+    store.memory.map.pin(&pins.dir.join("flat"))?;
+    let reader = Reader::new("read_flat", &[("FLAT", pins.dir.join("flat"))])?;
+    Ok(Box::new(Baseline { session: Session::recoverable(store), label, reader, _pins: pins }))
 }
 
 /// Slabs with the published flatten, whose records the slot engine doesn't know.

@@ -193,6 +193,16 @@ impl<M: Memory> Store for Mapped<M> {
         Ok(())
     }
 
+    fn read(&mut self, id: Id) -> Option<&[u8]> {
+        let class = *self.blocks.get((id / BLOCK) as usize)?;
+        Some(self.memory.slot(id, UNITS[class as usize] as usize * UNIT_BYTES))
+    }
+
+    fn store(&mut self, id: Id, offset: usize, value: u32) -> anyhow::Result<()> {
+        self.memory.publish(id, offset, value);
+        Ok(())
+    }
+
     fn poll(&mut self) -> anyhow::Result<()> {
         if self.running && self.over.try_recv().is_ok() {
             self.running = false;

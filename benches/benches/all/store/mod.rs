@@ -41,6 +41,16 @@ pub trait Store {
     /// Gives a handle up.
     fn drop_handle(&mut self, handle: Id) -> anyhow::Result<()>;
 
+    /// What lies at a record's place; `None` where only a system call could tell.
+    fn read(&mut self, _id: Id) -> Option<&[u8]> {
+        None
+    }
+
+    /// Stores a word at an offset of a record that isn't only being written.
+    fn store(&mut self, _id: Id, _offset: usize, _value: u32) -> anyhow::Result<()> {
+        anyhow::bail!("only a store in mapped memory has words")
+    }
+
     /// What is to be done now and then, outside of an update.
     fn poll(&mut self) -> anyhow::Result<()> {
         Ok(())
