@@ -81,6 +81,7 @@ impl Node {
                 service_account: "default".to_owned(),
                 node: "n".to_owned(),
                 class: String::new(),
+                proxy_port: 0,
             };
             Resource::encode(TY, workload.resource_name(), &workload)
         };
