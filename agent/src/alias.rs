@@ -30,14 +30,13 @@ pub fn alias_table(weights: impl ExactSizeIterator<Item = u32> + Clone) -> Vec<S
     if are_equal(weights.clone()) {
         return table;
     }
-    // In these units the average element has `sum`; u128 as a weight times n can exceed 64 bits.
-    let mut left: Vec<u128> = weights.map(|weight| u128::from(weight) * u128::from(n)).collect();
-    let average = u128::from(sum);
+    // In these units the average element has `sum`; a weight times n, both below 2^32, fits 64 bits.
+    let mut left: Vec<u64> = weights.map(|weight| u64::from(weight) * n).collect();
+    let average = sum;
     let (mut small, mut large): (Vec<usize>, Vec<usize>) = (0..left.len()).partition(|&i| left[i] < average);
     while let (Some(&lesser), Some(&greater)) = (small.last(), large.last()) {
         small.pop();
-        let threshold = (left[lesser] << 32) / average;
-        table[lesser] = Slot { threshold: threshold as u32, alias: greater as u32 };
+        table[lesser] = Slot { threshold: share(left[lesser], average), alias: greater as u32 };
         left[greater] -= average - left[lesser];
         if left[greater] < average {
             large.pop();
@@ -47,6 +46,14 @@ pub fn alias_table(weights: impl ExactSizeIterator<Item = u32> + Clone) -> Vec<S
     table
 }
 
+/// A part of a whole that is less than it, in units of 2^-32; by the division that the processor has, where that does.
+fn share(part: u64, whole: u64) -> u32 {
+    match u32::try_from(part) {
+        Ok(part) => ((u64::from(part) << 32) / whole) as u32,
+        Err(_) => ((u128::from(part) << 32) / u128::from(whole)) as u32,
+    }
+}
+
 /// [`alias_table`] of two elements, which most sets of weights have: without a list, and with the division
 /// that the processor has.
 pub fn alias_pair(weights: [u32; 2]) -> [Slot; 2] {
@@ -54,11 +61,7 @@ pub fn alias_pair(weights: [u32; 2]) -> [Slot; 2] {
     let lesser = usize::from(weights[1] < weights[0]);
     if weights[0] != weights[1] {
         let (part, sum) = (2 * u64::from(weights[lesser]), u64::from(weights[0]) + u64::from(weights[1]));
-        let threshold = match u32::try_from(part) {
-            Ok(part) => (u64::from(part) << 32) / sum,
-            Err(_) => ((u128::from(part) << 32) / u128::from(sum)) as u64,
-        };
-        table[lesser] = Slot { threshold: threshold as u32, alias: 1 - lesser as u32 };
+        table[lesser] = Slot { threshold: share(part, sum), alias: 1 - lesser as u32 };
     }
     table
 }
