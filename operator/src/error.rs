@@ -19,6 +19,14 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// There is nothing of this name.
+    #[error("{path}: {source}; name a directory of manifests, or a file of them")]
+    NoManifests {
+        /// What was named.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// inotify refuses.
     #[error(
         "the manifest directory {dir} can't be watched: {source}; is fs.inotify.max_user_watches exhausted?"

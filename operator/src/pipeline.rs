@@ -30,7 +30,7 @@ use crate::{
     pod_classes::Callers,
     pulse::Pulse,
     status::Notices,
-    watch::{Cluster, Intake, LocalNode, Manifests, Reach, SliceController, Step, Update},
+    watch::{Cluster, Intake, LocalNode, ManifestTexts, Manifests, Reach, SliceController, Step, Update},
 };
 
 /// Updates that may wait for the compiler; a source that has more waits itself.
@@ -107,6 +107,8 @@ pub struct Operator {
 enum Source {
     Manifests(#[expect(dead_code, reason = "held to be dropped")] Manifests),
     Cluster(#[expect(dead_code, reason = "held to be dropped")] Cluster),
+    /// They were read once.
+    Texts,
 }
 
 impl Operator {
@@ -133,6 +135,25 @@ impl Operator {
         let slices = Some(SliceController::default());
         let naming = node.map(|node| Naming::Callers(Callers::on(node))).unwrap_or_default();
         Self::start(options, slices, naming, None, publish, source)
+    }
+
+    /// Starts an operator on manifests that were read once. Dropping it waits until they are compiled.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub fn from_texts(
+        options: CompileOptions,
+        node: Option<&LocalNode>,
+        texts: &ManifestTexts,
+        publish: impl Publish,
+    ) -> Result<Self, Error> {
+        let source = |updates: Sender<Update>| {
+            // The first of many that have room.
+            updates.try_send(texts.update(node)).map_err(|_| Error::Stopped)?;
+            Ok(Source::Texts)
+        };
+        let naming = node.map(|node| Naming::Callers(Callers::on(node))).unwrap_or_default();
+        Self::start(options, Some(SliceController::default()), naming, None, publish, source)
     }
 
     /// Starts an operator on a cluster, on tasks of the current tokio runtime.

@@ -144,6 +144,7 @@ impl Compiler {
         let first = Report {
             object: ObjectRef::new(object, None),
             field: None,
+            line: None,
             severity: Severity::Refused,
             reason: Reason::Invalid,
             at: None,

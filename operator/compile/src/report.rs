@@ -145,6 +145,8 @@ pub struct Report {
     pub object: ObjectRef,
     /// The field that it is about, such as `spec.http[0].route[1].weight`.
     pub field: Option<String>,
+    /// The line of the file that it is about, where whoever read the file knows it.
+    pub line: Option<usize>,
     /// How serious it is.
     pub severity: Severity,
     /// Why, for machines.
@@ -165,7 +167,7 @@ impl Report {
             Severity::NotSupported => Reason::NotSupported,
             Severity::Note => Reason::Note,
         };
-        Self { object, field, severity, reason, at: None, message, consequence: None }
+        Self { object, field, line: None, severity, reason, at: None, message, consequence: None }
     }
 
     /// With what it means.
@@ -174,14 +176,15 @@ impl Report {
         Self { consequence: Some(consequence.into()), ..self }
     }
 
-    /// All that it says, but for the object: the field, where the message doesn't name it, what is the matter, and
-    /// what that means.
+    /// All that it says, but for the object: the field, where the message doesn't name it, the line, what is the
+    /// matter, and what that means.
     pub fn text(&self) -> String {
+        let line = self.line.map_or(String::new(), |line| format!("line {line}: "));
         let mut text = match &self.field {
             Some(field) if !field.is_empty() && !self.message.contains(field.as_str()) => {
-                format!("{field}: {}", self.message)
+                format!("{field}: {line}{}", self.message)
             }
-            _ => self.message.clone(),
+            _ => line + &self.message,
         };
         if let Some(consequence) = &self.consequence {
             text.push_str("; ");

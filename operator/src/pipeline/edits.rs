@@ -66,7 +66,7 @@ fn place(source: &Source) -> String {
 
 /// The report of the same, wherever in its file the object stands.
 pub(super) fn without_line(report: &Report) -> Report {
-    let mut report = report.clone();
+    let mut report = Report { line: None, ..report.clone() };
     if let Some(source) = &mut report.object.source {
         source.line = None;
     }

@@ -125,7 +125,7 @@ impl Manifests {
 }
 
 /// What the flags say comes before all manifests.
-fn store_with(node: &LocalNode) -> Store {
+pub(super) fn store_with(node: &LocalNode) -> Store {
     let file: Arc<str> = "--node-name".into();
     let metadata = ObjectMeta {
         name: Some(node.name.clone()),
@@ -255,18 +255,8 @@ impl Follower {
     }
 
     fn run(mut self, woken: &Receiver<Wake>) {
-        let mut first = Vec::new();
-        let (changed, mut appeared, disappeared) = self.read(Asked { scan: true, ..Asked::default() });
-        for kind in Kind::ALL {
-            first.push(WatchEvent { kind, event: Event::Init });
-            let of_kind = changed.iter().filter_map(|c| c.new.as_ref()).filter(|s| s.object.kind() == kind);
-            first.extend(of_kind.map(|s| WatchEvent { kind, event: Event::InitApply(s.clone()) }));
-            first.push(WatchEvent { kind, event: Event::InitDone });
-        }
-        appeared.sort();
-        let seen = Instant::now();
-        let mut listening =
-            (self.deliver)(Update { events: first, appeared, disappeared, seen, reached: None });
+        let (changed, appeared, disappeared) = self.read(Asked { scan: true, ..Asked::default() });
+        let mut listening = (self.deliver)(first_update(&changed, appeared, disappeared));
         let mut again = None;
         while listening {
             let Some(asked) = self.next(woken, &mut again) else { return };
@@ -478,6 +468,23 @@ impl Follower {
             ObjectRef { kind: kind.into(), namespace: "".into(), name: self.name(path), source: None };
         Report::new(object, None, severity, message)
     }
+}
+
+/// The update that lists all that is there.
+pub(super) fn first_update(
+    changed: &[Changed],
+    mut appeared: Vec<Report>,
+    disappeared: Vec<Report>,
+) -> Update {
+    let mut events = Vec::new();
+    for kind in Kind::ALL {
+        events.push(WatchEvent { kind, event: Event::Init });
+        let of_kind = changed.iter().filter_map(|c| c.new.as_ref()).filter(|s| s.object.kind() == kind);
+        events.extend(of_kind.map(|s| WatchEvent { kind, event: Event::InitApply(s.clone()) }));
+        events.push(WatchEvent { kind, event: Event::InitDone });
+    }
+    appeared.sort();
+    Update { events, appeared, disappeared, seen: Instant::now(), reached: None }
 }
 
 fn event(Changed { old, new }: Changed) -> Option<WatchEvent> {

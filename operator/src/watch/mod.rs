@@ -7,7 +7,9 @@
 mod cluster;
 mod files;
 mod intake;
+mod lines;
 mod manifests;
+mod once;
 mod parse;
 mod slices;
 mod store;
@@ -17,6 +19,7 @@ pub use cluster::Cluster;
 pub(crate) use cluster::resources;
 pub(crate) use intake::{Intake, Step};
 pub use manifests::Manifests;
+pub use once::ManifestTexts;
 pub(crate) use slices::SliceController;
 #[cfg(feature = "fuzz")]
 pub(crate) use {parse::parse, store::Store as Definitions};
@@ -26,12 +29,19 @@ use std::{collections::BTreeMap, time::Instant};
 use slotmesh_compile::{Kind, Object, ObjectName, Report, Source};
 
 /// The node on which the agent of the embedded mode runs: no manifest has to describe it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocalNode {
     /// Its name, as its agent calls itself.
     pub name: String,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
+}
+
+impl Default for LocalNode {
+    /// A node without labels, by the name that agents have where nobody names them.
+    fn default() -> Self {
+        Self { name: "standalone".to_owned(), labels: BTreeMap::new() }
+    }
 }
 
 /// An object and where it was read.

@@ -75,7 +75,7 @@ pub(crate) fn parse(file: &Arc<str>, text: &str) -> Parsed {
 /// The documents of a YAML stream that say anything, each with the number of lines before it.
 ///
 /// A line that starts with `---` always ends a document, even inside a block scalar.
-fn split(text: &str) -> Vec<(usize, &str)> {
+pub(super) fn split(text: &str) -> Vec<(usize, &str)> {
     let mut documents = Vec::new();
     let (mut start, mut start_line, mut offset) = (0, 0, 0);
     let is_marker = |line: &str, marker| {
@@ -228,8 +228,20 @@ struct Parser {
 impl Parser {
     /// Something that is wrong, and what that means.
     fn fault(&mut self, object: ObjectRef, field: Option<String>, message: String, consequence: &str) {
+        self.fault_on(None, object, field, message, consequence);
+    }
+
+    /// The same, where the line is known.
+    fn fault_on(
+        &mut self,
+        line: Option<usize>,
+        object: ObjectRef,
+        field: Option<String>,
+        message: String,
+        consequence: &str,
+    ) {
         let report = Report::new(object, field, Severity::Refused, message).meaning(consequence);
-        self.out.reports.push(report);
+        self.out.reports.push(Report { line, ..report });
     }
 
     fn object_ref(&self, kind: &str, namespace: &str, name: &str) -> ObjectRef {
@@ -243,9 +255,8 @@ impl Parser {
 
     /// The document can't be read at all.
     fn broken(&mut self, line: Option<usize>, reason: &str) {
-        let line = line.map_or(String::new(), |line| format!("line {line}: "));
         let object = self.object_ref("Document", "", "");
-        self.fault(object, None, format!("{line}{reason}"), KEPT);
+        self.fault_on(line, object, None, reason.to_owned(), KEPT);
         self.out.lost = Lost::Unknown;
     }
 
@@ -344,9 +355,8 @@ impl Parser {
             }
             Err(Fault { path, reason, line }) => {
                 let object = ObjectRef::new(&key, Some(self.source.clone()));
-                let line = line.map_or(String::new(), |line| format!("line {line}: "));
                 let path = if path == "." { at.to_owned() } else { field(&path) };
-                self.fault(object, Some(path), format!("{line}{reason}"), LAST_GOOD);
+                self.fault_on(line, object, Some(path), reason, LAST_GOOD);
                 self.lose(key);
             }
         }
@@ -370,16 +380,15 @@ impl Parser {
     ) {
         let object = ObjectRef::new(key, Some(self.source.clone()));
         let line = place.and_then(|(before, text)| Some(line_of(text, &unknown.name)? + before));
-        let line = line.map_or(String::new(), |line| format!("line {line}: "));
         match unknown.meant {
             Some(meant) => {
-                let message = format!("{line}there is no field {path}; did you mean `{meant}`?");
-                self.fault(object, Some(path), message, LAST_GOOD);
+                let message = format!("there is no field {path}; did you mean `{meant}`?");
+                self.fault_on(line, object, Some(path), message, LAST_GOOD);
             }
             None => {
-                let message = format!("{line}there is no field {path}");
+                let message = format!("there is no field {path}");
                 let report = Report::new(object, Some(path), Severity::NotSupported, message);
-                self.out.reports.push(report.meaning("it has no effect"));
+                self.out.reports.push(Report { line, ..report.meaning("it has no effect") });
             }
         }
     }
