@@ -4,7 +4,7 @@
 //! Invariant: what costs more than a look at a few numbers is asked for by one client at a time, and is worked out
 //! elsewhere than on the thread that owns the maps.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -13,72 +13,40 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
+use serde_json::Value;
+use slotmesh_admin::{ClassReport, SlotsReport, VersionView, paths};
 use slotmesh_ads::Sink as _;
+use slotmesh_records::LAYOUT_HASH;
 use slotmesh_slots::Stats;
 use slotmesh_xds::ResourceType;
 use tokio::{sync::Mutex, time::timeout};
 
-use crate::{agent::Handle, metrics::render_running};
+use crate::{agent::Handle, datapath::AskedAddress, decided, metrics::render_running};
 
 /// The thread that owns the maps answers within this, or the agent doesn't live.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
 /// The slot table as `/slots` shows it.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct SlotsReport {
-    /// By slot size, smallest first.
-    pub classes: Vec<ClassReport>,
-    /// Outer records (slabs of 64 KiB) that exist.
-    pub outer_records: u32,
-    /// Of these, wholly idle: any class can have them.
-    pub outer_records_empty: u32,
-    /// Outer records not created yet, up to the cap.
-    pub outer_records_remaining: u32,
-    /// Slots and handles that wait for a grace period.
-    pub quarantined: usize,
-    /// Named resources that have a handle.
-    pub handles: usize,
-    /// Grace periods since the agent started.
-    pub grace_periods: u64,
-    /// Why the last growth failed, if it did.
-    pub growth_error: Option<String>,
-}
-
-/// Slots of one class.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct ClassReport {
-    /// The slot size.
-    pub bytes: usize,
-    /// In use.
-    pub used: u64,
-    /// Free, in slabs of this class.
-    pub idle: u64,
-    /// Waiting for a grace period.
-    pub retired: u64,
-}
-
-impl From<Stats> for SlotsReport {
-    fn from(stats: Stats) -> Self {
-        Self {
-            outer_records: stats.slabs,
-            outer_records_empty: stats.empty_slabs,
-            outer_records_remaining: stats.remaining(),
-            quarantined: stats.quarantined,
-            handles: stats.handles,
-            grace_periods: stats.grace_periods,
-            growth_error: stats.growth_error,
-            classes: stats
-                .classes
-                .iter()
-                .map(|(class, counts)| ClassReport {
-                    bytes: class.bytes(),
-                    used: counts.used,
-                    idle: counts.idle,
-                    retired: counts.retired,
-                })
-                .collect(),
-        }
+fn slots_report(stats: Stats) -> SlotsReport {
+    SlotsReport {
+        outer_records: stats.slabs,
+        outer_records_empty: stats.empty_slabs,
+        outer_records_remaining: stats.remaining(),
+        quarantined: stats.quarantined,
+        handles: stats.handles,
+        grace_periods: stats.grace_periods,
+        growth_error: stats.growth_error,
+        classes: stats
+            .classes
+            .iter()
+            .map(|(class, counts)| ClassReport {
+                bytes: class.bytes(),
+                used: counts.used,
+                idle: counts.idle,
+                retired: counts.retired,
+            })
+            .collect(),
     }
 }
 
@@ -98,14 +66,24 @@ pub struct Admin {
 
 impl Admin {
     /// The pages, and what each shows.
-    pub const PAGES: [(&str, &str); 5] = [
+    pub const PAGES: [(&str, &str); 9] = [
         ("/metrics", "OpenMetrics"),
         ("/readyz", "200 once all that there was at start is in force"),
         ("/livez", "200 while the thread that owns the maps answers"),
-        ("/slots", "the slot table, JSON"),
+        (paths::SLOTS, "the slot table, JSON"),
+        (paths::VERSION, "the version, the record layout and the kernel, JSON"),
         (
             "/resources",
             "the types of resources; /resources/TYPE lists names, /resources/TYPE/NAME shows records",
+        ),
+        (
+            paths::RECORDS,
+            "/records/TYPE shows the first 256 of a type, /records/TYPE/NAME those after that name, JSON",
+        ),
+        (paths::WORKLOADS, "the workloads whose connections are routed, JSON"),
+        (
+            paths::ASK,
+            "/ask/NAMESPACE/NAME/tcp/ADDRESS: where this workload's connections go, by the program in the kernel, JSON",
         ),
     ];
 
@@ -131,10 +109,15 @@ impl Admin {
     /// The other pages.
     pub fn local_routes(&self) -> Router {
         Router::new()
-            .route("/slots", get(slots))
+            .route(paths::SLOTS, get(slots))
+            .route(paths::VERSION, get(version))
             .route("/resources", get(types))
             .route("/resources/{type}", get(names))
             .route("/resources/{type}/{name}", get(resource))
+            .route("/records/{type}", get(first_records))
+            .route("/records/{type}/{after}", get(further_records))
+            .route(paths::WORKLOADS, get(workloads))
+            .route("/ask/{namespace}/{name}/{protocol}/{address}", get(ask))
             .with_state(self.clone())
     }
 }
@@ -200,9 +183,19 @@ async fn ready(State(Admin { agent, .. }): State<Admin>) -> Response {
 
 async fn slots(State(Admin { agent, .. }): State<Admin>) -> Response {
     match agent.stats().await {
-        Some((stats, _)) => json(&SlotsReport::from(stats)),
+        Some((stats, _)) => json(&slots_report(stats)),
         None => stopped(),
     }
+}
+
+async fn version() -> Response {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").ok();
+    json(&VersionView {
+        component: "agent".to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        layout: Some(format!("{LAYOUT_HASH:016x}")),
+        kernel: release.map(|release| release.trim().to_owned()),
+    })
 }
 
 async fn types() -> Response {
@@ -234,22 +227,81 @@ async fn resource(
         Err(unknown) => return (StatusCode::NOT_FOUND, unknown).into_response(),
     };
     let _turn = turn.lock().await;
-    match agent.show(ty, name.as_str().into()).await {
-        Some(mut shown) => {
-            if ty == ResourceType::Cluster {
-                // No record: it is of the cluster's name, whatever version is in force.
-                let out = agent.left_out(&name).await.into_iter();
-                let out =
-                    out.map(|(at, left)| serde_json::json!({ "address": at, "seconds": left.as_secs() + 1 }));
-                shown["ejected"] = out.collect();
-            }
-            json(&shown)
-        }
+    match shown(&agent, ty, &name).await {
+        Some(shown) => json(&shown),
         None if agent.has_ended() => stopped(),
         None => {
             let text = format!("no {ty} {name:?} is in force; /resources/{ty} lists those that are\n");
             (StatusCode::NOT_FOUND, text).into_response()
         }
+    }
+}
+
+/// A resource as its records hold it, and what there is of it beside them.
+async fn shown(agent: &Handle, ty: ResourceType, name: &str) -> Option<Value> {
+    let mut shown = agent.show(ty, name.into()).await?;
+    if ty == ResourceType::Cluster {
+        // No record: it is of the cluster's name, whatever version is in force.
+        let watched = !shown["outlierDetection"].is_null();
+        let out = if watched { agent.left_out(name).await } else { BTreeMap::new() };
+        let out = out.into_iter().map(|(at, left)| {
+            let seconds = left.as_secs() + 1;
+            serde_json::json!({ "address": at, "seconds": seconds })
+        });
+        shown["ejected"] = out.collect();
+    }
+    Some(shown)
+}
+
+/// Resources in one answer: what they take is held in memory.
+const TOGETHER: usize = 256;
+
+async fn first_records(State(admin): State<Admin>, Path(ty): Path<String>) -> Response {
+    records(admin, &ty, "").await
+}
+
+async fn further_records(State(admin): State<Admin>, Path((ty, after)): Path<(String, String)>) -> Response {
+    records(admin, &ty, &after).await
+}
+
+/// The next resources behind a name, in the order of names.
+async fn records(Admin { agent, turn, .. }: Admin, ty: &str, after: &str) -> Response {
+    let ty = match known(ty) {
+        Ok(ty) => ty,
+        Err(unknown) => return (StatusCode::NOT_FOUND, unknown).into_response(),
+    };
+    let _turn = turn.lock().await;
+    let held = agent.held().await.into_iter();
+    let mut names: Vec<_> =
+        held.filter(|(of, name, _)| *of == ty && name.as_str() > after).map(|(_, name, _)| name).collect();
+    names.sort_unstable();
+    let mut found = Vec::with_capacity(names.len().min(TOGETHER));
+    for name in names.iter().take(TOGETHER) {
+        // One that has gone meanwhile isn't there.
+        found.extend(shown(&agent, ty, name.as_str()).await);
+    }
+    if agent.has_ended() { stopped() } else { json(&found) }
+}
+
+async fn workloads(State(Admin { agent, .. }): State<Admin>) -> Response {
+    json(&agent.datapath().map(|datapath| datapath.workloads()).unwrap_or_default())
+}
+
+async fn ask(
+    State(Admin { agent, turn, .. }): State<Admin>,
+    Path((namespace, name, protocol, address)): Path<(String, String, String, String)>,
+) -> Response {
+    let Some(protocol) = decided::protocol(&protocol) else {
+        return (StatusCode::BAD_REQUEST, format!("{protocol:?} is neither tcp nor udp\n")).into_response();
+    };
+    let Ok(address) = address.parse() else {
+        let text = format!("{address:?} isn't ADDRESS:PORT, such as 10.96.0.10:80 or [fd00::10]:80\n");
+        return (StatusCode::BAD_REQUEST, text).into_response();
+    };
+    let _turn = turn.lock().await;
+    match decided::decided(&agent, [&namespace, &name], AskedAddress { address, protocol }).await {
+        Ok(decided) => json(&decided),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
 }
 

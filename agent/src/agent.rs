@@ -15,7 +15,7 @@ use std::{
 
 use slotmesh_ads::{AskAgain, Sink, Update};
 use slotmesh_kernel::{Host, HostError, Lock, Outer, OuterError, ensure_bpffs};
-use slotmesh_records::name_hash;
+use slotmesh_records::{VipKey, name_hash};
 use slotmesh_slots::{Config, Contradiction, Stats};
 use slotmesh_xds::{Rejection, ResourceName, ResourceType, Version};
 use tokio::{
@@ -114,6 +114,7 @@ enum Command {
     Apply(Update, Box<Prepared>, oneshot::Sender<Vec<Rejection>>),
     Held(oneshot::Sender<Vec<(ResourceType, ResourceName, Version)>>),
     Show(ResourceType, ResourceName, oneshot::Sender<Option<Shown>>),
+    ListenerAt(VipKey, oneshot::Sender<Option<String>>),
     ClusterNames(HashSet<u64>, oneshot::Sender<HashMap<u64, String>>),
     ProxyAddresses(Option<Vec<ResourceName>>, oneshot::Sender<HashMap<ResourceName, Ipv4Addr>>),
     Assignments(HashSet<String>, oneshot::Sender<HashMap<String, Held>>),
@@ -349,6 +350,7 @@ impl Agent {
             hashed: self.hashed.clone(),
             changes: self.changes.clone(),
             running: self.running.clone(),
+            datapath: Some(self.datapath.clone()),
         }
     }
 
@@ -387,9 +389,25 @@ pub struct Handle {
     hashed: Hashed,
     changes: watch::Receiver<u64>,
     running: Option<Arc<RunningReader>>,
+    datapath: Option<Arc<Datapath>>,
 }
 
 impl Handle {
+    /// The programs; `None` where none are loaded.
+    pub(crate) const fn datapath(&self) -> Option<&Arc<Datapath>> {
+        self.datapath.as_ref()
+    }
+
+    /// The name of the listener that has an address; `None` where none has, or the agent has stopped.
+    pub(crate) async fn listener_at(&self, key: VipKey) -> Option<String> {
+        self.ask(|reply| Command::ListenerAt(key, reply)).await.flatten()
+    }
+
+    /// The names of those of these clusters that are in force, by the hashes of their names.
+    pub(crate) async fn cluster_names(&self, hashes: HashSet<u64>) -> HashMap<u64, String> {
+        self.ask(|reply| Command::ClusterNames(hashes, reply)).await.unwrap_or_default()
+    }
+
     /// Changes whenever the slot table may have changed; the value itself has no meaning.
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.changes.clone()
@@ -423,7 +441,7 @@ impl Handle {
             return RunningNow::default();
         };
         let hashes = busiest.iter().map(|(hash, _)| *hash).collect();
-        let names = self.ask(|reply| Command::ClusterNames(hashes, reply)).await.unwrap_or_default();
+        let names = self.cluster_names(hashes).await;
         let named = |(hash, state)| Some((names.get(&hash)?.clone(), state));
         let clusters = busiest.into_iter().filter_map(named).collect();
         RunningNow { clusters, endpoints, ejections, sockets, affinities, flows, proxied, proxies }
@@ -562,6 +580,7 @@ fn own(
             }
             Ok(Command::Held(reply)) => drop(reply.send(writer.held())),
             Ok(Command::Show(ty, name, reply)) => drop(reply.send(writer.show(ty, name.as_str()))),
+            Ok(Command::ListenerAt(key, reply)) => drop(reply.send(writer.listener_at(&key))),
             Ok(Command::ClusterNames(hashes, reply)) => drop(reply.send(writer.cluster_names(&hashes))),
             Ok(Command::Assignments(names, reply)) => drop(reply.send(writer.assignments(names))),
             Ok(Command::ProxyAddresses(names, reply)) => drop(reply.send(writer.proxy_addresses(names))),
@@ -609,8 +628,17 @@ mod tests {
         let (_changed, changes) = watch::channel(0);
         let (metrics, room, hashed) = (Arc::default(), Arc::default(), Hashed::default());
         let ended_too = ended.clone();
-        let handle =
-            Handle { commands, metrics, synced, ended: ended_too, room, hashed, changes, running: None };
+        let handle = Handle {
+            commands,
+            metrics,
+            synced,
+            ended: ended_too,
+            room,
+            hashed,
+            changes,
+            running: None,
+            datapath: None,
+        };
         let owner = spawn_owner(&ended, move || {
             assert!(matches!(inbox.recv(), Ok(Command::Synced)));
             synced_sender.send_replace(true);

@@ -1,5 +1,7 @@
 //! Programs: loading, attaching to workloads, upgrading in place, and asking them.
 
+mod attached;
+
 use std::{
     collections::{HashMap, HashSet},
     fmt, fs, io,
@@ -26,6 +28,7 @@ use slotmesh_records::{
 };
 use slotmesh_xds::Transport;
 
+use self::attached::AttachedWorkloads;
 use crate::{
     pins::{Pins, remove_links},
     running::RunningMaps,
@@ -241,7 +244,8 @@ pub struct Datapath {
     sockets: Option<Sockets>,
     identity: Map<u64, Identity>,
     /// The classes of workloads as callers, where they aren't their namespaces', by the ids of the workloads.
-    classes: Mutex<HashMap<u64, u64>>,
+    classes: Mutex<HashMap<u64, String>>,
+    attached: AttachedWorkloads,
     pins: Pins,
     host: Host,
 }
@@ -419,6 +423,7 @@ impl Datapath {
                 .ok(),
             identity,
             classes: Mutex::default(),
+            attached: AttachedWorkloads::default(),
             pins,
             host,
         };
@@ -468,7 +473,7 @@ impl Datapath {
     /// Says of which class a workload is as a caller, from its next [`enrol`](Self::enrol) on; an empty class is that of
     /// its namespace. Until somebody says so, a workload keeps the class that an earlier agent gave it.
     pub fn classify(&self, workload: &Workload, class: &str) {
-        let class = name_hash(if class.is_empty() { &workload.namespace } else { class });
+        let class = if class.is_empty() { &workload.namespace } else { class }.to_owned();
         self.classes.lock().unwrap_or_else(PoisonError::into_inner).insert(workload.id(), class);
     }
 
@@ -479,6 +484,7 @@ impl Datapath {
     /// Where a pin can't be removed.
     pub fn release(&self, workload: &Workload) -> Result<(), DatapathError> {
         self.classes.lock().unwrap_or_else(PoisonError::into_inner).remove(&workload.id());
+        self.attached.remove(workload.id());
         let path = self.pins.links_of(workload.id());
         remove_links(&path).map_err(pin_error(&path))
     }
@@ -488,7 +494,9 @@ impl Datapath {
     /// # Errors
     /// Where a pin can't be removed.
     pub fn retain<'w>(&self, workloads: impl IntoIterator<Item = &'w Workload>) -> Result<(), DatapathError> {
-        let wanted: HashSet<PathBuf> = workloads.into_iter().map(|w| self.pins.links_of(w.id())).collect();
+        let wanted: HashSet<u64> = workloads.into_iter().map(Workload::id).collect();
+        self.attached.retain(&wanted);
+        let wanted: HashSet<PathBuf> = wanted.into_iter().map(|id| self.pins.links_of(id)).collect();
         for path in entries(&self.pins.links())? {
             if !wanted.contains(&path) {
                 remove_links(&path).map_err(pin_error(&path))?;
@@ -611,6 +619,7 @@ impl Datapath {
                 self.identity.update(&cgroup, &identity).map_err(bpf(describe("store the identity of")))?;
             }
         }
+        self.attached.insert(workload, cgroup);
         self.warn_of_others(workload, &dir);
         Ok(())
     }
@@ -618,7 +627,8 @@ impl Datapath {
     /// Who a workload is, in this cgroup.
     fn identity_of(&self, workload: &Workload, cgroup: u64, is_pod: bool) -> Identity {
         let (id, namespace) = (workload.id(), name_hash(&workload.namespace));
-        let told = self.classes.lock().unwrap_or_else(PoisonError::into_inner).get(&id).copied();
+        let told = self.classes.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = told.get(&id).map(|class| name_hash(class));
         let before = self.identity.get(&cgroup).ok().flatten().filter(|before| before.workload == id);
         let class = told.or_else(|| before.map(|before| before.class)).unwrap_or(namespace);
         let pod = if is_pod { cgroup } else { 0 };
@@ -671,12 +681,20 @@ impl Datapath {
         to: impl Into<AskedAddress>,
         numbers: impl Into<Numbers>,
     ) -> Result<Decision, DatapathError> {
-        let Numbers { cluster, endpoint, other } = numbers.into();
-        let AskedAddress { address, protocol } = to.into();
+        self.ask_by_hashes([namespace, class].map(name_hash), to.into(), numbers.into())
+    }
+
+    /// The same, by the hashes of namespace and class.
+    fn ask_by_hashes(
+        &self,
+        [namespace, class]: [u64; 2],
+        AskedAddress { address, protocol }: AskedAddress,
+        Numbers { cluster, endpoint, other }: Numbers,
+    ) -> Result<Decision, DatapathError> {
         let question = Question {
             vip: crate::flatten::asked_key(address, protocol),
-            namespace: name_hash(namespace),
-            class: name_hash(class),
+            namespace,
+            class,
             cluster_random: cluster,
             endpoint_random: endpoint,
             other_random: other,

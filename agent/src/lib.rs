@@ -13,6 +13,7 @@ mod agent;
 mod alias;
 pub mod config;
 mod datapath;
+mod decided;
 mod enrol;
 pub mod flatten;
 mod handles;

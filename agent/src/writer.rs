@@ -651,6 +651,15 @@ impl Writer {
         named.filter(|(hash, _)| hashes.contains(hash)).map(|(hash, name)| (hash, name.to_owned())).collect()
     }
 
+    /// The name of the listener to which programs find the way from this address, in the VIP map or as a NodePort.
+    pub(crate) fn listener_at(&self, key: &VipKey) -> Option<String> {
+        let of_nodes = || {
+            self.vips.owner(&VipKey::node(key.addr))?;
+            self.vips.owner(&VipKey::node_port(key.addr, key.port, key.protocol))
+        };
+        self.engine.name(self.vips.owner(key).or_else(of_nodes)?).map(str::to_owned)
+    }
+
     /// The slot table, and how many addresses the VIP map holds.
     pub fn stats(&self) -> (Stats, usize) {
         (self.engine.stats(), self.vips.len())

@@ -2,22 +2,36 @@
 
 mod admin;
 mod agent;
+mod ask;
 mod check;
 mod cluster;
 mod compile;
+mod completion;
 mod domain;
 mod drain;
 mod embedded;
+mod explain;
 mod flags;
+mod get;
+mod in_force;
+mod lint;
 mod listen;
+mod manual;
+mod mesh;
 mod operator;
+mod port_forward;
 mod process;
 mod proxy;
+mod render;
 mod reports;
+mod served;
 mod slots;
 mod up;
+mod version;
 
-use clap::{Parser, Subcommand};
+use std::{path::Path, process::ExitCode};
+
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 /// Routes TCP connections in the Linux kernel, when they are made, by Services, routes and policies.
 ///
@@ -43,12 +57,42 @@ enum Command {
     Drain(drain::Drain),
     /// Serve HTTP by a file that a stock Envoy would take: a look at the proxy, without a cluster and without rights
     Proxy(proxy::Proxy),
+    /// Say what `slotmesh up` would say of manifests, without root and without a kernel (for editors and CI)
+    Lint(lint::Lint),
+    /// Say what a running operator, or `slotmesh up`, has to say of its objects
+    Reports(reports::Reports),
+    /// Say whether changes are in force on all nodes of the cluster, and if not, where, since when and what to do
+    Status(mesh::MeshStatus),
+    /// List what a node has in force, as the kernel's records hold it
+    Get(get::Get),
+    /// Say where the connections of a workload to an address go, and why, by the program in the kernel
+    Explain(explain::Explain),
     /// Print the slot table of a running agent
     Slots(slots::Slots),
+    /// Print the version of this program, and of the agent and the operator that it reaches
+    Version(version::VersionCommand),
+    /// Print a script by which a shell completes commands, flags and their values
+    Completion(completion::Completion),
+    /// Print the manual page of a command, or write those of all into a directory
+    Man(manual::Manual),
 }
 
-fn main() -> anyhow::Result<()> {
-    let Cli { command } = Cli::parse();
+/// The name by which kubectl finds the program: `kubectl slotmesh`.
+const PLUGIN: &str = "kubectl-slotmesh";
+
+/// Tells whether kubectl has started this.
+fn is_plugin() -> bool {
+    let name = std::env::args_os().next();
+    let stem = name.as_deref().map(Path::new).and_then(Path::file_stem);
+    stem.is_some_and(|stem| stem == PLUGIN)
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    let mut command = Cli::command();
+    if is_plugin() {
+        command = command.bin_name("kubectl slotmesh");
+    }
+    let Cli { command } = Cli::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit());
     match command {
         Command::Up(up) => up.run(),
         Command::Operator(operator) => operator.run(),
@@ -56,6 +100,15 @@ fn main() -> anyhow::Result<()> {
         Command::Check(check) => check.run(),
         Command::Drain(drain) => drain.run(),
         Command::Proxy(proxy) => proxy.run(),
+        Command::Lint(lint) => return lint.run(),
+        Command::Reports(reports) => reports.run(),
+        Command::Status(status) => return status.run(),
+        Command::Get(get) => return get.run(),
+        Command::Explain(explain) => return explain.run(),
         Command::Slots(slots) => slots.run(),
-    }
+        Command::Version(version) => version.run(),
+        Command::Completion(completion) => completion.run(),
+        Command::Man(manual) => manual.run(),
+    }?;
+    Ok(ExitCode::SUCCESS)
 }

@@ -35,7 +35,7 @@ use crate::{
     flags::{ADMIN, LogFlag, address},
     listen::listen,
     process::{GRACE, LIMIT, Parts, raise_descriptor_limit, stop_on_signals},
-    reports,
+    reports, served, version,
 };
 
 /// How long the compile thread may take for what it has begun. It takes milliseconds, and seconds for a first list.
@@ -254,7 +254,9 @@ impl Running {
             certified: certified.clone(),
             pulse: operator.pulse(),
         };
-        let site = Site::new(routes(state), reports::router(operator.status()), &PAGES);
+        let local =
+            reports::router(operator.status()).merge(served::router(store.clone())).merge(version::router());
+        let site = Site::new(routes(state), local, &PAGES);
         // Outlives the streams, which are served for a while after the signal.
         parts.add_last("the admin server", admin::serve(socket, site, CancellationToken::new()));
 
@@ -287,11 +289,13 @@ impl Running {
 }
 
 /// The pages of the admin interface, and what each shows.
-const PAGES: [(&str, &str); 4] = [
+const PAGES: [(&str, &str); 6] = [
     ("/metrics", "OpenMetrics"),
     ("/readyz", "200 once all that the cluster had at start is compiled, and there is a certificate"),
     ("/livez", "200 while the compile thread gets on"),
     reports::PAGE,
+    served::PAGE,
+    version::PAGE,
 ];
 
 /// What the admin interface answers from.

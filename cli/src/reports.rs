@@ -1,62 +1,111 @@
-//! `/reports` of the admin interface: what users should know of their objects. And what else is told of the pipeline.
+//! What users should know of their objects: `/reports` of the admin interface, and `slotmesh reports`, which asks for it.
+//! And what else is told of the pipeline.
 
 use axum::{Router, extract::State, response::Response, routing::get};
-use serde::Serialize;
+use clap::Args;
+use slotmesh_admin::{ReportSeverity, ReportView, paths};
 use slotmesh_agent::admin::json;
 use slotmesh_compile::{Kind, ObjectRef, Report, Severity};
 use slotmesh_operator::Status;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// A report as `/reports` shows it.
-#[derive(Debug, Serialize)]
-struct ReportView<'a> {
-    /// Kind, namespace and name in one, to be read.
-    object: String,
-    kind: &'a str,
-    namespace: &'a str,
-    name: &'a str,
-    file: Option<&'a str>,
-    document: Option<usize>,
-    line: Option<usize>,
-    field: Option<&'a str>,
-    severity: &'static str,
-    reason: &'static str,
-    message: &'a str,
-    consequence: Option<&'a str>,
-    hint: Option<&'a str>,
-}
+use crate::{
+    ask::AskedOperator,
+    render::{Columns, OutputForm, Paint, or_dash, print},
+};
 
-impl<'a> From<&'a Report> for ReportView<'a> {
-    fn from(report: &'a Report) -> Self {
-        let object = &report.object;
-        let source = object.source.as_ref();
-        Self {
-            object: ObjectRef { source: None, ..object.clone() }.to_string(),
-            kind: &object.kind,
-            namespace: &object.namespace,
-            name: &object.name,
-            file: source.map(|source| &*source.file),
-            document: source.and_then(|source| source.document),
-            line: source.and_then(|source| source.line),
-            field: report.field.as_deref().filter(|field| !field.is_empty()),
-            severity: report.severity.as_str(),
-            reason: report.reason.as_str(),
-            message: &report.message,
-            consequence: report.consequence.as_deref(),
-            hint: report.hint(),
-        }
+/// A report as the admin interface and `slotmesh lint` show it.
+pub fn view(report: &Report) -> ReportView {
+    let object = &report.object;
+    let source = object.source.as_ref();
+    ReportView {
+        object: ObjectRef { source: None, ..object.clone() }.to_string(),
+        kind: object.kind.to_string(),
+        namespace: object.namespace.to_string(),
+        name: object.name.to_string(),
+        file: source.map(|source| source.file.to_string()),
+        document: source.and_then(|source| source.document),
+        line: report.line.or_else(|| source.and_then(|source| source.line)),
+        field: report.field.clone().filter(|field| !field.is_empty()),
+        severity: match report.severity {
+            Severity::Refused => ReportSeverity::Refused,
+            Severity::NotSupported => ReportSeverity::NotSupported,
+            Severity::Note => ReportSeverity::Note,
+        },
+        reason: report.reason.as_str().to_owned(),
+        message: report.message.clone(),
+        consequence: report.consequence.clone(),
+        hint: report.hint().map(str::to_owned),
     }
 }
 
+/// The flags of `slotmesh reports`.
+#[derive(Debug, Args)]
+pub struct Reports {
+    /// Tell of objects of this namespace only
+    #[arg(value_name = "NAMESPACE")]
+    of: Option<String>,
+
+    #[command(flatten)]
+    asked: AskedOperator,
+
+    /// Form of the answer
+    #[arg(long, short, env = "SLOTMESH_OUTPUT", default_value = "table")]
+    output: OutputForm,
+}
+
+impl Reports {
+    /// Prints what whoever compiles the objects says of them.
+    ///
+    /// # Errors
+    /// When nobody answers.
+    pub fn run(self) -> anyhow::Result<()> {
+        let Self { of, asked, output } = self;
+        let mut found: Vec<ReportView> = asked.ask(paths::REPORTS)?;
+        found.retain(|found| of.as_ref().is_none_or(|namespace| found.namespace == *namespace));
+        found.sort_by(|a, b| (a.severity, &a.object, &a.field).cmp(&(b.severity, &b.object, &b.field)));
+        let table = |wide| table(&found, wide);
+        print(&output.of(&found, table)?)?;
+        if found.is_empty() {
+            eprintln!("no reports");
+        }
+        Ok(())
+    }
+}
+
+fn table(found: &[ReportView], wide: bool) -> Columns {
+    let mut header = vec!["SEVERITY", "OBJECT"];
+    if wide {
+        header.extend(["REASON", "FILE"]);
+    }
+    header.push("MESSAGE");
+    let mut table = Columns::new(header).paint("SEVERITY", |severity| match severity {
+        "refused" => Some(Paint::Red),
+        "not supported" => Some(Paint::Yellow),
+        _ => None,
+    });
+    for found in found {
+        let mut row = vec![found.severity.to_string(), found.object.clone()];
+        if wide {
+            let line = found.line.map_or(String::new(), |line| format!(":{line}"));
+            let file = found.file.as_ref().map(|file| format!("{file}{line}"));
+            row.extend([found.reason.clone(), or_dash(file)]);
+        }
+        row.push(found.text());
+        table.row(row);
+    }
+    table
+}
+
 /// The page, and what it shows.
-pub const PAGE: (&str, &str) = ("/reports", "what users should know of their objects, JSON");
+pub const PAGE: (&str, &str) = (paths::REPORTS, "what users should know of their objects, JSON");
 
 /// The route `/reports`.
 pub fn router(status: watch::Receiver<Status>) -> Router {
     async fn show(State(status): State<watch::Receiver<Status>>) -> Response {
         let reports = status.borrow().reports.clone();
-        json(&reports.iter().map(ReportView::from).collect::<Vec<_>>())
+        json(&reports.iter().map(view).collect::<Vec<_>>())
     }
     Router::new().route(PAGE.0, get(show)).with_state(status)
 }

@@ -1,20 +1,17 @@
 //! `slotmesh slots`: the slot table of a running agent.
 
-use std::{fmt::Write as _, net::SocketAddr};
+use std::fmt::Write as _;
 
-use anyhow::Context as _;
 use clap::Args;
-use slotmesh_agent::admin::SlotsReport;
+use slotmesh_admin::{SlotsReport, paths};
 
-use crate::flags::address;
+use crate::{ask::AskedAgent, render::print};
 
 /// The flags of `slotmesh slots`.
 #[derive(Debug, Args)]
 pub struct Slots {
-    /// Address of the agent's admin interface
-    #[arg(long, env = "SLOTMESH_ADMIN", default_value = "127.0.0.1:15020", value_name = "ADDRESS",
-        value_parser = address)]
-    admin: SocketAddr,
+    #[command(flatten)]
+    asked: AskedAgent,
 
     /// Print JSON
     #[arg(long)]
@@ -27,25 +24,9 @@ impl Slots {
     /// # Errors
     /// Where no agent answers.
     pub fn run(self) -> anyhow::Result<()> {
-        let Self { admin, json } = self;
-        let url = format!("http://{admin}/slots");
-        let report: SlotsReport = ureq::get(&url)
-            .call()
-            .with_context(|| {
-                format!(
-                    "no agent answers at {admin}; name its address with --admin. That of a pod is reached by \
-                     `kubectl port-forward --namespace slotmesh-system POD 15020`"
-                )
-            })?
-            .body_mut()
-            .read_json()
-            .with_context(|| format!("{url} is not an agent's slot table"))?;
-        if json {
-            println!("{}", serde_json::to_string_pretty(&report)?);
-        } else {
-            print!("{}", table(&report));
-        }
-        Ok(())
+        let Self { asked, json } = self;
+        let report: SlotsReport = asked.site()?.get(paths::SLOTS)?;
+        print(&if json { serde_json::to_string_pretty(&report)? + "\n" } else { table(&report) })
     }
 }
 

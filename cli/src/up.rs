@@ -22,7 +22,7 @@ use crate::{
     flags::{ADMIN, CLUSTER_METRICS, LogFlag, MapFlags, PINS, SlotFlags, address},
     listen::listen,
     process::{GRACE, LIMIT, Parts, raise_descriptor_limit, stop_on_signals},
-    reports,
+    reports, served,
 };
 
 /// The heading of flags that say what this node is to SlotProfiles.
@@ -307,10 +307,12 @@ async fn run(
     parts.add("the compile thread", reports::compile_thread_ended(operator.status(), stop.clone()));
     let (datapath, workloads) = (agent.datapath().clone(), running.workloads.clone());
     let sink = FixedCallers::new(agent.handle(), datapath, workloads, agent.synced());
-    embedded::stream(&mut parts, store, sink, &node.name, &stop);
+    embedded::stream(&mut parts, store.clone(), sink, &node.name, &stop);
     let pages = Admin::new(agent.handle(), *clusters);
-    let local = pages.local_routes().merge(reports::router(operator.status()));
-    let site = Site::new(pages.open_routes(), local, &[&Admin::PAGES[..], &[reports::PAGE]].concat());
+    let local =
+        pages.local_routes().merge(reports::router(operator.status())).merge(served::router(store.clone()));
+    let index = [&Admin::PAGES[..], &[reports::PAGE, served::PAGE]].concat();
+    let site = Site::new(pages.open_routes(), local, &index);
     parts.add_last("the admin server", admin::serve(socket, site, stop.clone()));
 
     let ready = async {

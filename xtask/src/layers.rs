@@ -41,11 +41,13 @@ const fn room(name: &'static str, uses: &'static [&'static str]) -> Room {
 const VARIANT: &str = "-next";
 
 /// Crates that the command line wires for the standalone mode: both sides, and the types of their public
-/// settings and reports. Never what lies below them (kernel, records, resource definitions).
+/// settings and reports; and those that it reads the state of a mesh by. Never what lies below them (kernel, records).
 const COMMAND_LINE: &[&str] = &[
+    "slotmesh-admin",
     "slotmesh-ads",
     "slotmesh-agent",
     "slotmesh-compile",
+    "slotmesh-crds",
     "slotmesh-feed",
     "slotmesh-operator",
     "slotmesh-proxy",
@@ -60,6 +62,8 @@ const ROOMS: &[Room] = &[
     room("slotmesh-kernel", &["slotmesh-records"]),
     room("slotmesh-slots", &["slotmesh-kernel", "slotmesh-records"]),
     room("slotmesh-xds", &[]),
+    // Types that both ends of an admin interface share.
+    room("slotmesh-admin", &[]),
     Room {
         name: "slotmesh-ads",
         uses: &["slotmesh-xds"],
@@ -68,7 +72,14 @@ const ROOMS: &[Room] = &[
     },
     room(
         "slotmesh-agent",
-        &["slotmesh-ads", "slotmesh-kernel", "slotmesh-records", "slotmesh-slots", "slotmesh-xds"],
+        &[
+            "slotmesh-admin",
+            "slotmesh-ads",
+            "slotmesh-kernel",
+            "slotmesh-records",
+            "slotmesh-slots",
+            "slotmesh-xds",
+        ],
     ),
     room("slotmesh-crds", &[]),
     room("slotmesh-compile", &["slotmesh-crds", "slotmesh-xds"]),
@@ -152,6 +163,7 @@ const NEVER: &[(&str, &[&[&str]])] = &[
     ("slotmesh-kernel", &[KUBERNETES, XDS]),
     ("slotmesh-slots", &[KUBERNETES, XDS]),
     ("slotmesh-xds", &[KUBERNETES, SOCKETS]),
+    ("slotmesh-admin", &[KUBERNETES, XDS, SOCKETS]),
     ("slotmesh-ads", &[KUBERNETES]),
     ("slotmesh-agent", &[KUBERNETES]),
     ("slotmesh-compile", &[SOCKETS, &["kube-client", "kube-runtime"]]),

@@ -286,6 +286,15 @@ impl Store {
         self.read(|resources| resources.get(ty, name).cloned())
     }
 
+    /// Names and versions of the resources of a type that are served, to whichever agents.
+    pub fn served(&self, ty: ResourceType) -> Vec<(ResourceName, Version)> {
+        self.read(|resources| {
+            let table = &resources.by_type[ty];
+            let version = |place| Some(table.at(place)?.version);
+            table.iter().filter_map(|(name, place)| Some((name.clone(), version(place)?))).collect()
+        })
+    }
+
     /// How many resources of a type are served.
     pub fn count(&self, ty: ResourceType) -> usize {
         self.read(|resources| resources.by_type[ty].len())

@@ -1,0 +1,34 @@
+//! `/served` of the admin interface: the names and versions of what is served, to be compared with what a node has.
+
+use axum::{
+    Router,
+    extract::{Path, State},
+    http::StatusCode,
+    response::{IntoResponse as _, Response},
+    routing::get,
+};
+use slotmesh_admin::{ServedView, paths};
+use slotmesh_agent::admin::json;
+use slotmesh_serve::Store;
+use slotmesh_xds::ResourceType;
+
+/// The page, and its content.
+pub const PAGE: (&str, &str) =
+    (paths::SERVED, "/served/TYPE lists names and versions of what is served to agents, JSON");
+
+/// The route `/served/TYPE`.
+pub fn router(store: Store) -> Router {
+    async fn show(State(store): State<Store>, Path(ty): Path<String>) -> Response {
+        let Some(ty) = ResourceType::RECORDS.into_iter().find(|known| known.as_str() == ty) else {
+            return (StatusCode::NOT_FOUND, format!("no type {ty:?}\n")).into_response();
+        };
+        let mut served: Vec<ServedView> = store
+            .served(ty)
+            .into_iter()
+            .map(|(name, version)| ServedView { name: name.to_string(), version: version.to_string() })
+            .collect();
+        served.sort_by(|a, b| a.name.cmp(&b.name));
+        json(&served)
+    }
+    Router::new().route("/served/{type}", get(show)).with_state(store)
+}
