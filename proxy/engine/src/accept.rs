@@ -33,6 +33,7 @@ use crate::{
     dial::DialOrigin,
     downstream::Way,
     inbound::ClientState,
+    turns::InTurn,
     worker::{ListenerState, Open, Worker},
 };
 
@@ -268,14 +269,16 @@ impl Worker {
         origin.connections.borrow_mut().push((Rc::downgrade(listener), Arc::downgrade(&state)));
         let stop = origin.stop(listener);
         let (worker, listener, origin) = (self.clone(), listener.clone(), origin.id);
-        spawn_local(async move {
+        let turns = worker.turns.of(origin, peer.ip().to_canonical());
+        let whole = async move {
             let _open = open;
             let whole = connection::serve(worker, listener, origin, stream, peer, state.clone(), stop);
             tokio::select! {
                 () = whole => {}
                 () = state.ended() => tracing::debug!(%peer, "a client's connection is cut off"),
             }
-        });
+        };
+        spawn_local(InTurn::new(Box::pin(whole), turns));
     }
 
     /// An origin has gone: its connections to endpoints that are idle end now, those of its clients when they have

@@ -1,9 +1,17 @@
 //! One connection of a client, from its first bytes to its end.
 //!
 //! Nothing is allocated for reading until the client has said something. Then its protocol is known, and with it the way
-//! it is served: HTTP/1 or HTTP/2 by hyper, or TCP passed through.
+//! it is served: HTTP/1 or HTTP/2 by hyper, or TCP passed through. A connection of HTTP/1 that has been idle for a second
+//! is taken from hyper, whose buffers go, until the client says something again.
 
-use std::{convert::Infallible, net::SocketAddr, pin::pin, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    pin::{Pin, pin},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
 use http::Request;
 use hyper::{
@@ -20,7 +28,7 @@ use crate::{
     downstream::{ClientProtocol, Codec, HttpConfig, ListenerConfig, Way},
     exchange,
     inbound::{self, ClientState, ClientStream, FirstBytes},
-    pool::LocalTasks,
+    pool::{self, LocalTasks},
     series::SourceSeries,
     tunnel,
     worker::{ListenerState, Worker},
@@ -73,19 +81,21 @@ pub(crate) async fn serve(
         () = stop.cancelled() => return,
     };
     let Some(protocol) = looked else { return };
-    match config.way(protocol) {
+    let way = config.way(protocol).cloned();
+    drop(config);
+    // What is boxed here is given back while a connection is idle, or is never made.
+    match way {
         None => tracing::debug!(%peer, ?protocol, "no filter chain is for this protocol"),
         Some(Way::Tcp(tcp)) => {
             state.make_opaque();
             state.begin_request();
             worker.stats.tcp.one_more();
-            tunnel::to_cluster(&worker, origin, stream, tcp).await;
+            Box::pin(tunnel::to_cluster(&worker, origin, stream, &tcp)).await;
         }
         Some(Way::Http(http)) => {
             let Some(protocol) = protocol.filter(|protocol| fits(http.codec, *protocol)) else {
                 return tracing::debug!(%peer, "neither HTTP/1 nor HTTP/2, or not the one that is served here");
             };
-            let http = http.clone();
             let (source, state) = (worker.source(origin), state.clone());
             let context = Rc::new(ClientContext {
                 worker,
@@ -98,16 +108,43 @@ pub(crate) async fn serve(
             });
             if protocol == ClientProtocol::Http2 {
                 state.make_opaque();
-                serve_http2(&http, context, stream, stop).await;
+                Box::pin(serve_http2(http, context, stream, stop)).await;
             } else {
+                drop(http);
                 stream.follow_requests();
-                serve_http1(&http, context, stream, stop).await;
+                while let Some(idle) = Box::pin(serve_http1(context.clone(), stream, &stop)).await {
+                    stream = idle;
+                    let _at_rest = AtRest::new(&context);
+                    tokio::select! {
+                        biased;
+                        readable = stream.readable() => if readable.is_err() { return },
+                        () = stop.cancelled() => return,
+                    }
+                }
             }
             // An upgraded connection isn't over.
             if let Ok(socket) = socket.try_recv() {
-                inbound::close(socket).await;
+                Box::pin(inbound::close(socket)).await;
             }
         }
+    }
+}
+
+/// A connection without a request, and without buffers.
+struct AtRest<'c>(&'c ClientContext);
+
+impl<'c> AtRest<'c> {
+    fn new(context: &'c ClientContext) -> Self {
+        context.state.rest(true);
+        context.worker.stats.connections_at_rest.one_more();
+        Self(context)
+    }
+}
+
+impl Drop for AtRest<'_> {
+    fn drop(&mut self) {
+        self.0.state.rest(false);
+        self.0.worker.stats.connections_at_rest.one_less();
     }
 }
 
@@ -149,41 +186,62 @@ async fn look(config: &ListenerConfig, stream: &mut ClientStream) -> Option<Opti
     }
 }
 
+/// Next step of a connection that isn't over.
+enum Next {
+    Stop,
+    Rest,
+}
+
+/// Serves HTTP/1 until the connection is over, or idle: then it is returned.
 async fn serve_http1(
-    http: &HttpConfig,
     context: Rc<ClientContext>,
     stream: ClientStream,
-    stop: CancellationToken,
-) {
-    let limits = context.worker.limits;
-    let peer = context.peer;
+    stop: &CancellationToken,
+) -> Option<ClientStream> {
+    let http = context.http()?;
+    let (limits, peer, state) = (context.worker.limits, context.peer, context.state.clone());
     let service = service_fn(move |request: Request<Incoming>| {
         let context = context.clone();
         async move { Ok::<_, Infallible>(exchange::handle(context, request).await) }
     });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(None)
-        .max_headers(http.headers.unwrap_or(limits.headers))
-        .max_buf_size(http.head_bytes.unwrap_or(limits.head_bytes).max(8 << 10))
-        .serve_connection(TokioIo::new(stream), service)
-        .with_upgrades();
-    let mut connection = pin!(connection);
-    let ended = tokio::select! {
-        biased;
-        ended = connection.as_mut() => ended,
-        () = stop.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(None);
+    builder.max_buf_size(http.head_bytes.unwrap_or(limits.head_bytes).max(8 << 10));
+    let headers = http.headers.unwrap_or(limits.headers);
+    if headers != pool::USUAL_HEADERS {
+        builder.max_headers(headers);
+    }
+    let mut connection = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
+    let ended = loop {
+        let next = tokio::select! {
+            biased;
+            ended = &mut connection => break ended,
+            () = stop.cancelled() => Next::Stop,
+            () = state.told_to_rest() => Next::Rest,
+        };
+        match next {
+            Next::Stop => {
+                Pin::new(&mut connection).graceful_shutdown();
+                break connection.await;
+            }
+            // All that was to be written is: the connection has been polled before.
+            Next::Rest if state.may_rest() => {
+                let parts = connection.into_parts()?;
+                let mut stream = parts.io.into_inner();
+                stream.give_back(&parts.read_buf);
+                return Some(stream);
+            }
+            Next::Rest => {}
         }
     };
     if let Err(error) = ended {
         tracing::debug!(%error, %peer, "a client's connection ended");
     }
+    None
 }
 
 async fn serve_http2(
-    http: &HttpConfig,
+    http: Arc<HttpConfig>,
     context: Rc<ClientContext>,
     stream: ClientStream,
     stop: CancellationToken,

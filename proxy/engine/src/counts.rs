@@ -86,6 +86,7 @@ pub(crate) struct WorkerStats {
     clusters: Mutex<BTreeMap<Arc<str>, Arc<ClusterStats>>>,
     pub(crate) connections: Count,
     pub(crate) connections_open: Count,
+    pub(crate) connections_at_rest: Count,
     pub(crate) connections_shed: Count,
     pub(crate) connections_unrouted: Count,
     pub(crate) requests_shed: Count,
@@ -160,6 +161,12 @@ const PER_WORKER: [(&str, &str, WorkerNumber); 7] = [
     ("tcp_connections", "Connections passed through as TCP", |stats| &stats.tcp),
 ];
 
+/// Gauges of workers.
+const GAUGES: [(&str, &str, WorkerNumber); 2] = [
+    ("connections_open", "Connections from clients that are open", |stats| &stats.connections_open),
+    ("connections_at_rest", "Of these, idle ones that hold no buffer", |stats| &stats.connections_at_rest),
+];
+
 impl Stats {
     /// Makes the counts part of a registry.
     pub(crate) fn register(&self, registry: &mut Registry) {
@@ -221,14 +228,12 @@ impl Collector for Stats {
             let sum: u64 = self.0.iter().map(|worker| number(worker).get()).sum();
             ConstCounter::new(sum).encode(encoder.encode_descriptor(name, help, None, counter)?)?;
         }
-        let open: u64 = self.0.iter().map(|worker| worker.connections_open.get()).sum();
-        let help = "Connections from clients that are open";
-        ConstGauge::new(i64::try_from(open).unwrap_or_default()).encode(encoder.encode_descriptor(
-            "connections_open",
-            help,
-            None,
-            MetricType::Gauge,
-        )?)
+        for (name, help, number) in GAUGES {
+            let sum: u64 = self.0.iter().map(|worker| number(worker).get()).sum();
+            let value = ConstGauge::new(i64::try_from(sum).unwrap_or_default());
+            value.encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)?;
+        }
+        Ok(())
     }
 }
 

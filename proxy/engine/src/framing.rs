@@ -71,6 +71,11 @@ impl Framing {
         self.state == State::Head && (self.length > 0 || self.lines > 0)
     }
 
+    /// Number of messages that have come, where the last one has come whole.
+    pub(crate) fn complete(&self) -> Option<u64> {
+        (self.state == State::Head && self.length == 0 && self.lines == 0).then_some(self.heads)
+    }
+
     /// Follows the next bytes, and reports each head that they complete.
     pub(crate) fn follow(&mut self, mut bytes: &[u8], mut complete: impl FnMut(CompleteHead)) {
         while !bytes.is_empty() {

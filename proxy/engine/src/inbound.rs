@@ -26,6 +26,8 @@ const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// end it. As in Envoy.
 const TAKEN_BACK_WITHIN: Duration = Duration::from_secs(1);
 const MOST_TAKEN_BACK: u64 = 500;
+/// Time after which an idle connection gives its buffers back.
+const REST: Duration = Duration::from_secs(1);
 /// Bytes of a request's first line that are looked at to tell its protocol.
 const FIRST_LINE: usize = 4_096;
 
@@ -50,7 +52,12 @@ pub(crate) struct ClientState {
     served: AtomicU64,
     /// Requests that the client has taken back at once.
     taken_back: AtomicU64,
+    /// Numbers of requests whose heads have come, where the last one has come whole; else the largest number.
+    complete: AtomicU64,
+    /// It is without buffers.
+    at_rest: AtomicBool,
     kill: Notify,
+    rest: Notify,
 }
 
 impl ClientState {
@@ -65,7 +72,10 @@ impl ClientState {
             ambiguous: Mutex::default(),
             served: AtomicU64::new(0),
             taken_back: AtomicU64::new(0),
+            complete: AtomicU64::new(u64::MAX),
+            at_rest: AtomicBool::new(false),
             kill: Notify::new(),
+            rest: Notify::new(),
         })
     }
 
@@ -112,7 +122,27 @@ impl ClientState {
             || idle.is_some_and(|idle| over(&self.idle_since, idle))
         {
             self.end();
+        } else if !self.at_rest.load(Relaxed) && over(&self.idle_since, REST) && self.may_rest() {
+            self.rest.notify_one();
         }
+    }
+
+    /// Waits until the connection is to give its buffers back, if it may.
+    pub(crate) async fn told_to_rest(&self) {
+        self.rest.notified().await;
+    }
+
+    /// True where nothing of a request or response is under way.
+    pub(crate) fn may_rest(&self) -> bool {
+        self.requests.load(Relaxed) == 0
+            && self.blocked_since.load(Relaxed) == 0
+            && !self.opaque.load(Relaxed)
+            && self.complete.load(Relaxed) == self.served.load(Relaxed)
+    }
+
+    /// Notes that the connection has no buffers, or has them again.
+    pub(crate) fn rest(&self, rests: bool) {
+        self.at_rest.store(rests, Relaxed);
     }
 
     /// Counts a request that the client has taken back so long after it began. A client that does so again and again is
@@ -123,7 +153,7 @@ impl ClientState {
         }
         let taken_back = self.taken_back.fetch_add(1, Relaxed) + 1;
         if taken_back >= MOST_TAKEN_BACK && taken_back > self.served.load(Relaxed) / 2 {
-            self.kill.notify_one();
+            self.end();
         }
     }
 
@@ -194,6 +224,12 @@ impl ClientStream {
         }
     }
 
+    /// Takes back bytes that were read and not used: they are read again.
+    pub(crate) fn give_back(&mut self, unused: &[u8]) {
+        self.front = [unused, &self.front[self.given..]].concat();
+        self.given = 0;
+    }
+
     /// Follows the requests of HTTP/1 from here on.
     pub(crate) fn follow_requests(&mut self) {
         let mut framing = Framing::new();
@@ -208,6 +244,7 @@ fn follow(framing: &mut Framing, state: &ClientState, bytes: &[u8]) {
             state.ambiguous.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(head.number);
         }
     });
+    state.complete.store(framing.complete().unwrap_or(u64::MAX), Relaxed);
     if !framing.within_head() {
         state.head_since.store(0, Relaxed);
     } else if state.head_since.load(Relaxed) == 0 {

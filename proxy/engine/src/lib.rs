@@ -14,7 +14,7 @@
 //! | `exchange`, `fields`, `reply` | a request and its response; header fields; answers made here |
 //! | `forward`, `attempt`, `mirror`, `pool`, `balance`, `dial` | attempts, copies; connections; choice of an endpoint; where sockets come from |
 //! | `body`, `tunnel` | bodies, kept for a retry; bytes passed through |
-//! | `admission`, `limits`, `counts`, `series` | turns, bounds, counts, metrics of requests |
+//! | `admission`, `turns`, `limits`, `counts`, `series` | turns of requests, of polls; bounds, counts, metrics of requests |
 //! | `bootstrap` | Envoy's file |
 
 mod accept;
@@ -43,6 +43,7 @@ mod reply;
 mod resource;
 mod series;
 mod tunnel;
+mod turns;
 mod upstream;
 mod worker;
 

@@ -51,6 +51,8 @@ where
     }
 }
 
+/// Headers of a message for which hyper has room without asking for memory.
+pub(crate) const USUAL_HEADERS: usize = 100;
 /// Streams that are used of a connection, whatever more the server would take.
 const MOST_STREAMS: usize = 100;
 /// Streams of a connection whose server hasn't told how many it takes: a number that none tells.
@@ -201,11 +203,13 @@ impl Pool {
     ) -> Result<Connection, ConnectFault> {
         let open = OpenConnection::new(self, cluster)?;
         let stream = dialed(dialing, cluster.connect_timeout).await?;
-        let (sender, connection) = http1::Builder::new()
-            .max_headers(limits.headers.saturating_mul(2))
-            .max_buf_size(limits.head_bytes.max(64 << 10))
-            .handshake::<_, RequestBody>(TokioIo::new(stream))
-            .await?;
+        let mut builder = http1::Builder::new();
+        builder.max_buf_size(limits.head_bytes.max(64 << 10));
+        // As many as Envoy takes, or more.
+        if limits.headers > USUAL_HEADERS {
+            builder.max_headers(limits.headers);
+        }
+        let (sender, connection) = builder.handshake::<_, RequestBody>(TokioIo::new(stream)).await?;
         spawn_local(async move {
             let _open = open;
             if let Err(error) = connection.with_upgrades().await {

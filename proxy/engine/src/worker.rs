@@ -36,6 +36,7 @@ use crate::{
     limits::ProxyLimits,
     pool::Pool,
     series::{RequestSeries, SeriesRoom, SourceSeries, service_of_cluster},
+    turns::Turns,
     upstream::ClusterConfig,
 };
 
@@ -77,6 +78,7 @@ pub(crate) struct Worker {
     pub admission: Rc<Admission>,
     pub mirrors: Cell<usize>,
     pub series: RequestSeries,
+    pub turns: Rc<Turns>,
     sources: RefCell<HashMap<DialOrigin, Arc<str>>>,
     random: RefCell<SmallRng>,
     listeners: RefCell<HashMap<Arc<str>, Rc<ListenerState>>>,
@@ -162,6 +164,7 @@ impl Worker {
             admission: Admission::new(limits),
             mirrors: Cell::new(0),
             series,
+            turns: Rc::default(),
             sources: RefCell::default(),
             random: RefCell::new(SmallRng::from_os_rng()),
             listeners: RefCell::default(),

@@ -1,6 +1,6 @@
 //! HTTP/1.1 as clients write it, byte by byte.
 
-use crate::support::{Endpoint, File, Proxy, file, soon};
+use crate::support::{Endpoint, File, Proxy, file, soon, until};
 use slotmesh_proxy::ProxyLimits;
 
 #[tokio::test]
@@ -314,4 +314,52 @@ async fn a_body_that_nobody_wants_is_not_asked_for() {
     client.send("PUT / HTTP/1.1\r\nhost: web\r\nexpect: 100-continue\r\ncontent-length: 3\r\n\r\n").await;
     let (head, _) = client.answer().await;
     assert!(head.starts_with("http/1.1 403 "), "{head}");
+}
+
+/// Idle connections give their buffers back, and nobody notices.
+#[tokio::test]
+async fn a_connection_that_was_at_rest_is_served_again() {
+    let endpoint = Endpoint::echo().await;
+    let proxy = Proxy::start(&file(&[endpoint.port()])).await;
+    let at_rest = || proxy.metric("slotmesh_proxy_connections_at_rest");
+    let mut client = proxy.connect().await;
+    for round in 0..3 {
+        let request = format!("POST /{round} HTTP/1.1\r\nhost: web\r\ncontent-length: 4\r\n\r\nbody");
+        // In pieces, so that it isn't all there when somebody looks.
+        for piece in
+            [&request[..3], &request[3..30], &request[30..request.len() - 2], &request[request.len() - 2..]]
+        {
+            client.send(piece).await;
+            tokio::task::yield_now().await;
+        }
+        let (head, body) = client.answer().await;
+        assert!(
+            head.starts_with("http/1.1 200 ") && body.starts_with(&format!("POST /{round} ")),
+            "{head}{body}"
+        );
+        assert!(body.ends_with("\n\nbody"), "{body}");
+        until("a rest", || at_rest() == 1).await;
+    }
+    // Several at once, and an empty line before the first.
+    client.send("\r\nGET /a HTTP/1.1\r\nhost: web\r\n\r\nGET /b HTTP/1.1\r\nhost: web\r\n\r\n").await;
+    for path in ["/a", "/b"] {
+        assert!(client.answer().await.1.starts_with(&format!("GET {path} ")));
+    }
+    until("a rest", || at_rest() == 1).await;
+    // One that waits for its answer has none.
+    let silent = Endpoint::raw(|mut client, _| async move { drop(client.rest().await) }).await;
+    let other = Proxy::start(&file(&[silent.port()])).await;
+    let mut waiting = other.connect().await;
+    waiting.send("GET / HTTP/1.1\r\nhost: web\r\n\r\n").await;
+    until("a request", || silent.connections() == 1).await;
+    assert_eq!(other.metric("slotmesh_proxy_connections_at_rest"), 0);
+    // The end is noticed, whichever side begins with it.
+    tokio::io::AsyncWriteExt::shutdown(&mut client.stream).await.expect("half closed");
+    assert_eq!(client.rest().await, "");
+    let mut client = proxy.connect().await;
+    client.send("GET /c HTTP/1.1\r\nhost: web\r\n\r\n").await;
+    client.answer().await;
+    until("a rest", || at_rest() == 1).await;
+    proxy.drain(std::time::Duration::from_secs(30)).await;
+    assert_eq!(client.rest().await, "");
 }
