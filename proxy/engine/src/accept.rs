@@ -269,7 +269,7 @@ impl Worker {
         origin.connections.borrow_mut().push((Rc::downgrade(listener), Arc::downgrade(&state)));
         let stop = origin.stop(listener);
         let (worker, listener, origin) = (self.clone(), listener.clone(), origin.id);
-        let turns = worker.turns.of(origin, peer.ip().to_canonical());
+        let turns = worker.turns.of((origin, peer.ip().to_canonical()));
         let whole = async move {
             let _open = open;
             let whole = connection::serve(worker, listener, origin, stream, peer, state.clone(), stop);

@@ -15,7 +15,10 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use crate::limits::ProxyLimits;
+use crate::{dial::DialOrigin, limits::ProxyLimits};
+
+/// A client: an address of an origin, as the addresses of two origins may be the same.
+pub(crate) type ClientKey = (DialOrigin, IpAddr);
 
 /// The requests in flight on a worker.
 pub(crate) struct Admission {
@@ -26,9 +29,9 @@ pub(crate) struct Admission {
 #[derive(Default)]
 struct State {
     in_flight: usize,
-    clients: HashMap<IpAddr, Client>,
+    clients: HashMap<ClientKey, Client>,
     /// Clients with requests that wait for the common bound, in the order of their turns; each is here once.
-    turns: VecDeque<IpAddr>,
+    turns: VecDeque<ClientKey>,
 }
 
 #[derive(Default)]
@@ -42,7 +45,7 @@ struct Client {
 /// A request in flight; it ends when this is dropped.
 pub(crate) struct Permit {
     admission: Rc<Admission>,
-    client: IpAddr,
+    client: ClientKey,
 }
 
 /// There is no room for the request, not even to wait.
@@ -63,7 +66,7 @@ impl Admission {
     ///
     /// # Errors
     /// Where too many of its requests wait already.
-    pub(crate) async fn enter(self: &Rc<Self>, client: IpAddr) -> Result<Permit, Shed> {
+    pub(crate) async fn enter(self: &Rc<Self>, client: ClientKey) -> Result<Permit, Shed> {
         let turn = {
             let mut state = self.state.borrow_mut();
             let free = state.in_flight < self.limits.requests;
@@ -94,7 +97,7 @@ impl Admission {
     }
 
     /// Gives up what a request had.
-    fn leave(&self, client: IpAddr) {
+    fn leave(&self, client: ClientKey) {
         let mut state = self.state.borrow_mut();
         state.in_flight -= 1;
         if let Some(of) = state.clients.get_mut(&client) {
@@ -111,7 +114,7 @@ impl Admission {
 
 impl State {
     /// Puts a client with waiting requests in line, if it may have more in flight.
-    fn queue(&mut self, client: IpAddr, limits: &ProxyLimits) {
+    fn queue(&mut self, client: ClientKey, limits: &ProxyLimits) {
         if let Some(of) = self.clients.get_mut(&client)
             && !of.queued
             && !of.waiting.is_empty()
@@ -148,7 +151,7 @@ impl State {
 /// A request that waits for its turn.
 struct Waiting<'a> {
     admission: &'a Rc<Admission>,
-    client: IpAddr,
+    client: ClientKey,
     turn: Option<oneshot::Receiver<()>>,
 }
 
@@ -179,8 +182,8 @@ mod tests {
 
     use super::*;
 
-    const A: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
-    const B: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2));
+    const A: ClientKey = (DialOrigin(1), IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
+    const B: ClientKey = (DialOrigin(2), IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
 
     fn admission(requests: usize, per_client: usize, waiting: usize) -> Rc<Admission> {
         Admission::new(ProxyLimits {
@@ -195,10 +198,10 @@ mod tests {
         future.poll(&mut Context::from_waker(Waker::noop()))
     }
 
-    fn now(admission: &Rc<Admission>, client: IpAddr) -> Permit {
+    fn now(admission: &Rc<Admission>, client: ClientKey) -> Permit {
         match poll(pin!(admission.enter(client))) {
             Poll::Ready(Ok(permit)) => permit,
-            _ => panic!("{client} has to wait"),
+            _ => panic!("{client:?} has to wait"),
         }
     }
 

@@ -20,7 +20,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use crate::{forward::Limit, series::RequestRecord};
+use crate::{exchange::FOREVER, forward::Limit, series::RequestRecord};
 
 /// Any fault of a body.
 pub(crate) type BodyError = Box<dyn Error + Send + Sync>;
@@ -313,7 +313,11 @@ pub(crate) struct UpstreamBody {
     /// Ends when the whole response has to be over.
     limit: Limit,
     /// How long nothing may move.
-    idle: Option<(Duration, Pin<Box<Sleep>>)>,
+    idle: Option<Duration>,
+    /// Ends when nothing has moved for so long; there since nothing came for the first time.
+    waiting: Option<Pin<Box<Sleep>>>,
+    /// Something has come since.
+    moved: bool,
     end: Option<Box<dyn ResponseEnd>>,
     record: Option<RequestRecord>,
 }
@@ -332,7 +336,9 @@ impl UpstreamBody {
         ResponseBody::Upstream(Box::new(Self {
             incoming,
             limit,
-            idle: idle.map(|idle| (idle, Box::pin(sleep_until(Instant::now() + idle)))),
+            idle,
+            waiting: None,
+            moved: false,
             end: Some(end),
             record: None,
         }))
@@ -346,6 +352,17 @@ impl UpstreamBody {
         if let (Some(mut record), Some(trailers)) = (self.record.take(), trailers) {
             record.ended(trailers);
         }
+    }
+
+    /// Polled when nothing is there: true once nothing has come for too long.
+    fn waits_too_long(&mut self, context: &mut Context<'_>) -> bool {
+        let Some(idle) = self.idle else { return false };
+        let until = || Instant::now() + idle.min(FOREVER);
+        let waiting = self.waiting.get_or_insert_with(|| Box::pin(sleep_until(until())));
+        if std::mem::take(&mut self.moved) {
+            waiting.as_mut().reset(until());
+        }
+        waiting.as_mut().poll(context).is_ready()
     }
 
     fn fail(&mut self, error: BodyError) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
@@ -386,9 +403,7 @@ impl Body for ResponseBody {
                 if body.incoming.is_end_stream() || frame.is_trailers() {
                     body.complete(frame.trailers_ref());
                 }
-                if let Some((idle, sleep)) = &mut body.idle {
-                    sleep.as_mut().reset(Instant::now() + *idle);
-                }
+                body.moved = true;
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(error))) => body.fail(error.into()),
@@ -396,12 +411,8 @@ impl Body for ResponseBody {
                 body.complete(None);
                 Poll::Ready(None)
             }
-            Poll::Pending => {
-                if body.idle.as_mut().is_some_and(|(_, idle)| idle.as_mut().poll(context).is_ready()) {
-                    return body.fail(Box::new(BodyTimeout));
-                }
-                Poll::Pending
-            }
+            Poll::Pending if body.waits_too_long(context) => body.fail(Box::new(BodyTimeout)),
+            Poll::Pending => Poll::Pending,
         }
     }
 

@@ -97,7 +97,7 @@ async fn respond(
     let (mut parts, body) = request.into_parts();
     let authority = authority(&mut parts)?;
     let client = context.peer.ip().to_canonical();
-    let Ok(permit) = worker.admission.enter(client).await else {
+    let Ok(permit) = worker.admission.enter((context.origin, client)).await else {
         worker.stats.requests_shed.one_more();
         let reply = Reply::new(StatusCode::SERVICE_UNAVAILABLE, "too many requests wait already");
         return Err(reply.into());

@@ -135,6 +135,10 @@ pub(crate) async fn forward(outbound: Outbound<'_>, body: Incoming) -> Result<An
     let source = Source::new(body, keep, &progress);
     mirror_all(context, forwarding, &head, &source, &progress);
     let idle = rule.idle_timeout.or(http.stream_idle).filter(|idle| !idle.is_zero());
+    // Where all of the request has come, its time for the response is over first.
+    let is_limited = progress.has_ended()
+        && forwarding.timeout.is_some_and(|timeout| idle.is_none_or(|idle| timeout <= idle));
+    let silent = idle.filter(|_| !is_limited || is_upgrade);
     let mut limit = limit(forwarding.timeout, forwarding.stream_limit, &progress);
     let mut attempts = Attempts { target, rule, head, source, progress, is_upgrade, retry, count: 0 };
     let progress = attempts.progress.clone();
@@ -149,7 +153,7 @@ pub(crate) async fn forward(outbound: Outbound<'_>, body: Incoming) -> Result<An
             stats.timeouts.one_more();
             return Err(fail(Reply::new(StatusCode::REQUEST_TIMEOUT, "the request took too long").grpc(4)));
         }
-        () = silence(idle, &progress) => {
+        () = silence(silent, &progress) => {
             stats.timeouts.one_more();
             let status = if progress.has_ended() { StatusCode::GATEWAY_TIMEOUT } else { StatusCode::REQUEST_TIMEOUT };
             return Err(fail(Reply::new(status, "nothing has moved for too long").grpc(4)));

@@ -13,7 +13,6 @@ use std::{
     cell::{Cell, RefCell},
     collections::{HashMap, VecDeque},
     future::Future,
-    net::IpAddr,
     pin::Pin,
     rc::{Rc, Weak},
     task::{Context, Poll, Waker},
@@ -21,7 +20,7 @@ use std::{
 
 use tokio::task::{spawn_local, yield_now};
 
-use crate::dial::DialOrigin;
+use crate::admission::ClientKey;
 
 /// Polls of a client's connections between two looks at the sockets.
 const MOST: usize = 16;
@@ -29,7 +28,7 @@ const MOST: usize = 16;
 /// The clients of a worker.
 #[derive(Default)]
 pub(crate) struct Turns {
-    clients: RefCell<HashMap<(DialOrigin, IpAddr), Weak<ClientTurns>>>,
+    clients: RefCell<HashMap<ClientKey, Weak<ClientTurns>>>,
     /// Clients with connections in line, each once.
     line: RefCell<Vec<Rc<ClientTurns>>>,
     round: Cell<u64>,
@@ -40,7 +39,7 @@ pub(crate) struct Turns {
 /// The connections of a client.
 pub(crate) struct ClientTurns {
     all: Rc<Turns>,
-    client: (DialOrigin, IpAddr),
+    client: ClientKey,
     /// The round of which `taken` tells.
     round: Cell<u64>,
     taken: Cell<usize>,
@@ -63,9 +62,8 @@ enum Turn {
 }
 
 impl Turns {
-    /// The turns of a client: an address of an origin.
-    pub(crate) fn of(self: &Rc<Self>, origin: DialOrigin, client: IpAddr) -> Rc<ClientTurns> {
-        let client = (origin, client);
+    /// The turns of a client.
+    pub(crate) fn of(self: &Rc<Self>, client: ClientKey) -> Rc<ClientTurns> {
         let mut clients = self.clients.borrow_mut();
         if let Some(found) = clients.get(&client).and_then(Weak::upgrade) {
             return found;
@@ -173,9 +171,10 @@ mod tests {
     use tokio::task::LocalSet;
 
     use super::*;
+    use crate::dial::DialOrigin;
 
     fn of(turns: &Rc<Turns>, last: u8) -> Rc<ClientTurns> {
-        turns.of(DialOrigin::default(), Ipv4Addr::new(10, 0, 0, last).into())
+        turns.of((DialOrigin::default(), Ipv4Addr::new(10, 0, 0, last).into()))
     }
 
     #[tokio::test]
