@@ -1,5 +1,6 @@
 //! Builds the eBPF programs: to the object that the agent embeds, to one with those of the tests, and to
-//! one for the agent with another record layout that tests upgrade to.
+//! one for the agent with another record layout that tests upgrade to. Programs that would need more stack than the
+//! oldest kernel gives them are refused.
 
 use std::env::consts::ARCH;
 use std::fs;
@@ -10,6 +11,7 @@ use anyhow::{Context, Result};
 
 use crate::chain::{self, ChainKind, ToolChain};
 use crate::cmd::{clean_cargo, host_cargo, run as run_command};
+use crate::frames;
 use crate::workspace::{Workspace, cache_dir};
 
 /// Separator of the flags in `CARGO_ENCODED_RUSTFLAGS`.
@@ -29,7 +31,11 @@ pub fn run(workspace: &Workspace) -> Result<()> {
     take(workspace, "probes", &workspace.probes_object())?;
     // The same sources and the same binary's name: it is taken before and after.
     build(workspace, &chain, &["--package", "slotmesh-programs", "--features", "next-layout"])?;
-    take(workspace, "slotmesh", &workspace.next_object())
+    take(workspace, "slotmesh", &workspace.next_object())?;
+    frames::check(&workspace.probes_object())?;
+    frames::check(&workspace.next_object())?;
+    eprintln!("ebpf: the deepest program takes {}", frames::check(&workspace.bpf_object())?);
+    Ok(())
 }
 
 /// Puts a binary that was built where the agent's build, or a test, looks for it.

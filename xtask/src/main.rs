@@ -19,6 +19,7 @@ mod control_plane;
 mod deny;
 mod ebpf;
 mod envoy;
+mod frames;
 mod gateway_conformance;
 mod images;
 mod kernels;
