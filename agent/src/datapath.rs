@@ -17,8 +17,8 @@ use aya::{
 };
 use bytemuck::{Pod, Zeroable as _};
 use slotmesh_kernel::{
-    BpfError, Hook, Host, HostError, KernelTypes, Link, Map, MapKind, MapSpec, Sockets, attached_programs,
-    cgroup_id, program_id, test_run,
+    BpfError, Hook, Host, HostError, KernelTypes, Link, Map, MapKind, MapSpec, Sockets, ask_of_cgroup,
+    attached_programs, cgroup_id, program_id, test_run,
 };
 use slotmesh_records::{
     Answer, BucketKey, EndpointKey, FlowTotals, Identity, LAYOUT_HASH, ProxyTotals, Question, Removal,
@@ -242,6 +242,8 @@ pub struct Datapath {
     removal: OwnedFd,
     /// Finds connections that are over; `None` where the kernel can't go over sockets.
     sockets: Option<Sockets>,
+    /// Finds a workload's network namespace, where the kernel can.
+    pod_network: Option<OwnedFd>,
     identity: Map<u64, Identity>,
     /// The classes of workloads as callers, where they aren't their namespaces', by the ids of the workloads.
     classes: Mutex<HashMap<u64, String>>,
@@ -421,6 +423,9 @@ impl Datapath {
                     );
                 })
                 .ok(),
+            pod_network: load_pod_network(&mut object, btf.as_ref())
+                .map_err(|error| tracing::warn!(%error, "a pod's network namespace is known from its first connect on only"))
+                .ok(),
             identity,
             classes: Mutex::default(),
             attached: AttachedWorkloads::default(),
@@ -510,6 +515,25 @@ impl Datapath {
             }
         }
         Ok(())
+    }
+
+    /// The cookie of a workload's network namespace, that of its first process; `None` while it has none. Of a pod whose
+    /// processes can't be looked at, it is known from its first connect on. What this says is to be checked: a process that
+    /// is made or ends in this moment may have been taken for another.
+    ///
+    /// # Errors
+    /// Where its cgroup can't be opened, or the kernel refuses.
+    pub fn network_of(&self, workload: &Workload) -> Result<Option<u64>, DatapathError> {
+        let dir = self.host.cgroup(&workload.cgroup)?;
+        if let Some(program) = &self.pod_network
+            && let Some(cookie) =
+                ask_of_cgroup(program.as_fd(), dir.as_fd()).map_err(bpf("ask for a pod's namespace"))?
+        {
+            return Ok(Some(cookie));
+        }
+        let cgroup = cgroup_id(&dir).map_err(pin_error(&workload.cgroup))?;
+        let identity = self.identity.get(&cgroup).map_err(bpf("read an identity"))?;
+        Ok(identity.map(|identity| identity.network).filter(|network| *network != 0))
     }
 
     /// Lets the connections count no more that are over although their sockets aren't closed.
@@ -785,6 +809,10 @@ fn kernel_fields() -> KernelFields {
             *found = types.offset(of, field).ok_or_else(missing)?;
         }
         fields[fields::BYTES_RECEIVED] = types.offset("tcp_sock", "bytes_received").unwrap_or(0);
+        let of_tasks = fields::OF_TASKS.map(|(of, field)| types.offset(of, field));
+        if of_tasks.iter().all(Option::is_some) {
+            fields[fields::CSET_LINKS..].copy_from_slice(&of_tasks.map(Option::unwrap_or_default));
+        }
         fields[fields::HAS_MPTCP] = types.offset("mptcp_sock", "sk").is_some().into();
         Ok(fields)
     };
@@ -815,10 +843,7 @@ fn load_release(object: &mut Ebpf) -> Result<OwnedFd, DatapathError> {
 fn load_closed(object: &mut Ebpf, btf: Option<&Btf>, sockets: &Path) -> Result<Sockets, DatapathError> {
     let program = "closed";
     let loaded: &mut Iter = find(object, program)?;
-    let btf = btf.ok_or_else(|| DatapathError::Program {
-        program,
-        source: io::Error::new(io::ErrorKind::NotFound, "/sys/kernel/btf/vmlinux").into(),
-    })?;
+    let btf = btf.ok_or_else(|| no_btf(program))?;
     let fd = load(program, || {
         loaded.load("bpf_sk_storage_map", btf)?;
         duplicate(loaded.fd()?.as_fd())
@@ -826,6 +851,21 @@ fn load_closed(object: &mut Ebpf, btf: Option<&Btf>, sockets: &Path) -> Result<S
     let map: Map<u32, SocketState> =
         Map::open(sockets).map_err(bpf("open the sockets"))?.ok_or(DatapathError::NoObject)?;
     Sockets::attach(fd.as_fd(), map.as_fd()).map_err(bpf("go over the sockets"))
+}
+
+fn load_pod_network(object: &mut Ebpf, btf: Option<&Btf>) -> Result<OwnedFd, DatapathError> {
+    let program = "pod_network";
+    let loaded: &mut Iter = find(object, program)?;
+    let btf = btf.ok_or_else(|| no_btf(program))?;
+    load(program, || {
+        loaded.load("cgroup", btf)?;
+        duplicate(loaded.fd()?.as_fd())
+    })
+}
+
+fn no_btf(program: &'static str) -> DatapathError {
+    let source = io::Error::new(io::ErrorKind::NotFound, "/sys/kernel/btf/vmlinux").into();
+    DatapathError::Program { program, source }
 }
 
 fn load_classifier(object: &mut Ebpf, program: &'static str) -> Result<OwnedFd, DatapathError> {

@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _, RelocationTarget, SectionKind, SymbolKind};
 
-/// What a program may take, with all that it calls.
+/// The most that a program may take, with all that it calls.
 const STACK: u32 = 512;
 /// Each frame is a multiple of this.
 const STEP: u32 = 32;

@@ -5,6 +5,7 @@
 
 mod arena;
 mod btf;
+mod cgroup_iter;
 #[cfg(feature = "faults")]
 pub mod faults;
 mod host;
@@ -21,6 +22,7 @@ pub mod tcp;
 
 pub use arena::{Arena, MappedSlab, Reservation};
 pub use btf::KernelTypes;
+pub use cgroup_iter::ask_of_cgroup;
 pub use host::{Host, HostError, Lock, cgroup_id, ensure_bpffs, monotonic};
 pub use link::{Hook, Link, attached_programs};
 pub use map::{Map, MapKind, MapSpec};

@@ -2,12 +2,16 @@
 
 use std::{
     collections::HashMap,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
+    fs::File,
+    io::Read as _,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::AsFd as _,
+    path::Path,
+    process::{Child, Command, Stdio},
     thread,
 };
 
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use slotmesh_agent::Pins;
 use slotmesh_kernel::{Map, netns_cookie};
 use slotmesh_records::{NamespaceProxy, ProxyTotals};
@@ -226,4 +230,68 @@ fn sockets_of_ipv6_go_there_where_they_can() {
         assert_eq!(backend.accept().unwrap().1, client.local_addr().unwrap());
         assert_eq!(without_proxy(&bench), [0, 0, i as u64 + 1]);
     }
+}
+
+/// A process in a network namespace of its own, which ends with this.
+struct Namespaced {
+    process: Child,
+}
+
+impl Namespaced {
+    /// Begins in this cgroup.
+    fn begin(cgroup: &Path) -> Self {
+        let mut process = Command::new("bash")
+            .args([
+                "-c",
+                r#"echo $$ > "$CGROUP/cgroup.procs"; exec unshare --net bash -c "echo there; read""#,
+            ])
+            .env("CGROUP", cgroup)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("bash can be started");
+        let mut said = [0; 6];
+        process.stdout.as_mut().unwrap().read_exact(&mut said).expect("it gets there");
+        Self { process }
+    }
+
+    /// The cookie of its namespace.
+    fn cookie(&self) -> u64 {
+        let namespace = File::open(format!("/proc/{}/ns/net", self.process.id())).unwrap();
+        let ask = move || {
+            setns(namespace, CloneFlags::CLONE_NEWNET).expect("this needs root");
+            netns_cookie(UdpSocket::bind("0.0.0.0:0").unwrap().as_fd()).unwrap()
+        };
+        thread::spawn(ask).join().unwrap()
+    }
+}
+
+impl Drop for Namespaced {
+    fn drop(&mut self) {
+        drop(self.process.stdin.take());
+        self.process.wait().expect("it ends");
+    }
+}
+
+#[test]
+fn the_network_namespace_of_a_workload_is_that_of_its_first_process() {
+    let pod = Cgroup::new();
+    let (empty, first, second) =
+        (Cgroup::at(pod.0.join("empty")), Cgroup::at(pod.0.join("first")), Cgroup::at(pod.0.join("second")));
+    let workload = pod.workload("pod");
+    let bench = bench(std::slice::from_ref(&workload));
+    let found = || bench.agent().datapath().network_of(&workload).unwrap();
+    assert_eq!(found(), None);
+    let container = Namespaced::begin(&first.0);
+    assert_eq!(found(), Some(container.cookie()));
+    let other = Namespaced::begin(&second.0);
+    let nested = Namespaced::begin(&first.0);
+    let cookies = [&container, &other, &nested].map(Namespaced::cookie);
+    assert!(cookies[0] != cookies[1] && cookies[0] != cookies[2] && cookies[1] != cookies[2]);
+    assert_eq!(found(), Some(cookies[0]));
+    drop((container, nested));
+    assert_eq!(found(), Some(cookies[1]));
+    drop(other);
+    assert_eq!(found(), None);
+    drop((empty, first, second));
 }

@@ -19,6 +19,7 @@ mod maps;
 mod network;
 mod outliers;
 mod place;
+mod pod_network;
 mod question;
 mod removal;
 mod running;

@@ -90,8 +90,13 @@ extern "C" fn is_below(set: u64, id: u64) -> u64 {
 /// A word of the kernel's: the field of the structure at `at`; 0 where it can't be read. No branch, each of which the
 /// verifier would follow to the end.
 #[inline(always)]
-fn read(at: u64, number: usize) -> u64 {
-    let at = at.wrapping_add(u64::from(field(number)));
+pub fn read(at: u64, number: usize) -> u64 {
+    read_word(at.wrapping_add(u64::from(field(number))))
+}
+
+/// The word at this address; 0 where it can't be read.
+#[inline(always)]
+pub fn read_word(at: u64) -> u64 {
     let mut value = 0_u64;
     // SAFETY: the helper checks the address, and where nothing can be read from it writes zeros (`bpf_probe_read_kernel_common`
     // in `kernel/trace/bpf_trace.c`).

@@ -1,7 +1,7 @@
 //! What programs have to know of the running kernel: a constant of theirs, which the agent sets when it loads them.
 
 /// Offsets of fields in the kernel's structures, in bytes, and whether it knows MPTCP; by these numbers.
-pub type KernelFields = [u32; 12];
+pub type KernelFields = [u32; 17];
 
 /// `task_struct.real_parent`
 pub const REAL_PARENT: usize = 0;
@@ -30,6 +30,26 @@ pub const HAS_MPTCP: usize = 10;
 /// `tcp_sock.bytes_received`: 0 where a connection was reset before a byte came. 0 where it isn't known.
 pub const BYTES_RECEIVED: usize = 11;
 
+/// `cgroup.cset_links`: the sets of tasks of a cgroup. 0, as the next four, where one of them isn't known.
+pub const CSET_LINKS: usize = 12;
+/// `cgrp_cset_link.cset_link`: the place in that list.
+pub const CSET_LINK: usize = 13;
+/// `cgrp_cset_link.cset`
+pub const CSET: usize = 14;
+/// `css_set.tasks`
+pub const TASKS: usize = 15;
+/// `task_struct.cg_list`: the place in that list.
+pub const CG_LIST: usize = 16;
+
+/// The structure and the field that each number from [`CSET_LINKS`] on stands for.
+pub const OF_TASKS: [(&str, &str); 5] = [
+    ("cgroup", "cset_links"),
+    ("cgrp_cset_link", "cset_link"),
+    ("cgrp_cset_link", "cset"),
+    ("css_set", "tasks"),
+    ("task_struct", "cg_list"),
+];
+
 /// The structure and the field that each number up to [`PARENT`] stands for.
 pub const FIELDS: [(&str, &str); 10] = [
     ("task_struct", "real_parent"),
@@ -45,4 +65,4 @@ pub const FIELDS: [(&str, &str); 10] = [
 ];
 
 /// Nothing is known: namespaces aren't told apart.
-pub const UNKNOWN: KernelFields = [0; 12];
+pub const UNKNOWN: KernelFields = [0; 17];
