@@ -20,7 +20,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{net::TcpStream, sync::oneshot, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -63,7 +63,16 @@ impl ClientContext {
     }
 }
 
+/// A connection of HTTP/1 that is idle.
+struct IdleConnection {
+    context: Rc<ClientContext>,
+    stream: ClientStream,
+    socket: oneshot::Receiver<TcpStream>,
+}
+
 /// Serves a connection until it ends. Where `stop` is cancelled, requests in flight are finished.
+///
+/// What isn't needed while a connection is idle is in boxes, which are gone then.
 pub(crate) async fn serve(
     worker: Rc<Worker>,
     listener: Rc<ListenerState>,
@@ -73,60 +82,73 @@ pub(crate) async fn serve(
     state: Arc<ClientState>,
     stop: CancellationToken,
 ) {
+    let begun = begin(worker, listener, origin, stream, peer, state, &stop);
+    let Some(mut idle) = Box::pin(begun).await else { return };
+    loop {
+        let at_rest = AtRest::new(&idle.context);
+        tokio::select! {
+            biased;
+            readable = idle.stream.readable() => if readable.is_err() { return },
+            () = stop.cancelled() => return,
+        }
+        drop(at_rest);
+        idle = match Box::pin(serve_http1(idle, &stop)).await {
+            Some(idle) => idle,
+            None => return,
+        };
+    }
+}
+
+/// Serves a connection until it ends or, of HTTP/1, is idle.
+async fn begin(
+    worker: Rc<Worker>,
+    listener: Rc<ListenerState>,
+    origin: DialOrigin,
+    stream: TcpStream,
+    peer: SocketAddr,
+    state: Arc<ClientState>,
+    stop: &CancellationToken,
+) -> Option<IdleConnection> {
     let config = listener.config();
-    let (mut stream, mut socket) = ClientStream::new(stream, state.clone());
+    let (mut stream, socket) = ClientStream::new(stream, state.clone());
     let looked = tokio::select! {
         biased;
         looked = look(&config, &mut stream) => looked,
-        () = stop.cancelled() => return,
+        () = stop.cancelled() => return None,
     };
-    let Some(protocol) = looked else { return };
-    let way = config.way(protocol).cloned();
-    drop(config);
-    // What is boxed here is given back while a connection is idle, or is never made.
-    match way {
+    let protocol = looked?;
+    match config.way(protocol) {
         None => tracing::debug!(%peer, ?protocol, "no filter chain is for this protocol"),
         Some(Way::Tcp(tcp)) => {
             state.make_opaque();
             state.begin_request();
             worker.stats.tcp.one_more();
-            Box::pin(tunnel::to_cluster(&worker, origin, stream, &tcp)).await;
+            tunnel::to_cluster(&worker, origin, stream, tcp).await;
         }
         Some(Way::Http(http)) => {
             let Some(protocol) = protocol.filter(|protocol| fits(http.codec, *protocol)) else {
-                return tracing::debug!(%peer, "neither HTTP/1 nor HTTP/2, or not the one that is served here");
+                tracing::debug!(%peer, "neither HTTP/1 nor HTTP/2, or not the one that is served here");
+                return None;
             };
-            let (source, state) = (worker.source(origin), state.clone());
-            let context = Rc::new(ClientContext {
-                worker,
-                listener,
-                origin,
-                peer,
-                state: state.clone(),
-                source,
-                protocol,
-            });
+            let (source, http) = (worker.source(origin), http.clone());
+            let context = Rc::new(ClientContext { worker, listener, origin, peer, state, source, protocol });
             if protocol == ClientProtocol::Http2 {
-                state.make_opaque();
+                context.state.make_opaque();
                 Box::pin(serve_http2(http, context, stream, stop)).await;
+                close(socket).await;
             } else {
-                drop(http);
                 stream.follow_requests();
-                while let Some(idle) = Box::pin(serve_http1(context.clone(), stream, &stop)).await {
-                    stream = idle;
-                    let _at_rest = AtRest::new(&context);
-                    tokio::select! {
-                        biased;
-                        readable = stream.readable() => if readable.is_err() { return },
-                        () = stop.cancelled() => return,
-                    }
-                }
-            }
-            // An upgraded connection isn't over.
-            if let Ok(socket) = socket.try_recv() {
-                Box::pin(inbound::close(socket)).await;
+                return Box::pin(serve_http1(IdleConnection { context, stream, socket }, stop)).await;
             }
         }
+    }
+    None
+}
+
+/// Closes a connection that is over. One that was upgraded isn't.
+async fn close(mut socket: oneshot::Receiver<TcpStream>) {
+    if let Ok(socket) = socket.try_recv() {
+        inbound::close(socket).await;
     }
 }
 
@@ -193,15 +215,13 @@ enum Next {
 }
 
 /// Serves HTTP/1 until the connection is over, or idle: then it is returned.
-async fn serve_http1(
-    context: Rc<ClientContext>,
-    stream: ClientStream,
-    stop: &CancellationToken,
-) -> Option<ClientStream> {
+async fn serve_http1(connection: IdleConnection, stop: &CancellationToken) -> Option<IdleConnection> {
+    let IdleConnection { context, stream, socket } = connection;
     let http = context.http()?;
     let (limits, peer, state) = (context.worker.limits, context.peer, context.state.clone());
+    let of_requests = context.clone();
     let service = service_fn(move |request: Request<Incoming>| {
-        let context = context.clone();
+        let context = of_requests.clone();
         async move { Ok::<_, Infallible>(exchange::handle(context, request).await) }
     });
     let mut builder = http1::Builder::new();
@@ -222,14 +242,14 @@ async fn serve_http1(
         match next {
             Next::Stop => {
                 Pin::new(&mut connection).graceful_shutdown();
-                break connection.await;
+                break (&mut connection).await;
             }
             // All that was to be written is: the connection has been polled before.
             Next::Rest if state.may_rest() => {
                 let parts = connection.into_parts()?;
                 let mut stream = parts.io.into_inner();
                 stream.give_back(&parts.read_buf);
-                return Some(stream);
+                return Some(IdleConnection { context, stream, socket });
             }
             Next::Rest => {}
         }
@@ -237,6 +257,8 @@ async fn serve_http1(
     if let Err(error) = ended {
         tracing::debug!(%error, %peer, "a client's connection ended");
     }
+    drop(connection);
+    close(socket).await;
     None
 }
 
@@ -244,7 +266,7 @@ async fn serve_http2(
     http: Arc<HttpConfig>,
     context: Rc<ClientContext>,
     stream: ClientStream,
-    stop: CancellationToken,
+    stop: &CancellationToken,
 ) {
     let limits = context.worker.limits;
     let peer = context.peer;

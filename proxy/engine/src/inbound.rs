@@ -179,7 +179,7 @@ pub(crate) struct ClientStream {
     front: Vec<u8>,
     given: usize,
     state: Arc<ClientState>,
-    framing: Option<Framing>,
+    framing: Option<Box<Framing>>,
 }
 
 /// Outcome of a look at the first bytes.
@@ -234,7 +234,7 @@ impl ClientStream {
     pub(crate) fn follow_requests(&mut self) {
         let mut framing = Framing::new();
         follow(&mut framing, &self.state, &self.front);
-        self.framing = Some(framing);
+        self.framing = Some(Box::new(framing));
     }
 }
 
