@@ -3,6 +3,7 @@
 mod admin;
 mod agent;
 mod ask;
+mod broker;
 mod check;
 mod cluster;
 mod compile;
@@ -57,6 +58,8 @@ enum Command {
     Drain(drain::Drain),
     /// Serve HTTP by a file that a stock Envoy would take: a look at the proxy, without a cluster and without rights
     Proxy(proxy::Proxy),
+    /// Make sockets in the network namespaces of a node's pods, for its proxy: no byte of a connection comes here
+    Broker(broker::BrokerCommand),
     /// Say what `slotmesh up` would say of manifests, without root and without a kernel (for editors and CI)
     Lint(lint::Lint),
     /// Say what a running operator, or `slotmesh up`, has to say of its objects
@@ -100,6 +103,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Check(check) => check.run(),
         Command::Drain(drain) => drain.run(),
         Command::Proxy(proxy) => proxy.run(),
+        Command::Broker(broker) => broker.run(),
         Command::Lint(lint) => return lint.run(),
         Command::Reports(reports) => reports.run(),
         Command::Status(status) => return status.run(),

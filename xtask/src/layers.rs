@@ -46,6 +46,7 @@ const COMMAND_LINE: &[&str] = &[
     "slotmesh-admin",
     "slotmesh-ads",
     "slotmesh-agent",
+    "slotmesh-broker",
     "slotmesh-compile",
     "slotmesh-crds",
     "slotmesh-feed",
