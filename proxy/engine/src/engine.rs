@@ -22,6 +22,7 @@ use crate::{
     counts::{Stats, WorkerStats},
     dial::{Dial, DialOrigin, OwnSockets},
     downstream::ListenerConfig,
+    hashing::hash_of_source,
     limits::ProxyLimits,
     resource::{ProxyResource, ProxyResourceKind},
     series::SeriesRoom,
@@ -369,6 +370,13 @@ impl ProxyEngine {
     pub fn set_workload(&self, origin: DialOrigin, workload: &str) {
         let workload: Arc<str> = workload.into();
         self.send(|| Update::Source(origin, workload.clone()));
+    }
+
+    /// Names an origin for clusters that choose endpoints by the source: all its clients are one, as their addresses are
+    /// those of a pod's loopback interface.
+    pub fn set_source(&self, origin: DialOrigin, name: &str) {
+        let hash = hash_of_source(name);
+        self.send(|| Update::SourceHash(origin, hash));
     }
 
     /// Closes the sockets of an origin and its idle connections to endpoints, lets its clients' connections finish what

@@ -35,9 +35,7 @@ use crate::{
     connection::ClientContext,
     downstream::HttpConfig,
     exchange::{self, Answered, FOREVER, Failure, Share},
-    fields,
-    hashing::hash_of_address,
-    mirror,
+    fields, mirror,
     pool::{Connection, Pool},
     reply::Reply,
     tunnel::{self, Active},
@@ -110,7 +108,7 @@ pub(crate) async fn forward(outbound: Outbound<'_>, body: Incoming) -> Result<An
         return Err(fail(Reply::new(StatusCode::SERVICE_UNAVAILABLE, "the cluster has too many requests")));
     }
     let hash = match cluster.config.hashes_source {
-        true => Some(hash_of_address(context.peer.ip())),
+        true => Some(worker.source_hash(context.origin, context.peer.ip())),
         false => forwarding.hash,
     };
     let target = Target::new(worker, context.origin, cluster.clone(), hash, context.protocol);

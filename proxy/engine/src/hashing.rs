@@ -3,7 +3,7 @@
 //!
 //! A table depends on the addresses and weights of the endpoints and not on how they are listed.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use xxhash_rust::xxh64::xxh64;
 
@@ -18,9 +18,9 @@ pub(crate) enum HashTableKind {
     Ring { minimum: u64, maximum: u64 },
 }
 
-/// The hash of a client's address.
-pub(crate) fn hash_of_address(address: IpAddr) -> u64 {
-    xxh64(address.to_canonical().to_string().as_bytes(), 0)
+/// The hash of a source: its name, or its address.
+pub(crate) fn hash_of_source(source: &str) -> u64 {
+    xxh64(source.as_bytes(), 0)
 }
 
 /// Gives each hash its endpoint, by its number in the list that it was built from.

@@ -33,6 +33,7 @@ use crate::{
     counts::{ClusterStats, NO_CLUSTER, WorkerStats},
     dial::{Dial, DialOrigin},
     downstream::ListenerConfig,
+    hashing::hash_of_source,
     limits::ProxyLimits,
     pool::Pool,
     series::{RequestSeries, SeriesRoom, SourceSeries, service_of_cluster},
@@ -58,6 +59,8 @@ pub(crate) enum Update {
     RemoveCluster(Arc<str>),
     /// The workload that an origin belongs to.
     Source(DialOrigin, Arc<str>),
+    /// The hash of an origin, where a cluster chooses by the source.
+    SourceHash(DialOrigin, u64),
     /// Connections of an origin end, and its sockets are closed.
     RemoveOrigin(DialOrigin),
     /// Answers when everything before it is in force.
@@ -80,6 +83,7 @@ pub(crate) struct Worker {
     pub series: RequestSeries,
     pub turns: Rc<Turns>,
     sources: RefCell<HashMap<DialOrigin, Arc<str>>>,
+    source_hashes: RefCell<HashMap<DialOrigin, u64>>,
     random: RefCell<SmallRng>,
     listeners: RefCell<HashMap<Arc<str>, Rc<ListenerState>>>,
     routes: RefCell<HashMap<Arc<str>, Arc<RouteTable>>>,
@@ -166,6 +170,7 @@ impl Worker {
             series,
             turns: Rc::default(),
             sources: RefCell::default(),
+            source_hashes: RefCell::default(),
             random: RefCell::new(SmallRng::from_os_rng()),
             listeners: RefCell::default(),
             routes: RefCell::default(),
@@ -194,6 +199,12 @@ impl Worker {
     /// The metrics of the requests of an origin.
     pub(crate) fn source(&self, origin: DialOrigin) -> Rc<SourceSeries> {
         self.series.source(self.sources.borrow().get(&origin))
+    }
+
+    /// The hash of a source: of its origin, where that was told, else of the client's address.
+    pub(crate) fn source_hash(&self, origin: DialOrigin, client: IpAddr) -> u64 {
+        let of_origin = self.source_hashes.borrow().get(&origin).copied();
+        of_origin.unwrap_or_else(|| hash_of_source(&client.to_canonical().to_string()))
     }
 
     pub(crate) fn listener(&self, name: &str) -> Option<Rc<ListenerState>> {
@@ -282,8 +293,10 @@ impl Worker {
                 }
             }
             Update::Source(origin, workload) => drop(self.sources.borrow_mut().insert(origin, workload)),
+            Update::SourceHash(origin, hash) => _ = self.source_hashes.borrow_mut().insert(origin, hash),
             Update::RemoveOrigin(origin) => {
                 self.sources.borrow_mut().remove(&origin);
+                self.source_hashes.borrow_mut().remove(&origin);
                 self.remove_origin(origin);
             }
             Update::Barrier(reached) => drop(reached.send(())),

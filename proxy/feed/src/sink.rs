@@ -154,6 +154,8 @@ impl Inner {
             }
         };
         if !name.is_empty() {
+            // As the kernel names the source of connections.
+            self.engine.set_source(origin, &format!("{namespace}/{name}"));
             self.engine.set_workload(origin, &format!("{namespace}/{}", workload_of(&name)));
         }
         self.sockets.add(origin, &key);

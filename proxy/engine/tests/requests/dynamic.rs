@@ -1,6 +1,7 @@
 //! Resources that change while requests flow, and connections that come to addresses of 127/8.
 
 use std::{
+    collections::BTreeSet,
     net::{Ipv4Addr, SocketAddr},
     sync::{
         Arc,
@@ -12,26 +13,44 @@ use std::{
 use bytes::Bytes;
 use http::Response;
 use http_body_util::Full;
-use prost::Message as _;
+use prost::{Message as _, Name as _};
 use slotmesh_proxy::{
     DialOrigin, EngineOptions, ProxyEngine, ProxyLimits, ProxyMetrics, ProxyResource, ProxyResourceKind,
+    bootstrap,
 };
 use slotmesh_xds::{
-    envoy::envoy::config::{
-        cluster::v3::{
-            Cluster,
-            cluster::{ClusterDiscoveryType, DiscoveryType},
+    envoy::{
+        envoy::{
+            config::{
+                cluster::v3::{
+                    Cluster, LoadBalancingPolicy,
+                    cluster::{ClusterDiscoveryType, DiscoveryType},
+                    load_balancing_policy::Policy,
+                },
+                core::v3::{
+                    Address, SocketAddress, TypedExtensionConfig, address, socket_address::PortSpecifier,
+                },
+                endpoint::v3 as eds,
+                listener::v3::Listener,
+                route::v3::{
+                    self as rds,
+                    route_action::{
+                        HashPolicy,
+                        hash_policy::{ConnectionProperties, PolicySpecifier},
+                    },
+                },
+            },
+            extensions::load_balancing_policies::{
+                common::v3::ConsistentHashingLbConfig, maglev::v3::Maglev,
+            },
         },
-        core::v3::{Address, SocketAddress, address, socket_address::PortSpecifier},
-        endpoint::v3 as eds,
-        listener::v3::Listener,
-        route::v3 as rds,
+        google::protobuf::Any,
     },
     proxy_listener,
 };
 use tokio::net::TcpStream;
 
-use crate::support::{Client, Endpoint, soon, until};
+use crate::support::{Client, Endpoint, File, Proxy, soon, until};
 
 const POD: DialOrigin = DialOrigin(7);
 const WEB: Ipv4Addr = Ipv4Addr::new(127, 40, 50, 60);
@@ -308,4 +327,65 @@ async fn nothing_is_left_of_an_origin_that_has_gone() {
         }
     })
     .await;
+}
+
+/// Endpoints are chosen by who asks, whatever a route says.
+fn by_source() -> LoadBalancingPolicy {
+    let source = ConnectionProperties { source_ip: true };
+    let hash_policy = vec![HashPolicy {
+        policy_specifier: Some(PolicySpecifier::ConnectionProperties(source)),
+        ..Default::default()
+    }];
+    let hashing = ConsistentHashingLbConfig { hash_policy, ..Default::default() };
+    let maglev = Maglev { consistent_hashing_lb_config: Some(hashing), ..Default::default() };
+    let any = Any { type_url: Maglev::type_url(), value: maglev.encode_to_vec() };
+    let extension = TypedExtensionConfig { name: "maglev".into(), typed_config: Some(any) };
+    LoadBalancingPolicy { policies: vec![Policy { typed_extension_config: Some(extension) }] }
+}
+
+#[tokio::test]
+async fn a_source_keeps_its_endpoint_by_its_name_and_not_by_its_address() {
+    const SOURCES: u64 = 40;
+    let mut endpoints = Vec::new();
+    for number in 0..4 {
+        endpoints.push(
+            Endpoint::raw(move |mut client: Client, _| async move {
+                loop {
+                    client.until("\r\n\r\n").await;
+                    client.send(format!("HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n{number}")).await;
+                }
+            })
+            .await,
+        );
+    }
+    let ports: Vec<u16> = endpoints.iter().map(Endpoint::port).collect();
+    let text = File::default().text(&ports);
+    let proxy = Proxy::start(&text).await;
+    for mut resource in bootstrap::parse(&text).expect("it is one") {
+        if let ProxyResource::Cluster(cluster) = &mut resource {
+            cluster.load_balancing_policy = Some(by_source());
+            proxy.engine().apply(&resource).expect("it is taken");
+        }
+    }
+    // All come from the same address. The last is called as the first.
+    let mut answers = Vec::new();
+    for number in 0..=SOURCES {
+        let (origin, name) = (DialOrigin(number), format!("shop/web-{}", number % SOURCES));
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = socket.local_addr().expect("it is bound");
+        proxy.engine().set_source(origin, &name);
+        proxy.engine().listen("web", origin, &socket).expect("a socket");
+        proxy.engine().settled().await;
+        let mut client = Client::connect(address).await;
+        let mut bodies = BTreeSet::new();
+        for _ in 0..3 {
+            client.send("GET / HTTP/1.1\r\nhost: web\r\n\r\n").await;
+            bodies.insert(client.answer().await.1);
+        }
+        assert_eq!(bodies.len(), 1, "{name} keeps its endpoint");
+        answers.extend(bodies);
+    }
+    assert_eq!(answers.first(), answers.last(), "the name says where it goes");
+    // That so many have the same one of four doesn't happen.
+    assert!(answers.iter().any(|answer| *answer != answers[0]), "{answers:?}");
 }
