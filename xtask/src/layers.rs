@@ -76,6 +76,7 @@ const ROOMS: &[Room] = &[
         &[
             "slotmesh-admin",
             "slotmesh-ads",
+            "slotmesh-broker",
             "slotmesh-kernel",
             "slotmesh-records",
             "slotmesh-slots",
@@ -92,7 +93,7 @@ const ROOMS: &[Room] = &[
         tests_use: &["slotmesh-cluster"],
     },
     // Decides requests, and knows no socket.
-    room("slotmesh-broker", &[]),
+    room("slotmesh-broker", &["slotmesh-kernel"]),
     room("slotmesh-routing", &["slotmesh-xds"]),
     room("slotmesh-proxy", &["slotmesh-routing", "slotmesh-xds"]),
     Room {

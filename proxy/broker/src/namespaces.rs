@@ -4,6 +4,8 @@
 //! that it is in.
 
 use std::{
+    collections::{HashMap, HashSet},
+    ffi::{OsStr, OsString},
     io,
     net::{Ipv4Addr, SocketAddrV4},
     os::fd::{AsFd as _, OwnedFd},
@@ -11,9 +13,10 @@ use std::{
 };
 
 use rustix::{
-    fs::{Mode, OFlags, open},
+    fs::{Mode, OFlags, fstat, open},
     thread::{LinkNameSpaceType, move_into_link_name_space},
 };
+use slotmesh_kernel::netns_cookie;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::SocketFamily;
@@ -29,6 +32,8 @@ pub enum NamespaceAt {
     Name(String),
     /// That of the process of this id.
     Process(u32),
+    /// The one in the folder whose sockets have this cookie (`SO_NETNS_COOKIE`).
+    Cookie(u64),
 }
 
 impl NamespaceAt {
@@ -43,13 +48,7 @@ impl NamespaceAt {
                     && name != ".."
             }
             Self::Process(pid) => *pid != 0,
-        }
-    }
-
-    fn path(&self, folder: &Path) -> PathBuf {
-        match self {
-            Self::Name(name) => folder.join(name),
-            Self::Process(pid) => format!("/proc/{pid}/ns/net").into(),
+            Self::Cookie(cookie) => *cookie != 0,
         }
     }
 }
@@ -65,6 +64,14 @@ pub enum EnterError {
         /// Why not.
         #[source]
         source: io::Error,
+    },
+    /// None in the folder has this cookie.
+    #[error("no network namespace in {folder} has the cookie {cookie}")]
+    Nowhere {
+        /// The folder.
+        folder: PathBuf,
+        /// The cookie.
+        cookie: u64,
     },
     /// No socket can be made in it.
     #[error("{what}: {source}")]
@@ -120,14 +127,13 @@ pub(crate) struct Enrolled {
 
 impl Enrolled {
     /// Enters the namespace and makes its listener.
-    pub(crate) fn at(place: &NamespaceAt, folder: &Path, home: &Home) -> Result<Self, EnterError> {
-        let path = place.path(folder);
-        let failed =
-            |source: rustix::io::Errno| EnterError::Namespace { path: path.clone(), source: source.into() };
-        // A process' namespace is a link by itself, which is followed; a name in the folder may not be another one.
-        let follow = if matches!(place, NamespaceAt::Name(_)) { OFlags::NOFOLLOW } else { OFlags::empty() };
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | follow;
-        let namespace = open(&path, flags, Mode::empty()).map_err(failed)?;
+    pub(crate) fn at(place: &NamespaceAt, names: &mut Names, home: &Home) -> Result<Self, EnterError> {
+        let (namespace, path) = match place {
+            NamespaceAt::Name(name) => names.open(OsStr::new(name))?,
+            // A process' namespace is a link by itself, which is followed.
+            NamespaceAt::Process(pid) => open_at(format!("/proc/{pid}/ns/net").into(), OFlags::empty())?,
+            NamespaceAt::Cookie(cookie) => names.find(*cookie, home)?,
+        };
         let away = home.leave_for(&namespace, &path)?;
         let (listener, port) = listen()?;
         drop(away);
@@ -154,6 +160,67 @@ impl Enrolled {
         let one = |_| tcp(domain).map(OwnedFd::from).map_err(socket_error("make a socket"));
         (0..count).map(one).collect()
     }
+}
+
+/// Opens a namespace.
+fn open_at(path: PathBuf, flags: OFlags) -> Result<(OwnedFd, PathBuf), EnterError> {
+    match open(&path, OFlags::RDONLY | OFlags::CLOEXEC | flags, Mode::empty()) {
+        Ok(namespace) => Ok((namespace, path)),
+        Err(source) => Err(EnterError::Namespace { path, source: source.into() }),
+    }
+}
+
+/// The folder in which namespaces have names, and what is known of those.
+#[derive(Debug)]
+pub(crate) struct Names {
+    folder: PathBuf,
+    /// By name: inode and cookie, as each was found last.
+    cookies: HashMap<OsString, (u64, u64)>,
+}
+
+impl Names {
+    pub(crate) fn new(folder: PathBuf) -> Self {
+        Self { folder, cookies: HashMap::new() }
+    }
+
+    /// Opens the namespace of this name, which may not be a link to something else.
+    fn open(&self, name: &OsStr) -> Result<(OwnedFd, PathBuf), EnterError> {
+        open_at(self.folder.join(name), OFlags::NOFOLLOW)
+    }
+
+    /// Finds the namespace of this cookie. Those that are new are entered to ask for theirs.
+    fn find(&mut self, cookie: u64, home: &Home) -> Result<(OwnedFd, PathBuf), EnterError> {
+        let failed = |source| EnterError::Namespace { path: self.folder.clone(), source };
+        let names: HashSet<OsString> = std::fs::read_dir(&self.folder)
+            .and_then(|entries| entries.map(|entry| Ok(entry?.file_name())).collect())
+            .map_err(failed)?;
+        self.cookies.retain(|name, _| names.contains(name));
+        for name in names {
+            // One that is going, or is none.
+            let Ok((namespace, path)) = self.open(&name) else { continue };
+            let Ok(inode) = fstat(&namespace).map(|found| found.st_ino) else { continue };
+            let known = self.cookies.get(&name).filter(|known| known.0 == inode).map(|known| known.1);
+            let found = match known {
+                Some(found) => found,
+                None => {
+                    let Ok(found) = cookie_of(&namespace, &path, home) else { continue };
+                    self.cookies.insert(name, (inode, found));
+                    found
+                }
+            };
+            // The inode may be another namespace's by now.
+            if found == cookie && (known.is_none() || cookie_of(&namespace, &path, home)? == cookie) {
+                return Ok((namespace, path));
+            }
+        }
+        Err(EnterError::Nowhere { folder: self.folder.clone(), cookie })
+    }
+}
+
+fn cookie_of(namespace: &OwnedFd, path: &Path, home: &Home) -> Result<u64, EnterError> {
+    let _away = home.leave_for(namespace, path)?;
+    let socket = tcp(Domain::IPV4).map_err(socket_error("make a socket"))?;
+    netns_cookie(socket.as_fd()).map_err(socket_error("ask for the cookie"))
 }
 
 fn enter(namespace: &OwnedFd) -> io::Result<()> {

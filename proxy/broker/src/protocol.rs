@@ -79,6 +79,10 @@ pub enum BrokerAsk {
     },
     /// By the steward: the namespace is given up.
     Release(Key),
+    /// By a steward that begins: those that are enrolled may be too many.
+    Review,
+    /// By the steward: those that it hasn't enrolled since then are given up.
+    Sweep,
     /// By the proxy: the listener of a namespace.
     Listener(Key),
     /// By the proxy: sockets of a namespace that aren't connected.
@@ -102,7 +106,7 @@ pub enum Answered {
     },
     /// With so many sockets.
     Sockets(u8),
-    /// The namespace is given up.
+    /// Namespaces are given up, or are to be reviewed.
     Released,
     /// It can't be; why.
     Failed(String),
@@ -123,6 +127,10 @@ impl BrokerAsk {
                         out.0.push(2);
                         out.0.extend(pid.to_le_bytes());
                     }
+                    NamespaceAt::Cookie(cookie) => {
+                        out.0.push(3);
+                        out.0.extend(cookie.to_le_bytes());
+                    }
                 }
                 1
             }
@@ -134,6 +142,8 @@ impl BrokerAsk {
                 out.text(&key.0);
                 3
             }
+            Self::Review => 5,
+            Self::Sweep => 6,
             Self::Sockets { key, family, count } => {
                 out.text(&key.0);
                 out.0.extend([if *family == SocketFamily::V4 { 4 } else { 6 }, *count]);
@@ -151,6 +161,7 @@ impl BrokerAsk {
                 let place = match from.byte()? {
                     1 => NamespaceAt::Name(from.text(LONGEST_NAME)?),
                     2 => NamespaceAt::Process(u32::from_le_bytes(from.bytes()?)),
+                    3 => NamespaceAt::Cookie(u64::from_le_bytes(from.bytes()?)),
                     _ => return Err(BadMessage::Value("a place")),
                 };
                 if !place.can_be() {
@@ -173,6 +184,8 @@ impl BrokerAsk {
                 }
                 Self::Sockets { key, family, count }
             }
+            5 => Self::Review,
+            6 => Self::Sweep,
             other => return Err(BadMessage::Kind(other)),
         };
         from.end()?;
@@ -314,12 +327,15 @@ mod tests {
         let key = || "[a-zA-Z0-9_.:/-]{1,64}".prop_map(|text| Key::new(&text).unwrap());
         let place = prop_oneof![
             "[a-z0-9-]{1,255}".prop_map(NamespaceAt::Name),
-            (1..=u32::MAX).prop_map(NamespaceAt::Process)
+            (1..=u32::MAX).prop_map(NamespaceAt::Process),
+            (1..=u64::MAX).prop_map(NamespaceAt::Cookie)
         ];
         let family = prop_oneof![Just(SocketFamily::V4), Just(SocketFamily::V6)];
         prop_oneof![
             (key(), place).prop_map(|(key, place)| BrokerAsk::Enrol { key, place }),
             key().prop_map(BrokerAsk::Release),
+            Just(BrokerAsk::Review),
+            Just(BrokerAsk::Sweep),
             key().prop_map(BrokerAsk::Listener),
             (key(), family, 1..=MOST_SOCKETS).prop_map(|(key, family, count)| BrokerAsk::Sockets {
                 key,
@@ -351,7 +367,7 @@ mod tests {
         #[test]
         fn any_bytes_are_decoded_or_refused(
             bytes in proptest::collection::vec(any::<u8>(), 0..600),
-            kind in 0..6_u8,
+            kind in 0..8_u8,
         ) {
             let mut framed = vec![VERSION, kind];
             framed.extend(u16::try_from(bytes.len()).unwrap().to_le_bytes());
@@ -381,7 +397,7 @@ mod tests {
         assert_eq!(ask(4, b"\x01a\x05\x01"), Err(BadMessage::Value("a family")));
         assert_eq!(ask(4, b"\x01a\x04\x00"), Err(BadMessage::Value("a number of sockets")));
         assert_eq!(ask(4, b"\x01a\x04\x21"), Err(BadMessage::Value("a number of sockets")));
-        for place in [b"\x01a\x01\x02..".as_slice(), b"\x01a\x01\x03a/b", b"\x01a\x02\0\0\0\0", b"\x01a\x03"]
+        for place in [b"\x01a\x01\x02..".as_slice(), b"\x01a\x01\x03a/b", b"\x01a\x02\0\0\0\0", b"\x01a\x04"]
         {
             assert_eq!(ask(1, place), Err(BadMessage::Value("a place")), "{place:?}");
         }

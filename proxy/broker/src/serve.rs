@@ -1,7 +1,7 @@
 //! The broker: one thread that answers its peers, one packet at a time.
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::PathBuf,
 };
@@ -14,7 +14,7 @@ use rustix::{
 
 use crate::{
     Answered, BrokerAsk, EnterError, Key,
-    namespaces::{Enrolled, Home},
+    namespaces::{Enrolled, Home, Names},
     transfer::{receive, send},
 };
 
@@ -40,17 +40,20 @@ struct Peer {
 
 /// Makes sockets in namespaces for its peers. Its thread is in other network namespaces while it does.
 pub struct Broker {
-    folder: PathBuf,
+    names: Names,
     listeners: Vec<Peer>,
     peers: Vec<Peer>,
     namespaces: BTreeMap<Key, Enrolled>,
+    /// Of these, those that no steward has enrolled since the last one began.
+    in_review: BTreeSet<Key>,
 }
 
 impl Broker {
     /// A broker for namespaces whose names stand in this folder, such as `/run/netns`.
     pub fn new(folder: impl Into<PathBuf>) -> Self {
         let (listeners, peers) = (Vec::new(), Vec::new());
-        Self { folder: folder.into(), listeners, peers, namespaces: BTreeMap::new() }
+        let (names, namespaces, in_review) = (Names::new(folder.into()), BTreeMap::new(), BTreeSet::new());
+        Self { names, listeners, peers, namespaces, in_review }
     }
 
     /// Serves whoever is at the other end of this socket of sequenced packets.
@@ -131,7 +134,10 @@ impl Broker {
         };
         let ask = BrokerAsk::decode(&packet.bytes).map_err(|error| error.to_string())?;
         let (answer, sockets) = match (role, &ask) {
-            (PeerRole::Steward, BrokerAsk::Enrol { .. } | BrokerAsk::Release(_))
+            (
+                PeerRole::Steward,
+                BrokerAsk::Enrol { .. } | BrokerAsk::Release(_) | BrokerAsk::Review | BrokerAsk::Sweep,
+            )
             | (PeerRole::Proxy, BrokerAsk::Listener(_) | BrokerAsk::Sockets { .. }) => self.answer(ask, home),
             _ => return Err("it may not ask for that".to_owned()),
         };
@@ -146,6 +152,7 @@ impl Broker {
         let made = match ask {
             BrokerAsk::Enrol { key, place } => {
                 let is_full = self.namespaces.len() >= MOST_NAMESPACES;
+                self.in_review.remove(&key);
                 let enrolled = match self.namespaces.entry(key) {
                     // The listener that there is stays, as connections may wait in it.
                     Entry::Occupied(entry) => Ok(entry.into_mut()),
@@ -153,7 +160,7 @@ impl Broker {
                         return failed(format!("there are {MOST_NAMESPACES} namespaces already"));
                     }
                     Entry::Vacant(entry) => {
-                        Enrolled::at(&place, &self.folder, home).map(|new| entry.insert(new))
+                        Enrolled::at(&place, &mut self.names, home).map(|new| entry.insert(new))
                     }
                 };
                 enrolled.and_then(|enrolled| {
@@ -162,7 +169,19 @@ impl Broker {
                 })
             }
             BrokerAsk::Release(key) => {
+                self.in_review.remove(&key);
                 self.namespaces.remove(&key);
+                Ok((Answered::Released, Vec::new()))
+            }
+            BrokerAsk::Review => {
+                self.in_review = self.namespaces.keys().cloned().collect();
+                Ok((Answered::Released, Vec::new()))
+            }
+            BrokerAsk::Sweep => {
+                for key in std::mem::take(&mut self.in_review) {
+                    tracing::info!(%key, "a namespace that no steward knows any more is given up");
+                    self.namespaces.remove(&key);
+                }
                 Ok((Answered::Released, Vec::new()))
             }
             BrokerAsk::Listener(key) => match self.namespaces.get(&key) {

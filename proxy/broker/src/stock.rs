@@ -1,12 +1,13 @@
 //! The other end: who asks the broker.
 
-use std::{collections::HashMap, net::TcpListener, os::fd::OwnedFd, path::Path};
+use std::{collections::HashMap, net::TcpListener, os::fd::OwnedFd, path::Path, time::Duration};
 
 use rustix::{
     io::Errno,
     net::{
         AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with,
         socketpair,
+        sockopt::{Timeout, set_socket_timeout},
     },
 };
 
@@ -14,6 +15,9 @@ use crate::{
     Answered, BadMessage, BrokerAsk, Key, NamespaceAt, SocketFamily,
     transfer::{Packet, receive, send},
 };
+
+/// The time that a broker has for an answer.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why the broker gives nothing.
 #[derive(Debug, thiserror::Error)]
@@ -53,12 +57,15 @@ impl Counterpart {
         Ok((Self(one), other))
     }
 
-    /// Connects to the broker's Unix socket.
+    /// Connects to the broker's Unix socket. Whoever asks through this waits for no more than ten seconds.
     ///
     /// # Errors
     /// Where it isn't there, or may not be used.
     pub fn connect(path: &Path) -> std::io::Result<Self> {
         let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        for what in [Timeout::Recv, Timeout::Send] {
+            set_socket_timeout(&socket, what, Some(PATIENCE))?;
+        }
         connect(&socket, &SocketAddrUnix::new(path)?)?;
         Ok(Self(socket))
     }
@@ -95,7 +102,27 @@ impl Counterpart {
     /// # Errors
     /// Where the broker has gone.
     pub fn release(&self, key: &Key) -> Result<(), AskError> {
-        match self.ask(&BrokerAsk::Release(key.clone()))? {
+        self.released(&BrokerAsk::Release(key.clone()))
+    }
+
+    /// Says that this steward begins: of what others have enrolled it knows nothing yet.
+    ///
+    /// # Errors
+    /// Where the broker has gone.
+    pub fn review(&self) -> Result<(), AskError> {
+        self.released(&BrokerAsk::Review)
+    }
+
+    /// Gives up what no steward has enrolled since the last one began.
+    ///
+    /// # Errors
+    /// Where the broker has gone.
+    pub fn sweep(&self) -> Result<(), AskError> {
+        self.released(&BrokerAsk::Sweep)
+    }
+
+    fn released(&self, ask: &BrokerAsk) -> Result<(), AskError> {
+        match self.ask(ask)? {
             (Answered::Released, _) => Ok(()),
             _ => Err(AskError::Other),
         }

@@ -4,7 +4,7 @@ use std::{
     fs::{self, File},
     io::{Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
-    os::fd::OwnedFd,
+    os::fd::{AsFd as _, OwnedFd},
     path::Path,
     process::Command,
     sync::mpsc,
@@ -18,6 +18,7 @@ use nix::{
     unistd::gettid,
 };
 use slotmesh_broker::{AskError, Broker, Counterpart, Key, NamespaceAt, PeerRole, SocketFamily, SocketStock};
+use slotmesh_kernel::netns_cookie;
 
 fn ip(arguments: &str) {
     assert!(Command::new("ip").args(arguments.split(' ')).status().unwrap().success(), "ip {arguments}");
@@ -285,4 +286,57 @@ fn a_peer_that_may_not_ask_or_talks_nonsense_is_left_and_others_are_served() {
     let (_, port) = proxy.listener(&key("a")).unwrap();
     assert!(pod.run(move || listens(port)));
     pod.end();
+}
+
+/// The broker can't do it.
+fn can_not<T>(outcome: Result<T, AskError>) -> bool {
+    matches!(outcome, Err(AskError::Failed(_)))
+}
+
+#[test]
+fn a_namespace_is_found_by_the_cookie_of_its_sockets() {
+    let folder = tempfile::tempdir().unwrap();
+    let pods: Vec<Pod> = (0..3).map(|i| Pod::new(folder.path(), &format!("cni-{i}"))).collect();
+    // Something that is no namespace.
+    File::create(folder.path().join("none")).unwrap();
+    let cookie =
+        |pod: &Pod| pod.run(|| netns_cookie(TcpListener::bind("0.0.0.0:0").unwrap().as_fd()).unwrap());
+    let of = Brokerage::new(folder.path());
+    let enrol = |name: &str, cookie: u64| of.steward.enrol(&key(name), &NamespaceAt::Cookie(cookie));
+    for (i, pod) in pods.iter().enumerate() {
+        let (socket, port) = enrol(&format!("uid-{i}"), cookie(pod)).unwrap();
+        assert_eq!(netns_cookie(socket.as_fd()).unwrap(), cookie(pod));
+        assert!(pod.run(move || listens(port)));
+    }
+    let nobodys = pods.iter().map(cookie).max().unwrap() + 1_000_000;
+    assert!(can_not(enrol("uid-9", nobodys)));
+    // Its name is another namespace's then.
+    let mut pods = pods;
+    let gone = cookie(&pods[0]);
+    pods.swap_remove(0).end();
+    fs::remove_file(folder.path().join("cni-0")).unwrap();
+    let new = Pod::new(folder.path(), "cni-0");
+    assert!(can_not(enrol("uid-8", gone)));
+    assert!(enrol("uid-7", cookie(&new)).is_ok());
+    pods.push(new);
+    of.end();
+    pods.into_iter().for_each(Pod::end);
+}
+
+#[test]
+fn a_steward_that_begins_leaves_nothing_of_the_one_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let pods = ["one", "two", "three"].map(|name| Pod::new(folder.path(), name));
+    let of = Brokerage::new(folder.path());
+    let enrol = |name: &str| of.steward.enrol(&key(name), &named(name)).unwrap().1;
+    let ports = ["one", "two", "three"].map(enrol);
+    of.steward.review().unwrap();
+    assert_eq!(enrol("two"), ports[1], "its listener is the same");
+    of.steward.sweep().unwrap();
+    let listening = ["one", "two", "three"].map(|name| of.proxy.listener(&key(name)).is_ok());
+    assert_eq!(listening, [false, true, false]);
+    of.steward.sweep().unwrap();
+    assert!(of.proxy.listener(&key("two")).is_ok());
+    of.end();
+    pods.into_iter().for_each(Pod::end);
 }
