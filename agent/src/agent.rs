@@ -34,6 +34,7 @@ use crate::{
     room::Room,
     running::{RunningNow, RunningReader},
     show::Shown,
+    view::View,
     writer::{OpenError, Writer},
 };
 
@@ -474,6 +475,11 @@ impl Handle {
     pub async fn show(&self, ty: ResourceType, name: ResourceName) -> Option<serde_json::Value> {
         let shown = self.ask(|reply| Command::Show(ty, name, reply)).await.flatten()?;
         spawn_blocking(move || shown.json()).await.ok().flatten()
+    }
+
+    /// Where the node is.
+    pub(crate) fn view(&self) -> View {
+        self.hashed.view()
     }
 
     /// Whether the first sync is over, and there is still somebody to apply what comes.

@@ -56,7 +56,7 @@ impl Hashed {
         self.0.read().unwrap_or_else(PoisonError::into_inner).hashed.contains(assignment)
     }
 
-    fn view(&self) -> View {
+    pub fn view(&self) -> View {
         self.0.read().unwrap_or_else(PoisonError::into_inner).view.clone()
     }
 }

@@ -7,7 +7,7 @@ use axum::Router;
 use clap::Args;
 use slotmesh_ads::{Client, Config, Connector, Subscription, Tcp, Tls};
 use slotmesh_agent::{
-    Agent, Enrolment, Handle, Options,
+    Agent, Enrolment, Handle, Options, ProxyFeed,
     admin::{Admin, drained_routes},
     cleanup,
     metrics::{Metrics, NodeMetrics},
@@ -22,6 +22,7 @@ use crate::{
     flags::{ADMIN, CLUSTER_METRICS, LogFlag, MapFlags, PINS, SlotFlags, address},
     listen::listen,
     process::{GRACE, LIMIT, Parts, raise_descriptor_limit, stop_on_signals},
+    proxies::{ProxyServer, ProxySocketFlags},
     up::owner_ended,
 };
 
@@ -88,6 +89,9 @@ pub struct AgentCommand {
     cluster_metrics: u32,
 
     #[command(flatten)]
+    proxies: ProxySocketFlags,
+
+    #[command(flatten)]
     slots: SlotFlags,
 
     #[command(flatten)]
@@ -115,6 +119,7 @@ impl AgentCommand {
             drain,
             admin,
             cluster_metrics,
+            proxies,
             slots,
             maps,
             log,
@@ -144,7 +149,7 @@ impl AgentCommand {
         };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let clusters = cluster_metrics as usize;
-        let running = Running { options, cgroup_root, admin, clusters, node };
+        let running = Running { options, cgroup_root, admin, clusters, proxies, node };
         if operator.starts_with("http://") {
             tracing::warn!(
                 "the operator is reached without TLS: whoever is on the way can route connections"
@@ -178,6 +183,7 @@ struct Running {
     cgroup_root: Option<PathBuf>,
     admin: SocketAddr,
     clusters: usize,
+    proxies: ProxySocketFlags,
     node: String,
 }
 
@@ -230,10 +236,17 @@ impl Running {
         socket: TcpListener,
         stop: CancellationToken,
     ) -> anyhow::Result<()> {
-        let Self { options: _, cgroup_root: _, admin, clusters, node } = self;
+        let Self { options: _, cgroup_root: _, admin, clusters, proxies, node } = self;
         let mut parts = Parts::new(stop.clone());
+        let proxies = proxies.bind()?;
+        let publish = proxies.as_ref().map(ProxyServer::publisher);
+        let feed = ProxyFeed::new(enrolment.clone(), agent.handle(), publish);
+        if let Some(proxies) = proxies {
+            let (acknowledged, _) = watch::channel(None);
+            proxies.serve(&mut parts, &stop, acknowledged);
+        }
         parts.add("the thread that owns the maps", owner_ended(agent.ended().clone(), stop.clone()));
-        let (client, handle) = Client::new(Config::new(node.as_str()), connector, enrolment.clone());
+        let (client, handle) = Client::new(Config::new(node.as_str()), connector, feed);
         let (reports, told) = watch::channel(None);
         let client = client.reporting(told);
         for ty in ResourceType::ALL {

@@ -19,9 +19,11 @@ mod lint;
 mod listen;
 mod manual;
 mod mesh;
+mod node_proxy;
 mod operator;
 mod port_forward;
 mod process;
+mod proxies;
 mod proxy;
 mod render;
 mod reports;
@@ -56,7 +58,7 @@ enum Command {
     Check(check::Check),
     /// Let the agents of all nodes take the data path away, and wait until they have (before an uninstall)
     Drain(drain::Drain),
-    /// Serve HTTP by a file that a stock Envoy would take: a look at the proxy, without a cluster and without rights
+    /// Run the proxy of a node: requests of its pods by their routes. Or serve a file that a stock Envoy would take
     Proxy(proxy::Proxy),
     /// Make sockets in the network namespaces of a node's pods, for its proxy: no byte of a connection comes here
     Broker(broker::BrokerCommand),

@@ -1,4 +1,4 @@
-//! `slotmesh proxy`: the HTTP engine alone, by a file that a stock Envoy would take.
+//! `slotmesh proxy`: the proxy of a node, or the HTTP engine alone, by a file that a stock Envoy would take.
 
 use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, sync::Arc, time::Duration};
 
@@ -12,13 +12,14 @@ use crate::{
     admin::{self, Site},
     flags::{ADMIN, LogFlag, address},
     listen::listen,
+    node_proxy,
     process::{GRACE, Parts, raise_descriptor_limit, stop_on_signals},
 };
 
 /// How long requests in flight have for their end.
-const DRAIN: Duration = Duration::from_secs(5);
+pub const DRAIN: Duration = Duration::from_secs(5);
 /// How long the process has for its end: the drain, and a little.
-const LIMIT: Duration = Duration::from_secs(7);
+pub const LIMIT: Duration = Duration::from_secs(7);
 
 /// Text that `slotmesh proxy --help` ends with.
 const EXAMPLES: &str = "Examples:
@@ -27,13 +28,16 @@ const EXAMPLES: &str = "Examples:
   curl 127.0.0.1:15021/metrics
 
   # Only say what of a file can't be served
-  slotmesh proxy --config envoy.yaml --check";
+  slotmesh proxy --config envoy.yaml --check
+
+  # Serve the pods of a node, as the chart does
+  slotmesh proxy --agent /run/slotmesh/proxy.sock --broker /run/slotmesh/sockets.sock";
 
 /// The pages of the admin interface.
-const PAGES: [(&str, &str); 4] = [
+pub const PAGES: [(&str, &str); 4] = [
     ("/metrics", "counts of requests and connections, for Prometheus"),
     ("/livez", "200 while the process runs"),
-    ("/readyz", "200 once all listeners are served, 503 while it ends"),
+    ("/readyz", "200 once all that is to be served is, 503 before and while it ends"),
     ("/config", "the resources that are served, by name"),
 ];
 
@@ -43,12 +47,26 @@ const PAGES: [(&str, &str); 4] = [
 pub struct Proxy {
     /// An Envoy bootstrap, YAML or JSON: its static listeners with HTTP connection managers, routes and clusters are
     /// served. A field that isn't supported is refused by name
-    #[arg(long, env = "SLOTMESH_PROXY_CONFIG", value_name = "FILE")]
-    config: PathBuf,
+    #[arg(
+        long,
+        env = "SLOTMESH_PROXY_CONFIG",
+        value_name = "FILE",
+        required_unless_present = "agent",
+        conflicts_with = "agent"
+    )]
+    config: Option<PathBuf>,
 
     /// Say what of the file can't be served, and end
-    #[arg(long, env = "SLOTMESH_PROXY_CHECK")]
+    #[arg(long, env = "SLOTMESH_PROXY_CHECK", conflicts_with = "agent")]
     check: bool,
+
+    /// Unix socket of the node's agent (its --proxy-socket), which says what is served to which pods
+    #[arg(long, env = "SLOTMESH_PROXY_AGENT", value_name = "SOCKET", requires = "broker")]
+    agent: Option<PathBuf>,
+
+    /// Unix socket of the node's socket broker, which makes sockets in pods
+    #[arg(long, env = "SLOTMESH_PROXY_BROKER", value_name = "SOCKET", requires = "agent")]
+    broker: Option<PathBuf>,
 
     /// Threads that serve, each for itself [default: the processors]
     #[arg(long, env = "SLOTMESH_PROXY_WORKERS", value_name = "THREADS")]
@@ -70,13 +88,17 @@ impl Proxy {
     /// # Errors
     /// Names the field of the file that can't be served, or the address that can't be used.
     pub fn run(self) -> anyhow::Result<()> {
-        let Self { config, check, workers, admin, log } = self;
+        let Self { config, check, agent, broker, workers, admin, log } = self;
         log.init()?;
+        let defaults = EngineOptions::default();
+        let workers = workers.map_or(defaults.workers, NonZeroUsize::get);
+        if let (Some(agent), Some(broker)) = (agent, broker) {
+            return node_proxy::run(agent, &broker, workers, admin);
+        }
+        let config = config.context("--config (SLOTMESH_PROXY_CONFIG) is missing")?;
         let file = config.display().to_string();
         let text = std::fs::read_to_string(&config).with_context(|| format!("{file} can't be read"))?;
         let resources = bootstrap::parse(&text).with_context(|| file.clone())?;
-        let defaults = EngineOptions::default();
-        let workers = workers.map_or(defaults.workers, NonZeroUsize::get);
         let bind = !check;
         let engine = ProxyEngine::start(EngineOptions { workers, bind, ..defaults })?;
         let applied = apply(&engine, &resources).with_context(|| file.clone());

@@ -103,3 +103,36 @@ fn a_field_that_is_not_supported_is_named() {
     let (ok, said) = check("{match: {prefx: /}, route: {cluster: web}}");
     assert!(!ok && said.contains("routes[0].match.prefx: not supported"), "{said}");
 }
+
+#[test]
+fn the_proxy_of_a_node_waits_for_its_agent() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_slotmesh"));
+    command.args(["proxy", "--admin", "127.0.0.1:0", "--log-format", "json", "--agent"]);
+    command.arg(dir.path().join("agent.sock")).arg("--broker").arg(dir.path().join("broker.sock"));
+    let mut running = Running(command.stderr(Stdio::piped()).spawn().expect("the binary starts"));
+    let mut said = BufReader::new(running.0.stderr.take().expect("piped")).lines();
+    let admin = said.find_map(|line| {
+        let line: serde_json::Value = serde_json::from_str(&line.expect("UTF-8")).expect("JSON");
+        (line["message"] == "running").then(|| line["admin"].as_str().expect("an address").to_owned())
+    });
+    let admin = admin.expect("it runs");
+    // What it says further is read, so that it never waits.
+    thread::spawn(move || said.for_each(drop));
+    assert!(ask(&admin, "/livez").contains(" 200 "));
+    assert!(ask(&admin, "/readyz").contains(" 503 "), "nobody has said what to serve");
+    let metrics = ask(&admin, "/metrics");
+    for line in ["slotmesh_proxy_agent_connected 0", "slotmesh_proxy_resources{type=\"route\"} 0"] {
+        assert!(metrics.lines().any(|found| found == line), "{line} isn't in\n{metrics}");
+    }
+    let kill = Command::new("kill").args(["-s", "TERM", &running.0.id().to_string()]).status();
+    assert!(kill.expect("kill starts").success());
+    assert!(running.0.wait().expect("it is a child").success());
+    // One of the two alone, or a file as well, is refused.
+    for wrong in
+        [&["--agent", "a"][..], &["--broker", "b"], &["--agent", "a", "--broker", "b", "--config", "c"]]
+    {
+        let output = Command::new(env!("CARGO_BIN_EXE_slotmesh")).arg("proxy").args(wrong).output();
+        assert_eq!(output.expect("the binary starts").status.code(), Some(2), "{wrong:?}");
+    }
+}

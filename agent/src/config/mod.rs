@@ -192,7 +192,7 @@ pub const REFUSING_CLUSTER: &str = "BlackHoleCluster";
 
 /// The name of a cluster that there never is: requests that would go there are answered with 500, connections are
 /// refused.
-const INVALID_BACKEND: &str = "InvalidBackend";
+pub(crate) const INVALID_BACKEND: &str = "InvalidBackend";
 
 /// Tells whether connections to the cluster of this name are refused, without any record of it.
 pub(crate) fn is_refusing(cluster: &str) -> bool {

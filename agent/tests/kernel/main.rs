@@ -16,6 +16,7 @@ mod lanes;
 mod node_ports;
 mod outliers;
 mod proxied;
+mod proxy_feed;
 mod rates;
 mod readback;
 mod refused;

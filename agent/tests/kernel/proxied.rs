@@ -34,7 +34,7 @@ const WEB: &str = "80|web";
 
 /// A route configuration for requests: `/a` is answered, everything else goes to these clusters; without any there is
 /// nothing else.
-fn by_request(name: &str, clusters: &[(String, u32)]) -> Resource {
+pub(crate) fn by_request(name: &str, clusters: &[(String, u32)]) -> Resource {
     let mut answered = cluster_route("a", &[]);
     answered.r#match.as_mut().unwrap().path_specifier =
         Some(route::route_match::PathSpecifier::Path("/a".to_owned()));
