@@ -19,7 +19,8 @@ pub fn subjects() -> Vec<Subject> {
 }
 
 fn policies() -> Subject {
-    const GUARDS: &str = "operator/compile/tests/compile/guards.rs";
+    const FAILING: &str = "e2e/tests/leave_out_endpoints_that_fail.rs";
+    const RATES: &str = "e2e/tests/bound_how_fast_connections_come.rs";
     const SHARES: &str = "spec.locality.distribute[]";
     const AWAY: &str = "spec.locality.failover[]";
     const BALANCE: &str = "e2e/tests/balance_by_a_traffic_policy.rs";
@@ -70,8 +71,8 @@ fn policies() -> Subject {
         requests: Requests::default(),
         shown: vec![
             ("spec.loadBalancing", BALANCE, "by_the_source"),
-            ("spec.outlierDetection", GUARDS, "a_policy_goes_before_a_rule_and_takes_it_back_when_it_goes"),
-            ("spec.newConnections", GUARDS, "a_policy_goes_before_a_rule_and_takes_it_back_when_it_goes"),
+            ("spec.outlierDetection", FAILING, "after_so_many_failed_connects_in_a_row"),
+            ("spec.newConnections", RATES, "of_all_callers_together_or_of_each"),
             ("spec.locality", "e2e/tests/choose_by_locality.rs", "the_nearest_go_before_others"),
             ("spec.maxConnections", "e2e/tests/limit_connections.rs", "as_many_as_the_policy_says"),
             ("spec.targetRefs", BALANCE, "by_turns_and_by_chance"),
