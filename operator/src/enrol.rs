@@ -10,6 +10,7 @@
 
 mod candidate;
 mod scoped;
+mod sight;
 #[cfg(test)]
 mod trials;
 
@@ -239,7 +240,7 @@ fn odd_pod(key: &ObjectKey, pod: &Pod) -> Vec<Report> {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
-    use slotmesh_serve::{NodeName, Scope as _};
+    use slotmesh_serve::{NodeName, Scope as _, Visibility};
 
     use super::*;
 
@@ -435,8 +436,10 @@ mod tests {
         let mut go = |steps: Vec<Step>| {
             steps.iter().for_each(|step| enrolment.observe(step));
             let changes = enrolment.flush(|pod| pod.namespace.to_string());
-            let flipped = scoped.count(&changes);
-            let sees = |node: &NodeName| scoped.scope.sees(node, ResourceType::Cluster, &"c".into());
+            let flipped = scoped.rescope(&changes).nodes;
+            let sees = |node: &NodeName| {
+                scoped.scope.visibility(node, ResourceType::Listener, &"l".into()) == Visibility::Seen
+            };
             (flipped, sees(&n1), sees(&n2))
         };
         let one = HashSet::from([n1.clone()]);
@@ -448,7 +451,7 @@ mod tests {
         let gone = json!({"/status": {"phase": "Failed"}});
         assert_eq!(go(vec![pod("a", "n1", gone.clone())]), (HashSet::new(), true, false));
         assert_eq!(go(vec![pod("b", "n1", gone)]), (one, false, false));
-        let own = |name: &str, node| scoped.scope.sees(node, ResourceType::Workload, &name.into());
-        assert!(own("n1/u", &n1) && !own("n1/u", &n2));
+        let own = |name: &str, node| scoped.scope.visibility(node, ResourceType::Workload, &name.into());
+        assert_eq!((own("n1/u", &n1), own("n1/u", &n2)), (Visibility::Seen, Visibility::Foreign));
     }
 }

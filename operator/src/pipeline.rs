@@ -14,9 +14,11 @@ use std::{
 };
 
 use kube::Client;
-use slotmesh_compile::{CompileOptions, Compiler, Kind, Object, ObjectKey, ObjectName, Report, Stats};
+use slotmesh_compile::{
+    Audience, CompileOptions, Compiler, Kind, Object, ObjectKey, ObjectName, Report, Stats,
+};
 use slotmesh_serve::Reached;
-use slotmesh_xds::Change;
+use slotmesh_xds::{Change, ResourceName};
 use tokio::sync::{
     mpsc::{self, Receiver, Sender},
     watch,
@@ -47,6 +49,9 @@ pub trait Publish: Send + 'static {
     /// call brings everything that the source held at the start, which may be nothing. `seen` is when the
     /// source saw the first event that led to them, and `reached` how far it is known with them.
     fn publish(&mut self, changes: Vec<Change>, seen: Instant, reached: &Reached);
+
+    /// Listeners that other callers need from the next changes on; `None` where all do.
+    fn audiences(&mut self, _audiences: BTreeMap<ResourceName, Option<Audience>>) {}
 
     /// The source is known further, which changes nothing else.
     fn reach(&mut self, _reached: &Reached) {}
@@ -369,7 +374,9 @@ impl<P: Publish> Pipeline<P> {
                     Naming::Nobody => {}
                 }
                 debug!(events, changes = changes.len(), "compiled");
-                if first || !changes.is_empty() {
+                let rescoped = !output.audiences.is_empty();
+                self.publish.audiences(output.audiences);
+                if first || !changes.is_empty() || rescoped {
                     self.publish.publish(changes, seen, &self.reached);
                 } else if further {
                     self.publish.reach(&self.reached);

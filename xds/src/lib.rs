@@ -15,6 +15,7 @@ mod settings;
 mod sketch;
 mod source;
 mod transport;
+mod ways;
 mod workload;
 
 pub use envoy_types::pb as envoy;
@@ -33,4 +34,5 @@ pub use settings::{SlotGrowth, SlotSettings};
 pub use sketch::{Difference, Fingerprint, NotASketch, Sketch, TooDifferent};
 pub use source::{give_source_back, source_given_back};
 pub use transport::Transport;
+pub use ways::{Targets, Ways, assignment_of_cluster, clusters_of_route};
 pub use workload::Workload;

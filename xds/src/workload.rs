@@ -5,7 +5,7 @@
 
 use prost::Message;
 
-use crate::ResourceName;
+use crate::{Resource, ResourceName};
 
 /// `slotmesh.v1.Workload`: one enrolled pod. Field numbers are never used again for something else.
 #[derive(Clone, PartialEq, Eq, Message)]
@@ -39,6 +39,12 @@ impl Workload {
     /// The name of its resource: the node, a slash (which a node's name can't contain), and the uid.
     pub fn resource_name(&self) -> ResourceName {
         ResourceName::from(format!("{}/{}", self.node, self.uid))
+    }
+
+    /// The class of the workload that a resource is of; `None` where it is of none.
+    pub fn class_of(resource: &Resource) -> Option<String> {
+        let Self { class, namespace, .. } = Self::decode(&*resource.content).ok()?;
+        Some(if class.is_empty() { namespace } else { class })
     }
 
     /// The node for which the resource of this name is.

@@ -11,8 +11,8 @@ use std::{
 use slotmesh_xds::{Change, Resource, ResourceName, ResourceType, Version};
 
 use crate::{
-    CompileOptions, Conditions, Index, Object, ObjectKey, ObjectName, ObjectRef, Reason, Report, Severity,
-    Source, Unit, clusters, conditions, endpoints, envoy, model::PortKey, routing, settings,
+    Audience, CompileOptions, Conditions, Index, Object, ObjectKey, ObjectName, ObjectRef, Reason, Report,
+    Severity, Source, Unit, clusters, conditions, endpoints, envoy, model::PortKey, routing, settings,
 };
 
 /// What one unit compiles to.
@@ -23,6 +23,8 @@ pub(crate) struct Compiled {
     /// Who has made which of the resources, where objects compete for that: of a listener there may be others for other
     /// callers.
     pub(crate) made: BTreeMap<(ResourceType, ResourceName), BTreeSet<Maker>>,
+    /// The callers who need a listener, of those that not all need.
+    pub(crate) audiences: BTreeMap<ResourceName, Audience>,
     /// Tells whether some of the resources lead to the cluster that refuses connections.
     pub(crate) refuses: bool,
     /// Tells whether some of them lead to the one that leaves connections as they are.
@@ -58,6 +60,8 @@ pub struct Output {
     pub affected: BTreeSet<ObjectKey>,
     /// The Pods whose [`Compiler::caller_class`] has changed.
     pub classes: BTreeSet<ObjectName>,
+    /// The listeners that other callers need than before; `None` where all do again, or the listener is gone.
+    pub audiences: BTreeMap<ResourceName, Option<Audience>>,
 }
 
 /// How much work was done since the start.
@@ -176,9 +180,12 @@ impl Compiler {
                 self.replace(unit, new, &mut difference);
             }
         }
-        let Difference { before, after, said } = difference;
+        let Difference { before, after, said, audiences } = difference;
         let classes = self.index.classes.take_changed();
-        let mut output = Output { changes: changes(before, after), affected, classes, ..Output::default() };
+        let audiences = audiences.into_iter().filter(|(_, [old, new])| old != new);
+        let audiences = audiences.map(|(name, [_, new])| (name, new)).collect();
+        let changes = changes(before, after);
+        let mut output = Output { changes, affected, classes, audiences, ..Output::default() };
         for (report, difference) in said {
             self.count(report, difference, &mut output);
         }
@@ -194,6 +201,9 @@ impl Compiler {
         for report in &new.reports {
             *difference.said.entry(report.clone()).or_default() += 1;
         }
+        for (name, audience) in &new.audiences {
+            difference.audiences.entry(name.clone()).or_default()[1] = Some(audience.clone());
+        }
         self.refusing += usize::from(new.refuses);
         self.passing += usize::from(new.passes);
         self.left += usize::from(new.left);
@@ -202,6 +212,9 @@ impl Compiler {
         self.refusing -= usize::from(old.refuses);
         self.passing -= usize::from(old.passes);
         self.left -= usize::from(old.left);
+        for (name, audience) in old.audiences {
+            difference.audiences.entry(name).or_default()[0] = Some(audience);
+        }
         difference.before.extend(old.resources.into_iter().map(|r| ((r.ty, r.name), r.version)));
         for report in old.reports {
             *difference.said.entry(report).or_default() -= 1;
@@ -296,6 +309,8 @@ struct Difference {
     before: HashMap<(ResourceType, ResourceName), Version>,
     after: Vec<Resource>,
     said: BTreeMap<Report, isize>,
+    /// Of listeners, before and now; a listener is of one unit before, and of one now.
+    audiences: BTreeMap<ResourceName, [Option<Audience>; 2]>,
 }
 
 /// The difference, in make-before-break order. A resource may have moved from one unit to another.

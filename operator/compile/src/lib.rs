@@ -15,6 +15,7 @@
 //!   out of one [`Compiler::flush`].
 //! - Nothing is ignored in silence: what is refused, not supported or skipped is a [`Report`].
 
+mod audience;
 mod backends;
 mod budget;
 pub mod builder;
@@ -42,6 +43,7 @@ mod routing;
 mod rules;
 mod settings;
 
+pub use audience::Audience;
 pub use cidr::{Cidr, NoCidr};
 pub use compiler::{Compiler, Output, Stats};
 pub use conditions::{Ancestor, At, Condition, ConditionType, Conditions, ResourceVersion};

@@ -27,7 +27,7 @@ use self::reports::{about, behind, left_to_kube_proxy, no_such_port, not_its_own
 use slotmesh_xds::Transport;
 
 use crate::{
-    Index, Kind, ObjectKey, ObjectName, Reason, Report,
+    Audience, Index, Kind, ObjectKey, ObjectName, Reason, Report,
     backends::{Backend, backend},
     compiler::{Compiled, Maker},
     envoy::{self, CallerChain, Forward},
@@ -60,6 +60,16 @@ struct Answer<'a> {
     way: Way,
     /// The objects that say so; none where they go to the Service's own endpoints because nobody says anything.
     by: Vec<&'a ObjectKey>,
+    /// Tells whether the caller doesn't see the Service: it goes as if there were no listener.
+    is_unseen: bool,
+}
+
+impl Answer<'_> {
+    /// Tells whether something else becomes of the connections than would without a listener.
+    fn needs_a_listener(&self) -> bool {
+        let passes = matches!(&self.way.choice[..], [(cluster, _)] if cluster == PASSTHROUGH);
+        !self.is_unseen && !(passes && self.way.requests.is_none())
+    }
 }
 
 /// Where connections go, or their requests.
@@ -279,7 +289,8 @@ impl<'a, 'p> Decisions<'a, 'p> {
             _ if is_service && !self.left => cluster_name(&self.index.host(self.name), port, ""),
             _ => PASSTHROUGH.to_owned(),
         };
-        Answer { kind: RouteKind::Tcp, way: vec![(cluster, 1)].into(), by: Vec::new() }
+        let is_unseen = sight == Sight::Nothing;
+        Answer { kind: RouteKind::Tcp, way: vec![(cluster, 1)].into(), by: Vec::new(), is_unseen }
     }
 
     /// Of what a caller sees, what is looked at: one VirtualService at most.
@@ -322,7 +333,7 @@ impl<'a, 'p> Decisions<'a, 'p> {
                 true => vec![(PASSTHROUGH.to_owned(), 1)],
                 false => self.own_cluster(connection),
             };
-            return Answer { kind: RouteKind::Tcp, way: choice.into(), by: Vec::new() };
+            return Answer { kind: RouteKind::Tcp, way: choice.into(), by: Vec::new(), is_unseen: false };
         };
         let (key, kind, found) = first.clone();
         self.outcome.winners.insert((key, port.key));
@@ -343,7 +354,7 @@ impl<'a, 'p> Decisions<'a, 'p> {
                 vec![(BLACK_HOLE.to_owned(), 1)]
             }
         };
-        Answer { kind, way: choice.into(), by: vec![key] }
+        Answer { kind, way: choice.into(), by: vec![key], is_unseen: false }
     }
 
     /// Where a route leads. Whatever of it can't be resolved is refused, and told.
@@ -528,7 +539,12 @@ fn listen(
     let own = cluster_name(&host, port.key, "");
     let route = route_name(&host, port.key);
     let mut by_route = None;
-    let passthrough = || Way::from(vec![(PASSTHROUGH.to_owned(), 1)]);
+    // Of callers who don't see what an address is of.
+    let refuses = |caller| index.sidecar_of(caller).is_some_and(|sidecar| sidecar.refuses);
+    let unseen = |caller| {
+        let cluster = if refuses(caller) { BLACK_HOLE } else { PASSTHROUGH };
+        Way::from(vec![(cluster.to_owned(), 1)])
+    };
     for (ip, at, by) in index.places(name, port.key) {
         match index.owner_of(ip, at) {
             Some(claim) if claim.object == by => {}
@@ -543,28 +559,30 @@ fn listen(
         let of = |answers: &Answers<'_>| {
             let found = answers.get(&(port.key, Some(ip))).or_else(|| answers.get(&(port.key, None)));
             let by = |answer: &Answer<'_>| answer.by.iter().copied().cloned().collect();
-            found.map(|answer| (answer.kind, answer.way.clone(), by(answer)))
+            found.map(|answer| (answer.kind, answer.way.clone(), by(answer), answer.needs_a_listener()))
         };
-        // Datagrams aren't told apart by who sends them.
-        let told_apart = port.key.protocol == Transport::Tcp;
-        let sees = |caller| !told_apart || export.is_none_or(|export| export.sees(caller));
-        let Some((kind, way, own_makers)) = of(everybody) else { continue };
+        let sees = |caller| export.is_none_or(|export| export.sees(caller));
+        let Some((kind, way, own_makers, needed)) = of(everybody) else { continue };
         let (kind, way, own_makers): (_, _, BTreeSet<ObjectKey>) = match sees(Caller::Anyone) {
             true => (kind, way, own_makers),
-            false => (RouteKind::Tcp, passthrough(), BTreeSet::new()),
+            false => (RouteKind::Tcp, unseen(Caller::Anyone), BTreeSet::new()),
         };
+        let needs = |caller, needs| if sees(caller) { needs } else { refuses(caller) };
+        let mut audience = Audience { everybody: needs(Caller::Anyone, needed), ..Audience::default() };
         let mut makers = own_makers.clone();
         // Of namespaces what differs from what is so for everybody, of classes what differs from their namespaces'.
         let mut of_namespace: BTreeMap<&str, &Way> = BTreeMap::new();
         let mut differing: Vec<(String, Way, &BTreeSet<ObjectKey>)> = Vec::new();
         let found: Vec<(Caller<'_>, Way, BTreeSet<ObjectKey>)> = callers
             .iter()
-            .filter(|_| told_apart)
             .filter_map(|(caller, answers)| {
-                let (_, way, makers) = of(answers)?;
+                let (_, way, makers, needed) = of(answers)?;
+                if let Some(class) = caller.class() {
+                    audience.note(class, needs(*caller, needed));
+                }
                 Some(match sees(*caller) {
                     true => (*caller, way, makers),
-                    false => (*caller, passthrough(), BTreeSet::new()),
+                    false => (*caller, unseen(*caller), BTreeSet::new()),
                 })
             })
             .collect();
@@ -608,6 +626,9 @@ fn listen(
             RouteKind::Tcp => Forward::Layer4(&way.choice),
         };
         let listener = envoy::listener(ip, at, &own, &forward, &chains);
+        if !audience.is_all() {
+            out.audiences.insert(listener.name.clone(), audience);
+        }
         out.made(&listener, makers, port.key);
         out.resources.push(listener);
         if kind == RouteKind::Http {

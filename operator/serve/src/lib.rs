@@ -52,7 +52,7 @@ pub use gate::{Gate, Origin, Peer, Shed};
 pub use listen::serve;
 pub use news::Feed;
 pub use reached::Reached;
-pub use scope::Scope;
+pub use scope::{Rescoped, Scope, Visibility};
 pub use service::{Config, DeltaAds, Holds, server};
 pub use status::{
     Acknowledgement, AgentStatus, Ending, NodeName, Rejected, StreamId, StreamNews, TypeStatus,

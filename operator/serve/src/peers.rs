@@ -4,8 +4,11 @@
 //! together. Only what differs is written out ([`Peer`]): what the agent lacks or has in another version, is being
 //! sent, or refused. So an agent in sync costs a bit a resource, and one that falls behind costs what it is behind.
 //!
+//! What the agent is spared has a bit of another sort.
+//!
 //! Invariants: a name has a bit or a peer, never both. The sums (how many are held, their sketch, which are refused)
-//! are those of both at any time. Every change goes through this module and costs the names that it touches.
+//! are those of both at any time, and the sketch is of what is spared, too. Every change goes through this module and
+//! costs the names that it touches.
 
 use std::collections::{HashMap, HashSet};
 
@@ -77,6 +80,8 @@ pub(crate) struct Peers {
     ty: ResourceType,
     /// The places whose resources the agent holds as they are served.
     current: Bits,
+    /// The places whose resources the agent doesn't need.
+    spared: Bits,
     /// The names of which there is more to say.
     others: HashMap<ResourceName, Peer>,
     held: usize,
@@ -89,6 +94,7 @@ impl Peers {
         Self {
             ty,
             current: Bits::default(),
+            spared: Bits::default(),
             others: HashMap::new(),
             held: 0,
             sketch: Sketch::default(),
@@ -111,6 +117,32 @@ impl Peers {
         if self.current.remove(before.place) {
             // The sums stay: it holds what it held.
             self.others.insert(name.clone(), Peer::holding(Held::Version(before.version)));
+        }
+    }
+
+    /// The agent is spared the resource of this place.
+    pub(crate) fn spare(&mut self, place: Place, resource: &Resource) {
+        if self.spared.insert(place) {
+            self.sketch.add(Fingerprint::of(self.ty, &resource.name, resource.version));
+        }
+    }
+
+    /// As [`spare`](Self::spare), given what is served.
+    pub(crate) fn spare_at(&mut self, place: Place, table: &Table) {
+        if let Some(resource) = table.at(place) {
+            self.spare(place, resource);
+        }
+    }
+
+    /// Tells whether the agent holds something of this name, which is served in this place, or is being sent something.
+    pub(crate) fn is_known(&self, name: &ResourceName, place: Place) -> bool {
+        self.current.contains(place) || self.others.contains_key(name)
+    }
+
+    /// The agent may not be spared it any more: it has changed, or is gone, or the agent may need it.
+    pub(crate) fn unspare(&mut self, name: &ResourceName, before: Before) {
+        if self.spared.remove(before.place) {
+            self.sketch.remove(Fingerprint::of(self.ty, name, before.version));
         }
     }
 
@@ -193,6 +225,11 @@ impl Peers {
         for (place, resource) in out {
             self.write_out(place, resource);
         }
+        let spared = self.spared.iter().filter_map(|place| Some((place, table.at(place)?)));
+        let out: Vec<_> = spared.filter(|(_, resource)| !keep(&resource.name)).collect();
+        for (place, resource) in out {
+            self.unspare(&resource.name, Before { place, version: resource.version });
+        }
         let gone: Vec<ResourceName> = self.others.keys().filter(|name| !keep(name)).cloned().collect();
         for name in gone {
             self.remove(&name);
@@ -212,7 +249,7 @@ impl Peers {
         self.held
     }
 
-    /// The sketch of the versions that are held.
+    /// The sketch of the versions that are held, and of what is spared.
     pub(crate) const fn sketch(&self) -> &Sketch {
         &self.sketch
     }
@@ -231,6 +268,13 @@ impl Peers {
             Some(Held::Foreign) | None => None,
         });
         current.chain(others)
+    }
+
+    /// The versions that are spared, given what is served.
+    #[cfg(test)]
+    pub(crate) fn spared(&self, table: &Table) -> impl Iterator<Item = (ResourceName, Version)> {
+        let spared = self.spared.iter().filter_map(|place| table.at(place));
+        spared.map(|resource| (resource.name.clone(), resource.version))
     }
 
     /// How many names are written out.

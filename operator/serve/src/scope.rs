@@ -2,9 +2,13 @@
 //!
 //! A [`Scope`] is given from outside and decides by node and name. Through a [`View`] a stream sees a
 //! resource that isn't for its node as one that doesn't exist: it is never sent, and removed where the
-//! agent has it.
+//! agent has it. What a node is spared counts in the sketch of what it has acknowledged: so all nodes of a
+//! cluster tell of the same, whatever runs on each.
 
-use std::fmt;
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+};
 
 use slotmesh_xds::{Resource, ResourceName, ResourceType};
 
@@ -14,11 +18,33 @@ use crate::{
     table::{Place, Table},
 };
 
+/// The relation of a node to a resource.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Visibility {
+    /// It is sent.
+    Seen,
+    /// It isn't, as nobody on the node can make use of it. It counts as acknowledged.
+    Spared,
+    /// It isn't, and is nothing that the node could owe.
+    Foreign,
+}
+
 /// Decides what is for which node.
 pub trait Scope: fmt::Debug + Send + Sync + 'static {
-    /// Tells whether the resource is for this node. The answer may change only in step with
-    /// [`Store::apply_for`](crate::Store::apply_for), which names the nodes for which it did.
-    fn sees(&self, node: &NodeName, ty: ResourceType, name: &ResourceName) -> bool;
+    /// The relation of this node to a resource. The answer may change only in step with
+    /// [`Store::apply_for`](crate::Store::apply_for), which is told for whom and of what it did.
+    fn visibility(&self, node: &NodeName, ty: ResourceType, name: &ResourceName) -> Visibility;
+}
+
+/// The nodes and resources whose relation may have changed.
+#[derive(Clone, Debug, Default)]
+pub struct Rescoped {
+    /// Nodes whose relation to any resource may have.
+    pub nodes: HashSet<NodeName>,
+    /// Resources to which the relation of any node may have.
+    pub resources: HashSet<(ResourceType, ResourceName)>,
+    /// Resources to which that of one node may have.
+    pub of_node: HashMap<NodeName, HashSet<(ResourceType, ResourceName)>>,
 }
 
 /// The resources as one node sees them.
@@ -33,12 +59,12 @@ impl<'a> View<'a> {
         Self { resources, node }
     }
 
-    /// Tells whether the node may see the resource of this name, if there is one.
-    pub(crate) fn sees(&self, ty: ResourceType, name: &ResourceName) -> bool {
+    /// The relation of the node to the resource of this name, if there is one.
+    pub(crate) fn visibility(&self, ty: ResourceType, name: &ResourceName) -> Visibility {
         match (self.resources.scope(), self.node) {
-            (None, _) => true,
-            (Some(scope), Some(node)) => scope.sees(node, ty, name),
-            (Some(_), None) => false,
+            (None, _) => Visibility::Seen,
+            (Some(scope), Some(node)) => scope.visibility(node, ty, name),
+            (Some(_), None) => Visibility::Foreign,
         }
     }
 
@@ -50,11 +76,6 @@ impl<'a> View<'a> {
     /// All resources of a type, whether or not the node may see them.
     pub(crate) fn table(&self, ty: ResourceType) -> &'a Table {
         self.resources.table(ty)
-    }
-
-    /// The places of all resources of a type that the node may see.
-    pub(crate) fn places(&self, ty: ResourceType) -> impl Iterator<Item = Place> {
-        self.table(ty).iter().filter(move |(name, _)| self.sees(ty, name)).map(|(_, place)| place)
     }
 
     /// How many batches have been applied.

@@ -104,7 +104,7 @@ pub struct TypeStatus {
     pub subscribed: bool,
     /// How many resources the agent has in force.
     pub held: usize,
-    /// The versions of these, as a sketch.
+    /// The versions of these, and of what the node is spared, as a sketch.
     pub sketch: Sketch,
     /// How many responses are sent and not acknowledged yet.
     pub unacknowledged: usize,

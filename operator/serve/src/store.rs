@@ -24,7 +24,7 @@ use crate::{
     delays::{Delays, observe},
     news::{Feed, News},
     reached::Reached,
-    scope::Scope,
+    scope::{Rescoped, Scope},
     status::{Acknowledgement, AgentStatus, Ending, NodeName, StreamId, StreamNews},
     stream::{Awaiting, Stream},
     table::{Before, Place, Table},
@@ -68,6 +68,16 @@ impl Resources {
         }
         self.generation += 1;
         dirty
+    }
+
+    /// Adds resources that are as they were, and are to be compared all the same.
+    pub(crate) fn look_at(&self, names: &HashSet<(ResourceType, ResourceName)>, dirty: &mut Dirty) {
+        for (ty, name) in names {
+            if let Some((place, resource)) = self.find(*ty, name) {
+                let before = Before { place, version: resource.version };
+                dirty[*ty].entry(name.clone()).or_insert(Some(before));
+            }
+        }
     }
 
     /// The current content of a resource.
@@ -230,34 +240,47 @@ impl Store {
     ///
     /// Costs what the batch touches, for each stream; an upsert of equal content costs nothing.
     pub fn apply(&self, changes: Vec<Change>) {
-        self.apply_for(changes, &HashSet::new(), None, &Reached::default());
+        self.apply_for(changes, &Rescoped::default(), None, &Reached::default());
     }
 
-    /// As [`apply`](Self::apply), of a source that is known so far; and what the nodes in `rescoped` may see has
-    /// changed just before. For these, all resources are compared. `seen` is when the first event that led to this
+    /// As [`apply`](Self::apply), of a source that is known so far; and what nodes may see has changed just before, as
+    /// `rescoped` tells: that is compared. `seen` is when the first event that led to this
     /// was seen; the [`delays`](Self::delays) count from then.
     pub fn apply_for(
         &self,
         changes: Vec<Change>,
-        rescoped: &HashSet<NodeName>,
+        rescoped: &Rescoped,
         seen: Option<Instant>,
         reached: &Reached,
     ) {
         // Before the resources are locked: see the lock order.
-        let of_these = |connected: &Connected| {
-            lock(&connected.stream).node().is_some_and(|node| rescoped.contains(node))
-        };
-        let streams = if rescoped.is_empty() { Vec::new() } else { self.streams() };
-        let streams = streams.into_iter().filter(|(_, connected)| of_these(connected));
-        let inboxes: Vec<_> = streams.map(|(_, connected)| connected.inbox).collect();
+        let Rescoped { nodes, resources, of_node } = rescoped;
+        let streams = if nodes.is_empty() && of_node.is_empty() { Vec::new() } else { self.streams() };
+        let rescoped = streams.into_iter().filter_map(|(_, connected)| {
+            let stream = lock(&connected.stream);
+            let node = stream.node()?;
+            let (all, some) = (nodes.contains(node), of_node.get(node));
+            drop(stream);
+            (all || some.is_some()).then_some((connected.inbox, all, some))
+        });
+        let rescoped: Vec<_> = rescoped.collect();
         let mut state = self.0.state.write().unwrap_or_else(PoisonError::into_inner);
-        let dirty = state.resources.apply(changes);
+        let mut dirty = state.resources.apply(changes);
+        state.resources.look_at(resources, &mut dirty);
         state.resources.reach(reached);
         self.0.reached.send_replace(());
         let first = state.resources.generation() == 1;
         let seen = seen.filter(|_| !first);
-        for inbox in inboxes {
-            inbox.put(&Dirty::default(), true, seen);
+        for (inbox, all, some) in rescoped {
+            let mut names = Dirty::default();
+            if let Some(some) = some {
+                state.resources.look_at(some, &mut names);
+            }
+            // What changed comes with the rest.
+            for (ty, names) in names.iter_mut() {
+                names.retain(|name, _| !dirty[ty].contains_key(name));
+            }
+            inbox.put(&names, all, seen);
         }
         if !first && dirty.iter().all(|(_, names)| names.is_empty()) {
             return;

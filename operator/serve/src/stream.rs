@@ -278,6 +278,12 @@ impl Stream {
         self.trackers[ty].held(resources)
     }
 
+    /// The versions that the agent is spared.
+    #[cfg(test)]
+    pub(crate) fn spared(&self, ty: ResourceType, resources: &Resources) -> Vec<(ResourceName, Version)> {
+        self.trackers[ty].spared(resources)
+    }
+
     /// How many names are remembered.
     #[cfg(test)]
     pub(crate) fn remembered(&self) -> usize {
@@ -297,9 +303,10 @@ impl Stream {
         }
         let Some(InFlight { items, .. }) = self.unacknowledged.remove(nonce) else { return };
         let tracker = &mut self.trackers[ty];
+        let view = View::new(resources, self.node.as_ref());
         let Some(error) = error else {
             for (name, sent) in items {
-                tracker.accepted(&name, sent, resources);
+                tracker.accepted(&name, sent, view);
             }
             return;
         };
@@ -321,7 +328,7 @@ impl Stream {
                     tracing::warn!(stream = %self.id, node, %ty, resource = %name, reason, "refused by the agent");
                     tracker.refused(&name, sent, reason);
                 }
-                None => tracker.accepted(&name, sent, resources),
+                None => tracker.accepted(&name, sent, view),
             }
         }
     }

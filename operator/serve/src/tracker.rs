@@ -12,11 +12,11 @@ use slotmesh_xds::{ResourceName, ResourceType, Version};
 use crate::{
     bits::Bits,
     peers::{Held, Peer, Peers, Refused},
-    scope::View,
+    scope::{View, Visibility},
     status::{Acknowledgement, TypeStatus},
     store::{Changed, Resources},
     subscription::{Subscription, TooManyNames},
-    table::{Place, Places},
+    table::{Before, Place, Places},
 };
 
 /// Why a name has to be compared with the store.
@@ -129,7 +129,15 @@ impl Tracker {
             }
         }
         if asked.wildcard {
-            resources.places(self.ty).for_each(|place| _ = self.changed.insert(place));
+            for (name, place) in resources.table(self.ty).iter() {
+                match resources.visibility(self.ty, name) {
+                    Visibility::Seen => _ = self.changed.insert(place),
+                    // What the agent has of it is found out by comparing.
+                    Visibility::Spared if self.peers.is_known(name, place) => _ = self.changed.insert(place),
+                    Visibility::Spared => self.peers.spare_at(place, resources.table(self.ty)),
+                    Visibility::Foreign => {}
+                }
+            }
         }
         self.subscription = Some(subscription);
         Ok(())
@@ -143,6 +151,7 @@ impl Tracker {
             if let Some(before) = before {
                 self.changed.remove(before.place);
                 self.peers.outdate(name, *before);
+                self.peers.unspare(name, *before);
             }
         }
         for name in dirty.into_keys() {
@@ -150,8 +159,13 @@ impl Tracker {
                 continue;
             }
             let is_known = self.peers.get(&name).is_some();
-            if let Some((place, _)) = resources.find(self.ty, &name) {
-                if is_known || resources.sees(self.ty, &name) {
+            if let Some((place, resource)) = resources.find(self.ty, &name) {
+                let visibility = resources.visibility(self.ty, &name);
+                if visibility == Visibility::Spared && !is_known {
+                    self.peers.spare(place, resource);
+                }
+                // Also what is spared: the round under way may be about to send it, as it was seen when that began.
+                if visibility != Visibility::Foreign || is_known {
                     self.changed.insert(place);
                 }
                 continue;
@@ -213,7 +227,11 @@ impl Tracker {
             return;
         }
         let found = resources.find(self.ty, &name);
-        let is_seen = resources.sees(self.ty, &name);
+        let visibility = resources.visibility(self.ty, &name);
+        let is_seen = visibility == Visibility::Seen;
+        if let Some((place, resource)) = found {
+            self.peers.unspare(&name, Before { place, version: resource.version });
+        }
         if let Some((place, resource)) = found
             && self.peers.is_current(place)
         {
@@ -241,10 +259,21 @@ impl Tracker {
             }
             _ => {
                 self.peers.remove(&name);
+                self.spare(&name, resources);
                 if why == Pending::Asked {
                     needs.absent.push(name);
                 }
             }
+        }
+    }
+
+    /// Spares the agent what it hasn't got, where nobody on its node can make use of that.
+    fn spare(&mut self, name: &ResourceName, resources: View<'_>) {
+        if let Some((place, resource)) = resources.find(self.ty, name)
+            && resources.visibility(self.ty, name) == Visibility::Spared
+            && self.covers(name)
+        {
+            self.peers.spare(place, resource);
         }
     }
 
@@ -273,7 +302,7 @@ impl Tracker {
     }
 
     /// Records that the agent has put in force what it was sent.
-    pub(crate) fn accepted(&mut self, name: &ResourceName, sent: Sent, resources: &Resources) {
+    pub(crate) fn accepted(&mut self, name: &ResourceName, sent: Sent, resources: View<'_>) {
         if self.peers.get(name).is_none_or(|peer| peer.sent != Some(sent)) {
             return;
         }
@@ -282,7 +311,10 @@ impl Tracker {
                 self.peers.insert(name.clone(), Peer::holding(Held::Version(version)));
                 self.peers.settle(name, resources.table(self.ty));
             }
-            Sent::Removal => _ = self.peers.remove(name),
+            Sent::Removal => {
+                self.peers.remove(name);
+                self.spare(name, resources);
+            }
             Sent::Absent => {}
         }
     }
@@ -338,6 +370,12 @@ impl Tracker {
     /// The versions that the agent has in force.
     pub(crate) fn held(&self, resources: &Resources) -> Vec<(ResourceName, Version)> {
         self.peers.versions(resources.table(self.ty)).collect()
+    }
+
+    /// The versions that the agent is spared.
+    #[cfg(test)]
+    pub(crate) fn spared(&self, resources: &Resources) -> Vec<(ResourceName, Version)> {
+        self.peers.spared(resources.table(self.ty)).collect()
     }
 
     /// How many names are remembered.

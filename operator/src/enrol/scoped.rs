@@ -1,35 +1,40 @@
 //! The store of a cluster: each node is served what is meant for it.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::BTreeMap,
     sync::{Arc, PoisonError, RwLock},
     time::Instant,
 };
 
-use slotmesh_serve::{NodeName, Reached, Scope, Store};
+use slotmesh_compile::Audience;
+use slotmesh_serve::{NodeName, Reached, Rescoped, Scope, Store, Visibility};
 use slotmesh_xds::{Change, ResourceName, ResourceType, Workload};
 
+use super::sight::Sights;
 use crate::{Due, Publish};
 
-/// Lets a node see its own workloads and settings, and the rest only while it has workloads.
+/// Lets a node see its own workloads and settings, and of the rest what those on it can make use of.
 #[derive(Debug, Default)]
-pub(super) struct ByWorkloads(RwLock<HashMap<NodeName, usize>>);
+pub(super) struct ByWorkloads(RwLock<Sights>);
 
 impl ByWorkloads {
     /// Whether the node has workloads.
     fn has(&self, node: &NodeName) -> bool {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).contains_key(node)
+        self.0.read().unwrap_or_else(PoisonError::into_inner).has_workloads(node)
     }
 }
 
 impl Scope for ByWorkloads {
-    fn sees(&self, node: &NodeName, ty: ResourceType, name: &ResourceName) -> bool {
-        match ty {
-            ResourceType::Workload => return Workload::node_of(name) == Some(node.as_str()),
-            ResourceType::Settings => return name.as_str() == node.as_str(),
-            _ => {}
-        }
-        self.has(node)
+    fn visibility(&self, node: &NodeName, ty: ResourceType, name: &ResourceName) -> Visibility {
+        let own = match ty {
+            ResourceType::Workload => Workload::node_of(name) == Some(node.as_str()),
+            ResourceType::Settings => name.as_str() == node.as_str(),
+            _ => {
+                let sights = self.0.read().unwrap_or_else(PoisonError::into_inner);
+                return sights.visibility(node, ty, name);
+            }
+        };
+        if own { Visibility::Seen } else { Visibility::Foreign }
     }
 }
 
@@ -37,8 +42,9 @@ impl Scope for ByWorkloads {
 #[derive(Debug)]
 pub struct Scoped {
     store: Store,
-    workloads: HashSet<ResourceName>,
     pub(super) scope: Arc<ByWorkloads>,
+    /// The listeners that other callers need from the next time on that something is published.
+    audiences: BTreeMap<ResourceName, Option<Audience>>,
     due: Due,
 }
 
@@ -47,8 +53,8 @@ impl Default for Scoped {
         let scope = Arc::<ByWorkloads>::default();
         Self {
             store: Store::with_scope(scope.clone()),
-            workloads: HashSet::new(),
             scope,
+            audiences: BTreeMap::new(),
             due: Due::default(),
         }
     }
@@ -65,42 +71,22 @@ impl Scoped {
         self.due.clone()
     }
 
-    /// Counts the workloads of each node; returns the nodes that got their first or lost their last.
-    pub(super) fn count(&mut self, changes: &[Change]) -> HashSet<NodeName> {
-        let mut nodes = self.scope.0.write().unwrap_or_else(PoisonError::into_inner);
-        let mut before = HashMap::new();
-        for change in changes {
-            let (name, joins) = match change {
-                Change::Upsert(resource) if resource.ty == ResourceType::Workload => (&resource.name, true),
-                Change::Remove(ResourceType::Workload, name) => (name, false),
-                Change::Upsert(_) | Change::Remove(..) => continue,
-            };
-            let Some(node) = Workload::node_of(name).map(NodeName::from) else { continue };
-            let changed =
-                if joins { self.workloads.insert(name.clone()) } else { self.workloads.remove(name) };
-            if !changed {
-                continue;
-            }
-            before.entry(node.clone()).or_insert_with(|| nodes.contains_key(&node));
-            let count = nodes.entry(node.clone()).or_default();
-            *count = if joins { *count + 1 } else { count.saturating_sub(1) };
-            if *count == 0 {
-                nodes.remove(&node);
-            }
-        }
-        before
-            .into_iter()
-            .filter(|(node, had)| nodes.contains_key(node) != *had)
-            .map(|(node, _)| node)
-            .collect()
+    /// Takes notice of changes that are about to be published; returns what nodes may see otherwise.
+    pub(super) fn rescope(&mut self, changes: &[Change]) -> Rescoped {
+        let mut sights = self.scope.0.write().unwrap_or_else(PoisonError::into_inner);
+        sights.apply(changes, std::mem::take(&mut self.audiences))
     }
 }
 
 impl Publish for Scoped {
+    fn audiences(&mut self, audiences: BTreeMap<ResourceName, Option<Audience>>) {
+        self.audiences.extend(audiences);
+    }
+
     fn publish(&mut self, changes: Vec<Change>, seen: Instant, reached: &Reached) {
-        let rescoped = self.count(&changes);
+        let rescoped = self.rescope(&changes);
         self.due.apply(&changes, |ty, name| self.store.get(ty, name).map(|resource| resource.version));
-        for node in &rescoped {
+        for node in &rescoped.nodes {
             self.due.takes_part(node, self.scope.has(node));
         }
         self.store.apply_for(changes, &rescoped, Some(seen), reached);

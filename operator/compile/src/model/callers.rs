@@ -74,6 +74,15 @@ impl Caller<'_> {
         }
     }
 
+    /// The name of its class; `None` for one of whom no rule speaks.
+    pub(crate) fn class(&self) -> Option<String> {
+        match self {
+            Self::Anyone => None,
+            Self::Of(namespace) => Some(namespace.to_string()),
+            Self::In(class) => Some(class.to_string()),
+        }
+    }
+
     /// Tells whether it has these labels.
     pub(crate) fn has(&self, labels: &Labels) -> bool {
         labels.is_empty() || matches!(self, Self::In(class) if class.labels.contains(labels))

@@ -138,7 +138,8 @@ impl<'a> Decisions<'a, '_> {
         };
         let requests = entries.iter().map(|entry| self.encode(entry, connection)).collect();
         let way = Way { choice, requests: Some(Arc::new(requests)) };
-        Some(Answer { kind: RouteKind::Http, way, by: group.iter().map(|of| of.key).collect() })
+        let by = group.iter().map(|of| of.key).collect();
+        Some(Answer { kind: RouteKind::Http, way, by, is_unseen: false })
     }
 
     /// The answer to connections that no route is for, where a part of each request chooses the endpoint.

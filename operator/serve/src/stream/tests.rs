@@ -98,6 +98,13 @@ impl Scene {
         self.stream.absorb(dirty, seen, &self.resources);
     }
 
+    /// What the node may see of these has changed.
+    fn look_at(&mut self, names: &HashSet<(ResourceType, ResourceName)>) {
+        let mut dirty = Dirty::default();
+        self.resources.look_at(names, &mut dirty);
+        self.stream.absorb(dirty, None, &self.resources);
+    }
+
     fn send(&mut self, request: DeltaDiscoveryRequest) {
         self.stream.on_request(request, &self.resources).unwrap();
     }

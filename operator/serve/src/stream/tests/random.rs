@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use slotmesh_xds::{Fingerprint, Sketch};
 
 use super::*;
+use crate::Visibility;
 
 /// The same numbers each time (xorshift).
 struct Random(u64);
@@ -18,13 +19,17 @@ impl Random {
     }
 }
 
-/// Shows all but the names that it hides.
+/// Shows all but the names that it hides; of these it spares the agent the even ones.
 #[derive(Debug, Default)]
 struct Hides(std::sync::Mutex<String>);
 
 impl crate::Scope for Hides {
-    fn sees(&self, _: &NodeName, _: ResourceType, name: &ResourceName) -> bool {
-        !self.0.lock().unwrap().contains(name.as_str())
+    fn visibility(&self, _: &NodeName, _: ResourceType, name: &ResourceName) -> Visibility {
+        match self.0.lock().unwrap().contains(name.as_str()) {
+            false => Visibility::Seen,
+            true if name.as_str().parse::<u64>().is_ok_and(|number| number % 2 == 0) => Visibility::Spared,
+            true => Visibility::Foreign,
+        }
     }
 }
 
@@ -80,9 +85,13 @@ impl Agent {
         assert_eq!(thought, self.has);
         let status = scene.stream.status(StreamId(1)).unwrap();
         let mut sketch = Sketch::default();
-        thought.iter().for_each(|(name, version)| {
-            sketch.add(Fingerprint::of(Cluster, &name.as_str().into(), *version))
-        });
+        let spared = scene.stream.spared(Cluster, &scene.resources);
+        let spared = spared.iter().map(|(name, version)| (name.as_str(), version));
+        thought
+            .iter()
+            .map(|(name, version)| (name.as_str(), version))
+            .chain(spared)
+            .for_each(|(name, version)| sketch.add(Fingerprint::of(Cluster, &name.into(), *version)));
         assert_eq!((status.types[Cluster].held, &status.types[Cluster].sketch), (thought.len(), &sketch));
     }
 }
@@ -109,8 +118,17 @@ fn story(seed: u64) {
             }
             4 | 5 => scene.apply(vec![remove(Cluster, &name)]),
             6 => {
-                *scope.0.lock().unwrap() = name;
-                scene.stream.compare_all(&scene.resources);
+                let before = std::mem::replace(&mut *scope.0.lock().unwrap(), name.clone());
+                if random.below(2) == 0 {
+                    scene.stream.compare_all(&scene.resources);
+                } else {
+                    // All of which it may have changed.
+                    let all = scene.resources.table(Cluster).iter().map(|(name, _)| name.clone());
+                    let touched =
+                        |one: &ResourceName| before.contains(one.as_str()) || name.contains(one.as_str());
+                    let touched = all.filter(touched).map(|name| (Cluster, name)).collect();
+                    scene.look_at(&touched);
+                }
             }
             7 => {
                 let subscribe = subscribe(Cluster, &[&name]);
@@ -144,6 +162,22 @@ fn story(seed: u64) {
         let expected = (!hidden.contains(name.as_str())).then_some(&resource.version);
         assert_eq!(agent.has.get(name.as_str()), expected, "{name}, seed {seed}");
     }
+    // And is spared what it isn't sent, but for what is nobody's business there.
+    let node = NodeName::from("n1");
+    let expected =
+        scene.resources.table(Cluster).iter().filter(|(name, _)| {
+            crate::Scope::visibility(&*scope, &node, Cluster, name) == Visibility::Spared
+        });
+    let expected: Vec<_> = expected
+        .filter_map(|(name, place)| Some((name.clone(), scene.resources.table(Cluster).at(place)?.version)))
+        .collect();
+    let mut spared = scene.stream.spared(Cluster, &scene.resources);
+    spared.sort_by(|one, other| one.0.cmp(&other.0));
+    let mut expected = expected;
+    expected.sort_by(|one, other| one.0.cmp(&other.0));
+    // What the agent refuses to remove, it has.
+    expected.retain(|(name, _)| !agent.has.contains_key(name.as_str()));
+    assert_eq!(spared, expected, "seed {seed}");
 }
 
 #[test]
