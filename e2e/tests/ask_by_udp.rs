@@ -10,8 +10,8 @@ use anyhow::{Context as _, Result, ensure};
 use nix::errno::Errno;
 use serde_json::json;
 use slotmesh_e2e::{
-    Ask, Backends, ClientSpec, Log, Mesh, isolated,
-    manifests::{service, slice},
+    Ask, Backends, Cgroup, ClientSpec, Log, Mesh, isolated,
+    manifests::{istio, service, slice},
     mesh::at,
     net, stats, wait,
 };
@@ -168,6 +168,57 @@ fn and_one_without_endpoints_refuses_at_once_however_often() {
         ensure!(metrics.get("slotmesh_agent_sockets_recorded") == 0.0, "nothing is kept of them");
         // A port that the service doesn't have is none of ours, and leads nowhere.
         ask(&mesh, at(V4, 54), Ask::Each, 3)?.expect_errno(Errno::ENETUNREACH)?;
+        mesh.stop()
+    });
+}
+
+/// A ServiceEntry is for callers of its namespace, and a Sidecar lets others see no name server.
+#[test]
+fn and_callers_are_told_apart() {
+    const V4: &str = "240.0.0.53";
+    const V6: &str = "2001:db8::53";
+    isolated(|| {
+        let mut mesh = Mesh::new()?;
+        let endpoint = |ip: &str| json!({"address": ip});
+        let mut entry = istio(
+            "ServiceEntry",
+            "private",
+            &json!({
+                "hosts": ["dns.example.com"], "exportTo": ["."], "resolution": "STATIC", "addresses": [V4, V6],
+                "ports": [{"number": 53, "name": "dns", "protocol": "UDP", "targetPort": TARGET}],
+                "endpoints": pods(1).iter().map(|ip| endpoint(ip)).collect::<Vec<_>>(),
+            }),
+        );
+        entry["metadata"]["namespace"] = json!("private");
+        mesh.manifests.write("mesh.yaml", &objects(&PODS))?;
+        mesh.manifests.write("entry.yaml", &[entry])?;
+        open(&mut mesh.backends)?;
+        let private = Cgroup::new()?;
+        mesh.spec().workloads.push(("private/client".to_owned(), private.path().to_owned()));
+        mesh.start()?;
+        let ask_as = |cgroup: &Cgroup, to, how| ClientSpec::to(to).count(20).udp(how).run(Some(cgroup));
+        for to in [at(V4, 53), at(V6, 53)] {
+            for how in [Ask::Each, Ask::Connected] {
+                let log = ask_as(&private, to, how)?;
+                log.expect_all(20)?;
+                ensure!(log.by_backend().into_keys().eq([1]), "{to}: {:?}", log.by_backend());
+                ask_as(&mesh.cgroup, to, how)?.expect_errno(Errno::ENETUNREACH)?;
+            }
+        }
+        let sidecar = json!({
+            "egress": [{"hosts": ["./none"]}], "outboundTrafficPolicy": {"mode": "REGISTRY_ONLY"},
+        });
+        mesh.agent()?.published("listener", || {
+            mesh.manifests.write("sidecar.yaml", &[istio("Sidecar", "default", &sidecar)])
+        })?;
+        for to in addresses() {
+            for how in [Ask::Each, Ask::Connected] {
+                wait::until_true("what isn't seen to be refused", || {
+                    Ok(ask_as(&mesh.cgroup, to, how)?.expect_errno(Errno::ECONNREFUSED).is_ok())
+                })?;
+                ask_as(&private, to, how)?.expect_all(20)?;
+            }
+        }
         mesh.stop()
     });
 }

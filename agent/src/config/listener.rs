@@ -23,7 +23,7 @@ use slotmesh_xds::{
                     },
                     tcp_proxy::v3::TcpProxy,
                 },
-                udp::udp_proxy::v3::UdpProxyConfig,
+                udp::udp_proxy::v3::{Route as UdpRoute, UdpProxyConfig},
             },
         },
         google::protobuf::{Any, UInt32Value},
@@ -51,6 +51,7 @@ pub(super) const TCP_PROXY: &str =
     "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
 pub(super) const UDP_PROXY: &str =
     "type.googleapis.com/envoy.extensions.filters.udp.udp_proxy.v3.UdpProxyConfig";
+const UDP_ROUTE: &str = "type.googleapis.com/envoy.extensions.filters.udp.udp_proxy.v3.Route";
 pub(super) const HTTP_CONNECTION_MANAGER: &str =
     "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
 
@@ -190,7 +191,7 @@ impl<'m> Listener<'m> {
             }
             return Ok(Self { protocol, vips, chains: Vec::new() });
         }
-        let mut of_filter = None;
+        let mut of_filter = Vec::new();
         match protocol {
             Transport::Tcp => {
                 refuse_set!(At::ROOT, "only with addresses of UDP": udp_listener_config;);
@@ -208,7 +209,8 @@ impl<'m> Listener<'m> {
             (_, None) => chains(protocol, filter_chains, default, of_filter)?,
             (Transport::Tcp, Some(matcher)) => by_caller(matcher, filter_chains, default)?,
             (Transport::Udp, Some(_)) => {
-                return Err(unsupported("filter_chain_matcher", "only with addresses of TCP"));
+                let what = "only with addresses of TCP; of UDP, the matcher of the UDP proxy";
+                return Err(unsupported("filter_chain_matcher", what));
             }
         };
         Ok(Self { protocol, vips, chains })
@@ -229,11 +231,12 @@ fn udp_config(config: Option<&proto::UdpListenerConfig>) -> Result<(), Invalid> 
     Ok(())
 }
 
-/// Where the UDP proxy among the listener filters leads, if there is one: a listener of UDP needs no filter chains.
-fn udp_filter(filters: &[proto::ListenerFilter]) -> Result<Option<Action<'static>>, Invalid> {
+/// Where the UDP proxy among the listener filters leads, as filter chains would, which a listener of UDP doesn't need:
+/// first the callers that it tells apart, then all others. None where there is no such filter.
+fn udp_filter(filters: &[proto::ListenerFilter]) -> Result<Vec<Chain<'static>>, Invalid> {
     use proto::listener_filter::ConfigType;
     let filter = match filters {
-        [] => return Ok(None),
+        [] => return Ok(Vec::new()),
         [filter] => filter,
         _ => {
             let what = format!("{} filters; one, UDP proxy, is supported", filters.len());
@@ -242,13 +245,14 @@ fn udp_filter(filters: &[proto::ListenerFilter]) -> Result<Option<Action<'static
     };
     let at = At::ROOT.element("listener_filters", 0);
     match &filter.config_type {
-        Some(ConfigType::TypedConfig(any)) if any.type_url == UDP_PROXY => udp_proxy(&at, any).map(Some),
+        Some(ConfigType::TypedConfig(any)) if any.type_url == UDP_PROXY => udp_proxy(&at, any),
         _ => Err(unsupported(at, format!("filter {:?}; only UDP proxy", filter.name))),
     }
 }
 
+/// The callers that a UDP proxy tells apart, then all others.
 #[expect(deprecated, reason = "every field is decided on, whatever its age")]
-fn udp_proxy(at: &At<'_>, any: &Any) -> Result<Action<'static>, Invalid> {
+fn udp_proxy(at: &At<'_>, any: &Any) -> Result<Vec<Chain<'static>>, Invalid> {
     use slotmesh_xds::envoy::envoy::extensions::filters::udp::udp_proxy::v3::udp_proxy_config::{
         HashPolicy, RouteSpecifier, hash_policy::PolicySpecifier,
     };
@@ -280,16 +284,47 @@ fn udp_proxy(at: &At<'_>, any: &Any) -> Result<Action<'static>, Invalid> {
         [HashPolicy { policy_specifier: Some(PolicySpecifier::SourceIp(of_source)) }] => *of_source,
         _ => return Err(unsupported(at.field("hash_policies"), "only one, source_ip")),
     };
-    let Some(RouteSpecifier::Cluster(cluster)) = route_specifier else {
-        return Err(unsupported(at.field("matcher"), "only cluster"));
+    let chain = |callers: Vec<String>, cluster: String| {
+        let cluster = Cow::Owned(cluster);
+        let action = match by_source {
+            false => Action::Cluster(cluster),
+            // That the source is hashed stands with the clusters of a set.
+            true => Action::Clusters(vec![WeightedCluster { cluster, weight: NonZeroU32::MIN, by_source }]),
+        };
+        Chain { name: "", port: None, callers: callers.into_iter().map(Cow::Owned).collect(), action }
     };
+    match route_specifier {
+        Some(RouteSpecifier::Cluster(cluster)) => {
+            reference(&at.field("cluster"), &cluster)?;
+            Ok(vec![chain(Vec::new(), cluster)])
+        }
+        Some(RouteSpecifier::Matcher(matcher)) => {
+            let at = at.field("matcher");
+            let (matches, others) = matches_of(&at, &matcher)?;
+            let mut chains = Vec::with_capacity(matches.len() + 1);
+            for Matched { at, callers, on_match } in matches {
+                chains.push(chain(callers, datagrams_to(&at.field("on_match"), on_match)?));
+            }
+            chains.push(chain(Vec::new(), datagrams_to(&at.field("on_no_match"), others)?));
+            Ok(chains)
+        }
+        None => Err(unsupported(at.field("matcher"), "neither it nor cluster is set")),
+    }
+}
+
+/// The cluster to which a match of a UDP proxy leads.
+fn datagrams_to(at: &At<'_>, on_match: Option<&OnMatch>) -> Result<String, Invalid> {
+    let any = match on_match {
+        Some(OnMatch { keep_matching: false, on_match: Some(on_match::OnMatch::Action(action)) }) => {
+            action.typed_config.as_ref()
+        }
+        _ => None,
+    };
+    let any = any.filter(|any| any.type_url == UDP_ROUTE);
+    let any = any.ok_or_else(|| unsupported(at, "only an action that is a route of the UDP proxy"))?;
+    let UdpRoute { cluster } = decode_any(at, "Route", any)?;
     reference(&at.field("cluster"), &cluster)?;
-    let cluster = Cow::Owned(cluster);
-    Ok(match by_source {
-        false => Action::Cluster(cluster),
-        // That the source is hashed stands with the clusters of a set.
-        true => Action::Clusters(vec![WeightedCluster { cluster, weight: NonZeroU32::MIN, by_source }]),
-    })
+    Ok(cluster)
 }
 
 /// `of_nodes`: it may be a port at all nodes' addresses, or a node's address.
@@ -311,14 +346,21 @@ fn chains<'m>(
     protocol: Transport,
     chains: &'m [proto::FilterChain],
     default: Option<&'m proto::FilterChain>,
-    of_filter: Option<Action<'m>>,
+    of_filter: Vec<Chain<'m>>,
 ) -> Result<Vec<Chain<'m>>, Invalid> {
-    if chains.is_empty() && default.is_none() && of_filter.is_none() {
+    if chains.is_empty() && default.is_none() && of_filter.is_empty() {
         let fault = match protocol {
             Transport::Tcp => "there is none",
             Transport::Udp => "there is none, and no UDP proxy in listener_filters",
         };
         return Err(invalid("filter_chains", fault));
+    }
+    if of_filter.len() > 1 {
+        if !chains.is_empty() || default.is_some() {
+            let what = "the matcher of the UDP proxy tells callers apart already";
+            return Err(unsupported("filter_chains", what));
+        }
+        return Ok(of_filter);
     }
     let mut valid: Vec<Chain<'m>> = Vec::with_capacity(chains.len() + 1);
     let mut matched = HashSet::with_capacity(chains.len());
@@ -349,14 +391,14 @@ fn chains<'m>(
         matched.insert(None);
         valid.push(chain);
     }
-    if let Some(action) = of_filter {
+    for chain in of_filter {
         if matched.contains(&None) {
             return Err(unsupported(
                 "listener_filters[0]",
                 "never chosen, as a filter chain matches all datagrams",
             ));
         }
-        valid.push(Chain { name: "", port: None, callers: Vec::new(), action });
+        valid.push(chain);
     }
     valid.sort_unstable_by_key(|chain| chain.port.map_or(u32::MAX, |port| port.get().into()));
     Ok(valid)
@@ -369,10 +411,7 @@ fn by_caller<'m>(
     default: Option<&'m proto::FilterChain>,
 ) -> Result<Vec<Chain<'m>>, Invalid> {
     let at = At::ROOT.field("filter_chain_matcher");
-    let proto_matcher::Matcher { on_no_match, matcher_type } = matcher;
-    let Some(MatcherType::MatcherList(MatcherList { matchers })) = matcher_type else {
-        return Err(unsupported(at, "only a matcher_list"));
-    };
+    let (matches, on_no_match) = matches_of(&at, matcher)?;
     let mut named = HashMap::with_capacity(chains.len());
     for (i, chain) in chains.iter().enumerate() {
         let of_chain = At::ROOT.element("filter_chains", i);
@@ -384,24 +423,15 @@ fn by_caller<'m>(
             return Err(invalid(of_chain.field("name"), "an earlier chain has the same name"));
         }
     }
-    let mut valid = Vec::with_capacity(chains.len());
-    let mut classes = HashSet::new();
-    for (i, FieldMatcher { predicate, on_match }) in matchers.iter().enumerate() {
-        let at = at.element("matcher_list.matchers", i);
-        let callers = callers(&at.field("predicate"), predicate.as_ref())?;
-        if let Some(twice) = callers.iter().find(|class| !classes.insert(name_hash(class))) {
-            return Err(invalid(at.field("predicate"), format!("class {twice:?} has a chain already")));
-        }
-        let name = goes_to(&at.field("on_match"), on_match.as_ref())?;
-        let chain = named.remove(name).ok_or_else(|| {
-            invalid(at.field("on_match"), format!("there is no chain {name:?}, or another match has it"))
-        })?;
+    let mut valid = Vec::with_capacity(chains.len() + 1);
+    for Matched { at, callers, on_match } in matches {
+        let at = at.field("on_match");
+        let name = goes_to(&at, on_match)?;
+        let chain = named
+            .remove(name)
+            .ok_or_else(|| invalid(&at, format!("there is no chain {name:?}, or another match has it")))?;
         let callers = callers.into_iter().map(Cow::Owned).collect();
         valid.push(Chain { callers, ..chain });
-    }
-    if classes.len() > Callers::MOST as usize {
-        let what = format!("{} classes of callers; at most {}", classes.len(), Callers::MOST);
-        return Err(unsupported(at, what));
     }
     let everybody = match (on_no_match, default) {
         (Some(on_no_match), None) => {
@@ -421,6 +451,39 @@ fn by_caller<'m>(
     };
     valid.push(everybody);
     Ok(valid)
+}
+
+/// A match of some classes of callers.
+struct Matched<'m> {
+    at: At<'m>,
+    callers: Vec<String>,
+    on_match: Option<&'m OnMatch>,
+}
+
+/// The matches of a matcher by the class of the caller, each of classes of its own, and what is done for all others.
+fn matches_of<'m>(
+    at: &'m At<'m>,
+    matcher: &'m proto_matcher::Matcher,
+) -> Result<(Vec<Matched<'m>>, Option<&'m OnMatch>), Invalid> {
+    let proto_matcher::Matcher { on_no_match, matcher_type } = matcher;
+    let Some(MatcherType::MatcherList(MatcherList { matchers })) = matcher_type else {
+        return Err(unsupported(at, "only a matcher_list"));
+    };
+    let mut matches = Vec::with_capacity(matchers.len());
+    let mut classes = HashSet::new();
+    for (i, FieldMatcher { predicate, on_match }) in matchers.iter().enumerate() {
+        let at = at.element("matcher_list.matchers", i);
+        let callers = callers(&at.field("predicate"), predicate.as_ref())?;
+        if let Some(twice) = callers.iter().find(|class| !classes.insert(name_hash(class))) {
+            return Err(invalid(at.field("predicate"), format!("class {twice:?} has a chain already")));
+        }
+        matches.push(Matched { at, callers, on_match: on_match.as_ref() });
+    }
+    if classes.len() > Callers::MOST as usize {
+        let what = format!("{} classes of callers; at most {}", classes.len(), Callers::MOST);
+        return Err(unsupported(at, what));
+    }
+    Ok((matches, on_no_match.as_deref()))
 }
 
 /// The name of the chain to which a match leads.
@@ -538,7 +601,10 @@ fn action<'m>(
         return Err(unsupported(at, "only typed_config"));
     };
     match any.type_url.as_str() {
-        UDP_PROXY if protocol == Transport::Udp => udp_proxy(&at, any),
+        UDP_PROXY if protocol == Transport::Udp => match <[_; 1]>::try_from(udp_proxy(&at, any)?) {
+            Ok([Chain { action, .. }]) => Ok(action),
+            Err(_) => Err(unsupported(at.field("matcher"), "only of a listener filter")),
+        },
         other if protocol == Transport::Udp => {
             Err(unsupported(at, format!("filter {other}; only UDP proxy")))
         }

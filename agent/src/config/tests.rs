@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use prost::Message as _;
 use slotmesh_xds::{
-    ConnectionRate, Resource, ResourceType, RoutedByRequest, Transport,
+    CallerClass, ConnectionRate, OneOfClasses, Resource, ResourceType, RoutedByRequest, Transport,
     envoy::{
         envoy::{
             config::{
@@ -23,7 +23,7 @@ use slotmesh_xds::{
                     },
                     tcp_proxy::v3::{TcpProxy, tcp_proxy},
                 },
-                filters::udp::udp_proxy::v3::{UdpProxyConfig, udp_proxy_config},
+                filters::udp::udp_proxy::v3::{Route as UdpRoute, UdpProxyConfig, udp_proxy_config},
                 load_balancing_policies::{common::v3::ConsistentHashingLbConfig, maglev::v3::Maglev},
             },
             r#type::{
@@ -32,6 +32,20 @@ use slotmesh_xds::{
             },
         },
         google::protobuf::{Any, BoolValue, Duration, UInt32Value},
+        xds::{
+            core::v3::TypedExtensionConfig as MatcherExtension,
+            r#type::matcher::v3::{
+                Matcher,
+                matcher::{
+                    MatcherList, MatcherType, OnMatch,
+                    matcher_list::{
+                        FieldMatcher, Predicate,
+                        predicate::{MatchType, SinglePredicate, single_predicate},
+                    },
+                    on_match,
+                },
+            },
+        },
     },
 };
 
@@ -215,6 +229,51 @@ fn udp_listener(filter: listener::ListenerFilter) -> ListenerProto {
         listener_filters: vec![filter],
         ..Default::default()
     }
+}
+
+/// An extension of a matcher.
+fn matcher_extension(url: &str, message: &impl prost::Message) -> Option<MatcherExtension> {
+    let typed_config = Some(Any { type_url: url.to_owned(), value: message.encode_to_vec() });
+    Some(MatcherExtension { name: "x".to_owned(), typed_config })
+}
+
+fn datagrams_to(cluster: &str) -> OnMatch {
+    let url = "type.googleapis.com/envoy.extensions.filters.udp.udp_proxy.v3.Route";
+    let route = UdpRoute { cluster: cluster.to_owned() };
+    let action = matcher_extension(url, &route).map(on_match::OnMatch::Action);
+    OnMatch { on_match: action, ..Default::default() }
+}
+
+/// As a matcher of filter chains leads to one.
+fn go_to_chain() -> OnMatch {
+    let action = MatcherExtension { name: "web".to_owned(), typed_config: None };
+    OnMatch { on_match: Some(on_match::OnMatch::Action(action)), ..Default::default() }
+}
+
+/// The matcher of a UDP proxy: to these clusters for these classes of callers.
+fn by_caller(callers: Vec<(&[&str], &str)>, others: Option<OnMatch>) -> udp_proxy_config::RouteSpecifier {
+    let matchers = callers.into_iter().map(|(classes, cluster)| {
+        let classes = OneOfClasses { classes: classes.iter().map(|class| (*class).to_owned()).collect() };
+        let single = SinglePredicate {
+            input: matcher_extension(CallerClass::TYPE_URL, &CallerClass {}),
+            matcher: matcher_extension(OneOfClasses::TYPE_URL, &classes)
+                .map(single_predicate::Matcher::CustomMatch),
+        };
+        let predicate = Predicate { match_type: Some(MatchType::SinglePredicate(single)) };
+        FieldMatcher { predicate: Some(predicate), on_match: Some(datagrams_to(cluster)) }
+    });
+    udp_proxy_config::RouteSpecifier::Matcher(Matcher {
+        matcher_type: Some(MatcherType::MatcherList(MatcherList { matchers: matchers.collect() })),
+        on_no_match: others.map(Box::new),
+    })
+}
+
+fn two_callers() -> udp_proxy_config::RouteSpecifier {
+    by_caller(vec![(&["shop"], "a"), (&["x", "y"], "b")], Some(datagrams_to("web")))
+}
+
+fn twice_the_same() -> udp_proxy_config::RouteSpecifier {
+    by_caller(vec![(&["shop"], "a"), (&["x", "shop"], "b")], Some(datagrams_to("web")))
 }
 
 /// Each change of a valid message is refused for this field.
@@ -725,6 +784,22 @@ fn listeners_of_udp() {
         *m = of(|p| p.route_specifier = None) => format!("{FILTER}.matcher");
         *m = of(|p| p.route_specifier = Some(udp_proxy_config::RouteSpecifier::Matcher(<_>::default())))
             => format!("{FILTER}.matcher");
+        *m = of(|p| p.route_specifier = Some(by_caller(vec![], None))) => format!("{FILTER}.matcher.on_no_match");
+        *m = of(|p| p.route_specifier = Some(by_caller(vec![], Some(go_to_chain()))))
+            => format!("{FILTER}.matcher.on_no_match");
+        *m = of(|p| p.route_specifier = Some(by_caller(vec![], Some(datagrams_to("")))))
+            => format!("{FILTER}.matcher.on_no_match.cluster");
+        *m = of(|p| p.route_specifier = Some(twice_the_same()))
+            => format!("{FILTER}.matcher.matcher_list.matchers[1].predicate");
+        {
+            *m = of(|p| p.route_specifier = Some(two_callers()));
+            m.filter_chains = chain(udp_proxy(|_| ()));
+        } => "filter_chains";
+        {
+            m.filter_chains = chain(udp_proxy(|p| p.route_specifier = Some(two_callers())));
+            m.listener_filters.clear();
+        } => "filter_chains[0].filters[0].matcher";
+        m.filter_chain_matcher = Some(<_>::default()) => "filter_chain_matcher";
         *m = of(|p| p.route_specifier = Some(udp_proxy_config::RouteSpecifier::Cluster(String::new())))
             => format!("{FILTER}.cluster");
         *m = of(|p| p.use_per_packet_load_balancing = true) => format!("{FILTER}.use_per_packet_load_balancing");
@@ -749,11 +824,23 @@ fn listeners_of_udp() {
         p.hash_policies = hash(PolicySpecifier::SourceIp(false));
     });
     assert_eq!(model(&harmless), plain);
-    // The same in a filter chain, where callers are told apart.
+    // The same in a filter chain.
     let mut chained = of(|_| ());
     chained.filter_chains = chain(udp_proxy(|_| ()));
     chained.listener_filters.clear();
     assert_eq!(model(&chained), plain);
+    // Callers are told apart by its own matcher.
+    let apart = model(&of(|p| p.route_specifier = Some(two_callers())));
+    let said = apart.chains.iter().map(|chain| (chain.callers.join(","), chain.action.clone()));
+    let cluster = |name: &'static str| Action::Cluster(name.into());
+    assert_eq!(
+        said.collect::<Vec<_>>(),
+        [
+            ("shop".to_owned(), cluster("a")),
+            ("x,y".to_owned(), cluster("b")),
+            (String::new(), cluster("web"))
+        ]
+    );
     let mut bare = of(|_| ());
     bare.udp_listener_config = None;
     assert_eq!(model(&bare), plain);

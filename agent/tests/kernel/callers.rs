@@ -10,9 +10,12 @@ use slotmesh_xds::{
     CallerClass, OneOfClasses, Resource,
     ResourceType::{Cluster, Endpoints, Listener},
     envoy::{
-        envoy::config::{
-            cluster::v3::{self as cluster, cluster::ClusterDiscoveryType},
-            listener::v3 as listener,
+        envoy::{
+            config::{
+                cluster::v3::{self as cluster, cluster::ClusterDiscoveryType},
+                listener::v3 as listener,
+            },
+            extensions::filters::udp::udp_proxy::v3::{Route as UdpRoute, udp_proxy_config},
         },
         google::protobuf::Any,
         xds::{
@@ -34,7 +37,7 @@ use slotmesh_xds::{
 
 use crate::{
     Bench,
-    config::{address, chain, cluster as eds, endpoints, tcp_filter},
+    config::{address, chain, cluster as eds, endpoints, tcp_filter, udp_proxy},
 };
 
 fn vip() -> SocketAddr {
@@ -86,6 +89,24 @@ fn by_caller(all: &str, callers: &[Callers]) -> listener::Listener {
         filter_chain_matcher: Some(matcher),
         ..Default::default()
     }
+}
+
+/// The same of UDP: the matcher of the UDP proxy tells callers of these classes apart.
+pub(crate) fn udp_by_caller(vip: SocketAddr, all: &str, callers: &[(&str, &str)]) -> listener::Listener {
+    let to = |cluster: &str| {
+        let route = UdpRoute { cluster: cluster.to_owned() };
+        let url = "type.googleapis.com/envoy.extensions.filters.udp.udp_proxy.v3.Route";
+        OnMatch { on_match: extension(url, &route).map(on_match::OnMatch::Action), ..OnMatch::default() }
+    };
+    let matchers = callers.iter().map(|(class, cluster)| FieldMatcher {
+        on_match: Some(to(cluster)),
+        ..matching(&[(*class).to_owned()], "")
+    });
+    let matcher = Matcher {
+        matcher_type: Some(MatcherType::MatcherList(MatcherList { matchers: matchers.collect() })),
+        on_no_match: Some(Box::new(to(all))),
+    };
+    udp_proxy("l", vip, udp_proxy_config::RouteSpecifier::Matcher(matcher))
 }
 
 fn put(bench: &Bench, listener: &listener::Listener) {

@@ -151,6 +151,15 @@ pub(crate) fn tcp_filter(clusters: &[(String, u32)]) -> Any {
 #[expect(deprecated, reason = "the form that is supported")]
 pub(crate) fn udp_listener(name: &str, vip: SocketAddr, cluster: &str) -> Resource {
     let route = udp_proxy_config::RouteSpecifier::Cluster(cluster.to_owned());
+    Resource::encode(ResourceType::Listener, name, &udp_proxy(name, vip, route))
+}
+
+/// A listener of UDP whose proxy says this.
+pub(crate) fn udp_proxy(
+    name: &str,
+    vip: SocketAddr,
+    route: udp_proxy_config::RouteSpecifier,
+) -> listener::Listener {
     let proxy = UdpProxyConfig { route_specifier: Some(route), ..Default::default() };
     let config = Any::from_message(
         "type.googleapis.com/envoy.extensions.filters.udp.udp_proxy.v3.UdpProxyConfig",
@@ -160,14 +169,13 @@ pub(crate) fn udp_listener(name: &str, vip: SocketAddr, cluster: &str) -> Resour
         config_type: Some(listener::listener_filter::ConfigType::TypedConfig(config)),
         ..Default::default()
     };
-    let message = listener::Listener {
+    listener::Listener {
         name: name.to_owned(),
         address: Some(address_in(Transport::Udp, vip)),
         udp_listener_config: Some(listener::UdpListenerConfig::default()),
         listener_filters: vec![filter],
         ..Default::default()
-    };
-    Resource::encode(ResourceType::Listener, name, &message)
+    }
 }
 
 pub(crate) fn http_listener(name: &str, vips: &[SocketAddr], route: &str) -> Resource {

@@ -7,16 +7,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use slotmesh_agent::{AskedAddress, Decision, Pins};
+use slotmesh_agent::{AskedAddress, Decision, Pins, Workload};
 use slotmesh_kernel::{Map, tcp};
 use slotmesh_records::{FlowTotals, SocketFlows};
 use slotmesh_xds::{
+    Resource,
     ResourceType::{Cluster, Endpoints, Listener},
     Transport,
 };
 
 use crate::{
     Bench,
+    callers::udp_by_caller,
     cgroup::Cgroup,
     config::{cluster, endpoints, tcp_listener, udp_listener},
     running::{active, is_refused, publish, until},
@@ -136,6 +138,47 @@ fn an_answer_comes_from_what_was_asked() {
     let stranger = UdpSocket::bind("127.0.0.1:0").unwrap();
     stranger.set_read_timeout(Some(PATIENCE)).unwrap();
     assert_eq!(ask(&stranger, a.at_addr(), &a), a.at_addr());
+}
+
+#[test]
+fn each_class_of_callers_has_its_own_answer() {
+    let pods = [Cgroup::new(), Cgroup::new()];
+    let of =
+        |i: usize, namespace: &str| Workload { namespace: namespace.to_owned(), ..pods[i].workload("pod") };
+    let bench = bench(&[of(0, "shop"), of(1, "other")]);
+    for ip in [IpAddr::V4(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
+        let servers = [Server::at(ip), Server::at(ip)];
+        let vip: SocketAddr =
+            if ip.is_ipv4() { "198.18.20.9:53" } else { "[2001:db8::9]:53" }.parse().unwrap();
+        let all = Server::at(ip);
+        for (name, to) in [("shop", &servers[0]), ("other", &servers[1]), ("all", &all)] {
+            assert_eq!(bench.upsert(Cluster, vec![cluster(name)]), []);
+            move_to(&bench, name, &[to]);
+        }
+        let put = |callers: &[(&str, &str)]| {
+            let listener = udp_by_caller(vip, "all", callers);
+            assert_eq!(bench.upsert(Listener, vec![Resource::encode(Listener, "l", &listener)]), []);
+        };
+        let any = if ip.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
+        let sockets = [client(&pods[0], any), client(&pods[1], any)];
+        put(&[("shop", "shop"), ("other", "other")]);
+        for (socket, server) in sockets.iter().zip(&servers) {
+            assert_eq!(ask(socket, vip, server), vip);
+        }
+        // Sockets that are connected, too; these stay where they are.
+        for (pod, server) in pods.iter().zip(&servers) {
+            let connected = client(pod, any);
+            pod.within(|| connected.connect(vip)).unwrap();
+            connected.send(b"who").unwrap();
+            server.answer();
+            assert_eq!(answer(&connected), (server.at_addr().port(), vip));
+        }
+        // Who has no answer of its own any more gets everybody's, the next time it asks.
+        put(&[("shop", "shop")]);
+        assert_eq!(ask(&sockets[0], vip, &servers[0]), vip);
+        assert_eq!(ask(&sockets[1], vip, &all), vip);
+        bench.remove(Listener, &["l"]);
+    }
 }
 
 #[test]

@@ -214,4 +214,9 @@ impl<B: Fn(&bpf_sock) -> [u32; 4]> Numbers for Sending<'_, B> {
     fn sticky(&self) -> Sticky {
         self.sticky
     }
+
+    #[inline(always)]
+    fn classes(&self) -> [u64; 2] {
+        self.connecting.classes()
+    }
 }

@@ -112,12 +112,8 @@ pub trait Numbers {
         Proxied::No
     }
 
-    /// The classes of who connects, the narrower first: only asked for where a listener tells callers apart, as none of
-    /// datagrams does.
-    #[inline(always)]
-    fn classes(&self) -> [u64; 2] {
-        [0; 2]
-    }
+    /// The classes of who connects, the narrower first: only asked for where a listener tells callers apart.
+    fn classes(&self) -> [u64; 2];
 }
 
 /// A choice among the endpoints of a cluster.

@@ -40,7 +40,7 @@ use slotmesh_xds::{
                     http_connection_manager::v3::{HttpConnectionManager, Rds, http_connection_manager},
                     tcp_proxy::v3::{TcpProxy, tcp_proxy},
                 },
-                filters::udp::udp_proxy::v3::{UdpProxyConfig, udp_proxy_config},
+                filters::udp::udp_proxy::v3::{Route as UdpRoute, UdpProxyConfig, udp_proxy_config},
                 load_balancing_policies::{common::v3::ConsistentHashingLbConfig, maglev::v3::Maglev},
             },
             r#type::v3::Percent,
@@ -283,7 +283,7 @@ fn metadata(key: &str, type_url: &str, message: &impl Message) -> Metadata {
 }
 
 /// A listener with one chain for everybody, and one for each of `callers`, which a matcher tells apart by the class of
-/// the caller. Of datagrams nobody has a chain of his own.
+/// the caller. Of datagrams the matcher is the UDP proxy's own.
 pub(crate) fn listener(
     ip: IpAddr,
     port: PortKey,
@@ -308,6 +308,7 @@ pub(crate) fn listener(
                 config_type: Some(listener_filter::ConfigType::TypedConfig(any(&udp_proxy(
                     stat_prefix,
                     cluster,
+                    callers,
                 )))),
                 ..Default::default()
             }];
@@ -326,7 +327,8 @@ pub(crate) fn listener(
         };
         message.filter_chains.push(chain(&callers_chain(i), filter_name, config));
     }
-    message.filter_chain_matcher = (!callers.is_empty()).then(|| matcher(callers));
+    message.filter_chain_matcher =
+        (!callers.is_empty()).then(|| matcher(callers, |i| go_to(&callers_chain(i)), go_to(EVERYBODY)));
     Resource::encode(ResourceType::Listener, name, &message)
 }
 
@@ -368,9 +370,9 @@ fn chain(name: &str, filter_name: &str, config: Any) -> FilterChain {
     }
 }
 
-/// The chain of each class of callers. Envoy knows no such input: it, and the way to compare it with many classes at
-/// once, are extensions of slotmesh's own.
-fn matcher(callers: &[CallerChain]) -> Matcher {
+/// What is done for each class of callers, and for all others. Envoy knows no such input: it, and the way to compare it
+/// with many classes at once, are extensions of slotmesh's own.
+fn matcher(callers: &[CallerChain], action: impl Fn(usize) -> OnMatch, others: OnMatch) -> Matcher {
     let matchers = callers.iter().enumerate().map(|(i, caller)| {
         let classes = OneOfClasses { classes: caller.classes.clone() };
         let predicate = SinglePredicate {
@@ -382,12 +384,12 @@ fn matcher(callers: &[CallerChain]) -> Matcher {
         };
         FieldMatcher {
             predicate: Some(Predicate { match_type: Some(predicate::MatchType::SinglePredicate(predicate)) }),
-            on_match: Some(go_to(&callers_chain(i))),
+            on_match: Some(action(i)),
         }
     });
     Matcher {
         matcher_type: Some(MatcherType::MatcherList(MatcherList { matchers: matchers.collect() })),
-        on_no_match: Some(Box::new(go_to(EVERYBODY))),
+        on_no_match: Some(Box::new(others)),
     }
 }
 
@@ -404,13 +406,30 @@ fn extension<M: Name>(name: &str, message: &M) -> MatcherExtension {
     MatcherExtension { name: name.to_owned(), typed_config: Some(any(message)) }
 }
 
-#[expect(deprecated, reason = "the other form, a matcher, says the same in five messages more")]
-fn udp_proxy(stat_prefix: &str, cluster: &str) -> UdpProxyConfig {
+#[expect(deprecated, reason = "where nobody is told apart, a matcher says the same in five messages more")]
+fn udp_proxy(stat_prefix: &str, cluster: &str, callers: &[CallerChain]) -> UdpProxyConfig {
+    let route_specifier = if callers.is_empty() {
+        udp_proxy_config::RouteSpecifier::Cluster(cluster.to_owned())
+    } else {
+        // No route is for UDP, so each choice is one cluster.
+        let of = |i: usize| {
+            let chosen = callers.get(i).and_then(|caller| caller.choice.first());
+            datagrams_to(chosen.map_or(BLACK_HOLE, |(cluster, _)| cluster))
+        };
+        udp_proxy_config::RouteSpecifier::Matcher(matcher(callers, of, datagrams_to(cluster)))
+    };
     UdpProxyConfig {
         stat_prefix: stat_prefix.to_owned(),
-        route_specifier: Some(udp_proxy_config::RouteSpecifier::Cluster(cluster.to_owned())),
+        route_specifier: Some(route_specifier),
         ..Default::default()
     }
+}
+
+/// Datagrams go to this cluster.
+fn datagrams_to(cluster: &str) -> OnMatch {
+    let route = UdpRoute { cluster: cluster.to_owned() };
+    let action = MatcherExtension { name: cluster.to_owned(), typed_config: Some(any(&route)) };
+    OnMatch { on_match: Some(on_match::OnMatch::Action(action)), ..Default::default() }
 }
 
 pub(crate) fn route(name: &str, choice: &Choice) -> Resource {

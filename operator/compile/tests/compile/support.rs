@@ -34,17 +34,20 @@ use slotmesh_xds::{
                 },
                 tcp_proxy::v3::{TcpProxy, tcp_proxy},
             },
-            filters::udp::udp_proxy::v3::{UdpProxyConfig, udp_proxy_config},
+            filters::udp::udp_proxy::v3::{Route as UdpRoute, UdpProxyConfig, udp_proxy_config},
             load_balancing_policies::maglev::v3::Maglev,
         },
     },
-    envoy::xds::r#type::matcher::v3::matcher::{
-        MatcherType, OnMatch,
-        matcher_list::{
-            FieldMatcher, Predicate,
-            predicate::{MatchType, single_predicate},
+    envoy::xds::r#type::matcher::v3::{
+        Matcher,
+        matcher::{
+            MatcherType, OnMatch,
+            matcher_list::{
+                FieldMatcher, Predicate,
+                predicate::{MatchType, single_predicate},
+            },
+            on_match,
         },
-        on_match,
     },
 };
 
@@ -198,7 +201,7 @@ impl Cluster {
     pub fn goes(&self, listener: &str) -> String {
         let listener = self.listener(listener);
         if listener.udp_listener_config.is_some() {
-            return udp(&listener);
+            return udp(&listener, "", "");
         }
         let name = listener
             .filter_chain_matcher
@@ -211,7 +214,10 @@ impl Cluster {
     pub fn goes_for(&self, listener: &str, class: &str) -> String {
         let message = self.listener(listener);
         let namespace = class.split_once('#').map_or(class, |(namespace, _)| namespace);
-        let chains = chains_by_class(&message);
+        if message.udp_listener_config.is_some() {
+            return udp(&message, class, namespace);
+        }
+        let chains = chains_by_class(message.filter_chain_matcher.as_ref());
         match chains.get(class).or_else(|| chains.get(namespace)) {
             Some(chain) => self.chain(&message, chain),
             None => self.goes(listener),
@@ -220,7 +226,9 @@ impl Cluster {
 
     /// The classes of callers for whom a listener has chains of their own.
     pub fn classes(&self, listener: &str) -> Vec<String> {
-        chains_by_class(&self.listener(listener)).into_keys().collect()
+        let listener = self.listener(listener);
+        let of_udp = listener.udp_listener_config.is_some().then(|| udp_matcher(&listener)).flatten();
+        chains_by_class(listener.filter_chain_matcher.as_ref().or(of_udp.as_ref())).into_keys().collect()
     }
 
     fn listener(&self, name: &str) -> Listener {
@@ -293,9 +301,8 @@ impl Cluster {
     }
 }
 
-/// The chain of each class.
-fn chains_by_class(listener: &Listener) -> BTreeMap<String, String> {
-    let matcher = listener.filter_chain_matcher.as_ref();
+/// What is done for each class, by name.
+fn chains_by_class(matcher: Option<&Matcher>) -> BTreeMap<String, String> {
     let Some(MatcherType::MatcherList(list)) = matcher.and_then(|matcher| matcher.matcher_type.as_ref())
     else {
         return BTreeMap::new();
@@ -322,6 +329,11 @@ fn chains_by_class(listener: &Listener) -> BTreeMap<String, String> {
 
 fn go_to(on_match: &OnMatch) -> &str {
     let Some(on_match::OnMatch::Action(action)) = &on_match.on_match else { panic!("an action") };
+    if let Some(route) =
+        action.typed_config.as_ref().filter(|any| any.type_url == <UdpRoute as prost::Name>::type_url())
+    {
+        assert_eq!(route.to_msg::<UdpRoute>().cluster, action.name);
+    }
     &action.name
 }
 
@@ -335,9 +347,31 @@ fn hashes_the_source(policy: &LoadBalancingPolicy) -> bool {
     matches!(&hashed[..], [only] if only.policy_specifier == Some(PolicySpecifier::ConnectionProperties(source)))
 }
 
-/// Where a listener of UDP sends datagrams.
+/// Where a listener of UDP sends datagrams of callers of this class, or namespace.
 #[expect(deprecated, reason = "what is compiled")]
-fn udp(listener: &Listener) -> String {
+fn udp(listener: &Listener, class: &str, namespace: &str) -> String {
+    let name = match udp_proxy(listener).route_specifier {
+        Some(udp_proxy_config::RouteSpecifier::Cluster(name)) => name,
+        Some(udp_proxy_config::RouteSpecifier::Matcher(matcher)) => {
+            let chains = chains_by_class(Some(&matcher));
+            let of_others = || go_to(matcher.on_no_match.as_deref().expect("it says where others go"));
+            let chain = chains.get(class).or_else(|| chains.get(namespace));
+            chain.map_or_else(|| of_others().to_owned(), String::clone)
+        }
+        other => panic!("{other:?}"),
+    };
+    format!("udp:{name}")
+}
+
+/// The matcher of the UDP proxy of a listener, if it has one.
+fn udp_matcher(listener: &Listener) -> Option<Matcher> {
+    match udp_proxy(listener).route_specifier {
+        Some(udp_proxy_config::RouteSpecifier::Matcher(matcher)) => Some(matcher),
+        _ => None,
+    }
+}
+
+fn udp_proxy(listener: &Listener) -> UdpProxyConfig {
     assert!(listener.filter_chains.is_empty());
     let Some(SocketAddress(socket)) = listener.address.as_ref().and_then(|at| at.address.as_ref()) else {
         panic!("a socket address")
@@ -348,11 +382,7 @@ fn udp(listener: &Listener) -> String {
     let Some(listener_filter::ConfigType::TypedConfig(config)) = &filter.config_type else {
         panic!("a config")
     };
-    let proxy: UdpProxyConfig = config.to_msg();
-    let Some(udp_proxy_config::RouteSpecifier::Cluster(name)) = proxy.route_specifier else {
-        panic!("a cluster")
-    };
-    format!("udp:{name}")
+    config.to_msg()
 }
 
 trait ToMsg {

@@ -3,13 +3,14 @@
 use slotmesh_compile::{
     Severity,
     builder::{
-        backend, policy, rule, service, service_entry, slice, tcp_route, to, virtual_service, workload,
+        backend, policy, rule, service, service_entry, sidecar, slice, tcp_route, to, virtual_service,
+        workload,
     },
 };
 use slotmesh_crds::own::Balancing;
 use slotmesh_xds::ResourceType;
 
-use crate::support::{Cluster, cluster, udp_cluster};
+use crate::support::{Cluster, NOWHERE, ONWARD, cluster, udp_cluster};
 
 /// A name server, as clusters have it: both protocols at one port, at other ports of its Pods.
 fn dns() -> [slotmesh_compile::Object; 2] {
@@ -147,4 +148,33 @@ fn a_service_entry_has_udp_ports() {
     assert_eq!(cluster_.names(ResourceType::Listener), ["240.0.0.53_53", "240.0.0.53_53/UDP"]);
     assert_eq!(cluster_.endpoints("outbound|53/UDP||dns.example.com"), ["10.9.0.1 1053"]);
     assert_eq!(cluster_.endpoints("outbound|53||dns.example.com"), ["10.9.0.1 1054"]);
+}
+
+#[test]
+fn callers_are_told_apart_as_those_of_tcp_are() {
+    const DNS: &str = "10.0.0.10_53/UDP";
+    let mut cluster_ = Cluster::with(dns());
+    let own = format!("udp:{}", udp_cluster("dns", 53));
+    // A rule of the callers' own namespace.
+    let by_turns = rule("dns", "dns.default.svc.cluster.local").namespace("a");
+    cluster_.apply([by_turns.balance("ROUND_ROBIN").build()]);
+    let of_a = cluster_.goes_for(DNS, "a");
+    assert_ne!(of_a, own);
+    let of_a = of_a.strip_prefix("udp:").expect("it is of UDP").to_owned();
+    assert_eq!(cluster_.traffic(&of_a), "ROUND_ROBIN");
+    assert_eq!(cluster_.assignment(&of_a), udp_cluster("dns", 53), "the endpoints are the same");
+    assert_eq!((cluster_.goes(DNS), cluster_.goes_for(DNS, "b")), (own.clone(), own.clone()));
+    assert_eq!(cluster_.classes(DNS), ["a"]);
+    // A Sidecar by which callers don't see it.
+    cluster_.apply([sidecar("none", &["./*"]).namespace("b").registry_only().build()]);
+    assert_eq!(cluster_.goes_for(DNS, "b"), format!("udp:{NOWHERE}"));
+    assert_eq!(cluster_.goes(DNS), own);
+    // A ServiceEntry for some.
+    let entry = service_entry("e", "dns.example.com").ip("240.0.0.53").udp_port("dns", 53, 1053);
+    let entry = entry.set(|spec| spec.export_to = vec![".".to_owned()]);
+    cluster_.apply([entry.endpoint(workload("10.9.0.1", "v1")).build()]);
+    let entry = "240.0.0.53_53/UDP";
+    assert_eq!(cluster_.goes(entry), format!("udp:{ONWARD}"));
+    assert_eq!(cluster_.goes_for(entry, "default"), "udp:outbound|53/UDP||dns.example.com");
+    assert_eq!(cluster_.refused(), [""; 0]);
 }
