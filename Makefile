@@ -32,7 +32,8 @@ test: root setup ## Build and run all tests, and say how long each part took (ro
 fuzz: setup ## Fuzz all that is decoded from outside, 5 minutes each
 	@$(XTASK) fuzz $(FUZZ)
 
-stress: root ebpf control-plane ## Look for rare mistakes: 10^8 reads, 1,000 kills, 1,000 nodes, 20,000 strangers (root, an hour)
+stress: root ebpf control-plane ## Look for rare mistakes: 10^8 reads, 10^5 worlds, 1,000 kills, 1,000 nodes, 20,000 strangers (root, an hour)
+	SLOTMESH_MODEL_WORLDS=100000 cargo test -p slotmesh-compile --locked --test compile -- model::
 	SLOTMESH_FLOOD=10000 cargo test -p slotmesh-operator --locked --test flood -- --nocapture
 	SLOTMESH_ALL_FAULTS=1 cargo test -p slotmesh-agent --locked --test faults -- --nocapture
 	SLOTMESH_TORN_READS=100000000 SLOTMESH_TORN_RUNS=10 \

@@ -2,12 +2,12 @@
 //!
 //! A path is written as in `kubectl explain`, with `[]` for a list and `["key"]` for an entry of a map. Kubernetes' own
 //! come from the types that are read, slotmesh's from its schemas, and those of Istio and Gateway API from lists beside
-//! this file (`fields/`), which hold the leaves of the schemas that these projects publish.
+//! this file (`fields/`), which hold the leaves of the schemas that these projects publish (`schemas.rs` compares them).
 
 use std::collections::BTreeSet;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
-    CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray,
+    CustomResourceDefinition, CustomResourceDefinitionVersion, JSONSchemaProps, JSONSchemaPropsOrArray,
 };
 use serde::{
     Deserialize,
@@ -105,14 +105,22 @@ pub fn listed(list: &str, kind: &str) -> Vec<Leaf> {
 /// The leaves of the spec of a kind of slotmesh's own.
 pub fn of_schema(crd: &CustomResourceDefinition) -> Vec<Leaf> {
     let [version] = &crd.spec.versions[..] else { panic!("one version") };
+    // Each has a trial of its own.
+    leaves_of(version).map(|path| (path, Value::Null)).collect()
+}
+
+/// The paths of the leaves of the spec of a version of a kind; none where it has no spec.
+pub fn leaves_of(version: &CustomResourceDefinitionVersion) -> impl Iterator<Item = String> {
     let schema = version.schema.as_ref().and_then(|schema| schema.open_api_v3_schema.as_ref());
     let schema = schema.and_then(|schema| schema.properties.as_ref()).expect("it has a schema");
     let mut leaves = Vec::new();
-    walk("spec", &schema["spec"], &mut leaves);
-    leaves
+    if let Some(spec) = schema.get("spec") {
+        walk("spec", spec, &mut leaves);
+    }
+    leaves.into_iter()
 }
 
-fn walk(at: &str, schema: &JSONSchemaProps, leaves: &mut Vec<Leaf>) {
+fn walk(at: &str, schema: &JSONSchemaProps, leaves: &mut Vec<String>) {
     if let Some(JSONSchemaPropsOrArray::Schema(items)) = &schema.items {
         return walk(&format!("{at}[]"), items, leaves);
     }
@@ -120,8 +128,7 @@ fn walk(at: &str, schema: &JSONSchemaProps, leaves: &mut Vec<Leaf>) {
         Some(properties) => {
             properties.iter().for_each(|(name, of)| walk(&format!("{at}.{name}"), of, leaves))
         }
-        // Each has a trial of its own.
-        None => leaves.push((at.to_owned(), Value::Null)),
+        None => leaves.push(at.to_owned()),
     }
 }
 

@@ -8,6 +8,7 @@ mod kubernetes;
 mod listing;
 mod page;
 mod requests;
+mod schemas;
 mod slotmesh;
 mod trial;
 
