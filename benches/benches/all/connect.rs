@@ -19,7 +19,7 @@ use slotmesh_bench::{row, section, show, verdict};
 use slotmesh_kernel::Host;
 use slotmesh_slots::Config;
 use slotmesh_xds::{
-    Resource, ResourceType, SessionAffinity, Transport,
+    CallerClass, ConnectionRate, OneOfClasses, Resource, ResourceType, SessionAffinity, Transport,
     envoy::envoy::config::{
         cluster::v3::{self as cluster, cluster::ClusterDiscoveryType},
         core::v3::{self as core, address, socket_address::PortSpecifier},
@@ -28,6 +28,20 @@ use slotmesh_xds::{
     },
     envoy::envoy::extensions::filters::network::tcp_proxy::v3::{TcpProxy, tcp_proxy::ClusterSpecifier},
     envoy::google::protobuf::{Any, UInt32Value},
+    envoy::xds::{
+        core::v3::TypedExtensionConfig,
+        r#type::matcher::v3::{
+            Matcher,
+            matcher::{
+                MatcherList, MatcherType, OnMatch,
+                matcher_list::{
+                    FieldMatcher, Predicate,
+                    predicate::{MatchType, SinglePredicate, single_predicate},
+                },
+                on_match,
+            },
+        },
+    },
 };
 use socket2::{Domain, Socket, Type};
 
@@ -40,6 +54,10 @@ const VIP: &str = "10.96.0.10:80";
 /// The address of a service with session affinity, and how many endpoints that has.
 const STICKY_VIP: &str = "10.96.0.11:80";
 const STICKY_ENDPOINTS: usize = 1_000;
+/// The address of a service with all that may be in use at a time.
+const FULL_VIP: &str = "10.96.0.12:80";
+/// The namespace of the workload that connects.
+const NAMESPACE: &str = "bench";
 /// Processes that hold sockets while memory is measured, and how many each: below the usual limit of
 /// descriptors.
 const HOLDERS: usize = 8;
@@ -104,24 +122,37 @@ pub fn assignment(name: &str, to: SocketAddr, count: usize, weight: u32) -> Reso
 
 /// One service with one endpoint.
 pub fn resources(vip: SocketAddr, to: SocketAddr) -> [Resource; 3] {
-    service("web", vip, assignment("web", to, 1, 1), None)
+    service("web", vip, assignment("web", to, 1, 1), None, false)
 }
 
-/// A service over a load assignment of its name, with session affinity or without.
+/// A service over a load assignment of its name, with nothing in use, with session affinity, or with all that may be in
+/// use at a time: affinity, outlier detection, a limit, a rate, and an answer for the callers of a class. (Localities are
+/// chosen from when an assignment is written.)
 fn service(
     name: &str,
     vip: SocketAddr,
     assignment: Resource,
     affinity: Option<SessionAffinity>,
+    all: bool,
 ) -> [Resource; 3] {
     let metadata = affinity.map(|affinity| {
         let any = Any { type_url: SessionAffinity::TYPE_URL.to_owned(), value: affinity.encode_to_vec() };
         let entry = (SessionAffinity::KEY.to_owned(), any);
         core::Metadata { typed_filter_metadata: [entry].into(), ..Default::default() }
     });
+    let number = |value| Some(UInt32Value { value });
+    let rate = ConnectionRate { per_second: 10_000_000, burst: 10_000_000, per_caller: true };
+    let rate = Any { type_url: ConnectionRate::TYPE_URL.to_owned(), value: rate.encode_to_vec() };
+    let rate = cluster::Filter { typed_config: Some(rate), ..Default::default() };
+    let limit =
+        cluster::circuit_breakers::Thresholds { max_connections: number(1_000_000), ..Default::default() };
+    let limit = cluster::CircuitBreakers { thresholds: vec![limit], ..Default::default() };
     let cluster = cluster::Cluster {
         name: name.to_owned(),
         metadata,
+        outlier_detection: all.then(cluster::OutlierDetection::default),
+        circuit_breakers: all.then_some(limit),
+        filters: all.then_some(rate).into_iter().collect(),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(cluster::cluster::DiscoveryType::Eds as i32)),
         lb_policy: cluster::cluster::LbPolicy::Random as i32,
         ..Default::default()
@@ -134,15 +165,18 @@ fn service(
         type_url: "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy".to_owned(),
         value: Resource::encode(ResourceType::Listener, "proxy", &proxy).content.to_vec(),
     };
-    let listener = listener::Listener {
-        address: Some(socket_address(Transport::Tcp, vip)),
-        filter_chains: vec![listener::FilterChain {
-            filters: vec![listener::Filter {
-                config_type: Some(ConfigType::TypedConfig(filter)),
-                ..Default::default()
-            }],
+    let chain = |name: &str| listener::FilterChain {
+        name: name.to_owned(),
+        filters: vec![listener::Filter {
+            config_type: Some(ConfigType::TypedConfig(filter.clone())),
             ..Default::default()
         }],
+        ..Default::default()
+    };
+    let listener = listener::Listener {
+        address: Some(socket_address(Transport::Tcp, vip)),
+        filter_chains: if all { vec![chain("all"), chain("own")] } else { vec![chain("")] },
+        filter_chain_matcher: all.then(own_chain),
         ..Default::default()
     };
     [
@@ -150,6 +184,37 @@ fn service(
         assignment,
         Resource::encode(ResourceType::Listener, name, &listener),
     ]
+}
+
+/// To the chain `own` for callers of the namespace of the workload here, to `all` for others.
+fn own_chain() -> Matcher {
+    let go_to = |chain: &str| OnMatch {
+        on_match: Some(on_match::OnMatch::Action(TypedExtensionConfig {
+            name: chain.to_owned(),
+            typed_config: None,
+        })),
+        ..Default::default()
+    };
+    let extension = |type_url: &str, value: Vec<u8>| TypedExtensionConfig {
+        name: "x".to_owned(),
+        typed_config: Some(Any { type_url: type_url.to_owned(), value }),
+    };
+    let classes = OneOfClasses { classes: vec![NAMESPACE.to_owned()] };
+    let single = SinglePredicate {
+        input: Some(extension(CallerClass::TYPE_URL, Vec::new())),
+        matcher: Some(single_predicate::Matcher::CustomMatch(extension(
+            OneOfClasses::TYPE_URL,
+            classes.encode_to_vec(),
+        ))),
+    };
+    let own = FieldMatcher {
+        predicate: Some(Predicate { match_type: Some(MatchType::SinglePredicate(single)) }),
+        on_match: Some(go_to("own")),
+    };
+    Matcher {
+        matcher_type: Some(MatcherType::MatcherList(MatcherList { matchers: vec![own] })),
+        on_no_match: Some(Box::new(go_to("all"))),
+    }
 }
 
 pub fn run() -> anyhow::Result<()> {
@@ -170,7 +235,7 @@ fn isolated(name: &str, measure: fn(&Agent, &Cgroup) -> anyhow::Result<()>) -> a
     ensure!(Command::new("ip").args(["link", "set", "lo", "up"]).status()?.success(), "ip link");
     let cgroup = Cgroup::create()?;
     let workload =
-        Workload { namespace: "bench".to_owned(), name: "client".to_owned(), cgroup: cgroup.0.clone() };
+        Workload { namespace: NAMESPACE.to_owned(), name: "client".to_owned(), cgroup: cgroup.0.clone() };
     let options = Options {
         pin_root: pin_root(name),
         slots: Config::default(),
@@ -192,17 +257,21 @@ fn measure(agent: &Agent, cgroup: &Cgroup) -> anyhow::Result<()> {
     publish(agent, resources(vip, to))?;
     let sticky_vip: SocketAddr = STICKY_VIP.parse()?;
     let affinity = Some(SessionAffinity { seconds: 10_800 });
-    publish(agent, service("sticky", sticky_vip, assignment("sticky", to, STICKY_ENDPOINTS, 1), affinity))?;
+    let sticky = assignment("sticky", to, STICKY_ENDPOINTS, 1);
+    publish(agent, service("sticky", sticky_vip, sticky, affinity, false))?;
+    let full_vip: SocketAddr = FULL_VIP.parse()?;
+    publish(agent, service("full", full_vip, assignment("full", to, STICKY_ENDPOINTS, 1), affinity, true))?;
     std::thread::spawn(move || listener.incoming().for_each(drop));
 
     for clients in [1, 2] {
         let inside = Some(cgroup.0.as_path());
-        let [direct, mesh, sticky] =
-            compare_connects(clients, [(to, None), (vip, inside), (sticky_vip, inside)])?;
-        let (ratio, sticky) = (mesh.ratio(&direct), sticky.ratio(&direct));
+        let [direct, mesh, sticky, full] =
+            compare_connects(clients, [(to, None), (vip, inside), (sticky_vip, inside), (full_vip, inside)])?;
+        let mesh_p50 = mesh.p50();
+        let [ratio, sticky, full] = [mesh, sticky, full].map(|side| side.ratio(&direct));
         let many = if clients == 1 { String::new() } else { format!(", {clients} clients at once") };
         row(&format!("connect() + close() direct, p50{many}"), &show(direct.p50()), "");
-        row(&format!("connect() + close() through a VIP, p50{many}"), &show(mesh.p50()), "");
+        row(&format!("connect() + close() through a VIP, p50{many}"), &show(mesh_p50), "");
         row(
             &format!("through a VIP / direct{many}"),
             &format!("{ratio:.3}"),
@@ -212,6 +281,13 @@ fn measure(agent: &Agent, cgroup: &Cgroup) -> anyhow::Result<()> {
             &format!("to one of {STICKY_ENDPOINTS} endpoints by session affinity / direct{many}"),
             &format!("{sticky:.3}"),
             &verdict(sticky <= 1.25, "1.25"),
+        );
+        row(
+            &format!(
+                "with affinity, outlier detection, a limit, a rate of each caller and an answer for its class / direct{many}"
+            ),
+            &format!("{full:.3}"),
+            &verdict(full <= 1.25, "1.25"),
         );
     }
 

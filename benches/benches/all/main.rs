@@ -4,9 +4,10 @@
 //!
 //! Root; makes cgroups, network namespaces and pins of its own and removes them. With
 //! `SLOTMESH_BENCH=quick` a tenth of the rounds is made and the page is left alone; further words name
-//! the parts to run: compare, figures, churn, flush, connect, datagram, pipeline. `profile KIND COUNT` only updates,
+//! the parts to run: compare, figures, churn, flush, connect, datagram, callers, pipeline. `profile KIND COUNT` only updates,
 //! for a profiler.
 
+mod callers;
 mod churn;
 #[path = "../shared/clients.rs"]
 mod clients;
@@ -65,6 +66,7 @@ fn main() -> anyhow::Result<()> {
         ("flush", flush::run as fn() -> anyhow::Result<()>),
         ("connect", connect::run),
         ("datagram", datagram::run),
+        ("callers", callers::run),
         ("pipeline", pipeline::run),
     ] {
         if is_wanted(part) {
