@@ -177,3 +177,98 @@ fn decode<M: Message + Name + Default>(any: &Any) -> Option<M> {
     }
     M::decode(any.value.as_slice()).ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use envoy_types::pb::{
+        envoy::{
+            config::{
+                listener::v3::{Filter, FilterChain},
+                route::v3::{Route, RouteAction, VirtualHost, route_action::RequestMirrorPolicy},
+            },
+            extensions::filters::network::http_connection_manager::v3::Rds,
+        },
+        xds::{
+            core::v3::TypedExtensionConfig,
+            r#type::matcher::v3::matcher::{
+                MatcherList,
+                matcher_list::{FieldMatcher, Predicate, predicate::SinglePredicate},
+            },
+        },
+    };
+
+    use super::*;
+
+    fn any<M: Message + Name>(message: &M) -> Any {
+        Any { type_url: M::type_url(), value: message.encode_to_vec() }
+    }
+
+    fn chain(name: &str, config: Any) -> FilterChain {
+        let filter =
+            Filter { config_type: Some(filter::ConfigType::TypedConfig(config)), ..Filter::default() };
+        FilterChain { name: name.to_owned(), filters: vec![filter], ..FilterChain::default() }
+    }
+
+    fn to_cluster(name: &str) -> Any {
+        let specifier = tcp_proxy::ClusterSpecifier::Cluster(name.to_owned());
+        any(&TcpProxy { cluster_specifier: Some(specifier), ..TcpProxy::default() })
+    }
+
+    fn go_to(chain: &str) -> OnMatch {
+        let action = TypedExtensionConfig { name: chain.to_owned(), typed_config: None };
+        OnMatch { on_match: Some(on_match::OnMatch::Action(action)), ..OnMatch::default() }
+    }
+
+    #[test]
+    fn a_listener_leads_each_class_where_its_chain_does() {
+        let rds = Rds { route_config_name: "route".to_owned(), ..Rds::default() };
+        let rds = http_connection_manager::RouteSpecifier::Rds(rds);
+        let manager =
+            HttpConnectionManager { route_specifier: Some(rds), ..HttpConnectionManager::default() };
+        let classes = OneOfClasses { classes: vec!["a".to_owned(), "b#1".to_owned()] };
+        let custom = TypedExtensionConfig { name: "x".to_owned(), typed_config: Some(any(&classes)) };
+        let single = SinglePredicate {
+            matcher: Some(single_predicate::Matcher::CustomMatch(custom)),
+            ..SinglePredicate::default()
+        };
+        let matched = FieldMatcher {
+            predicate: Some(Predicate { match_type: Some(predicate::MatchType::SinglePredicate(single)) }),
+            on_match: Some(go_to("own")),
+        };
+        let listener = Listener {
+            filter_chains: vec![chain("all", any(&manager)), chain("own", to_cluster("c"))],
+            filter_chain_matcher: Some(Matcher {
+                matcher_type: Some(MatcherType::MatcherList(MatcherList { matchers: vec![matched] })),
+                on_no_match: Some(Box::new(go_to("all"))),
+            }),
+            ..Listener::default()
+        };
+        let ways = Ways::of_listener(&listener.encode_to_vec());
+        let (own, all) = (
+            Targets::from([(ResourceType::Cluster, "c".into())]),
+            Targets::from([(ResourceType::Route, "route".into())]),
+        );
+        for (class, targets) in [("a", &own), ("a#7", &own), ("b#1", &own), ("b", &all), ("c", &all)] {
+            assert_eq!(ways.of(class), targets, "{class}");
+        }
+        assert_eq!(ways.all().len(), 2);
+        assert_eq!(Ways::of_listener(b"\xff"), Ways::default());
+    }
+
+    #[test]
+    fn a_route_leads_to_clusters_also_of_copies() {
+        let action = RouteAction {
+            cluster_specifier: Some(route_action::ClusterSpecifier::Cluster("a".to_owned())),
+            request_mirror_policies: vec![RequestMirrorPolicy {
+                cluster: "b".to_owned(),
+                ..RequestMirrorPolicy::default()
+            }],
+            ..RouteAction::default()
+        };
+        let route = Route { action: Some(route::Action::Route(action)), ..Route::default() };
+        let host = VirtualHost { routes: vec![route], ..VirtualHost::default() };
+        let configuration = RouteConfiguration { virtual_hosts: vec![host], ..RouteConfiguration::default() };
+        let clusters = clusters_of_route(&configuration.encode_to_vec());
+        assert_eq!(clusters, BTreeSet::from(["a".into(), "b".into()]));
+    }
+}

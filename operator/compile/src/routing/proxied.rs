@@ -162,7 +162,7 @@ impl<'a> Decisions<'a, '_> {
             retries_by_default: false,
         };
         let way = Way { requests: Some(Arc::new(vec![route.encode()])), choice };
-        Some(Answer { kind: RouteKind::Http, way, by: Vec::new() })
+        Some(Answer { kind: RouteKind::Http, way, by: Vec::new(), is_unseen: false })
     }
 
     /// The parts of requests by which the clusters of a route choose an endpoint, each once.
