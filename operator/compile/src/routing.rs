@@ -387,6 +387,10 @@ impl<'a, 'p> Decisions<'a, 'p> {
         if refused > 0 || choice.is_empty() {
             choice.push((BLACK_HOLE.to_owned(), refused.max(1)));
         }
+        if let [(_, weight)] = &mut choice[..] {
+            // Whatever it is: who is told the same by another weight gets no chain of his own.
+            *weight = 1;
+        }
         choice
     }
 

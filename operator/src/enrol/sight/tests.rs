@@ -308,7 +308,7 @@ impl Mesh {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 64, ..ProptestConfig::default() })]
 
     #[test]
     fn nodes_are_sent_what_is_needed_and_told_of_what_that_changes(events in prop::collection::vec(event(), 1..24)) {
@@ -318,7 +318,8 @@ proptest! {
             mesh.compiler.apply(&service(&name).ip(&format!("10.0.0.{}", i + 1)).port(80).build(), None);
             mesh.compiler.apply(&slice(&name, &name).port(80).endpoint("10.1.0.1").build(), None);
         }
-        mesh.publish(Vec::new());
+        let rescoped = mesh.publish(Vec::new());
+        mesh.check(&mesh.published.keys().cloned().collect(), &rescoped);
         for event in &events {
             let before = mesh.published.clone();
             let workloads = mesh.happens(event);
