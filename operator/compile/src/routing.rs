@@ -67,8 +67,11 @@ struct Answer<'a> {
 impl Answer<'_> {
     /// Tells whether something else becomes of the connections than would without a listener.
     fn needs_a_listener(&self) -> bool {
-        let passes = matches!(&self.way.choice[..], [(cluster, _)] if cluster == PASSTHROUGH);
-        !self.is_unseen && !(passes && self.way.requests.is_none())
+        let passes = match &self.way {
+            Way { choice, requests: None } => matches!(&choice[..], [(only, _)] if only == PASSTHROUGH),
+            Way { requests: Some(_), .. } => false,
+        };
+        !(self.is_unseen || passes)
     }
 }
 
