@@ -429,7 +429,7 @@ fn by_caller<'m>(
         let name = goes_to(&at, on_match)?;
         let chain = named
             .remove(name)
-            .ok_or_else(|| invalid(&at, format!("there is no chain {name:?}, or another match has it")))?;
+            .ok_or_else(|| invalid(at, format!("there is no chain {name:?}, or another match has it")))?;
         let callers = callers.into_iter().map(Cow::Owned).collect();
         valid.push(Chain { callers, ..chain });
     }
