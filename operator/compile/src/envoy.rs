@@ -370,7 +370,7 @@ fn chain(name: &str, filter_name: &str, config: Any) -> FilterChain {
     }
 }
 
-/// What is done for each class of callers, and for all others. Envoy knows no such input: it, and the way to compare it
+/// Leads to an action for each class of callers, and to one for all others. Envoy knows no such input: it, and the way to compare it
 /// with many classes at once, are extensions of slotmesh's own.
 fn matcher(callers: &[CallerChain], action: impl Fn(usize) -> OnMatch, others: OnMatch) -> Matcher {
     let matchers = callers.iter().enumerate().map(|(i, caller)| {

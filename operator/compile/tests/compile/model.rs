@@ -77,7 +77,7 @@ fn cases() -> u32 {
     asked.map_or(1_000, |worlds| worlds.parse().expect("SLOTMESH_MODEL_WORLDS is a number"))
 }
 
-/// Where shares lead: what is missing, or has no weight at all, refuses.
+/// The clusters of shares: what is missing, or has no weight at all, refuses.
 fn split(shares: &Shares) -> String {
     let mut there: Vec<(String, u32)> = shares
         .iter()
@@ -171,18 +171,18 @@ impl World {
         }
     }
 
-    /// What becomes of connections to what a caller doesn't see.
+    /// The cluster of connections to what a caller doesn't see.
     fn unseen(&self, caller: Caller, else_to: String) -> String {
         if self.sight(caller).is_some_and(|sight| sight.strict) { NOWHERE.to_owned() } else { else_to }
     }
 
-    /// Where a caller's datagrams go.
+    /// The cluster of a caller's datagrams.
     fn answer_by_udp(&self, caller: Caller) -> String {
         let own = udp_cluster("web", 53);
         if self.sees(caller, "default") { own } else { self.unseen(caller, own) }
     }
 
-    /// Where a caller's connections to the ServiceEntry go.
+    /// The cluster of a caller's connections to the ServiceEntry.
     fn answer_of_entry(&self, caller: Caller) -> Option<String> {
         let Entry { namespace, seen_in } = self.entry.as_ref()?;
         let exported = seen_in.is_empty() || seen_in.contains(&caller.namespace);
@@ -192,7 +192,7 @@ impl World {
         })
     }
 
-    /// Where a caller's connections go.
+    /// The clusters of a caller's connections.
     fn answer(&self, caller: Caller) -> String {
         let sees = |namespace: &str| self.sees(caller, namespace);
         let own = cluster("web", 80, "");

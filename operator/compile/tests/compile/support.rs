@@ -301,7 +301,7 @@ impl Cluster {
     }
 }
 
-/// What is done for each class, by name.
+/// The action for each class, by its name.
 fn chains_by_class(matcher: Option<&Matcher>) -> BTreeMap<String, String> {
     let Some(MatcherType::MatcherList(list)) = matcher.and_then(|matcher| matcher.matcher_type.as_ref())
     else {
@@ -347,7 +347,7 @@ fn hashes_the_source(policy: &LoadBalancingPolicy) -> bool {
     matches!(&hashed[..], [only] if only.policy_specifier == Some(PolicySpecifier::ConnectionProperties(source)))
 }
 
-/// Where a listener of UDP sends datagrams of callers of this class, or namespace.
+/// The cluster to which a listener of UDP sends datagrams of callers of this class, or namespace.
 #[expect(deprecated, reason = "what is compiled")]
 fn udp(listener: &Listener, class: &str, namespace: &str) -> String {
     let name = match udp_proxy(listener).route_specifier {
