@@ -180,11 +180,16 @@ impl Target {
             worker.dial.dial(*origin, endpoint)
         };
         let config = &cluster.config;
-        let idle = if *http2 || fresh { None } else { pool.idle(config.idle_timeout) };
-        let connected = match idle {
+        let found = match http2 {
+            true => pool.open_stream(&worker.limits, config.requests_per_connection),
+            false if fresh => None,
+            false => pool.idle(config.idle_timeout),
+        };
+        // In boxes: most requests make no connection, and carry no room for it.
+        let connected = match found {
             Some(connection) => Ok(connection),
-            None if *http2 => pool.stream(dial, config, &worker.limits).await,
-            None => pool.connect(dial(), config, &worker.limits).await,
+            None if *http2 => Box::pin(pool.stream(dial, config, &worker.limits)).await,
+            None => Box::pin(pool.connect(dial(), config, &worker.limits)).await,
         };
         let mut connection = connected.map_err(|fault| {
             cluster.stats.connect_failures.one_more();

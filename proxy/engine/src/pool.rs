@@ -252,7 +252,8 @@ impl Pool {
         }
     }
 
-    fn open_stream(&self, limits: &ProxyLimits, most_requests: u32) -> Option<Connection> {
+    /// A stream of a connection that there is, unless another connection is to be made first.
+    pub(crate) fn open_stream(&self, limits: &ProxyLimits, most_requests: u32) -> Option<Connection> {
         let mut all = self.http2.borrow_mut();
         all.retain(|one| !one.sender.is_closed() && (most_requests == 0 || one.served.get() < most_requests));
         let least = all.iter().min_by_key(|one| one.streams.get())?;
