@@ -5,6 +5,7 @@
 //! those that a server may not have are optional.
 
 mod in_force;
+mod origin_view;
 
 use std::fmt;
 
@@ -15,6 +16,7 @@ pub use in_force::{
     EndpointInForce, HostInForce, ListenerInForce, LocalityInForce, MembersInForce, RouteInForce,
     RuleInForce, ServedView, ShareInForce, VerdictInForce, WeightedInForce, WorkloadInForce,
 };
+pub use origin_view::{EndpointOriginView, OriginView, OriginsView};
 
 /// Paths of the pages that a client asks for.
 pub mod paths {
@@ -31,6 +33,8 @@ pub mod paths {
     pub const ASK: &str = "/ask";
     /// A list of [`ServedView`](super::ServedView) of a type, by operator and `slotmesh up`.
     pub const SERVED: &str = "/served";
+    /// [`OriginsView`](super::OriginsView) of a listener, by operator and `slotmesh up`.
+    pub const ORIGINS: &str = "/origins";
     /// A [`VersionView`](super::VersionView), by all.
     pub const VERSION: &str = "/version";
 }

@@ -58,11 +58,25 @@ impl AskedAgent {
     ///
     /// # Errors
     /// Where there is no way to a node's agent.
-    pub fn site(self) -> anyhow::Result<AdminSite> {
+    pub fn site(&self) -> anyhow::Result<AdminSite> {
         let Self { admin, node, installed: Installed { namespace } } = self;
         Ok(match node {
-            Some(node) => AdminSite::of_pod(AskedPod::Agent(&node), &namespace)?,
-            None => AdminSite { address: admin, of: "agent", forward: None },
+            Some(node) => AdminSite::of_pod(AskedPod::Agent(node), namespace)?,
+            None => AdminSite { address: *admin, of: "agent", forward: None },
+        })
+    }
+
+    /// The interfaces at which whoever serves the agent may answer: at the address that is given; else an operator of the
+    /// cluster, if a node of it is asked; else the agent's own, if that is `slotmesh up`'s, and where operators mostly are.
+    ///
+    /// # Errors
+    /// Where there is no way to a cluster's operator.
+    pub fn servers(&self, given: Option<SocketAddr>) -> anyhow::Result<Vec<AdminSite>> {
+        let Self { admin, node, installed: Installed { namespace } } = self;
+        Ok(match (given, node) {
+            (Some(given), _) => vec![operator(given)],
+            (None, Some(_)) => vec![AdminSite::of_pod(AskedPod::Operator, namespace)?],
+            (None, None) => [Ok(*admin), OPERATOR.parse()].into_iter().flatten().map(operator).collect(),
         })
     }
 }
@@ -114,7 +128,7 @@ impl AskedOperator {
     pub fn sites(self) -> anyhow::Result<Vec<AdminSite>> {
         let Self { admin, cluster, installed: Installed { namespace } } = self;
         Ok(match admin {
-            Some(address) => operators(&[address]),
+            Some(address) => vec![operator(address)],
             None if cluster || is_plugin() => vec![AdminSite::of_pod(AskedPod::Operator, &namespace)?],
             None => [AGENT, OPERATOR].iter().filter_map(|text| text.parse().ok()).map(operator).collect(),
         })
@@ -123,14 +137,6 @@ impl AskedOperator {
 
 fn operator(address: SocketAddr) -> AdminSite {
     AdminSite { address, of: "operator", forward: None }
-}
-
-/// The interfaces of operators at these addresses; where none are given, of one where it mostly is.
-pub fn operators(addresses: &[SocketAddr]) -> Vec<AdminSite> {
-    match addresses {
-        [] => OPERATOR.parse().map(operator).into_iter().collect(),
-        addresses => addresses.iter().copied().map(operator).collect(),
-    }
 }
 
 /// The admin interface of a process.

@@ -8,6 +8,7 @@
 //! Both have to say the same. Where they don't, the records may have changed in between, so both are asked once more;
 //! what differs then is an error.
 
+mod because;
 mod expected;
 
 use std::{fmt::Write as _, net::SocketAddr, process::ExitCode, str::FromStr};
@@ -15,11 +16,12 @@ use std::{fmt::Write as _, net::SocketAddr, process::ExitCode, str::FromStr};
 use anyhow::bail;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
-use slotmesh_admin::{AskedInForce, ListenerInForce, VerdictInForce, paths};
+use slotmesh_admin::{AskedInForce, ListenerInForce, OriginsView, VerdictInForce, paths};
 
 use self::expected::{Expected, expected};
 use crate::{
     ask::{AdminSite, AskedAgent, encoded},
+    flags::address,
     in_force::{InForce as _, is_meant},
     render::{Columns, OutputForm, Paint, or_dash, print},
 };
@@ -64,6 +66,11 @@ pub struct Explain {
 
     #[command(flatten)]
     asked: AskedAgent,
+
+    /// Whoever compiles the objects, to tell of them: address of its admin interface [default: the agent's own, where
+    /// `slotmesh up` answers, else 127.0.0.1:15021; with --node an operator of the cluster]
+    #[arg(long, env = "SLOTMESH_OPERATOR_ADMIN", value_name = "ADDRESS", value_parser = address)]
+    served_by: Option<SocketAddr>,
 
     /// Form of the answer
     #[arg(long, short, env = "SLOTMESH_OUTPUT", default_value = "table")]
@@ -140,6 +147,8 @@ struct Explained {
     records: Option<Expected>,
     /// In what kernel and records differ.
     differences: Vec<String>,
+    /// The objects behind it; none where nobody who compiles them answers.
+    origins: Option<OriginsView>,
     /// The verdict in words.
     meaning: String,
 }
@@ -150,7 +159,7 @@ impl Explain {
     /// # Errors
     /// Where no agent answers, or nobody has the name.
     pub fn run(self) -> anyhow::Result<ExitCode> {
-        let Self { from, to, protocol, asked, output } = self;
+        let Self { from, to, protocol, asked, served_by, output } = self;
         let agent = asked.site()?;
         let to = match to {
             Destination::Address(address) => address,
@@ -162,6 +171,9 @@ impl Explain {
                 break;
             }
             explained = explain(&agent, &from, to, protocol)?;
+        }
+        if let Some(listener) = &explained.asked.listener {
+            explained.origins = because::origins(&asked, served_by, listener);
         }
         let text = match output {
             OutputForm::Table | OutputForm::Wide => text(&explained, output == OutputForm::Wide),
@@ -235,7 +247,8 @@ fn explain(
         _ => Vec::new(),
     };
     let meaning = meaning(&asked, from);
-    Ok(Explained { from: format!("{namespace}/{name}"), asked, records, differences, meaning })
+    let from = format!("{namespace}/{name}");
+    Ok(Explained { from, asked, records, differences, origins: None, meaning })
 }
 
 fn meaning(asked: &AskedInForce, from: &Caller) -> String {
@@ -305,7 +318,7 @@ fn count(asked: &AskedInForce, cluster: &str, address: &str) -> u32 {
 }
 
 fn text(explained: &Explained, wide: bool) -> String {
-    let Explained { from, asked, records, differences, meaning } = explained;
+    let Explained { from, asked, records, differences, origins, meaning } = explained;
     let mut text = String::new();
     let mut line = |name: &str, value: &str| _ = writeln!(text, "{name:<9} {value}");
     let class = asked.class.as_ref().map_or(String::new(), |class| format!(" (class {class})"));
@@ -333,6 +346,15 @@ fn text(explained: &Explained, wide: bool) -> String {
     if let Some(records) = records {
         text.push('\n');
         text += &shares(asked, records, wide).to_string();
+    }
+    match origins {
+        Some(origins) => text += &because::text(origins, records.as_ref()),
+        None if asked.listener.is_some() => {
+            let why =
+                "Nobody who compiles the objects answers; --served-by names an operator's admin interface.";
+            _ = writeln!(text, "\n{}", Paint::Faint.on(why));
+        }
+        None => {}
     }
     for difference in differences {
         _ = writeln!(text, "{}", Paint::Red.on(&format!("error: {difference}")));

@@ -11,7 +11,7 @@ use slotmesh_admin::{
 };
 
 use crate::{
-    ask::{AdminSite, AskedAgent, operators},
+    ask::AskedAgent,
     flags::address,
     in_force::{InForce, is_meant},
     render::{Columns, OutputForm, or_dash, print},
@@ -54,7 +54,7 @@ pub struct Get {
     diff: bool,
 
     /// Whoever serves, for --diff: address of its admin interface [default: the agent's own, where `slotmesh up`
-    /// answers, else 127.0.0.1:15021]
+    /// answers, else 127.0.0.1:15021; with --node an operator of the cluster]
     #[arg(long, env = "SLOTMESH_OPERATOR_ADMIN", value_name = "ADDRESS", value_parser = address)]
     served_by: Option<SocketAddr>,
 }
@@ -99,9 +99,8 @@ impl Get {
     /// Where nobody answers, or there is nothing of the name.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let Self { kind, name, asked, output, diff, served_by } = self;
-        let agent = asked.site()?;
         if diff {
-            return match differences(kind, name.as_deref(), &agent, served_by) {
+            return match differences(kind, name.as_deref(), &asked, served_by) {
                 Ok(differing) => {
                     print(&output.of(&differing, |_| table_of_differences(&differing))?)?;
                     Ok(ExitCode::from(if differing.is_empty() { 0 } else { DIFFERS }))
@@ -112,6 +111,7 @@ impl Get {
                 }
             };
         }
+        let agent = asked.site()?;
         let found = match kind.resource() {
             Some(ty) => agent.records(ty)?,
             None => agent.get(paths::WORKLOADS)?,
@@ -178,15 +178,12 @@ impl Differing {
 fn differences(
     kind: GetKind,
     wanted: Option<&str>,
-    agent: &AdminSite,
+    asked: &AskedAgent,
     served_by: Option<SocketAddr>,
 ) -> anyhow::Result<Vec<Differing>> {
     let Some(ty) = kind.resource() else { bail!("workloads aren't served; --diff is about resources") };
     let page = format!("{}/{ty}", paths::SERVED);
-    let sites = match served_by {
-        Some(address) => operators(&[address]),
-        None => operators(&[agent.address()]).into_iter().chain(operators(&[])).collect(),
-    };
+    let sites = asked.servers(served_by)?;
     let mut served = None;
     for site in &sites {
         served = site.find::<Vec<ServedView>>(&page).ok().flatten();
@@ -202,7 +199,7 @@ fn differences(
         )
     })?;
     let held: Vec<ServedView> =
-        agent.records(ty)?.into_iter().map(serde_json::from_value).collect::<Result<_, _>>()?;
+        asked.site()?.records(ty)?.into_iter().map(serde_json::from_value).collect::<Result<_, _>>()?;
     Ok(compare(held, served, wanted))
 }
 

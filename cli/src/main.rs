@@ -21,6 +21,7 @@ mod manual;
 mod mesh;
 mod node_proxy;
 mod operator;
+mod origins;
 mod port_forward;
 mod process;
 mod proxies;

@@ -4,6 +4,7 @@
 //! write, and the pods and the Lease of the installation. Who may not read the latter is told of the former.
 
 mod display;
+mod pending;
 mod survey;
 
 use std::{process::ExitCode, time::Duration};

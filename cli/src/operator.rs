@@ -34,6 +34,7 @@ use crate::{
     domain::DomainFlag,
     flags::{ADMIN, LogFlag, address},
     listen::listen,
+    origins,
     process::{GRACE, LIMIT, Parts, raise_descriptor_limit, stop_on_signals},
     reports, served, version,
 };
@@ -254,8 +255,10 @@ impl Running {
             certified: certified.clone(),
             pulse: operator.pulse(),
         };
-        let local =
-            reports::router(operator.status()).merge(served::router(store.clone())).merge(version::router());
+        let local = reports::router(operator.status())
+            .merge(served::router(store.clone()))
+            .merge(origins::router(operator.inquiry()))
+            .merge(version::router());
         let site = Site::new(routes(state), local, &PAGES);
         // Outlives the streams, which are served for a while after the signal.
         parts.add_last("the admin server", admin::serve(socket, site, CancellationToken::new()));
@@ -289,12 +292,13 @@ impl Running {
 }
 
 /// The pages of the admin interface, and what each shows.
-const PAGES: [(&str, &str); 6] = [
+const PAGES: [(&str, &str); 7] = [
     ("/metrics", "OpenMetrics"),
     ("/readyz", "200 once all that the cluster had at start is compiled, and there is a certificate"),
     ("/livez", "200 while the compile thread gets on"),
     reports::PAGE,
     served::PAGE,
+    origins::PAGE,
     version::PAGE,
 ];
 

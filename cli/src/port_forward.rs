@@ -5,6 +5,7 @@ use std::{
     io::{self, BufRead as _, BufReader, Read as _},
     net::SocketAddr,
     process::{Child, Command, Stdio},
+    thread,
 };
 
 use anyhow::{Context as _, bail};
@@ -85,19 +86,28 @@ impl Forward {
             }
             Err(error) => return Err(error).context(what),
         };
-        let (out, err) = (kubectl.stdout.take(), kubectl.stderr.take());
-        let mut line = String::new();
-        BufReader::new(out.context("it is piped")?).read_line(&mut line)?;
+        let out = kubectl.stdout.take().context("it is piped")?;
+        let err = kubectl.stderr.take().context("it is piped")?;
+        let (mut out, mut line) = (BufReader::new(out), String::new());
+        out.read_line(&mut line)?;
         let Some(address) = forwarded(&line) else {
             // It has nothing more to say once it has ended.
             drop(kubectl.kill());
             drop(kubectl.wait());
             let mut said = String::new();
-            err.context("it is piped")?.read_to_string(&mut said)?;
+            BufReader::new(err).read_to_string(&mut said)?;
             bail!("{what}: {}", said.trim_end());
         };
+        // It tells of each connection, and dies if nobody reads that.
+        drain(out)?;
+        drain(err)?;
         Ok(Self { kubectl, address })
     }
+}
+
+/// Reads all that comes, until its writer ends.
+fn drain(mut from: impl io::Read + Send + 'static) -> io::Result<()> {
+    thread::Builder::new().spawn(move || io::copy(&mut from, &mut io::sink())).map(drop)
 }
 
 /// `Forwarding from 127.0.0.1:40123 -> 15020`

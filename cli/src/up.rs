@@ -21,6 +21,7 @@ use crate::{
     embedded,
     flags::{ADMIN, CLUSTER_METRICS, LogFlag, MapFlags, PINS, SlotFlags, address},
     listen::listen,
+    origins,
     process::{GRACE, LIMIT, Parts, raise_descriptor_limit, stop_on_signals},
     reports, served,
 };
@@ -309,9 +310,12 @@ async fn run(
     let sink = FixedCallers::new(agent.handle(), datapath, workloads, agent.synced());
     embedded::stream(&mut parts, store.clone(), sink, &node.name, &stop);
     let pages = Admin::new(agent.handle(), *clusters);
-    let local =
-        pages.local_routes().merge(reports::router(operator.status())).merge(served::router(store.clone()));
-    let index = [&Admin::PAGES[..], &[reports::PAGE, served::PAGE]].concat();
+    let local = pages
+        .local_routes()
+        .merge(reports::router(operator.status()))
+        .merge(served::router(store.clone()))
+        .merge(origins::router(operator.inquiry()));
+    let index = [&Admin::PAGES[..], &[reports::PAGE, served::PAGE, origins::PAGE]].concat();
     let site = Site::new(pages.open_routes(), local, &index);
     parts.add_last("the admin server", admin::serve(socket, site, stop.clone()));
 

@@ -91,7 +91,7 @@ async fn of_a_cluster() -> Result<()> {
     let (code, said, _) = status(&admin, &[])?;
     ensure!(code == 3 && said.contains("no operator runs"), "{code}: {said}");
 
-    // Of three nodes one is away, and one refuses something and has acknowledged something else than the others.
+    // Of three nodes one is away, and one refuses something.
     tell(&cluster, "MeshNode", "n1", &node("True", "Synced", &[]))?;
     tell(&cluster, "MeshNode", "n2", &node("False", "ConnectionLost", &[]))?;
     tell(
@@ -104,7 +104,7 @@ async fn of_a_cluster() -> Result<()> {
     tell(&cluster, "MeshReplica", "op-1", &json!({"agents": 3, "alike": 2, "groups": groups}))?;
     let (code, said, _) = status(&admin, &[])?;
     for part in [
-        "Nodes: 2 of 3 ready, 1 behind, 1 resources refused.",
+        "Nodes: 2 of 3 ready, 1 resources refused. Objects not in force everywhere: 0.",
         "node n2: so it is: see `kubectl get pods --namespace slotmesh-system --field-selector spec.nodeName=n2",
         "node n3 refuses 1 of its resources, such as cluster/outbound|80||web.shop.svc.cluster.local: no room for it",
         "nobody writes conditions",
@@ -114,9 +114,28 @@ async fn of_a_cluster() -> Result<()> {
     let (_, json, _) = status(&admin, &["-o", "json"])?;
     let survey: Value = serde_json::from_str(&json)?;
     ensure!(
-        survey["nodes"][1]["since"] == "2026-01-01T00:00:00Z" && survey["nodes"][2]["behind"] == true,
+        survey["nodes"][1]["since"] == "2026-01-01T00:00:00Z" && survey["nodes"][2]["acknowledged"] == "b",
         "{survey}"
     );
+
+    // An object that nodes lack.
+    let policy = json!({"apiVersion": "slotmesh.dev/v1alpha1", "kind": "TrafficPolicy",
+        "metadata": {"name": "web", "namespace": "default"},
+        "spec": {"targetRefs": [{"group": "", "kind": "Service", "name": "web"}], "maxConnections": 9}});
+    apply(&cluster, &policy)?;
+    let condition = json!([{"type": "Programmed", "status": "False", "reason": "Pending", "message": "node n2: away",
+        "lastTransitionTime": "2026-01-01T00:00:00Z"}]);
+    let ancestor = json!({"ancestorRef": {"group": "", "kind": "Service", "name": "web"},
+        "controllerName": "slotmesh.dev/operator", "conditions": condition});
+    let patch = json!({"status": {"ancestors": [ancestor]}}).to_string();
+    let patching =
+        ["patch", "trafficpolicy", "web", "--subresource=status", "--type=merge", "--patch", &patch];
+    kubectl(&cluster, &patching, "")?;
+    let (_, said, _) = status(&admin, &[])?;
+    let pending =
+        "TrafficPolicy default/web isn't in force on all nodes since 2026-01-01T00:00:00Z: node n2: away";
+    ensure!(said.contains(pending), "{said}");
+    kubectl(&cluster, &["delete", "trafficpolicy", "web"], "")?;
 
     // Whoever may see the mesh, and nothing of the installation.
     let viewer = cluster.write_kubeconfig("viewer", "viewer", None)?;

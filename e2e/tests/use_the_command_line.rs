@@ -118,6 +118,14 @@ fn for_where_a_connection_goes() {
         let row = table.lines().find(|line| line.contains("127.1.2.1:8080")).context(table.clone())?;
         ensure!(row.contains("12.5%") && row.ends_with("in"), "{table}");
         ensure!(table.contains("connects are routed"), "{table}");
+        // Which objects it is because of, and where they stand.
+        ensure!(
+            table.contains("  VirtualService default/reviews (") && table.contains("route.yaml:1"),
+            "{table}"
+        );
+        let out =
+            table.split("Endpoints that these connections don't go to:").nth(1).context(table.clone())?;
+        ensure!(out.contains("127.1.3.1: ready, but in no cluster that they are led to"), "{table}");
 
         let (status, explained) = explain(&mut mesh, "default/client", "10.1.1.1:80")?;
         ensure!(status == 4 && explained["verdict"] == "notOurs", "{status}: {explained}");

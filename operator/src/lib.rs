@@ -31,7 +31,7 @@ pub use client::connect;
 pub use enrol::{LeftAlone, MESH, Scoped};
 pub use error::Error;
 pub use metrics::Metrics;
-pub use pipeline::{Operator, Publish, Status};
+pub use pipeline::{Inquiry, Operator, Publish, Status};
 pub use pulse::Pulse;
 pub use slotmesh_compile::{Cidr, CompileOptions};
 pub use status::Due;

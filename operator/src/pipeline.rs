@@ -4,6 +4,7 @@
 //! burst costs one compilation, and nothing between two of its updates is published.
 
 mod edits;
+mod inquiry;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -25,7 +26,11 @@ use tokio::sync::{
 };
 use tracing::{debug, info};
 
-use self::edits::{Edits, log, log_end, without_line};
+pub use self::inquiry::Inquiry;
+use self::{
+    edits::{Edits, log, log_end, without_line},
+    inquiry::Questions,
+};
 use crate::{
     Error,
     enrol::{Enrolment, LeftAlone},
@@ -105,6 +110,7 @@ pub struct Operator {
     source: Option<Source>,
     thread: Option<JoinHandle<()>>,
     pulse: Pulse,
+    inquiry: Inquiry,
 }
 
 /// Where the objects come from; dropping it ends that.
@@ -210,19 +216,36 @@ impl Operator {
         let compiler = Compiler::new(options);
         let reached = Reached::default();
         let defined = HashMap::new();
-        let pipeline =
-            Pipeline { intake, slices, naming, compiler, defined, reached, publish, tell, status: sender };
+        let questions = Questions::default();
+        let inquiry = Inquiry::new(questions.clone(), &updates);
+        let pipeline = Pipeline {
+            intake,
+            slices,
+            naming,
+            compiler,
+            defined,
+            reached,
+            publish,
+            tell,
+            questions,
+            status: sender,
+        };
         let source = source(updates)?;
         let pulse = Pulse::default();
         let beat = pulse.clone();
         let run = move || pipeline.run(waiting, &beat);
         let thread = thread::Builder::new().name("compile".to_owned()).spawn(run).map_err(Error::Thread)?;
-        Ok(Self { status, source: Some(source), thread: Some(thread), pulse })
+        Ok(Self { status, source: Some(source), thread: Some(thread), pulse, inquiry })
     }
 
     /// What the operator has to say of itself, now and whenever it changes.
     pub fn status(&self) -> watch::Receiver<Status> {
         self.status.clone()
+    }
+
+    /// A way to ask the compiler.
+    pub fn inquiry(&self) -> Inquiry {
+        self.inquiry.clone()
     }
 
     /// The heartbeat of the compile thread.
@@ -266,6 +289,7 @@ struct Pipeline<P> {
     publish: P,
     /// Only where statuses are written.
     tell: Option<Tell>,
+    questions: Questions,
     status: watch::Sender<Status>,
 }
 
@@ -393,6 +417,7 @@ impl<P: Publish> Pipeline<P> {
             if !first && self.intake.synced() {
                 edits.log(&self.compiler);
             }
+            self.questions.answer(&self.compiler);
         }
     }
 

@@ -12,26 +12,26 @@ const FEW: usize = 20;
 
 /// All that there is to say.
 pub fn text(survey: &Survey, wide: bool) -> String {
-    let Survey { healthy, operator, nodes, advice, unknown } = survey;
+    let Survey { healthy, operator, nodes, pending, advice, unknown } = survey;
     let ready = nodes.iter().filter(|node| node.ready).count();
-    let behind = nodes.iter().filter(|node| node.behind).count();
     let refused: u64 = nodes.iter().map(|node| u64::from(node.refused)).sum();
     let mut text = String::new();
     _ = writeln!(
         text,
-        "Operator: {}. Nodes: {ready} of {} ready, {behind} behind, {refused} resources refused.\n",
+        "Operator: {}. Nodes: {ready} of {} ready, {refused} resources refused. Objects not in force everywhere: {}.\n",
         match operator.len() {
             1 => "1 replica".to_owned(),
             count => format!("{count} replicas"),
         },
-        nodes.len()
+        nodes.len(),
+        pending.len()
     );
     if !operator.is_empty() {
         text += &replicas(operator).to_string();
         text.push('\n');
     }
     let all = wide || nodes.len() <= FEW;
-    let is_told = |node: &&NodeState| all || !node.ready || node.behind || node.refused > 0;
+    let is_told = |node: &&NodeState| all || !node.ready || node.refused > 0;
     let told: Vec<&NodeState> = nodes.iter().filter(is_told).collect();
     if !told.is_empty() {
         text += &table(&told, wide).to_string();
@@ -76,7 +76,7 @@ fn replicas(operator: &[ReplicaState]) -> Columns {
 }
 
 fn table(nodes: &[&NodeState], wide: bool) -> Columns {
-    let mut header = vec!["NODE", "READY", "SINCE", "REASON", "BEHIND", "REFUSED", "SLOTS", "VERSION"];
+    let mut header = vec!["NODE", "READY", "SINCE", "REASON", "REFUSED", "SLOTS", "VERSION"];
     if wide {
         header.extend(["RESOURCES", "SLABS-LEFT", "PROFILE", "REPLICA", "ACKNOWLEDGED"]);
     }
@@ -90,7 +90,6 @@ fn table(nodes: &[&NodeState], wide: bool) -> Columns {
             yes_or_no(node.ready).to_owned(),
             or_dash(node.since.as_ref().map(|Time(since)| age(now.as_second() - since.as_second()))),
             node.reason.clone(),
-            yes_or_no(node.behind).to_owned(),
             node.refused.to_string(),
             or_dash(slots),
             or_dash(node.agent_version.as_ref()),
@@ -131,14 +130,24 @@ mod tests {
     fn survey(nodes: Vec<NodeState>) -> Survey {
         let advice: Vec<String> =
             nodes.iter().filter(|node| !node.ready).map(|node| format!("look at {}", node.name)).collect();
-        Survey { healthy: advice.is_empty(), operator: Vec::new(), nodes, advice, unknown: Vec::new() }
+        Survey {
+            healthy: advice.is_empty(),
+            operator: Vec::new(),
+            nodes,
+            pending: Vec::new(),
+            advice,
+            unknown: Vec::new(),
+        }
     }
 
     #[test]
     fn of_many_nodes_those_are_listed_that_are_not_well() {
         let nodes = (0..100).map(|number| node(number, number != 7)).collect();
         let said = text(&survey(nodes), false);
-        assert!(said.contains("Nodes: 99 of 100 ready, 0 behind, 0 resources refused."), "{said}");
+        assert!(
+            said.contains("Nodes: 99 of 100 ready, 0 resources refused. Objects not in force everywhere: 0."),
+            "{said}"
+        );
         assert!(said.contains("\nn7 ") && !said.contains("\nn8 "), "{said}");
         assert!(said.contains("(and 99 nodes where all is well") && said.contains("- look at n7"), "{said}");
         let few = text(&survey(vec![node(1, true)]), false);

@@ -12,6 +12,8 @@ use kube::{Api, Client, ResourceExt as _, api::ListParams};
 use serde::Serialize;
 use slotmesh_crds::own::{MeshNode, MeshReplica, MeshReplicaStatus};
 
+use super::pending::{PendingObject, pending};
+
 /// The Lease whose holder writes conditions, as the chart has it.
 const LEASE: &str = "slotmesh-operator";
 
@@ -25,6 +27,8 @@ pub struct Survey {
     pub healthy: bool,
     pub operator: Vec<ReplicaState>,
     pub nodes: Vec<NodeState>,
+    /// Objects that aren't in force on all nodes.
+    pub pending: Vec<PendingObject>,
     /// What is amiss, and what to do.
     pub advice: Vec<String>,
     /// What couldn't be read.
@@ -60,8 +64,7 @@ pub struct NodeState {
     pub message: String,
     /// Since when it is ready, or isn't.
     pub since: Option<Time>,
-    /// It has acknowledged something else than most: which that is in one hash.
-    pub behind: bool,
+    /// All that it has acknowledged, in one hash. Nodes differ where they are sent other things, too.
     pub acknowledged: Option<String>,
     pub agent_version: Option<String>,
     /// Replica to which its agent is connected.
@@ -117,8 +120,11 @@ pub async fn survey(client: &Client, namespace: &str) -> anyhow::Result<Survey> 
             None
         }
     };
+    let pending = pending(client, &mut unknown).await;
     let mut survey = judge(nodes, replicas, pods.as_deref(), leader.as_deref(), namespace);
-    survey.unknown = unknown;
+    survey.advice.extend(pending.iter().map(PendingObject::advice));
+    survey.healthy &= pending.is_empty();
+    (survey.pending, survey.unknown) = (pending, unknown);
     Ok(survey)
 }
 
@@ -142,13 +148,11 @@ fn judge(
         .map(|replica| (replica.name_any(), replica.status.unwrap_or_default()))
         .collect();
     let acknowledged = acknowledged(&told);
-    let common = most_common(acknowledged.values().map(|(version, _)| version.as_str()));
     let nodes: Vec<NodeState> = nodes
         .into_iter()
         .map(|node| {
             let version = acknowledged.get(&node.name_any()).map(|(version, _)| version.clone());
-            let behind = version.is_some() && version.as_deref() != common.as_deref();
-            NodeState { acknowledged: version, behind, ..node_state(node) }
+            NodeState { acknowledged: version, ..node_state(node) }
         })
         .collect();
     let operator = operator_state(&told, pods, leader, &nodes);
@@ -156,7 +160,7 @@ fn judge(
     about_operator(&operator, leader, namespace, &mut advice);
     nodes.iter().for_each(|node| about_node(node, namespace, &mut advice));
     about_agents(&nodes, pods, namespace, &mut advice);
-    Survey { healthy: advice.is_empty(), operator, nodes, advice, unknown: Vec::new() }
+    Survey { healthy: advice.is_empty(), operator, nodes, pending: Vec::new(), advice, unknown: Vec::new() }
 }
 
 /// Version in one hash and session of each node that a replica tells of. Of two replicas, the one with the higher
@@ -172,13 +176,6 @@ fn acknowledged(told: &[(String, MeshReplicaStatus)]) -> BTreeMap<String, (Strin
         }
     }
     found
-}
-
-/// The most common of these; of equally common ones, any that is always the same.
-fn most_common<'v>(versions: impl Iterator<Item = &'v str>) -> Option<String> {
-    let mut counts = BTreeMap::<&str, usize>::new();
-    versions.for_each(|version| *counts.entry(version).or_default() += 1);
-    counts.into_iter().max_by_key(|(_, count)| *count).map(|(version, _)| version.to_owned())
 }
 
 fn node_state(node: MeshNode) -> NodeState {
@@ -315,10 +312,6 @@ fn about_node(node: &NodeState, namespace: &str, advice: &mut Vec<String>) {
             _ => format!("see {pods} and its agent's log"),
         };
         advice.push(format!("node {name}: {message}: {todo}"));
-    } else if node.behind {
-        advice.push(format!(
-            "node {name} has acknowledged something else than most nodes: it refuses something, or is on its way there"
-        ));
     }
     if node.refused > 0 {
         let first = node.refusals.first();
@@ -403,7 +396,7 @@ mod tests {
         );
         assert!(survey.healthy, "{:?}", survey.advice);
         assert_eq!((survey.operator[0].leader, survey.operator[0].restarts), (Some(true), Some(2)));
-        assert!(survey.nodes[0].ready && !survey.nodes[0].behind);
+        assert!(survey.nodes[0].ready && survey.nodes[0].acknowledged.as_deref() == Some("a"));
     }
 
     #[test]
@@ -429,7 +422,6 @@ mod tests {
             "operator op-1 isn't ready",
             "node n1: so it is: see `kubectl get pods --namespace s --field-selector spec.nodeName=n1",
             "node n2 refuses 1 of its resources, such as cluster/x: no room",
-            "node n3 has acknowledged something else",
             "node n3: its slot table is nearly full",
             "node n4: no agent of this node has ever connected",
             "agent agent-9 (on n9) has not connected",

@@ -11,8 +11,9 @@ use std::{
 use slotmesh_xds::{Change, Resource, ResourceName, ResourceType, Version};
 
 use crate::{
-    Audience, CompileOptions, Conditions, Index, Object, ObjectKey, ObjectName, ObjectRef, Reason, Report,
-    Severity, Source, Unit, clusters, conditions, endpoints, envoy, model::PortKey, routing, settings,
+    Audience, CompileOptions, Conditions, Index, Object, ObjectKey, ObjectName, ObjectRef, Origins, Reason,
+    Report, Severity, Source, Unit, clusters, conditions, endpoints, envoy, model::PortKey, origins, routing,
+    settings,
 };
 
 /// What one unit compiles to.
@@ -161,6 +162,12 @@ impl Compiler {
                 && report.object.name == object.name.name
         };
         self.reports.range(first..).map(|(report, _)| report).take_while(is)
+    }
+
+    /// The objects because of which a listener leads connections where it does, as of the last flush; `None` where there
+    /// is no listener of this name. It looks through all that is compiled: for people who ask.
+    pub fn origins(&self, listener: &ResourceName) -> Option<Origins> {
+        origins::origins(&self.index, &self.compiled, |key| self.reports_about(key).collect(), listener)
     }
 
     /// Compiles what depends on the events since the last flush.

@@ -12,6 +12,7 @@ mod guards;
 mod localities;
 mod model;
 mod node_ports;
+mod origins;
 mod policies;
 mod profiles;
 mod properties;
