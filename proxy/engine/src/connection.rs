@@ -20,7 +20,11 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{net::TcpStream, sync::oneshot, time::timeout};
+use tokio::{
+    net::TcpStream,
+    sync::oneshot,
+    time::{sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -84,12 +88,13 @@ pub(crate) async fn serve(
 ) {
     let begun = begin(worker, listener, origin, stream, peer, state, &stop);
     let Some(mut idle) = Box::pin(begun).await else { return };
+    let last_chance = idle.context.worker.limits.last_chance;
     loop {
         let at_rest = AtRest::new(&idle.context);
         tokio::select! {
             biased;
             readable = idle.stream.readable() => if readable.is_err() { return },
-            () = stop.cancelled() => return,
+            () = silent(&stop, last_chance) => return,
         }
         drop(at_rest);
         idle = match Box::pin(serve_http1(idle, &stop)).await {
@@ -97,6 +102,12 @@ pub(crate) async fn serve(
             None => return,
         };
     }
+}
+
+/// Ends when a connection without a request is to be left: a while after it is to stop, as a request may be on its way.
+async fn silent(stop: &CancellationToken, last_chance: Duration) {
+    stop.cancelled().await;
+    Box::pin(sleep(last_chance)).await;
 }
 
 /// Serves a connection until it ends or, of HTTP/1, is idle.
@@ -114,7 +125,7 @@ async fn begin(
     let looked = tokio::select! {
         biased;
         looked = look(&config, &mut stream) => looked,
-        () = stop.cancelled() => return None,
+        () = silent(stop, worker.limits.last_chance) => return None,
     };
     let protocol = looked?;
     match config.way(protocol) {
@@ -240,18 +251,18 @@ async fn serve_http1(connection: IdleConnection, stop: &CancellationToken) -> Op
             () = state.told_to_rest() => Next::Rest,
         };
         match next {
-            Next::Stop => {
+            Next::Stop if !state.may_rest() => {
                 Pin::new(&mut connection).graceful_shutdown();
                 break (&mut connection).await;
             }
             // All that was to be written is: the connection has been polled before.
-            Next::Rest if state.may_rest() => {
+            Next::Stop | Next::Rest if state.may_rest() => {
                 let parts = connection.into_parts()?;
                 let mut stream = parts.io.into_inner();
                 stream.give_back(&parts.read_buf);
                 return Some(IdleConnection { context, stream, socket });
             }
-            Next::Rest => {}
+            Next::Stop | Next::Rest => {}
         }
     };
     if let Err(error) = ended {

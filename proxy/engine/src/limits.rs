@@ -27,6 +27,8 @@ pub struct ProxyLimits {
     pub mirrors: usize,
     /// How long a connection waits for the listener of its address, where others accept for it.
     pub listener_wait: Duration,
+    /// How long a connection of HTTP/1 without a request may bring one more when it is to end.
+    pub last_chance: Duration,
     /// How long connections have for their end when their origin has gone.
     pub origin_grace: Duration,
     /// How long a head may take from its first byte to its last.
@@ -54,6 +56,7 @@ impl Default for ProxyLimits {
             buffered_bytes: 1 << 20,
             mirrors: 128,
             listener_wait: Duration::from_secs(5),
+            last_chance: Duration::from_secs(2),
             origin_grace: Duration::from_secs(5),
             head_time: Duration::from_secs(10),
             idle_upstream: 64,

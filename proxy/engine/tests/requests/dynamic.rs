@@ -282,7 +282,8 @@ async fn a_connection_waits_for_the_listener_of_its_address() {
 
 #[tokio::test]
 async fn nothing_is_left_of_an_origin_that_has_gone() {
-    let limits = ProxyLimits { origin_grace: Duration::from_millis(100), ..ProxyLimits::default() };
+    let short = Duration::from_millis(100);
+    let limits = ProxyLimits { origin_grace: short, last_chance: short, ..ProxyLimits::default() };
     let pod = Pod::start(limits);
     // Never answers, and notices when the proxy leaves it.
     let (left, are_left) = tokio::sync::mpsc::unbounded_channel();
@@ -388,4 +389,38 @@ async fn a_source_keeps_its_endpoint_by_its_name_and_not_by_its_address() {
     assert_eq!(answers.first(), answers.last(), "the name says where it goes");
     // That so many have the same one of four doesn't happen.
     assert!(answers.iter().any(|answer| *answer != answers[0]), "{answers:?}");
+}
+
+#[tokio::test]
+async fn a_connection_that_is_to_end_may_bring_one_more_request() {
+    let limits = ProxyLimits { last_chance: Duration::from_secs(600), ..ProxyLimits::default() };
+    let mut pod = Pod::start(limits);
+    let one = named("one").await;
+    pod.apply(&cluster("a"));
+    pod.apply(&endpoints("a", &[one.address]));
+    pod.apply(&route("web", "a"));
+    pod.apply(&listener(WEB, "web"));
+    pod.engine().settled().await;
+    let (mut idle, mut new) = (pod.connect(WEB).await, pod.connect(WEB).await);
+    assert_eq!(get(&mut idle).await.1, "one");
+    until("both are there", || pod.metric("slotmesh_proxy_connections_open") == 2).await;
+    let engine = pod.engine.take().expect("it runs");
+    let drained = tokio::task::spawn_blocking(move || engine.drain(Duration::from_secs(600)));
+    soon("nobody is accepted any more", async {
+        while let Ok(stream) = TcpStream::connect((WEB, pod.port)).await {
+            // Where nobody listens, a socket may find itself.
+            if stream.local_addr().ok() == stream.peer_addr().ok() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    for client in [&mut idle, &mut new] {
+        let (head, body) = get(client).await;
+        assert!(head.starts_with("http/1.1 200") && head.contains("\r\nconnection: close\r\n"), "{head}");
+        assert_eq!(body, "one");
+        assert_eq!(client.rest().await, "");
+    }
+    soon("the engine's end", drained).await.expect("no panic");
 }
