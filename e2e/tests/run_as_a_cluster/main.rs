@@ -26,6 +26,7 @@ fn main() -> ExitCode {
             ("the_five_commands_of_the_readme_make_a_canary", mesh::five_commands),
             ("pods_of_a_labelled_namespace_are_routed_and_no_others", mesh::enrolment),
             ("nodes_and_policies_tell_what_is_in_force", mesh::told),
+            ("a_user_asks_by_the_plugin_of_kubectl", observe::commands),
             ("every_panel_of_the_dashboards_shows_something", observe::dashboards),
             ("an_agent_that_is_replaced_costs_no_connection", faults::agent_replaced),
             ("an_operator_that_is_killed_costs_no_connection", faults::operator_killed),

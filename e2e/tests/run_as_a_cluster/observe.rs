@@ -1,10 +1,12 @@
-//! The dashboards that the chart brings, on a Prometheus that scrapes what the chart says.
+//! What shows an owner how it runs: the plugin of kubectl; and the dashboards that the chart brings, on a Prometheus
+//! that scrapes what the chart says.
 
-use std::time::Duration;
+use std::{os::unix::fs::symlink, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use slotmesh_cluster::{Cluster, prometheus::Prometheus, scenarios::Story, wait};
+use slotmesh_e2e::names::binary;
 use tokio::time::sleep;
 
 use crate::{
@@ -17,6 +19,49 @@ use crate::{
 const SCRAPED: f64 = 5.0;
 /// What Grafana puts in for `$__rate_interval`: some scrapes.
 const RATE_INTERVAL: &str = "10s";
+
+/// `kubectl slotmesh`, which reaches pods as kubectl does.
+pub fn commands(cluster: &mut Cluster) -> Story<'_> {
+    Box::pin(async move {
+        all_ready(cluster).await?;
+        let plugins = tempfile::tempdir()?;
+        symlink(binary("slotmesh", "slotmesh")?, plugins.path().join("kubectl-slotmesh"))?;
+        let run = |args: &[&str]| -> Result<(Option<i32>, String)> {
+            let mut kubectl = cluster.control_plane().kubectl()?;
+            let programs = Path::new(kubectl.get_program()).parent().context("a folder")?.to_owned();
+            let path = std::env::join_paths([plugins.path(), &programs])?;
+            let output = kubectl.arg("slotmesh").args(args).env("PATH", path).output()?;
+            let text = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+            Ok((output.status.code(), text.concat()))
+        };
+        wait::until_true("the plugin to tell of all nodes", async || {
+            Ok(run(&["status"])?.1.contains("Nodes: 3 of 3 ready"))
+        })
+        .await?;
+        let mut last = String::new();
+        let waited = wait::until_true("the pod to be among the workloads of its node", async || {
+            last = run(&["get", "workloads", "--node", "a"])?.1;
+            Ok(last.contains(" near "))
+        });
+        waited.await.with_context(|| last.clone())?;
+        let (_, said) = run(&["get", "workloads", "--node", "a"])?;
+        ensure!(!said.contains(" far "), "{said}");
+        let asked = ["explain", "--from", "load/near", "--to", "web:80", "--node", "a"];
+        let waited = wait::until_true("the connections of a pod to be explained", async || {
+            let (status, said) = run(&asked)?;
+            last = said;
+            Ok(status == Some(0))
+        });
+        waited.await.with_context(|| last.clone())?;
+        let (_, said) = run(&asked)?;
+        ensure!(said.contains("connects are routed") && said.contains("Service load/web"), "{said}");
+        let (status, said) = run(&["reports"])?;
+        ensure!(status == Some(0), "{status:?}: {said}");
+        let (_, said) = run(&["version"])?;
+        ensure!(said.lines().any(|line| line.starts_with("operator ")), "{said}");
+        Ok(())
+    })
+}
 
 pub fn dashboards(cluster: &mut Cluster) -> Story<'_> {
     Box::pin(async move {
