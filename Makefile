@@ -68,7 +68,9 @@ demo: root ebpf ## Show live traffic shifting on an example shop (root)
 	@$(or $(CARGO_TARGET_DIR),target)/debug/demo
 
 bench: root ebpf ## Run the benchmarks (root)
-	cargo bench -p slotmesh-bench --bench all --locked
+	@$(XTASK) envoy || echo "the proxy is measured without an Envoy" >&2
+	@$(XTASK) nginx || echo "the proxy is measured without an nginx" >&2
+	cargo bench -p slotmesh-bench --bench all --bench proxy --locked
 
 # The same packages in both: so all is compiled once, with the same features.
 CLUSTER_BENCH := -p slotmesh -p slotmesh-e2e -p slotmesh-bench
@@ -96,7 +98,7 @@ deny: ## Check licenses, bans and sources of all dependencies
 
 clean: ## Remove everything built here (tools in the cache folder stay)
 	cargo clean
-	rm -rf target/bpf target/control-plane target/envoy target/fuzz target/kernels target/loom bpf-programs/programs/target
+	rm -rf target/bpf target/control-plane target/envoy target/fuzz target/kernels target/loom target/nginx bpf-programs/programs/target
 
 # Not a target for people: the tests, the demo and the benchmarks load eBPF programs.
 root:

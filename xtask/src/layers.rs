@@ -124,6 +124,7 @@ const ROOMS: &[Room] = &[
             "slotmesh-e2e",
             "slotmesh-kernel",
             "slotmesh-operator",
+            "slotmesh-proxy",
             "slotmesh-records",
             "slotmesh-routing",
             "slotmesh-serve",

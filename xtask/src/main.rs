@@ -3,8 +3,8 @@
 //! `setup` makes the machine able to build the eBPF programs and to run the tests, `ebpf` builds the
 //! programs, `layers` and `deny` check who may depend on whom and on what. Each is idempotent and
 //! costs a fraction of a second when there is nothing to do. `control-plane` builds what the end-to-end
-//! tests on a real API server start, `gateway-conformance` the tests of Gateway API; `envoy` fetches the Envoy that
-//! the proxy is compared with. `kernels` runs tests on
+//! tests on a real API server start, `gateway-conformance` the tests of Gateway API; `envoy` and `nginx` fetch
+//! what the proxy is compared with and measured beside. `kernels` runs tests on
 //! older kernels; `loom`, `asan` and `fuzz` prove what tests can only try; `test` runs all that; `images` builds
 //! the container images.
 
@@ -24,6 +24,7 @@ mod gateway_conformance;
 mod images;
 mod kernels;
 mod layers;
+mod nginx;
 mod proofs;
 mod setup;
 mod test;
@@ -51,6 +52,8 @@ enum Task {
     ControlPlane,
     /// Fetch the Envoy that the proxy is compared with, once per machine.
     Envoy,
+    /// Fetch the nginx that the proxy is measured beside, once per machine.
+    Nginx,
     /// Build Gateway API's conformance tests, once per machine.
     GatewayConformance,
     /// Check that workspace crates depend on each other in the designed direction only.
@@ -83,6 +86,7 @@ fn main() -> ExitCode {
         Task::Ebpf => ebpf::run(&workspace),
         Task::ControlPlane => control_plane::run(&workspace),
         Task::Envoy => envoy::run(&workspace),
+        Task::Nginx => nginx::run(&workspace),
         Task::GatewayConformance => gateway_conformance::run(&workspace),
         Task::Layers => layers::run(&workspace),
         Task::Words(words) => words::run(&workspace, &words),
