@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     io,
     net::{Ipv4Addr, SocketAddr},
+    os::fd::BorrowedFd,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
@@ -14,7 +15,7 @@ use std::{
 };
 
 use slotmesh_ads::{AskAgain, Sink, Update};
-use slotmesh_kernel::{Host, HostError, Lock, Outer, OuterError, ensure_bpffs};
+use slotmesh_kernel::{Host, HostError, Lock, Outer, OuterError, ensure_bpffs, netns_cookie};
 use slotmesh_records::{VipKey, name_hash};
 use slotmesh_slots::{Config, Contradiction, Stats};
 use slotmesh_xds::{Rejection, ResourceName, ResourceType, Version};
@@ -460,6 +461,17 @@ impl Handle {
         let Some(reader) = self.running.clone() else { return BTreeMap::new() };
         let cluster = name_hash(cluster);
         spawn_blocking(move || reader.left_out(cluster)).await.unwrap_or_default()
+    }
+
+    /// Sends connections whose requests are looked at to the proxy at this port, in the network namespace of a socket; with
+    /// `None` they go where the rule for every request says.
+    ///
+    /// # Errors
+    /// Where the socket is none, or the kernel has no room for another proxy.
+    pub fn set_proxy(&self, of: BorrowedFd<'_>, port: Option<u16>) -> io::Result<()> {
+        let namespace = netns_cookie(of)?;
+        let Some(reader) = &self.running else { return Ok(()) };
+        reader.set_proxy(namespace, port).map_err(io::Error::other)
     }
 
     /// Changes the settings of the slots while running: growth goes on as the new ones say.

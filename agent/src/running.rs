@@ -185,6 +185,17 @@ impl RunningReader {
         lanes.into_iter().fold(ProxyTotals::default(), |sum, (_, lane)| sum.plus(lane))
     }
 
+    /// Says where the proxy of a network namespace listens; `None`: it has none.
+    pub fn set_proxy(&self, namespace: u64, port: Option<u16>) -> Result<(), BpfError> {
+        match port {
+            Some(port) => {
+                let proxy = NamespaceProxy { port: port.to_be(), ..NamespaceProxy::default() };
+                self.0.proxies.update(&namespace, &proxy)
+            }
+            None => self.0.proxies.delete(&namespace).map(drop),
+        }
+    }
+
     /// How many network namespaces have a proxy.
     pub fn proxies(&self) -> usize {
         let entries = self.read(|maps| maps.proxies.entries());

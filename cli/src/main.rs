@@ -22,6 +22,7 @@ mod mesh;
 mod node_proxy;
 mod operator;
 mod origins;
+mod own_proxy;
 mod port_forward;
 mod process;
 mod proxies;

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -59,13 +59,21 @@ impl ProxySocketFlags {
     pub fn bind(self) -> anyhow::Result<Option<ProxyServer>> {
         let Self { proxy_socket, proxy_socket_group } = self;
         let Some(path) = proxy_socket else { return Ok(None) };
-        let socket = UnixSocket::bind(&path, proxy_socket_group, MOST_PROXIES)
+        let server = ProxyServer::at(&path, proxy_socket_group)
             .with_context(|| format!("--proxy-socket {} can't be used", path.display()))?;
-        Ok(Some(ProxyServer { store: Store::new(), socket }))
+        Ok(Some(server))
     }
 }
 
 impl ProxyServer {
+    /// Listens at a path; owner and group may connect.
+    ///
+    /// # Errors
+    /// Where it can't be used.
+    pub fn at(path: &Path, group: Option<u32>) -> std::io::Result<Self> {
+        Ok(Self { store: Store::new(), socket: UnixSocket::bind(path, group, MOST_PROXIES)? })
+    }
+
     /// Publishes changes to the proxies.
     pub fn publisher(&self) -> PublishToProxies {
         let store = self.store.clone();

@@ -6,7 +6,7 @@ use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
 use slotmesh_ads::Sink as _;
 use slotmesh_agent::{
-    Agent, FixedCallers, FixedWorkloads, Options, Workload, admin::Admin, metrics::Metrics,
+    Agent, FixedCallers, FixedWorkloads, Options, ProxyFeed, Workload, admin::Admin, metrics::Metrics,
 };
 use slotmesh_operator::{CompileOptions, Operator, watch::LocalNode};
 use slotmesh_serve::Store;
@@ -22,6 +22,7 @@ use crate::{
     flags::{ADMIN, CLUSTER_METRICS, LogFlag, MapFlags, PINS, SlotFlags, address},
     listen::listen,
     origins,
+    own_proxy::{self, OwnProxy},
     process::{GRACE, LIMIT, Parts, raise_descriptor_limit, stop_on_signals},
     reports, served,
 };
@@ -308,15 +309,30 @@ async fn run(
     parts.add("the compile thread", reports::compile_thread_ended(operator.status(), stop.clone()));
     let (datapath, workloads) = (agent.datapath().clone(), running.workloads.clone());
     let sink = FixedCallers::new(agent.handle(), datapath, workloads, agent.synced());
-    embedded::stream(&mut parts, store.clone(), sink, &node.name, &stop);
+    own_proxy::forget(&agent.handle()).context("what is left of an earlier proxy can't be removed")?;
+    let proxy = if compile.proxy { Some(OwnProxy::start()?) } else { None };
+    let feed = ProxyFeed::new(sink, agent.handle(), proxy.as_ref().map(OwnProxy::publisher));
+    let proxy = proxy.map(|proxy| {
+        let source = match &running.workloads[..] {
+            [only] => Some((only.namespace.clone(), only.name.clone())),
+            _ => None,
+        };
+        proxy.serve(&mut parts, &stop, (agent.handle(), feed.pods()), source)
+    });
+    embedded::stream(&mut parts, store.clone(), feed, &node.name, &stop);
     let pages = Admin::new(agent.handle(), *clusters);
     let local = pages
         .local_routes()
         .merge(reports::router(operator.status()))
         .merge(served::router(store.clone()))
         .merge(origins::router(operator.inquiry()));
-    let index = [&Admin::PAGES[..], &[reports::PAGE, served::PAGE, origins::PAGE]].concat();
-    let site = Site::new(pages.open_routes(), local, &index);
+    let mut index = [&Admin::PAGES[..], &[reports::PAGE, served::PAGE, origins::PAGE]].concat();
+    let mut open = pages.open_routes();
+    if let Some(proxy) = &proxy {
+        open = open.merge(proxy.router());
+        index.push(own_proxy::PAGE);
+    }
+    let site = Site::new(open, local, &index);
     parts.add_last("the admin server", admin::serve(socket, site, stop.clone()));
 
     let ready = async {
@@ -355,6 +371,11 @@ async fn run(
     // The compile thread may be handing changes over: it ends before what it hands them to.
     tokio::task::block_in_place(|| drop(operator));
     let ended = parts.end(GRACE).await;
+    tokio::task::block_in_place(|| {
+        if let Some(proxy) = proxy {
+            proxy.end();
+        }
+    });
     outcome.and(ended)
 }
 
