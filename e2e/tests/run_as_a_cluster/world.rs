@@ -103,7 +103,7 @@ fn web(version: &str) -> Value {
 }
 
 /// A pod that waits to be told what to connect to.
-fn client(name: &str, namespace: &str, node: &str, labels: Value) -> Value {
+pub fn client(name: &str, namespace: &str, node: &str, labels: Value) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": name, "namespace": namespace, "labels": labels},
