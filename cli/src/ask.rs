@@ -54,6 +54,11 @@ pub struct AskedAgent {
 }
 
 impl AskedAgent {
+    /// The node whose agent is asked, where one is named.
+    pub fn node(&self) -> Option<&str> {
+        self.node.as_deref()
+    }
+
     /// The interface of the agent.
     ///
     /// # Errors

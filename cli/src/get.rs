@@ -182,7 +182,9 @@ fn differences(
     served_by: Option<SocketAddr>,
 ) -> anyhow::Result<Vec<Differing>> {
     let Some(ty) = kind.resource() else { bail!("workloads aren't served; --diff is about resources") };
-    let page = format!("{}/{ty}", paths::SERVED);
+    // Of a node whose name isn't known, it can't be told what is for it.
+    let of_node = asked.node().map(|node| format!("?node={node}")).unwrap_or_default();
+    let page = format!("{}/{ty}{of_node}", paths::SERVED);
     let sites = asked.servers(served_by)?;
     let mut served = None;
     for site in &sites {

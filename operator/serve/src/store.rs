@@ -24,7 +24,7 @@ use crate::{
     delays::{Delays, observe},
     news::{Feed, News},
     reached::Reached,
-    scope::{Rescoped, Scope},
+    scope::{Rescoped, Scope, View, Visibility},
     status::{Acknowledgement, AgentStatus, Ending, NodeName, StreamId, StreamNews},
     stream::{Awaiting, Stream},
     table::{Before, Place, Table},
@@ -309,12 +309,15 @@ impl Store {
         self.read(|resources| resources.get(ty, name).cloned())
     }
 
-    /// Names and versions of the resources of a type that are served, to whichever agents.
-    pub fn served(&self, ty: ResourceType) -> Vec<(ResourceName, Version)> {
+    /// Names and versions of the resources of a type that are served: to the agent of this node, or to whichever agents.
+    pub fn served(&self, ty: ResourceType, node: Option<&NodeName>) -> Vec<(ResourceName, Version)> {
         self.read(|resources| {
-            let table = &resources.by_type[ty];
+            let (table, view) = (&resources.by_type[ty], View::new(resources, node));
             let version = |place| Some(table.at(place)?.version);
-            table.iter().filter_map(|(name, place)| Some((name.clone(), version(place)?))).collect()
+            let all = table.iter();
+            let of_node =
+                all.filter(|(name, _)| node.is_none() || view.visibility(ty, name) == Visibility::Seen);
+            of_node.filter_map(|(name, place)| Some((name.clone(), version(place)?))).collect()
         })
     }
 

@@ -42,3 +42,28 @@ fn a_stream_leaves_nothing_behind() {
     assert!(store.streams().is_empty());
     assert!(store.0.state.read().unwrap().inboxes.is_empty());
 }
+
+/// Shows each node the resource of its name.
+#[derive(Debug)]
+struct OwnName;
+
+impl Scope for OwnName {
+    fn visibility(&self, node: &NodeName, _: ResourceType, name: &ResourceName) -> Visibility {
+        if node.as_str() == name.as_str() { Visibility::Seen } else { Visibility::Spared }
+    }
+}
+
+#[test]
+fn what_is_served_to_a_node_is_what_it_sees() {
+    let store = Store::with_scope(Arc::new(OwnName));
+    store.apply(["a", "b"].map(|name| Change::Upsert(resource(name, "1"))).into());
+    let names = |node: Option<&str>| {
+        let node = node.map(NodeName::from);
+        let mut names: Vec<_> = store.served(ResourceType::Cluster, node.as_ref()).into_iter().collect();
+        names.sort_by(|one, other| one.0.cmp(&other.0));
+        names.into_iter().map(|(name, _)| name.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(names(None), ["a", "b"]);
+    assert_eq!(names(Some("b")), ["b"]);
+    assert!(names(Some("c")).is_empty());
+}
