@@ -143,7 +143,7 @@ pub struct Agent {
     room: Arc<Room>,
     hashed: Hashed,
     changes: watch::Receiver<u64>,
-    running: Option<Arc<RunningReader>>,
+    running: Arc<RunningReader>,
     _lock: Lock,
 }
 
@@ -316,7 +316,7 @@ impl Agent {
             room,
             hashed,
             changes,
-            running: Some(Arc::new(running)),
+            running: Arc::new(running),
             _lock: lock,
         })
     }
@@ -324,6 +324,16 @@ impl Agent {
     /// The programs, to be asked.
     pub fn datapath(&self) -> &Arc<Datapath> {
         &self.datapath
+    }
+
+    /// A reader of all that runs.
+    pub(crate) fn running_reader(&self) -> Arc<RunningReader> {
+        self.running.clone()
+    }
+
+    /// Lets no connection go to a proxy, where there is none: an earlier agent may have had one.
+    pub fn forget_proxies(&self) {
+        self.running.retain_proxies(|_| false);
     }
 
     /// Whether the first sync is over: turns true once.
@@ -351,7 +361,7 @@ impl Agent {
             room: self.room.clone(),
             hashed: self.hashed.clone(),
             changes: self.changes.clone(),
-            running: self.running.clone(),
+            running: Some(self.running.clone()),
             datapath: Some(self.datapath.clone()),
         }
     }

@@ -33,6 +33,8 @@ use prost::Message as _;
 use slotmesh_ads::{AskAgain, Sink, Update};
 use slotmesh_xds::{Rejection, Resource, ResourceName, ResourceType, Version, Workload as Named};
 
+use tokio::sync::watch;
+
 pub use self::{
     cgroups::NoPods,
     fixed::{FixedCallers, FixedWorkloads},
@@ -69,6 +71,8 @@ struct Pod {
     name: String,
     /// Its class as a caller; empty for its namespace's.
     class: String,
+    /// As the operator named it.
+    message: Named,
     /// What it is attached as; `None` while its cgroup doesn't exist, or can't be attached to.
     attached: Option<Workload>,
     /// Why it isn't attached as it should be.
@@ -109,6 +113,45 @@ struct State {
     latest: HashMap<u64, ResourceName>,
     /// Whom to tell that a pod is attached that was refused.
     healed: Arc<Room>,
+    /// Whom to tell that other pods are attached.
+    changes: watch::Sender<()>,
+}
+
+/// A pod that is attached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttachedPod {
+    /// The name of the resource by which the operator named it.
+    pub resource: ResourceName,
+    /// That resource.
+    pub message: Named,
+    /// The workload, with its cgroup.
+    pub workload: Workload,
+}
+
+/// The pods that are attached, for somebody who follows them.
+pub struct AttachedPods {
+    state: Arc<Mutex<State>>,
+    changes: watch::Receiver<()>,
+}
+
+impl AttachedPods {
+    /// All of them.
+    pub fn now(&mut self) -> Vec<AttachedPod> {
+        self.changes.mark_unchanged();
+        let state = lock(&self.state);
+        let attached = |(name, pod): (&ResourceName, &Pod)| {
+            let workload = pod.attached.clone()?;
+            Some(AttachedPod { resource: name.clone(), message: pod.message.clone(), workload })
+        };
+        state.pods.iter().filter_map(attached).collect()
+    }
+
+    /// Waits until they may be others than [`now`](Self::now) last said.
+    pub async fn changed(&mut self) {
+        if self.changes.changed().await.is_err() {
+            std::future::pending().await
+        }
+    }
 }
 
 /// A sink that takes workloads, and hands the rest on. Clones are handles of the same.
@@ -146,10 +189,17 @@ impl<S: Sink> Enrolment<S> {
         tree.check()?;
         let healed = Arc::<Room>::default();
         let (pods, latest) = (HashMap::new(), HashMap::new());
-        let state = State { datapath, tree, pods, latest, healed: healed.clone() };
+        let (changes, _) = watch::channel(());
+        let state = State { datapath, tree, pods, latest, healed: healed.clone(), changes };
         let state = Arc::new(Mutex::new(state));
         let watcher = Arc::new(Watcher::start(state.clone())?);
         Ok(Self { inner, state, healed, watcher, _alone: alone })
+    }
+
+    /// The pods that are attached, to be followed.
+    pub fn attached(&self) -> AttachedPods {
+        let changes = lock(&self.state).changes.subscribe();
+        AttachedPods { state: self.state.clone(), changes }
     }
 
     /// How many pods are named and attached.
@@ -283,6 +333,7 @@ impl State {
             Ok(()) => {
                 tracing::info!(%workload, cgroup = %workload.cgroup.display(), "attached");
                 pod.attached = Some(workload);
+                self.changes.send_replace(());
                 if pod.trouble.take().is_some_and(|trouble| trouble.told) {
                     self.healed.put(BTreeSet::from([(ResourceType::Workload, name.clone())]), true);
                 }
@@ -301,14 +352,15 @@ impl State {
     }
 
     fn named(&mut self, resource: &Resource, now: Instant) -> Result<(), String> {
-        let Named { uid, namespace, name, class, .. } = Named::decode(resource.content.as_ref())
+        let message = Named::decode(resource.content.as_ref())
             .map_err(|error| format!("not a valid Workload message: {error}"))?;
+        let Named { uid, namespace, name, class, .. } = message.clone();
         let uid = PodUid::new(&uid).ok_or_else(|| format!("uid: {uid:?} can't be the uid of a pod"))?;
         if namespace.is_empty() || name.is_empty() {
             return Err("namespace and name must not be empty".to_owned());
         }
         let version = resource.version;
-        let mut pod = Pod { version, uid, namespace, name, class, attached: None, trouble: None };
+        let mut pod = Pod { version, uid, namespace, name, class, message, attached: None, trouble: None };
         let mut old = self.pods.remove(&resource.name);
         if let Some(old) = old.as_mut().filter(|old| old.uid == pod.uid && old.id() == pod.id()) {
             // What works stays, should it not be possible to attach it anew.
@@ -333,6 +385,7 @@ impl State {
 
     fn taken_back(&mut self, name: &ResourceName, now: Instant) -> Result<(), String> {
         let Some(pod) = self.pods.remove(name) else { return Ok(()) };
+        self.changes.send_replace(());
         if let Some(workload) = &pod.attached {
             self.detach(workload);
         }

@@ -31,13 +31,15 @@ pub mod report;
 mod room;
 mod running;
 mod show;
+mod steward;
 mod view;
 mod vips;
 pub mod writer;
 
 pub use agent::{Agent, Handle, Options, SetSlotsError, StartError, cleanup};
 pub use datapath::{AskedAddress, Datapath, DatapathError, Decision, MapSizes, Numbers, Workload};
-pub use enrol::{Enrolled, Enrolment, FixedCallers, FixedWorkloads, NoPods};
+pub use enrol::{AttachedPod, AttachedPods, Enrolled, Enrolment, FixedCallers, FixedWorkloads, NoPods};
 pub use pins::Pins;
 pub use proxy_feed::{ProxiedPods, ProxyFeed, PublishToProxies};
 pub use running::{Affinities, ConnectionCounts, Ejections, RunningNow};
+pub use steward::{AcknowledgedPods, StewardParts, start_steward};

@@ -73,8 +73,8 @@ struct State {
     served: Served,
     is_synced: bool,
     is_open: bool,
-    /// Changes that wait until everything is known: of each resource the last one.
-    held_back: HashMap<(ResourceType, ResourceName), Change>,
+    /// Changes that wait until everything is known.
+    held_back: Vec<Change>,
 }
 
 impl<S: Sink> ProxyFeed<S> {
@@ -85,7 +85,7 @@ impl<S: Sink> ProxyFeed<S> {
             served: Served::new(REMEMBERED),
             is_synced: false,
             is_open: false,
-            held_back: HashMap::new(),
+            held_back: Vec::new(),
         };
         let shared = Shared { state: Mutex::new(state), publish, lacking: Room::default() };
         Self { inner, agent, shared: Arc::new(shared) }
@@ -122,24 +122,14 @@ impl Shared {
     /// Publishes changes, in the order in which they were made, or keeps them until everything is known.
     fn go_on(&self, state: &mut State, changes: Vec<Change>) {
         let Some(publish) = &self.publish else { return };
+        state.held_back.extend(changes);
         self.lacking.put(state.served.take_lacking(), true);
-        if state.is_open {
-            if !changes.is_empty() {
-                publish(changes);
-            }
-            return;
-        }
-        for change in changes {
-            let place = match &change {
-                Change::Upsert(resource) => (resource.ty, resource.name.clone()),
-                Change::Remove(ty, name) => (*ty, name.clone()),
-            };
-            state.held_back.insert(place, change);
-        }
-        if state.is_synced && state.served.is_complete() {
+        if !state.is_open && state.is_synced && state.served.is_complete() {
             state.is_open = true;
             tracing::info!("proxies are served what is in force");
-            publish(std::mem::take(&mut state.held_back).into_values().collect());
+            publish(std::mem::take(&mut state.held_back));
+        } else if state.is_open && !state.held_back.is_empty() {
+            publish(std::mem::take(&mut state.held_back));
         }
     }
 }

@@ -196,6 +196,22 @@ impl RunningReader {
         }
     }
 
+    /// The port of a namespace's proxy, as it is now.
+    pub fn proxy_of(&self, namespace: u64) -> Option<u16> {
+        self.read(|maps| maps.proxies.get(&namespace)).map(|proxy| u16::from_be(proxy.port))
+    }
+
+    /// Leaves no proxies but those of these namespaces.
+    pub fn retain_proxies(&self, is_kept: impl Fn(u64) -> bool) {
+        for (namespace, _) in self.read(|maps| maps.proxies.entries()) {
+            if !is_kept(namespace)
+                && let Err(error) = self.set_proxy(namespace, None)
+            {
+                tracing::warn!(%error, namespace, "a proxy that there is no more can't be removed");
+            }
+        }
+    }
+
     /// How many network namespaces have a proxy.
     pub fn proxies(&self) -> usize {
         let entries = self.read(|maps| maps.proxies.entries());

@@ -7,11 +7,11 @@ use axum::Router;
 use clap::Args;
 use slotmesh_ads::{Client, Config, Connector, Subscription, Tcp, Tls};
 use slotmesh_agent::{
-    Agent, Enrolment, Handle, Options, ProxyFeed,
+    Agent, Enrolment, Handle, Options, ProxyFeed, StewardParts,
     admin::{Admin, drained_routes},
     cleanup,
     metrics::{Metrics, NodeMetrics},
-    report,
+    report, start_steward,
 };
 use slotmesh_xds::ResourceType;
 use tokio::{net::TcpListener, sync::watch};
@@ -22,7 +22,7 @@ use crate::{
     flags::{ADMIN, CLUSTER_METRICS, LogFlag, MapFlags, PINS, SlotFlags, address},
     listen::listen,
     process::{GRACE, LIMIT, Parts, raise_descriptor_limit, stop_on_signals},
-    proxies::{ProxyServer, ProxySocketFlags},
+    proxies::{PROXY, ProxyServer, ProxySocketFlags},
     up::owner_ended,
 };
 
@@ -91,6 +91,11 @@ pub struct AgentCommand {
     #[command(flatten)]
     proxies: ProxySocketFlags,
 
+    /// Unix socket of the node's socket broker (its --steward-socket): connections of pods whose requests are looked at go
+    /// to the proxy that takes them. Without it all go where the rule for every request says
+    #[arg(long, env = "SLOTMESH_BROKER", value_name = "SOCKET", requires = "proxy_socket", help_heading = PROXY)]
+    broker: Option<PathBuf>,
+
     #[command(flatten)]
     slots: SlotFlags,
 
@@ -120,6 +125,7 @@ impl AgentCommand {
             admin,
             cluster_metrics,
             proxies,
+            broker,
             slots,
             maps,
             log,
@@ -149,7 +155,7 @@ impl AgentCommand {
         };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let clusters = cluster_metrics as usize;
-        let running = Running { options, cgroup_root, admin, clusters, proxies, node };
+        let running = Running { options, cgroup_root, admin, clusters, proxies, broker, node };
         if operator.starts_with("http://") {
             tracing::warn!(
                 "the operator is reached without TLS: whoever is on the way can route connections"
@@ -184,6 +190,7 @@ struct Running {
     admin: SocketAddr,
     clusters: usize,
     proxies: ProxySocketFlags,
+    broker: Option<PathBuf>,
     node: String,
 }
 
@@ -236,14 +243,23 @@ impl Running {
         socket: TcpListener,
         stop: CancellationToken,
     ) -> anyhow::Result<()> {
-        let Self { options: _, cgroup_root: _, admin, clusters, proxies, node } = self;
+        let Self { options: _, cgroup_root: _, admin, clusters, proxies, broker, node } = self;
         let mut parts = Parts::new(stop.clone());
         let proxies = proxies.bind()?;
         let publish = proxies.as_ref().map(ProxyServer::publisher);
         let feed = ProxyFeed::new(enrolment.clone(), agent.handle(), publish);
+        let (acknowledge, acknowledged) = watch::channel(None);
         if let Some(proxies) = proxies {
-            let (acknowledged, _) = watch::channel(None);
-            proxies.serve(&mut parts, &stop, acknowledged);
+            proxies.serve(&mut parts, &stop, acknowledge);
+        }
+        match broker {
+            Some(broker) => {
+                let (attached, proxied) = (enrolment.attached(), feed.pods());
+                let steward = StewardParts { broker, attached, proxied, acknowledged };
+                // It ends with the process, which may not wait for a broker.
+                start_steward(agent, steward, stop.clone())?;
+            }
+            None => agent.forget_proxies(),
         }
         parts.add("the thread that owns the maps", owner_ended(agent.ended().clone(), stop.clone()));
         let (client, handle) = Client::new(Config::new(node.as_str()), connector, feed);

@@ -17,7 +17,7 @@ use std::{
 
 use anyhow::{Context as _, anyhow};
 use axum::{Router, http::header::CONTENT_TYPE, routing::get};
-use slotmesh_agent::{Handle, ProxiedPods, PublishToProxies};
+use slotmesh_agent::{AcknowledgedPods, Handle, ProxiedPods, PublishToProxies};
 use slotmesh_broker::{Broker, Counterpart, Key, NamespaceAt, PeerRole};
 use slotmesh_feed::{FeedMetrics, PodSockets, ResourceSink, follow_agent};
 use slotmesh_proxy::{EngineOptions, ProxyEngine, ProxyMetrics};
@@ -25,11 +25,7 @@ use slotmesh_xds::Workload;
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    broker,
-    process::Parts,
-    proxies::{AcknowledgedPods, ProxyServer},
-};
+use crate::{broker, process::Parts, proxies::ProxyServer};
 
 /// How long requests in flight have for their end.
 const DRAIN: Duration = Duration::from_secs(2);

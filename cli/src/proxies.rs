@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::Context as _;
 use clap::Args;
-use slotmesh_agent::PublishToProxies;
+use slotmesh_agent::{AcknowledgedPods, PublishToProxies};
 use slotmesh_serve::{Config, Store, StreamId, StreamNews, UnixSocket};
 use slotmesh_xds::{ResourceName, ResourceType, Version};
 use tokio::{
@@ -26,7 +26,7 @@ const MOST_PROXIES: usize = 4;
 const AWAY: Duration = Duration::from_secs(10);
 
 /// The heading of flags about the proxy.
-const PROXY: &str = "Proxy";
+pub const PROXY: &str = "Proxy";
 
 /// The flags by which a process serves proxies.
 #[derive(Debug, Args)]
@@ -40,10 +40,6 @@ pub struct ProxySocketFlags {
         help_heading = PROXY)]
     proxy_socket_group: Option<u32>,
 }
-
-/// Pods that a proxy accepts connections of, each in the version that it has acknowledged last; `None` while nobody knows,
-/// because this process has just begun.
-pub type AcknowledgedPods = Option<BTreeMap<ResourceName, Version>>;
 
 /// Serves proxies.
 pub struct ProxyServer {

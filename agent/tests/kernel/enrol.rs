@@ -19,10 +19,10 @@ use crate::{Bench, cgroup::Cgroup, running::publish};
 const TY: ResourceType = ResourceType::Workload;
 
 /// A node: its agent, and a cgroup tree of its own.
-struct Node {
+pub(crate) struct Node {
     // Dropped in this order: cgroups from the innermost, after what is attached to them.
     enrolment: Option<Enrolment<Handle>>,
-    bench: Bench,
+    pub(crate) bench: Bench,
     cgroups: Vec<Cgroup>,
     runtime: Runtime,
 }
@@ -35,7 +35,7 @@ impl Drop for Node {
 }
 
 impl Node {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut bench = Bench::new(Config { initial: 4, ..Config::default() });
         bench.agent.take().expect("the agent runs").remove().expect("the pins can be removed");
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
@@ -57,7 +57,7 @@ impl Node {
     }
 
     /// Creates a cgroup, with those above it.
-    fn cgroup(&mut self, path: &str) -> PathBuf {
+    pub(crate) fn cgroup(&mut self, path: &str) -> PathBuf {
         let mut at = self.cgroups[0].0.clone();
         for part in path.split('/') {
             at.push(part);
@@ -72,7 +72,7 @@ impl Node {
         drop(self.cgroups.pop());
     }
 
-    fn apply(&self, named: &[(&str, &str)], taken_back: &[&str]) -> Vec<Rejection> {
+    pub(crate) fn apply(&self, named: &[(&str, &str)], taken_back: &[&str]) -> Vec<Rejection> {
         let workload = |(uid, name): &(&str, &str)| {
             let workload = Workload {
                 uid: (*uid).to_owned(),
@@ -89,6 +89,10 @@ impl Node {
         let removed = taken_back.iter().map(|uid| format!("n/{uid}").into()).collect();
         let enrolment = self.enrolment.as_ref().unwrap();
         self.runtime.block_on(enrolment.apply(Update { ty: TY, upserts, removed }))
+    }
+
+    pub(crate) fn enrolment(&self) -> &Enrolment<Handle> {
+        self.enrolment.as_ref().unwrap()
     }
 
     fn enrolled(&self) -> Enrolled {
@@ -116,7 +120,7 @@ impl Node {
         self.attached(name).iter().all(Option::is_none)
     }
 
-    fn until_attached(&self, name: &str, to: &Path) {
+    pub(crate) fn until_attached(&self, name: &str, to: &Path) {
         let host = Host::probe().unwrap();
         let cgroup = slotmesh_kernel::cgroup_id(&host.cgroup(to).unwrap()).unwrap();
         let deadline = Instant::now() + Duration::from_secs(30);

@@ -27,6 +27,7 @@ mod running;
 mod sequences;
 mod sizes;
 mod start;
+mod steward;
 mod udp;
 mod view;
 

@@ -3,6 +3,7 @@
 use std::{collections::HashMap, net::TcpListener, os::fd::OwnedFd, path::Path, time::Duration};
 
 use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
     net::{
         AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with,
@@ -68,6 +69,12 @@ impl Counterpart {
         }
         connect(&socket, &SocketAddrUnix::new(path)?)?;
         Ok(Self(socket))
+    }
+
+    /// Tells whether the broker is still at the other end.
+    pub fn is_open(&self) -> bool {
+        let mut events = [PollFd::new(&self.0, PollFlags::RDHUP)];
+        poll(&mut events, Some(&Timespec::default())).is_ok_and(|ready| ready == 0)
     }
 
     fn ask(&self, ask: &BrokerAsk) -> Result<(Answered, Vec<OwnedFd>), AskError> {
