@@ -330,7 +330,7 @@ impl Steward {
         tracing::debug!(pod = %pod.attached.workload, port, "has a listener for the proxy");
     }
 
-    /// The an earlier steward left goes once it is known that it belongs to no pod.
+    /// Gives up what an earlier steward left, once it is known that it belongs to no pod.
     fn finish_review(&mut self) {
         let is_looked_at = |pod: &Pod| pod.is_enrolled || pod.tries >= TRIES;
         if !self.is_reviewing || !self.is_named || !self.pods.values().all(is_looked_at) {
