@@ -179,6 +179,42 @@ async fn every_combination_of_the_platforms_values_is_accepted() -> Result<()> {
 }
 
 #[tokio::test]
+async fn broker_and_proxy_are_made_where_they_are_asked_for_with_the_rights_that_they_need() -> Result<()> {
+    let cluster = cluster().await?;
+    let without = rendered(&cluster, &[])?;
+    ensure!(without.find("DaemonSet", "slotmesh-proxy").is_none(), "nobody asked for it");
+    let made = rendered(&cluster, &["--set=proxy.enabled=true", "--set=proxy.sockets=/run/mesh"])?;
+    made.always()?;
+    let pod = made.pod("DaemonSet", "slotmesh-proxy")?;
+    ensure!(pod["automountServiceAccountToken"] == false && pod["hostNetwork"].is_null(), "{pod}");
+    ensure!(pod["securityContext"]["seccompProfile"] == json!({"type": "RuntimeDefault"}), "{pod}");
+    let security = |name: &str| {
+        let containers = pod["containers"].as_array().into_iter().flatten();
+        containers.filter(|container| container["name"] == name).map(|of| &of["securityContext"]).next()
+    };
+    let broker = json!({
+        "runAsUser": 0, "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
+        "capabilities": {"drop": ["ALL"], "add": ["SYS_ADMIN"]},
+    });
+    ensure!(security("broker") == Some(&broker), "{pod}");
+    let proxy = json!({
+        "runAsNonRoot": true, "runAsUser": 65532, "runAsGroup": 65532, "allowPrivilegeEscalation": false,
+        "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]},
+    });
+    ensure!(security("proxy") == Some(&proxy), "{pod}");
+    // The agent's rights stay as they are; it meets the others in one folder of the node.
+    let agent = made.pod("DaemonSet", "slotmesh-agent")?;
+    let before = &without.pod("DaemonSet", "slotmesh-agent")?["containers"][0]["securityContext"];
+    ensure!(agent["containers"][0]["securityContext"] == *before, "{agent}");
+    for pod in [pod, agent] {
+        let volumes = pod["volumes"].as_array().into_iter().flatten();
+        let shared = volumes.filter(|volume| volume["hostPath"]["path"] == "/run/mesh").count();
+        ensure!(shared == 1, "{pod}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn values_that_are_none_are_refused() -> Result<()> {
     let cluster = cluster().await?;
     for (value, says) in [
@@ -190,6 +226,8 @@ async fn values_that_are_none_are_refused() -> Result<()> {
         ("priorityQuota.enabled=sometimes", "enabled"),
         ("priorityQuota.pods=0", "pods"),
         ("operator.replica=2", "replica"),
+        ("proxy.sockets=here", "sockets"),
+        ("proxy.workers=0", "workers"),
     ] {
         let out = template(&cluster, &["--set", value])?;
         let said = String::from_utf8_lossy(&out.stderr);
