@@ -1,7 +1,6 @@
 //! Moving from replica to replica, of which some lag behind. Time is virtual.
 
 use std::{
-    collections::HashSet,
     io,
     sync::{
         Arc, Mutex,
@@ -11,7 +10,7 @@ use std::{
 };
 
 use slotmesh_ads::{Client, FromStreams, Subscription};
-use slotmesh_serve::{Config, Holds, Reached, Store};
+use slotmesh_serve::{Config, Holds, Reached, Rescoped, Store};
 use slotmesh_xds::ResourceType::Cluster;
 use tokio::{io::DuplexStream, sync::mpsc, task::JoinHandle};
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -44,7 +43,7 @@ impl Replica {
     fn reach(&self, version: u64, content: &str) {
         let mut reached = Reached::default();
         reached.changed("Pod", version);
-        self.store.apply_for(vec![upsert(Cluster, "a", content)], &HashSet::new(), None, &reached);
+        self.store.apply_for(vec![upsert(Cluster, "a", content)], &Rescoped::default(), None, &reached);
     }
 
     async fn end(self) -> Arc<Holds> {

@@ -18,7 +18,7 @@ use rustls::{
 use slotmesh_ads::{Client, Handle, Subscription, Tls};
 use slotmesh_serve::{
     Admission, Admitted, Answer, Config, Denied, NodeName, Origin, Reason, Refusals, Scope, Store, Token,
-    tls_connections,
+    Visibility, tls_connections,
 };
 use slotmesh_xds::{ResourceName, ResourceType};
 use tempfile::TempDir;
@@ -47,8 +47,8 @@ impl Admission for ByName {
 struct ByPrefix;
 
 impl Scope for ByPrefix {
-    fn sees(&self, node: &NodeName, _: ResourceType, name: &ResourceName) -> bool {
-        name.as_str().starts_with(node.as_str())
+    fn visibility(&self, node: &NodeName, _: ResourceType, name: &ResourceName) -> Visibility {
+        if name.as_str().starts_with(node.as_str()) { Visibility::Seen } else { Visibility::Foreign }
     }
 }
 
