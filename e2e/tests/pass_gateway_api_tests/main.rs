@@ -58,7 +58,7 @@ fn prepare(cluster: &mut Cluster) -> Story<'_> {
         let crds = built("crds")?.display().to_string();
         cluster.kubectl(&["apply", "--server-side", "-f", &crds])?;
         make_image(cluster)?;
-        mesh::install(cluster).await
+        mesh::install(cluster, &["--set=proxy.enabled=true"]).await
     })
 }
 

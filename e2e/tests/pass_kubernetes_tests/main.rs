@@ -56,7 +56,7 @@ fn prepare(cluster: &mut Cluster) -> Story<'_> {
         if choice().1 {
             return Ok(());
         }
-        mesh::install(cluster).await
+        mesh::install(cluster, &[]).await
     })
 }
 

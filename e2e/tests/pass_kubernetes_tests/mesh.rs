@@ -31,10 +31,11 @@ metadata: {name: takes-part}
 spec: {policyName: takes-part}
 "#;
 
-/// Installs slotmesh, and lets take part what comes from then on.
-pub async fn install(cluster: &Cluster) -> Result<()> {
+/// Installs slotmesh with these values of the chart, and lets take part what comes from then on.
+pub async fn install(cluster: &Cluster, values: &[&str]) -> Result<()> {
     chart::make_images(cluster)?;
-    cluster.helm(&["install", "slotmesh", CHART, "--namespace", SYSTEM, "--create-namespace", "--wait"])?;
+    let install = ["install", "slotmesh", CHART, "--namespace", SYSTEM, "--create-namespace", "--wait"];
+    cluster.helm(&[&install, values].concat())?;
     cluster.apply(TAKES_PART)?;
     let label = r"jsonpath={.metadata.labels.slotmesh\.dev/mesh}";
     wait::until_true("a new namespace to take part", async || {
