@@ -1,8 +1,7 @@
 //! Gateway API's own conformance tests of a mesh, unmodified, with its own resources and Istio's echo programs as pods.
 //!
-//! `list.txt` has each test with what is expected of it: today those pass that are decided by address. A test that ends
-//! otherwise fails the run. `make conformance` runs it, and writes the report that the tests make to
-//! `docs/conformance/`.
+//! `list.txt` has each test with what is expected of it, with the proxy on the nodes. A test that ends otherwise fails the
+//! run. `make conformance` runs it, and writes the report that the tests make to `docs/conformance/`.
 
 use std::{
     collections::BTreeMap,
@@ -116,8 +115,6 @@ fn run(cluster: &mut Cluster) -> Story<'_> {
             .arg(format!("-url={}", said_or("SLOTMESH_PROJECT_URL", "unpublished")))
             .arg(format!("-version={}", env!("CARGO_PKG_VERSION")))
             .arg(format!("-contact={}", said_or("SLOTMESH_PROJECT_CONTACT", "see SECURITY.md")))
-            // What can't pass isn't waited for.
-            .arg("-timeout-config-overrides=maxTimeToConsistency=10s")
             .arg(format!("-report-output={}", report.display()));
         let output = tokio::task::spawn_blocking(move || tests.output()).await??;
         let said =
