@@ -436,7 +436,8 @@ impl Writer {
         }
         let Model::Listener(listener) = model else {
             let flushed = flush(self.engine.draft(), name, version, model);
-            if matches!(model, Model::Route(_)) && self.proxy_handle(name) == 0 {
+            let has_handle = matches!(model, Model::Route(_)) && self.proxied.address(name).is_some();
+            if has_handle && self.proxy_handle(name) == 0 {
                 self.proxied.give_up(name, Instant::now());
             }
             flushed?;

@@ -285,6 +285,7 @@ impl SlotTable {
         (index, ptr.unit() / u32::from(class.units()))
     }
 
+    /// Moves a slot to another state, but for `Retired`, which is [`retire`](Self::retire)'s.
     fn move_bit(&mut self, index: SlabIndex, slot: u32, from: State, to: State) {
         let slab = self.slabs[index.get() as usize].as_mut().expect("the slab exists");
         let class = slab.class.expect("the slab has a class");
@@ -327,7 +328,7 @@ impl SlotTable {
                 slab.used_count += 1;
                 stats.used += 1;
             }
-            State::Retired => stats.retired += 1,
+            State::Retired => unreachable!("a slot is retired by `retire`"),
         }
         self.retired += u32::from(slab.is_retired(class));
         if slab.idle_count == class.slots_per_slab() {
