@@ -8,7 +8,7 @@ use std::{
 use slotmesh_admin::WorkloadInForce;
 use slotmesh_records::Identity;
 
-use super::{AskedAddress, Datapath, DatapathError, Decision, Numbers, Workload};
+use super::{AskedAddress, Datapath, DatapathError, Decision, Numbers, Workload, error::bpf};
 
 /// Attached workloads and their cgroups' ids, by the ids of the workloads.
 #[derive(Debug, Default)]
@@ -64,7 +64,7 @@ impl Datapath {
         let is = |(workload, _): &&(Workload, u64)| workload.namespace == namespace && workload.name == name;
         let Some(cgroup) = of_name.find(is).map(|(_, cgroup)| *cgroup) else { return Ok(None) };
         drop(attached);
-        self.identity.get(&cgroup).map_err(super::bpf("read the identity of a workload"))
+        self.identity.get(&cgroup).map_err(bpf("read the identity of a workload"))
     }
 
     /// The decision of the program in the kernel about a connection that this caller makes.

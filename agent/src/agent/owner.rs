@@ -1,0 +1,131 @@
+//! The thread that owns the slot table and the VIP map, and what others ask of it.
+
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    net::Ipv4Addr,
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use slotmesh_ads::Update;
+use slotmesh_records::VipKey;
+use slotmesh_slots::{Config, Contradiction, Stats};
+use slotmesh_xds::{Rejection, ResourceName, ResourceType, Version};
+use tokio::sync::{oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    datapath::DatapathError, held::Held, metrics::Metrics, prepare::Prepared, room::Room, show::Shown,
+    writer::Writer,
+};
+
+pub(super) enum Command {
+    Apply(Update, Box<Prepared>, oneshot::Sender<Vec<Rejection>>),
+    Held(oneshot::Sender<Vec<(ResourceType, ResourceName, Version)>>),
+    Show(ResourceType, ResourceName, oneshot::Sender<Option<Shown>>),
+    ListenerAt(VipKey, oneshot::Sender<Option<String>>),
+    ClusterNames(HashSet<u64>, oneshot::Sender<HashMap<u64, String>>),
+    ProxyAddresses(Option<Vec<ResourceName>>, oneshot::Sender<HashMap<ResourceName, Ipv4Addr>>),
+    Assignments(HashSet<String>, oneshot::Sender<HashMap<String, Held>>),
+    Stats(oneshot::Sender<(Stats, usize)>),
+    Slots(oneshot::Sender<(Stats, Option<String>)>),
+    SetSlots(Config, oneshot::Sender<Result<(), Contradiction>>),
+    Synced,
+    Wake,
+    Stop,
+}
+
+/// Starts the owner. However it ends, `ended` tells.
+pub(super) fn spawn_owner(
+    ended: &CancellationToken,
+    run: impl FnOnce() + Send + 'static,
+) -> io::Result<JoinHandle<()>> {
+    let ended = ended.clone().drop_guard();
+    std::thread::Builder::new().name("slots-owner".to_owned()).spawn(move || {
+        let _ended = ended;
+        run();
+    })
+}
+
+/// Whom the owner tells what happens.
+pub(super) struct Tell {
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) room: Arc<Room>,
+    pub(super) changes: watch::Sender<u64>,
+}
+
+impl Tell {
+    /// The slot table may have changed.
+    fn changed(&self) {
+        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+    }
+}
+
+/// The owner's loop: ends with [`Command::Stop`], the last sender, or an `at_sync` that fails.
+pub(super) fn own(
+    mut writer: Writer,
+    inbox: &Receiver<Command>,
+    tell: &Tell,
+    at_sync: impl FnOnce() -> Result<(), DatapathError>,
+) {
+    let mut at_sync = Some(at_sync);
+    let mut compacting = false;
+    loop {
+        let command = match writer.due() {
+            _ if compacting => inbox.recv_timeout(Duration::ZERO),
+            None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(due) => inbox.recv_timeout(due.saturating_duration_since(Instant::now())),
+        };
+        match command {
+            Ok(Command::Apply(update, prepared, reply)) => {
+                let ty = update.ty;
+                let rejected = writer.apply(update, *prepared, |flush| tell.metrics.flushed(flush));
+                tell.metrics.rejected(ty, rejected.len());
+                tell.metrics.made_tables(writer.take_own_tables());
+                tell.changed();
+                tell.room.put(writer.take_stale(), true);
+                // A client that has gone away doesn't need the answer.
+                let _ = reply.send(rejected);
+            }
+            Ok(Command::Held(reply)) => drop(reply.send(writer.held())),
+            Ok(Command::Show(ty, name, reply)) => drop(reply.send(writer.show(ty, name.as_str()))),
+            Ok(Command::ListenerAt(key, reply)) => drop(reply.send(writer.listener_at(&key))),
+            Ok(Command::ClusterNames(hashes, reply)) => drop(reply.send(writer.cluster_names(&hashes))),
+            Ok(Command::Assignments(names, reply)) => drop(reply.send(writer.assignments(names))),
+            Ok(Command::ProxyAddresses(names, reply)) => drop(reply.send(writer.proxy_addresses(names))),
+            Ok(Command::Stats(reply)) => drop(reply.send(writer.stats())),
+            Ok(Command::Slots(reply)) => {
+                drop(reply.send((writer.stats().0, writer.profile().map(str::to_owned))));
+            }
+            Ok(Command::SetSlots(config, reply)) => {
+                drop(reply.send(writer.set_slots(config)));
+                tell.changed();
+            }
+            Ok(Command::Synced) => match at_sync.take().map(|run| run()) {
+                Some(Ok(())) => writer.synced(),
+                Some(Err(error)) => {
+                    tracing::error!(%error, "the programs can't be replaced by this build's");
+                    return;
+                }
+                None => {}
+            },
+            Ok(Command::Wake) => {
+                writer.poll();
+                tell.changed();
+            }
+            // Nobody asks for anything.
+            Err(RecvTimeoutError::Timeout) => {
+                let now = Instant::now();
+                compacting = writer.compact(now);
+                let (due, soon) = writer.retry(now);
+                tell.room.put(due, soon);
+            }
+            Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
