@@ -1,46 +1,34 @@
 //! `envoy.config.listener.v3.Listener`
 
-use std::{
-    borrow::Cow,
-    collections::{HashMap, HashSet},
-    net::SocketAddr,
-    num::{NonZeroU16, NonZeroU32},
-};
+mod caller_classes;
+mod udp_proxies;
 
-use slotmesh_records::{Callers, WideListener, name_hash};
+use std::{borrow::Cow, collections::HashSet, net::SocketAddr, num::NonZeroU16};
+
+use slotmesh_records::WideListener;
 use slotmesh_xds::{
-    CallerClass, OF_NODES, OneOfClasses, Transport,
+    OF_NODES, Transport,
     envoy::{
         envoy::{
             config::{
                 core::v3::Address,
                 listener::v3::{self as proto, filter::ConfigType},
             },
-            extensions::filters::{
-                network::{
-                    http_connection_manager::v3::{
-                        HttpConnectionManager, http_connection_manager::RouteSpecifier,
-                    },
-                    tcp_proxy::v3::TcpProxy,
+            extensions::filters::network::{
+                http_connection_manager::v3::{
+                    HttpConnectionManager, http_connection_manager::RouteSpecifier,
                 },
-                udp::udp_proxy::v3::{Route as UdpRoute, UdpProxyConfig},
+                tcp_proxy::v3::TcpProxy,
             },
         },
-        google::protobuf::{Any, UInt32Value},
-        xds::r#type::matcher::v3::{
-            self as proto_matcher,
-            matcher::{
-                MatcherList, MatcherType, OnMatch,
-                matcher_list::{
-                    FieldMatcher, Predicate,
-                    predicate::{MatchType, single_predicate},
-                },
-                on_match,
-            },
-        },
+        google::protobuf::UInt32Value,
     },
 };
 
+use self::{
+    caller_classes::by_caller,
+    udp_proxies::{udp_config, udp_filter, udp_proxy},
+};
 use super::{
     At, Invalid, Route, WeightedCluster, any_socket_address, decode_any, invalid, is_on, named, plain_socket,
     reference, refuse_set, same_stream, unsupported,
@@ -51,7 +39,6 @@ pub(super) const TCP_PROXY: &str =
     "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
 pub(super) const UDP_PROXY: &str =
     "type.googleapis.com/envoy.extensions.filters.udp.udp_proxy.v3.UdpProxyConfig";
-const UDP_ROUTE: &str = "type.googleapis.com/envoy.extensions.filters.udp.udp_proxy.v3.Route";
 pub(super) const HTTP_CONNECTION_MANAGER: &str =
     "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
 
@@ -217,116 +204,6 @@ impl<'m> Listener<'m> {
     }
 }
 
-/// What is said of the sockets of a proxy matters to nobody; QUIC isn't spoken.
-fn udp_config(config: Option<&proto::UdpListenerConfig>) -> Result<(), Invalid> {
-    let Some(proto::UdpListenerConfig {
-        downstream_socket_config: _,
-        quic_options,
-        udp_packet_packet_writer_config: _,
-    }) = config
-    else {
-        return Ok(());
-    };
-    refuse_set!(At::ROOT.field("udp_listener_config"), "datagrams are sent on as they are": quic_options;);
-    Ok(())
-}
-
-/// Where the UDP proxy among the listener filters leads, as filter chains would, which a listener of UDP doesn't need:
-/// first the callers that it tells apart, then all others. None where there is no such filter.
-fn udp_filter(filters: &[proto::ListenerFilter]) -> Result<Vec<Chain<'static>>, Invalid> {
-    use proto::listener_filter::ConfigType;
-    let filter = match filters {
-        [] => return Ok(Vec::new()),
-        [filter] => filter,
-        _ => {
-            let what = format!("{} filters; one, UDP proxy, is supported", filters.len());
-            return Err(unsupported("listener_filters", what));
-        }
-    };
-    let at = At::ROOT.element("listener_filters", 0);
-    match &filter.config_type {
-        Some(ConfigType::TypedConfig(any)) if any.type_url == UDP_PROXY => udp_proxy(&at, any),
-        _ => Err(unsupported(at, format!("filter {:?}; only UDP proxy", filter.name))),
-    }
-}
-
-/// The callers that a UDP proxy tells apart, then all others.
-#[expect(deprecated, reason = "every field is decided on, whatever its age")]
-fn udp_proxy(at: &At<'_>, any: &Any) -> Result<Vec<Chain<'static>>, Invalid> {
-    use slotmesh_xds::envoy::envoy::extensions::filters::udp::udp_proxy::v3::udp_proxy_config::{
-        HashPolicy, RouteSpecifier, hash_policy::PolicySpecifier,
-    };
-    let UdpProxyConfig {
-        route_specifier,
-        hash_policies,
-        use_per_packet_load_balancing,
-        session_filters,
-        tunneling_config,
-        // Datagrams leave the workload with its own address anyway.
-        use_original_src_ip: _,
-        // Counting and logging.
-        stat_prefix: _,
-        access_log: _,
-        proxy_access_log: _,
-        access_log_options: _,
-        // Of the sockets of a proxy, and how long it keeps them.
-        idle_timeout: _,
-        upstream_socket_config: _,
-    } = decode_any(at, "UdpProxyConfig", any)?;
-    let (use_per_packet_load_balancing, session_filters) = (&use_per_packet_load_balancing, &session_filters);
-    let tunneling_config = &tunneling_config;
-    refuse_set!(at,
-        "a socket keeps its endpoint": use_per_packet_load_balancing;
-        "datagrams are sent on as they are": session_filters, tunneling_config;
-    );
-    let by_source = match hash_policies.as_slice() {
-        [] => false,
-        [HashPolicy { policy_specifier: Some(PolicySpecifier::SourceIp(of_source)) }] => *of_source,
-        _ => return Err(unsupported(at.field("hash_policies"), "only one, source_ip")),
-    };
-    let chain = |callers: Vec<String>, cluster: String| {
-        let cluster = Cow::Owned(cluster);
-        let action = match by_source {
-            false => Action::Cluster(cluster),
-            // That the source is hashed stands with the clusters of a set.
-            true => Action::Clusters(vec![WeightedCluster { cluster, weight: NonZeroU32::MIN, by_source }]),
-        };
-        Chain { name: "", port: None, callers: callers.into_iter().map(Cow::Owned).collect(), action }
-    };
-    match route_specifier {
-        Some(RouteSpecifier::Cluster(cluster)) => {
-            reference(&at.field("cluster"), &cluster)?;
-            Ok(vec![chain(Vec::new(), cluster)])
-        }
-        Some(RouteSpecifier::Matcher(matcher)) => {
-            let at = at.field("matcher");
-            let (matches, others) = matches_of(&at, &matcher)?;
-            let mut chains = Vec::with_capacity(matches.len() + 1);
-            for Matched { at, callers, on_match } in matches {
-                chains.push(chain(callers, datagrams_to(&at.field("on_match"), on_match)?));
-            }
-            chains.push(chain(Vec::new(), datagrams_to(&at.field("on_no_match"), others)?));
-            Ok(chains)
-        }
-        None => Err(unsupported(at.field("matcher"), "neither it nor cluster is set")),
-    }
-}
-
-/// The cluster to which a match of a UDP proxy leads.
-fn datagrams_to(at: &At<'_>, on_match: Option<&OnMatch>) -> Result<String, Invalid> {
-    let any = match on_match {
-        Some(OnMatch { keep_matching: false, on_match: Some(on_match::OnMatch::Action(action)) }) => {
-            action.typed_config.as_ref()
-        }
-        _ => None,
-    };
-    let any = any.filter(|any| any.type_url == UDP_ROUTE);
-    let any = any.ok_or_else(|| unsupported(at, "only an action that is a route of the UDP proxy"))?;
-    let UdpRoute { cluster } = decode_any(at, "Route", any)?;
-    reference(&at.field("cluster"), &cluster)?;
-    Ok(cluster)
-}
-
 /// `of_nodes`: it may be a port at all nodes' addresses, or a node's address.
 fn vip(at: &At<'_>, address: Option<&Address>, of_nodes: bool) -> Result<(Transport, SocketAddr), Invalid> {
     let (protocol, ip, port) = any_socket_address(at, address)?;
@@ -402,123 +279,6 @@ fn chains<'m>(
     }
     valid.sort_unstable_by_key(|chain| chain.port.map_or(u32::MAX, |port| port.get().into()));
     Ok(valid)
-}
-
-/// The chains that a matcher tells apart by the class of the caller, then the one for everybody else.
-fn by_caller<'m>(
-    matcher: &proto_matcher::Matcher,
-    chains: &'m [proto::FilterChain],
-    default: Option<&'m proto::FilterChain>,
-) -> Result<Vec<Chain<'m>>, Invalid> {
-    let at = At::ROOT.field("filter_chain_matcher");
-    let (matches, on_no_match) = matches_of(&at, matcher)?;
-    let mut named = HashMap::with_capacity(chains.len());
-    for (i, chain) in chains.iter().enumerate() {
-        let of_chain = At::ROOT.element("filter_chains", i);
-        if chain.filter_chain_match.is_some() {
-            let what = "a matcher tells chains apart already";
-            return Err(unsupported(of_chain.field("filter_chain_match"), what));
-        }
-        if named.insert(chain.name.as_str(), Chain::from_proto(&of_chain, Transport::Tcp, chain)?).is_some() {
-            return Err(invalid(of_chain.field("name"), "an earlier chain has the same name"));
-        }
-    }
-    let mut valid = Vec::with_capacity(chains.len() + 1);
-    for Matched { at, callers, on_match } in matches {
-        let at = at.field("on_match");
-        let name = goes_to(&at, on_match)?;
-        let chain = named
-            .remove(name)
-            .ok_or_else(|| invalid(at, format!("there is no chain {name:?}, or another match has it")))?;
-        let callers = callers.into_iter().map(Cow::Owned).collect();
-        valid.push(Chain { callers, ..chain });
-    }
-    let everybody = match (on_no_match, default) {
-        (Some(on_no_match), None) => {
-            let at = at.field("on_no_match");
-            let name = goes_to(&at, Some(on_no_match))?;
-            named.remove(name).ok_or_else(|| invalid(at, format!("there is no chain {name:?}")))?
-        }
-        (None, Some(default)) => {
-            Chain::from_proto(&At::ROOT.field("default_filter_chain"), Transport::Tcp, default)?
-        }
-        _ => {
-            return Err(invalid(
-                at,
-                "on_no_match or a default_filter_chain has to say where others go, and not both",
-            ));
-        }
-    };
-    valid.push(everybody);
-    Ok(valid)
-}
-
-/// A match of some classes of callers.
-struct Matched<'m> {
-    at: At<'m>,
-    callers: Vec<String>,
-    on_match: Option<&'m OnMatch>,
-}
-
-/// The matches of a matcher by the class of the caller, each of classes of its own, and what is done for all others.
-fn matches_of<'m>(
-    at: &'m At<'m>,
-    matcher: &'m proto_matcher::Matcher,
-) -> Result<(Vec<Matched<'m>>, Option<&'m OnMatch>), Invalid> {
-    let proto_matcher::Matcher { on_no_match, matcher_type } = matcher;
-    let Some(MatcherType::MatcherList(MatcherList { matchers })) = matcher_type else {
-        return Err(unsupported(at, "only a matcher_list"));
-    };
-    let mut matches = Vec::with_capacity(matchers.len());
-    let mut classes = HashSet::new();
-    for (i, FieldMatcher { predicate, on_match }) in matchers.iter().enumerate() {
-        let at = at.element("matcher_list.matchers", i);
-        let callers = callers(&at.field("predicate"), predicate.as_ref())?;
-        if let Some(twice) = callers.iter().find(|class| !classes.insert(name_hash(class))) {
-            return Err(invalid(at.field("predicate"), format!("class {twice:?} has a chain already")));
-        }
-        matches.push(Matched { at, callers, on_match: on_match.as_ref() });
-    }
-    if classes.len() > Callers::MOST as usize {
-        let what = format!("{} classes of callers; at most {}", classes.len(), Callers::MOST);
-        return Err(unsupported(at, what));
-    }
-    Ok((matches, on_no_match.as_deref()))
-}
-
-/// The name of the chain to which a match leads.
-fn goes_to<'m>(at: &At<'_>, on_match: Option<&'m OnMatch>) -> Result<&'m str, Invalid> {
-    match on_match {
-        Some(OnMatch { keep_matching: false, on_match: Some(on_match::OnMatch::Action(action)) }) => {
-            Ok(&action.name)
-        }
-        _ => Err(unsupported(at, "only an action that names a filter chain")),
-    }
-}
-
-/// The classes that a predicate names. Both its parts are extensions of slotmesh's own.
-fn callers(at: &At<'_>, predicate: Option<&Predicate>) -> Result<Vec<String>, Invalid> {
-    let known = "only the class of the caller, one of several";
-    let Some(Predicate { match_type: Some(MatchType::SinglePredicate(single)) }) = predicate else {
-        return Err(unsupported(at, known));
-    };
-    let input = single.input.as_ref().and_then(|input| input.typed_config.as_ref());
-    let custom = match &single.matcher {
-        Some(single_predicate::Matcher::CustomMatch(custom)) => custom.typed_config.as_ref(),
-        _ => None,
-    };
-    match (input, custom) {
-        (Some(input), Some(custom))
-            if input.type_url == CallerClass::TYPE_URL && custom.type_url == OneOfClasses::TYPE_URL =>
-        {
-            let OneOfClasses { classes } = decode_any(at, "OneOfClasses", custom)?;
-            if classes.is_empty() || classes.iter().any(String::is_empty) {
-                return Err(invalid(at, "a class has a name, and a chain has one class at least"));
-            }
-            Ok(classes)
-        }
-        _ => Err(unsupported(at, known)),
-    }
 }
 
 impl<'m> Chain<'m> {
