@@ -7,10 +7,10 @@
 //! part of the first answers, the room for a request. And when it has been silent for long, it is asked for something
 //! that it has to answer. Whoever misses one is left, for another replica if there is one.
 
+mod stream;
+
 use std::{
     collections::{BTreeSet, HashMap},
-    error::Error,
-    fmt,
     pin::pin,
     sync::Arc,
     time::Duration,
@@ -19,8 +19,7 @@ use std::{
 use envoy_types::pb::envoy::{
     config::core::v3::{ControlPlane, Node},
     service::discovery::v3::{
-        DeltaDiscoveryRequest, DeltaDiscoveryResponse,
-        aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
+        DeltaDiscoveryResponse, aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
     },
 };
 use rand::{Rng as _, SeedableRng, rngs::StdRng};
@@ -29,14 +28,15 @@ use slotmesh_xds::{
 };
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Status, Streaming};
+use tonic::Request;
 
+use self::stream::{Ended, Stream, changed, next, until};
 use crate::{
-    Backoff, ConnectError, Connector, Sink, Stats, Subscription, Update,
+    Backoff, Connector, Sink, Stats, Subscription, Update,
     backoff::Attempts,
     refusals::Refusals,
     session::{HeldVersions, Session},
@@ -167,38 +167,6 @@ pub struct Client<C, S> {
     rng: StdRng,
     /// What the attempts count time from.
     began: Instant,
-}
-
-/// Why a connection ended.
-#[derive(Debug, thiserror::Error)]
-enum Ended {
-    #[error("cannot connect: {}", Chain(.0))]
-    Connect(#[from] ConnectError),
-    #[error("no connection within {0:?}")]
-    Timeout(Duration),
-    #[error("{}: {}", .0.code(), .0.message())]
-    Failed(#[from] Box<Status>),
-    #[error("the control plane closed the stream")]
-    Closed,
-    #[error("the control plane keeps silent: {what} is missing for {after:?}")]
-    Silent { what: &'static str, after: Duration },
-    #[error("shutdown")]
-    Shutdown,
-}
-
-/// An error with its causes in one line: a transport error alone says "transport error".
-struct Chain<'a>(&'a ConnectError);
-
-impl fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut cause = self.0.source();
-        while let Some(error) = cause {
-            write!(f, ": {error}")?;
-            cause = error.source();
-        }
-        Ok(())
-    }
 }
 
 impl<C: Connector, S: Sink> Client<C, S> {
@@ -503,50 +471,5 @@ impl<C: Connector, S: Sink> Client<C, S> {
             Some(request) => stream.send(request, shutdown).await,
             None => Ok(()),
         }
-    }
-}
-
-/// The open stream: its state and the way to the control plane.
-struct Stream {
-    session: Session,
-    requests: mpsc::Sender<DeltaDiscoveryRequest>,
-    /// The control plane is slotmesh's own.
-    ours: bool,
-    /// How long the control plane may not read.
-    patience: Duration,
-}
-
-impl Stream {
-    /// Whether the control plane owes an answer. One that isn't slotmesh's own may have nothing to say of some types.
-    fn awaits(&self) -> bool {
-        if self.ours { self.session.awaits_some() } else { self.session.awaits_all() }
-    }
-
-    async fn send(&self, request: DeltaDiscoveryRequest, shutdown: &CancellationToken) -> Result<(), Ended> {
-        tokio::select! {
-            biased;
-            () = shutdown.cancelled() => Err(Ended::Shutdown),
-            sent = self.requests.send(request) => sent.map_err(|_closed| Ended::Closed),
-            () = sleep(self.patience) => Err(Ended::Silent { what: "room for a request", after: self.patience }),
-        }
-    }
-}
-
-/// Never, where there is no such time.
-async fn until(at: Option<Instant>) {
-    match at {
-        Some(at) => sleep_until(at).await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn next(responses: &mut Streaming<DeltaDiscoveryResponse>) -> Result<DeltaDiscoveryResponse, Ended> {
-    responses.message().await.map_err(Box::new)?.ok_or(Ended::Closed)
-}
-
-/// Resolves when the value changed; never again when nobody is left to change it.
-async fn changed<T>(value: &mut watch::Receiver<T>) {
-    if value.changed().await.is_err() {
-        std::future::pending::<()>().await;
     }
 }
