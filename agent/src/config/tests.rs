@@ -215,6 +215,12 @@ fn tcp_listener() -> ListenerProto {
     listener_of(typed(TCP_PROXY, &tcp()))
 }
 
+fn udp_address(ip: &str) -> core::Address {
+    let mut address = Some(address(ip));
+    socket(&mut address).protocol = core::socket_address::Protocol::Udp as i32;
+    address.expect("it has one")
+}
+
 fn additional(address: core::Address) -> listener::AdditionalAddress {
     listener::AdditionalAddress { address: Some(address), ..Default::default() }
 }

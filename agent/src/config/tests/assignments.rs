@@ -44,6 +44,7 @@ fn load_assignments() {
     );
     let mut draining = assignment();
     lb(&mut draining).health_status = 3;
-    let empty = Model::Endpoints(super::Endpoints { localities: vec![<_>::default()], ..Default::default() });
+    let empty =
+        Model::Endpoints(crate::config::Endpoints { localities: vec![<_>::default()], ..Default::default() });
     assert_eq!(decode(ResourceType::Endpoints, &draining), Ok(empty));
 }

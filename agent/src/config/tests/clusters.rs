@@ -100,7 +100,7 @@ fn maglev(cluster: &mut ClusterProto, change: impl FnOnce(&mut ConsistentHashing
     change(&mut hash, &mut maglev);
     maglev.consistent_hashing_lb_config = Some(hash);
     let config = core::TypedExtensionConfig {
-        typed_config: Some(typed(super::cluster::MAGLEV, &maglev)),
+        typed_config: Some(typed(crate::config::cluster::MAGLEV, &maglev)),
         ..Default::default()
     };
     let policy = cluster::load_balancing_policy::Policy { typed_extension_config: Some(config) };
@@ -169,8 +169,10 @@ fn a_cluster_names_its_load_assignment_and_rounds_its_timeout_up() {
     let mut message = cluster();
     message.connect_timeout = Some(Duration { seconds: 0, nanos: 1 });
     let of = |message: &ClusterProto| match decode(ResourceType::Cluster, message) {
-        Ok(Model::Cluster(super::Cluster {
-            source: Source::Assignment(name), connect_timeout_ms, ..
+        Ok(Model::Cluster(crate::config::Cluster {
+            source: Source::Assignment(name),
+            connect_timeout_ms,
+            ..
         })) => (name.to_owned(), connect_timeout_ms),
         other => panic!("{other:?}"),
     };

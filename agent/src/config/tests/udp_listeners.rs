@@ -41,12 +41,6 @@ fn twice_the_same() -> udp_proxy_config::RouteSpecifier {
     by_caller(vec![(&["shop"], "a"), (&["x", "shop"], "b")], Some(datagrams_to("web")))
 }
 
-fn udp_address(ip: &str) -> core::Address {
-    let mut address = Some(address(ip));
-    socket(&mut address).protocol = core::socket_address::Protocol::Udp as i32;
-    address.expect("it has one")
-}
-
 #[test]
 #[expect(deprecated, reason = "old fields are refused too")]
 fn listeners_of_udp() {
