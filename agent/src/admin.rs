@@ -22,7 +22,7 @@ use slotmesh_slots::Stats;
 use slotmesh_xds::ResourceType;
 use tokio::{sync::Mutex, time::timeout};
 
-use crate::{agent::Handle, datapath::AskedAddress, decided, metrics::render_running};
+use crate::{agent::Handle, decided, metrics::render_running};
 
 /// The thread that owns the maps answers within this, or the agent doesn't live.
 const HEARTBEAT: Duration = Duration::from_secs(5);
@@ -299,7 +299,7 @@ async fn ask(
         return (StatusCode::BAD_REQUEST, text).into_response();
     };
     let _turn = turn.lock().await;
-    match decided::decided(&agent, [&namespace, &name], AskedAddress { address, protocol }).await {
+    match decided::decided(&agent, [&namespace, &name], (address, protocol)).await {
         Ok(decided) => json(&decided),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }

@@ -3,7 +3,7 @@
 mod attach;
 mod attached;
 mod error;
-mod explain;
+mod explained;
 mod programs;
 mod removal;
 mod running_maps;
@@ -15,7 +15,7 @@ use aya::{Btf, EbpfLoader};
 use bytemuck::Zeroable as _;
 use slotmesh_kernel::{Hook, Host, Map, MapKind, MapSpec, Sockets};
 use slotmesh_records::{
-    Identity, LAYOUT_HASH, Question, SocketLimit,
+    ExplainRequest, Identity, LAYOUT_HASH, SocketLimit,
     fields::{self, KernelFields},
 };
 
@@ -29,7 +29,7 @@ use self::{
 };
 pub use self::{
     error::DatapathError,
-    explain::{AskedAddress, Decision, Numbers},
+    explained::{ChoiceNumbers, ConnectAttempt, ConnectOutcome},
     running_maps::MapSizes,
     workloads::Workload,
 };
@@ -47,7 +47,7 @@ pub struct Datapath {
     hooks: Vec<(Hook, OwnedFd)>,
     /// That of a cgroup.
     release: OwnedFd,
-    question: OwnedFd,
+    explain: OwnedFd,
     removal: OwnedFd,
     /// Finds connections that are over; `None` where the kernel can't go over sockets.
     sockets: Option<Sockets>,
@@ -133,7 +133,7 @@ impl Datapath {
         let datapath = Self {
             hooks,
             release: load_release(&mut object)?,
-            question: load_classifier(&mut object, "question")?,
+            explain: load_classifier(&mut object, "explain")?,
             removal: load_classifier(&mut object, "removal")?,
             sockets: load_closed(&mut object, btf.as_ref(), &sockets_path)
                 .map_err(|error| {
@@ -152,7 +152,7 @@ impl Datapath {
             pins,
             host,
         };
-        let found = datapath.run(&Question::zeroed())?.layout;
+        let found = datapath.run_explain(&ExplainRequest::zeroed())?.layout;
         if found != LAYOUT_HASH {
             return Err(DatapathError::Layout { found });
         }

@@ -11,13 +11,12 @@ use std::{
 };
 
 use slotmesh_admin::{AskedInForce, ShareInForce, VerdictInForce};
-use slotmesh_records::Identity;
 use slotmesh_xds::Transport;
 use tokio::task::spawn_blocking;
 
 use crate::{
     agent::Handle,
-    datapath::{AskedAddress, Datapath, DatapathError, Decision, Numbers},
+    datapath::{ConnectAttempt, ConnectOutcome, Datapath, DatapathError},
     flatten::asked_key,
 };
 
@@ -44,7 +43,7 @@ struct Tally {
 pub(crate) async fn decided(
     agent: &Handle,
     [namespace, name]: [&str; 2],
-    to: AskedAddress,
+    (to, protocol): (SocketAddr, Transport),
 ) -> Result<AskedInForce, DatapathError> {
     let datapath = agent.datapath().cloned();
     let caller = match &datapath {
@@ -53,7 +52,8 @@ pub(crate) async fn decided(
     };
     let tally = match (datapath.clone(), caller) {
         (Some(datapath), Some(caller)) => {
-            let asked = spawn_blocking(move || ask(&datapath, &caller, to)).await;
+            let attempt = ConnectAttempt::to(to).in_protocol(protocol).of_identity(&caller);
+            let asked = spawn_blocking(move || ask(&datapath, attempt)).await;
             Some(asked.unwrap_or_else(|_panicked| Ok(Tally::default()))?)
         }
         _ => None,
@@ -61,7 +61,7 @@ pub(crate) async fn decided(
     let class = datapath.iter().flat_map(|datapath| datapath.workloads());
     let class = class.filter(|workload| workload.namespace == namespace && workload.name == name);
     let class = class.filter_map(|workload| workload.class).next();
-    let listener = agent.listener_at(asked_key(to.address, to.protocol)).await;
+    let listener = agent.listener_at(asked_key(to, protocol)).await;
     let verdict = match &tally {
         None => VerdictInForce::NotAttached,
         Some(tally) if !tally.routed.is_empty() => VerdictInForce::Routed,
@@ -78,8 +78,8 @@ pub(crate) async fn decided(
         count,
     };
     Ok(AskedInForce {
-        to: to.address.to_string(),
-        protocol: to.protocol.as_str().to_lowercase(),
+        to: to.to_string(),
+        protocol: protocol.as_str().to_lowercase(),
         verdict,
         listener,
         class,
@@ -90,15 +90,15 @@ pub(crate) async fn decided(
     })
 }
 
-fn ask(datapath: &Arc<Datapath>, caller: &Identity, to: AskedAddress) -> Result<Tally, DatapathError> {
+fn ask(datapath: &Arc<Datapath>, attempt: ConnectAttempt) -> Result<Tally, DatapathError> {
     let mut tally = Tally::default();
     for number in 1..=ASKED {
         let [cluster, endpoint] = STEPS.map(|step| step.wrapping_mul(number));
         // Of two endpoints the less busy is taken: with the same number twice, each in its turn.
-        match datapath.ask_of(caller, to, Numbers { cluster, endpoint, other: endpoint })? {
-            Decision::Pass => tally.passed += 1,
-            Decision::Refuse => tally.refused += 1,
-            Decision::Redirect { to, cluster } => *tally.routed.entry((to, cluster)).or_default() += 1,
+        match datapath.explain(attempt.choosing((cluster, endpoint)))? {
+            ConnectOutcome::Pass => tally.passed += 1,
+            ConnectOutcome::Refuse => tally.refused += 1,
+            ConnectOutcome::Redirect { to, cluster } => *tally.routed.entry((to, cluster)).or_default() += 1,
         }
     }
     Ok(tally)

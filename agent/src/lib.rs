@@ -37,7 +37,9 @@ mod vips;
 pub mod writer;
 
 pub use agent::{Agent, Handle, Options, SetSlotsError, StartError, cleanup};
-pub use datapath::{AskedAddress, Datapath, DatapathError, Decision, MapSizes, Numbers, Workload};
+pub use datapath::{
+    ChoiceNumbers, ConnectAttempt, ConnectOutcome, Datapath, DatapathError, MapSizes, Workload,
+};
 pub use enrol::{AttachedPod, AttachedPods, Enrolled, Enrolment, FixedCallers, FixedWorkloads, NoPods};
 pub use pins::Pins;
 pub use proxy_feed::{ProxiedPods, ProxyFeed, PublishToProxies};

@@ -25,7 +25,9 @@ use std::{
 };
 
 use slotmesh_ads::{Sink as _, Update};
-use slotmesh_agent::{Agent, Decision, MapSizes, Options, StartError, metrics::Metrics};
+use slotmesh_agent::{
+    Agent, ConnectAttempt, ConnectOutcome, MapSizes, Options, StartError, metrics::Metrics,
+};
 use slotmesh_kernel::faults;
 use slotmesh_slots::Config;
 use slotmesh_xds::{Resource, ResourceName, ResourceType};
@@ -138,10 +140,10 @@ fn used(runtime: &tokio::runtime::Runtime, agent: &Agent) -> u64 {
 }
 
 fn target(agent: &Agent, vip: SocketAddr) -> Option<String> {
-    match agent.datapath().ask(vip, (0, 0)).expect("the question is answered") {
-        Decision::Redirect { to, .. } => Some(to.to_string()),
-        Decision::Pass => None,
-        Decision::Refuse => Some("refused".to_owned()),
+    match agent.datapath().explain(ConnectAttempt::to(vip)).expect("the kernel answers") {
+        ConnectOutcome::Redirect { to, .. } => Some(to.to_string()),
+        ConnectOutcome::Pass => None,
+        ConnectOutcome::Refuse => Some("refused".to_owned()),
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
 use slotmesh_admin::WorkloadInForce;
 use slotmesh_records::Identity;
 
-use super::{AskedAddress, Datapath, DatapathError, Decision, Numbers, Workload, error::bpf};
+use super::{Datapath, DatapathError, Workload, error::bpf};
 
 /// Attached workloads and their cgroups' ids, by the ids of the workloads.
 #[derive(Debug, Default)]
@@ -65,18 +65,5 @@ impl Datapath {
         let Some(cgroup) = of_name.find(is).map(|(_, cgroup)| *cgroup) else { return Ok(None) };
         drop(attached);
         self.identity.get(&cgroup).map_err(bpf("read the identity of a workload"))
-    }
-
-    /// The decision of the program in the kernel about a connection that this caller makes.
-    ///
-    /// # Errors
-    /// Where the kernel refuses the test run.
-    pub(crate) fn ask_of(
-        &self,
-        caller: &Identity,
-        to: AskedAddress,
-        numbers: Numbers,
-    ) -> Result<Decision, DatapathError> {
-        self.ask_by_hashes([caller.namespace, caller.class], to, numbers)
     }
 }

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use serde_json::json;
-use slotmesh_agent::Decision;
+use slotmesh_agent::{ConnectAttempt, ConnectOutcome};
 use slotmesh_records::name_hash;
 use slotmesh_slots::Config;
 use slotmesh_xds::{
@@ -125,16 +125,20 @@ fn used_slots(bench: &Bench) -> usize {
     bench.stats().classes.iter().map(|(_, class)| class.used as usize).sum()
 }
 
-fn decision(bench: &Bench, namespace: &str, class: &str) -> Decision {
-    bench.agent().datapath().ask_as(namespace, class, vip(), (0, 0)).expect("the kernel answers")
+fn outcome(bench: &Bench, namespace: &str, class: &str) -> ConnectOutcome {
+    bench
+        .agent()
+        .datapath()
+        .explain(ConnectAttempt::to(vip()).of_caller(namespace, class))
+        .expect("the kernel answers")
 }
 
 /// The hash of the cluster that a caller gets; `None` where it is refused.
 fn goes(bench: &Bench, namespace: &str, class: &str) -> Option<u64> {
-    match decision(bench, namespace, class) {
-        Decision::Redirect { cluster, .. } => Some(cluster),
-        Decision::Refuse => None,
-        Decision::Pass => panic!("the address isn't known"),
+    match outcome(bench, namespace, class) {
+        ConnectOutcome::Redirect { cluster, .. } => Some(cluster),
+        ConnectOutcome::Refuse => None,
+        ConnectOutcome::Pass => panic!("the address isn't known"),
     }
 }
 
@@ -209,8 +213,8 @@ fn a_class_may_be_refused_or_left_alone() {
     assert_eq!(bench.upsert(Cluster, vec![Resource::encode(Cluster, "onward", &onward)]), []);
     let of = |class: &str, cluster: &str| (vec![class.to_owned()], vec![(cluster.to_owned(), 1)]);
     put(&bench, &by_caller("all", &[of("a", "nobody"), of("b", "onward")]));
-    assert_eq!(decision(&bench, "a", "a"), Decision::Refuse);
-    assert_eq!(decision(&bench, "b", "b"), Decision::Pass);
+    assert_eq!(outcome(&bench, "a", "a"), ConnectOutcome::Refuse);
+    assert_eq!(outcome(&bench, "b", "b"), ConnectOutcome::Pass);
     assert_eq!(goes(&bench, "c", "c"), Some(name_hash("all")));
     let shown = bench.show(Cluster, "onward").expect("it is in force");
     assert!(shown["balance"].as_str().expect("text").starts_with("none"));

@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
 };
 
-use slotmesh_agent::{Decision, Numbers, Pins};
+use slotmesh_agent::{ChoiceNumbers, ConnectAttempt, ConnectOutcome, Pins};
 use slotmesh_kernel::Map;
 use slotmesh_records::{Count, EndpointKey, EndpointState, name_hash, source_hash, words};
 use slotmesh_slots::Config;
@@ -97,9 +97,9 @@ fn publish(bench: &Bench, vip: SocketAddr, cluster: Resource, to: &[(SocketAddr,
     assert_eq!(bench.upsert(Listener, vec![tcp_listener("l", &[vip], &[(WEB.to_owned(), 1)])]), []);
 }
 
-fn ask(bench: &Bench, vip: SocketAddr, numbers: impl Into<Numbers>) -> SocketAddr {
-    match bench.agent().datapath().ask(vip, numbers).unwrap() {
-        Decision::Redirect { to, .. } => to,
+fn ask(bench: &Bench, vip: SocketAddr, numbers: impl Into<ChoiceNumbers>) -> SocketAddr {
+    match bench.agent().datapath().explain(ConnectAttempt::to(vip).choosing(numbers)).unwrap() {
+        ConnectOutcome::Redirect { to, .. } => to,
         other => panic!("{other:?}"),
     }
 }
@@ -132,7 +132,7 @@ fn the_less_busy_of_two_is_taken() {
     let with = |bench: &Bench, to: &[(SocketAddr, u32)]| {
         publish(bench, vip, eds(WEB, LbPolicy::LeastRequest), to);
     };
-    let of = |bench: &Bench, endpoint, other| ask(bench, vip, Numbers { cluster: 0, endpoint, other });
+    let of = |bench: &Bench, endpoint, other| ask(bench, vip, ChoiceNumbers { cluster: 0, endpoint, other });
     const A: u32 = 0;
     const B: u32 = 1 << 31;
 

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use slotmesh_agent::{Agent, Decision, Options, Pins};
+use slotmesh_agent::{Agent, ConnectAttempt, ConnectOutcome, Options, Pins};
 use slotmesh_kernel::tcp;
 use slotmesh_xds::{
     ResourceType::{Cluster, Endpoints, Listener},
@@ -249,13 +249,13 @@ fn sockets_beyond_the_most_are_redirected_uncounted_and_refused_where_a_limit_is
 fn what_has_never_been_in_force_passes() {
     let bench = bench(&[]);
     let vip: SocketAddr = "198.18.10.8:80".parse().unwrap();
-    let ask = || bench.agent().datapath().ask(vip, (0, 0)).unwrap();
+    let ask = || bench.agent().datapath().explain(ConnectAttempt::to(vip)).unwrap();
     assert_eq!(bench.upsert(Listener, vec![tcp_listener("l", &[vip], &[("web".to_owned(), 1)])]), []);
-    assert_eq!(ask(), Decision::Pass, "no cluster");
+    assert_eq!(ask(), ConnectOutcome::Pass, "no cluster");
     assert_eq!(bench.upsert(Cluster, vec![cluster("web")]), []);
-    assert_eq!(ask(), Decision::Pass, "no load assignment");
+    assert_eq!(ask(), ConnectOutcome::Pass, "no load assignment");
     assert_eq!(bench.upsert(Endpoints, vec![endpoints("web", &[])]), []);
-    assert_eq!(ask(), Decision::Refuse, "an empty one");
+    assert_eq!(ask(), ConnectOutcome::Refuse, "an empty one");
 }
 
 /// As if an agent with another version of the state had been here, or a pin had been lost.

@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 
 use prost::Message as _;
-use slotmesh_agent::{AskedAddress, Decision};
+use slotmesh_agent::{ConnectAttempt, ConnectOutcome};
 use slotmesh_xds::{
     OF_NODES, Resource,
     ResourceType::{Cluster, Endpoints, Listener},
@@ -56,8 +56,8 @@ fn at(ip: &str) -> SocketAddr {
     SocketAddr::new(ip.parse().unwrap(), PORT)
 }
 
-fn ask(bench: &Bench, to: SocketAddr, protocol: Transport) -> Decision {
-    bench.agent().datapath().ask(AskedAddress { address: to, protocol }, (0, 0)).unwrap()
+fn ask(bench: &Bench, to: SocketAddr, protocol: Transport) -> ConnectOutcome {
+    bench.agent().datapath().explain(ConnectAttempt::to(to).in_protocol(protocol)).unwrap()
 }
 
 #[test]
@@ -72,7 +72,7 @@ fn a_node_port_is_that_of_nodes_addresses_only() {
     let everywhere = [at("0.0.0.0"), at("::")];
     let web = at_nodes(&tcp_listener("web", &everywhere, &[("web".to_owned(), 1)]));
     assert_eq!(bench.upsert(Listener, vec![web]), []);
-    let passes = |bench: &Bench, ip: &str| ask(bench, at(ip), Transport::Tcp) == Decision::Pass;
+    let passes = |bench: &Bench, ip: &str| ask(bench, at(ip), Transport::Tcp) == ConnectOutcome::Pass;
     assert!(passes(&bench, "127.30.0.5"), "no node is known");
     let nodes = [node("node/a", &["127.30.0.5", "::1"]), node("node/b", &["127.30.0.6"])];
     assert_eq!(bench.upsert(Listener, nodes.to_vec()), []);
@@ -87,8 +87,8 @@ fn a_node_port_is_that_of_nodes_addresses_only() {
         assert!(passes(&bench, ip), "{ip} is no node's");
     }
     let other_port = SocketAddr::new("127.30.0.5".parse().unwrap(), PORT + 1);
-    assert_eq!(ask(&bench, other_port, Transport::Tcp), Decision::Pass);
-    assert_eq!(ask(&bench, at("127.30.0.5"), Transport::Udp), Decision::Pass, "of another protocol");
+    assert_eq!(ask(&bench, other_port, Transport::Tcp), ConnectOutcome::Pass);
+    assert_eq!(ask(&bench, at("127.30.0.5"), Transport::Udp), ConnectOutcome::Pass, "of another protocol");
     // A node goes; the next agent has what this one had.
     bench.remove(Listener, &["node/b"]);
     assert!(passes(&bench, "127.30.0.6") && !passes(&bench, "127.30.0.5"));

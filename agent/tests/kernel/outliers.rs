@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use slotmesh_agent::{Ejections, Pins};
+use slotmesh_agent::{ConnectAttempt, ConnectOutcome, Ejections, Pins};
 use slotmesh_kernel::Map;
 use slotmesh_records::{OutlierState, name_hash, words};
 use slotmesh_xds::envoy::{
@@ -130,8 +130,9 @@ fn no_more_are_left_out_than_may_be() {
     publish(&bench, vip, &[good, bad[0], bad[1], bad[2]], Detection { panic_percent: 51, ..LONG });
     let mut reached = BTreeMap::<SocketAddr, u32>::new();
     for number in 0..64 {
-        let to = bench.agent().datapath().ask(vip, (0, number << 26)).unwrap();
-        if let slotmesh_agent::Decision::Redirect { to, .. } = to {
+        let to =
+            bench.agent().datapath().explain(ConnectAttempt::to(vip).choosing((0, number << 26))).unwrap();
+        if let ConnectOutcome::Redirect { to, .. } = to {
             *reached.entry(to).or_default() += 1;
         }
     }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use proptest::prelude::*;
-use slotmesh_agent::{Decision, Options};
+use slotmesh_agent::{ConnectAttempt, ConnectOutcome, Options};
 use slotmesh_records::name_hash;
 use slotmesh_slots::Config;
 use slotmesh_xds::ResourceType::{Cluster, Endpoints, Listener, Route};
@@ -27,9 +27,9 @@ type Shares = BTreeMap<Outcome, f64>;
 /// around its threshold. `sizes`: by the hash of a cluster's name, how many endpoints it has for the
 /// family of `vip`.
 fn distribution(bench: &Bench, vip: SocketAddr, sizes: &[(u64, usize)]) -> Shares {
-    let ask = |randoms| match bench.agent().datapath().ask(vip, randoms) {
-        Ok(Decision::Redirect { cluster, to }) => Some((cluster, to)),
-        Ok(Decision::Refuse) => None,
+    let ask = |randoms| match bench.agent().datapath().explain(ConnectAttempt::to(vip).choosing(randoms)) {
+        Ok(ConnectOutcome::Redirect { cluster, to }) => Some((cluster, to)),
+        Ok(ConnectOutcome::Refuse) => None,
         other => panic!("{vip}: {other:?}"),
     };
     let cluster_of = |random| ask((random, 0)).map(|(cluster, _)| cluster);
@@ -196,8 +196,8 @@ fn the_kernel_holds_what_was_configured() {
         setup.apply(&bench);
         for vip in all_vips() {
             if !setup.vips.contains(&vip) {
-                let other = bench.agent().datapath().ask(vip, (0, 0)).unwrap();
-                prop_assert_eq!(other, Decision::Pass, "{} is an address of before", vip);
+                let other = bench.agent().datapath().explain(ConnectAttempt::to(vip)).unwrap();
+                prop_assert_eq!(other, ConnectOutcome::Pass, "{} is an address of before", vip);
                 continue;
             }
             let v6 = vip.is_ipv6();
@@ -233,8 +233,9 @@ fn three_hundred_endpoints_are_all_chosen() {
         let chosen: BTreeSet<SocketAddr> = (0..count)
             .map(|i| {
                 let random = ((i as u64 * (1 << 32)).div_ceil(count as u64)) as u32;
-                match bench.agent().datapath().ask(vip, (0, random)).unwrap() {
-                    Decision::Redirect { to, .. } => to,
+                match bench.agent().datapath().explain(ConnectAttempt::to(vip).choosing((0, random))).unwrap()
+                {
+                    ConnectOutcome::Redirect { to, .. } => to,
                     other => panic!("{other:?}"),
                 }
             })
@@ -247,18 +248,18 @@ fn three_hundred_endpoints_are_all_chosen() {
 fn a_service_without_endpoints_refuses_and_an_unknown_address_passes() {
     let bench = Bench::new(Config { initial: 4, ..Config::default() });
     let vip: SocketAddr = "10.96.0.1:80".parse().unwrap();
-    let ask = |to| bench.agent().datapath().ask(to, (0, 0)).unwrap();
-    assert_eq!(ask(vip), Decision::Pass);
+    let ask = |to| bench.agent().datapath().explain(ConnectAttempt::to(to)).unwrap();
+    assert_eq!(ask(vip), ConnectOutcome::Pass);
     assert_eq!(bench.upsert(Cluster, vec![cluster("web")]), []);
     assert_eq!(bench.upsert(Endpoints, vec![endpoints("web", &[])]), []);
     assert_eq!(bench.upsert(Listener, vec![tcp_listener("l", &[vip], &[("web".to_owned(), 1)])]), []);
-    assert_eq!(ask(vip), Decision::Refuse);
-    assert_eq!(ask("10.96.0.1:81".parse().unwrap()), Decision::Pass, "another port");
+    assert_eq!(ask(vip), ConnectOutcome::Refuse);
+    assert_eq!(ask("10.96.0.1:81".parse().unwrap()), ConnectOutcome::Pass, "another port");
     let six = [("[fd00::1]:80".parse().unwrap(), 1)];
     assert_eq!(bench.upsert(Endpoints, vec![endpoints("web", &six)]), []);
-    assert_eq!(ask(vip), Decision::Refuse, "an IPv4 socket can't reach an IPv6 endpoint");
+    assert_eq!(ask(vip), ConnectOutcome::Refuse, "an IPv4 socket can't reach an IPv6 endpoint");
     bench.remove(Listener, &["l"]);
-    assert_eq!(ask(vip), Decision::Pass);
+    assert_eq!(ask(vip), ConnectOutcome::Pass);
 }
 
 #[test]
@@ -280,10 +281,10 @@ fn a_bad_resource_is_refused_by_name_and_the_good_ones_take_effect() {
 /// All endpoints that 120 equal shares lead to.
 fn chosen(bench: &Bench, vip: SocketAddr) -> BTreeSet<SocketAddr> {
     let random = |i: u64| (i << 32).div_ceil(120) as u32;
-    let ask = |i| bench.agent().datapath().ask(vip, (0, random(i))).unwrap();
+    let ask = |i| bench.agent().datapath().explain(ConnectAttempt::to(vip).choosing((0, random(i)))).unwrap();
     (0..120)
         .map(|i| match ask(i) {
-            Decision::Redirect { to, .. } => to,
+            ConnectOutcome::Redirect { to, .. } => to,
             other => panic!("{other:?}"),
         })
         .collect()

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use slotmesh_agent::Decision;
+use slotmesh_agent::{ConnectAttempt, ConnectOutcome};
 use slotmesh_records::name_hash;
 use slotmesh_xds::ResourceType::{Cluster, Endpoints, Listener, Route};
 
@@ -16,15 +16,15 @@ const NOWHERE: &str = "BlackHoleCluster";
 
 /// How many of a hundred even choices of the cluster are refused, and how many go to `web`.
 fn shares(bench: &Bench, vip: SocketAddr) -> (usize, usize) {
-    let decisions = (0..100_u32).map(|i| {
+    let outcomes = (0..100_u32).map(|i| {
         let number = (u64::from(i) * (u64::from(u32::MAX) + 1) / 100) as u32;
-        bench.agent().datapath().ask(vip, (number, 0)).unwrap()
+        bench.agent().datapath().explain(ConnectAttempt::to(vip).choosing((number, 0))).unwrap()
     });
     let mut shares = (0, 0);
-    for decision in decisions {
-        match decision {
-            Decision::Refuse => shares.0 += 1,
-            Decision::Redirect { cluster, .. } if cluster == name_hash("web") => shares.1 += 1,
+    for outcome in outcomes {
+        match outcome {
+            ConnectOutcome::Refuse => shares.0 += 1,
+            ConnectOutcome::Redirect { cluster, .. } if cluster == name_hash("web") => shares.1 += 1,
             other => panic!("{other:?}"),
         }
     }

@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use slotmesh_agent::Decision;
+use slotmesh_agent::{ConnectAttempt, ConnectOutcome};
 use slotmesh_slots::Config;
 use slotmesh_xds::ResourceType::{Cluster, Endpoints, Listener};
 
@@ -30,8 +30,8 @@ fn everything_is_in_force_after_a_restart_and_nothing_leaks() {
         bench.start();
         assert_eq!(bench.held(), held);
         assert_eq!(used(&bench), used_before);
-        let decision = bench.agent().datapath().ask(vip, (0, 0)).unwrap();
-        assert!(matches!(decision, Decision::Redirect { to: found, .. } if found == to), "{decision:?}");
+        let outcome = bench.agent().datapath().explain(ConnectAttempt::to(vip)).unwrap();
+        assert!(matches!(outcome, ConnectOutcome::Redirect { to: found, .. } if found == to), "{outcome:?}");
     }
     bench.remove(Listener, &["l"]);
     bench.remove(Cluster, &["web", "gone"]);
@@ -39,6 +39,6 @@ fn everything_is_in_force_after_a_restart_and_nothing_leaks() {
     bench.stop();
     bench.start();
     assert_eq!(bench.held(), []);
-    assert_eq!(bench.agent().datapath().ask(vip, (0, 0)).unwrap(), Decision::Pass);
+    assert_eq!(bench.agent().datapath().explain(ConnectAttempt::to(vip)).unwrap(), ConnectOutcome::Pass);
     assert!(used(&bench) <= 2, "superblock and directory: {}", used(&bench));
 }

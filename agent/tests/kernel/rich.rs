@@ -7,7 +7,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use slotmesh_agent::Decision;
+use slotmesh_agent::{ConnectAttempt, ConnectOutcome};
 use slotmesh_records::name_hash;
 use slotmesh_slots::Config;
 use slotmesh_xds::{
@@ -38,10 +38,10 @@ fn bench() -> Bench {
 
 /// The cluster that a connection goes to, with one endpoint or more; `None` where it is refused.
 fn cluster_of(bench: &Bench, vip: SocketAddr) -> Option<u64> {
-    match bench.agent().datapath().ask(vip, (0, 0)).expect("the kernel answers") {
-        Decision::Redirect { cluster, .. } => Some(cluster),
-        Decision::Refuse => None,
-        Decision::Pass => panic!("{vip} isn't known"),
+    match bench.agent().datapath().explain(ConnectAttempt::to(vip)).expect("the kernel answers") {
+        ConnectOutcome::Redirect { cluster, .. } => Some(cluster),
+        ConnectOutcome::Refuse => None,
+        ConnectOutcome::Pass => panic!("{vip} isn't known"),
     }
 }
 
@@ -251,9 +251,16 @@ fn a_cluster_with_its_endpoints_is_one_message() {
         []
     );
     let chosen: BTreeSet<SocketAddr> = (0..10_u64)
-        .map(|i| match bench.agent().datapath().ask(vip, (0, (i << 32).div_ceil(10) as u32)).unwrap() {
-            Decision::Redirect { to, cluster } if cluster == name_hash(&name) => to,
-            other => panic!("{other:?}"),
+        .map(|i| {
+            match bench
+                .agent()
+                .datapath()
+                .explain(ConnectAttempt::to(vip).choosing((0, (i << 32).div_ceil(10) as u32)))
+                .unwrap()
+            {
+                ConnectOutcome::Redirect { to, cluster } if cluster == name_hash(&name) => to,
+                other => panic!("{other:?}"),
+            }
         })
         .collect();
     assert_eq!(chosen, (0..10).map(to).collect());
@@ -304,8 +311,8 @@ fn five_thousand_endpoints_are_all_held_and_chosen() {
     );
     for i in 0..COUNT {
         let random = (u64::from(i) << 32).div_ceil(COUNT.into()) as u32;
-        match bench.agent().datapath().ask(vip, (0, random)).unwrap() {
-            Decision::Redirect { to, .. } => assert_eq!(to, at(i)),
+        match bench.agent().datapath().explain(ConnectAttempt::to(vip).choosing((0, random))).unwrap() {
+            ConnectOutcome::Redirect { to, .. } => assert_eq!(to, at(i)),
             other => panic!("{other:?}"),
         }
     }

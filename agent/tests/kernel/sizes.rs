@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use slotmesh_agent::{Decision, MapSizes};
+use slotmesh_agent::{ConnectAttempt, ConnectOutcome, MapSizes};
 use slotmesh_slots::Config;
 use slotmesh_xds::ResourceType::{Cluster, Endpoints, Listener};
 
@@ -32,9 +32,9 @@ fn an_address_that_does_not_fit_passes_until_there_is_room() {
     assert_eq!(bench.upsert(Listener, (0..10).map(listener).collect()), []);
     let refused = bench.upsert(Listener, vec![listener(10)]);
     assert!(refused[0].reason.contains("--max-addresses"), "{refused:?}");
-    let ask = |bench: &Bench, vip| bench.agent().datapath().ask(vip, (0, 0)).unwrap();
+    let ask = |bench: &Bench, vip| bench.agent().datapath().explain(ConnectAttempt::to(vip)).unwrap();
     for vip in addresses(10, 100) {
-        assert_eq!(ask(&bench, vip), Decision::Pass, "{vip}");
+        assert_eq!(ask(&bench, vip), ConnectOutcome::Pass, "{vip}");
     }
     let change = || assert_eq!(bench.upsert(Cluster, vec![cluster("web")]), []);
     assert_eq!(bench.retries_within(Duration::from_secs(2), change), [], "there is no place");
@@ -42,12 +42,12 @@ fn an_address_that_does_not_fit_passes_until_there_is_room() {
     let due = bench.retries_within(Duration::from_secs(5), || ());
     assert_eq!(due, [(Listener, "l10".into())]);
     assert_eq!(bench.upsert(Listener, vec![listener(10)]), []);
-    assert!(matches!(ask(&bench, addresses(10, 100)[99]), Decision::Redirect { .. }));
+    assert!(matches!(ask(&bench, addresses(10, 100)[99]), ConnectOutcome::Redirect { .. }));
     // A map that is there keeps its size, and what it holds.
     bench.stop();
     bench.maps.addresses = 4_096;
     bench.start();
-    assert!(matches!(ask(&bench, addresses(10, 100)[99]), Decision::Redirect { .. }));
+    assert!(matches!(ask(&bench, addresses(10, 100)[99]), ConnectOutcome::Redirect { .. }));
     assert_eq!(bench.upsert(Listener, vec![listener(11)]).len(), 1);
 }
 
@@ -58,7 +58,7 @@ fn there_may_be_a_million_addresses() {
     let listener = tcp_listener("l", &vips, &[("web".to_owned(), 1)]);
     assert_eq!(bench.upsert(Listener, vec![listener]), []);
     for vip in [vips[0], vips[65_536], vips[69_999]] {
-        let decision = bench.agent().datapath().ask(vip, (0, 0)).unwrap();
-        assert!(matches!(decision, Decision::Redirect { .. }), "{vip}: {decision:?}");
+        let outcome = bench.agent().datapath().explain(ConnectAttempt::to(vip)).unwrap();
+        assert!(matches!(outcome, ConnectOutcome::Redirect { .. }), "{vip}: {outcome:?}");
     }
 }

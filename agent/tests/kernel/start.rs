@@ -8,7 +8,7 @@ use std::{
 };
 
 use slotmesh_ads::Sink as _;
-use slotmesh_agent::{Agent, Decision, Options, Pins, StartError, Workload};
+use slotmesh_agent::{Agent, ConnectAttempt, ConnectOutcome, Options, Pins, StartError, Workload};
 use slotmesh_kernel::{Hook, Link};
 use slotmesh_slots::Config;
 use slotmesh_xds::ResourceType::{Cluster, Endpoints, Listener};
@@ -144,8 +144,8 @@ fn another_record_layout_takes_over_when_it_is_complete() {
         bench.agent = Some(start(&bench, std::slice::from_ref(&workload)).unwrap());
         assert!(bench.agent().took_over());
         assert_eq!(
-            bench.agent().datapath().ask(vip, (0, 0)).unwrap(),
-            Decision::Pass,
+            bench.agent().datapath().explain(ConnectAttempt::to(vip)).unwrap(),
+            ConnectOutcome::Pass,
             "new records are empty"
         );
         assert_eq!(programs(&bench, &workload), before);

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use slotmesh_agent::{AskedAddress, Decision, Pins, Workload};
+use slotmesh_agent::{ConnectAttempt, ConnectOutcome, Pins, Workload};
 use slotmesh_kernel::{Map, tcp};
 use slotmesh_records::{FlowTotals, SocketFlows};
 use slotmesh_xds::{
@@ -388,12 +388,14 @@ fn one_address_serves_both_protocols_and_their_counts_are_apart() {
     let vip = "198.18.20.8:53".parse().unwrap();
     publish(&bench, vip, &[(listener.local_addr().unwrap(), 1)], Some(1));
     serve(&bench, "dns", vip, &[&server]);
-    let asked = |protocol| {
-        let to = AskedAddress { address: vip, protocol };
-        match bench.agent().datapath().ask(to, (0, 0)).unwrap() {
-            Decision::Redirect { to, .. } => to,
-            other => panic!("{other:?}"),
-        }
+    let asked = |protocol| match bench
+        .agent()
+        .datapath()
+        .explain(ConnectAttempt::to(vip).in_protocol(protocol))
+        .unwrap()
+    {
+        ConnectOutcome::Redirect { to, .. } => to,
+        other => panic!("{other:?}"),
     };
     assert_eq!(asked(Transport::Tcp), listener.local_addr().unwrap());
     assert_eq!(asked(Transport::Udp), server.at_addr());

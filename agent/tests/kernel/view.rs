@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
 use prost::Message as _;
-use slotmesh_agent::Decision;
+use slotmesh_agent::{ConnectAttempt, ConnectOutcome};
 use slotmesh_slots::Config;
 use slotmesh_xds::{
     EndpointHints, Resource,
@@ -73,12 +73,17 @@ fn bench(endpoints: Resource) -> Bench {
 
 /// All endpoints that connections can go to; empty where they are refused.
 fn reached(bench: &Bench) -> BTreeSet<SocketAddr> {
-    let ask =
-        |i: u32| bench.agent().datapath().ask(VIP.parse::<SocketAddr>().unwrap(), (0, i << 28)).unwrap();
-    let to = |decision| match decision {
-        Decision::Redirect { to, .. } => Some(to),
-        Decision::Refuse => None,
-        Decision::Pass => panic!("it is ours"),
+    let ask = |i: u32| {
+        bench
+            .agent()
+            .datapath()
+            .explain(ConnectAttempt::to(VIP.parse().unwrap()).choosing((0, i << 28)))
+            .unwrap()
+    };
+    let to = |outcome| match outcome {
+        ConnectOutcome::Redirect { to, .. } => Some(to),
+        ConnectOutcome::Refuse => None,
+        ConnectOutcome::Pass => panic!("it is ours"),
     };
     (0..16).filter_map(|i| to(ask(i))).collect()
 }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::Result;
-use slotmesh_agent::Decision;
+use slotmesh_agent::{ConnectAttempt, ConnectOutcome};
 use slotmesh_bench::{row, section, show, verdict};
 use slotmesh_cluster::wait;
 use slotmesh_e2e::net;
@@ -38,7 +38,7 @@ pub async fn run(world: &mut World) -> Result<()> {
     // Else kube-proxy would answer for us, too.
     let kernel = world.kernel()?;
     wait::until_true("slotmesh to route the address", async || {
-        Ok(matches!(kernel.ask(vip, (0, u32::MAX))?, Decision::Redirect { to, .. } if to == endpoint))
+        Ok(matches!(kernel.explain(ConnectAttempt::to(vip).choosing((0, u32::MAX)))?, ConnectOutcome::Redirect { to, .. } if to == endpoint))
     })
     .await?;
     world.start_kube_proxy()?;

@@ -20,7 +20,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use futures::{AsyncBufReadExt as _, TryStreamExt as _};
 use kube::Client;
 use nix::sys::prctl::set_timerslack;
-use slotmesh_agent::{Datapath, Decision};
+use slotmesh_agent::{ConnectAttempt, ConnectOutcome, Datapath};
 use slotmesh_bench::{Samples, effort, report, row, section, show, verdict};
 use slotmesh_e2e::{Backends, Client as Connecting, ClientSpec, connect::now, names::binary};
 use tokio::{sync::mpsc, task::JoinHandle, time::sleep};
@@ -141,10 +141,10 @@ fn flip(kernel: &Datapath, vip: SocketAddr, endpoint: Ipv4Addr) -> Result<Instan
     set_timerslack(1)?;
     let until = Instant::now() + PATIENCE;
     loop {
-        let answer = kernel.ask(vip, (0, u32::MAX))?;
+        let answer = kernel.explain(ConnectAttempt::to(vip).choosing((0, u32::MAX)))?;
         let now = Instant::now();
         match answer {
-            Decision::Redirect { to, .. } if to.ip() == endpoint => return Ok(now),
+            ConnectOutcome::Redirect { to, .. } if to.ip() == endpoint => return Ok(now),
             _ if now > until => bail!("{vip} leads to {answer:?} after {PATIENCE:?}, not to {endpoint}"),
             _ => thread::sleep(EVERY),
         }

@@ -8,21 +8,26 @@
 //! the slab. A handle without a version ends it, too: of a resource that has never been in force (it was
 //! refused, or there was no room for it) nothing is known, and the connection goes where it went before.
 
+mod chains;
+mod endpoint_choice;
+
 use core::{arch::asm, mem::offset_of};
 
 use slotmesh_records::{
-    Action, AffinityKey, CallerChain, CallerEntry, CallerIndex, CallerRange, Callers, Chain, ChainIndex,
-    ChainRange, Chains, Cluster, ClusterRange, ClusterSet, Endpoint, EndpointChunk, EndpointIndex, Endpoints,
-    Family, Handle, HashChunk, HashTable, Host, HostChunk, HostIndex, Listener, NO_LIMIT, Record,
-    RecordHeader, Route, SlotPtr, SocketState, VipKey, VipValue, WeightedCluster, balance, choose,
-    proxy_address,
+    Action, AffinityKey, Cluster, ClusterRange, ClusterSet, Endpoints, Family, Handle, Host, HostChunk,
+    HostIndex, Listener, NO_LIMIT, Record, RecordHeader, Route, SlotPtr, SocketState, VipKey, VipValue,
+    WeightedCluster, balance, choose, proxy_address,
 };
 
+pub use self::endpoint_choice::of_family;
+use self::{
+    chains::chain,
+    endpoint_choice::{Chosen, endpoint},
+};
 use crate::{
     affinity::{self, Kept},
     outliers,
     place::{Place, tail},
-    running,
     slabs::VIPS,
 };
 
@@ -319,98 +324,6 @@ fn target(
     })
 }
 
-/// What the filter chain of a port or caller does: the one that matches it, else the one that matches all.
-#[inline(always)]
-fn chain(listener: &Listener, port: u16, numbers: &impl Numbers) -> Option<Action> {
-    let chains = listener.chains.ptr();
-    if chains.is_null() {
-        return Some(listener.any);
-    }
-    let mut at = Place::of(chains)?;
-    let mut header = at.read::<RecordHeader>(0)?;
-    if header.kind.get() == CallerIndex::KIND.get() {
-        let [class, namespace] = numbers.classes();
-        let mut chain = of_class(chains.bits(), class);
-        // Most callers are told apart by their namespaces only.
-        if chain == 0 && class != namespace {
-            chain = of_class(chains.bits(), namespace);
-        }
-        return match chain {
-            0 => Some(listener.any),
-            DAMAGED => None,
-            chain => {
-                Place::of(SlotPtr::from_bits(chain as u32))?.read::<Action>(offset_of!(CallerChain, action))
-            }
-        };
-    }
-    if header.kind.get() == ChainIndex::KIND.get() {
-        let range = last_from::<ChainIndex, ChainRange>(&at, header.count, ChainIndex::CAPACITY, port)?;
-        let range = at.read::<ChainRange>(tail::<ChainIndex, ChainRange>(range))?;
-        at = Place::of(range.chains.ptr())?;
-        header = at.read::<RecordHeader>(0)?;
-    }
-    let found = last_from::<Chains, Chain>(&at, header.count, Chains::CAPACITY, port)?;
-    let found = at.read::<Chain>(tail::<Chains, Chain>(found))?;
-    if found.port == port { Some(found.action) } else { Some(listener.any) }
-}
-
-/// What `of_class` answers where the records are damaged.
-const DAMAGED: u64 = u64::MAX;
-
-/// The slot pointer of the chain of a class, as a number; 0 where it has none. A function of its own, of numbers only:
-/// else the verifier would follow each way through it to the end of the program.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn of_class(index: u32, class: u64) -> u64 {
-    find_class(SlotPtr::from_bits(index), class).map_or(DAMAGED, |chain| u64::from(chain.bits()))
-}
-
-#[inline(always)]
-fn find_class(index: SlotPtr, class: u64) -> Option<SlotPtr> {
-    let index = Place::of(index)?;
-    let ranges = index.read::<RecordHeader>(0)?.count;
-    let range = last_class::<CallerIndex, CallerRange>(&index, ranges, CallerIndex::CAPACITY, class)?;
-    let range = index.read::<CallerRange>(tail::<CallerIndex, CallerRange>(range))?;
-    let at = Place::of(range.callers.ptr())?;
-    let count = at.read::<RecordHeader>(0)?.count;
-    let found = last_class::<Callers, CallerEntry>(&at, count, Callers::CAPACITY, class)?;
-    let found = at.read::<CallerEntry>(tail::<Callers, CallerEntry>(found))?;
-    Some(if found.class == class { found.chain.ptr() } else { SlotPtr::NULL })
-}
-
-/// As `last_from`, of an `E` that begins with a class.
-#[inline(always)]
-fn last_class<R, E>(at: &Place, count: u32, capacity: u32, class: u64) -> Option<u32> {
-    let mut found = 0;
-    let mut step = capacity.next_power_of_two() / 2;
-    while step > 0 {
-        let next = found + step;
-        if next < count && at.read::<u64>(tail::<R, E>(next))? <= class {
-            found = next;
-        }
-        found = forget(found, u32::from(class as u16));
-        step /= 2;
-    }
-    Some(found)
-}
-
-/// The last element of the tail of an `R` whose port, with which an `E` begins, is not above this one, else the first:
-/// a binary search by halving steps.
-#[inline(always)]
-fn last_from<R, E>(at: &Place, count: u32, capacity: u32, port: u16) -> Option<u32> {
-    let mut found = 0;
-    let mut step = capacity.next_power_of_two() / 2;
-    while step > 0 {
-        let next = found + step;
-        if next < count && at.read::<u16>(tail::<R, E>(next))? <= port {
-            found = next;
-        }
-        found = forget(found, port.into());
-        step /= 2;
-    }
-    Some(found)
-}
-
 /// The same number, which has no more bits than the other may have, by way of that one, which the verifier doesn't
 /// know. Else it would follow every outcome of every step by itself.
 #[inline(always)]
@@ -454,75 +367,6 @@ fn range_of(route: &Route, vip: &VipKey) -> Result<ClusterRange, Nothing> {
     Ok(route.any)
 }
 
-/// The endpoints of one family.
-pub struct List<'p> {
-    at: &'p Place,
-    chunked: bool,
-    first: u32,
-}
-
-impl List<'_> {
-    #[inline(always)]
-    pub fn element(&self, i: u32) -> Option<Endpoint> {
-        let i = self.first.wrapping_add(i);
-        if self.chunked {
-            let chunk =
-                self.at.read::<SlotPtr>(tail::<EndpointIndex, SlotPtr>(i / EndpointChunk::CAPACITY))?;
-            let chunk = Place::of(chunk)?;
-            chunk.read::<Endpoint>(tail::<EndpointChunk, Endpoint>(i % EndpointChunk::CAPACITY))
-        } else {
-            self.at.read::<Endpoint>(tail::<Endpoints, Endpoint>(i))
-        }
-    }
-
-    /// The endpoint with this address and port, of `count`, as [`pick`](Self::pick) answers: they are sorted.
-    #[inline(always)]
-    fn find(&self, count: u32, kept: &Kept) -> Option<Endpoint> {
-        let wanted = Endpoint::order(kept.addr, kept.port);
-        // So the verifier learns nothing from one step for the next ones: neither of the number nor of the count.
-        let unknown = kept.addr[3];
-        let mut found = 0;
-        let mut step = EndpointIndex::CAPACITY.next_power_of_two() as u32 / 2;
-        while step > 0 {
-            let next = found + step;
-            if next < forget(count, unknown) {
-                let element = self.element(next)?;
-                if Endpoint::order(element.addr, element.port) <= wanted {
-                    found = next;
-                }
-            }
-            found = forget(found, unknown);
-            step /= 2;
-        }
-        let element = self.element(found)?;
-        (Endpoint::order(element.addr, element.port) == wanted)
-            .then_some(Endpoint { alias: found, ..element })
-    }
-
-    /// Element `i`, or its alias where `fraction` isn't below its threshold: with its own number for its alias, of which
-    /// nobody knows anything any more.
-    #[inline(always)]
-    fn pick(&self, i: u32, fraction: Option<u32>) -> Option<Endpoint> {
-        let chosen = self.element(i)?;
-        match fraction {
-            Some(fraction) if fraction >= chosen.threshold => {
-                Some(Endpoint { alias: chosen.alias, ..self.element(chosen.alias)? })
-            }
-            _ => Some(Endpoint { alias: i, ..chosen }),
-        }
-    }
-}
-
-/// A cluster, and how its endpoints are chosen.
-struct Chosen {
-    /// The hash of its name.
-    name: u64,
-    /// See [`balance`].
-    balance: u32,
-    /// For how many seconds a caller keeps to an endpoint; 0 where it doesn't.
-    affinity: u32,
-}
-
 /// Half of a hash.
 #[inline(always)]
 pub const fn fold(hash: u64) -> u32 {
@@ -533,108 +377,6 @@ pub const fn fold(hash: u64) -> u32 {
 #[inline(always)]
 const fn is_current(kept: &Sticky, version: u32) -> bool {
     version != 0 && kept.version == version
-}
-
-/// The endpoints of one family, how many there are, and whether they differ in weight.
-#[inline(always)]
-pub fn of_family<'p>(at: &'p Place, head: &Endpoints, family: Family) -> (List<'p>, u32, bool) {
-    let (first, all) = match family {
-        Family::V4 => (0, head.v4),
-        Family::V6 => (head.v4 & !Endpoints::WEIGHTED, head.v6),
-    };
-    let list = List { at, chunked: head.header.kind.get() == EndpointIndex::KIND.get(), first };
-    (list, all & !Endpoints::WEIGHTED, all & Endpoints::WEIGHTED != 0)
-}
-
-/// The endpoint to take, as [`List::pick`] answers. `kept` is what is kept to where there is no affinity; of port 0 where that is
-/// nothing.
-#[inline(always)]
-fn endpoint(
-    at: &Place,
-    head: &Endpoints,
-    family: Family,
-    cluster: &Chosen,
-    mut kept: Kept,
-    numbers: &impl Numbers,
-) -> Option<Endpoint> {
-    let (list, count, weighted) = of_family(at, head, family);
-    if count == 0 {
-        return None;
-    }
-    // Without affinity this costs nothing.
-    let key = if cluster.affinity == 0 { None } else { numbers.affinity(cluster.name) };
-    if let Some(key) = &key
-        && let Some(found) = affinity::kept(key, cluster.affinity)
-    {
-        kept = found;
-    }
-    if kept.port != 0 {
-        if let Some(endpoint) = list.find(count, &kept) {
-            return Some(endpoint);
-        }
-        if let Some(key) = &key {
-            affinity::remove(key);
-        }
-    }
-    let chosen = choose_one(&list, head, family, (count, weighted), cluster, numbers)?;
-    if let Some(key) = &key
-        && !affinity::keep(key, &chosen)
-        && let Some(kept) = affinity::kept(key, cluster.affinity)
-        && let Some(endpoint) = list.find(count, &kept)
-    {
-        // Another connection of the workload was faster: both go the same way.
-        return Some(endpoint);
-    }
-    Some(chosen)
-}
-
-/// Chooses an endpoint of `count`, as the cluster says.
-#[inline(always)]
-fn choose_one(
-    list: &List<'_>,
-    head: &Endpoints,
-    family: Family,
-    (count, weighted): (u32, bool),
-    cluster: &Chosen,
-    numbers: &impl Numbers,
-) -> Option<Endpoint> {
-    let &Chosen { name: cluster, balance, affinity: _ } = cluster;
-    let number = numbers.endpoint(&Choice { cluster, balance, count, weighted });
-    let of_source =
-        if balance == balance::HASH { of_source(head.hashes.ptr(), family, number) } else { None };
-    let (i, fraction) = match of_source {
-        Some(i) => (i, None),
-        None => {
-            let (i, fraction) = choose(number, count);
-            (i, Some(fraction))
-        }
-    };
-    let chosen = list.pick(i, fraction)?;
-    if balance == balance::LEAST_CONNECTIONS {
-        let (i, fraction) = choose(numbers.other(), count);
-        let other = list.pick(i, Some(fraction))?;
-        if running::is_busier(cluster, &chosen, &other) {
-            return Some(other);
-        }
-    }
-    Some(chosen)
-}
-
-/// The number of the endpoint that a source has; `None` where there is no table for the family.
-#[inline(always)]
-fn of_source(table: SlotPtr, family: Family, source: u32) -> Option<u32> {
-    let at = Place::of(table)?;
-    let table = record::<HashTable>(&at)?;
-    let (first, size) = match family {
-        Family::V4 => (0, table.v4),
-        Family::V6 => (table.v4.div_ceil(HashChunk::CAPACITY), table.v6),
-    };
-    if size == 0 {
-        return None;
-    }
-    let (i, _) = choose(source, size);
-    let chunk = at.read::<SlotPtr>(tail::<HashTable, SlotPtr>(first + i / HashChunk::CAPACITY))?;
-    Place::of(chunk)?.read::<u32>(tail::<HashChunk, u32>(i % HashChunk::CAPACITY))
 }
 
 /// The current version behind a handle.

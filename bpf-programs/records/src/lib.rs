@@ -32,8 +32,8 @@ mod model;
 #[cfg(feature = "next-layout")]
 mod next;
 mod pointer;
-mod question;
 mod route;
+mod test_runs;
 
 pub use flows::{Flow, FlowTotals, SocketFlows};
 pub use layout::{LAYOUT_HASH, Record, RecordHeader, RecordKind};
@@ -52,9 +52,9 @@ pub use next::Added;
 pub use pointer::{
     MAX_SLABS, Owned, Ref, SLAB_BYTES, SlabIndex, SlotPtr, UNIT_BYTES, UNITS_PER_SLAB, Within,
 };
-pub use question::{Answer, Family, Question, Removal, Verdict};
 pub use route::{
     Action, CallerChain, CallerChains, CallerEntry, CallerIndex, CallerRange, Callers, Chain, ChainIndex,
     ChainRange, Chains, ClusterRange, ClusterSet, Host, HostChunk, HostIndex, Listener, Route, Vip, VipChunk,
     WeightedCluster, WideListener, proxy_address,
 };
+pub use test_runs::{ExplainRequest, ExplainResponse, Family, Removal, Verdict};

@@ -1,6 +1,7 @@
-//! "Where would this connection go?": what the question program is asked and what it answers.
+//! Requests to the programs that the agent runs by BPF_PROG_TEST_RUN: to explain where a connection would go, and to
+//! remove state of what runs.
 //!
-//! Both travel in the packet buffer of BPF_PROG_TEST_RUN: the question first, the answer behind it.
+//! They travel in its packet buffer. The response to an explanation stands behind the request.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -15,10 +16,10 @@ pub enum Family {
     V6,
 }
 
-/// A connect that isn't made.
+/// A connect that isn't made: the request to the explain program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
-pub struct Question {
+pub struct ExplainRequest {
     /// Where to.
     pub vip: VipKey,
     /// Zero.
@@ -38,10 +39,10 @@ pub struct Question {
     pub padding: u32,
 }
 
-/// What would become of it.
+/// The outcome that it would have: the response of the explain program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
-pub struct Answer {
+pub struct ExplainResponse {
     /// [`LAYOUT_HASH`](crate::LAYOUT_HASH) of the program that answered.
     pub layout: u64,
     /// [`name_hash`](crate::name_hash) of the chosen cluster.
@@ -56,7 +57,7 @@ pub struct Answer {
     pub reserved: u32,
 }
 
-/// What the removing program is asked, in the same way: to remove the state of a cluster or an endpoint where
+/// A request to the removal program, in the same way: to remove the state of a cluster or an endpoint where
 /// no connection counts in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
@@ -92,7 +93,7 @@ impl Removal {
     }
 }
 
-/// What the look-up decides.
+/// The decision of a look-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub enum Verdict {

@@ -1,30 +1,30 @@
 //! "Where would this connection go?", answered through BPF_PROG_TEST_RUN by the same look-up.
 //!
 //! The kernel offers no test run for cgroup_sock_addr programs, so this is a classifier. The packet
-//! is an Ethernet header (the test run insists on one), a [`Question`] and room for the [`Answer`].
+//! is an Ethernet header (the test run insists on one), an [`ExplainRequest`] and room for the [`ExplainResponse`].
 
 use core::mem::size_of;
 
 use aya_ebpf::{bindings::TC_ACT_OK, macros::classifier, programs::TcContext};
-use slotmesh_records::{Answer, Family, LAYOUT_HASH, Question, Verdict};
+use slotmesh_records::{ExplainRequest, ExplainResponse, Family, LAYOUT_HASH, Verdict};
 
 use crate::lookup::{Choice, Found, Numbers, look_up};
 
 const ETHERNET: usize = 14;
 
 #[classifier]
-pub fn question(ctx: TcContext) -> i32 {
-    if let Ok(question) = ctx.load::<Question>(ETHERNET) {
-        let answer = answer(&question);
-        let _ = ctx.skb.store(ETHERNET + size_of::<Question>(), &answer, 0);
+pub fn explain(ctx: TcContext) -> i32 {
+    if let Ok(request) = ctx.load::<ExplainRequest>(ETHERNET) {
+        let response = respond(&request);
+        let _ = ctx.skb.store(ETHERNET + size_of::<ExplainRequest>(), &response, 0);
     }
     TC_ACT_OK as i32
 }
 
-/// The numbers are part of the question.
-struct Asked<'q>(&'q Question);
+/// The numbers are part of the request.
+struct Given<'r>(&'r ExplainRequest);
 
-impl Numbers for Asked<'_> {
+impl Numbers for Given<'_> {
     #[inline(always)]
     fn cluster(&self) -> u32 {
         self.0.cluster_random
@@ -47,10 +47,10 @@ impl Numbers for Asked<'_> {
 }
 
 #[inline(always)]
-fn answer(question: &Question) -> Answer {
-    let family = if question.vip.is_v4() { Family::V4 } else { Family::V6 };
-    let found = look_up(&question.vip, family, &Asked(question));
-    let mut answer = Answer {
+fn respond(request: &ExplainRequest) -> ExplainResponse {
+    let family = if request.vip.is_v4() { Family::V4 } else { Family::V6 };
+    let found = look_up(&request.vip, family, &Given(request));
+    let mut response = ExplainResponse {
         layout: LAYOUT_HASH,
         cluster: 0,
         addr: [0; 4],
@@ -60,13 +60,13 @@ fn answer(question: &Question) -> Answer {
     };
     match found {
         Found::Pass => {}
-        Found::Refuse => answer.verdict = Verdict::Refuse as u16,
+        Found::Refuse => response.verdict = Verdict::Refuse as u16,
         Found::Target(target) => {
-            answer.verdict = Verdict::Redirect as u16;
-            answer.addr = target.addr;
-            answer.port = target.port;
-            answer.cluster = target.cluster;
+            response.verdict = Verdict::Redirect as u16;
+            response.addr = target.addr;
+            response.port = target.port;
+            response.cluster = target.cluster;
         }
     }
-    answer
+    response
 }
