@@ -21,6 +21,14 @@ pub(crate) struct Ask {
     pub(crate) labels: Labels,
 }
 
+impl Ask {
+    /// The labels of callers of its own namespace that the object of this name asks for.
+    pub(crate) fn of(object: &ObjectName, labels: Option<&Labels>) -> BTreeSet<Self> {
+        let namespace = Some(object.namespace.clone());
+        labels.map(|labels| Self { namespace, labels: labels.clone() }).into_iter().collect()
+    }
+}
+
 /// The classes of all Pods.
 #[derive(Debug, Default)]
 pub(crate) struct Classes {

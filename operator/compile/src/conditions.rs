@@ -125,28 +125,6 @@ pub struct Conditions {
     pub ancestors: Vec<Ancestor>,
 }
 
-impl Kind {
-    /// Tells whether objects of this kind have a status that slotmesh writes.
-    pub const fn has_conditions(self) -> bool {
-        match self {
-            Self::Service | Self::EndpointSlice | Self::Pod | Self::Namespace | Self::Node => false,
-            Self::ServiceCidr | Self::ReferenceGrant | Self::Sidecar => false,
-            Self::VirtualService | Self::GrpcRoute | Self::HttpRoute => true,
-            Self::TlsRoute | Self::TcpRoute => true,
-            Self::DestinationRule | Self::SlotProfile | Self::TrafficPolicy => true,
-            Self::ServiceEntry | Self::WorkloadEntry => true,
-        }
-    }
-
-    /// Tells whether objects of this kind lead to Services other than the one that they are attached to.
-    const fn leads_somewhere(self) -> bool {
-        matches!(
-            self,
-            Self::VirtualService | Self::GrpcRoute | Self::HttpRoute | Self::TlsRoute | Self::TcpRoute
-        )
-    }
-}
-
 /// The objects whose conditions may follow from a unit.
 pub(crate) fn parties(index: &Index, unit: &Unit) -> Vec<ObjectKey> {
     let key = |kind| move |name: &ObjectName| ObjectKey { kind, name: name.clone() };
@@ -227,20 +205,6 @@ fn places<'a>(index: &'a Index, object: &ObjectKey) -> Vec<Place<'a>> {
         field: field.to_owned(),
     };
     match object.kind {
-        Kind::VirtualService | Kind::GrpcRoute | Kind::HttpRoute | Kind::TlsRoute | Kind::TcpRoute => {
-            let hosts = index.routes(object).into_iter().flat_map(|routes| &routes.hosts);
-            let named = hosts.map(|host| {
-                let at =
-                    At { section: host.section.clone(), port: host.port, ..at(&host.service, &host.field) };
-                Place { at: Some(at), made: Made::Routes(host) }
-            });
-            let wild = index.routes(object).into_iter().flat_map(|routes| &routes.wild);
-            let wild = wild.map(|host| {
-                let shown = HostPattern::Under(host.suffix.clone()).shown();
-                Place { at: Some(at(&shown, &host.field)), made: Made::Nothing }
-            });
-            named.chain(wild).collect()
-        }
         Kind::DestinationRule => index
             .rule_named(&object.name)
             .map(|rule| {
@@ -288,8 +252,21 @@ fn places<'a>(index: &'a Index, object: &ObjectKey) -> Vec<Place<'a>> {
         // What becomes of a workload is said of those who select it: it may stand in many assignments, and each
         // holds many workloads.
         Kind::WorkloadEntry => vec![Place::whole(Vec::new())],
-        Kind::Service | Kind::EndpointSlice | Kind::Pod => Vec::new(),
-        Kind::Namespace | Kind::Node | Kind::ServiceCidr | Kind::ReferenceGrant | Kind::Sidecar => Vec::new(),
+        // Where they have routes. The others are attached to nothing.
+        _ => {
+            let hosts = index.routes(object).into_iter().flat_map(|routes| &routes.hosts);
+            let named = hosts.map(|host| {
+                let at =
+                    At { section: host.section.clone(), port: host.port, ..at(&host.service, &host.field) };
+                Place { at: Some(at), made: Made::Routes(host) }
+            });
+            let wild = index.routes(object).into_iter().flat_map(|routes| &routes.wild);
+            let wild = wild.map(|host| {
+                let shown = HostPattern::Under(host.suffix.clone()).shown();
+                Place { at: Some(at(&shown, &host.field)), made: Made::Nothing }
+            });
+            named.chain(wild).collect()
+        }
     }
 }
 
@@ -420,7 +397,7 @@ fn conditions(
             shorten(message),
         ));
     }
-    if kind.leads_somewhere() {
+    if kind.spec().has_routes {
         conditions.push(match unresolved.first() {
             Some(first) => no(ConditionType::ResolvedRefs, first.reason.as_str(), &unresolved),
             None => {

@@ -14,20 +14,21 @@
 
 mod amounts;
 mod asks;
+mod objects;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
 };
 
+use self::objects::{Effects, Entries, Objects, Origin};
 use crate::{
     CompileOptions, Kind, Object, ObjectKey, ObjectName, ObjectRef, Report, Source,
     classes::Classes,
-    links::{Model, Relations},
+    links::Relations,
     model::{
-        DestinationRule, Endpoint, EndpointSlice, Export, Node, Place, Pod, PortKey, ReferenceGrant, Routes,
-        Service, ServiceEntry, ServiceRanges, Sidecar, SlotProfile, TrafficPolicy, Workload, read_grpc,
-        read_http, read_tcp, read_tls, read_virtual_service,
+        DestinationRule, Endpoint, EndpointSlice, Export, Node, Place, Pod, PortKey, Routes, Service,
+        ServiceEntry, SlotProfile, TrafficPolicy, Workload,
     },
     names::{absent, name_fault},
     relation::{Label, Relation},
@@ -59,87 +60,13 @@ pub enum Unit {
     Passthrough,
 }
 
-/// An object.
-#[derive(Debug)]
-struct Entry<M> {
-    /// `None` where the object is refused: then it is as if it weren't there.
-    good: Option<M>,
-    source: Option<Source>,
-    /// The `metadata.generation` that was read last, good or not.
-    generation: Option<i64>,
-}
-
-type Entries<M> = HashMap<ObjectName, Entry<M>>;
-
-fn put<M: Model>(
-    entry: &mut Entry<M>,
-    key: &ObjectName,
-    read: Option<M>,
-    source: Option<Source>,
-    relations: &mut Relations,
-    dirty: &mut BTreeSet<Unit>,
-) {
-    let moved = entry.source != source;
-    entry.source = source;
-    if entry.good == read {
-        // Reports name the source.
-        if let (true, Some(good)) = (moved, &entry.good) {
-            good.touch(key, relations, dirty);
-        }
-        return;
-    }
-    let old = std::mem::replace(&mut entry.good, read);
-    M::touch_if_other(old.as_ref(), entry.good.as_ref(), dirty);
-    if let Some(old) = &old {
-        old.touch(key, relations, dirty);
-    }
-    match (&old, &entry.good) {
-        (Some(old), Some(new)) => old.relink(new, key, relations),
-        (Some(old), None) => old.unlink(key, relations),
-        (None, Some(new)) => new.link(key, relations),
-        (None, None) => {}
-    }
-    if let Some(new) = &entry.good {
-        new.touch(key, relations, dirty);
-    }
-}
-
-fn take<M: Model>(
-    entries: &mut Entries<M>,
-    key: &ObjectName,
-    relations: &mut Relations,
-    dirty: &mut BTreeSet<Unit>,
-) {
-    if let Some(old) = entries.remove(key).and_then(|entry| entry.good) {
-        M::touch_if_other(Some(&old), None, dirty);
-        old.touch(key, relations, dirty);
-        old.unlink(key, relations);
-    }
-}
-
 /// The objects of the cluster.
 #[derive(Debug, Default)]
 pub struct Index {
-    services: Entries<Service>,
-    slices: Entries<EndpointSlice>,
-    pods: Entries<Pod>,
-    virtual_services: Entries<Routes>,
-    grpc_routes: Entries<Routes>,
-    http_routes: Entries<Routes>,
-    tls_routes: Entries<Routes>,
-    tcp_routes: Entries<Routes>,
-    grants: Entries<ReferenceGrant>,
-    policies: Entries<TrafficPolicy>,
-    rules: Entries<DestinationRule>,
-    service_entries: Entries<ServiceEntry>,
+    objects: Objects,
     /// What several ServiceEntries say together of a host.
     merged: HashMap<ObjectName, Service>,
     amounts: amounts::Amounts,
-    workloads: Entries<Workload>,
-    sidecars: Entries<Sidecar>,
-    nodes: Entries<Node>,
-    service_ranges: Entries<ServiceRanges>,
-    profiles: Entries<SlotProfile>,
     pub(crate) relations: Relations,
     pub(crate) classes: Classes,
     pub(crate) options: CompileOptions,
@@ -178,43 +105,13 @@ impl Index {
             found.refuse("metadata.namespace", "the name of a namespace has no '.'");
         }
         let named = !found.refused();
-        macro_rules! put {
-            ($entries:ident, $read:expr) => {{
-                let read = if named { $read } else { None };
-                let vacant = || Entry { good: None, source: None, generation: None };
-                let entry = self.$entries.entry(name.clone()).or_insert_with(vacant);
-                entry.generation = object.meta().generation;
-                put(entry, name, read, source, &mut self.relations, dirty);
-                entry.good.is_none()
-            }};
-        }
         let former = self.former(&key);
         let asked = self.asks_of(&key);
         let had_node_ports = self.relations.node_ports > 0;
-        let refused = match object {
-            Object::Service(o) => put!(services, Service::read(o, &mut found)),
-            Object::EndpointSlice(o) => put!(slices, EndpointSlice::read(o, name, &mut found)),
-            Object::Pod(o) => put!(pods, Some(Pod::read(o))),
-            Object::Namespace(_) => false,
-            Object::Node(o) => put!(nodes, Some(Node::read(o))),
-            Object::ServiceCidr(o) => put!(service_ranges, ServiceRanges::read(o, &mut found)),
-            Object::VirtualService(o) => {
-                put!(virtual_services, read_virtual_service(o, name, self.options.proxy, &mut found))
-            }
-            Object::GrpcRoute(o) => put!(grpc_routes, read_grpc(o, name, self.options.proxy, &mut found)),
-            Object::HttpRoute(o) => put!(http_routes, read_http(o, name, self.options.proxy, &mut found)),
-            Object::TlsRoute(o) => put!(tls_routes, read_tls(o, name, &mut found)),
-            Object::TcpRoute(o) => put!(tcp_routes, read_tcp(o, name, &mut found)),
-            Object::ReferenceGrant(o) => put!(grants, Some(ReferenceGrant::read(o))),
-            Object::TrafficPolicy(o) => put!(policies, TrafficPolicy::read(o, name, &mut found)),
-            Object::DestinationRule(o) => {
-                put!(rules, DestinationRule::read(o, name, self.options.proxy, &mut found))
-            }
-            Object::ServiceEntry(o) => put!(service_entries, ServiceEntry::read(o, name, &mut found)),
-            Object::WorkloadEntry(o) => put!(workloads, Workload::read(&o.spec, "spec", &mut found)),
-            Object::Sidecar(o) => put!(sidecars, Sidecar::read(o, name, &mut found)),
-            Object::SlotProfile(o) => put!(profiles, SlotProfile::read(o, name, &mut found)),
-        };
+        let origin = Origin { source, generation: object.meta().generation };
+        let mut effects = Effects { relations: &mut self.relations, dirty };
+        let refused =
+            self.objects.apply((object, name, named), origin, &self.options, &mut found, &mut effects);
         self.measure(&key, former);
         self.classify(&key, &asked, dirty);
         self.note_nodes(had_node_ports, dirty);
@@ -231,27 +128,7 @@ impl Index {
         let former = self.former(key);
         let asked = self.asks_of(key);
         let had_node_ports = self.relations.node_ports > 0;
-        let (name, relations) = (&key.name, &mut self.relations);
-        match key.kind {
-            Kind::Service => take(&mut self.services, name, relations, dirty),
-            Kind::EndpointSlice => take(&mut self.slices, name, relations, dirty),
-            Kind::Pod => take(&mut self.pods, name, relations, dirty),
-            Kind::Namespace => {}
-            Kind::Node => take(&mut self.nodes, name, relations, dirty),
-            Kind::ServiceCidr => take(&mut self.service_ranges, name, relations, dirty),
-            Kind::VirtualService => take(&mut self.virtual_services, name, relations, dirty),
-            Kind::GrpcRoute => take(&mut self.grpc_routes, name, relations, dirty),
-            Kind::HttpRoute => take(&mut self.http_routes, name, relations, dirty),
-            Kind::TlsRoute => take(&mut self.tls_routes, name, relations, dirty),
-            Kind::TcpRoute => take(&mut self.tcp_routes, name, relations, dirty),
-            Kind::ReferenceGrant => take(&mut self.grants, name, relations, dirty),
-            Kind::TrafficPolicy => take(&mut self.policies, name, relations, dirty),
-            Kind::DestinationRule => take(&mut self.rules, name, relations, dirty),
-            Kind::ServiceEntry => take(&mut self.service_entries, name, relations, dirty),
-            Kind::WorkloadEntry => take(&mut self.workloads, name, relations, dirty),
-            Kind::Sidecar => take(&mut self.sidecars, name, relations, dirty),
-            Kind::SlotProfile => take(&mut self.profiles, name, relations, dirty),
-        }
+        self.objects.delete(key, &mut Effects { relations: &mut self.relations, dirty });
         self.measure(key, former);
         self.classify(key, &asked, dirty);
         self.note_nodes(had_node_ports, dirty);
@@ -266,7 +143,7 @@ impl Index {
 
     /// The addresses of a node that no other one has, where there are NodePorts.
     pub(crate) fn addresses_of_node(&self, name: &ObjectName) -> Vec<IpAddr> {
-        let node = self.nodes.get(name).and_then(|entry| entry.good.as_ref());
+        let node = self.objects.nodes.get(name);
         let known =
             node.filter(|_| self.relations.node_ports > 0).into_iter().flat_map(|node| &node.internal);
         known.copied().filter(|ip| self.relations.node_addresses.first(ip) == Some(name)).collect()
@@ -354,7 +231,7 @@ impl Index {
 
     /// The Service of this name, if it is one.
     pub(crate) fn own_service(&self, name: &ObjectName) -> Option<&Service> {
-        self.services.get(name)?.good.as_ref().filter(|_| self.has_room(Kind::Service, name))
+        self.objects.services.get(name).filter(|_| self.has_room(Kind::Service, name))
     }
 
     /// The first of the ServiceEntries in force for a host.
@@ -366,7 +243,7 @@ impl Index {
 
     /// A ServiceEntry, in force or not.
     pub(crate) fn service_entry(&self, name: &ObjectName) -> Option<&ServiceEntry> {
-        self.service_entries.get(name)?.good.as_ref()
+        self.objects.service_entries.get(name)
     }
 
     /// The Service or ServiceEntry that [`service`](Self::service) is of.
@@ -388,7 +265,7 @@ impl Index {
 
     /// The text for users where [`service`](Self::service) has nothing.
     pub(crate) fn absent(&self, name: &ObjectName) -> String {
-        let held = self.services.get(name).is_some_and(|entry| entry.good.is_some());
+        let held = self.objects.services.get(name).is_some();
         let entry = self.relations.service_entries.first(name).map(|(_, entry)| entry);
         match (held, entry) {
             (true, _) => format!("Service {name} is beyond what it, or its namespace, may make"),
@@ -434,15 +311,7 @@ impl Index {
 
     /// The same, in force or not.
     fn held_routes(&self, key: &ObjectKey) -> Option<&Routes> {
-        let entries = match key.kind {
-            Kind::VirtualService => &self.virtual_services,
-            Kind::GrpcRoute => &self.grpc_routes,
-            Kind::HttpRoute => &self.http_routes,
-            Kind::TlsRoute => &self.tls_routes,
-            Kind::TcpRoute => &self.tcp_routes,
-            _ => return None,
-        };
-        entries.get(&key.name)?.good.as_ref()
+        self.objects.model(key)?.routes()
     }
 
     /// Tells whether this object may send connections to the Service. In a mesh every object may, as GEP-1294 has it; where
@@ -452,7 +321,7 @@ impl Index {
         let (kind, namespace) = (by.kind, &by.name.namespace);
         let mut grants = self.relations.grants.of(&service.namespace);
         let allows = |grant: &ObjectName| {
-            let grant = self.grants.get(grant).and_then(|entry| entry.good.as_ref());
+            let grant = self.objects.grants.get(grant);
             grant.is_some_and(|grant| grant.allows(kind, namespace, &service.name))
         };
         !self.options.require_grants
@@ -462,7 +331,7 @@ impl Index {
     }
 
     pub(crate) fn policy(&self, name: &ObjectName) -> Option<&TrafficPolicy> {
-        self.policies.get(name)?.good.as_ref().filter(|_| self.has_room(Kind::TrafficPolicy, name))
+        self.objects.policies.get(name).filter(|_| self.has_room(Kind::TrafficPolicy, name))
     }
 
     pub(crate) fn rule_named(&self, name: &ObjectName) -> Option<&DestinationRule> {
@@ -471,12 +340,12 @@ impl Index {
 
     /// A DestinationRule, in force or not.
     fn held_rule(&self, name: &ObjectName) -> Option<&DestinationRule> {
-        self.rules.get(name)?.good.as_ref()
+        self.objects.rules.get(name)
     }
 
     pub(crate) fn slices(&self, service: &ObjectName) -> impl Iterator<Item = (&ObjectName, &EndpointSlice)> {
         let own = self.own_service(service).map(|_| self.relations.slices.of(service));
-        own.into_iter().flatten().filter_map(|name| Some((name, self.slices.get(name)?.good.as_ref()?)))
+        own.into_iter().flatten().filter_map(|name| Some((name, self.objects.slices.get(name)?)))
     }
 
     /// The field by which a Service asks for what isn't known here: connections to it are left to kube-proxy.
@@ -487,7 +356,7 @@ impl Index {
     /// The Pod behind an endpoint of a slice in `namespace`: the one that the slice names, else one
     /// with its address.
     pub(crate) fn pod(&self, namespace: &str, endpoint: &Endpoint) -> Option<&Pod> {
-        let good = |name: &ObjectName| self.pods.get(name)?.good.as_ref();
+        let good = |name: &ObjectName| self.objects.pods.get(name);
         endpoint.pod.as_ref().and_then(good).or_else(|| {
             self.relations.pods.of(&endpoint.ip).find(|name| &*name.namespace == namespace).and_then(good)
         })
@@ -495,24 +364,24 @@ impl Index {
 
     /// The WorkloadEntries that a Service or ServiceEntry selects.
     pub(crate) fn selected_workloads(&self, backing: &Backing<'_>) -> Vec<(&ObjectName, &Workload)> {
-        selected(backing, &self.relations.workloads, &self.workloads, |workload| &workload.labels)
+        selected(backing, &self.relations.workloads, &self.objects.workloads, |workload| &workload.labels)
     }
 
     /// The Pods that a ServiceEntry selects; those of a Service stand in its slices.
     pub(crate) fn selected_pods(&self, backing: &Backing<'_>) -> Vec<(&ObjectName, &Pod)> {
         match backing.by.kind {
             Kind::Service => Vec::new(),
-            _ => selected(backing, &self.relations.labelled, &self.pods, |pod| &pod.labels),
+            _ => selected(backing, &self.relations.labelled, &self.objects.pods, |pod| &pod.labels),
         }
     }
 
     pub(crate) fn profile(&self, name: &ObjectName) -> Option<&SlotProfile> {
-        self.profiles.get(name)?.good.as_ref()
+        self.objects.profiles.get(name)
     }
 
     /// The SlotProfile in force for a node: the oldest that selects it.
     pub(crate) fn profile_of(&self, name: &ObjectName) -> Option<&ObjectName> {
-        let node = self.nodes.get(name)?.good.as_ref()?;
+        let node = self.objects.nodes.get(name)?;
         let selects = |profile: &ObjectName| self.profile(profile).is_some_and(|p| p.selects(name, node));
         let oldest = |selection| self.relations.profiles.of(&selection).find(|(_, profile)| selects(profile));
         node.selections(name).filter_map(oldest).min().map(|(_, profile)| profile)
@@ -520,7 +389,7 @@ impl Index {
 
     /// Where a node is.
     pub(crate) fn place_of(&self, node: &str) -> Place<'_> {
-        let node = self.nodes.get(&ObjectName::new("", node)).and_then(|entry| entry.good.as_ref());
+        let node = self.objects.nodes.get(&ObjectName::new("", node));
         node.map(Node::place).unwrap_or_default()
     }
 
@@ -528,49 +397,20 @@ impl Index {
     pub(crate) fn nodes_of(&self, name: &ObjectName) -> Vec<&ObjectName> {
         let Some(profile) = self.profile(name) else { return Vec::new() };
         let selected = |name: &&ObjectName| {
-            let node = self.nodes.get(*name).and_then(|entry| entry.good.as_ref());
+            let node = self.objects.nodes.get(*name);
             node.is_some_and(|node| profile.selects(name, node))
         };
         let selections = profile.selections();
         selections.iter().flat_map(|s| self.relations.nodes.of(s)).filter(selected).collect()
     }
 
-    /// Where the object was read, and the generation that was read last; `None` where it isn't held.
-    fn read_of(&self, kind: Kind, name: &ObjectName) -> Option<(Option<Source>, Option<i64>)> {
-        macro_rules! of {
-            ($entries:ident) => {
-                self.$entries.get(name).map(|entry| (entry.source.clone(), entry.generation))
-            };
-        }
-        match kind {
-            Kind::Service => of!(services),
-            Kind::EndpointSlice => of!(slices),
-            Kind::Pod => of!(pods),
-            Kind::Namespace => None,
-            Kind::Node => of!(nodes),
-            Kind::ServiceCidr => of!(service_ranges),
-            Kind::VirtualService => of!(virtual_services),
-            Kind::DestinationRule => of!(rules),
-            Kind::GrpcRoute => of!(grpc_routes),
-            Kind::HttpRoute => of!(http_routes),
-            Kind::TlsRoute => of!(tls_routes),
-            Kind::TcpRoute => of!(tcp_routes),
-            Kind::ReferenceGrant => of!(grants),
-            Kind::ServiceEntry => of!(service_entries),
-            Kind::WorkloadEntry => of!(workloads),
-            Kind::TrafficPolicy => of!(policies),
-            Kind::Sidecar => of!(sidecars),
-            Kind::SlotProfile => of!(profiles),
-        }
-    }
-
     /// The generation of the object that was read last; `None` where the object isn't held.
     pub(crate) fn generation(&self, key: &ObjectKey) -> Option<Option<i64>> {
-        self.read_of(key.kind, &key.name).map(|(_, generation)| generation)
+        self.objects.origin(key.kind, &key.name).map(|origin| origin.generation)
     }
 
     pub(crate) fn object_ref(&self, kind: Kind, name: &ObjectName) -> ObjectRef {
-        let source = self.read_of(kind, name).and_then(|(source, _)| source);
+        let source = self.objects.origin(kind, name).and_then(|origin| origin.source.clone());
         ObjectRef::new(&ObjectKey { kind, name: name.clone() }, source)
     }
 }
@@ -593,7 +433,7 @@ fn selected<'a, M>(
 ) -> Vec<(&'a ObjectName, &'a M)> {
     let service = backing.service;
     let Some(label) = service.selection(&backing.by.name.namespace) else { return Vec::new() };
-    let good = |name: &'a ObjectName| Some((name, entries.get(name)?.good.as_ref()?));
+    let good = |name: &'a ObjectName| Some((name, entries.get(name)?));
     let all = labelled.of(&label).filter_map(good);
     all.filter(|(_, model)| {
         let has = labels(model);

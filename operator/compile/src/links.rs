@@ -13,46 +13,20 @@ use std::{
 
 use crate::{
     Cidr, Kind, ObjectKey, ObjectName, Unit,
+    classes::Ask,
     model::{
-        Age, DestinationRule, EndpointSlice, Pod, PortKey, Routes, Service, ServiceEntry, ServicePort,
-        Workload,
+        Age, DestinationRule, EndpointSlice, NotCompiled, Pod, PortKey, Routes, Service, ServiceEntry,
+        ServicePort, Workload,
     },
     patterns::{HostPattern, Suffix, reversed},
     relation::{Label, Relation, Selection},
 };
 
-/// What counts before age.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum Rank {
-    /// Istio's VirtualService.
-    Istio,
-    /// Gateway API's GRPCRoute.
-    Grpc,
-    /// Gateway API's HTTPRoute.
-    Http,
-    /// Gateway API's TLSRoute.
-    Tls,
-    /// Gateway API's TCPRoute.
-    Tcp,
-}
-
-impl Rank {
-    const fn of(kind: Kind) -> Self {
-        match kind {
-            Kind::VirtualService => Self::Istio,
-            Kind::GrpcRoute => Self::Grpc,
-            Kind::TlsRoute => Self::Tls,
-            Kind::TcpRoute => Self::Tcp,
-            _ => Self::Http,
-        }
-    }
-}
-
 /// An object that routes connections, as it stands among the others for the same Service: the first
-/// counts.
+/// counts. The kind goes before age: Istio's first, and of Gateway API's the one that says more.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Ranked {
-    pub(crate) rank: Rank,
+    pub(crate) kind: Kind,
     pub(crate) age: Age,
     pub(crate) key: ObjectKey,
 }
@@ -228,19 +202,58 @@ impl Relations {
     }
 }
 
-/// How a model takes part in the reverse indexes.
-pub(crate) trait Model: PartialEq {
+/// The way in which a model takes part in the reverse indexes, and what it asks of others.
+pub(crate) trait Model {
     fn link(&self, key: &ObjectName, to: &mut Relations);
     fn unlink(&self, key: &ObjectName, from: &mut Relations);
     /// As `unlink` and then `link` of `new`; worth its own way where most pairs stay.
-    fn relink(&self, new: &Self, key: &ObjectName, relations: &mut Relations) {
+    fn relink(&self, new: &Self, key: &ObjectName, relations: &mut Relations)
+    where
+        Self: Sized,
+    {
         self.unlink(key, relations);
         new.link(key, relations);
     }
     /// Marks all that depends on this model.
     fn touch(&self, key: &ObjectName, relations: &Relations, dirty: &mut BTreeSet<Unit>);
-    /// Marks what depends only on how the model differs from what there was before, or comes after.
-    fn touch_if_other(_old: Option<&Self>, _new: Option<&Self>, _dirty: &mut BTreeSet<Unit>) {}
+    /// The routes, where it is some.
+    fn routes(&self) -> Option<&Routes> {
+        None
+    }
+    /// The Services and subsets to which it leads.
+    fn leads_to(&self) -> BTreeSet<(ObjectName, String)> {
+        BTreeSet::new()
+    }
+    /// The labels of callers that it asks for.
+    fn asks(&self, _key: &ObjectName) -> BTreeSet<Ask> {
+        BTreeSet::new()
+    }
+    /// The wildcards by which its cost follows from hosts that it doesn't name.
+    fn wildcards(&self) -> BTreeSet<Suffix> {
+        BTreeSet::new()
+    }
+    /// The labels of a workload, by which others select it.
+    fn workload_labels(&self) -> Option<&BTreeMap<String, String>> {
+        None
+    }
+}
+
+impl Model for NotCompiled {
+    fn link(&self, _: &ObjectName, _: &mut Relations) {}
+
+    fn unlink(&self, _: &ObjectName, _: &mut Relations) {}
+
+    fn touch(&self, _: &ObjectName, _: &Relations, _: &mut BTreeSet<Unit>) {}
+}
+
+/// Marks what depends on how a model leads elsewhere than the one before it: which clusters there are depends on
+/// that, and not on weights.
+pub(crate) fn touch_leads<M: Model + ?Sized>(old: Option<&M>, new: Option<&M>, dirty: &mut BTreeSet<Unit>) {
+    let [old, new] = [old, new].map(|model| model.map(Model::leads_to).unwrap_or_default());
+    for (service, _) in old.symmetric_difference(&new) {
+        dirty.insert(Unit::Clusters(service.clone()));
+        dirty.insert(Unit::Endpoints(service.clone()));
+    }
 }
 
 impl Service {
@@ -406,6 +419,10 @@ impl Model for Workload {
             dirty.extend(by.map(|(service, _)| Unit::Endpoints(service.clone())));
         }
     }
+
+    fn workload_labels(&self) -> Option<&BTreeMap<String, String>> {
+        Some(&self.labels)
+    }
 }
 
 impl EndpointSlice {
@@ -489,23 +506,21 @@ impl Model for Pod {
             dirty.extend(by.map(|(service, _)| Unit::Endpoints(service.clone())));
         }
     }
+
+    fn workload_labels(&self) -> Option<&BTreeMap<String, String>> {
+        Some(&self.labels)
+    }
 }
 
 impl Routes {
     /// How the object with these routes stands among those for a Service.
     fn ranked(&self, key: &ObjectName) -> Ranked {
         let key = ObjectKey { kind: self.kind, name: key.clone() };
-        Ranked { rank: Rank::of(self.kind), age: self.age, key }
+        Ranked { kind: self.kind, age: self.age, key }
     }
 }
 
 impl Routes {
-    /// The Services and subsets to which it leads.
-    fn leads_to(&self) -> BTreeSet<(ObjectName, String)> {
-        let to = self.destinations();
-        to.map(|destination| (destination.service.clone(), destination.subset.clone())).collect()
-    }
-
     /// What it routes.
     fn patterns(&self) -> impl Iterator<Item = HostPattern> {
         let wild = self.wild.iter().map(|host| HostPattern::Under(host.suffix.clone()));
@@ -564,13 +579,23 @@ impl Model for Routes {
         }
     }
 
-    /// Which clusters there are depends on where routes lead, not on weights.
-    fn touch_if_other(old: Option<&Self>, new: Option<&Self>, dirty: &mut BTreeSet<Unit>) {
-        let [old, new] = [old, new].map(|routes| routes.map(Self::leads_to).unwrap_or_default());
-        for (service, _) in old.symmetric_difference(&new) {
-            dirty.insert(Unit::Clusters(service.clone()));
-            dirty.insert(Unit::Endpoints(service.clone()));
-        }
+    fn routes(&self) -> Option<&Routes> {
+        Some(self)
+    }
+
+    fn leads_to(&self) -> BTreeSet<(ObjectName, String)> {
+        let to = self.destinations();
+        to.map(|destination| (destination.service.clone(), destination.subset.clone())).collect()
+    }
+
+    fn asks(&self, _: &ObjectName) -> BTreeSet<Ask> {
+        let from = self.all().flat_map(|route| &route.matches).map(|m| &m.from);
+        let asked = from.filter(|from| !from.labels.is_empty());
+        asked.map(|from| Ask { namespace: from.namespace.clone(), labels: from.labels.clone() }).collect()
+    }
+
+    fn wildcards(&self) -> BTreeSet<Suffix> {
+        self.wild.iter().map(|host| host.suffix.clone()).collect()
     }
 }
 
@@ -599,6 +624,17 @@ impl Model for DestinationRule {
             dirty.insert(Unit::Clusters(service.clone()));
             dirty.insert(Unit::Endpoints(service.clone()));
             dirty.insert(Unit::Routing(service));
+        }
+    }
+
+    fn asks(&self, key: &ObjectName) -> BTreeSet<Ask> {
+        Ask::of(key, self.callers.as_ref())
+    }
+
+    fn wildcards(&self) -> BTreeSet<Suffix> {
+        match &self.host {
+            HostPattern::Under(suffix) => BTreeSet::from([suffix.clone()]),
+            HostPattern::One(_) => BTreeSet::new(),
         }
     }
 }

@@ -118,7 +118,7 @@ impl ObjectRef {
 
     /// What identifies the object; `None` where it is of no kind that is compiled.
     pub(crate) fn key(&self) -> Option<ObjectKey> {
-        let kind = Kind::ALL.into_iter().find(|kind| kind.as_str() == self.kind)?;
+        let kind = Kind::named(&self.kind)?;
         Some(ObjectKey { kind, name: ObjectName::new(self.namespace.clone(), self.name.clone()) })
     }
 }

@@ -57,7 +57,7 @@ pub(super) struct Faults(HashMap<ObjectKey, Wrong>);
 impl Faults {
     /// A report of something refused holds, or does no longer; the object of which there is something to say.
     pub(super) fn report(&mut self, report: Report, holds: bool) -> Option<ObjectKey> {
-        let kind = Kind::ALL.into_iter().find(|kind| kind.as_str() == report.object.kind)?;
+        let kind = Kind::named(&report.object.kind)?;
         let name =
             ObjectName { namespace: report.object.namespace.clone(), name: report.object.name.clone() };
         let key = ObjectKey { kind, name };

@@ -18,7 +18,7 @@ use kube::{
     core::ApiResource,
 };
 use serde_json::{Value, json};
-use slotmesh_compile::{Kind, ObjectKey};
+use slotmesh_compile::{Kind, ObjectKey, StatusForm};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -255,9 +255,9 @@ impl ObjectWriter {
         let api = self.api(key, &resource);
         let name = &*key.name.name;
         let write = async {
-            match key.kind {
+            match key.kind.spec().status {
                 // These are ours alone.
-                Kind::TrafficPolicy | Kind::SlotProfile => {
+                StatusForm::Ancestors | StatusForm::NodeCounts => {
                     let patch = apply(&resource, &object, &status);
                     api.patch_status(name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&patch)).await
                 }

@@ -1,5 +1,7 @@
 //! A verdict as the status of an object of its kind, made of the object as it was read.
 //!
+//! The form is that of the object's kind ([`StatusForm`]):
+//!
 //! | kind | where | who else writes there |
 //! | --- | --- | --- |
 //! | TrafficPolicy | `status.ancestors[]`, ours by `controllerName` | nobody |
@@ -13,7 +15,7 @@
 
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use serde_json::{Map, Value, json};
-use slotmesh_compile::{At, Kind};
+use slotmesh_compile::{At, Kind, StatusForm};
 use slotmesh_crds::own::CONTROLLER;
 
 use super::{
@@ -30,30 +32,21 @@ const LONGEST: usize = 4_096;
 pub(super) fn status(kind: Kind, object: &Value, verdict: &Verdict, now: Timestamp) -> Option<Value> {
     let render = Render { generation: verdict.generation, now };
     let before = &object["status"];
-    let status = match kind {
-        Kind::TrafficPolicy => render.policy(object, verdict),
-        Kind::GrpcRoute | Kind::HttpRoute | Kind::TlsRoute | Kind::TcpRoute => render.route(object, verdict),
-        Kind::SlotProfile => json!({
+    let status = match kind.spec().status {
+        StatusForm::Ancestors => render.policy(object, verdict),
+        StatusForm::Parents => render.route(object, verdict),
+        StatusForm::NodeCounts => json!({
             "selectedNodes": verdict.nodes.due,
             "programmedNodes": verdict.nodes.have,
             "conditions": render.conditions(&all(&verdict.places), &before["conditions"]),
         }),
-        Kind::VirtualService | Kind::DestinationRule | Kind::ServiceEntry | Kind::WorkloadEntry => {
+        StatusForm::Conditions => {
             let ours = render.conditions(&all(&verdict.places), &before["conditions"]);
             let is_ours = |c: &Value| OURS.iter().any(|ours| c["type"] == *ours);
             let same = |a: &Value, b: &Value| a["type"] == b["type"];
             json!({"conditions": in_place(&before["conditions"], ours, is_ours, same)})
         }
-        Kind::Service
-        | Kind::EndpointSlice
-        | Kind::Pod
-        | Kind::Namespace
-        | Kind::Node
-        | Kind::ServiceCidr
-        | Kind::Sidecar
-        | Kind::ReferenceGrant => {
-            return None;
-        }
+        StatusForm::None => return None,
     };
     (!says(before, &status)).then_some(status)
 }

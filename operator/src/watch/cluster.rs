@@ -17,10 +17,10 @@
 //! - An object is pruned before it leaves the watcher, so what waits for the compiler is small; and
 //!   it is a bounded number of updates that may wait.
 
+mod api;
 mod decode;
 mod feed;
 mod health;
-mod kinds;
 mod presence;
 mod prune;
 mod reading;
@@ -35,12 +35,14 @@ use std::{
 use kube::{Api, Client, core::ApiResource};
 use kube_runtime::utils::Backoff as _;
 use slotmesh_compile::{Kind, Report};
-use slotmesh_crds::own;
 use tokio::{sync::mpsc, task::JoinSet, time::timeout};
 use tracing::{debug, error, info, warn};
 
+pub(super) use self::api::api_version;
+pub(crate) use self::api::resources;
 use self::{
-    decode::{Decode, Raw},
+    api::{is_built_in, is_needed, resource},
+    decode::Raw,
     feed::{Ended, Feed},
     health::{Answers, Heard, Refusals},
     presence::Presence,
@@ -71,7 +73,9 @@ impl Cluster {
         let mut tasks = JoinSet::new();
         let presence = Presence::watch(client.clone(), updates.clone(), &mut tasks);
         let context = Arc::new(Context { client, updates, presence, answers: Answers::default() });
-        kinds::follow_all(&context, &mut tasks);
+        for kind in Kind::ALL {
+            tasks.spawn(follow(Arc::clone(&context), kind));
+        }
         // The tasks have the only senders left.
         drop(context);
         let mut watching = JoinSet::new();
@@ -98,54 +102,13 @@ struct Context {
     answers: Answers,
 }
 
-/// Where the objects of a kind are found.
-#[derive(Clone, Copy, Debug)]
-struct Place {
-    kind: Kind,
-    group: &'static str,
-    /// The versions that are read, the best first; their content is the same.
-    versions: &'static [&'static str],
-    plural: &'static str,
-    decode: Decode,
-}
-
-impl Place {
-    /// Whether every API server has it.
-    fn is_built_in(&self) -> bool {
-        matches!(self.group, "" | "discovery.k8s.io")
-    }
-
-    /// Whether nothing is served before it is listed: without it, what is served would be wrong.
-    fn is_needed(&self) -> bool {
-        self.is_built_in() || self.group == own::GROUP
-    }
-
-    fn resource(&self, version: &str) -> ApiResource {
-        let api_version =
-            if self.group.is_empty() { version.to_owned() } else { format!("{}/{version}", self.group) };
-        ApiResource {
-            group: self.group.to_owned(),
-            version: version.to_owned(),
-            api_version,
-            kind: self.kind.as_str().to_owned(),
-            plural: self.plural.to_owned(),
-        }
-    }
-}
-
-/// The resource of a kind in each version that is read, the best first.
-pub(crate) fn resources(kind: Kind) -> impl Iterator<Item = ApiResource> {
-    let place = kinds::place(kind);
-    place.versions.iter().map(move |version| place.resource(version))
-}
-
 /// Nobody listens any more.
 struct Over;
 
 /// One kind, and what became of its requests.
 struct Following {
     context: Arc<Context>,
-    place: Place,
+    kind: Kind,
     heard: Heard,
     refusals: Refusals,
     listed: bool,
@@ -153,35 +116,35 @@ struct Following {
 }
 
 /// Watches one kind until nobody listens any more.
-async fn follow(context: Arc<Context>, place: Place) {
-    let mut reading = Reading::new(place.kind, place.decode);
+async fn follow(context: Arc<Context>, kind: Kind) {
+    let mut reading = Reading::new(kind);
     let heard = context.answers.listen();
     let refusals = Refusals::new(Instant::now());
-    let mut this = Following { context, place, heard, refusals, listed: false, retry: Retry::default() };
+    let mut this = Following { context, kind, heard, refusals, listed: false, retry: Retry::default() };
     while this.once(&mut reading).await.is_ok() {}
 }
 
 impl Following {
     /// Finds the resource and watches it until it is gone.
     async fn once(&mut self, reading: &mut Reading) -> Result<(), Over> {
-        let (context, place) = (Arc::clone(&self.context), self.place);
-        let built_in = place.is_built_in();
+        let (context, kind) = (Arc::clone(&self.context), self.kind);
+        let built_in = is_built_in(kind);
         let version = if built_in {
-            place.versions[0]
+            kind.spec().versions[0]
         } else {
             match self.find().await? {
                 Some(version) => version,
                 None => {
-                    info!(kind = %place.kind, group = place.group, "the cluster doesn't have this resource; waiting for it");
+                    info!(%kind, group = kind.spec().group, "the cluster doesn't have this resource; waiting for it");
                     context.tell(reading.none()).await?;
                     self.is_listed();
-                    context.presence.wait_for(&context.client, &place).await
+                    context.presence.wait_for(&context.client, kind).await
                 }
             }
         };
-        debug!(kind = %place.kind, version, "watching");
-        self.watch(place.resource(version), reading, built_in).await?;
-        info!(kind = %place.kind, "the resource is gone");
+        debug!(%kind, version, "watching");
+        self.watch(resource(kind, version), reading, built_in).await?;
+        info!(%kind, "the resource is gone");
         Ok(())
     }
 
@@ -189,13 +152,13 @@ impl Following {
     async fn find(&mut self) -> Result<Option<&'static str>, Over> {
         let context = Arc::clone(&self.context);
         loop {
-            match presence::look(&context.client, &self.place).await {
+            match presence::look(&context.client, self.kind).await {
                 Ok(found) => {
                     self.answered();
                     return Ok(found);
                 }
                 Err(error) => {
-                    warn!(kind = %self.place.kind, error = %Chain(&error), "can't find out whether the resource is there");
+                    warn!(kind = %self.kind, error = %Chain(&error), "can't find out whether the resource is there");
                     self.failed(&error).await?;
                 }
             }
@@ -269,7 +232,7 @@ impl Following {
     fn is_listed(&mut self) {
         self.listed = true;
         if self.refusals.listed() {
-            info!(kind = %self.place.kind, "the kind can be listed again: it is left out no longer");
+            info!(kind = %self.kind, "the kind can be listed again: it is left out no longer");
         }
     }
 
@@ -298,9 +261,9 @@ impl Following {
     /// The API server said no: leaves the kind out where that lasts, and waits.
     async fn refused(&mut self, why: &str) -> Result<(), Over> {
         self.context.answers.answered(&mut self.heard);
-        let waits = !self.listed && !self.place.is_needed();
+        let waits = !self.listed && !is_needed(self.kind);
         if waits && self.refusals.refused(Instant::now()) {
-            let kind = self.place.kind;
+            let kind = self.kind;
             error!(%kind, error = why, "the kind can't be listed; everything else is served without it");
             self.context.tell(update(kind, [Event::LeftOut])).await?;
         }

@@ -5,17 +5,12 @@
 
 use std::{borrow::Cow, collections::BTreeSet, sync::Arc};
 
-use serde::{Serialize, de::DeserializeOwned};
+use serde::de::DeserializeSeed as _;
 use serde_yaml::Value;
 use slotmesh_compile::{Kind, Object, ObjectKey, ObjectName, ObjectRef, Reason, Report, Severity, Source};
-use slotmesh_crds::{
-    ISTIO_GROUP, ISTIO_VERSIONS,
-    gateway::{self, GATEWAY_GROUP},
-    own,
-};
 
 use super::{
-    Sourced,
+    Sourced, cluster,
     typos::{self, nearest, unknown_fields},
 };
 
@@ -106,24 +101,6 @@ fn first_line(document: &str) -> usize {
     document.lines().position(|line| !says_nothing(line)).unwrap_or(0) + 1
 }
 
-/// The group of a kind, and the versions that are read.
-const fn api(kind: Kind) -> (&'static str, &'static [&'static str]) {
-    match kind {
-        Kind::Service | Kind::Pod | Kind::Namespace | Kind::Node => ("", &["v1"]),
-        Kind::EndpointSlice => ("discovery.k8s.io", &["v1"]),
-        Kind::ServiceCidr => ("networking.k8s.io", &["v1", "v1beta1"]),
-        Kind::VirtualService
-        | Kind::DestinationRule
-        | Kind::ServiceEntry
-        | Kind::WorkloadEntry
-        | Kind::Sidecar => (ISTIO_GROUP, &ISTIO_VERSIONS),
-        Kind::HttpRoute | Kind::ReferenceGrant => (GATEWAY_GROUP, &["v1", "v1beta1"]),
-        Kind::TlsRoute => (GATEWAY_GROUP, &["v1", "v1alpha3", "v1alpha2"]),
-        Kind::GrpcRoute | Kind::TcpRoute => (GATEWAY_GROUP, &["v1", "v1alpha2"]),
-        Kind::SlotProfile | Kind::TrafficPolicy => (own::GROUP, &[own::VERSION]),
-    }
-}
-
 /// Kinds of the groups that are read, which are somebody else's.
 const OTHERS: [&str; 17] = [
     "Binding",
@@ -173,32 +150,27 @@ enum What {
 /// Tells what a document is.
 fn what(api_version: &str, kind: &str) -> What {
     let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
-    let known = Kind::ALL.into_iter().find(|known| known.as_str() == kind);
-    if let Some(known) = known {
-        let (of, versions) = api(known);
-        if of == group && versions.contains(&version) {
+    if let Some(known) = Kind::named(kind) {
+        let spec = known.spec();
+        if spec.group == group && spec.versions.contains(&version) {
             return What::Known(known);
         }
-        if of == group {
-            let read = versions.iter().map(|version| api_version_of(of, version)).collect::<Vec<_>>();
-            return What::Meant(
-                known,
-                format!("{kind} isn't read of {api_version}, but of {}", read.join(", ")),
-            );
+        let read = || {
+            let all = spec.versions.iter().map(|version| cluster::api_version(known, version));
+            all.collect::<Vec<_>>().join(", ")
+        };
+        if spec.group == group {
+            return What::Meant(known, format!("{kind} isn't read of {api_version}, but of {}", read()));
         }
         // Others have a Service, too; nobody has a VirtualService in the core group.
         if group.is_empty() {
-            let read = versions.iter().map(|version| api_version_of(of, version)).collect::<Vec<_>>();
-            return What::Meant(
-                known,
-                format!("there is no {kind} in {api_version}; write {}", read.join(", ")),
-            );
+            return What::Meant(known, format!("there is no {kind} in {api_version}; write {}", read()));
         }
     }
-    let mut of_group = Kind::ALL.into_iter().filter(|known| api(*known).0 == group).map(Kind::as_str);
+    let mut of_group = Kind::ALL.into_iter().filter(|known| known.spec().group == group).map(Kind::as_str);
     if !OTHERS.contains(&kind)
         && let Some(near) = nearest(kind, &mut of_group)
-        && let Some(meant) = Kind::ALL.into_iter().find(|known| known.as_str() == near)
+        && let Some(meant) = Kind::named(near)
     {
         return What::Meant(meant, format!("there is no {kind} in {api_version}; did you mean {near}?"));
     }
@@ -210,10 +182,6 @@ fn what(api_version: &str, kind: &str) -> What {
         return What::Foreign(Severity::Note, Reason::Note, means);
     }
     What::Foreign(Severity::Note, Reason::Foreign, "it is skipped")
-}
-
-fn api_version_of(group: &str, version: &str) -> String {
-    if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") }
 }
 
 fn text<'a>(value: &'a Value, key: &str) -> Option<&'a str> {
@@ -417,36 +385,12 @@ fn line_of(text: &str, key: &str) -> Option<usize> {
 
 /// Objects without namespace are in `default`, for all who read them from here on.
 fn in_namespace(mut object: Object) -> Object {
-    macro_rules! set {
-        ($($kind:ident),*) => {
-            match &mut object {
-                Object::Namespace(_) | Object::Node(_) => {}
-                Object::ServiceCidr(_) | Object::SlotProfile(_) => {}
-                $(Object::$kind(o) => {
-                    let namespace = &mut Arc::make_mut(o).metadata.namespace;
-                    if namespace.as_deref().unwrap_or_default().is_empty() {
-                        *namespace = Some("default".to_owned());
-                    }
-                })*
-            }
-        };
+    if object.kind().is_namespaced() {
+        let namespace = &mut object.meta_mut().namespace;
+        if namespace.as_deref().unwrap_or_default().is_empty() {
+            *namespace = Some("default".to_owned());
+        }
     }
-    set!(
-        Service,
-        EndpointSlice,
-        Pod,
-        VirtualService,
-        DestinationRule,
-        ServiceEntry,
-        WorkloadEntry,
-        Sidecar,
-        GrpcRoute,
-        HttpRoute,
-        TlsRoute,
-        TcpRoute,
-        ReferenceGrant,
-        TrafficPolicy
-    );
     object
 }
 
@@ -463,46 +407,20 @@ fn typed(
     value: &Value,
     place: Option<(usize, &str)>,
 ) -> Result<(Object, Vec<typos::Unknown>), Fault> {
-    use k8s_openapi::api::{core::v1, discovery::v1 as discovery, networking::v1 as networking};
-    fn typed<T: DeserializeOwned + Serialize + Into<Object>>(
-        kind: Kind,
-        value: &Value,
-        place: Option<(usize, &str)>,
-    ) -> Result<(Object, Vec<typos::Unknown>), Fault> {
-        let object = read::<T>(value, place)?;
-        let again = serde_json::to_value(&object).unwrap_or_default();
-        Ok((object.into(), unknown_fields(kind, value, &again)))
-    }
-    match kind {
-        Kind::Service => typed::<v1::Service>(kind, value, place),
-        Kind::EndpointSlice => typed::<discovery::EndpointSlice>(kind, value, place),
-        Kind::Pod => typed::<v1::Pod>(kind, value, place),
-        Kind::Namespace => typed::<v1::Namespace>(kind, value, place),
-        Kind::Node => typed::<v1::Node>(kind, value, place),
-        Kind::ServiceCidr => typed::<networking::ServiceCIDR>(kind, value, place),
-        Kind::VirtualService => typed::<slotmesh_crds::VirtualService>(kind, value, place),
-        Kind::DestinationRule => typed::<slotmesh_crds::DestinationRule>(kind, value, place),
-        Kind::ServiceEntry => typed::<slotmesh_crds::ServiceEntry>(kind, value, place),
-        Kind::WorkloadEntry => typed::<slotmesh_crds::WorkloadEntry>(kind, value, place),
-        Kind::Sidecar => typed::<slotmesh_crds::Sidecar>(kind, value, place),
-        Kind::GrpcRoute => typed::<gateway::GrpcRoute>(kind, value, place),
-        Kind::HttpRoute => typed::<gateway::HttpRoute>(kind, value, place),
-        Kind::TlsRoute => typed::<gateway::TlsRoute>(kind, value, place),
-        Kind::TcpRoute => typed::<gateway::TcpRoute>(kind, value, place),
-        Kind::ReferenceGrant => typed::<gateway::ReferenceGrant>(kind, value, place),
-        Kind::TrafficPolicy => typed::<own::TrafficPolicy>(kind, value, place),
-        Kind::SlotProfile => typed::<own::SlotProfile>(kind, value, place),
-    }
+    let object = read(kind, value, place)?;
+    let again = serde_json::to_value(&object).unwrap_or_default();
+    Ok((object, unknown_fields(kind, value, &again)))
 }
 
-fn read<T: DeserializeOwned>(value: &Value, place: Option<(usize, &str)>) -> Result<T, Fault> {
-    serde_path_to_error::deserialize::<_, T>(value).map_err(|error| {
+fn read(kind: Kind, value: &Value, place: Option<(usize, &str)>) -> Result<Object, Fault> {
+    let mut track = serde_path_to_error::Track::new();
+    kind.deserialize(serde_path_to_error::Deserializer::new(value, &mut track)).map_err(|error| {
         // A value no longer knows its line; the text does.
         let line = place.and_then(|(before, text)| {
-            let error = serde_yaml::from_str::<T>(text).err()?;
+            let error = kind.deserialize(serde_yaml::Deserializer::from_str(text)).err()?;
             Some(error.location()?.line() + before)
         });
-        Fault { path: error.path().to_string(), reason: error.into_inner().to_string(), line }
+        Fault { path: track.path().to_string(), reason: error.to_string(), line }
     })
 }
 

@@ -10,6 +10,7 @@ use std::fmt::Write as _;
 
 use serde_yaml::Value;
 use slotmesh_compile::Kind;
+use slotmesh_crds::{ISTIO_GROUP, gateway::GATEWAY_GROUP};
 
 /// A field that isn't one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,15 +104,9 @@ const fn has_status(kind: Kind) -> bool {
     matches!(kind, Kind::Pod | Kind::Node)
 }
 
-/// Whether what isn't typed is kept by name, to be reported.
-const fn keeps_the_rest(kind: Kind) -> bool {
-    match kind {
-        Kind::VirtualService | Kind::DestinationRule | Kind::ServiceEntry | Kind::WorkloadEntry => true,
-        Kind::Sidecar => true,
-        Kind::GrpcRoute | Kind::HttpRoute | Kind::TlsRoute | Kind::TcpRoute | Kind::ReferenceGrant => true,
-        Kind::Service | Kind::EndpointSlice | Kind::Pod | Kind::Namespace | Kind::Node => false,
-        Kind::ServiceCidr | Kind::TrafficPolicy | Kind::SlotProfile => false,
-    }
+/// Tells whether fields that aren't typed are kept by name, to be reported: the types of others' kinds do so.
+fn keeps_the_rest(kind: Kind) -> bool {
+    matches!(kind.spec().group, ISTIO_GROUP | GATEWAY_GROUP)
 }
 
 /// The nearest of these, if one is near enough.

@@ -18,7 +18,7 @@ use crate::{
     CompileOptions, Kind, ObjectKey, ObjectName, Reason, Report, Unit,
     budget::{Beyond, Budgets, Limits},
     compiler::Compiled,
-    links::{Model, labels},
+    links::{labels, touch_leads},
     model::{Age, DestinationRule, EndpointSlice, Export, Forwarding, Routes, Service, ServiceEntry},
     patterns::{HostPattern, Suffix},
     report::Findings,
@@ -108,19 +108,6 @@ fn product(of: impl IntoIterator<Item = usize>) -> usize {
     of.into_iter().fold(1, usize::saturating_mul)
 }
 
-/// Tells whether objects of this kind make something.
-const fn has_budget(kind: Kind) -> bool {
-    match kind {
-        Kind::Service | Kind::ServiceEntry | Kind::VirtualService | Kind::DestinationRule => true,
-        Kind::GrpcRoute | Kind::HttpRoute | Kind::TlsRoute | Kind::TcpRoute => true,
-        Kind::TrafficPolicy | Kind::Sidecar => true,
-        // Of a slice its Service is asked, of a workload who selects it. The others make nothing, or are written by
-        // whoever runs the cluster.
-        Kind::EndpointSlice | Kind::Pod | Kind::WorkloadEntry | Kind::ReferenceGrant => false,
-        Kind::Namespace | Kind::Node | Kind::ServiceCidr | Kind::SlotProfile => false,
-    }
-}
-
 impl CompileOptions {
     /// The bounds of an object.
     fn limits(&self, key: &ObjectKey) -> Limits {
@@ -197,15 +184,9 @@ impl Index {
     /// To be called before an event changes the object.
     pub(super) fn former(&self, key: &ObjectKey) -> Former {
         let name = &key.name;
-        let labels = match key.kind {
-            Kind::Pod => self.pods.get(name).and_then(|pod| pod.good.as_ref()).map(|pod| &pod.labels),
-            Kind::WorkloadEntry => {
-                self.workloads.get(name).and_then(|of| of.good.as_ref()).map(|of| &of.labels)
-            }
-            _ => None,
-        };
+        let labels = self.objects.model(key).and_then(|model| model.workload_labels());
         let slice = Some(name).filter(|_| key.kind == Kind::EndpointSlice);
-        let slice = slice.and_then(|name| self.slices.get(name)?.good.as_ref()?.amount());
+        let slice = slice.and_then(|name| self.objects.slices.get(name)?.amount());
         let hosts = match key.kind {
             Kind::ServiceEntry => self.amounts.offers.get(key).map(|offer| offer.hosts.clone()),
             _ => None,
@@ -265,7 +246,7 @@ impl Index {
                 under.users.insert(key.clone());
             }
         }
-        if has_budget(key.kind) {
+        if key.kind.spec().has_parts {
             self.amounts.changed.insert(key.clone());
         }
         if key.kind == Kind::VirtualService {
@@ -276,22 +257,7 @@ impl Index {
 
     /// The wildcards by which an object's cost follows from hosts that it doesn't name.
     fn suffixes_of(&self, key: &ObjectKey) -> BTreeSet<Suffix> {
-        if let Some(routes) = self.held_routes(key) {
-            return routes.wild.iter().map(|host| host.suffix.clone()).collect();
-        }
-        let suffix = match key.kind {
-            Kind::DestinationRule => self.held_rule(&key.name).and_then(|rule| match &rule.host {
-                HostPattern::Under(suffix) => Some(suffix.clone()),
-                HostPattern::One(_) => None,
-            }),
-            Kind::Sidecar => {
-                let sidecar = self.held_sidecar(&key.name);
-                let hides = sidecar.is_some_and(|sidecar| sidecar.named().is_some());
-                hides.then(|| Suffix("".into()))
-            }
-            _ => None,
-        };
-        suffix.into_iter().collect()
+        self.objects.model(key).map(|model| model.wildcards()).unwrap_or_default()
     }
 
     /// The labels of a workload have changed: who selects it, or doesn't any more.
@@ -325,7 +291,7 @@ impl Index {
     /// A Service, or what a ServiceEntry makes of each host.
     fn held_offer(&self, by: &ObjectKey) -> Option<&Service> {
         match by.kind {
-            Kind::Service => self.services.get(&by.name)?.good.as_ref(),
+            Kind::Service => self.objects.services.get(&by.name),
             _ => self.service_entry(&by.name)?.hosts.first().map(|host| &host.service),
         }
     }
@@ -395,24 +361,11 @@ impl Index {
 
     /// An object comes into force, or out of it.
     fn turn(&mut self, key: &ObjectKey, dirty: &mut BTreeSet<Unit>) {
-        let name = &key.name;
-        macro_rules! touch {
-            ($held:expr) => {
-                if let Some(held) = $held {
-                    Model::touch_if_other(Some(held), None, dirty);
-                    held.touch(name, &self.relations, dirty);
-                }
-            };
+        if let Some(model) = self.objects.model(key) {
+            touch_leads(Some(model), None, dirty);
+            model.touch(&key.name, &self.relations, dirty);
         }
-        match key.kind {
-            Kind::Service => touch!(self.services.get(name).and_then(|of| of.good.as_ref())),
-            Kind::ServiceEntry => touch!(self.service_entry(name)),
-            Kind::DestinationRule => touch!(self.held_rule(name)),
-            Kind::Sidecar => touch!(self.held_sidecar(name)),
-            Kind::TrafficPolicy => touch!(self.policies.get(name).and_then(|of| of.good.as_ref())),
-            _ => touch!(self.held_routes(key)),
-        }
-        if let Some(entry) = self.service_entry(name).filter(|_| key.kind == Kind::ServiceEntry) {
+        if let Some(entry) = self.service_entry(&key.name).filter(|_| key.kind == Kind::ServiceEntry) {
             let hosts: Vec<_> = entry.hosts.iter().map(|host| host.name.clone()).collect();
             self.amounts.to_merge.extend(hosts);
         }
@@ -430,7 +383,7 @@ impl Index {
         };
         let (age, cost) = match key.kind {
             Kind::Service => {
-                let service = self.services.get(name)?.good.as_ref()?;
+                let service = self.objects.services.get(name)?;
                 let listeners = service.addresses().count();
                 let behind = self.amounts.offers.get(key).map_or(0, |offer| offer.behind);
                 (service.age, product([service.ports.len(), listeners + 1]).saturating_add(behind))
@@ -449,7 +402,7 @@ impl Index {
                 (rule.age, product([hosts, rule.cost()]).saturating_add(endpoints))
             }
             Kind::TrafficPolicy => {
-                let policy = self.policies.get(name)?.good.as_ref()?;
+                let policy = self.objects.policies.get(name)?;
                 (policy.age, policy.targets.len())
             }
             Kind::Sidecar => {

@@ -6,7 +6,6 @@ use super::Index;
 use crate::{
     Kind, ObjectKey, ObjectName, Unit,
     classes::Ask,
-    links::Model as _,
     model::{Caller, Class, Sidecar},
 };
 
@@ -18,20 +17,7 @@ impl Index {
 
     /// The same, in force or not.
     pub(super) fn held_asks(&self, key: &ObjectKey) -> BTreeSet<Ask> {
-        if let Some(routes) = self.held_routes(key) {
-            let from = routes.all().flat_map(|route| &route.matches).map(|m| &m.from);
-            let asked = from.filter(|from| !from.labels.is_empty());
-            return asked
-                .map(|from| Ask { namespace: from.namespace.clone(), labels: from.labels.clone() })
-                .collect();
-        }
-        let labels = match key.kind {
-            Kind::DestinationRule => self.held_rule(&key.name).and_then(|rule| rule.callers.clone()),
-            Kind::Sidecar => self.held_sidecar(&key.name).and_then(|sidecar| sidecar.callers.clone()),
-            _ => None,
-        };
-        let namespace = Some(key.name.namespace.clone());
-        labels.map(|labels| Ask { namespace, labels }).into_iter().collect()
+        self.objects.model(key).map(|model| model.asks(&key.name)).unwrap_or_default()
     }
 
     /// After an object came, changed or went: what follows for the classes of Pods, and from these.
@@ -53,20 +39,14 @@ impl Index {
         }
         let mut askers = BTreeSet::new();
         for pod in pods {
-            let labels = self.pods.get(&pod).and_then(|entry| entry.good.as_ref()).map(|pod| &pod.labels);
+            let labels = self.objects.pods.get(&pod).map(|pod| &pod.labels);
             for class in self.classes.place(&pod, labels) {
                 askers.extend(self.classes.askers(&class));
             }
         }
         for asker in askers {
-            if let Some(routes) = self.routes(&asker) {
-                routes.touch(&asker.name, &self.relations, dirty);
-            } else if asker.kind == Kind::Sidecar {
-                if let Some(sidecar) = self.sidecar(&asker.name) {
-                    sidecar.touch(&asker.name, &self.relations, dirty);
-                }
-            } else if let Some(rule) = self.rule_named(&asker.name) {
-                rule.touch(&asker.name, &self.relations, dirty);
+            if let Some(model) = self.objects.model(&asker).filter(|_| self.fits(&asker)) {
+                model.touch(&asker.name, &self.relations, dirty);
             }
         }
     }
@@ -86,7 +66,7 @@ impl Index {
 
     /// A Sidecar, in force or not.
     pub(super) fn held_sidecar(&self, name: &ObjectName) -> Option<&Sidecar> {
-        self.sidecars.get(name)?.good.as_ref()
+        self.objects.sidecars.get(name)
     }
 
     /// The Sidecar in force for a caller: of its namespace the oldest that chooses it, else the oldest for all; else the

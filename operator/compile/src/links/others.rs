@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use super::{Model, Relations};
 use crate::{
     Cidr, Kind, ObjectKey, ObjectName, Unit,
+    classes::Ask,
     model::{Node, Place, ReferenceGrant, ServiceRanges, Sidecar, SlotProfile, Target, TrafficPolicy},
     patterns::{HostPattern, Suffix},
 };
@@ -73,6 +74,15 @@ impl Model for Sidecar {
     /// What somebody sees of any Service may be something else.
     fn touch(&self, _: &ObjectName, relations: &Relations, dirty: &mut BTreeSet<Unit>) {
         relations.touch_routing(&HostPattern::Under(Suffix(Arc::from(""))), dirty);
+    }
+
+    fn asks(&self, key: &ObjectName) -> BTreeSet<Ask> {
+        Ask::of(key, self.callers.as_ref())
+    }
+
+    /// Of all hosts, where it takes some from sight.
+    fn wildcards(&self) -> BTreeSet<Suffix> {
+        self.named().map(|_| Suffix(Arc::from(""))).into_iter().collect()
     }
 }
 

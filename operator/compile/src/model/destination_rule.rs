@@ -8,11 +8,11 @@ use std::{
 use slotmesh_crds as crds;
 
 use super::{
-    Age, Balance, Export, HashedPart, Labels, Localities, Outliers, Policy, Traffic,
+    Age, Balance, Export, HashedPart, Labels, Localities, Outliers, Policy, Read, Traffic,
     json_fields::{JsonFields, Readable, Unreadable, unreadable},
     locality, port_number,
 };
-use crate::{ObjectName, names::name_fault, patterns::HostPattern, report::Findings};
+use crate::{CompileOptions, ObjectName, names::name_fault, patterns::HostPattern, report::Findings};
 
 const SIZE_FOLLOWS: &str = "the size of the table follows from the endpoints";
 
@@ -41,16 +41,15 @@ pub(crate) struct Subset {
     pub(crate) policy: Policy,
 }
 
-impl DestinationRule {
+impl Read<crds::DestinationRule> for DestinationRule {
     /// Reads a rule; `None` when it must be refused.
-    ///
-    /// `requests`: a proxy looks at them.
-    pub(crate) fn read(
+    fn read(
         object: &crds::DestinationRule,
         key: &ObjectName,
-        requests: bool,
+        options: &CompileOptions,
         found: &mut Findings,
     ) -> Option<Self> {
+        let requests = options.proxy;
         let spec = &object.spec;
         let host = HostPattern::read(&spec.host, &key.namespace);
         // Of those that are for the whole mesh nearly all say how sidecars encrypt, which is no matter of ours.

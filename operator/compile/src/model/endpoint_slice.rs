@@ -5,8 +5,8 @@ use std::{collections::BTreeSet, net::IpAddr};
 use k8s_openapi::api::discovery::v1;
 use slotmesh_xds::Transport;
 
-use super::{ServicePort, ip_address, port_number};
-use crate::{ObjectName, report::Findings};
+use super::{Read, ServicePort, ip_address, port_number};
+use crate::{CompileOptions, ObjectName, report::Findings};
 
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
 
@@ -72,11 +72,16 @@ pub(crate) struct EndpointSlice {
     pub(crate) endpoints: Vec<Endpoint>,
 }
 
-impl EndpointSlice {
+impl Read<v1::EndpointSlice> for EndpointSlice {
     /// Reads a slice; `None` when it must be refused: a port that can't be, or an unknown address type,
     /// would take every endpoint of the slice away. A single endpoint that is wrong is left out, and
     /// the others work.
-    pub(crate) fn read(object: &v1::EndpointSlice, key: &ObjectName, found: &mut Findings) -> Option<Self> {
+    fn read(
+        object: &v1::EndpointSlice,
+        key: &ObjectName,
+        _: &CompileOptions,
+        found: &mut Findings,
+    ) -> Option<Self> {
         let label = object.metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_LABEL));
         let service = label.map(|name| ObjectName::new(key.namespace.clone(), name.as_str()));
         if service.is_none() {

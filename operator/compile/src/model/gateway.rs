@@ -8,51 +8,49 @@ use std::sync::Arc;
 use slotmesh_crds::gateway as crds;
 
 use super::{
-    Age, Destination, Export, Forwarding, Host, Match, Route, Routes, Share, Treatment,
+    Age, Destination, Export, Forwarding, Host, Match, Read, Route, Routes, Share, Treatment,
     gateway_requests::{read_backend_edits, read_condition, read_treatment},
     json_fields::{Readable, Unreadable, unreadable},
     port_number,
     treatment::MessageEdits,
 };
-use crate::{Kind, ObjectName, Reason, names::name_fault, report::Findings};
+use crate::{CompileOptions, Kind, ObjectName, Reason, names::name_fault, report::Findings};
 
 /// The share of a destination that doesn't say.
 const DEFAULT_WEIGHT: i32 = 1;
 
 const NEEDS_A_REQUEST: &str = "it can't be decided when a connection is made; this match is skipped";
 
-/// Reads an HTTPRoute; `None` when it must be refused, or is none of the mesh's.
-///
-/// `requests`: a proxy looks at them.
-pub(crate) fn read_http(
-    object: &crds::HttpRoute,
-    key: &ObjectName,
-    requests: bool,
-    found: &mut Findings,
-) -> Option<Routes> {
-    let crds::HttpRouteSpec { parent_refs, rules, rest } = &object.spec;
-    let hosts = read_parents(parent_refs, key, found)?;
-    let (kind, age) = (Kind::HttpRoute, Age::of(&object.metadata));
-    let http = read_http_rules(kind, rules, rest, key, requests, found);
-    let routes = Routes { http, ..routes(kind, age, hosts) };
-    (!found.refused()).then_some(routes)
+impl Read<crds::HttpRoute> for Routes {
+    fn read(
+        object: &crds::HttpRoute,
+        key: &ObjectName,
+        options: &CompileOptions,
+        found: &mut Findings,
+    ) -> Option<Self> {
+        let crds::HttpRouteSpec { parent_refs, rules, rest } = &object.spec;
+        let hosts = read_parents(parent_refs, key, found)?;
+        let (kind, age) = (Kind::HttpRoute, Age::of(&object.metadata));
+        let http = read_http_rules(kind, rules, rest, key, options.proxy, found);
+        let routes = Routes { http, ..routes(kind, age, hosts) };
+        (!found.refused()).then_some(routes)
+    }
 }
 
-/// Reads a GRPCRoute; `None` when it must be refused, or is none of the mesh's.
-///
-/// `requests`: a proxy looks at them.
-pub(crate) fn read_grpc(
-    object: &crds::GrpcRoute,
-    key: &ObjectName,
-    requests: bool,
-    found: &mut Findings,
-) -> Option<Routes> {
-    let crds::GrpcRouteSpec { parent_refs, rules, rest } = &object.spec;
-    let hosts = read_parents(parent_refs, key, found)?;
-    let (kind, age) = (Kind::GrpcRoute, Age::of(&object.metadata));
-    let http = read_http_rules(kind, rules, rest, key, requests, found);
-    let routes = Routes { http, ..routes(kind, age, hosts) };
-    (!found.refused()).then_some(routes)
+impl Read<crds::GrpcRoute> for Routes {
+    fn read(
+        object: &crds::GrpcRoute,
+        key: &ObjectName,
+        options: &CompileOptions,
+        found: &mut Findings,
+    ) -> Option<Self> {
+        let crds::GrpcRouteSpec { parent_refs, rules, rest } = &object.spec;
+        let hosts = read_parents(parent_refs, key, found)?;
+        let (kind, age) = (Kind::GrpcRoute, Age::of(&object.metadata));
+        let http = read_http_rules(kind, rules, rest, key, options.proxy, found);
+        let routes = Routes { http, ..routes(kind, age, hosts) };
+        (!found.refused()).then_some(routes)
+    }
 }
 
 /// Routes for whoever connects to these Services, without any yet.
@@ -145,31 +143,44 @@ fn is_redirect(rest: &slotmesh_crds::Rest) -> bool {
     filters.into_iter().flatten().any(|filter| filter["type"] == "RequestRedirect")
 }
 
-/// Reads a TCPRoute; `None` when it must be refused, or is none of the mesh's.
-pub(crate) fn read_tcp(object: &crds::TcpRoute, key: &ObjectName, found: &mut Findings) -> Option<Routes> {
-    let spec = &object.spec;
-    let hosts = read_parents(&spec.parent_refs, key, found)?;
-    found.unsupported_rest("spec", &spec.rest);
-    let tcp = read_plain_rules(&spec.rules, key, found);
-    let (kind, age) = (Kind::TcpRoute, Age::of(&object.metadata));
-    let routes = Routes { tcp, ..routes(kind, age, hosts) };
-    (!found.refused()).then_some(routes)
+impl Read<crds::TcpRoute> for Routes {
+    fn read(
+        object: &crds::TcpRoute,
+        key: &ObjectName,
+        _: &CompileOptions,
+        found: &mut Findings,
+    ) -> Option<Self> {
+        let spec = &object.spec;
+        let hosts = read_parents(&spec.parent_refs, key, found)?;
+        found.unsupported_rest("spec", &spec.rest);
+        let tcp = read_plain_rules(&spec.rules, key, found);
+        let (kind, age) = (Kind::TcpRoute, Age::of(&object.metadata));
+        let routes = Routes { tcp, ..routes(kind, age, hosts) };
+        (!found.refused()).then_some(routes)
+    }
 }
 
-/// Reads a TLSRoute; `None` when it must be refused, or is none of the mesh's.
-pub(crate) fn read_tls(object: &crds::TlsRoute, key: &ObjectName, found: &mut Findings) -> Option<Routes> {
-    let crds::TlsRouteSpec { parent_refs, hostnames, rules, rest } = &object.spec;
-    let hosts = read_parents(parent_refs, key, found)?;
-    found.unsupported_rest("spec", rest);
-    let mut tcp = read_plain_rules(rules, key, found);
-    if !hostnames.is_empty() {
-        let what = "which host a connection asks for isn't known when it is made, so the rules are skipped";
-        found.unsupported("spec.hostnames", what);
-        tcp.iter_mut().for_each(|rule| rule.matches = vec![Match::of_all(false)]);
+impl Read<crds::TlsRoute> for Routes {
+    fn read(
+        object: &crds::TlsRoute,
+        key: &ObjectName,
+        _: &CompileOptions,
+        found: &mut Findings,
+    ) -> Option<Self> {
+        let crds::TlsRouteSpec { parent_refs, hostnames, rules, rest } = &object.spec;
+        let hosts = read_parents(parent_refs, key, found)?;
+        found.unsupported_rest("spec", rest);
+        let mut tcp = read_plain_rules(rules, key, found);
+        if !hostnames.is_empty() {
+            let what =
+                "which host a connection asks for isn't known when it is made, so the rules are skipped";
+            found.unsupported("spec.hostnames", what);
+            tcp.iter_mut().for_each(|rule| rule.matches = vec![Match::of_all(false)]);
+        }
+        let (kind, age) = (Kind::TlsRoute, Age::of(&object.metadata));
+        let routes = Routes { tcp, ..routes(kind, age, hosts) };
+        (!found.refused()).then_some(routes)
     }
-    let (kind, age) = (Kind::TlsRoute, Age::of(&object.metadata));
-    let routes = Routes { tcp, ..routes(kind, age, hosts) };
-    (!found.refused()).then_some(routes)
 }
 
 /// Rules that match every connection.
@@ -350,17 +361,24 @@ pub(crate) struct ReferenceGrant {
     to: Vec<Option<String>>,
 }
 
-impl ReferenceGrant {
+impl Read<crds::ReferenceGrant> for ReferenceGrant {
     /// Reads a grant. What isn't about routes and Services is somebody else's.
-    pub(crate) fn read(object: &crds::ReferenceGrant) -> Self {
+    fn read(
+        object: &crds::ReferenceGrant,
+        _: &ObjectName,
+        _: &CompileOptions,
+        _: &mut Findings,
+    ) -> Option<Self> {
         let from = object.spec.from.iter().filter(|from| from.group == crds::GATEWAY_GROUP);
         let to = object.spec.to.iter().filter(|to| is_service(Some(&to.group), Some(&to.kind)));
-        Self {
+        Some(Self {
             from: from.map(|from| (from.kind.clone(), from.namespace.clone())).collect(),
             to: to.map(|to| to.name.clone().filter(|name| !name.is_empty())).collect(),
-        }
+        })
     }
+}
 
+impl ReferenceGrant {
     /// Whether an object of this kind and namespace may lead to the Service of this name.
     pub(crate) fn allows(&self, kind: Kind, namespace: &str, service: &str) -> bool {
         self.from.iter().any(|(k, ns)| k == kind.as_str() && ns == namespace)

@@ -30,7 +30,7 @@ pub(crate) use callers::{Caller, Class, Export, Labels};
 pub(crate) use destination_rule::{DestinationRule, Subset};
 pub(crate) use ejection::Outliers;
 pub(crate) use endpoint_slice::{Endpoint, EndpointSlice, Hints, SlicePort};
-pub(crate) use gateway::{ReferenceGrant, read_grpc, read_http, read_tcp, read_tls};
+pub(crate) use gateway::ReferenceGrant;
 pub(crate) use istio_requests::default_retries;
 pub(crate) use locality::{Localities, Locality, Place};
 pub(crate) use node::Node;
@@ -49,12 +49,30 @@ pub(crate) use treatment::{
     HeaderEdits, MessageEdits, Mirrored, OwnAnswer, RequestCondition, Treatment, duration, every_request,
     fraction,
 };
-pub(crate) use virtual_service::read as read_virtual_service;
 pub(crate) use workload::Workload;
 
 use std::net::IpAddr;
 
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::ObjectMeta, jiff::Timestamp};
+
+use crate::{CompileOptions, ObjectName, report::Findings};
+
+/// The part of an object of type `O` that acts.
+pub(crate) trait Read<O>: Sized {
+    /// Reads an object of this name; `None` when it must be refused, or is none of the mesh's. All that is wrong with
+    /// it, or has no effect, is added to `found`.
+    fn read(object: &O, name: &ObjectName, options: &CompileOptions, found: &mut Findings) -> Option<Self>;
+}
+
+/// Objects that the compiler makes nothing of: somebody else reads them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NotCompiled {}
+
+impl<O> Read<O> for NotCompiled {
+    fn read(_: &O, _: &ObjectName, _: &CompileOptions, _: &mut Findings) -> Option<Self> {
+        None
+    }
+}
 
 /// How old an object is, for "the oldest wins". An object that doesn't say counts as the youngest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

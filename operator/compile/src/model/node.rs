@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, net::IpAddr};
 use k8s_openapi::api::core::v1;
 use slotmesh_xds::LocalityPolicy;
 
-use super::Place;
-use crate::Cidr;
+use super::{Place, Read};
+use crate::{Cidr, CompileOptions, ObjectName, report::Findings};
 
 /// What is needed of a Node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,8 +29,10 @@ impl Node {
             sub_zone: label(LocalityPolicy::SUB_ZONE),
         }
     }
+}
 
-    pub(crate) fn read(object: &v1::Node) -> Self {
+impl Read<v1::Node> for Node {
+    fn read(object: &v1::Node, _: &ObjectName, _: &CompileOptions, _: &mut Findings) -> Option<Self> {
         let labels = object.metadata.labels.clone().unwrap_or_default();
         let known = || object.status.iter().flat_map(|status| status.addresses.iter().flatten());
         // Host names are among them.
@@ -46,6 +48,6 @@ impl Node {
         let mut pod_ranges: Vec<Cidr> = ranges.filter_map(|range| range.parse().ok()).collect();
         pod_ranges.sort_unstable();
         pod_ranges.dedup();
-        Self { labels, addresses, internal, pod_ranges }
+        Some(Self { labels, addresses, internal, pod_ranges })
     }
 }

@@ -4,6 +4,9 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use k8s_openapi::api::core::v1;
 
+use super::Read;
+use crate::{CompileOptions, ObjectName, report::Findings};
+
 /// What is needed of a Pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Pod {
@@ -15,9 +18,9 @@ pub(crate) struct Pod {
     pub(crate) node: Option<Box<str>>,
 }
 
-impl Pod {
+impl Read<v1::Pod> for Pod {
     /// Reads a Pod; addresses that are none are of no use for a look-up and left out.
-    pub(crate) fn read(object: &v1::Pod) -> Self {
+    fn read(object: &v1::Pod, _: &ObjectName, _: &CompileOptions, _: &mut Findings) -> Option<Self> {
         let labels = object.metadata.labels.clone().unwrap_or_default();
         let status = object.status.as_ref();
         let mut ips: Vec<IpAddr> = status
@@ -38,6 +41,6 @@ impl Pod {
         }
         let terminating = object.metadata.deletion_timestamp.is_some();
         let node = object.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).map(Box::from);
-        Self { labels, ips, ready: ready && !ended, terminating, node }
+        Some(Self { labels, ips, ready: ready && !ended, terminating, node })
     }
 }

@@ -10,8 +10,8 @@ use k8s_openapi::{api::core::v1, apimachinery::pkg::util::intstr::IntOrString};
 
 use slotmesh_xds::Transport;
 
-use super::{Age, ip_address, port_number};
-use crate::report::Findings;
+use super::{Age, Read, ip_address, port_number};
+use crate::{CompileOptions, ObjectName, report::Findings};
 
 /// What is spoken on a port, as far as it decides which routes apply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,8 +169,27 @@ impl Service {
         Self { age, vips, external: Vec::new(), ports, selector, affinity: 0, local: false, left: None }
     }
 
+    /// What both say; of what only one can say, `self`.
+    pub(crate) fn merge(mut self, other: &Self) -> Self {
+        self.vips.extend(&other.vips);
+        self.vips.sort_unstable();
+        self.vips.dedup();
+        let fresh =
+            other.ports.iter().filter(|port| self.port(port.key).is_none()).cloned().collect::<Vec<_>>();
+        self.ports.extend(fresh);
+        self.ports.sort_by_key(|port| port.key);
+        self
+    }
+
+    /// The port with this key.
+    pub(crate) fn port(&self, key: PortKey) -> Option<&ServicePort> {
+        self.ports.binary_search_by_key(&key, |port| port.key).ok().map(|i| &self.ports[i])
+    }
+}
+
+impl Read<v1::Service> for Service {
     /// Reads a Service; `None` when it must be refused.
-    pub(crate) fn read(object: &v1::Service, found: &mut Findings) -> Option<Self> {
+    fn read(object: &v1::Service, _: &ObjectName, _: &CompileOptions, found: &mut Findings) -> Option<Self> {
         let age = Age::of(&object.metadata);
         let spec = object.spec.clone().unwrap_or_default();
         if spec.type_.as_deref() == Some("ExternalName") {
@@ -203,23 +222,6 @@ impl Service {
         let selector = spec.selector.unwrap_or_default();
         let service = Self { age, vips, external, ports, selector, affinity, local, left };
         (!found.refused()).then_some(service)
-    }
-
-    /// What both say; of what only one can say, `self`.
-    pub(crate) fn merge(mut self, other: &Self) -> Self {
-        self.vips.extend(&other.vips);
-        self.vips.sort_unstable();
-        self.vips.dedup();
-        let fresh =
-            other.ports.iter().filter(|port| self.port(port.key).is_none()).cloned().collect::<Vec<_>>();
-        self.ports.extend(fresh);
-        self.ports.sort_by_key(|port| port.key);
-        self
-    }
-
-    /// The port with this key.
-    pub(crate) fn port(&self, key: PortKey) -> Option<&ServicePort> {
-        self.ports.binary_search_by_key(&key, |port| port.key).ok().map(|i| &self.ports[i])
     }
 }
 

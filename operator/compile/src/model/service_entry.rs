@@ -9,10 +9,10 @@ use slotmesh_crds as crds;
 use slotmesh_xds::Transport;
 
 use super::{
-    Age, Export, PortKey, Protocol, Service, ServicePort, TargetPort, Workload, ip_address, port_number,
+    Age, Export, PortKey, Protocol, Read, Service, ServicePort, TargetPort, Workload, ip_address, port_number,
 };
 use crate::{
-    ObjectName,
+    CompileOptions, ObjectName,
     domain::cluster_domain,
     names::{name_fault, resolve_host},
     report::Findings,
@@ -50,9 +50,14 @@ enum Resolution {
     Nowhere,
 }
 
-impl ServiceEntry {
+impl Read<crds::ServiceEntry> for ServiceEntry {
     /// Reads a ServiceEntry; `None` when it must be refused.
-    pub(crate) fn read(object: &crds::ServiceEntry, key: &ObjectName, found: &mut Findings) -> Option<Self> {
+    fn read(
+        object: &crds::ServiceEntry,
+        key: &ObjectName,
+        _: &CompileOptions,
+        found: &mut Findings,
+    ) -> Option<Self> {
         let spec = &object.spec;
         let age = Age::of(&object.metadata);
         let export = Export::read(&spec.export_to, &key.namespace, found);
@@ -248,7 +253,7 @@ fn read_endpoints(
             let field = format!("{at}.address");
             found.unsupported(field, "names aren't looked up, so the endpoint is left out; give its address");
         } else {
-            read.extend(Workload::read(endpoint, &at, found));
+            read.extend(Workload::read_at(endpoint, &at, found));
         }
     }
     read

@@ -2,15 +2,21 @@
 
 use k8s_openapi::api::networking::v1;
 
-use crate::{Cidr, report::Findings};
+use super::Read;
+use crate::{Cidr, CompileOptions, ObjectName, report::Findings};
 
 /// The ranges of a ServiceCIDR. Nobody else can have an address of these, whether a Service has it yet or not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ServiceRanges(pub(crate) Vec<Cidr>);
 
-impl ServiceRanges {
+impl Read<v1::ServiceCIDR> for ServiceRanges {
     /// Reads a ServiceCIDR; `None` when it must be refused.
-    pub(crate) fn read(object: &v1::ServiceCIDR, found: &mut Findings) -> Option<Self> {
+    fn read(
+        object: &v1::ServiceCIDR,
+        _: &ObjectName,
+        _: &CompileOptions,
+        found: &mut Findings,
+    ) -> Option<Self> {
         let texts = object.spec.iter().flat_map(|spec| spec.cidrs.iter().flatten());
         let mut ranges = Vec::new();
         for (i, text) in texts.enumerate() {

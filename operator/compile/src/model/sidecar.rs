@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use slotmesh_crds as crds;
 
-use super::{Age, Labels};
-use crate::{ObjectName, report::Findings};
+use super::{Age, Labels, Read};
+use crate::{CompileOptions, ObjectName, report::Findings};
 
 /// A valid Sidecar.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,8 +43,36 @@ enum SeenHost {
 }
 
 impl Sidecar {
+    /// The number of hosts and wildcards that it names; `None` where it takes none from sight.
+    pub(crate) fn named(&self) -> Option<usize> {
+        self.seen.as_ref().map(Vec::len)
+    }
+
+    /// Tells whether a caller of `own`, where that is known, sees a host of this namespace.
+    pub(crate) fn sees(&self, own: Option<&str>, namespace: &str, host: &str) -> bool {
+        let Some(seen) = &self.seen else { return true };
+        seen.iter().any(|seen| {
+            let here = match &seen.place {
+                Place::Any => true,
+                Place::Own => own == Some(namespace),
+                Place::Named(named) => **named == *namespace,
+            };
+            here && match &seen.host {
+                SeenHost::One(one) => one == host,
+                SeenHost::Under(suffix) => host.ends_with(suffix.as_str()),
+            }
+        })
+    }
+}
+
+impl Read<crds::Sidecar> for Sidecar {
     /// Reads a Sidecar; `None` when it must be refused.
-    pub(crate) fn read(object: &crds::Sidecar, _: &ObjectName, found: &mut Findings) -> Option<Self> {
+    fn read(
+        object: &crds::Sidecar,
+        _: &ObjectName,
+        _: &CompileOptions,
+        found: &mut Findings,
+    ) -> Option<Self> {
         let crds::SidecarSpec { workload_selector, egress, outbound_traffic_policy, rest } = &object.spec;
         // What is for the receiving side is none of ours; the rest is told.
         found.unsupported_rest("spec", rest);
@@ -94,27 +122,6 @@ impl Sidecar {
         };
         let seen = (!egress.is_empty()).then_some(seen);
         (!found.refused()).then(|| Self { age: Age::of(&object.metadata), callers, seen, refuses })
-    }
-
-    /// The number of hosts and wildcards that it names; `None` where it takes none from sight.
-    pub(crate) fn named(&self) -> Option<usize> {
-        self.seen.as_ref().map(Vec::len)
-    }
-
-    /// Tells whether a caller of `own`, where that is known, sees a host of this namespace.
-    pub(crate) fn sees(&self, own: Option<&str>, namespace: &str, host: &str) -> bool {
-        let Some(seen) = &self.seen else { return true };
-        seen.iter().any(|seen| {
-            let here = match &seen.place {
-                Place::Any => true,
-                Place::Own => own == Some(namespace),
-                Place::Named(named) => **named == *namespace,
-            };
-            here && match &seen.host {
-                SeenHost::One(one) => one == host,
-                SeenHost::Under(suffix) => host.ends_with(suffix.as_str()),
-            }
-        })
     }
 }
 

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use slotmesh_crds::own::{self, GrowthMode, SLAB_COST};
 use slotmesh_xds::{SlotGrowth, SlotSettings};
 
-use super::{Age, Node};
-use crate::{ObjectName, quantity, relation::Selection, report::Findings};
+use super::{Age, Node, Read};
+use crate::{CompileOptions, ObjectName, quantity, relation::Selection, report::Findings};
 
 /// The most slabs there can be.
 const MAX_SLABS: u32 = 16_384;
@@ -22,9 +22,33 @@ pub(crate) struct SlotProfile {
 }
 
 impl SlotProfile {
+    /// Whether this node is one of the profile's.
+    pub(crate) fn selects(&self, name: &ObjectName, node: &Node) -> bool {
+        (self.names.is_empty() || self.names.contains(&*name.name))
+            && self.labels.iter().all(|(key, value)| node.labels.get(key) == Some(value))
+    }
+
+    /// By what its nodes are looked up: each of them has one of these.
+    pub(crate) fn selections(&self) -> Vec<Selection> {
+        if !self.names.is_empty() {
+            return self.names.iter().map(|name| Selection::Name(name.clone())).collect();
+        }
+        match self.labels.first_key_value() {
+            Some((key, value)) => vec![Selection::Label(key.clone(), value.clone())],
+            None => vec![Selection::All],
+        }
+    }
+}
+
+impl Read<own::SlotProfile> for SlotProfile {
     /// Reads a profile; `None` when it must be refused. The API server checks the same; a directory of
     /// manifests has none.
-    pub(crate) fn read(object: &own::SlotProfile, key: &ObjectName, found: &mut Findings) -> Option<Self> {
+    fn read(
+        object: &own::SlotProfile,
+        key: &ObjectName,
+        _: &CompileOptions,
+        found: &mut Findings,
+    ) -> Option<Self> {
         let own::SlotProfileSpec {
             node_selector,
             node_names,
@@ -86,23 +110,6 @@ impl SlotProfile {
             names: node_names.iter().cloned().collect(),
             settings,
         })
-    }
-
-    /// Whether this node is one of the profile's.
-    pub(crate) fn selects(&self, name: &ObjectName, node: &Node) -> bool {
-        (self.names.is_empty() || self.names.contains(&*name.name))
-            && self.labels.iter().all(|(key, value)| node.labels.get(key) == Some(value))
-    }
-
-    /// By what its nodes are looked up: each of them has one of these.
-    pub(crate) fn selections(&self) -> Vec<Selection> {
-        if !self.names.is_empty() {
-            return self.names.iter().map(|name| Selection::Name(name.clone())).collect();
-        }
-        match self.labels.first_key_value() {
-            Some((key, value)) => vec![Selection::Label(key.clone(), value.clone())],
-            None => vec![Selection::All],
-        }
     }
 }
 

@@ -2,8 +2,8 @@
 
 use slotmesh_crds::own::{self, Balancing};
 
-use super::{Age, Balance, Localities, Outliers, Rate, Traffic, locality as localities};
-use crate::{ObjectName, names::name_fault, report::Findings};
+use super::{Age, Balance, Localities, Outliers, Rate, Read, Traffic, locality as localities};
+use crate::{CompileOptions, ObjectName, names::name_fault, report::Findings};
 
 /// What a policy is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,9 +23,14 @@ pub(crate) struct TrafficPolicy {
     pub(crate) traffic: Traffic,
 }
 
-impl TrafficPolicy {
+impl Read<own::TrafficPolicy> for TrafficPolicy {
     /// Reads a policy; `None` when it must be refused.
-    pub(crate) fn read(object: &own::TrafficPolicy, key: &ObjectName, found: &mut Findings) -> Option<Self> {
+    fn read(
+        object: &own::TrafficPolicy,
+        key: &ObjectName,
+        _: &CompileOptions,
+        found: &mut Findings,
+    ) -> Option<Self> {
         let own::TrafficPolicySpec {
             target_refs,
             load_balancing,

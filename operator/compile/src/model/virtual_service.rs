@@ -5,91 +5,96 @@ use std::sync::Arc;
 use slotmesh_crds as crds;
 
 use super::{
-    Age, Destination, Export, Forwarding, From, Host, Match, Route, Routes, Share, Treatment, WildHost,
+    Age, Destination, Export, Forwarding, From, Host, Match, Read, Route, Routes, Share, Treatment, WildHost,
     istio_requests::{read_condition, read_edits, read_treatment},
     json_fields::{JsonFields, Readable, Unreadable, unreadable},
     port_number,
     treatment::MessageEdits,
 };
-use crate::{Cidr, Kind, ObjectName, Reason, names::resolve_host, patterns::HostPattern, report::Findings};
+use crate::{
+    Cidr, CompileOptions, Kind, ObjectName, Reason, names::resolve_host, patterns::HostPattern,
+    report::Findings,
+};
 
 const MESH: &str = "mesh";
 
-/// Reads a VirtualService; `None` when it must be refused, or is none of the mesh's.
-///
-/// `requests`: a proxy looks at them.
-pub(crate) fn read(
-    object: &crds::VirtualService,
-    key: &ObjectName,
-    requests: bool,
-    found: &mut Findings,
-) -> Option<Routes> {
-    let spec = &object.spec;
-    // Of gateways only: somebody else's.
-    if !spec.gateways.is_empty() && !spec.gateways.iter().any(|g| g == MESH) {
-        return None;
+impl Read<crds::VirtualService> for Routes {
+    fn read(
+        object: &crds::VirtualService,
+        key: &ObjectName,
+        options: &CompileOptions,
+        found: &mut Findings,
+    ) -> Option<Self> {
+        let requests = options.proxy;
+        let spec = &object.spec;
+        // Of gateways only: somebody else's.
+        if !spec.gateways.is_empty() && !spec.gateways.iter().any(|g| g == MESH) {
+            return None;
+        }
+        let export = Export::read(&spec.export_to, &key.namespace, found);
+        found.unsupported_rest("spec", &spec.rest);
+        let (hosts, wild) = read_hosts(&spec.hosts, key, found);
+        let http = spec.http.iter().enumerate().filter_map(|(i, route)| {
+            let at = format!("spec.http[{i}]");
+            let treatment = match requests {
+                true => read_treatment(&at, &route.rest, key),
+                false => {
+                    found.unsupported_rest(&at, &route.rest);
+                    Ok(Treatment::default())
+                }
+            };
+            let wanted = route.matches.iter().map(|m| Wanted {
+                port: m.port,
+                gateways: &m.gateways,
+                namespace: m.source_namespace.as_deref(),
+                labels: &m.source_labels,
+                subnets: &[],
+                rest: &m.rest,
+                requests,
+            });
+            let wanted: Vec<_> = wanted.collect();
+            let (treatment, skipped) = match treatment {
+                Ok(treatment) => (treatment, false),
+                Err(Unreadable { field, what }) => {
+                    found.skipped(field, &what, "the route is skipped");
+                    (Treatment::default(), true)
+                }
+            };
+            let answered = treatment.answer.is_some();
+            let read = match &route.delegate {
+                Some(delegate) => {
+                    read_delegate(&at, &wanted, delegate, route, spec.hosts.is_empty(), key, found)
+                }
+                None if answered => read_matches(&at, &wanted, found)
+                    .map(|matches| Route::plain(at, matches, Forwarding::Answered)),
+                None => read_route(&at, &wanted, &route.route, requests, key, found),
+            };
+            let name = route.name.clone().unwrap_or_default();
+            read.map(|read| match skipped {
+                true => Route { to: Forwarding::Undecidable, ..read },
+                false => Route { name, treatment, ..read },
+            })
+        });
+        let http = http.collect();
+        let tcp = spec.tcp.iter().enumerate().filter_map(|(i, route)| {
+            let at = format!("spec.tcp[{i}]");
+            found.unsupported_rest(&at, &route.rest);
+            let wanted = route.matches.iter().map(|m| Wanted {
+                port: m.port,
+                gateways: &m.gateways,
+                namespace: m.source_namespace.as_deref(),
+                labels: &m.source_labels,
+                subnets: &m.destination_subnets,
+                rest: &m.rest,
+                requests: false,
+            });
+            read_route(&at, &wanted.collect::<Vec<_>>(), &route.route, false, key, found)
+        });
+        let tcp = tcp.collect();
+        let export = export.filter(|_| !found.refused())?;
+        let (kind, age) = (Kind::VirtualService, Age::of(&object.metadata));
+        Some(Self { kind, age, export, hosts, wild, http, tcp })
     }
-    let export = Export::read(&spec.export_to, &key.namespace, found);
-    found.unsupported_rest("spec", &spec.rest);
-    let (hosts, wild) = read_hosts(&spec.hosts, key, found);
-    let http = spec.http.iter().enumerate().filter_map(|(i, route)| {
-        let at = format!("spec.http[{i}]");
-        let treatment = match requests {
-            true => read_treatment(&at, &route.rest, key),
-            false => {
-                found.unsupported_rest(&at, &route.rest);
-                Ok(Treatment::default())
-            }
-        };
-        let wanted = route.matches.iter().map(|m| Wanted {
-            port: m.port,
-            gateways: &m.gateways,
-            namespace: m.source_namespace.as_deref(),
-            labels: &m.source_labels,
-            subnets: &[],
-            rest: &m.rest,
-            requests,
-        });
-        let wanted: Vec<_> = wanted.collect();
-        let (treatment, skipped) = match treatment {
-            Ok(treatment) => (treatment, false),
-            Err(Unreadable { field, what }) => {
-                found.skipped(field, &what, "the route is skipped");
-                (Treatment::default(), true)
-            }
-        };
-        let answered = treatment.answer.is_some();
-        let read = match &route.delegate {
-            Some(delegate) => read_delegate(&at, &wanted, delegate, route, spec.hosts.is_empty(), key, found),
-            None if answered => read_matches(&at, &wanted, found)
-                .map(|matches| Route::plain(at, matches, Forwarding::Answered)),
-            None => read_route(&at, &wanted, &route.route, requests, key, found),
-        };
-        let name = route.name.clone().unwrap_or_default();
-        read.map(|read| match skipped {
-            true => Route { to: Forwarding::Undecidable, ..read },
-            false => Route { name, treatment, ..read },
-        })
-    });
-    let http = http.collect();
-    let tcp = spec.tcp.iter().enumerate().filter_map(|(i, route)| {
-        let at = format!("spec.tcp[{i}]");
-        found.unsupported_rest(&at, &route.rest);
-        let wanted = route.matches.iter().map(|m| Wanted {
-            port: m.port,
-            gateways: &m.gateways,
-            namespace: m.source_namespace.as_deref(),
-            labels: &m.source_labels,
-            subnets: &m.destination_subnets,
-            rest: &m.rest,
-            requests: false,
-        });
-        read_route(&at, &wanted.collect::<Vec<_>>(), &route.route, false, key, found)
-    });
-    let tcp = tcp.collect();
-    let export = export.filter(|_| !found.refused())?;
-    let (kind, age) = (Kind::VirtualService, Age::of(&object.metadata));
-    Some(Routes { kind, age, export, hosts, wild, http, tcp })
 }
 
 fn read_hosts(hosts: &[String], key: &ObjectName, found: &mut Findings) -> (Vec<Host>, Vec<WildHost>) {

@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use slotmesh_crds as crds;
 
-use super::{Locality, ServicePort, TargetPort, ip_address, port_number};
-use crate::report::Findings;
+use super::{Locality, Read, ServicePort, TargetPort, ip_address, port_number};
+use crate::{CompileOptions, ObjectName, report::Findings};
 
 /// A valid workload.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,9 +19,20 @@ pub(crate) struct Workload {
     pub(crate) locality: Locality,
 }
 
+impl Read<crds::WorkloadEntry> for Workload {
+    fn read(
+        object: &crds::WorkloadEntry,
+        _: &ObjectName,
+        _: &CompileOptions,
+        found: &mut Findings,
+    ) -> Option<Self> {
+        Self::read_at(&object.spec, "spec", found)
+    }
+}
+
 impl Workload {
     /// Reads a workload; `None` when it must be refused. `at` is where it stands.
-    pub(crate) fn read(spec: &crds::WorkloadEntrySpec, at: &str, found: &mut Findings) -> Option<Self> {
+    pub(crate) fn read_at(spec: &crds::WorkloadEntrySpec, at: &str, found: &mut Findings) -> Option<Self> {
         let before = found.reports.len();
         for name in spec.rest.keys() {
             let consequence = match name.as_str() {

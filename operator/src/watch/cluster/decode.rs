@@ -2,8 +2,7 @@
 //!
 //! Invariant: an object that can't be read ends neither the list nor the watch that it is part of.
 //!
-//! The watchers of all kinds are one and the same code, because what they yield is text: reading it is
-//! behind a function pointer.
+//! The watchers of all kinds are one and the same code, because what they yield is text: [`Kind`] decodes it.
 
 use std::borrow::Cow;
 
@@ -14,12 +13,12 @@ use kube::{
 };
 use serde::{
     Deserialize, Deserializer,
-    de::{DeserializeOwned, Error as _},
+    de::{DeserializeSeed as _, Error as _},
 };
 use serde_json::value::RawValue;
-use slotmesh_compile::Object;
+use slotmesh_compile::{Kind, Object};
 
-use super::prune::Prune;
+use super::prune::prune;
 
 /// Why an object can't be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,9 +27,6 @@ pub(super) struct Unreadable {
     pub(super) field: Option<String>,
     pub(super) reason: String,
 }
-
-/// Reads an object of one kind and prunes it.
-pub(super) type Decode = fn(&Raw) -> Result<Object, Unreadable>;
 
 /// An object, not read yet but for what the watcher needs: its name and resource version.
 #[derive(Clone, Debug)]
@@ -62,23 +58,24 @@ impl<'de> Deserialize<'de> for Raw {
     }
 }
 
-/// A [`Decode`].
-pub(super) fn decode<T: DeserializeOwned + Prune + Into<Object>>(raw: &Raw) -> Result<Object, Unreadable> {
+/// Decodes an object of a kind and prunes it.
+pub(super) fn decode(kind: Kind, raw: &Raw) -> Result<Object, Unreadable> {
     let text = raw.text.get();
-    let mut object =
-        serde_json::from_str::<T>(text).map_err(|error| explain::<T>(text, &error.to_string()))?;
-    object.prune();
-    Ok(object.into())
+    let read = kind.deserialize(&mut serde_json::Deserializer::from_str(text));
+    let mut object = read.map_err(|error| explain(kind, text, &error.to_string()))?;
+    prune(&mut object);
+    Ok(object)
 }
 
 /// Finds the field; costs as much as reading once more.
-fn explain<T: DeserializeOwned>(text: &str, reason: &str) -> Unreadable {
+fn explain(kind: Kind, text: &str, reason: &str) -> Unreadable {
     let mut json = serde_json::Deserializer::from_str(text);
-    match serde_path_to_error::deserialize::<_, T>(&mut json) {
+    let mut track = serde_path_to_error::Track::new();
+    match kind.deserialize(serde_path_to_error::Deserializer::new(&mut json, &mut track)) {
         Err(error) => {
-            let field = error.path().to_string();
+            let field = track.path().to_string();
             // The place in the text of the wire tells a user nothing.
-            let reason = error.inner().to_string();
+            let reason = error.to_string();
             let reason = reason.rsplit_once(" at line ").map_or(reason.as_str(), |(reason, _)| reason);
             Unreadable { field: (field != ".").then_some(field), reason: reason.to_owned() }
         }
@@ -125,7 +122,6 @@ impl Raw {
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::core::v1::{Pod, Service};
     use kube::core::{ObjectList, WatchEvent};
 
     use super::*;
@@ -138,10 +134,10 @@ mod tests {
              "spec": {"ports": [{"port": "http"}]}}]}"#;
         let list: ObjectList<Raw> = serde_json::from_str(list).unwrap();
         let [good, bad] = &list.items[..] else { panic!("{list:?}") };
-        assert!(decode::<Service>(good).is_ok());
+        assert!(decode(Kind::Service, good).is_ok());
         assert_eq!(bad.meta.name.as_deref(), Some("bad"));
         assert_eq!(bad.meta.resource_version.as_deref(), Some("6"));
-        let unreadable = decode::<Service>(bad).unwrap_err();
+        let unreadable = decode(Kind::Service, bad).unwrap_err();
         assert_eq!(unreadable.field.as_deref(), Some("spec.ports[0].port"));
         assert!(unreadable.reason.starts_with("invalid type: string \"http\""), "{unreadable:?}");
         assert!(!unreadable.reason.contains("line"), "{unreadable:?}");
@@ -153,7 +149,7 @@ mod tests {
             "resourceVersion":"9","managedFields":[{"manager":"m"}]},"spec":{"containers":[{"name":"c"}]}}}"#;
         let event: WatchEvent<Raw> = serde_json::from_str(event).unwrap();
         let WatchEvent::Added(pod) = event else { panic!("{event:?}") };
-        let Object::Pod(pod) = decode::<Pod>(&pod).unwrap() else { panic!("no pod") };
+        let Object::Pod(pod) = decode(Kind::Pod, &pod).unwrap() else { panic!("no pod") };
         assert!(pod.metadata.managed_fields.is_none());
         assert!(pod.spec.as_ref().unwrap().containers.is_empty());
     }

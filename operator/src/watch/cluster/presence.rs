@@ -9,13 +9,14 @@ use futures::StreamExt as _;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::{Api, Client, core::PartialObjectMeta};
 use kube_runtime::{WatchStreamExt as _, watcher};
+use slotmesh_compile::Kind;
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
 };
 use tracing::{debug, warn};
 
-use super::{AGAIN, Chain, Place, reports, unenforced::Unenforced};
+use super::{AGAIN, Chain, api::api_version, reports, unenforced::Unenforced};
 use crate::{retry::Retry, watch::Update};
 
 /// How often to look where CustomResourceDefinitions can't be watched.
@@ -80,12 +81,12 @@ impl Presence {
 
     /// The best version of the resource that is served; `None` when it isn't there. Asks until the
     /// API server answers.
-    async fn find(&self, client: &Client, place: &Place) -> Option<&'static str> {
+    async fn find(&self, client: &Client, kind: Kind) -> Option<&'static str> {
         loop {
-            match look(client, place).await {
+            match look(client, kind).await {
                 Ok(found) => return found,
                 Err(error) => {
-                    warn!(kind = %place.kind, error = %Chain(&error), "can't find out whether the resource is there");
+                    warn!(%kind, error = %Chain(&error), "can't find out whether the resource is there");
                     tokio::time::sleep(AGAIN).await;
                 }
             }
@@ -93,13 +94,13 @@ impl Presence {
     }
 
     /// Waits until the resource is there.
-    pub(super) async fn wait_for(&self, client: &Client, place: &Place) -> &'static str {
+    pub(super) async fn wait_for(&self, client: &Client, kind: Kind) -> &'static str {
         let mut seen = self.0.clone();
         loop {
             seen.mark_unchanged();
             let mut looks = LOOKS.into_iter();
             loop {
-                if let Some(version) = self.find(client, place).await {
+                if let Some(version) = self.find(client, kind).await {
                     return version;
                 }
                 let watched = seen.borrow().watched;
@@ -125,10 +126,10 @@ async fn sleep(time: Option<Duration>) {
 }
 
 /// The best version of the resource that is served; `None` when it isn't there.
-pub(super) async fn look(client: &Client, place: &Place) -> kube::Result<Option<&'static str>> {
-    for version in place.versions {
-        match client.list_api_group_resources(&place.resource(version).api_version).await {
-            Ok(list) if list.resources.iter().any(|resource| resource.name == place.plural) => {
+pub(super) async fn look(client: &Client, kind: Kind) -> kube::Result<Option<&'static str>> {
+    for version in kind.spec().versions {
+        match client.list_api_group_resources(&api_version(kind, version)).await {
+            Ok(list) if list.resources.iter().any(|resource| resource.name == kind.spec().plural) => {
                 return Ok(Some(version));
             }
             Ok(_) => {}

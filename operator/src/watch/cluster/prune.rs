@@ -2,35 +2,35 @@
 //!
 //! Invariant: nothing that the compiler or enrolment reads is pruned here.
 
+use std::sync::Arc;
+
 use k8s_openapi::{
-    api::{
-        core::v1::{
-            Container, Namespace, Node, NodeSpec, NodeStatus, Pod, PodCondition, PodSpec, PodStatus, Service,
-            ServiceStatus,
-        },
-        discovery::v1::EndpointSlice,
-        networking::v1::ServiceCIDR,
+    api::core::v1::{
+        Container, Namespace, Node, NodeSpec, NodeStatus, Pod, PodCondition, PodSpec, PodStatus, Service,
+        ServiceStatus,
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
-use slotmesh_crds::{
-    DestinationRule, ServiceEntry, Sidecar, VirtualService, WorkloadEntry,
-    gateway::{GrpcRoute, HttpRoute, ReferenceGrant, TcpRoute, TlsRoute},
-    own::{SlotProfile, TrafficPolicy},
-};
+use slotmesh_compile::Object;
 
 use crate::enrol::{ANNOTATIONS, is_sidecar};
 
 /// Annotations with this prefix are ours and are kept.
 const OURS: &str = "slotmesh.dev/";
 
-/// Drops what nobody reads.
-pub(super) trait Prune {
-    /// Drops it.
-    fn prune(&mut self);
+/// Drops what nobody reads: of all objects some metadata, of Kubernetes' own the parts that are large.
+pub(super) fn prune(object: &mut Object) {
+    metadata(object.meta_mut());
+    match object {
+        Object::Service(service) => prune_service(Arc::make_mut(service)),
+        Object::Namespace(namespace) => prune_namespace(Arc::make_mut(namespace)),
+        Object::Node(node) => prune_node(Arc::make_mut(node)),
+        Object::Pod(pod) => prune_pod(Arc::make_mut(pod)),
+        _ => {}
+    }
 }
 
-/// What every object drops.
+/// Drops metadata that no kind needs.
 fn metadata(meta: &mut ObjectMeta) {
     meta.managed_fields = None;
     meta.finalizers = None;
@@ -46,85 +46,47 @@ fn metadata(meta: &mut ObjectMeta) {
     }
 }
 
-macro_rules! only_metadata {
-    ($($kind:ty),*) => {$(
-        impl Prune for $kind {
-            fn prune(&mut self) {
-                metadata(&mut self.metadata);
-            }
-        }
-    )*};
+fn prune_service(service: &mut Service) {
+    let balancer = service.status.take().and_then(|status| status.load_balancer);
+    service.status = balancer
+        .filter(|balancer| balancer.ingress.is_some())
+        .map(|balancer| ServiceStatus { load_balancer: Some(balancer), ..ServiceStatus::default() });
 }
-only_metadata!(
-    ServiceCIDR,
-    EndpointSlice,
-    VirtualService,
-    DestinationRule,
-    ServiceEntry,
-    WorkloadEntry,
-    Sidecar,
-    GrpcRoute,
-    HttpRoute,
-    TlsRoute,
-    TcpRoute,
-    ReferenceGrant,
-    TrafficPolicy,
-    SlotProfile
-);
 
-impl Prune for Service {
-    fn prune(&mut self) {
-        metadata(&mut self.metadata);
-        let balancer = self.status.take().and_then(|status| status.load_balancer);
-        self.status = balancer
-            .filter(|balancer| balancer.ingress.is_some())
-            .map(|balancer| ServiceStatus { load_balancer: Some(balancer), ..ServiceStatus::default() });
+fn prune_namespace(namespace: &mut Namespace) {
+    (namespace.spec, namespace.status) = (None, None);
+}
+
+fn prune_node(node: &mut Node) {
+    if let Some(status) = node.status.take() {
+        node.status = Some(NodeStatus { addresses: status.addresses, ..NodeStatus::default() });
+    }
+    if let Some(spec) = node.spec.take() {
+        let (pod_cidr, pod_cidrs) = (spec.pod_cidr, spec.pod_cidrs);
+        node.spec = Some(NodeSpec { pod_cidr, pod_cidrs, ..NodeSpec::default() });
     }
 }
 
-impl Prune for Namespace {
-    fn prune(&mut self) {
-        metadata(&mut self.metadata);
-        (self.spec, self.status) = (None, None);
+fn prune_pod(pod: &mut Pod) {
+    if let Some(spec) = pod.spec.take() {
+        pod.spec = Some(PodSpec {
+            node_name: spec.node_name,
+            service_account_name: spec.service_account_name,
+            host_network: spec.host_network,
+            runtime_class_name: spec.runtime_class_name,
+            containers: sidecars(spec.containers),
+            init_containers: spec.init_containers.map(sidecars).filter(|sidecars| !sidecars.is_empty()),
+            ..PodSpec::default()
+        });
     }
-}
-
-impl Prune for Node {
-    fn prune(&mut self) {
-        metadata(&mut self.metadata);
-        if let Some(status) = self.status.take() {
-            self.status = Some(NodeStatus { addresses: status.addresses, ..NodeStatus::default() });
-        }
-        if let Some(spec) = self.spec.take() {
-            let (pod_cidr, pod_cidrs) = (spec.pod_cidr, spec.pod_cidrs);
-            self.spec = Some(NodeSpec { pod_cidr, pod_cidrs, ..NodeSpec::default() });
-        }
-    }
-}
-
-impl Prune for Pod {
-    fn prune(&mut self) {
-        metadata(&mut self.metadata);
-        if let Some(spec) = self.spec.take() {
-            self.spec = Some(PodSpec {
-                node_name: spec.node_name,
-                service_account_name: spec.service_account_name,
-                host_network: spec.host_network,
-                runtime_class_name: spec.runtime_class_name,
-                containers: sidecars(spec.containers),
-                init_containers: spec.init_containers.map(sidecars).filter(|sidecars| !sidecars.is_empty()),
-                ..PodSpec::default()
-            });
-        }
-        if let Some(status) = self.status.take() {
-            self.status = Some(PodStatus {
-                phase: status.phase,
-                pod_ip: status.pod_ip,
-                pod_ips: status.pod_ips,
-                conditions: status.conditions.map(readiness),
-                ..PodStatus::default()
-            });
-        }
+    if let Some(status) = pod.status.take() {
+        pod.status = Some(PodStatus {
+            phase: status.phase,
+            pod_ip: status.pod_ip,
+            pod_ips: status.pod_ips,
+            conditions: status.conditions.map(readiness),
+            ..PodStatus::default()
+        });
     }
 }
 
@@ -153,7 +115,7 @@ mod tests {
 
     #[test]
     fn a_pod_keeps_address_readiness_node_account_labels_owner_and_our_annotations() {
-        let mut pod: Pod = serde_json::from_value(json!({
+        let pod: Pod = serde_json::from_value(json!({
             "metadata": {
                 "name": "web-0", "namespace": "shop", "uid": "u", "labels": {"app": "web"},
                 "annotations": {"slotmesh.dev/x": "y", "kubectl.kubernetes.io/last-applied-configuration": "{}"},
@@ -168,7 +130,8 @@ mod tests {
                                       {"type": "Ready", "status": "True", "message": "so it is"}]},
         }))
         .unwrap();
-        pod.prune();
+        let mut pod = Object::from(pod);
+        prune(&mut pod);
         assert_eq!(
             serde_json::to_value(&pod).unwrap(),
             json!({

@@ -8,7 +8,7 @@ use kube_runtime::watcher::Event as Watched;
 use slotmesh_compile::{Kind, ObjectKey, ObjectName, ObjectRef, Report, Severity};
 
 use super::{
-    decode::{Decode, Raw, Unreadable},
+    decode::{Raw, Unreadable, decode},
     update,
 };
 use crate::watch::{Event, Reach, Sourced, Update};
@@ -17,15 +17,14 @@ use crate::watch::{Event, Reach, Sourced, Update};
 #[derive(Debug)]
 pub(super) struct Reading {
     kind: Kind,
-    decode: Decode,
     unreadable: BTreeMap<ObjectName, Report>,
     /// Those of the list under way.
     listed: BTreeSet<ObjectName>,
 }
 
 impl Reading {
-    pub(super) fn new(kind: Kind, decode: Decode) -> Self {
-        Self { kind, decode, unreadable: BTreeMap::new(), listed: BTreeSet::new() }
+    pub(super) fn new(kind: Kind) -> Self {
+        Self { kind, unreadable: BTreeMap::new(), listed: BTreeSet::new() }
     }
 
     /// The update for an event, and for what is known of versions with it.
@@ -82,7 +81,7 @@ impl Reading {
     fn object(&mut self, raw: Raw, event: fn(Sourced) -> Event) -> (ObjectName, Update) {
         let kind = self.kind;
         let name = ObjectName::of(kind, &raw.meta);
-        let update = match (self.decode)(&raw) {
+        let update = match decode(kind, &raw) {
             Ok(object) => {
                 let disappeared = self.unreadable.remove(&name).into_iter().collect();
                 let sourced = Sourced { object, source: None };
@@ -107,11 +106,10 @@ impl Reading {
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::core::v1::Service;
     use serde_json::json;
 
     use super::*;
-    use crate::watch::{WatchEvent, cluster::decode::decode};
+    use crate::watch::WatchEvent;
 
     fn raw(name: &str, good: bool) -> Raw {
         let spec = if good { json!({}) } else { json!({"ports": 7}) };
@@ -136,7 +134,7 @@ mod tests {
 
     #[test]
     fn an_object_that_can_not_be_read_is_reported_until_it_can_or_is_gone() {
-        let mut reading = Reading::new(Kind::Service, decode::<Service>);
+        let mut reading = Reading::new(Kind::Service);
         let mut take = |event| said(reading.read(event));
         let report = "+ Service shop/a: spec.ports: invalid type: integer `7`, expected a sequence; the object is \
                       not in force";
