@@ -84,13 +84,19 @@ const ROOMS: &[Room] = &[
         ],
     ),
     room("slotmesh-crds", &[]),
-    room("slotmesh-compile", &["slotmesh-crds", "slotmesh-xds"]),
+    Room {
+        name: "slotmesh-compile",
+        uses: &["slotmesh-crds", "slotmesh-xds"],
+        tests_use: &["slotmesh-builders"],
+    },
+    // Objects for tests, fuzzing and benches.
+    room("slotmesh-builders", &["slotmesh-compile", "slotmesh-crds"]),
     room("slotmesh-serve", &["slotmesh-xds"]),
     Room {
         name: "slotmesh-operator",
         uses: &["slotmesh-compile", "slotmesh-crds", "slotmesh-serve", "slotmesh-xds"],
         // What it watches is tested on a real API server.
-        tests_use: &["slotmesh-cluster"],
+        tests_use: &["slotmesh-builders", "slotmesh-cluster"],
     },
     // Decides requests, and knows no socket.
     room("slotmesh-broker", &["slotmesh-kernel"]),
@@ -118,6 +124,7 @@ const ROOMS: &[Room] = &[
         &[
             "slotmesh-ads",
             "slotmesh-agent",
+            "slotmesh-builders",
             "slotmesh-cluster",
             "slotmesh-compile",
             "slotmesh-crds",

@@ -5,10 +5,8 @@ use std::time::Instant;
 
 use anyhow::ensure;
 use slotmesh_bench::{Samples, row, section, show, verdict};
-use slotmesh_compile::{
-    Compiler,
-    builder::{service, slice, to, virtual_service},
-};
+use slotmesh_builders::{service, slice, to, virtual_service};
+use slotmesh_compile::Compiler;
 
 const CLASSES: usize = 1_000;
 const CHANGES: usize = 400;

@@ -77,7 +77,8 @@ pub struct Stats {
 /// Holds the objects of a cluster and compiles them step by step.
 ///
 /// ```
-/// use slotmesh_compile::{Compiler, builder::{service, slice}};
+/// use slotmesh_builders::{service, slice};
+/// use slotmesh_compile::Compiler;
 ///
 /// let mut compiler = Compiler::default();
 /// compiler.apply(&service("web").ip("10.96.0.10").port(80).build(), None);

@@ -18,7 +18,6 @@
 mod audience;
 mod backends;
 mod budget;
-pub mod builder;
 mod cidr;
 mod classes;
 mod clusters;

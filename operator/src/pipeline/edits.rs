@@ -93,7 +93,8 @@ pub(super) fn log_end(report: &Report) {
 
 #[cfg(test)]
 mod tests {
-    use slotmesh_compile::{Kind, ObjectName, builder::service};
+    use slotmesh_builders::service;
+    use slotmesh_compile::{Kind, ObjectName};
 
     use super::*;
 

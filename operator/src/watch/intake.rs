@@ -94,7 +94,7 @@ impl Intake {
 
 #[cfg(test)]
 mod tests {
-    use slotmesh_compile::builder::service;
+    use slotmesh_builders::service;
 
     use super::*;
 

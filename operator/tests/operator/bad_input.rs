@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use slotmesh_compile::builder::{service, to, virtual_service};
+use slotmesh_builders::{service, to, virtual_service};
 
 use crate::{
     directory::web,
@@ -84,7 +84,7 @@ fn what_the_compiler_refuses_names_file_and_document() {
 fn names_and_numbers_at_their_limits() {
     let mut many = String::new();
     let long = "n".repeat(253);
-    let mut slice = slotmesh_compile::builder::slice("many", &long).port(80);
+    let mut slice = slotmesh_builders::slice("many", &long).port(80);
     for i in 0..300 {
         slice = slice.endpoint(&format!("10.1.{}.{}", i / 250, i % 250 + 1));
     }

@@ -9,10 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use slotmesh_compile::{
-    Object,
-    builder::{pod, service, slice, to, virtual_service},
-};
+use slotmesh_builders::{pod, service, slice, to, virtual_service};
+use slotmesh_compile::Object;
 use slotmesh_operator::{Error, Operator};
 use slotmesh_xds::{Change, ResourceType};
 

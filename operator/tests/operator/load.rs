@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use slotmesh_compile::builder::{service, slice};
+use slotmesh_builders::{service, slice};
 use slotmesh_xds::ResourceType;
 
 use crate::support::{Site, yaml};

@@ -1,10 +1,8 @@
 //! Gateway API's kinds.
 
 use serde_json::{Value, json};
-use slotmesh_compile::{
-    CompileOptions, Kind,
-    builder::{backend, http_route},
-};
+use slotmesh_builders::{backend, http_route};
+use slotmesh_compile::{CompileOptions, Kind};
 
 use crate::{
     listing::listed,

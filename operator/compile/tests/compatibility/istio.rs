@@ -3,10 +3,8 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
-use slotmesh_compile::{
-    CompileOptions, Kind, Object,
-    builder::{RuleBuilder, rule, service_entry, to, virtual_service, workload, workload_entry},
-};
+use slotmesh_builders::{RuleBuilder, rule, service_entry, to, virtual_service, workload, workload_entry};
+use slotmesh_compile::{CompileOptions, Kind, Object};
 use slotmesh_crds::{Distribute, LoadBalancer, LocalityLbSetting};
 
 use crate::{

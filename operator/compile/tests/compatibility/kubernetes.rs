@@ -2,10 +2,10 @@
 
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use serde_json::{Value, json};
-use slotmesh_compile::{
-    CompileOptions, Kind,
-    builder::{pod, profile, rule, service, service_entry, slice, to, virtual_service, workload_entry},
+use slotmesh_builders::{
+    pod, profile, rule, service, service_entry, slice, to, virtual_service, workload_entry,
 };
+use slotmesh_compile::{CompileOptions, Kind};
 
 use crate::{
     listing::{Leaf, of_type},

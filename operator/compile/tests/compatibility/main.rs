@@ -14,10 +14,8 @@ mod trial;
 
 use std::{env, fs};
 
-use slotmesh_compile::{
-    Object,
-    builder::{pod, rule, service, slice},
-};
+use slotmesh_builders::{pod, rule, service, slice};
+use slotmesh_compile::Object;
 
 const PAGE: &str = "docs/compatibility.md";
 const BEGIN: &str = "<!-- fields: begin -->\n";

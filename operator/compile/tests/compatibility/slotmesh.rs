@@ -2,7 +2,8 @@
 
 use kube::CustomResourceExt as _;
 use serde_json::json;
-use slotmesh_compile::{CompileOptions, Kind, builder::node};
+use slotmesh_builders::node;
+use slotmesh_compile::{CompileOptions, Kind};
 use slotmesh_crds::own;
 
 use crate::{

@@ -1,9 +1,7 @@
 //! Bad input is reported by name and disturbs nothing that is in force.
 
-use slotmesh_compile::{
-    Severity, Source,
-    builder::{rule, service, slice, to, virtual_service},
-};
+use slotmesh_builders::{rule, service, slice, to, virtual_service};
+use slotmesh_compile::{Severity, Source};
 use slotmesh_crds::PortSelector;
 use slotmesh_xds::ResourceType;
 

@@ -1,12 +1,10 @@
 //! No namespace makes more than it may on everybody's nodes, whatever kind of object it takes for that.
 
-use slotmesh_compile::{
-    CompileOptions, Kind, Object, ObjectKey,
-    builder::{
-        backend, grpc_route, http_route, parent, pod, policy, rule, service, service_entry, sidecar, slice,
-        tcp_route, tls_route, to, virtual_service, workload, workload_entry,
-    },
+use slotmesh_builders::{
+    backend, grpc_route, http_route, parent, pod, policy, rule, service, service_entry, sidecar, slice,
+    tcp_route, tls_route, to, virtual_service, workload, workload_entry,
 };
+use slotmesh_compile::{CompileOptions, Kind, Object, ObjectKey};
 use slotmesh_crds::{Delegate, HttpMatch, HttpRoute};
 
 use crate::support::Cluster;
@@ -94,7 +92,7 @@ fn workloads_of_a_service(i: usize, n: usize) -> Vec<Object> {
     objects
 }
 
-fn entry(i: usize) -> slotmesh_compile::builder::EntryBuilder {
+fn entry(i: usize) -> slotmesh_builders::EntryBuilder {
     let built = service_entry(&format!("x{i}"), &format!("x{i}.mallory.example")).namespace(MALLORY);
     built.ip(&format!("240.0.1.{i}")).port("tcp", 80, 80).created(age(i))
 }

@@ -1,12 +1,10 @@
 //! One address has as many answers as there are kinds of callers.
 
-use slotmesh_compile::{
-    Object, Severity,
-    builder::{
-        VirtualServiceBuilder, backend, http_route, parent, pod, rule, service, service_entry, sidecar,
-        tcp_route, to, virtual_service, workload,
-    },
+use slotmesh_builders::{
+    VirtualServiceBuilder, backend, http_route, parent, pod, rule, service, service_entry, sidecar,
+    tcp_route, to, virtual_service, workload,
 };
+use slotmesh_compile::{Object, Severity};
 use slotmesh_crds::{Delegate, HttpMatch, HttpRoute, TcpMatch, TcpRoute};
 use slotmesh_xds::ResourceType;
 

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use slotmesh_compile::{
-    Ancestor, ConditionType, Conditions, Object, ObjectKey,
-    builder::{backend, http_route, node, pod, policy, profile, rule, service, slice, to, virtual_service},
+use slotmesh_builders::{
+    backend, http_route, node, pod, policy, profile, rule, service, slice, to, virtual_service,
 };
+use slotmesh_compile::{Ancestor, ConditionType, Conditions, Object, ObjectKey};
 use slotmesh_crds::{
     gateway::{BackendRef, HttpRouteMatch, HttpRule, PathMatch},
     own::Balancing::RoundRobin,

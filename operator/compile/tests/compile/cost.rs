@@ -1,9 +1,7 @@
 //! One event costs what depends on it, however much else there is. Counted, not timed.
 
-use slotmesh_compile::{
-    Compiler, Object, Stats,
-    builder::{pod, rule, service, service_entry, slice, to, virtual_service, workload_entry},
-};
+use slotmesh_builders::{pod, rule, service, service_entry, slice, to, virtual_service, workload_entry};
+use slotmesh_compile::{Compiler, Object, Stats};
 
 fn shop(services: usize) -> Vec<Object> {
     let mut objects = Vec::new();

@@ -2,13 +2,11 @@
 
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use serde_json::json;
-use slotmesh_compile::{
-    CompileOptions, Conditions, Object, Severity,
-    builder::{
-        EntryBuilder, backend, http_route, node, pod, policy, rule, service, service_entry, slice, to,
-        virtual_service, workload, workload_entry,
-    },
+use slotmesh_builders::{
+    EntryBuilder, backend, http_route, node, pod, policy, rule, service, service_entry, slice, to,
+    virtual_service, workload, workload_entry,
 };
+use slotmesh_compile::{CompileOptions, Conditions, Object, Severity};
 use slotmesh_crds::WorkloadSelector;
 use slotmesh_xds::ResourceType;
 

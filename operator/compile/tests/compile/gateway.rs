@@ -1,12 +1,10 @@
 //! Gateway API routes on Services: who decides, weights, grants, and what can't be decided.
 
 use serde_json::json;
-use slotmesh_compile::{
-    CompileOptions, Object, Severity,
-    builder::{
-        backend, grant, grpc_route, http_route, parent, service, tcp_route, tls_route, to, virtual_service,
-    },
+use slotmesh_builders::{
+    backend, grant, grpc_route, http_route, parent, service, tcp_route, tls_route, to, virtual_service,
 };
+use slotmesh_compile::{CompileOptions, Object, Severity};
 use slotmesh_crds::gateway::{HttpRouteMatch, HttpRule, PathMatch};
 use slotmesh_xds::ResourceType;
 

@@ -3,7 +3,7 @@
 use std::{env, fmt::Write as _, fs, path::Path};
 
 use prost::Message as _;
-use slotmesh_compile::builder::{pod, rule, service, slice, to, virtual_service};
+use slotmesh_builders::{pod, rule, service, slice, to, virtual_service};
 use slotmesh_xds::{
     ResourceType, SlotSettings,
     envoy::envoy::config::{

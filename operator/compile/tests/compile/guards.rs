@@ -1,10 +1,8 @@
 //! What TrafficPolicies and DestinationRules say of endpoints that fail, and of how fast connections come.
 
 use prost::Message as _;
-use slotmesh_compile::{
-    Object, Severity,
-    builder::{RuleBuilder, policy, rule, service, slice, to, virtual_service},
-};
+use slotmesh_builders::{RuleBuilder, policy, rule, service, slice, to, virtual_service};
+use slotmesh_compile::{Object, Severity};
 use slotmesh_crds::{
     OutlierDetection,
     own::{Ejection, NewConnections, RateScope},

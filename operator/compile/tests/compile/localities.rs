@@ -3,12 +3,10 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::discovery::v1::Endpoint;
-use slotmesh_compile::{
-    Object, Severity,
-    builder::{
-        RuleBuilder, node, pod, policy, rule, service, service_entry, slice, to, virtual_service, workload,
-    },
+use slotmesh_builders::{
+    RuleBuilder, node, pod, policy, rule, service, service_entry, slice, to, virtual_service, workload,
 };
+use slotmesh_compile::{Object, Severity};
 use slotmesh_crds::{
     Distribute, Failover, LoadBalancer, LocalityLbSetting, OutlierDetection,
     own::{LocalityDistribution, LocalityFailover, LocalityPreference},

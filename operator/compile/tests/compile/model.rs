@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
-use slotmesh_compile::{
-    Object, ObjectName,
-    builder::{backend, http_route, pod, service, service_entry, sidecar, to, virtual_service, workload},
+use slotmesh_builders::{
+    backend, http_route, pod, service, service_entry, sidecar, to, virtual_service, workload,
 };
+use slotmesh_compile::{Object, ObjectName};
 use slotmesh_crds::{HttpMatch, HttpRoute};
 
 use crate::support::{Cluster, NOWHERE, ONWARD, cluster, udp_cluster};

@@ -2,10 +2,8 @@
 
 use envoy::config::listener::v3::Listener;
 use prost::Message as _;
-use slotmesh_compile::{
-    Object, Severity,
-    builder::{node, service, slice, to, virtual_service},
-};
+use slotmesh_builders::{node, service, slice, to, virtual_service};
+use slotmesh_compile::{Object, Severity};
 use slotmesh_xds::{Change, OF_NODES, ResourceType, envoy::envoy};
 
 use crate::support::{Cluster, address, cluster, udp_cluster};

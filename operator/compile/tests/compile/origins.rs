@@ -1,9 +1,7 @@
 //! Who asks where connections go is told of the objects that say so.
 
-use slotmesh_compile::{
-    Compiler, Readiness,
-    builder::{rule, service, slice, to, virtual_service},
-};
+use slotmesh_builders::{rule, service, slice, to, virtual_service};
+use slotmesh_compile::{Compiler, Readiness};
 
 #[test]
 fn the_objects_behind_a_listener_are_told_with_what_they_make() {

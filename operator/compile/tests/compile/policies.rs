@@ -1,9 +1,7 @@
 //! TrafficPolicies and the traffic policies of DestinationRules: how clusters spread connections.
 
-use slotmesh_compile::{
-    Severity,
-    builder::{RuleBuilder, policy, rule, service, slice, to, virtual_service},
-};
+use slotmesh_builders::{RuleBuilder, policy, rule, service, slice, to, virtual_service};
+use slotmesh_compile::Severity;
 use slotmesh_crds::{
     ConnectionPool, ConsistentHash as Hash, LoadBalancer, PortSelector, PortTrafficPolicy, TcpPool,
     own::Balancing::{ConsistentHash, LeastConnections, Random, RoundRobin},

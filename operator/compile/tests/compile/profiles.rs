@@ -1,10 +1,8 @@
 //! SlotProfiles: which node gets which settings.
 
 use prost::Message as _;
-use slotmesh_compile::{
-    Compiler, Object, Severity, Stats,
-    builder::{node, profile, service},
-};
+use slotmesh_builders::{node, profile, service};
+use slotmesh_compile::{Compiler, Object, Severity, Stats};
 use slotmesh_crds::own::{GrowthMode, SlotProfileSpec};
 use slotmesh_xds::{ResourceType, SlotGrowth, SlotSettings};
 

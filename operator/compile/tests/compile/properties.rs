@@ -7,13 +7,11 @@ use k8s_openapi::api::{
     discovery::v1::{EndpointHints, ForZone},
 };
 use proptest::prelude::*;
-use slotmesh_compile::{
-    CompileOptions, Compiler, Conditions, Object, ObjectKey, ObjectName, Report,
-    builder::{
-        backend, grant, grpc_route, http_route, node, pod, policy, profile, rule, service, service_entry,
-        sidecar, slice, tcp_route, tls_route, to, virtual_service, workload, workload_entry,
-    },
+use slotmesh_builders::{
+    backend, grant, grpc_route, http_route, node, pod, policy, profile, rule, service, service_entry,
+    sidecar, slice, tcp_route, tls_route, to, virtual_service, workload, workload_entry,
 };
+use slotmesh_compile::{CompileOptions, Compiler, Conditions, Object, ObjectKey, ObjectName, Report};
 use slotmesh_crds::{CallerSelector, Delegate, HttpMatch, HttpRoute};
 use slotmesh_xds::Resource;
 

@@ -4,10 +4,10 @@ use std::{collections::BTreeMap, path::Path};
 
 use prost::{Message as _, Name as _};
 use serde_json::{Value, json};
-use slotmesh_compile::{
-    CompileOptions, ConditionType, Object, Severity,
-    builder::{backend, grpc_route, http_route, pod, rule, service, slice, tcp_route, to, virtual_service},
+use slotmesh_builders::{
+    backend, grpc_route, http_route, pod, rule, service, slice, tcp_route, to, virtual_service,
 };
+use slotmesh_compile::{CompileOptions, ConditionType, Object, Severity};
 use slotmesh_crds::{
     DestinationRule, VirtualService,
     gateway::{GrpcRoute, HttpRoute},

@@ -1,10 +1,8 @@
 //! VirtualServices.
 
 use serde_json::{Value, json};
-use slotmesh_compile::{
-    Object, Severity,
-    builder::{VirtualServiceBuilder, pod, rule, service, slice, to, virtual_service},
-};
+use slotmesh_builders::{VirtualServiceBuilder, pod, rule, service, slice, to, virtual_service};
+use slotmesh_compile::{Object, Severity};
 use slotmesh_crds as crds;
 use slotmesh_xds::ResourceType;
 

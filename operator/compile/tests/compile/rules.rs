@@ -1,9 +1,9 @@
 //! Which DestinationRules are in force, and what they say together.
 
-use slotmesh_compile::{
-    CompileOptions, Object, Severity,
-    builder::{RuleBuilder, pod, rule, service, service_entry, slice, to, virtual_service, workload},
+use slotmesh_builders::{
+    RuleBuilder, pod, rule, service, service_entry, slice, to, virtual_service, workload,
 };
+use slotmesh_compile::{CompileOptions, Object, Severity};
 use slotmesh_crds as crds;
 
 use crate::support::{Cluster, NOWHERE, cluster};

@@ -10,10 +10,10 @@ use k8s_openapi::{
     },
     apimachinery::pkg::util::intstr::IntOrString,
 };
-use slotmesh_compile::{
-    Object, Severity,
-    builder::{ServiceBuilder, pod, rule, service, service_entry, slice, to, virtual_service, workload},
+use slotmesh_builders::{
+    ServiceBuilder, pod, rule, service, service_entry, slice, to, virtual_service, workload,
 };
+use slotmesh_compile::{Object, Severity};
 use slotmesh_xds::{Change, ResourceType};
 
 use crate::support::{Cluster, cluster};

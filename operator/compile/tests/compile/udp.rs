@@ -1,12 +1,9 @@
 //! UDP ports: their own listeners, clusters and endpoints, beside TCP ports of the same number.
 
-use slotmesh_compile::{
-    Severity,
-    builder::{
-        backend, policy, rule, service, service_entry, sidecar, slice, tcp_route, to, virtual_service,
-        workload,
-    },
+use slotmesh_builders::{
+    backend, policy, rule, service, service_entry, sidecar, slice, tcp_route, to, virtual_service, workload,
 };
+use slotmesh_compile::Severity;
 use slotmesh_crds::own::Balancing;
 use slotmesh_xds::ResourceType;
 

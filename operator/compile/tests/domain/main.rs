@@ -1,9 +1,7 @@
 //! A cluster with a DNS domain of its own. In a process of its own: the domain is one for all of it.
 
-use slotmesh_compile::{
-    ClusterDomain, Compiler,
-    builder::{service, service_entry, to, virtual_service},
-};
+use slotmesh_builders::{service, service_entry, to, virtual_service};
+use slotmesh_compile::{ClusterDomain, Compiler};
 use slotmesh_xds::ResourceType;
 
 #[test]

@@ -3,10 +3,8 @@
 use std::{collections::BTreeMap, time::Instant};
 
 use proptest::prelude::*;
-use slotmesh_compile::{
-    Compiler, Object,
-    builder::{rule, service, service_entry, sidecar, slice, to, virtual_service, workload},
-};
+use slotmesh_builders::{rule, service, service_entry, sidecar, slice, to, virtual_service, workload};
+use slotmesh_compile::{Compiler, Object};
 use slotmesh_serve::{Reached, Scope as _};
 
 use super::*;

@@ -5,7 +5,7 @@ use k8s_openapi::{
     apimachinery::pkg::util::intstr::IntOrString,
 };
 use proptest::prelude::*;
-use slotmesh_compile::builder::{PodBuilder, pod, service, slice};
+use slotmesh_builders::{PodBuilder, pod, service, slice};
 
 use super::*;
 
