@@ -17,7 +17,7 @@ use prost::Message as _;
 use slotmesh_xds::{Transport, Version};
 
 use crate::{
-    Index, ObjectName,
+    Index, ObjectName, ServiceId,
     model::{Caller, PortKey, Traffic},
     names::cluster_name,
     rules::Rules,
@@ -92,7 +92,7 @@ impl<'a> Backend<'a> {
 }
 
 /// All clusters of a Service, in the order of ports, the whole before subsets.
-pub(crate) fn backends<'a>(index: &'a Index, name: &ObjectName) -> Vec<Backend<'a>> {
+pub(crate) fn backends<'a>(index: &'a Index, name: &ServiceId) -> Vec<Backend<'a>> {
     let Some(service) = index.service(name) else { return Vec::new() };
     let own = index.own_rules(name);
     let mut views = vec![own.clone()];
@@ -126,7 +126,7 @@ pub(crate) fn backends<'a>(index: &'a Index, name: &ObjectName) -> Vec<Backend<'
 /// defines the subset, neither among those for the caller nor among those for callers of that namespace.
 pub(crate) fn backend<'a>(
     index: &'a Index,
-    name: &ObjectName,
+    name: &ServiceId,
     (port, subset): (PortKey, &'a str),
     caller: Caller<'_>,
     author: &Arc<str>,

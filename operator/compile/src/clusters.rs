@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use slotmesh_xds::Transport;
 
 use crate::{
-    Index, Kind, ObjectKey, ObjectName, Reason, Report,
+    Index, Kind, ObjectKey, ObjectName, Reason, Report, ServiceId,
     backends::{Backend, backends},
     compiler::Compiled,
     envoy,
@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Compiles the clusters of a Service, and says which policies, rules and ServiceEntries for it have no effect.
-pub(crate) fn compile(index: &Index, name: &ObjectName) -> Compiled {
+pub(crate) fn compile(index: &Index, name: &ServiceId) -> Compiled {
     let host = index.host(name);
     let resources = backends(index, name).into_iter().map(|backend| {
         let mut traffic = traffic(index, name, &backend);
@@ -49,7 +49,7 @@ pub(crate) fn compile(index: &Index, name: &ObjectName) -> Compiled {
 }
 
 /// How connections to a cluster are treated.
-pub(crate) fn traffic(index: &Index, name: &ObjectName, backend: &Backend<'_>) -> Traffic {
+pub(crate) fn traffic(index: &Index, name: &ServiceId, backend: &Backend<'_>) -> Traffic {
     let port = index.service(name).and_then(|service| service.port(backend.port));
     let policies = port.into_iter().flat_map(|port| in_force(index, name, port));
     let of_policies =
@@ -58,7 +58,7 @@ pub(crate) fn traffic(index: &Index, name: &ObjectName, backend: &Backend<'_>) -
 }
 
 /// Who says how callers choose among the localities of a cluster.
-pub(crate) fn says_localities(index: &Index, name: &ObjectName, backend: &Backend<'_>) -> Option<ObjectKey> {
+pub(crate) fn says_localities(index: &Index, name: &ServiceId, backend: &Backend<'_>) -> Option<ObjectKey> {
     let port = index.service(name).and_then(|service| service.port(backend.port));
     let mut policies = port.into_iter().flat_map(|port| in_force(index, name, port));
     let policy = policies.find(|(_, policy, _)| policy.traffic.localities.is_some());
@@ -78,7 +78,7 @@ pub(crate) fn says_localities(index: &Index, name: &ObjectName, backend: &Backen
 type Attached<'a> = (&'a ObjectName, &'a TrafficPolicy, &'a Target);
 
 /// The policies for a Service with their targets, the oldest first.
-fn attached<'a>(index: &'a Index, name: &'a ObjectName) -> impl Iterator<Item = Attached<'a>> {
+fn attached<'a>(index: &'a Index, name: &'a ServiceId) -> impl Iterator<Item = Attached<'a>> {
     let policies = index.relations.policies.of(name).map(|(_, policy)| policy);
     policies.filter_map(|key| Some((key, index.policy(key)?))).flat_map(move |(key, policy)| {
         policy.targets.iter().filter(move |t| t.service == *name).map(move |target| (key, policy, target))
@@ -88,7 +88,7 @@ fn attached<'a>(index: &'a Index, name: &'a ObjectName) -> impl Iterator<Item = 
 /// The policies in force for a port: one for this port, then one for all.
 fn in_force<'a>(
     index: &'a Index,
-    name: &'a ObjectName,
+    name: &'a ServiceId,
     port: &ServicePort,
 ) -> impl Iterator<Item = Attached<'a>> {
     let exists = index.service_for(Kind::TrafficPolicy, name).is_some();
@@ -111,7 +111,7 @@ pub(crate) fn of_policy(index: &Index, policy: &ObjectName, target: &Target) -> 
 }
 
 /// The policies that have no effect on this Service.
-fn policy_reports(index: &Index, name: &ObjectName) -> Vec<Report> {
+fn policy_reports(index: &Index, name: &ServiceId) -> Vec<Report> {
     let mut reports = Vec::new();
     let mut say = |key: &ObjectName, reason: Reason, field: String, message: String| {
         let mut found = Findings::new(index.object_ref(Kind::TrafficPolicy, key));
@@ -154,7 +154,7 @@ fn policy_reports(index: &Index, name: &ObjectName) -> Vec<Report> {
 }
 
 /// The policies that bound connections to UDP ports only: there are none.
-fn limits_of_udp(index: &Index, name: &ObjectName) -> Vec<Report> {
+fn limits_of_udp(index: &Index, name: &ServiceId) -> Vec<Report> {
     let Some(service) = index.service_for(Kind::TrafficPolicy, name) else { return Vec::new() };
     let mut reports = Vec::new();
     for (key, policy, target) in attached(index, name) {
@@ -176,7 +176,7 @@ fn limits_of_udp(index: &Index, name: &ObjectName) -> Vec<Report> {
 }
 
 /// What of the rules for a Service has no effect.
-fn rule_reports(index: &Index, name: &ObjectName) -> Vec<Report> {
+fn rule_reports(index: &Index, name: &ServiceId) -> Vec<Report> {
     let mut reports = Vec::new();
     let all = index.relations.rules.of(&HostPattern::One(name.clone())).map(|(.., rule)| rule);
     let exists = index.service(name).is_some();
@@ -209,7 +209,7 @@ fn rule_reports(index: &Index, name: &ObjectName) -> Vec<Report> {
 }
 
 /// What older rules of the namespace say already, to all who see this one.
-fn behind_older(index: &Index, name: &ObjectName, rule: &ObjectName, found: &mut Findings) {
+fn behind_older(index: &Index, name: &ServiceId, rule: &ObjectName, found: &mut Findings) {
     let Some(model) = index.rule_named(rule) else { return };
     let own = index.own_rules(name);
     let namespace = Caller::Of(&rule.namespace);
@@ -235,7 +235,7 @@ fn behind_older(index: &Index, name: &ObjectName, rule: &ObjectName, found: &mut
 }
 
 /// The ServiceEntries that have no effect on this host, because it is that of a Service or of another namespace.
-fn entry_reports(index: &Index, name: &ObjectName) -> Vec<Report> {
+fn entry_reports(index: &Index, name: &ServiceId) -> Vec<Report> {
     let entries = index.relations.service_entries.of(name).map(|(_, entry)| entry);
     // Of others something else is said.
     let entries =

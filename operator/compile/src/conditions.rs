@@ -18,7 +18,7 @@ use std::collections::{BTreeSet, HashMap};
 use slotmesh_xds::{Resource, ResourceName, ResourceType, Version};
 
 use crate::{
-    Index, Kind, ObjectKey, ObjectName, Reason, Report, Severity, Unit, clusters,
+    Index, Kind, ObjectKey, ObjectName, Reason, Report, ServiceId, Severity, Unit, clusters,
     compiler::Compiled,
     model::{Host, PortKey, Route, Target},
     patterns::HostPattern,
@@ -104,7 +104,7 @@ pub struct Ancestor {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct At {
     /// The Service.
-    pub service: ObjectName,
+    pub service: ServiceId,
     /// The name of its port, where the object is for one only by name.
     pub section: Option<String>,
     /// The number of its port, where the object is for one only by number.
@@ -161,7 +161,7 @@ enum Made<'a> {
     /// All of these units.
     Units(Vec<Unit>),
     /// This host, with its addresses.
-    Host(ObjectName),
+    Host(ServiceId),
     /// What leads connections to the ports that this covers where its rules say.
     Routes(&'a Host),
     /// The clusters of the ports for which it is in force.
@@ -198,7 +198,7 @@ impl Place<'_> {
 
 /// Where an object is attached, and what it has made there. None where it is none of ours.
 fn places<'a>(index: &'a Index, object: &ObjectKey) -> Vec<Place<'a>> {
-    let at = |service: &ObjectName, field: &str| At {
+    let at = |service: &ServiceId, field: &str| At {
         service: service.clone(),
         section: None,
         port: None,

@@ -17,7 +17,7 @@ use std::{
 use slotmesh_xds::{EndpointHints, LocalityPolicy};
 
 use crate::{
-    Index, Kind, ObjectName, Reason, Report,
+    Index, Kind, ObjectName, Reason, Report, ServiceId,
     backends::{Backend, backends},
     clusters,
     compiler::Compiled,
@@ -58,7 +58,7 @@ impl Candidate<'_> {
 type Candidates<'a> = BTreeMap<SocketAddr, Candidate<'a>>;
 
 /// Compiles the assignments of a Service.
-pub(crate) fn compile(index: &Index, name: &ObjectName) -> Compiled {
+pub(crate) fn compile(index: &Index, name: &ServiceId) -> Compiled {
     let Some(service) = index.service(name) else { return Compiled::default() };
     let host = index.host(name);
     let mut reports = mismatched(index, name, service);
@@ -113,7 +113,7 @@ pub(crate) fn compile(index: &Index, name: &ObjectName) -> Compiled {
 /// Says that connections to a Service, or those that routes send to a subset of it, are refused.
 fn without_endpoints(
     index: &Index,
-    name: &ObjectName,
+    name: &ServiceId,
     (subset, definer): (&str, Option<&ObjectName>),
     labels: Option<&BTreeMap<String, String>>,
     ports: &[String],
@@ -147,7 +147,7 @@ fn asks_for_labels(policy: &LocalityPolicy) -> bool {
 /// Says which shares of localities go to the others, as they have no endpoint.
 fn shares_of_nobody(
     index: &Index,
-    name: &ObjectName,
+    name: &ServiceId,
     backend: &Backend<'_>,
     policy: &LocalityPolicy,
     candidates: &Candidates<'_>,
@@ -181,7 +181,7 @@ fn shares_of_nobody(
 }
 
 /// The slices whose ports have no name that a port of the Service has: their endpoints are never used.
-fn mismatched(index: &Index, name: &ObjectName, service: &Service) -> Vec<Report> {
+fn mismatched(index: &Index, name: &ServiceId, service: &Service) -> Vec<Report> {
     let mut reports = Vec::new();
     for (slice_name, slice) in index.slices(name) {
         let named = |slice_port: &SlicePort| service.ports.iter().any(|port| slice_port.is_of(port));
@@ -217,7 +217,7 @@ struct Wanted {
 /// All endpoints that have this port, each address once.
 fn candidates<'a>(
     index: &'a Index,
-    name: &ObjectName,
+    name: &ServiceId,
     port: &ServicePort,
     wanted: Wanted,
     reports: &mut Vec<Report>,
@@ -256,7 +256,7 @@ fn candidates<'a>(
 /// What an object names or selects itself, beside slices.
 fn add_workloads<'a>(
     index: &'a Index,
-    name: &ObjectName,
+    name: &ServiceId,
     backing: &Backing<'a>,
     port: &ServicePort,
     found: &mut Candidates<'a>,

@@ -23,7 +23,7 @@ use std::{
 
 use self::objects::{Effects, Entries, Objects, Origin};
 use crate::{
-    CompileOptions, Kind, Object, ObjectKey, ObjectName, ObjectRef, Report, Source,
+    CompileOptions, Kind, Object, ObjectKey, ObjectName, ObjectRef, Report, ServiceId, Source,
     classes::Classes,
     links::Relations,
     model::{
@@ -41,11 +41,11 @@ pub enum Unit {
     /// What reading an object found.
     Object(ObjectKey),
     /// The clusters of a Service, or of a host of a ServiceEntry.
-    Clusters(ObjectName),
+    Clusters(ServiceId),
     /// The endpoint assignments of one.
-    Endpoints(ObjectName),
+    Endpoints(ServiceId),
     /// The listeners and route configurations of one.
-    Routing(ObjectName),
+    Routing(ServiceId),
     /// The settings of the slots of a node.
     Settings(ObjectName),
     /// The addresses of a node, at which NodePorts are.
@@ -65,7 +65,7 @@ pub enum Unit {
 pub struct Index {
     objects: Objects,
     /// What several ServiceEntries say together of a host.
-    merged: HashMap<ObjectName, Service>,
+    merged: HashMap<ServiceId, Service>,
     amounts: amounts::Amounts,
     pub(crate) relations: Relations,
     pub(crate) classes: Classes,
@@ -150,7 +150,7 @@ impl Index {
     }
 
     /// Puts together what ServiceEntries say of a host.
-    fn merge(&mut self, host: &ObjectName) {
+    fn merge(&mut self, host: &ServiceId) {
         let parts: Vec<&Service> = self.parts(host).map(|(_, _, service)| service).collect();
         if let [first, _, ..] = parts[..] {
             let merged = parts.iter().skip(1).fold(first.clone(), |merged, part| merged.merge(part));
@@ -161,14 +161,14 @@ impl Index {
     }
 
     /// What connections are made to under this name: a Service, or a host of ServiceEntries.
-    pub(crate) fn service(&self, name: &ObjectName) -> Option<&Service> {
+    pub(crate) fn service(&self, name: &ServiceId) -> Option<&Service> {
         let part = || self.parts(name).next().map(|(_, _, service)| service);
         self.own_service(name).or_else(|| self.merged.get(name)).or_else(part)
     }
 
     /// What ServiceEntries say of a host, the oldest first: those of the namespace of the oldest, which are merged by
     /// address and port. Others have no effect on it.
-    fn parts(&self, host: &ObjectName) -> impl Iterator<Item = (&ObjectName, &ServiceEntry, &Service)> {
+    fn parts(&self, host: &ServiceId) -> impl Iterator<Item = (&ObjectName, &ServiceEntry, &Service)> {
         let entries = self.relations.service_entries.of(host).map(|(_, entry)| entry);
         let owner = self.service_entry_of(host).map(|(first, _)| &first.namespace);
         entries.filter(move |entry| Some(&entry.namespace) == owner).filter_map(|name| {
@@ -179,12 +179,12 @@ impl Index {
     }
 
     /// Tells whether a route names this subset of a Service; the empty one is all of it.
-    pub(crate) fn is_led_to(&self, name: &ObjectName, subset: &str) -> bool {
+    pub(crate) fn is_led_to(&self, name: &ServiceId, subset: &str) -> bool {
         self.relations.led_to.of(&(name.clone(), subset.to_owned())).any(|by| self.fits(by))
     }
 
     /// Places at which a port is reached: its addresses and NodePorts, each with the object that names it.
-    pub(crate) fn places(&self, name: &ObjectName, port: PortKey) -> Vec<(IpAddr, PortKey, ObjectKey)> {
+    pub(crate) fn places(&self, name: &ServiceId, port: PortKey) -> Vec<(IpAddr, PortKey, ObjectKey)> {
         let mut places: Vec<_> =
             self.addresses(name, port).into_iter().map(|(ip, by)| (ip, port, by)).collect();
         for backing in self.backings(name) {
@@ -196,7 +196,7 @@ impl Index {
     }
 
     /// The addresses of a port, each with the object that names it.
-    pub(crate) fn addresses(&self, name: &ObjectName, port: PortKey) -> Vec<(IpAddr, ObjectKey)> {
+    pub(crate) fn addresses(&self, name: &ServiceId, port: PortKey) -> Vec<(IpAddr, ObjectKey)> {
         let mut addresses = Vec::new();
         for backing in self.backings(name) {
             if backing.service.port(port).is_some() {
@@ -207,10 +207,10 @@ impl Index {
     }
 
     /// The objects that a Service, or a host of ServiceEntries, is made of.
-    pub(crate) fn backings(&self, name: &ObjectName) -> Vec<Backing<'_>> {
+    pub(crate) fn backings(&self, name: &ServiceId) -> Vec<Backing<'_>> {
         let key = |kind, name: &ObjectName| ObjectKey { kind, name: name.clone() };
-        match self.own_service(name) {
-            Some(service) => vec![Backing { by: key(Kind::Service, name), service, endpoints: &[] }],
+        match name.object().zip(self.own_service(name)) {
+            Some((name, service)) => vec![Backing { by: key(Kind::Service, name), service, endpoints: &[] }],
             None => {
                 let parts = self.parts(name).map(|(entry_name, entry, service)| {
                     let by = key(Kind::ServiceEntry, entry_name);
@@ -222,7 +222,7 @@ impl Index {
     }
 
     /// As [`service`](Self::service), for objects of this kind: only Istio's know hosts of ServiceEntries.
-    pub(crate) fn service_for(&self, kind: Kind, name: &ObjectName) -> Option<&Service> {
+    pub(crate) fn service_for(&self, kind: Kind, name: &ServiceId) -> Option<&Service> {
         match kind {
             Kind::VirtualService | Kind::DestinationRule => self.service(name),
             _ => self.own_service(name),
@@ -230,12 +230,13 @@ impl Index {
     }
 
     /// The Service of this name, if it is one.
-    pub(crate) fn own_service(&self, name: &ObjectName) -> Option<&Service> {
+    pub(crate) fn own_service(&self, name: &ServiceId) -> Option<&Service> {
+        let name = name.object()?;
         self.objects.services.get(name).filter(|_| self.has_room(Kind::Service, name))
     }
 
     /// The first of the ServiceEntries in force for a host.
-    fn service_entry_of(&self, host: &ObjectName) -> Option<(&ObjectName, &ServiceEntry)> {
+    fn service_entry_of(&self, host: &ServiceId) -> Option<(&ObjectName, &ServiceEntry)> {
         let entries = self.relations.service_entries.of(host).map(|(_, entry)| entry);
         let mut entries = entries.filter(|name| self.has_room(Kind::ServiceEntry, name));
         entries.find_map(|name| Some((name, self.service_entry(name)?)))
@@ -247,16 +248,16 @@ impl Index {
     }
 
     /// The Service or ServiceEntry that [`service`](Self::service) is of.
-    pub(crate) fn provider(&self, name: &ObjectName) -> Option<ObjectKey> {
-        let (kind, object) = match self.own_service(name) {
-            Some(_) => (Kind::Service, name),
+    pub(crate) fn provider(&self, name: &ServiceId) -> Option<ObjectKey> {
+        let (kind, object) = match name.object().filter(|_| self.own_service(name).is_some()) {
+            Some(service) => (Kind::Service, service),
             None => (Kind::ServiceEntry, self.service_entry_of(name)?.0),
         };
         Some(ObjectKey { kind, name: object.clone() })
     }
 
     /// The host name by which resources are called.
-    pub(crate) fn host(&self, name: &ObjectName) -> String {
+    pub(crate) fn host(&self, name: &ServiceId) -> String {
         match self.provider(name) {
             Some(provider) if provider.kind == Kind::ServiceEntry => name.external_host(),
             _ => name.host(),
@@ -264,8 +265,8 @@ impl Index {
     }
 
     /// The text for users where [`service`](Self::service) has nothing.
-    pub(crate) fn absent(&self, name: &ObjectName) -> String {
-        let held = self.objects.services.get(name).is_some();
+    pub(crate) fn absent(&self, name: &ServiceId) -> String {
+        let held = name.object().is_some_and(|name| self.objects.services.get(name).is_some());
         let entry = self.relations.service_entries.first(name).map(|(_, entry)| entry);
         match (held, entry) {
             (true, _) => format!("Service {name} is beyond what it, or its namespace, may make"),
@@ -277,11 +278,13 @@ impl Index {
     }
 
     /// What users are told of [`service`](Self::service).
-    pub(crate) fn called(&self, name: &ObjectName) -> String {
+    pub(crate) fn called(&self, name: &ServiceId) -> String {
         match self.provider(name) {
             Some(provider) if provider.kind == Kind::ServiceEntry => format!("host {}", name.external_host()),
-            _ if name.namespace.is_empty() => format!("host {name}"),
-            _ => format!("Service {name}"),
+            _ => match name {
+                ServiceId::Host(host) => format!("host {host}"),
+                ServiceId::Service(name) => format!("Service {name}"),
+            },
         }
     }
 
@@ -293,7 +296,7 @@ impl Index {
     }
 
     /// Who sees the ServiceEntries of a host, where it is one.
-    pub(crate) fn exports(&self, name: &ObjectName) -> impl Iterator<Item = &Export> {
+    pub(crate) fn exports(&self, name: &ServiceId) -> impl Iterator<Item = &Export> {
         let is_service = self.own_service(name).is_some();
         self.parts(name).filter(move |_| !is_service).map(|(_, entry, _)| &entry.export)
     }
@@ -343,13 +346,14 @@ impl Index {
         self.objects.rules.get(name)
     }
 
-    pub(crate) fn slices(&self, service: &ObjectName) -> impl Iterator<Item = (&ObjectName, &EndpointSlice)> {
-        let own = self.own_service(service).map(|_| self.relations.slices.of(service));
+    pub(crate) fn slices(&self, service: &ServiceId) -> impl Iterator<Item = (&ObjectName, &EndpointSlice)> {
+        let own = service.object().filter(|_| self.own_service(service).is_some());
+        let own = own.map(|name| self.relations.slices.of(name));
         own.into_iter().flatten().filter_map(|name| Some((name, self.objects.slices.get(name)?)))
     }
 
     /// The field by which a Service asks for what isn't known here: connections to it are left to kube-proxy.
-    pub(crate) fn left_to_kube_proxy(&self, name: &ObjectName) -> Option<&'static str> {
+    pub(crate) fn left_to_kube_proxy(&self, name: &ServiceId) -> Option<&'static str> {
         self.own_service(name)?.left
     }
 

@@ -42,6 +42,7 @@ mod report;
 mod reserved;
 mod routing;
 mod rules;
+mod service_id;
 mod settings;
 
 pub use audience::Audience;
@@ -55,3 +56,4 @@ pub use object::{Object, ObjectKey, ObjectName, Source};
 pub use options::CompileOptions;
 pub use origins::{EndpointOrigin, OriginObject, Origins, Readiness};
 pub use report::{ObjectRef, Reason, Report, Severity};
+pub use service_id::ServiceId;

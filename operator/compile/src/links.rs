@@ -12,7 +12,7 @@ use std::{
 };
 
 use crate::{
-    Cidr, Kind, ObjectKey, ObjectName, Unit,
+    Cidr, Kind, ObjectKey, ObjectName, ServiceId, Unit,
     classes::Ask,
     model::{
         Age, DestinationRule, EndpointSlice, NotCompiled, Pod, PortKey, Routes, Service, ServiceEntry,
@@ -41,7 +41,7 @@ pub(crate) struct Claim {
     age: Age,
     pub(crate) object: ObjectKey,
     /// What the connections are for.
-    pub(crate) service: ObjectName,
+    pub(crate) service: ServiceId,
 }
 
 /// The reverse indexes. "Service" means the name of one, or of a host; it need not exist.
@@ -54,9 +54,9 @@ pub(crate) struct Relations {
     /// Address -> the Services that have it as an external address.
     external_addresses: Relation<IpAddr, ObjectName>,
     /// Address -> the hosts of ServiceEntries that want it.
-    entry_addresses: BTreeMap<IpAddr, BTreeSet<(ObjectName, ObjectName)>>,
+    entry_addresses: BTreeMap<IpAddr, BTreeSet<(ServiceId, ObjectName)>>,
     /// Host -> the addresses that ServiceEntries want for it.
-    host_addresses: Relation<ObjectName, (IpAddr, ObjectName)>,
+    host_addresses: Relation<ServiceId, (IpAddr, ObjectName)>,
     /// Address -> the Nodes that have it.
     pub(crate) node_addresses: Relation<IpAddr, ObjectName>,
     /// Range -> the ServiceCIDRs that have it.
@@ -66,9 +66,9 @@ pub(crate) struct Relations {
     /// Range -> the Nodes whose Pods have addresses of it.
     pub(crate) pod_ranges: Relation<Cidr, ObjectName>,
     /// Host -> the ServiceEntries that have it, the oldest first.
-    pub(crate) service_entries: Relation<ObjectName, (Age, ObjectName)>,
+    pub(crate) service_entries: Relation<ServiceId, (Age, ObjectName)>,
     /// Label -> (Service, by what) that selects workloads by it, among others.
-    pub(crate) selecting: Relation<Label, (ObjectName, ObjectKey)>,
+    pub(crate) selecting: Relation<Label, (ServiceId, ObjectKey)>,
     /// Label -> the WorkloadEntries that carry it.
     pub(crate) workloads: Relation<Label, ObjectName>,
     /// Label -> the Pods that carry it.
@@ -82,29 +82,29 @@ pub(crate) struct Relations {
     /// Address -> pods that have it.
     pub(crate) pods: Relation<IpAddr, ObjectName>,
     /// Service -> the objects that route its connections, in the order in which they count.
-    pub(crate) routes: Relation<ObjectName, Ranked>,
+    pub(crate) routes: Relation<ServiceId, Ranked>,
     /// The same for those that name hosts by a wildcard.
     pub(crate) wild_routes: Relation<Suffix, Ranked>,
     /// Namespace -> its Sidecars, the oldest first.
     pub(crate) sidecars: BTreeMap<Arc<str>, BTreeSet<(Age, ObjectName)>>,
     /// Host, from behind -> (the Service or host, by what) that has it.
-    hosts: BTreeMap<String, BTreeSet<(ObjectName, ObjectKey)>>,
+    hosts: BTreeMap<String, BTreeSet<(ServiceId, ObjectKey)>>,
     /// Namespace -> how many Pods it has.
     pub(crate) populated: BTreeMap<Arc<str>, usize>,
     /// Service -> (what is routed, by what) that send connections to it.
-    destinations: Relation<ObjectName, (HostPattern, ObjectKey)>,
+    destinations: Relation<ServiceId, (HostPattern, ObjectKey)>,
     /// Service -> the VirtualServices that others delegate to and that send connections to it.
-    delegate_destinations: Relation<ObjectName, ObjectName>,
+    delegate_destinations: Relation<ServiceId, ObjectName>,
     /// VirtualService -> (what is routed, by what) that delegates to it.
     pub(crate) delegating: Relation<ObjectName, (HostPattern, ObjectKey)>,
     /// Service and subset -> the objects with routes that lead there.
-    pub(crate) led_to: Relation<(ObjectName, String), ObjectKey>,
+    pub(crate) led_to: Relation<(ServiceId, String), ObjectKey>,
     /// Namespace -> (routed Service, by what) that send connections there from another namespace.
     crossing: Relation<Arc<str>, (HostPattern, ObjectKey)>,
     /// Namespace -> its ReferenceGrants.
     pub(crate) grants: Relation<Arc<str>, ObjectName>,
     /// Service -> the TrafficPolicies for it, the oldest first.
-    pub(crate) policies: Relation<ObjectName, (Age, ObjectName)>,
+    pub(crate) policies: Relation<ServiceId, (Age, ObjectName)>,
     /// What a DestinationRule is for -> these by namespace, the oldest first.
     pub(crate) rules: Relation<HostPattern, (Arc<str>, Age, ObjectName)>,
     /// How many of them name hosts by a wildcard.
@@ -119,7 +119,7 @@ pub(crate) struct Relations {
 
 impl Relations {
     /// All whose routes lead to this Service.
-    fn touch_routes_to(&self, service: &ObjectName, dirty: &mut BTreeSet<Unit>) {
+    fn touch_routes_to(&self, service: &ServiceId, dirty: &mut BTreeSet<Unit>) {
         self.destinations.of(service).for_each(|(routed, _)| self.touch_routing(routed, dirty));
         self.delegate_destinations.of(service).for_each(|delegate| self.touch_delegating(delegate, dirty));
     }
@@ -134,7 +134,7 @@ impl Relations {
     }
 
     /// The Services and hosts that a pattern stands for; one that is named need not exist.
-    pub(crate) fn services(&self, pattern: &HostPattern) -> BTreeSet<ObjectName> {
+    pub(crate) fn services(&self, pattern: &HostPattern) -> BTreeSet<ServiceId> {
         match pattern {
             HostPattern::One(name) => BTreeSet::from([name.clone()]),
             HostPattern::Under(suffix) => self.hosts_under(suffix).map(|(name, _)| name.clone()).collect(),
@@ -142,7 +142,7 @@ impl Relations {
     }
 
     /// The hosts under a wildcard, each with the object that has it.
-    pub(crate) fn hosts_under(&self, suffix: &Suffix) -> impl Iterator<Item = &(ObjectName, ObjectKey)> {
+    pub(crate) fn hosts_under(&self, suffix: &Suffix) -> impl Iterator<Item = &(ServiceId, ObjectKey)> {
         let start = suffix.reversed();
         let from = self.hosts.range(start.clone()..);
         from.take_while(move |(host, _)| host.starts_with(&start)).flat_map(|(_, names)| names)
@@ -161,14 +161,14 @@ impl Relations {
     }
 
     /// The objects with routes that name hosts by a wildcard which may stand for this Service or host.
-    pub(crate) fn wild_routes_of(&self, service: &ObjectName) -> BTreeSet<&Ranked> {
+    pub(crate) fn wild_routes_of(&self, service: &ServiceId) -> BTreeSet<&Ranked> {
         let hosts = [service.host(), service.external_host()];
         let suffixes = hosts.iter().flat_map(|host| Suffix::of(host)).collect::<BTreeSet<_>>();
         suffixes.into_iter().flat_map(|suffix| self.wild_routes.of(&suffix).collect::<Vec<_>>()).collect()
     }
 
     /// Notes a host by what ends it, or forgets it.
-    fn host(&mut self, name: &ObjectName, by: &ObjectKey, is_there: bool) {
+    fn host(&mut self, name: &ServiceId, by: &ObjectKey, is_there: bool) {
         let host = if by.kind == Kind::Service { name.host() } else { name.external_host() };
         let names = self.hosts.entry(reversed(&host)).or_default();
         if is_there {
@@ -194,11 +194,11 @@ impl Relations {
         dirty: &mut BTreeSet<Unit>,
     ) {
         let named = |service: &ObjectName| {
-            let service = HostPattern::One(service.clone());
+            let service = HostPattern::One(service.clone().into());
             self.rules.first(&service).is_some() || self.located.first(&service).is_some()
         };
         let with_subsets = services.filter(|(service, _)| self.wild_rules > 0 || named(service));
-        dirty.extend(with_subsets.map(|(service, _)| Unit::Endpoints(service.clone())));
+        dirty.extend(with_subsets.map(|(service, _)| Unit::Endpoints(service.clone().into())));
     }
 }
 
@@ -221,7 +221,7 @@ pub(crate) trait Model {
         None
     }
     /// The Services and subsets to which it leads.
-    fn leads_to(&self) -> BTreeSet<(ObjectName, String)> {
+    fn leads_to(&self) -> BTreeSet<(ServiceId, String)> {
         BTreeSet::new()
     }
     /// The labels of callers that it asks for.
@@ -284,7 +284,7 @@ impl Service {
         self.ports.iter().flat_map(|port| self.node_ports(port)).count()
     }
 
-    fn claim(&self, name: &ObjectName, by: &ObjectKey, is_external: bool) -> Claim {
+    fn claim(&self, name: &ServiceId, by: &ObjectKey, is_external: bool) -> Claim {
         Claim { kind: by.kind, is_external, age: self.age, object: by.clone(), service: name.clone() }
     }
 
@@ -295,16 +295,16 @@ impl Service {
     }
 
     /// `by` is the object that says so.
-    fn link_as(&self, name: &ObjectName, by: &ObjectKey, to: &mut Relations) {
+    fn link_as(&self, name: &ServiceId, by: &ObjectKey, to: &mut Relations) {
         to.host(name, by, true);
         to.node_ports += self.count_node_ports();
         for (vip, is_external) in self.claims() {
             to.claims.link(vip, self.claim(name, by, is_external));
         }
-        self.external.iter().for_each(|(ip, _)| to.external_addresses.link(*ip, name.clone()));
+        self.external.iter().for_each(|(ip, _)| to.external_addresses.link(*ip, by.name.clone()));
         for ip in &self.vips {
             if by.kind == Kind::Service {
-                to.service_addresses.link(*ip, name.clone());
+                to.service_addresses.link(*ip, by.name.clone());
             } else {
                 to.entry_addresses.entry(*ip).or_default().insert((name.clone(), by.name.clone()));
                 to.host_addresses.link(name.clone(), (*ip, by.name.clone()));
@@ -315,16 +315,16 @@ impl Service {
         }
     }
 
-    fn unlink_as(&self, name: &ObjectName, by: &ObjectKey, from: &mut Relations) {
+    fn unlink_as(&self, name: &ServiceId, by: &ObjectKey, from: &mut Relations) {
         from.host(name, by, false);
         from.node_ports -= self.count_node_ports();
         for (vip, is_external) in self.claims() {
             from.claims.unlink(&vip, &self.claim(name, by, is_external));
         }
-        self.external.iter().for_each(|(ip, _)| from.external_addresses.unlink(ip, name));
+        self.external.iter().for_each(|(ip, _)| from.external_addresses.unlink(ip, &by.name));
         for ip in &self.vips {
             if by.kind == Kind::Service {
-                from.service_addresses.unlink(ip, name);
+                from.service_addresses.unlink(ip, &by.name);
                 continue;
             }
             from.host_addresses.unlink(name, &(*ip, by.name.clone()));
@@ -339,22 +339,9 @@ impl Service {
             from.selecting.unlink(&label, &(name.clone(), by.clone()));
         }
     }
-}
 
-fn service_key(name: &ObjectName) -> ObjectKey {
-    ObjectKey { kind: Kind::Service, name: name.clone() }
-}
-
-impl Model for Service {
-    fn link(&self, key: &ObjectName, to: &mut Relations) {
-        self.link_as(key, &service_key(key), to);
-    }
-
-    fn unlink(&self, key: &ObjectName, from: &mut Relations) {
-        self.unlink_as(key, &service_key(key), from);
-    }
-
-    fn touch(&self, key: &ObjectName, relations: &Relations, dirty: &mut BTreeSet<Unit>) {
+    /// Marks all that depends on it under this name.
+    fn touch_as(&self, key: &ServiceId, relations: &Relations, dirty: &mut BTreeSet<Unit>) {
         dirty.insert(Unit::Clusters(key.clone()));
         dirty.insert(Unit::Endpoints(key.clone()));
         dirty.insert(Unit::Routing(key.clone()));
@@ -364,13 +351,32 @@ impl Model for Service {
         }
         // Where it has a cluster IP, no other Service has it as an external address, on any port.
         for ip in &self.vips {
-            dirty.extend(relations.external_addresses.of(ip).map(|other| Unit::Routing(other.clone())));
+            dirty
+                .extend(relations.external_addresses.of(ip).map(|other| Unit::Routing(other.clone().into())));
         }
         // Whether others have the addresses of ServiceEntries depends on whether these are in force.
         let of_host = relations.host_addresses.of(key).map(|(ip, _)| *ip);
         for ip in self.vips.iter().copied().chain(of_host) {
             relations.touch_entries_at(ip, ip, dirty);
         }
+    }
+}
+
+fn service_key(name: &ObjectName) -> ObjectKey {
+    ObjectKey { kind: Kind::Service, name: name.clone() }
+}
+
+impl Model for Service {
+    fn link(&self, key: &ObjectName, to: &mut Relations) {
+        self.link_as(&ServiceId::from(key.clone()), &service_key(key), to);
+    }
+
+    fn unlink(&self, key: &ObjectName, from: &mut Relations) {
+        self.unlink_as(&ServiceId::from(key.clone()), &service_key(key), from);
+    }
+
+    fn touch(&self, key: &ObjectName, relations: &Relations, dirty: &mut BTreeSet<Unit>) {
+        self.touch_as(&ServiceId::from(key.clone()), relations, dirty);
     }
 }
 
@@ -392,7 +398,7 @@ impl Model for ServiceEntry {
     }
 
     fn touch(&self, _: &ObjectName, relations: &Relations, dirty: &mut BTreeSet<Unit>) {
-        self.hosts.iter().for_each(|host| host.service.touch(&host.name, relations, dirty));
+        self.hosts.iter().for_each(|host| host.service.touch_as(&host.name, relations, dirty));
     }
 }
 
@@ -472,7 +478,7 @@ impl Model for EndpointSlice {
     }
 
     fn touch(&self, _: &ObjectName, _: &Relations, dirty: &mut BTreeSet<Unit>) {
-        dirty.extend(self.service.clone().map(Unit::Endpoints));
+        dirty.extend(self.service.clone().map(|service| Unit::Endpoints(service.into())));
     }
 }
 
@@ -539,8 +545,8 @@ impl Model for Routes {
             for destination in self.destinations() {
                 let to_service = &destination.service;
                 to.destinations.link(to_service.clone(), pair.clone());
-                if to_service.namespace != key.namespace {
-                    to.crossing.link(to_service.namespace.clone(), pair.clone());
+                if *to_service.namespace() != key.namespace {
+                    to.crossing.link(to_service.namespace().clone(), pair.clone());
                 }
             }
             self.delegates().for_each(|delegate| to.delegating.link(delegate.clone(), pair.clone()));
@@ -561,7 +567,7 @@ impl Model for Routes {
             let pair = (pattern, by.key.clone());
             for destination in self.destinations() {
                 from.destinations.unlink(&destination.service, &pair);
-                from.crossing.unlink(&destination.service.namespace, &pair);
+                from.crossing.unlink(destination.service.namespace(), &pair);
             }
             self.delegates().for_each(|delegate| from.delegating.unlink(delegate, &pair));
         }
@@ -583,7 +589,7 @@ impl Model for Routes {
         Some(self)
     }
 
-    fn leads_to(&self) -> BTreeSet<(ObjectName, String)> {
+    fn leads_to(&self) -> BTreeSet<(ServiceId, String)> {
         let to = self.destinations();
         to.map(|destination| (destination.service.clone(), destination.subset.clone())).collect()
     }

@@ -1,8 +1,8 @@
-//! Names of the compiled resources, and host names of Services.
+//! Names of the compiled resources.
 
 use std::net::IpAddr;
 
-use crate::{ObjectName, domain::cluster_domain, model::PortKey};
+use crate::{ServiceId, model::PortKey};
 
 /// The name of the cluster that refuses connections: what a route says and can't be resolved leads there.
 pub(crate) const BLACK_HOLE: &str = "BlackHoleCluster";
@@ -17,26 +17,11 @@ pub(crate) const PASSTHROUGH: &str = "PassthroughCluster";
 /// The longest name that an object may have (a DNS subdomain).
 pub(crate) const MAX_NAME: usize = 253;
 
-impl ObjectName {
-    /// The full host name of the Service with this name.
-    pub(crate) fn host(&self) -> String {
-        format!("{}.{}.svc.{}", self.name, self.namespace, cluster_domain())
-    }
-
-    /// The host of a ServiceEntry that has this name.
-    pub(crate) fn external_host(&self) -> String {
-        match &*self.namespace {
-            "" => self.name.to_string(),
-            rest => format!("{}.{rest}", self.name),
-        }
-    }
-}
-
 /// What users are told where nothing has this name.
-pub(crate) fn absent(name: &ObjectName) -> String {
-    match &*name.namespace {
-        "" => format!("no ServiceEntry has the host {name}"),
-        _ => format!("there is no Service {name}"),
+pub(crate) fn absent(id: &ServiceId) -> String {
+    match id {
+        ServiceId::Host(host) => format!("no ServiceEntry has the host {host}"),
+        ServiceId::Service(name) => format!("there is no Service {name}"),
     }
 }
 
@@ -68,35 +53,6 @@ pub(crate) fn node_listener_name(node: &str) -> String {
     format!("node/{node}")
 }
 
-/// What a host means for an object in `namespace`: the Service `web`, `web.shop`, `web.shop.svc` or
-/// `web.shop.svc.cluster.local` (with the domain of the cluster); any other host by its whole name, in no namespace. `None` when it can't be one
-/// host.
-///
-/// A host of two parts, such as `example.com`, can be a Service's or a ServiceEntry's: for both it is the name
-/// `example` in the namespace `com`, and the index knows whose it is.
-pub(crate) fn resolve_host(host: &str, namespace: &str) -> Option<ObjectName> {
-    let host = host.strip_suffix('.').unwrap_or(host);
-    if host.is_empty() || host.contains('*') {
-        return None;
-    }
-    let qualified = host
-        .strip_suffix(cluster_domain())
-        .and_then(|h| h.strip_suffix(".svc."))
-        .or_else(|| host.strip_suffix(".svc"));
-    match qualified {
-        Some(qualified) => {
-            // A namespace has no dot; a Service name of a manifest may.
-            let (name, namespace) = qualified.rsplit_once('.')?;
-            Some(ObjectName::new(namespace, name))
-        }
-        None => match host.split_once('.') {
-            None => Some(ObjectName::new(namespace, host)),
-            Some((name, namespace)) if !namespace.contains('.') => Some(ObjectName::new(namespace, name)),
-            Some(_) => Some(ObjectName::new("", host)),
-        },
-    }
-}
-
 /// Why this can't be the name of an object, if it can't.
 pub(crate) fn name_fault(name: &str) -> Option<String> {
     if name.is_empty() {
@@ -118,25 +74,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hosts_resolve_in_every_form() {
-        let web = Some(ObjectName::new("shop", "web"));
-        for host in
-            ["web", "web.shop", "web.shop.svc", "web.shop.svc.cluster.local", "web.shop.svc.cluster.local."]
-        {
-            assert_eq!(resolve_host(host, "shop"), web, "{host}");
-        }
-        assert_eq!(resolve_host("www.example.com.", "shop"), Some(ObjectName::new("", "www.example.com")));
-        for host in ["", "*", "*.shop.svc.cluster.local", "web.svc"] {
-            let resolved = resolve_host(host, "shop");
-            assert!(resolved.is_none(), "{host}: {resolved:?}");
-        }
-        assert_eq!(resolve_host("a.b.shop.svc.cluster.local", "x"), Some(ObjectName::new("shop", "a.b")));
-    }
-
-    #[test]
     fn names_of_resources() {
         let long = "x".repeat(MAX_NAME);
-        let service = ObjectName::new("shop", long.as_str());
+        let service = ServiceId::service("shop", long.as_str());
         assert_eq!(
             cluster_name(&service.host(), PortKey::tcp(80), "v1"),
             format!("outbound|80|v1|{long}.shop.svc.cluster.local")

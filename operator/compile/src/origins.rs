@@ -11,14 +11,15 @@ use std::{
 use slotmesh_xds::{ResourceName, ResourceType};
 
 use crate::{
-    Index, Kind, ObjectKey, ObjectName, ObjectRef, Report, Unit, compiler::Compiled, conditions::parties,
+    Index, Kind, ObjectKey, ObjectName, ObjectRef, Report, ServiceId, Unit, compiler::Compiled,
+    conditions::parties,
 };
 
 /// Objects that take part in where connections to a Service go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origins {
     /// The Service, or the host of a ServiceEntry.
-    pub service: ObjectName,
+    pub service: ServiceId,
     /// The objects, by kind and name.
     pub objects: Vec<OriginObject>,
     /// The endpoints that EndpointSlices name.

@@ -4,7 +4,7 @@
 
 use std::{fmt, sync::Arc};
 
-use crate::{ObjectName, names::resolve_host};
+use crate::ServiceId;
 
 /// The end of all hosts of a wildcard: `*.example.com` is `.example.com`, `*` is nothing.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -14,7 +14,7 @@ pub(crate) struct Suffix(pub(crate) Arc<str>);
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum HostPattern {
     /// A Service, or a host of ServiceEntries.
-    One(ObjectName),
+    One(ServiceId),
     /// All that end so.
     Under(Suffix),
 }
@@ -23,7 +23,7 @@ impl HostPattern {
     /// What `host` means for an object in `namespace`; `None` where it can't be a host.
     pub(crate) fn read(host: &str, namespace: &str) -> Option<Self> {
         match host.strip_suffix('.').unwrap_or(host).strip_prefix('*') {
-            None => resolve_host(host, namespace).map(Self::One),
+            None => ServiceId::of_host(host, namespace).map(Self::One),
             Some(rest)
                 if rest.is_empty() || (rest.starts_with('.') && !rest.contains('*') && rest.len() > 1) =>
             {
@@ -34,10 +34,10 @@ impl HostPattern {
     }
 
     /// The name that stands in a report for the Service.
-    pub(crate) fn shown(&self) -> ObjectName {
+    pub(crate) fn shown(&self) -> ServiceId {
         match self {
             Self::One(name) => name.clone(),
-            Self::Under(suffix) => ObjectName::new("", suffix.to_string()),
+            Self::Under(suffix) => ServiceId::Host(suffix.to_string().into()),
         }
     }
 }

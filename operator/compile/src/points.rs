@@ -5,7 +5,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
-    Index, ObjectName,
+    Index, ServiceId,
     model::{Caller, Class, Routes},
     routing::Candidate,
 };
@@ -23,7 +23,7 @@ pub(crate) struct Points {
 
 impl Points {
     /// The callers of a Service that these objects route.
-    pub(crate) fn of(index: &Index, name: &ObjectName, candidates: &[Candidate<'_>]) -> Self {
+    pub(crate) fn of(index: &Index, name: &ServiceId, candidates: &[Candidate<'_>]) -> Self {
         let mut points = Self::default();
         let mut destinations = BTreeSet::from([name]);
         for candidate in candidates {
@@ -51,7 +51,7 @@ impl Points {
         points
     }
 
-    fn routes<'a>(&mut self, index: &Index, routes: &'a Routes, destinations: &mut BTreeSet<&'a ObjectName>) {
+    fn routes<'a>(&mut self, index: &Index, routes: &'a Routes, destinations: &mut BTreeSet<&'a ServiceId>) {
         destinations.extend(routes.destinations().map(|destination| &destination.service));
         for from in routes.all().flat_map(|route| &route.matches).map(|m| &m.from) {
             if !from.labels.is_empty() {

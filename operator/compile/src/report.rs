@@ -5,7 +5,7 @@
 
 use std::{borrow::Cow, fmt, sync::Arc};
 
-use crate::{Kind, ObjectKey, ObjectName, Source};
+use crate::{Kind, ObjectKey, ObjectName, ServiceId, Source};
 
 /// How serious a [`Report`] is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -152,7 +152,7 @@ pub struct Report {
     /// Why, for machines.
     pub reason: Reason,
     /// The Service at which it is so; `None` where it is so for the object as a whole.
-    pub at: Option<ObjectName>,
+    pub at: Option<ServiceId>,
     /// What is the matter and what to do, for a person.
     pub message: String,
     /// What that means, where it isn't part of the message: such as what happens to connections now.
@@ -270,7 +270,7 @@ impl Findings {
     /// As [`refuse_as`](Self::refuse_as), at one Service only: elsewhere the object acts.
     pub(crate) fn refuse_at(
         &mut self,
-        at: &ObjectName,
+        at: &ServiceId,
         reason: Reason,
         field: impl Into<String>,
         message: impl Into<String>,

@@ -27,7 +27,7 @@ use self::reports::{about, behind, left_to_kube_proxy, no_such_port, not_its_own
 use slotmesh_xds::Transport;
 
 use crate::{
-    Audience, Index, Kind, ObjectKey, ObjectName, Reason, Report,
+    Audience, Index, Kind, ObjectKey, ObjectName, Reason, Report, ServiceId,
     backends::{Backend, backend},
     compiler::{Compiled, Maker},
     envoy::{self, CallerChain, Forward},
@@ -113,7 +113,7 @@ struct Missing {
 }
 
 /// Compiles the listeners and routes of a Service.
-pub(crate) fn compile(index: &Index, name: &ObjectName) -> Compiled {
+pub(crate) fn compile(index: &Index, name: &ServiceId) -> Compiled {
     let mut out = Compiled::default();
     let mut candidates = candidates(index, name);
     candidates.retain(|candidate| {
@@ -150,7 +150,7 @@ pub(crate) fn compile(index: &Index, name: &ObjectName) -> Compiled {
     }
     if let Some(field) = left {
         out.left = routed_ports.len() < service.ports.len();
-        out.reports.push(left_to_kube_proxy(index, name, field, &routed_ports));
+        out.reports.extend(name.object().map(|name| left_to_kube_proxy(index, name, field, &routed_ports)));
     }
     out.reports.extend(decisions.said);
     behind(index, name, service, &candidates, &decisions.outcome, &mut out);
@@ -164,7 +164,7 @@ pub(crate) fn compile(index: &Index, name: &ObjectName) -> Compiled {
 }
 
 /// The objects whose routes can be in force, the first goes first.
-fn candidates<'a>(index: &'a Index, name: &ObjectName) -> Vec<Candidate<'a>> {
+fn candidates<'a>(index: &'a Index, name: &ServiceId) -> Vec<Candidate<'a>> {
     let usable = |ranked: &'a Ranked| {
         let routes = index.routes(&ranked.key)?;
         let named = routes.hosts.iter().any(|host| host.usable && host.service == *name);
@@ -204,7 +204,7 @@ struct Outcome<'a> {
 /// Finds what becomes of each caller's connections, once for all of whom the same is said.
 struct Decisions<'a, 'p> {
     index: &'a Index,
-    name: &'a ObjectName,
+    name: &'a ServiceId,
     service: &'a Service,
     candidates: &'p [Candidate<'a>],
     points: &'p Points,
@@ -221,7 +221,7 @@ struct Decisions<'a, 'p> {
 impl<'a, 'p> Decisions<'a, 'p> {
     fn new(
         index: &'a Index,
-        name: &'a ObjectName,
+        name: &'a ServiceId,
         service: &'a Service,
         candidates: &'p [Candidate<'a>],
         points: &'p Points,
@@ -406,7 +406,7 @@ impl<'a, 'p> Decisions<'a, 'p> {
     /// The Service's own endpoints.
     fn own_backend(&self, connection: &Connection<'_>) -> Option<Backend<'a>> {
         let Connection { caller, port, .. } = *connection;
-        backend(self.index, self.name, (port, ""), caller, &self.name.namespace)
+        backend(self.index, self.name, (port, ""), caller, self.name.namespace())
     }
 }
 
@@ -423,7 +423,7 @@ enum Applying<'a> {
 fn route_for<'a>(
     index: &'a Index,
     candidate: &Candidate<'a>,
-    name: &ObjectName,
+    name: &ServiceId,
     port: &ServicePort,
     connection: &Connection<'_>,
 ) -> Option<(RouteKind, Applying<'a>)> {
@@ -449,7 +449,7 @@ fn route_for<'a>(
 
 impl<'a> Candidate<'a> {
     /// Tells whether it is for this port of the Service.
-    fn covers(&self, name: &ObjectName, port: &ServicePort) -> bool {
+    fn covers(&self, name: &ServiceId, port: &ServicePort) -> bool {
         self.wild.is_some() || self.routes.hosts.iter().any(|host| host.service == *name && host.covers(port))
     }
 
@@ -501,10 +501,10 @@ fn destination_backend<'a>(
         fault,
     };
     // First, so that nobody learns what is in a namespace that doesn't let him.
-    if !index.permits(by, name) {
+    if let Some(service) = name.object().filter(|service| !index.permits(by, service)) {
         let fault = format!(
             "no ReferenceGrant in namespace {} lets {} of namespace {} send connections to Service {}",
-            name.namespace, by.kind, by.name.namespace, name.name
+            service.namespace, by.kind, by.name.namespace, service.name
         );
         return Err(Missing { reason: Reason::RefNotPermitted, ..missing("namespace", fault) });
     }
@@ -537,7 +537,7 @@ fn destination_backend<'a>(
 /// The listeners of one port, for each address and NodePort that belongs to this Service.
 fn listen(
     index: &Index,
-    name: &ObjectName,
+    name: &ServiceId,
     port: &ServicePort,
     (everybody, callers): (&Answers<'_>, &[(Caller<'_>, Answers<'_>)]),
     out: &mut Compiled,

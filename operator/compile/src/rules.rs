@@ -13,7 +13,7 @@ use std::{
 };
 
 use crate::{
-    Index, ObjectName,
+    Index, ObjectName, ServiceId,
     model::{Caller, Class, DestinationRule, Export, Subset, Traffic},
     patterns::{HostPattern, Suffix},
 };
@@ -43,12 +43,12 @@ pub(crate) enum Standing<'a> {
 
 impl Index {
     /// The rules in force for a Service's callers of its own namespace: what its resources are called after.
-    pub(crate) fn own_rules<'a>(&'a self, service: &ObjectName) -> Rules<'a> {
+    pub(crate) fn own_rules<'a>(&'a self, service: &ServiceId) -> Rules<'a> {
         self.rules(service, Caller::Of(&self.owner(service)))
     }
 
     /// The rules in force for a caller of a Service.
-    pub(crate) fn rules<'a>(&'a self, service: &ObjectName, caller: Caller<'_>) -> Rules<'a> {
+    pub(crate) fn rules<'a>(&'a self, service: &ServiceId, caller: Caller<'_>) -> Rules<'a> {
         let patterns = self.patterns(service);
         if patterns.is_empty() {
             return Rules::default();
@@ -63,14 +63,14 @@ impl Index {
     }
 
     /// Tells whether any rule for a Service defines a subset.
-    pub(crate) fn has_subsets(&self, service: &ObjectName) -> bool {
+    pub(crate) fn has_subsets(&self, service: &ServiceId) -> bool {
         let patterns = self.patterns(service);
         let mut rules = patterns.iter().flat_map(|pattern| self.relations.rules.of(pattern));
         rules.any(|(.., name)| self.rule_named(name).is_some_and(|rule| !rule.subsets.is_empty()))
     }
 
     /// The callers for whom other rules may count than for the rest.
-    pub(crate) fn apart(&self, service: &ObjectName) -> Apart {
+    pub(crate) fn apart(&self, service: &ServiceId) -> Apart {
         let mut apart = Apart::default();
         let owner = self.owner(service);
         for pattern in self.patterns(service) {
@@ -93,7 +93,7 @@ impl Index {
     }
 
     /// How a rule stands among all for a Service.
-    pub(crate) fn standing<'a>(&'a self, service: &ObjectName, rule: &ObjectName) -> Standing<'a> {
+    pub(crate) fn standing<'a>(&'a self, service: &ServiceId, rule: &ObjectName) -> Standing<'a> {
         let apart = self.apart(service);
         let owner = self.owner(service);
         let callers = [Caller::Anyone, Caller::Of(&owner)].into_iter();
@@ -111,7 +111,7 @@ impl Index {
     }
 
     /// The hosts that rules for a Service may name, the narrowest first; only those of which there are any.
-    fn patterns(&self, service: &ObjectName) -> Vec<HostPattern> {
+    fn patterns(&self, service: &ServiceId) -> Vec<HostPattern> {
         let mut patterns = vec![HostPattern::One(service.clone())];
         if self.relations.wild_rules > 0 {
             patterns.extend(Suffix::of(&self.host(service)).map(HostPattern::Under));
@@ -121,8 +121,8 @@ impl Index {
     }
 
     /// The namespace whose rules count for callers that have none of their own.
-    fn owner(&self, service: &ObjectName) -> Arc<str> {
-        self.provider(service).map_or_else(|| service.namespace.clone(), |provider| provider.name.namespace)
+    fn owner(&self, service: &ServiceId) -> Arc<str> {
+        self.provider(service).map_or_else(|| service.namespace().clone(), |provider| provider.name.namespace)
     }
 
     /// The rules of a namespace that a caller sees, the oldest first; `None` where there are none.

@@ -16,7 +16,7 @@ pub(crate) enum Subject {
     Object(ObjectKey),
     /// Apart from [`Object`](Self::Object): what the compiler says later must not take its place.
     Seen(ObjectKey),
-    Report(Report),
+    Report(Box<Report>),
 }
 
 /// What there is to say.
@@ -63,7 +63,8 @@ impl Notices {
 
     pub(crate) fn reports(&self, reports: &[Report], hold: bool) {
         let refused = reports.iter().filter(|report| report.severity == Severity::Refused);
-        self.mailbox.put(refused.map(|report| (Subject::Report(report.clone()), News::Holds(hold))));
+        self.mailbox
+            .put(refused.map(|report| (Subject::Report(Box::new(report.clone())), News::Holds(hold))));
     }
 
     pub(crate) async fn take(&self) -> BTreeMap<Subject, News> {

@@ -174,7 +174,7 @@ impl ObjectWriter {
                     }
                 }
                 (Subject::Report(report), News::Holds(holds)) => {
-                    if let Some(key) = self.faults.report(report, holds) {
+                    if let Some(key) = self.faults.report(*report, holds) {
                         self.events.want(&key, Instant::now(), SETTLE);
                     }
                 }

@@ -165,9 +165,11 @@ fn ours(list: &Value, field: &str, reference: &Value) -> Value {
 }
 
 fn service(at: &At) -> Value {
-    let mut reference = json!({
-        "group": "", "kind": "Service", "namespace": &*at.service.namespace, "name": &*at.service.name,
-    });
+    let mut reference = json!({"group": "", "kind": "Service"});
+    if let Some(service) = at.service.object() {
+        reference["namespace"] = json!(&*service.namespace);
+        reference["name"] = json!(&*service.name);
+    }
     if let Some(section) = &at.section {
         reference["sectionName"] = section.as_str().into();
     }
@@ -249,7 +251,7 @@ fn says(before: &Value, status: &Value) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use slotmesh_compile::ObjectName;
+    use slotmesh_compile::ServiceId;
 
     use super::{super::verdicts::Count, *};
 
@@ -262,7 +264,7 @@ mod tests {
     }
 
     fn place(service: &str, section: Option<&str>, programmed: Truth) -> Place {
-        let service = ObjectName::new("shop", service);
+        let service = ServiceId::service("shop", service);
         let (section, field) = (section.map(str::to_owned), "spec.parentRefs[0]".to_owned());
         let at = At { service, section, port: None, field };
         let conditions = vec![said("Accepted", Truth::True), said("Programmed", programmed)];
@@ -417,7 +419,7 @@ mod tests {
         let ancestors = policy["status"]["ancestors"].as_array().unwrap();
         let at = |name, section: Option<&str>| {
             let section = section.map(str::to_owned);
-            let service_name = ObjectName::new("shop", name);
+            let service_name = ServiceId::service("shop", name);
             service(&At { service: service_name, section, port: None, field: String::new() })
         };
         let said: Vec<_> = ancestors.iter().map(|a| &a["ancestorRef"]).collect();

@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::{Backing, Index};
 use crate::{
-    CompileOptions, Kind, ObjectKey, ObjectName, Reason, Report, Unit,
+    CompileOptions, Kind, ObjectKey, ObjectName, Reason, Report, ServiceId, Unit,
     budget::{Beyond, Budgets, Limits},
     compiler::Compiled,
     links::{labels, touch_leads},
@@ -29,7 +29,7 @@ type Labels = BTreeMap<String, String>;
 /// The hosts of a Service or ServiceEntry.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Offer {
-    hosts: Vec<ObjectName>,
+    hosts: Vec<ServiceId>,
     /// The endpoints behind each, once for each port.
     behind: usize,
 }
@@ -54,12 +54,12 @@ pub(super) struct Amounts {
     selected: HashMap<ObjectKey, usize>,
     offers: HashMap<ObjectKey, Offer>,
     /// Service or host -> the endpoints behind it.
-    behind: HashMap<ObjectName, usize>,
+    behind: HashMap<ServiceId, usize>,
     under: HashMap<Suffix, Under>,
     /// The objects whose cost is to be looked at again.
     changed: BTreeSet<ObjectKey>,
     /// The hosts of ServiceEntries of which others may say something.
-    to_merge: BTreeSet<ObjectName>,
+    to_merge: BTreeSet<ServiceId>,
 }
 
 /// The part of an object from which amounts follow, as it was before an event.
@@ -68,7 +68,7 @@ pub(super) struct Former {
     labels: Option<Labels>,
     slice: Option<(ObjectName, usize)>,
     suffixes: BTreeSet<Suffix>,
-    hosts: Vec<ObjectName>,
+    hosts: Vec<ServiceId>,
 }
 
 impl EndpointSlice {
@@ -315,7 +315,7 @@ impl Index {
             Kind::Service => self.held_offer(by).map(|service| {
                 let sliced = self.amounts.sliced.get(&by.name).copied().unwrap_or_default();
                 let behind = sliced + product([service.ports.len(), selected()]);
-                Offer { hosts: vec![by.name.clone()], behind }
+                Offer { hosts: vec![ServiceId::from(by.name.clone())], behind }
             }),
             _ => self.service_entry(&by.name).map(|entry| {
                 let ports = entry.hosts.first().map_or(0, |host| host.service.ports.len());
@@ -332,7 +332,7 @@ impl Index {
         }
         self.amounts.changed.insert(by.clone());
         let (old, new) = (old.unwrap_or_default(), new.unwrap_or_default());
-        let hosts: BTreeSet<&ObjectName> = old.hosts.iter().chain(&new.hosts).collect();
+        let hosts: BTreeSet<&ServiceId> = old.hosts.iter().chain(&new.hosts).collect();
         for host in hosts {
             let [was, is] = [&old, &new].map(|of| of.hosts.contains(host).then_some(of.behind));
             self.amounts.shift(by, host, [was, is]);
@@ -438,7 +438,7 @@ impl Index {
 
 impl Amounts {
     /// Of a host of an object there are other endpoints than before; `None` where there is no such host.
-    fn shift(&mut self, by: &ObjectKey, host: &ObjectName, [was, is]: [Option<usize>; 2]) {
+    fn shift(&mut self, by: &ObjectKey, host: &ServiceId, [was, is]: [Option<usize>; 2]) {
         let moved = |sum: &mut usize| *sum = *sum + is.unwrap_or_default() - was.unwrap_or_default();
         let behind = self.behind.entry(host.clone()).or_default();
         moved(behind);

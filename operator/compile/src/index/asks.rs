@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use super::Index;
 use crate::{
-    Kind, ObjectKey, ObjectName, Unit,
+    Kind, ObjectKey, ObjectName, ServiceId, Unit,
     classes::Ask,
     model::{Caller, Class, Sidecar},
 };
@@ -88,7 +88,7 @@ impl Index {
     }
 
     /// The callers who may see something else of a Service than the rest.
-    pub(crate) fn with_sidecars(&self, service: &ObjectName) -> (BTreeSet<Arc<str>>, BTreeSet<Arc<Class>>) {
+    pub(crate) fn with_sidecars(&self, service: &ServiceId) -> (BTreeSet<Arc<str>>, BTreeSet<Arc<Class>>) {
         let (mut namespaces, mut classes) = (BTreeSet::new(), BTreeSet::new());
         for (namespace, sidecars) in &self.relations.sidecars {
             namespaces.insert(namespace.clone());

@@ -14,7 +14,7 @@ use super::{
     port_number,
     treatment::MessageEdits,
 };
-use crate::{CompileOptions, Kind, ObjectName, Reason, names::name_fault, report::Findings};
+use crate::{CompileOptions, Kind, ObjectName, Reason, ServiceId, names::name_fault, report::Findings};
 
 /// The share of a destination that doesn't say.
 const DEFAULT_WEIGHT: i32 = 1;
@@ -225,7 +225,7 @@ fn read_parents(refs: &[crds::ParentRef], key: &ObjectName, found: &mut Findings
         }
         found.unsupported_rest(&field, &parent.rest);
         let namespace = parent.namespace.as_deref().unwrap_or(&key.namespace);
-        let service = ObjectName::new(namespace, parent.name.as_str());
+        let service = ServiceId::service(namespace, parent.name.as_str());
         let port = parent.port.map(port_number);
         let fault = if let Some(fault) = name_fault(&parent.name) {
             Some(("name", format!("the name {fault}")))
@@ -348,7 +348,7 @@ fn destination_of(
     };
     let namespace = backend.namespace.as_deref().filter(|ns| !ns.is_empty());
     let namespace: Arc<str> = namespace.map_or_else(|| key.namespace.clone(), Arc::from);
-    let service = ObjectName::new(namespace, backend.name.as_str());
+    let service = ServiceId::service(namespace, backend.name.as_str());
     Ok(Destination { service, subset: String::new(), port: Some(port) })
 }
 

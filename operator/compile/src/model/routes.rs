@@ -6,7 +6,7 @@ use super::{
     Age, Caller, Export, Labels, Mirrored, PortKey, RequestCondition, ServicePort, Treatment,
     treatment::MessageEdits,
 };
-use crate::{Cidr, Kind, ObjectKey, ObjectName, patterns::Suffix};
+use crate::{Cidr, Kind, ObjectKey, ObjectName, ServiceId, patterns::Suffix};
 
 /// A connection, as far as it is known when it is made.
 #[derive(Clone, Copy, Debug)]
@@ -74,7 +74,7 @@ impl Match {
 /// The part of a Service, or of a host, that connections can be sent to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Destination {
-    pub(crate) service: ObjectName,
+    pub(crate) service: ServiceId,
     /// Empty for the Service as a whole.
     pub(crate) subset: String,
     pub(crate) port: Option<u16>,
@@ -172,7 +172,7 @@ impl Route {
 pub(crate) struct Host {
     /// The field that says so.
     pub(crate) field: String,
-    pub(crate) service: ObjectName,
+    pub(crate) service: ServiceId,
     /// The number of the only port; `None` for all.
     pub(crate) port: Option<u16>,
     /// The name of the only port; `None` for all.
@@ -246,12 +246,12 @@ impl Routes {
 
     /// Tells whether it is for connections of callers of its own namespace only: a route of Gateway API that is attached to
     /// a Service of another namespace.
-    pub(crate) fn is_consumers(&self, key: &ObjectKey, service: &ObjectName) -> bool {
-        self.kind != Kind::VirtualService && key.name.namespace != service.namespace
+    pub(crate) fn is_consumers(&self, key: &ObjectKey, service: &ServiceId) -> bool {
+        self.kind != Kind::VirtualService && key.name.namespace != *service.namespace()
     }
 
     /// Tells whether it is for connections of this caller to the Service.
-    pub(crate) fn is_for(&self, key: &ObjectKey, service: &ObjectName, caller: Caller<'_>) -> bool {
+    pub(crate) fn is_for(&self, key: &ObjectKey, service: &ServiceId, caller: Caller<'_>) -> bool {
         if self.is_consumers(key, service) {
             return caller.namespace() == Some(&*key.name.namespace);
         }

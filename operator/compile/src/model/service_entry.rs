@@ -12,10 +12,7 @@ use super::{
     Age, Export, PortKey, Protocol, Read, Service, ServicePort, TargetPort, Workload, ip_address, port_number,
 };
 use crate::{
-    CompileOptions, ObjectName,
-    domain::cluster_domain,
-    names::{name_fault, resolve_host},
-    report::Findings,
+    CompileOptions, ObjectName, ServiceId, domain::cluster_domain, names::name_fault, report::Findings,
 };
 
 /// A host, to which connections are made as to a Service.
@@ -23,7 +20,7 @@ use crate::{
 pub(crate) struct EntryHost {
     /// The field that names it.
     pub(crate) field: String,
-    pub(crate) name: ObjectName,
+    pub(crate) name: ServiceId,
     pub(crate) service: Service,
 }
 
@@ -125,11 +122,11 @@ fn read_resolution(spec: &crds::ServiceEntrySpec, found: &mut Findings) -> Resol
 }
 
 /// The hosts with their fields.
-fn read_hosts(hosts: &[String], found: &mut Findings) -> Vec<(String, ObjectName)> {
+fn read_hosts(hosts: &[String], found: &mut Findings) -> Vec<(String, ServiceId)> {
     if hosts.is_empty() {
         found.refuse("spec.hosts", "no host is given; name the service, such as api.example.com");
     }
-    let mut read: Vec<(String, ObjectName)> = Vec::new();
+    let mut read: Vec<(String, ServiceId)> = Vec::new();
     for (i, host) in hosts.iter().enumerate() {
         let field = format!("spec.hosts[{i}]");
         let host = host.strip_suffix('.').unwrap_or(host);
@@ -146,7 +143,7 @@ fn read_hosts(hosts: &[String], found: &mut Findings) -> Vec<(String, ObjectName
                 field,
                 format!("{host:?} is a short name; write the full one, such as {host}.example.com"),
             );
-        } else if let Some(name) = resolve_host(host, "") {
+        } else if let Some(name) = ServiceId::of_host(host, "") {
             if read.iter().any(|(_, other)| *other == name) {
                 found.note(field, format!("{host} stands there twice"));
             } else {

@@ -3,14 +3,14 @@
 use slotmesh_crds::own::{self, Balancing};
 
 use super::{Age, Balance, Localities, Outliers, Rate, Read, Traffic, locality as localities};
-use crate::{CompileOptions, ObjectName, names::name_fault, report::Findings};
+use crate::{CompileOptions, ObjectName, ServiceId, names::name_fault, report::Findings};
 
 /// What a policy is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Target {
     /// The field that says so.
     pub(crate) field: String,
-    pub(crate) service: ObjectName,
+    pub(crate) service: ServiceId,
     /// The name of a port; `None` for all.
     pub(crate) port: Option<String>,
 }
@@ -101,7 +101,7 @@ fn read_targets(refs: &[own::PolicyTarget], key: &ObjectName, found: &mut Findin
         if let Some(fault) = name_fault(name) {
             found.refuse(format!("{field}.name"), format!("the name {fault}"));
         }
-        let service = ObjectName::new(key.namespace.clone(), name.as_str());
+        let service = ServiceId::service(key.namespace.clone(), name.as_str());
         if targets.iter().any(|target| target.service == service && target.port == *section_name) {
             found.refuse(field, format!("{name} stands there twice; remove one"));
             continue;

@@ -12,8 +12,7 @@ use super::{
     treatment::MessageEdits,
 };
 use crate::{
-    Cidr, CompileOptions, Kind, ObjectName, Reason, names::resolve_host, patterns::HostPattern,
-    report::Findings,
+    Cidr, CompileOptions, Kind, ObjectName, Reason, ServiceId, patterns::HostPattern, report::Findings,
 };
 
 const MESH: &str = "mesh";
@@ -309,7 +308,7 @@ fn resolved(
             return Err(("port.number", format!("{number} is not a port; ports are 1 to 65535")));
         }
     }
-    let Some(service) = resolve_host(&destination.host, &key.namespace) else {
+    let Some(service) = ServiceId::of_host(&destination.host, &key.namespace) else {
         let host = &destination.host;
         return Err(("host", format!("{host:?} is no host; name a Service, or a host of a ServiceEntry")));
     };

@@ -6,7 +6,7 @@ use slotmesh_xds::Transport;
 
 use super::{Candidate, Outcome};
 use crate::{
-    Index, Kind, ObjectKey, ObjectName, Reason, Report, Severity,
+    Index, Kind, ObjectKey, ObjectName, Reason, Report, ServiceId, Severity,
     compiler::Compiled,
     links::Claim,
     model::{Host, PortKey, Routes, Service, ServicePort},
@@ -35,7 +35,7 @@ pub(super) fn left_to_kube_proxy(
 /// before. That a wildcard stands behind what names the Service is as it should be.
 pub(super) fn behind(
     index: &Index,
-    name: &ObjectName,
+    name: &ServiceId,
     service: &Service,
     candidates: &[Candidate<'_>],
     outcome: &Outcome<'_>,
@@ -83,7 +83,7 @@ pub(super) fn behind(
 /// Says so where an object is for a port that the Service hasn't.
 pub(super) fn no_such_port(
     index: &Index,
-    name: &ObjectName,
+    name: &ServiceId,
     service: &Service,
     candidate: &Candidate<'_>,
     out: &mut Compiled,
@@ -108,7 +108,7 @@ pub(super) fn ports(service: &Service) -> String {
 /// Says so where the routes can't have an effect on any connection.
 pub(super) fn without_effect(
     index: &Index,
-    name: &ObjectName,
+    name: &ServiceId,
     service: &Service,
     candidate: &Candidate<'_>,
     out: &mut Compiled,
@@ -147,7 +147,7 @@ pub(super) fn without_effect(
 /// Says so where an object doesn't get an address that it has.
 pub(super) fn not_its_own(
     index: &Index,
-    name: &ObjectName,
+    name: &ServiceId,
     (ip, port): (IpAddr, PortKey),
     by: &ObjectKey,
     owner: Option<&Claim>,
@@ -189,7 +189,7 @@ pub(super) fn not_its_own(
 }
 
 /// The field in which an object names this Service.
-pub(super) fn host_field<'a>(routes: &'a Routes, service: &ObjectName) -> &'a str {
+pub(super) fn host_field<'a>(routes: &'a Routes, service: &ServiceId) -> &'a str {
     routes.hosts.iter().find(|host| host.service == *service).map_or("spec", |host| &host.field)
 }
 
@@ -197,7 +197,7 @@ pub(super) fn host_field<'a>(routes: &'a Routes, service: &ObjectName) -> &'a st
 pub(super) fn about(
     index: &Index,
     key: &ObjectKey,
-    at: &ObjectName,
+    at: &ServiceId,
     field: &str,
     reason: Reason,
     message: String,
