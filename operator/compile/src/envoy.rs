@@ -3,14 +3,14 @@
 //! Invariant: the bytes depend on the arguments only. No map field ever has more than one entry, because prost
 //! encodes those in random order.
 
+mod matcher;
 mod proxied;
 
 use std::net::{IpAddr, SocketAddr};
 
 use prost::{Message, Name};
 use slotmesh_xds::{
-    CallerClass, ConnectionRate, EndpointHints, OF_NODES, OneOfClasses, Resource, ResourceType,
-    SessionAffinity, Transport,
+    ConnectionRate, EndpointHints, OF_NODES, Resource, ResourceType, SessionAffinity, Transport,
     envoy::{
         envoy::{
             config::{
@@ -40,29 +40,21 @@ use slotmesh_xds::{
                     http_connection_manager::v3::{HttpConnectionManager, Rds, http_connection_manager},
                     tcp_proxy::v3::{TcpProxy, tcp_proxy},
                 },
-                filters::udp::udp_proxy::v3::{Route as UdpRoute, UdpProxyConfig, udp_proxy_config},
+                filters::udp::udp_proxy::v3::{UdpProxyConfig, udp_proxy_config},
                 load_balancing_policies::{common::v3::ConsistentHashingLbConfig, maglev::v3::Maglev},
             },
             r#type::v3::Percent,
         },
-        google::protobuf::{Any, Duration, StringValue, UInt32Value},
-        xds::{
-            core::v3::TypedExtensionConfig as MatcherExtension,
-            r#type::matcher::v3::{
-                Matcher,
-                matcher::{
-                    MatcherList, MatcherType, OnMatch,
-                    matcher_list::{FieldMatcher, Predicate, predicate, predicate::SinglePredicate},
-                    on_match,
-                },
-            },
-        },
+        google::protobuf::{Any, Duration, UInt32Value},
     },
     request_manager,
 };
 
-use self::proxied::http_options;
 pub(crate) use self::proxied::{RequestRoute, configuration};
+use self::{
+    matcher::{callers_chain, datagrams_to, go_to, matcher},
+    proxied::http_options,
+};
 use crate::{
     model::{Balance, Outliers, PortKey, Rate, Traffic},
     names::{BLACK_HOLE, PASSTHROUGH, listener_name, node_listener_name},
@@ -354,11 +346,6 @@ fn of_nodes() -> Metadata {
     Metadata { typed_filter_metadata: [(OF_NODES.to_owned(), Any::default())].into(), ..Metadata::default() }
 }
 
-/// The name of the chain of the callers with this number.
-fn callers_chain(number: usize) -> String {
-    format!("callers-{}", number + 1)
-}
-
 fn chain(name: &str, filter_name: &str, config: Any) -> FilterChain {
     FilterChain {
         name: name.to_owned(),
@@ -368,42 +355,6 @@ fn chain(name: &str, filter_name: &str, config: Any) -> FilterChain {
         }],
         ..Default::default()
     }
-}
-
-/// Leads to an action for each class of callers, and to one for all others. Envoy knows no such input: it, and the way to compare it
-/// with many classes at once, are extensions of slotmesh's own.
-fn matcher(callers: &[CallerChain], action: impl Fn(usize) -> OnMatch, others: OnMatch) -> Matcher {
-    let matchers = callers.iter().enumerate().map(|(i, caller)| {
-        let classes = OneOfClasses { classes: caller.classes.clone() };
-        let predicate = SinglePredicate {
-            input: Some(extension(CallerClass::EXTENSION, &CallerClass {})),
-            matcher: Some(predicate::single_predicate::Matcher::CustomMatch(extension(
-                OneOfClasses::EXTENSION,
-                &classes,
-            ))),
-        };
-        FieldMatcher {
-            predicate: Some(Predicate { match_type: Some(predicate::MatchType::SinglePredicate(predicate)) }),
-            on_match: Some(action(i)),
-        }
-    });
-    Matcher {
-        matcher_type: Some(MatcherType::MatcherList(MatcherList { matchers: matchers.collect() })),
-        on_no_match: Some(Box::new(others)),
-    }
-}
-
-/// To the chain of this name.
-fn go_to(chain: &str) -> OnMatch {
-    let action = MatcherExtension {
-        name: chain.to_owned(),
-        typed_config: Some(any(&StringValue { value: chain.to_owned() })),
-    };
-    OnMatch { on_match: Some(on_match::OnMatch::Action(action)), ..Default::default() }
-}
-
-fn extension<M: Name>(name: &str, message: &M) -> MatcherExtension {
-    MatcherExtension { name: name.to_owned(), typed_config: Some(any(message)) }
 }
 
 #[expect(deprecated, reason = "where nobody is told apart, a matcher says the same in five messages more")]
@@ -423,13 +374,6 @@ fn udp_proxy(stat_prefix: &str, cluster: &str, callers: &[CallerChain]) -> UdpPr
         route_specifier: Some(route_specifier),
         ..Default::default()
     }
-}
-
-/// Datagrams go to this cluster.
-fn datagrams_to(cluster: &str) -> OnMatch {
-    let route = UdpRoute { cluster: cluster.to_owned() };
-    let action = MatcherExtension { name: cluster.to_owned(), typed_config: Some(any(&route)) };
-    OnMatch { on_match: Some(on_match::OnMatch::Action(action)), ..Default::default() }
 }
 
 pub(crate) fn route(name: &str, choice: &Choice) -> Resource {

@@ -401,7 +401,7 @@ impl Index {
     pub(crate) fn nodes_of(&self, name: &ObjectName) -> Vec<&ObjectName> {
         let Some(profile) = self.profile(name) else { return Vec::new() };
         let selected = |name: &&ObjectName| {
-            let node = self.objects.nodes.get(*name);
+            let node = self.objects.nodes.get(name);
             node.is_some_and(|node| profile.selects(name, node))
         };
         let selections = profile.selections();

@@ -13,6 +13,8 @@
 //! connections to; what a route says and can't be resolved refuses its share, which goes nowhere else; and a caller
 //! costs a chain only where its answer differs.
 
+mod destinations;
+mod listeners;
 mod proxied;
 mod reports;
 
@@ -22,21 +24,24 @@ use std::{
     sync::Arc,
 };
 
-use self::proxied::Requests;
-use self::reports::{about, behind, left_to_kube_proxy, no_such_port, not_its_own, without_effect};
 use slotmesh_xds::Transport;
 
+use self::{
+    destinations::{Missing, destination_backend, destination_cluster},
+    listeners::listen,
+    proxied::Requests,
+    reports::{about, behind, left_to_kube_proxy, no_such_port, without_effect},
+};
 use crate::{
-    Audience, Index, Kind, ObjectKey, ObjectName, Reason, Report, ServiceId,
+    Index, Kind, ObjectKey, ObjectName, Reason, Report, ServiceId,
     backends::{Backend, backend},
-    compiler::{Compiled, Maker},
-    envoy::{self, CallerChain, Forward},
+    compiler::Compiled,
     links::Ranked,
     model::{
-        Caller, Connection, Destination, Forwarding, PortKey, Protocol, Route, RouteKind, Routes, Service,
-        ServicePort, Share, WildHost,
+        Caller, Connection, Forwarding, PortKey, Protocol, Route, RouteKind, Routes, Service, ServicePort,
+        Share, WildHost,
     },
-    names::{BLACK_HOLE, PASSTHROUGH, callers_route_name, cluster_name, route_name},
+    names::{BLACK_HOLE, PASSTHROUGH, cluster_name},
     patterns::Suffix,
     points::Points,
 };
@@ -104,13 +109,6 @@ type Place = (PortKey, Option<IpAddr>);
 
 /// The answers to the connections of some callers.
 type Answers<'a> = BTreeMap<Place, Answer<'a>>;
-
-/// A destination that a route can't lead to.
-struct Missing {
-    field: String,
-    reason: Reason,
-    fault: String,
-}
 
 /// Compiles the listeners and routes of a Service.
 pub(crate) fn compile(index: &Index, name: &ServiceId) -> Compiled {
@@ -467,219 +465,6 @@ impl<'a> Candidate<'a> {
         let http = self.routes.http.iter().map(|route| (RouteKind::Http, route));
         let tcp = self.routes.tcp.iter().map(|route| (RouteKind::Tcp, route));
         http.chain(tcp).filter(move |(list, _)| allowed(*list))
-    }
-}
-
-/// The cluster of a destination.
-fn destination_cluster(
-    index: &Index,
-    by: &ObjectKey,
-    at: &str,
-    destination: &Destination,
-    connection: &Connection<'_>,
-) -> Result<String, Missing> {
-    let backend = destination_backend(index, by, at, destination, connection)?;
-    Ok(backend.name(&index.host(&destination.service)))
-}
-
-/// The endpoints of a destination.
-fn destination_backend<'a>(
-    index: &'a Index,
-    by: &ObjectKey,
-    at: &str,
-    destination: &'a Destination,
-    connection: &Connection<'_>,
-) -> Result<Backend<'a>, Missing> {
-    let Destination { service: name, subset, .. } = destination;
-    let [of_name, of_port] = match by.kind {
-        Kind::VirtualService => ["host", "port.number"],
-        _ => ["name", "port"],
-    };
-    let missing = |field: &str, fault: String| Missing {
-        field: format!("{at}.{field}"),
-        reason: Reason::BackendNotFound,
-        fault,
-    };
-    // First, so that nobody learns what is in a namespace that doesn't let him.
-    if let Some(service) = name.object().filter(|service| !index.permits(by, service)) {
-        let fault = format!(
-            "no ReferenceGrant in namespace {} lets {} of namespace {} send connections to Service {}",
-            service.namespace, by.kind, by.name.namespace, service.name
-        );
-        return Err(Missing { reason: Reason::RefNotPermitted, ..missing("namespace", fault) });
-    }
-    let service = index.service_for(by.kind, name).ok_or_else(|| missing(of_name, index.absent(name)))?;
-    let port = connection.port;
-    let mut alike = service.ports.iter().map(|of| of.key).filter(|key| key.protocol == port.protocol);
-    let key = match (destination.port, alike.next(), alike.next()) {
-        (Some(number), ..) => PortKey { number, protocol: port.protocol },
-        (None, Some(only), None) => only,
-        (None, ..) => port,
-    };
-    if service.port(key).is_none() {
-        let PortKey { number, protocol } = key;
-        let has = reports::ports(service);
-        let fault = format!("{} has no {protocol} port {number} (it has {has})", index.called(name));
-        return Err(missing(of_port, fault));
-    }
-    backend(index, name, (key, subset), connection.caller, &by.name.namespace).ok_or_else(|| {
-        let rules = index.rules(name, Caller::Of(&by.name.namespace));
-        let known: Vec<_> = rules.subsets().into_keys().collect();
-        let has = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-        let fault = format!(
-            "no DestinationRule in force defines subset {subset} of {} (defined: {has})",
-            index.called(name)
-        );
-        missing("subset", fault)
-    })
-}
-
-/// The listeners of one port, for each address and NodePort that belongs to this Service.
-fn listen(
-    index: &Index,
-    name: &ServiceId,
-    port: &ServicePort,
-    (everybody, callers): (&Answers<'_>, &[(Caller<'_>, Answers<'_>)]),
-    out: &mut Compiled,
-) {
-    let host = index.host(name);
-    let own = cluster_name(&host, port.key, "");
-    let route = route_name(&host, port.key);
-    let mut by_route = None;
-    // Of callers who don't see what an address is of.
-    let refuses = |caller| index.sidecar_of(caller).is_some_and(|sidecar| sidecar.refuses);
-    let unseen = |caller| {
-        let cluster = if refuses(caller) { BLACK_HOLE } else { PASSTHROUGH };
-        Way::from(vec![(cluster.to_owned(), 1)])
-    };
-    for (ip, at, by) in index.places(name, port.key) {
-        match index.owner_of(ip, at) {
-            Some(claim) if claim.object == by => {}
-            // Two ServiceEntries of one host that have the same address.
-            Some(claim) if claim.service == *name => continue,
-            owner => {
-                out.reports.push(not_its_own(index, name, (ip, at), &by, owner));
-                continue;
-            }
-        }
-        let export = index.export_of(&by);
-        let of = |answers: &Answers<'_>| {
-            let found = answers.get(&(port.key, Some(ip))).or_else(|| answers.get(&(port.key, None)));
-            let by = |answer: &Answer<'_>| answer.by.iter().copied().cloned().collect();
-            found.map(|answer| (answer.kind, answer.way.clone(), by(answer), answer.needs_a_listener()))
-        };
-        let sees = |caller| export.is_none_or(|export| export.sees(caller));
-        let Some((kind, way, own_makers, needed)) = of(everybody) else { continue };
-        let (kind, way, own_makers): (_, _, BTreeSet<ObjectKey>) = match sees(Caller::Anyone) {
-            true => (kind, way, own_makers),
-            false => (RouteKind::Tcp, unseen(Caller::Anyone), BTreeSet::new()),
-        };
-        let needs = |caller, needs| if sees(caller) { needs } else { refuses(caller) };
-        let mut audience = Audience { everybody: needs(Caller::Anyone, needed), ..Audience::default() };
-        let mut makers = own_makers.clone();
-        // Of namespaces what differs from what is so for everybody, of classes what differs from their namespaces'.
-        let mut of_namespace: BTreeMap<&str, &Way> = BTreeMap::new();
-        let mut differing: Vec<(String, Way, &BTreeSet<ObjectKey>)> = Vec::new();
-        let found: Vec<(Caller<'_>, Way, BTreeSet<ObjectKey>)> = callers
-            .iter()
-            .filter_map(|(caller, answers)| {
-                let (_, way, makers, needed) = of(answers)?;
-                if let Some(class) = caller.class() {
-                    audience.note(class, needs(*caller, needed));
-                }
-                Some(match sees(*caller) {
-                    true => (*caller, way, makers),
-                    false => (*caller, unseen(*caller), BTreeSet::new()),
-                })
-            })
-            .collect();
-        for (caller, answer, by) in &found {
-            let (class, before) = match caller {
-                Caller::Anyone => continue,
-                Caller::Of(namespace) => {
-                    of_namespace.insert(namespace, answer);
-                    (namespace.to_string(), &way)
-                }
-                Caller::In(class) => {
-                    (class.to_string(), of_namespace.get(&*class.namespace).copied().unwrap_or(&way))
-                }
-            };
-            if answer != before {
-                differing.push((class, answer.clone(), by));
-                makers.extend(by.iter().cloned());
-            }
-        }
-        let mut chains_of = Vec::new();
-        for (classes, Way { choice, requests }, by) in chains(differing) {
-            let requests = requests.map(|requests| {
-                let name = callers_route_name(&host, port.key, classes.first().map_or("", String::as_str));
-                let resource = envoy::configuration(&name, &requests);
-                out.made(&resource, by, port.key);
-                if !out.resources.contains(&resource) {
-                    out.resources.push(resource);
-                }
-                name
-            });
-            chains_of.push(CallerChain { classes, choice, requests });
-        }
-        let chains = chains_of;
-        let refuses = |choice: &Choice| choice.iter().any(|(cluster, _)| cluster == BLACK_HOLE);
-        let passes = |choice: &Choice| choice.iter().any(|(cluster, _)| cluster == PASSTHROUGH);
-        out.refuses |= refuses(&way.choice) || chains.iter().any(|chain| refuses(&chain.choice));
-        out.passes |= passes(&way.choice) || chains.iter().any(|chain| passes(&chain.choice));
-        let forward = match kind {
-            _ if way.requests.is_some() => Forward::Requests(&route),
-            RouteKind::Http => Forward::Http(&route),
-            RouteKind::Tcp => Forward::Layer4(&way.choice),
-        };
-        let listener = envoy::listener(ip, at, &own, &forward, &chains);
-        if !audience.is_all() {
-            out.audiences.insert(listener.name.clone(), audience);
-        }
-        out.made(&listener, makers, port.key);
-        out.resources.push(listener);
-        if kind == RouteKind::Http {
-            by_route = Some((way, own_makers));
-        }
-    }
-    if let Some((way, makers)) = by_route {
-        let resource = match &way.requests {
-            Some(requests) => envoy::configuration(&route, requests),
-            None => envoy::route(&route, &way.choice),
-        };
-        out.made(&resource, makers, port.key);
-        out.resources.push(resource);
-    }
-}
-
-/// Callers, where their connections go, and the objects that say so.
-type CallersWay = (Vec<String>, Way, BTreeSet<ObjectKey>);
-
-/// One chain for all whose connections go the same way.
-fn chains(differing: Vec<(String, Way, &BTreeSet<ObjectKey>)>) -> Vec<CallersWay> {
-    let mut by_way: BTreeMap<Way, (Vec<String>, BTreeSet<ObjectKey>)> = BTreeMap::new();
-    for (class, way, by) in differing {
-        let (classes, makers) = by_way.entry(way).or_default();
-        classes.push(class);
-        makers.extend(by.iter().cloned());
-    }
-    let chains = by_way.into_iter().map(|(way, (mut classes, makers))| {
-        classes.sort_unstable();
-        (classes, way, makers)
-    });
-    let mut chains: Vec<_> = chains.collect();
-    chains.sort_unstable_by(|one, other| one.0.cmp(&other.0));
-    chains
-}
-
-impl Compiled {
-    /// Notes who has made a resource.
-    fn made(&mut self, resource: &slotmesh_xds::Resource, by: BTreeSet<ObjectKey>, port: PortKey) {
-        if by.is_empty() {
-            return;
-        }
-        let makers = by.into_iter().map(|object| Maker { object, port });
-        self.made.entry((resource.ty, resource.name.clone())).or_default().extend(makers);
     }
 }
 

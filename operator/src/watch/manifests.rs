@@ -13,30 +13,30 @@
 //! may be truncated, until it is closed or nothing was written to it for [`HELD`].
 
 mod events;
+mod folder;
 #[cfg(test)]
 mod tests;
+mod updates;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        mpsc::{self, Receiver, RecvTimeoutError, Sender},
-    },
+    sync::mpsc::{self, Receiver, RecvTimeoutError, Sender},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
-use k8s_openapi::{api::core::v1::Node, apimachinery::pkg::apis::meta::v1::ObjectMeta};
-use notify::{Config, RecommendedWatcher, RecursiveMode, Watcher};
-use slotmesh_compile::{Kind, ObjectRef, Report, Severity, Source};
-use tracing::{debug, info};
+use notify::{Config, RecommendedWatcher, Watcher as _};
+use slotmesh_compile::Report;
+use tracing::debug;
 
+use self::updates::event;
+pub(super) use self::updates::{first_update, store_with};
 use super::{
-    Event, LocalNode, ReportChanges, Sourced, Update, WatchEvent,
+    LocalNode, ReportChanges, Update,
     files::{Signature, identity, is_behind_link, scan},
-    parse::{Lost, Parsed, parse},
+    parse::parse,
     store::{Changed, Store},
 };
 use crate::Error;
@@ -124,22 +124,6 @@ impl Manifests {
     }
 }
 
-/// What the flags say comes before all manifests.
-pub(super) fn store_with(node: &LocalNode) -> Store {
-    let file: Arc<str> = "--node-name".into();
-    let metadata = ObjectMeta {
-        name: Some(node.name.clone()),
-        labels: Some(node.labels.clone()),
-        ..ObjectMeta::default()
-    };
-    let object = Node { metadata, ..Node::default() }.into();
-    let source = Some(Source::file(file.clone()));
-    let mut store = Store::default();
-    let lost = Lost::These(BTreeSet::new());
-    store.set(&file, Parsed { objects: vec![Sourced { object, source }], reports: Vec::new(), lost });
-    store
-}
-
 impl Drop for Manifests {
     fn drop(&mut self) {
         // Both only fail when the thread is gone already.
@@ -203,57 +187,6 @@ struct Follower {
 }
 
 impl Follower {
-    fn watch(&mut self) -> notify::Result<()> {
-        self.real = fs::canonicalize(&self.dir).map_err(notify::Error::io)?;
-        self.here = match (self.dir.parent().map(fs::canonicalize), self.dir.file_name()) {
-            (Some(Ok(parent)), Some(name)) => parent.join(name),
-            _ => self.real.clone(),
-        };
-        self.watched.push(self.real.clone());
-        self.watcher.watch(&self.real, RecursiveMode::Recursive)?;
-        // The parents tell when the directory itself goes and comes; polling does as well, later.
-        for path in [self.here.clone(), self.real.clone()] {
-            let Some(parent) = path.parent().filter(|parent| !parent.starts_with(&self.real)) else {
-                continue;
-            };
-            if self.watched.iter().any(|watched| watched == parent) {
-                continue;
-            }
-            match self.watcher.watch(parent, RecursiveMode::NonRecursive) {
-                Ok(()) => self.watched.push(parent.to_owned()),
-                Err(error) => {
-                    debug!(%error, dir = %parent.display(), "the parent directory can't be watched");
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn unwatch(&mut self) {
-        for dir in std::mem::take(&mut self.watched) {
-            // It fails when the directory is gone, and the watch with it.
-            drop(self.watcher.unwatch(&dir));
-        }
-    }
-
-    /// Notes that not all can be watched.
-    fn cannot_watch(&mut self, error: &notify::Error) {
-        // A folder that goes while it is about to be watched is no trouble.
-        if matches!(error.kind, notify::ErrorKind::PathNotFound) {
-            self.retry = Some(Instant::now() + LOOK);
-            return;
-        }
-        self.retry = Some(Instant::now() + RETRY);
-        let remedy = match error.kind {
-            notify::ErrorKind::MaxFilesWatch => "; raise fs.inotify.max_user_watches",
-            _ => "",
-        };
-        self.unwatchable = Some(format!(
-            "can't be watched: {error}{remedy}; until it can, it is read every {} s",
-            RETRY.as_secs()
-        ));
-    }
-
     fn run(mut self, woken: &Receiver<Wake>) {
         let (changed, appeared, disappeared) = self.read(Asked { scan: true, ..Asked::default() });
         let mut listening = (self.deliver)(first_update(&changed, appeared, disappeared));
@@ -402,99 +335,4 @@ impl Follower {
         };
         self.seen.insert(path, Seen { signature, hash });
     }
-
-    /// Follows the directory when it goes, comes or is exchanged; whether all must be looked at.
-    fn check_root(&mut self, rewatch: bool) -> bool {
-        let now = identity(&self.dir);
-        if now == self.root && !rewatch {
-            return false;
-        }
-        let back = self.root.is_none() && now.is_some();
-        self.unwatch();
-        self.root = now;
-        (self.unwatchable, self.retry) = (None, None);
-        if now.is_none() {
-            self.writing.clear();
-            self.overdue.clear();
-            return false;
-        }
-        if back {
-            info!(dir = %self.shown.display(), "the manifest directory is back");
-        }
-        if let Err(error) = self.watch() {
-            debug!(%error, dir = %self.shown.display(), "the directory can't be watched yet");
-            self.cannot_watch(&error);
-        }
-        true
-    }
-
-    /// What is to be said about the directory, its folders and open files.
-    fn about_now(&self) -> Vec<Report> {
-        if self.root.is_none() {
-            let message = "the directory has disappeared; all that it defined stays in force, and it is read \
-                           again as soon as it is back";
-            return vec![self.about("Directory", &self.dir, Severity::Refused, message.to_owned())];
-        }
-        let unreadable = self.unreadable.iter().map(|(dir, error)| {
-            let message = format!("the directory can't be read: {error}; what it defined stays in force");
-            self.about("Directory", dir, Severity::Refused, message)
-        });
-        let unwatchable = self
-            .unwatchable
-            .iter()
-            .map(|message| self.about("Directory", &self.dir, Severity::Refused, message.clone()));
-        let overdue = self.overdue.iter().map(|path| {
-            let message = format!(
-                "the file is open for writing, but nothing was written for {} s; it is read as it is",
-                HELD.as_secs()
-            );
-            self.about("File", path, Severity::Note, message)
-        });
-        unreadable.chain(unwatchable).chain(overdue).collect()
-    }
-
-    /// A path as it is shown to the user.
-    fn name(&self, path: &Path) -> Arc<str> {
-        let shown = match path.strip_prefix(&self.dir) {
-            Ok(below) if below.as_os_str().is_empty() => self.shown.clone(),
-            Ok(below) => self.shown.join(below),
-            Err(_) => path.to_owned(),
-        };
-        shown.to_string_lossy().into()
-    }
-
-    fn about(&self, kind: &'static str, path: &Path, severity: Severity, message: String) -> Report {
-        let object =
-            ObjectRef { kind: kind.into(), namespace: "".into(), name: self.name(path), source: None };
-        Report::new(object, None, severity, message)
-    }
-}
-
-/// The update that lists all that is there.
-pub(super) fn first_update(
-    changed: &[Changed],
-    mut appeared: Vec<Report>,
-    disappeared: Vec<Report>,
-) -> Update {
-    let mut events = Vec::new();
-    for kind in Kind::ALL {
-        events.push(WatchEvent { kind, event: Event::Init });
-        let of_kind = changed.iter().filter_map(|c| c.new.as_ref()).filter(|s| s.object.kind() == kind);
-        events.extend(of_kind.map(|s| WatchEvent { kind, event: Event::InitApply(s.clone()) }));
-        events.push(WatchEvent { kind, event: Event::InitDone });
-    }
-    appeared.sort();
-    Update { events, appeared, disappeared, seen: Instant::now(), reached: None }
-}
-
-fn event(Changed { old, new }: Changed) -> Option<WatchEvent> {
-    let (kind, event) = match (new, old) {
-        (Some(new), _) => (new.object.kind(), Event::Apply(new)),
-        (None, Some(old)) => {
-            let key = old.object.key();
-            (key.kind, Event::Delete(key.name))
-        }
-        (None, None) => return None,
-    };
-    Some(WatchEvent { kind, event })
 }

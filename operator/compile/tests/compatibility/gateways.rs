@@ -15,6 +15,7 @@ const FIELDS: &str = include_str!("fields/gateway-api.txt");
 const SPEC: &str = "e2e/tests/follow_the_specifications.rs";
 const ROUTE: &str = "e2e/tests/route_by_gateway_api.rs";
 const REQUESTS: &str = "operator/compile/tests/compile/requests.rs";
+const TOGETHER: &str = "operator/compile/tests/compile/requests/everything.rs";
 const EVERYTHING: &str = "everything_compiles_to_the_golden_file";
 const COMPILE: &str = "operator/compile/tests/compile/gateway.rs";
 
@@ -90,12 +91,12 @@ fn route(kind: Kind, api: &'static str, port: u16, file: &'static str, test: &'s
         requests: if takes_requests { Requests::of_routes(port) } else { Requests::default() },
         shown: vec![
             ("spec.rules", file, test),
-            ("spec.rules[].backendRefs[].filters", REQUESTS, EVERYTHING),
-            ("spec.rules[].filters", REQUESTS, EVERYTHING),
+            ("spec.rules[].backendRefs[].filters", TOGETHER, EVERYTHING),
+            ("spec.rules[].filters", TOGETHER, EVERYTHING),
             ("spec.rules[].matches", REQUESTS, "the_most_specific_match_of_all_routes_goes_before"),
             ("spec.rules[].matches[].method", REQUESTS, "methods_of_grpc_are_paths"),
-            ("spec.rules[].retry", REQUESTS, EVERYTHING),
-            ("spec.rules[].timeouts", REQUESTS, EVERYTHING),
+            ("spec.rules[].retry", TOGETHER, EVERYTHING),
+            ("spec.rules[].timeouts", TOGETHER, EVERYTHING),
             ("spec.parentRefs", file, test),
             ("spec.parentRefs[].namespace", SPEC, "a_consumers_route_is_for_callers_of_its_namespace"),
             ("spec.parentRefs[].port", COMPILE, "a_parent_port_limits_the_route_to_it"),

@@ -83,8 +83,8 @@ fn virtual_services() -> Subject {
             ("spec.hosts", SPEC, "the_narrowest_host_counts"),
             ("spec.exportTo", SPEC, "what_is_exported_to_some_namespaces_is_for_their_callers"),
             ("spec.gateways", ROUTES, "gateways_and_load_balancing_values_are_named"),
-            ("spec.http[]", REQUESTS, EVERYTHING),
-            ("spec.http[].route[].headers", REQUESTS, EVERYTHING),
+            ("spec.http[]", TOGETHER, EVERYTHING),
+            ("spec.http[].route[].headers", TOGETHER, EVERYTHING),
             ("spec.http[].retries", REQUESTS, "a_virtual_service_tries_again_as_istio_does"),
             ("spec.http[].delegate", SPEC, "a_delegate_decides_and_a_missing_one_refuses"),
             ("spec.http[].match[].gateways", SPEC, "a_match_of_gateways_is_for_the_mesh_where_it_says_so"),
@@ -164,7 +164,8 @@ const HASHES: [&str; 12] = [
     "spec.subsets[].trafficPolicy.portLevelSettings[].loadBalancer.consistentHash.httpQueryParameterName",
 ];
 const EVERYTHING: &str = "everything_compiles_to_the_golden_file";
-const REQUESTS: &str = "operator/compile/tests/compile/requests.rs";
+const REQUESTS: &str = "operator/compile/tests/compile/requests/istio.rs";
+const TOGETHER: &str = "operator/compile/tests/compile/requests/everything.rs";
 const LOCALITIES: &str = "operator/compile/tests/compile/localities.rs";
 const NEAREST: &str = "as_in_istio_the_nearest_go_before_others_where_there_is_outlier_detection";
 

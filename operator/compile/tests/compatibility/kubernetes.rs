@@ -21,6 +21,7 @@ const CONNECT: &str = "e2e/tests/connect_to_a_service.rs";
 const ENDPOINTS: &str = "e2e/tests/change_endpoints.rs";
 const SERVICES: &str = "operator/compile/tests/compile/services.rs";
 const ENTRIES: &str = "operator/compile/tests/compile/entries.rs";
+const ADDRESSES: &str = "operator/compile/tests/compile/entries/addresses.rs";
 const SERVICE_NAME: &str = "metadata.labels[\"kubernetes.io/service-name\"]";
 
 pub fn subjects() -> Vec<Subject> {
@@ -326,8 +327,8 @@ fn nodes() -> Subject {
                 "nodes_are_selected_by_label_and_name",
             ),
             ("metadata.labels[", "e2e/tests/choose_by_locality.rs", "the_nearest_go_before_others"),
-            ("spec", ENTRIES, "a_service_entry_takes_no_address_of_the_cluster"),
-            ("status", ENTRIES, "a_service_entry_takes_no_address_of_the_cluster"),
+            ("spec", ADDRESSES, "a_service_entry_takes_no_address_of_the_cluster"),
+            ("status", ADDRESSES, "a_service_entry_takes_no_address_of_the_cluster"),
         ],
         noted: Vec::new(),
     }
@@ -346,7 +347,7 @@ fn service_cidrs() -> Subject {
         before: Vec::new(),
         trials: vec![with("spec.cidrs[]", "192.0.2.0/24")],
         requests: Requests::default(),
-        shown: vec![("spec", ENTRIES, "a_service_entry_takes_no_address_of_the_cluster")],
+        shown: vec![("spec", ADDRESSES, "a_service_entry_takes_no_address_of_the_cluster")],
         noted: Vec::new(),
     }
 }
