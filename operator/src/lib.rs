@@ -1,7 +1,7 @@
 //! The cluster operator: watch, index, compile, publish.
 //!
 //! ```text
-//!  watch::manifests --Update--> pipeline: Intake -> SliceController -> Compiler --Vec<Change>--> Publish
+//!  watch::manifests --Update--> pipeline: ListTracker -> SliceController -> Compiler --Vec<Change>--> Publish
 //!  watch::cluster ----------+                                               +--> Status (reports, synced)
 //!                                                                           +--> status: MeshNodes, conditions
 //! ```

@@ -37,7 +37,9 @@ use crate::{
     pod_classes::Callers,
     pulse::Pulse,
     status::Notices,
-    watch::{Cluster, Intake, LocalNode, ManifestTexts, Manifests, Reach, SliceController, Step, Update},
+    watch::{
+        Cluster, ListTracker, LocalNode, ManifestTexts, Manifests, Reach, SliceController, Step, Update,
+    },
 };
 
 /// Updates that may wait for the compiler; a source that has more waits itself.
@@ -212,14 +214,14 @@ impl Operator {
     ) -> Result<Self, Error> {
         let (updates, waiting) = mpsc::channel(WAITING);
         let (sender, status) = watch::channel(Status::default());
-        let intake = Intake::default();
+        let lists = ListTracker::default();
         let compiler = Compiler::new(options);
         let reached = Reached::default();
         let defined = HashMap::new();
         let questions = Questions::default();
         let inquiry = Inquiry::new(questions.clone(), &updates);
         let pipeline = Pipeline {
-            intake,
+            lists,
             slices,
             naming,
             compiler,
@@ -277,7 +279,7 @@ impl Drop for Operator {
 }
 
 struct Pipeline<P> {
-    intake: Intake,
+    lists: ListTracker,
     /// Only where no EndpointSlice controller runs.
     slices: Option<SliceController>,
     naming: Naming,
@@ -356,7 +358,7 @@ impl<P: Publish> Pipeline<P> {
                 }
                 for event in update.events {
                     events += 1;
-                    for step in self.intake.steps(event) {
+                    for step in self.lists.steps(event) {
                         if let Some(slices) = &mut self.slices {
                             slices.observe(&step);
                         }
@@ -379,8 +381,8 @@ impl<P: Publish> Pipeline<P> {
             }
             // Nothing is published before everything that the source held at the start is known. That
             // first time is published even if it is nothing: an empty cluster is an answer too.
-            let first = self.intake.synced() && !self.status.borrow().synced;
-            if self.intake.synced() {
+            let first = self.lists.synced() && !self.status.borrow().synced;
+            if self.lists.synced() {
                 let output = self.compiler.flush();
                 appeared.extend(output.appeared);
                 disappeared.extend(output.disappeared);
@@ -414,7 +416,7 @@ impl<P: Publish> Pipeline<P> {
                 tell.notices.reports(&appeared, true);
             }
             self.tell(&appeared, &disappeared);
-            if !first && self.intake.synced() {
+            if !first && self.lists.synced() {
                 edits.log(&self.compiler);
             }
             self.questions.answer(&self.compiler);
@@ -445,8 +447,8 @@ impl<P: Publish> Pipeline<P> {
         let (new, old) = (still(appeared), still(disappeared));
         appeared.iter().filter(|report| !old.contains(&without_line(report))).for_each(log);
         disappeared.iter().filter(|report| !new.contains(&without_line(report))).for_each(log_end);
-        let outstanding: Vec<_> = self.intake.outstanding().collect();
-        let left_out: Vec<_> = self.intake.left_out().collect();
+        let outstanding: Vec<_> = self.lists.outstanding().collect();
+        let left_out: Vec<_> = self.lists.left_out().collect();
         let left_alone = match &self.naming {
             Naming::Workloads(enrolment) => Some(enrolment.count()),
             Naming::Callers(_) | Naming::Nobody => None,
@@ -466,7 +468,7 @@ impl<P: Publish> Pipeline<P> {
             if synced && !status.synced {
                 info!(units = compiled.units, resources = compiled.resources, "all objects are compiled");
             }
-            let objects = self.intake.held();
+            let objects = self.lists.held();
             let changed = reports
                 || objects != status.objects
                 || outstanding != status.outstanding

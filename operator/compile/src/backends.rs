@@ -18,7 +18,7 @@ use slotmesh_xds::{Transport, Version};
 
 use crate::{
     Index, ObjectName, ServiceId,
-    model::{Caller, PortKey, Traffic},
+    model::{Caller, PortKey, TrafficSettings},
     names::cluster_name,
     rules::Rules,
 };
@@ -44,7 +44,7 @@ pub(crate) struct Backend<'a> {
     /// Tells whether these choose among localities in another way.
     is_elsewhere: bool,
     /// How rules have its connections treated.
-    pub(crate) traffic: Traffic,
+    pub(crate) traffic: TrafficSettings,
     /// The rule whose traffic policy counts for the Service as a whole.
     pub(crate) ruler: Option<&'a ObjectName>,
 }

@@ -52,7 +52,7 @@ impl Cidr {
         (0..=bits(ip)).filter_map(move |length| Self::around(ip, length))
     }
 
-    /// Whether the range holds the address.
+    /// Tells whether the range holds the address.
     pub fn contains(&self, ip: IpAddr) -> bool {
         ip.is_ipv4() == self.first.is_ipv4() && masked(ip, self.length, false) == self.first
     }

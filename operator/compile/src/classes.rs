@@ -32,7 +32,7 @@ impl Ask {
 /// The classes of all Pods.
 #[derive(Debug, Default)]
 pub(crate) struct Classes {
-    /// What is asked for -> by whom.
+    /// Labels that are asked for -> by whom.
     asked: BTreeMap<Ask, BTreeSet<ObjectKey>>,
     /// One label of what is asked for -> that.
     by_label: Relation<(String, String), Ask>,

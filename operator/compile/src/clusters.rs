@@ -13,7 +13,7 @@ use crate::{
     backends::{Backend, backends},
     compiler::Compiled,
     envoy,
-    model::{Balance, Caller, ServicePort, Target, Traffic, TrafficPolicy},
+    model::{Caller, LbPolicy, ServicePort, Target, TrafficPolicy, TrafficSettings},
     patterns::HostPattern,
     report::Findings,
     rules::Standing,
@@ -33,7 +33,7 @@ pub(crate) fn compile(index: &Index, name: &ServiceId) -> Compiled {
         let port = index.service(name).and_then(|service| service.port(backend.port));
         let http2 =
             port.filter(|port| index.options.proxy && port.may_have_requests()).map(|port| port.http2);
-        if http2.is_none() && matches!(traffic.balance, Some(Balance::RequestHash(_))) {
+        if http2.is_none() && matches!(traffic.balance, Some(LbPolicy::RequestHash(_))) {
             // No request ever comes there.
             traffic.balance = None;
         }
@@ -49,11 +49,11 @@ pub(crate) fn compile(index: &Index, name: &ServiceId) -> Compiled {
 }
 
 /// How connections to a cluster are treated.
-pub(crate) fn traffic(index: &Index, name: &ServiceId, backend: &Backend<'_>) -> Traffic {
+pub(crate) fn traffic(index: &Index, name: &ServiceId, backend: &Backend<'_>) -> TrafficSettings {
     let port = index.service(name).and_then(|service| service.port(backend.port));
     let policies = port.into_iter().flat_map(|port| in_force(index, name, port));
     let of_policies =
-        policies.fold(Traffic::default(), |before, (_, policy, _)| before.or(policy.traffic.clone()));
+        policies.fold(TrafficSettings::default(), |before, (_, policy, _)| before.or(policy.traffic.clone()));
     of_policies.or(backend.traffic.clone())
 }
 
@@ -68,7 +68,7 @@ pub(crate) fn says_localities(index: &Index, name: &ServiceId, backend: &Backend
     let of_subset = backend.definer.filter(|rule| {
         let subset = index.rule_named(rule).and_then(|rule| rule.subsets.get(backend.subset));
         subset.is_some_and(|subset| {
-            subset.policy.of(backend.port.number, Traffic::default()).localities.is_some()
+            subset.policy.of(backend.port.number, TrafficSettings::default()).localities.is_some()
         })
     });
     let rule = of_subset.or(backend.ruler)?;
@@ -123,7 +123,7 @@ fn policy_reports(index: &Index, name: &ServiceId) -> Vec<Report> {
         let Some(service) = index.service_for(Kind::TrafficPolicy, name) else {
             let fault = match index.service(name) {
                 Some(_) => format!("there is no Service {name}"),
-                None => index.absent(name),
+                None => index.not_found(name),
             };
             let fault = format!("{fault}; the policy takes effect when it appears");
             say(key, Reason::TargetNotFound, format!("{}.name", target.field), fault);
@@ -175,7 +175,7 @@ fn limits_of_udp(index: &Index, name: &ServiceId) -> Vec<Report> {
     reports
 }
 
-/// What of the rules for a Service has no effect.
+/// Reports about rules for a Service, or parts of them, that have no effect.
 fn rule_reports(index: &Index, name: &ServiceId) -> Vec<Report> {
     let mut reports = Vec::new();
     let all = index.relations.rules.of(&HostPattern::One(name.clone())).map(|(.., rule)| rule);
@@ -183,7 +183,7 @@ fn rule_reports(index: &Index, name: &ServiceId) -> Vec<Report> {
     for rule in all.filter(|rule| index.rule_named(rule).is_some()) {
         let mut found = Findings::new(index.object_ref(Kind::DestinationRule, rule));
         if !exists {
-            let fault = format!("{}; the rule takes effect when it appears", index.absent(name));
+            let fault = format!("{}; the rule takes effect when it appears", index.not_found(name));
             found.refuse_as(Reason::TargetNotFound, "spec.host", fault);
             reports.append(&mut found.reports);
             continue;
@@ -194,7 +194,7 @@ fn rule_reports(index: &Index, name: &ServiceId) -> Vec<Report> {
                 let first = index.object_ref(Kind::DestinationRule, first);
                 let fault = format!(
                     "for all callers of {} that see this rule {first} goes before; it has no effect for as long",
-                    index.called(name)
+                    index.display_name(name)
                 );
                 found.refuse_as(Reason::Conflicted, "metadata.namespace", fault);
             }
@@ -208,7 +208,7 @@ fn rule_reports(index: &Index, name: &ServiceId) -> Vec<Report> {
     reports
 }
 
-/// What older rules of the namespace say already, to all who see this one.
+/// Notes what older rules of the namespace say already, to all who see this one.
 fn behind_older(index: &Index, name: &ServiceId, rule: &ObjectName, found: &mut Findings) {
     let Some(model) = index.rule_named(rule) else { return };
     let own = index.own_rules(name);

@@ -16,7 +16,7 @@ use crate::{
     settings,
 };
 
-/// What one unit compiles to.
+/// The outcome of one unit.
 #[derive(Debug, Default)]
 pub(crate) struct Compiled {
     pub(crate) resources: Vec<Resource>,
@@ -47,7 +47,7 @@ pub(crate) struct Maker {
     pub(crate) port: PortKey,
 }
 
-/// What a [`Compiler::flush`] changed.
+/// Changes that came of a [`Compiler::flush`].
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Output {
     /// Changed resources in make-before-break order: updates by type and name, then removals by
@@ -90,7 +90,7 @@ pub struct Stats {
 pub struct Compiler {
     index: Index,
     dirty: BTreeSet<Unit>,
-    /// What reading found, for the next flush.
+    /// Reports of reading, for the next flush.
     read: HashMap<ObjectKey, Vec<Report>>,
     /// The objects that came or went since the last flush, and have a status.
     events: BTreeSet<ObjectKey>,
@@ -136,7 +136,7 @@ impl Compiler {
         }
     }
 
-    /// What there is to say of an object in its status, as of the last flush; `None` when there is no
+    /// The conditions of an object for its status, as of the last flush; `None` when there is no
     /// such object, or its kind has no status.
     pub fn conditions(&self, object: &ObjectKey) -> Option<Conditions> {
         let generation = self.index.generation(object).filter(|_| object.kind.has_conditions())?;
@@ -311,7 +311,7 @@ impl Compiler {
     }
 }
 
-/// What units held before and hold now.
+/// Contents of units, before and now.
 #[derive(Debug, Default)]
 struct Difference {
     before: HashMap<(ResourceType, ResourceName), Version>,

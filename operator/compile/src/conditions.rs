@@ -28,7 +28,7 @@ use crate::{
 /// How many characters of a message are kept: what a status may hold, and more than anybody reads.
 const LONGEST: usize = 4_096;
 
-/// What a condition is about.
+/// The type of a condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ConditionType {
     /// The object can be acted on. The message names by field what of it can't.
@@ -56,7 +56,7 @@ impl ConditionType {
 /// One condition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Condition {
-    /// What it is about.
+    /// The type.
     pub ty: ConditionType,
     /// Tells whether it holds.
     pub holds: bool,
@@ -88,14 +88,14 @@ impl ResourceVersion {
     }
 }
 
-/// What there is to say of an object at one Service, or of it as a whole.
+/// The conditions of an object at one Service, or of it as a whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ancestor {
     /// The Service, or host of a ServiceEntry (for a SlotProfile or WorkloadEntry none); its port, where the object is for one only.
     pub at: Option<At>,
     /// In the order of their types; one of each type at most.
     pub conditions: Vec<Condition>,
-    /// What the object compiled to there: it is programmed once all nodes have these versions. Empty
+    /// Resources that the object compiled to there: it is programmed once all nodes have these versions. Empty
     /// where it isn't in force.
     pub resources: Vec<ResourceVersion>,
 }
@@ -156,13 +156,13 @@ pub(crate) fn parties(index: &Index, unit: &Unit) -> Vec<ObjectKey> {
     }
 }
 
-/// What an object has made of what there is at a Service.
+/// The resources at a Service that an object has made.
 enum Made<'a> {
     /// All of these units.
     Units(Vec<Unit>),
     /// This host, with its addresses.
     Host(ServiceId),
-    /// What leads connections to the ports that this covers where its rules say.
+    /// Those that lead connections to the ports that this covers where its rules say.
     Routes(&'a Host),
     /// The clusters of the ports for which it is in force.
     Clusters(&'a Target),
@@ -270,7 +270,7 @@ fn places<'a>(index: &'a Index, object: &ObjectKey) -> Vec<Place<'a>> {
     }
 }
 
-/// What there is to say of an object at each place where it is attached. `reports` are those that hold about it.
+/// The conditions of an object at each place where it is attached. `reports` are those that hold about it.
 pub(crate) fn ancestors(
     index: &Index,
     compiled: &HashMap<Unit, Compiled>,
@@ -432,7 +432,7 @@ fn no(ty: ConditionType, reason: &'static str, reports: &[&Report]) -> Condition
     Condition { ty, holds: false, reason, message: message(reports) }
 }
 
-/// What the reports say, one after the other.
+/// The texts of the reports, one after the other.
 fn message(reports: &[&Report]) -> String {
     let mut text = String::new();
     for report in reports {

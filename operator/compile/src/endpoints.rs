@@ -118,7 +118,7 @@ fn without_endpoints(
     labels: Option<&BTreeMap<String, String>>,
     ports: &[String],
 ) -> Option<Report> {
-    let (called, ports) = (index.called(name), ports.join(", "));
+    let (called, ports) = (index.display_name(name), ports.join(", "));
     let (Some(labels), Some(definer)) = (labels, definer) else {
         let provider = index.provider(name)?;
         let mut found = Findings::new(index.object_ref(provider.kind, &provider.name));
@@ -173,7 +173,7 @@ fn shares_of_nobody(
         };
         let what = format!(
             "no endpoint of {} is in {lost}; where others have a share, too, they get it, else connections are refused",
-            index.called(name)
+            index.display_name(name)
         );
         found.note(field, what);
     }
@@ -207,7 +207,7 @@ fn mismatched(index: &Index, name: &ServiceId, service: &Service) -> Vec<Report>
     reports
 }
 
-/// What somebody asks of endpoints.
+/// The facts of endpoints that somebody asks for.
 #[derive(Clone, Copy)]
 struct Wanted {
     labels: bool,
@@ -253,7 +253,7 @@ fn candidates<'a>(
     found
 }
 
-/// What an object names or selects itself, beside slices.
+/// Adds the workloads that an object names or selects itself, beside slices.
 fn add_workloads<'a>(
     index: &'a Index,
     name: &ServiceId,

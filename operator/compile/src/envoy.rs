@@ -56,7 +56,7 @@ use self::{
     proxied::http_options,
 };
 use crate::{
-    model::{Balance, Outliers, PortKey, Rate, Traffic},
+    model::{LbPolicy, Outliers, PortKey, Rate, TrafficSettings},
     names::{BLACK_HOLE, PASSTHROUGH, listener_name, node_listener_name},
 };
 pub(crate) use slotmesh_xds::{CORS_FILTER as CORS, FAULT_FILTER as FAULT};
@@ -70,7 +70,7 @@ const EVERYBODY: &str = "everybody";
 const CONNECT_TIMEOUT_SECONDS: i64 = 10;
 
 /// Clusters with their weights; one or more.
-pub(crate) type Choice = [(String, u32)];
+pub(crate) type WeightedClusters = [(String, u32)];
 
 /// Where the connections of some callers go, instead of where everybody's do.
 pub(crate) struct CallerChain {
@@ -81,10 +81,10 @@ pub(crate) struct CallerChain {
     pub(crate) requests: Option<String>,
 }
 
-/// What a listener does with its connections.
+/// The ways in which a listener forwards its connections.
 pub(crate) enum Forward<'a> {
     /// Send them to these clusters; in UDP there is one.
-    Layer4(&'a Choice),
+    Layer4(&'a WeightedClusters),
     /// Follow the route configuration with this name.
     Http(&'a str),
     /// Follow the route configuration with this name, request by request.
@@ -117,19 +117,19 @@ fn address(ip: IpAddr, port: PortKey) -> Address {
 pub(crate) fn cluster(
     name: &str,
     assignment: &str,
-    traffic: Traffic,
+    traffic: TrafficSettings,
     affinity: u32,
     http2: Option<bool>,
 ) -> Resource {
     let (policy, extension) = match traffic.balance {
-        None | Some(Balance::Random) => (cluster::LbPolicy::Random, None),
-        Some(Balance::RoundRobin) => (cluster::LbPolicy::RoundRobin, None),
-        Some(Balance::LeastConnections) => (cluster::LbPolicy::LeastRequest, None),
-        Some(Balance::ConsistentHash) => {
+        None | Some(LbPolicy::Random) => (cluster::LbPolicy::Random, None),
+        Some(LbPolicy::RoundRobin) => (cluster::LbPolicy::RoundRobin, None),
+        Some(LbPolicy::LeastConnections) => (cluster::LbPolicy::LeastRequest, None),
+        Some(LbPolicy::ConsistentHash) => {
             (cluster::LbPolicy::LoadBalancingPolicyConfig, Some(hash_of_the_source()))
         }
         // Its routes say what is hashed.
-        Some(Balance::RequestHash(_)) => (cluster::LbPolicy::Maglev, None),
+        Some(LbPolicy::RequestHash(_)) => (cluster::LbPolicy::Maglev, None),
     };
     let message = Cluster {
         name: name.to_owned(),
@@ -376,7 +376,7 @@ fn udp_proxy(stat_prefix: &str, cluster: &str, callers: &[CallerChain]) -> UdpPr
     }
 }
 
-pub(crate) fn route(name: &str, choice: &Choice) -> Resource {
+pub(crate) fn route(name: &str, choice: &WeightedClusters) -> Resource {
     let specifier = match choice {
         [(cluster, _)] => route_action::ClusterSpecifier::Cluster(cluster.clone()),
         several => route_action::ClusterSpecifier::WeightedClusters(WeightedCluster {
@@ -414,7 +414,7 @@ pub(crate) fn route(name: &str, choice: &Choice) -> Resource {
     Resource::encode(ResourceType::Route, name, &message)
 }
 
-fn tcp_proxy(stat_prefix: &str, choice: &Choice) -> TcpProxy {
+fn tcp_proxy(stat_prefix: &str, choice: &WeightedClusters) -> TcpProxy {
     let specifier = match choice {
         [(cluster, _)] => tcp_proxy::ClusterSpecifier::Cluster(cluster.clone()),
         several => tcp_proxy::ClusterSpecifier::WeightedClusters(tcp_proxy::WeightedCluster {

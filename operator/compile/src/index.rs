@@ -30,15 +30,15 @@ use crate::{
         DestinationRule, Endpoint, EndpointSlice, Export, Node, Place, Pod, PortKey, Routes, Service,
         ServiceEntry, SlotProfile, TrafficPolicy, Workload,
     },
-    names::{absent, name_fault},
+    names::{name_fault, not_found},
     relation::{Label, Relation},
     report::Findings,
 };
 
-/// What is compiled as one piece.
+/// A part of the compilation that is done as one piece.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Unit {
-    /// What reading an object found.
+    /// The reports of reading an object.
     Object(ObjectKey),
     /// The clusters of a Service, or of a host of a ServiceEntry.
     Clusters(ServiceId),
@@ -64,7 +64,7 @@ pub enum Unit {
 #[derive(Debug, Default)]
 pub struct Index {
     objects: Objects,
-    /// What several ServiceEntries say together of a host.
+    /// Hosts of several ServiceEntries, as these say together.
     merged: HashMap<ServiceId, Service>,
     amounts: amounts::Amounts,
     pub(crate) relations: Relations,
@@ -160,13 +160,13 @@ impl Index {
         }
     }
 
-    /// What connections are made to under this name: a Service, or a host of ServiceEntries.
+    /// The Service of this name, or what ServiceEntries say of the host.
     pub(crate) fn service(&self, name: &ServiceId) -> Option<&Service> {
         let part = || self.parts(name).next().map(|(_, _, service)| service);
         self.own_service(name).or_else(|| self.merged.get(name)).or_else(part)
     }
 
-    /// What ServiceEntries say of a host, the oldest first: those of the namespace of the oldest, which are merged by
+    /// ServiceEntries of a host, and what each says of it, the oldest first: those of the namespace of the oldest, which are merged by
     /// address and port. Others have no effect on it.
     fn parts(&self, host: &ServiceId) -> impl Iterator<Item = (&ObjectName, &ServiceEntry, &Service)> {
         let entries = self.relations.service_entries.of(host).map(|(_, entry)| entry);
@@ -265,7 +265,7 @@ impl Index {
     }
 
     /// The text for users where [`service`](Self::service) has nothing.
-    pub(crate) fn absent(&self, name: &ServiceId) -> String {
+    pub(crate) fn not_found(&self, name: &ServiceId) -> String {
         let held = name.object().is_some_and(|name| self.objects.services.get(name).is_some());
         let entry = self.relations.service_entries.first(name).map(|(_, entry)| entry);
         match (held, entry) {
@@ -273,12 +273,12 @@ impl Index {
             (false, Some(entry)) if !self.has_room(Kind::ServiceEntry, entry) => {
                 format!("ServiceEntry {entry} is beyond what it, or its namespace, may make")
             }
-            _ => absent(name),
+            _ => not_found(name),
         }
     }
 
-    /// What users are told of [`service`](Self::service).
-    pub(crate) fn called(&self, name: &ServiceId) -> String {
+    /// The name by which users are told of [`service`](Self::service).
+    pub(crate) fn display_name(&self, name: &ServiceId) -> String {
         match self.provider(name) {
             Some(provider) if provider.kind == Kind::ServiceEntry => format!("host {}", name.external_host()),
             _ => match name {
@@ -428,7 +428,7 @@ pub(crate) struct Backing<'a> {
     pub(crate) endpoints: &'a [Workload],
 }
 
-/// What of these an object selects by labels.
+/// Those of the entries that an object selects by labels.
 fn selected<'a, M>(
     backing: &Backing<'_>,
     labelled: &'a Relation<Label, ObjectName>,

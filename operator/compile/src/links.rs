@@ -41,7 +41,7 @@ pub(crate) struct Claim {
     pub(crate) is_external: bool,
     age: Age,
     pub(crate) object: ObjectKey,
-    /// What the connections are for.
+    /// The Service or host that the connections are for.
     pub(crate) service: ServiceId,
 }
 
@@ -106,15 +106,15 @@ pub(crate) struct Relations {
     pub(crate) grants: Relation<Arc<str>, ObjectName>,
     /// Service -> the TrafficPolicies for it, the oldest first.
     pub(crate) policies: Relation<ServiceId, (Age, ObjectName)>,
-    /// What a DestinationRule is for -> these by namespace, the oldest first.
+    /// The host of a DestinationRule -> these by namespace, the oldest first.
     pub(crate) rules: Relation<HostPattern, (Arc<str>, Age, ObjectName)>,
     /// How many of them name hosts by a wildcard.
     pub(crate) wild_rules: usize,
-    /// What is said to have localities -> the objects that say so.
+    /// The hosts that have localities -> the objects that say so.
     pub(crate) located: Relation<HostPattern, ObjectKey>,
-    /// What can be said of nodes -> those of which it is true.
+    /// A label or name -> the nodes that have it.
     pub(crate) nodes: Relation<Selection, ObjectName>,
-    /// What can be said of nodes -> the SlotProfiles that look for it, the oldest first.
+    /// A label or name -> the SlotProfiles that look for nodes with it, the oldest first.
     pub(crate) profiles: Relation<Selection, (Age, ObjectName)>,
 }
 

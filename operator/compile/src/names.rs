@@ -17,8 +17,8 @@ pub(crate) const PASSTHROUGH: &str = "PassthroughCluster";
 /// The longest name that an object may have (a DNS subdomain).
 pub(crate) const MAX_NAME: usize = 253;
 
-/// What users are told where nothing has this name.
-pub(crate) fn absent(id: &ServiceId) -> String {
+/// The text for users where nothing has this name.
+pub(crate) fn not_found(id: &ServiceId) -> String {
     match id {
         ServiceId::Host(host) => format!("no ServiceEntry has the host {host}"),
         ServiceId::Service(name) => format!("there is no Service {name}"),

@@ -44,7 +44,7 @@ impl fmt::Display for ObjectName {
     }
 }
 
-/// What identifies an object: its kind, namespace and name.
+/// The identity of an object: its kind, namespace and name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectKey {
     /// The kind.

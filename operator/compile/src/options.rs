@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::Cidr;
 
-/// What the installation decides. With the same options the same objects give the same bytes.
+/// Settings of the installation. With the same options the same objects give the same bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CompileOptions {
     /// The namespace whose DestinationRules are for Services of all namespaces that have none of their own.

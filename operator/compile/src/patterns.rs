@@ -20,7 +20,7 @@ pub(crate) enum HostPattern {
 }
 
 impl HostPattern {
-    /// What `host` means for an object in `namespace`; `None` where it can't be a host.
+    /// The meaning of `host` for an object in `namespace`; `None` where it can't be a host.
     pub(crate) fn read(host: &str, namespace: &str) -> Option<Self> {
         match host.strip_suffix('.').unwrap_or(host).strip_prefix('*') {
             None => ServiceId::of_host(host, namespace).map(Self::One),

@@ -39,9 +39,9 @@ pub enum Reason {
     Invalid,
     /// Another object has what this one wants.
     Conflicted,
-    /// What the object is for isn't there.
+    /// The target of the object isn't there.
     TargetNotFound,
-    /// What the object leads to isn't there.
+    /// The backend that the object leads to isn't there.
     BackendNotFound,
     /// The object leads to another namespace, which doesn't allow it.
     RefNotPermitted,
@@ -51,7 +51,7 @@ pub enum Reason {
     InvalidBackend,
     /// A field has no effect.
     NotSupported,
-    /// What the object asks for can't be done, so none of it, or of one rule, is.
+    /// A value asks for what can't be done, so none of it, or of one rule, is.
     UnsupportedValue,
     /// The object, or those of its kind and namespace together, makes more than it may.
     OverBudget,
@@ -116,7 +116,7 @@ impl ObjectRef {
         }
     }
 
-    /// What identifies the object; `None` where it is of no kind that is compiled.
+    /// The key of the object; `None` where it is of no kind that is compiled.
     pub(crate) fn key(&self) -> Option<ObjectKey> {
         let kind = Kind::named(&self.kind)?;
         Some(ObjectKey { kind, name: ObjectName::new(self.namespace.clone(), self.name.clone()) })
@@ -153,9 +153,9 @@ pub struct Report {
     pub reason: Reason,
     /// The Service at which it is so; `None` where it is so for the object as a whole.
     pub at: Option<ServiceId>,
-    /// What is the matter and what to do, for a person.
+    /// The text for a person: what is the matter and what to do.
     pub message: String,
-    /// What that means, where it isn't part of the message: such as what happens to connections now.
+    /// The consequence, where it isn't part of the message: such as what happens to connections now.
     pub consequence: Option<String>,
 }
 
@@ -197,7 +197,7 @@ impl Report {
         text
     }
 
-    /// What may be the cause, where that can be guessed.
+    /// The likely cause, where that can be guessed.
     pub fn hint(&self) -> Option<&'static str> {
         let unresolved = matches!(self.reason, Reason::TargetNotFound | Reason::BackendNotFound);
         let in_default = self.object.source.as_ref().is_some_and(|source| source.in_default);
@@ -219,7 +219,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// What it means for connections that a field of this name, of Istio's or Gateway API's, has no effect.
+/// The consequence for connections where a field of this name, of Istio's or Gateway API's, has no effect.
 fn consequence_of(name: &str) -> Option<&'static str> {
     Some(match name {
         "tls" => {

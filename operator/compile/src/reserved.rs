@@ -14,7 +14,7 @@ impl Index {
         self.relations.claims.of(&(ip, port)).find(|claim| self.counts(claim, ip))
     }
 
-    /// Whether a claim counts: what isn't in force claims nothing.
+    /// Tells whether a claim counts: what isn't in force claims nothing.
     fn counts(&self, claim: &Claim, ip: IpAddr) -> bool {
         let in_force = || {
             let provider = self.provider(&claim.service);

@@ -30,7 +30,7 @@ use self::{
     destinations::{Missing, destination_backend, destination_cluster},
     listeners::listen,
     proxied::Requests,
-    reports::{about, behind, left_to_kube_proxy, no_such_port, without_effect},
+    reports::{behind, left_to_kube_proxy, no_such_port, report_at, without_effect},
 };
 use crate::{
     Index, Kind, ObjectKey, ObjectName, Reason, Report, ServiceId,
@@ -39,7 +39,7 @@ use crate::{
     links::Ranked,
     model::{
         Caller, Connection, Forwarding, PortKey, Protocol, Route, RouteKind, Routes, Service, ServicePort,
-        Share, WildHost,
+        WeightedBackend, WildHost,
     },
     names::{BLACK_HOLE, PASSTHROUGH, cluster_name},
     patterns::Suffix,
@@ -47,7 +47,7 @@ use crate::{
 };
 
 /// The clusters that a route leads to, by weight.
-type Choice = Vec<(String, u32)>;
+type WeightedClusters = Vec<(String, u32)>;
 
 /// An object with routes for the Service.
 #[derive(Clone, Copy, Debug)]
@@ -83,13 +83,13 @@ impl Answer<'_> {
 /// Where connections go, or their requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 struct Way {
-    choice: Choice,
+    choice: WeightedClusters,
     /// The routes of their requests, which a proxy looks at; `choice` is where they go without one.
     requests: Option<Requests>,
 }
 
-impl From<Choice> for Way {
-    fn from(choice: Choice) -> Self {
+impl From<WeightedClusters> for Way {
+    fn from(choice: WeightedClusters) -> Self {
         Self { choice, requests: None }
     }
 }
@@ -117,10 +117,10 @@ pub(crate) fn compile(index: &Index, name: &ServiceId) -> Compiled {
     candidates.retain(|candidate| {
         let exists = index.service_for(candidate.key.kind, name).is_some();
         if !exists {
-            let fault = format!("{}; the routes take effect when it appears", index.absent(name));
+            let fault = format!("{}; the routes take effect when it appears", index.not_found(name));
             for host in candidate.routes.hosts.iter().filter(|host| host.usable && host.service == *name) {
                 let report =
-                    about(index, candidate.key, name, &host.field, Reason::TargetNotFound, fault.clone());
+                    report_at(index, candidate.key, name, &host.field, Reason::TargetNotFound, fault.clone());
                 out.reports.push(report);
             }
         }
@@ -342,15 +342,15 @@ impl<'a, 'p> Decisions<'a, 'p> {
             self.outcome.losers.entry((*loser, port.key)).or_insert(key);
         }
         let choice = match found {
-            Applying::Route(author, route) => self.choose((&author, route), connection),
-            Applying::NoDelegate(route, delegate) => {
+            AppliedRoute::Route(author, route) => self.choose((&author, route), connection),
+            AppliedRoute::NoDelegate(route, delegate) => {
                 let field = format!("{}.delegate", route.field);
                 let fault = format!(
                     "there is no VirtualService {delegate} without hosts that namespace {} sees; until it exists, every \
                      connection to port {} is refused",
                     key.name.namespace, port.key
                 );
-                let report = about(self.index, key, self.name, &field, Reason::BackendNotFound, fault);
+                let report = report_at(self.index, key, self.name, &field, Reason::BackendNotFound, fault);
                 self.said.insert(report);
                 vec![(BLACK_HOLE.to_owned(), 1)]
             }
@@ -359,15 +359,19 @@ impl<'a, 'p> Decisions<'a, 'p> {
     }
 
     /// Where a route leads. Whatever of it can't be resolved is refused, and told.
-    fn choose(&mut self, (key, route): (&ObjectKey, &'a Route), connection: &Connection<'_>) -> Choice {
+    fn choose(
+        &mut self,
+        (key, route): (&ObjectKey, &'a Route),
+        connection: &Connection<'_>,
+    ) -> WeightedClusters {
         let shares = match &route.to {
             Forwarding::Shares(shares) => shares.as_slice(),
             Forwarding::Own | Forwarding::Delegated(_) => return self.own_cluster(connection),
             Forwarding::Undecidable | Forwarding::Answered => return self.own_cluster(connection),
         };
-        let mut choice = Choice::new();
+        let mut choice = WeightedClusters::new();
         let mut refused = 0;
-        for Share { field, destination, weight, .. } in shares {
+        for WeightedBackend { field, destination, weight, .. } in shares {
             let Some(destination) = destination else {
                 refused += weight;
                 continue;
@@ -381,7 +385,7 @@ impl<'a, 'p> Decisions<'a, 'p> {
                         if shares.len() == 1 { "every connection" } else { "its share of the connections" };
                     let port = connection.port;
                     let fault = format!("{fault}; until it {until}, {share} to port {port} is refused");
-                    self.said.insert(about(self.index, key, self.name, &field, reason, fault));
+                    self.said.insert(report_at(self.index, key, self.name, &field, reason, fault));
                 }
             }
         }
@@ -396,7 +400,7 @@ impl<'a, 'p> Decisions<'a, 'p> {
     }
 
     /// The cluster of the Service's own endpoints.
-    fn own_cluster(&self, connection: &Connection<'_>) -> Choice {
+    fn own_cluster(&self, connection: &Connection<'_>) -> WeightedClusters {
         let cluster = self.own_backend(connection);
         cluster.map(|cluster| (cluster.name(&self.index.host(self.name)), 1)).into_iter().collect()
     }
@@ -410,7 +414,7 @@ impl<'a, 'p> Decisions<'a, 'p> {
 
 /// A route that applies to a connection.
 #[derive(Clone)]
-enum Applying<'a> {
+enum AppliedRoute<'a> {
     /// Of this object.
     Route(ObjectKey, &'a Route),
     /// Delegated to what isn't there.
@@ -424,22 +428,22 @@ fn route_for<'a>(
     name: &ServiceId,
     port: &ServicePort,
     connection: &Connection<'_>,
-) -> Option<(RouteKind, Applying<'a>)> {
+) -> Option<(RouteKind, AppliedRoute<'a>)> {
     if !candidate.covers(name, port) {
         return None;
     }
     let applying = candidate.allowed(port).filter(|(_, route)| route.applies(connection));
     for (kind, route) in applying {
         let Forwarding::Delegated(delegate) = &route.to else {
-            return Some((kind, Applying::Route(candidate.key.clone(), route)));
+            return Some((kind, AppliedRoute::Route(candidate.key.clone(), route)));
         };
         let seen = index.delegate_for(delegate, &candidate.key.name.namespace);
         let Some((author, routes)) = seen else {
-            return Some((kind, Applying::NoDelegate(route, delegate)));
+            return Some((kind, AppliedRoute::NoDelegate(route, delegate)));
         };
         // Where none of its routes applies, the next one of the first object may.
         if let Some(route) = routes.http.iter().find(|route| route.applies(connection)) {
-            return Some((kind, Applying::Route(author, route)));
+            return Some((kind, AppliedRoute::Route(author, route)));
         }
     }
     None

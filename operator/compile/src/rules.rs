@@ -14,7 +14,7 @@ use std::{
 
 use crate::{
     Index, ObjectName, ServiceId,
-    model::{Caller, Class, DestinationRule, Export, Subset, Traffic},
+    model::{Caller, Class, DestinationRule, Export, Subset, TrafficSettings},
     patterns::{HostPattern, Suffix},
 };
 
@@ -179,8 +179,8 @@ impl<'a> Rules<'a> {
     }
 
     /// The treatment of connections to a port: of the subset, then of the Service.
-    pub(crate) fn traffic(&self, port: u16, subset: &str) -> Traffic {
-        let of_all = self.policy().map(|(_, rule)| rule.policy.of(port, Traffic::default()));
+    pub(crate) fn traffic(&self, port: u16, subset: &str) -> TrafficSettings {
+        let of_all = self.policy().map(|(_, rule)| rule.policy.of(port, TrafficSettings::default()));
         let of_all = of_all.unwrap_or_default();
         match self.subset(subset) {
             Some(subset) => subset.policy.of(port, of_all),

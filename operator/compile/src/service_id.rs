@@ -25,7 +25,7 @@ impl ServiceId {
         Self::Service(ObjectName::new(namespace, name))
     }
 
-    /// What a host means for an object in `namespace`: the Service `web`, `web.shop`, `web.shop.svc` or
+    /// The meaning of a host for an object in `namespace`: the Service `web`, `web.shop`, `web.shop.svc` or
     /// `web.shop.svc.cluster.local` (with the domain of the cluster); any other host by its whole name. `None` when it
     /// can't be one host.
     pub(crate) fn of_host(host: &str, namespace: &str) -> Option<Self> {

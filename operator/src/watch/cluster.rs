@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  API server --watch--> follow(kind): decode, prune --Update--> pipeline
-//!             --watch--> presence: CRDs come and go --wake--^
+//!             --watch--> crd_discovery: CRDs come and go --wake--^
 //! ```
 //!
 //! Invariants:
@@ -18,12 +18,12 @@
 //!   it is a bounded number of updates that may wait.
 
 mod api;
-mod decode;
-mod feed;
+mod crd_discovery;
+mod decoder;
 mod health;
-mod presence;
+mod list_watch;
 mod prune;
-mod reading;
+mod raw;
 mod unenforced;
 
 use std::{
@@ -42,11 +42,11 @@ pub(super) use self::api::api_version;
 pub(crate) use self::api::resources;
 use self::{
     api::{is_built_in, is_needed, resource},
-    decode::Raw,
-    feed::{Ended, Feed},
+    crd_discovery::CrdDiscovery,
+    decoder::Decoder,
     health::{Answers, Heard, Refusals},
-    presence::Presence,
-    reading::Reading,
+    list_watch::{Ended, ListWatch},
+    raw::Raw,
 };
 use super::{Event, Update, WatchEvent};
 use crate::retry::Retry;
@@ -71,8 +71,8 @@ impl Cluster {
     /// Watches all kinds, on tasks of the current tokio runtime. What they see goes to `updates`.
     pub fn follow(client: Client, updates: mpsc::Sender<Update>) -> Self {
         let mut tasks = JoinSet::new();
-        let presence = Presence::watch(client.clone(), updates.clone(), &mut tasks);
-        let context = Arc::new(Context { client, updates, presence, answers: Answers::default() });
+        let crds = CrdDiscovery::watch(client.clone(), updates.clone(), &mut tasks);
+        let context = Arc::new(Context { client, updates, crds, answers: Answers::default() });
         for kind in Kind::ALL {
             tasks.spawn(follow(Arc::clone(&context), kind));
         }
@@ -94,11 +94,11 @@ async fn until_one_fails(mut tasks: JoinSet<()>) {
     }
 }
 
-/// What all watchers share.
+/// State that all watchers share.
 struct Context {
     client: Client,
     updates: mpsc::Sender<Update>,
-    presence: Presence,
+    crds: CrdDiscovery,
     answers: Answers,
 }
 
@@ -117,16 +117,16 @@ struct Following {
 
 /// Watches one kind until nobody listens any more.
 async fn follow(context: Arc<Context>, kind: Kind) {
-    let mut reading = Reading::new(kind);
+    let mut decoder = Decoder::new(kind);
     let heard = context.answers.listen();
     let refusals = Refusals::new(Instant::now());
     let mut this = Following { context, kind, heard, refusals, listed: false, retry: Retry::default() };
-    while this.once(&mut reading).await.is_ok() {}
+    while this.once(&mut decoder).await.is_ok() {}
 }
 
 impl Following {
     /// Finds the resource and watches it until it is gone.
-    async fn once(&mut self, reading: &mut Reading) -> Result<(), Over> {
+    async fn once(&mut self, decoder: &mut Decoder) -> Result<(), Over> {
         let (context, kind) = (Arc::clone(&self.context), self.kind);
         let built_in = is_built_in(kind);
         let version = if built_in {
@@ -136,14 +136,14 @@ impl Following {
                 Some(version) => version,
                 None => {
                     info!(%kind, group = kind.spec().group, "the cluster doesn't have this resource; waiting for it");
-                    context.tell(reading.none()).await?;
+                    context.tell(decoder.none()).await?;
                     self.is_listed();
-                    context.presence.wait_for(&context.client, kind).await
+                    context.crds.wait_for(&context.client, kind).await
                 }
             }
         };
         debug!(%kind, version, "watching");
-        self.watch(resource(kind, version), reading, built_in).await?;
+        self.watch(resource(kind, version), decoder, built_in).await?;
         info!(%kind, "the resource is gone");
         Ok(())
     }
@@ -152,7 +152,7 @@ impl Following {
     async fn find(&mut self) -> Result<Option<&'static str>, Over> {
         let context = Arc::clone(&self.context);
         loop {
-            match presence::look(&context.client, self.kind).await {
+            match crd_discovery::look(&context.client, self.kind).await {
                 Ok(found) => {
                     self.answered();
                     return Ok(found);
@@ -169,15 +169,15 @@ impl Following {
     async fn watch(
         &mut self,
         resource: ApiResource,
-        reading: &mut Reading,
+        decoder: &mut Decoder,
         built_in: bool,
     ) -> Result<(), Over> {
         let context = Arc::clone(&self.context);
         let api: Api<Raw> = Api::all_with(context.client.clone(), &resource);
         let mut streamed = context.streams_lists().await;
-        let mut feed = Feed::new(&context, reading, api);
+        let mut list_watch = ListWatch::new(&context, decoder, api);
         loop {
-            let error = match feed.follow(streamed, self).await {
+            let error = match list_watch.follow(streamed, self).await {
                 Ok(never) => match never {},
                 Err(Ended::Over) => return Err(Over),
                 Err(Ended::Failed(error)) => error,
@@ -207,7 +207,7 @@ impl Following {
                 Some(410) => {
                     info!(kind = resource.kind, "the watch is too old to be resumed; listing again");
                     // At once, unless a list was refused so.
-                    if feed.list_again() {
+                    if list_watch.list_again() {
                         self.answered();
                         continue;
                     }

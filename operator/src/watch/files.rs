@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// What changes when a file's content may have changed.
+/// A value that changes when a file's content may have changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Signature {
     inode: (u64, u64),
@@ -26,7 +26,7 @@ impl Signature {
     }
 }
 
-/// What was found in a directory.
+/// The content of a directory.
 #[derive(Debug, Default)]
 pub(crate) struct Scan {
     /// The manifest files.
@@ -39,32 +39,32 @@ fn is_hidden(name: &OsStr) -> bool {
     name.as_encoded_bytes().first() == Some(&b'.')
 }
 
-/// Whether a path below the directory names a manifest. What kustomize reads is none.
+/// Tells whether a path below the directory names a manifest. A file for kustomize is none.
 pub(crate) fn is_manifest(below: &Path) -> bool {
     let manifest = below.extension().is_some_and(|e| e == "yaml" || e == "yml" || e == "json");
     let kustomization = below.file_stem().is_some_and(|stem| stem == "kustomization");
     manifest && !kustomization && !below.iter().any(is_hidden)
 }
 
-/// Whether an event about this path below the directory can matter to the manifests that are there.
+/// Tells whether an event about this path below the directory can matter to the manifests that are there.
 ///
 /// Mounted ConfigMaps change by exchanging the link `..data`.
 pub(crate) fn may_matter(below: &Path) -> bool {
     below.iter().all(|name| !is_hidden(name) || name == "..data")
 }
 
-/// What identifies a directory; `None` when there is none of this name.
+/// The identity of a directory; `None` when there is none of this name.
 pub(crate) fn identity(dir: &Path) -> Option<(u64, u64)> {
     fs::metadata(dir).ok().filter(Metadata::is_dir).map(|meta| (meta.dev(), meta.ino()))
 }
 
-/// Whether a path lies in a folder that the scan leaves out because it is a link.
+/// Tells whether a path lies in a folder that the scan leaves out because it is a link.
 pub(crate) fn is_behind_link(dir: &Path, path: &Path) -> bool {
     let is_link = |folder: &Path| fs::symlink_metadata(folder).is_ok_and(|meta| meta.is_symlink());
     path.ancestors().skip(1).take_while(|folder| *folder != dir).any(is_link)
 }
 
-/// Whether this is a file that was just made and has no content yet.
+/// Tells whether this is a file that was just made and has no content yet.
 pub(crate) fn is_new_and_empty(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() == 0 && meta.nlink() == 1)
 }

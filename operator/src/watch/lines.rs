@@ -37,7 +37,7 @@ fn parents(field: &str) -> impl Iterator<Item = &str> {
         .filter(|field| !field.is_empty())
 }
 
-/// What is left of a path after a key, or an index in brackets, at its beginning; `None` where it begins otherwise.
+/// The rest of a path after a key, or an index in brackets, at its beginning; `None` where it begins otherwise.
 fn after<'p>(path: &'p str, step: &str) -> Option<&'p str> {
     let rest = path.strip_prefix(step)?;
     match rest.strip_prefix('.') {
@@ -46,7 +46,7 @@ fn after<'p>(path: &'p str, step: &str) -> Option<&'p str> {
     }
 }
 
-/// What is said at the end of a path.
+/// The line at the end of a path.
 const HERE: &str = "the field is here";
 
 /// Follows a path in a value, and fails at its end. Where the path leads to nothing, it succeeds.

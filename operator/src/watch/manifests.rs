@@ -132,7 +132,7 @@ impl Drop for Manifests {
     }
 }
 
-/// What a burst of events asks for.
+/// The work that a burst of events asks for.
 #[derive(Debug, Default)]
 struct Asked {
     files: BTreeSet<PathBuf>,
@@ -150,7 +150,7 @@ impl Asked {
     }
 }
 
-/// What was last read of a file.
+/// The state of a file as it was last read.
 #[derive(Debug)]
 struct Seen {
     signature: Option<Signature>,
@@ -181,7 +181,7 @@ struct Follower {
     overdue: BTreeSet<PathBuf>,
     /// The folders that couldn't be read, and why.
     unreadable: Vec<(PathBuf, String)>,
-    /// What was last said about the directory, its folders and open files.
+    /// Reports that hold about the directory, its folders and open files.
     about: Vec<Report>,
     deliver: Box<dyn FnMut(Update) -> bool + Send>,
 }

@@ -6,8 +6,8 @@
 
 mod cluster;
 mod files;
-mod intake;
 mod lines;
+mod list_tracker;
 mod manifests;
 mod once;
 mod parse;
@@ -17,7 +17,7 @@ mod typos;
 
 pub use cluster::Cluster;
 pub(crate) use cluster::resources;
-pub(crate) use intake::{Intake, Step};
+pub(crate) use list_tracker::{ListTracker, Step};
 pub use manifests::Manifests;
 pub use once::ManifestTexts;
 pub(crate) use slices::SliceController;
@@ -53,7 +53,7 @@ pub struct Sourced {
     pub source: Option<Source>,
 }
 
-/// What happened to an object, or to the list of all of its kind.
+/// A change of an object, or of the list of all of its kind.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// A list of all objects begins.
@@ -76,11 +76,11 @@ pub enum Event {
 pub struct WatchEvent {
     /// The kind that is watched.
     pub kind: Kind,
-    /// What happened.
+    /// The event.
     pub event: Event,
 }
 
-/// What is said of the versions of a kind's objects in the source, which rise.
+/// News of the versions of a kind's objects in the source, which rise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
     /// An object of a list under way has this version.
@@ -95,18 +95,18 @@ pub enum Reach {
     Unknown,
 }
 
-/// What a source has to say at one moment.
+/// All that a source has to say at one moment.
 #[derive(Clone, Debug)]
 pub struct Update {
-    /// What happened to objects, in order.
+    /// Events of objects, in order.
     pub events: Vec<WatchEvent>,
-    /// What holds about the source now and did not before.
+    /// Reports about the source that hold now and did not before.
     pub appeared: Vec<Report>,
-    /// What held about the source and does no longer.
+    /// Reports about the source that held and do no longer.
     pub disappeared: Vec<Report>,
     /// When the source saw it.
     pub seen: Instant,
-    /// How far the source is known with that, where it has versions.
+    /// The version up to which the source is known with that, where it has versions.
     pub reached: Option<(Kind, Reach)>,
 }
 
@@ -124,7 +124,7 @@ impl ReportChanges {
         new.into_iter().for_each(|report| *self.0.entry(report).or_default() += 1);
     }
 
-    /// What appeared and what disappeared.
+    /// Returns the reports that appeared and those that disappeared.
     pub(crate) fn take(&mut self) -> (Vec<Report>, Vec<Report>) {
         let changed = std::mem::take(&mut self.0).into_iter().filter(|(_, difference)| *difference != 0);
         let (appeared, disappeared): (Vec<_>, Vec<_>) = changed.partition(|(_, difference)| *difference > 0);

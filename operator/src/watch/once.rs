@@ -113,7 +113,7 @@ mod tests {
                          namespace: shop}\nspec:\n  hosts: [web]\n  http:\n  - route:\n    - destination:\n        host: \
                          web\n        subset: v9\n";
 
-    /// What is said, each with its file and line.
+    /// All reports, each with its file and line.
     fn said(texts: &ManifestTexts) -> Vec<String> {
         let node = LocalNode::default();
         let operator =

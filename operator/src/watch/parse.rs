@@ -14,11 +14,11 @@ use super::{
     typos::{self, nearest, unknown_fields},
 };
 
-/// What it means that a document, or an object, can't be read.
+/// The consequences of a document, or an object, that can't be read.
 const KEPT: &str = "what it defined before stays in force";
 const LAST_GOOD: &str = "the object's last good version stays in force";
 
-/// What a file tried to define and couldn't, as far as it can be told.
+/// Objects that a file tried to define and couldn't, as far as it can be told.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Lost {
     /// These objects (none when all of the file was read).
@@ -27,7 +27,7 @@ pub(crate) enum Lost {
     Unknown,
 }
 
-/// What a file says.
+/// The content of a file.
 #[derive(Debug)]
 pub(crate) struct Parsed {
     pub(crate) objects: Vec<Sourced>,
@@ -137,7 +137,7 @@ pub(super) const SECURITY: [(&str, &str); 3] = [
 const WORKLOADS: [&str; 7] =
     ["Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "ReplicationController", "Job", "CronJob"];
 
-/// What a document is.
+/// The sort of a document.
 enum What {
     /// Of a kind that is read.
     Known(Kind),
@@ -330,7 +330,7 @@ impl Parser {
         }
     }
 
-    /// What this object was before stays.
+    /// Keeps what this object was before.
     fn lose(&mut self, key: ObjectKey) {
         if let Lost::These(keys) = &mut self.out.lost {
             keys.insert(key);

@@ -37,7 +37,7 @@ struct KnownPod {
     source: Option<Source>,
 }
 
-/// What is made for a Service at present.
+/// The slices that are made for a Service at present.
 #[derive(Debug, Default)]
 struct Made {
     slices: BTreeMap<ObjectName, Arc<EndpointSlice>>,

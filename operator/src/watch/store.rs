@@ -168,7 +168,7 @@ mod tests {
         told(store)
     }
 
-    /// What changed, and what appeared.
+    /// Changes, and reports that appeared.
     fn told(store: &mut Store) -> (Vec<String>, Vec<String>) {
         let (changes, appeared, _) = store.changes();
         let told = |c: Changed| match (c.old, c.new) {

@@ -18,7 +18,7 @@ pub(super) struct Unknown {
     /// The level that it is on, such as `spec.http[0]`; empty for the object.
     pub(super) at: String,
     pub(super) name: String,
-    /// What is likely to be meant.
+    /// The field that is likely to be meant.
     pub(super) meant: Option<&'static str>,
 }
 
@@ -89,7 +89,7 @@ fn walk(
     }
 }
 
-/// Whether a value may be left out without anybody noticing.
+/// Tells whether a value may be left out without anybody noticing.
 fn says_nothing(value: &Value) -> bool {
     match value {
         Value::Null => true,
@@ -99,7 +99,7 @@ fn says_nothing(value: &Value) -> bool {
     }
 }
 
-/// Whether slotmesh reads the status that others write.
+/// Tells whether slotmesh reads the status that others write.
 const fn has_status(kind: Kind) -> bool {
     matches!(kind, Kind::Pod | Kind::Node)
 }

@@ -50,7 +50,7 @@ pub(crate) struct RequestRoute<'a> {
     pub(crate) backends: Backends<'a>,
     /// Clusters and millionths.
     pub(crate) mirrors: Vec<(String, u32)>,
-    /// What its clusters choose endpoints by; the first counts that a request has.
+    /// Parts of a request by which its clusters choose endpoints; the first counts that a request has.
     pub(crate) hashed: Vec<HashedPart>,
     /// Tells whether requests are tried again as Istio has it where nothing is said.
     pub(crate) retries_by_default: bool,

@@ -71,7 +71,7 @@ impl Model for Sidecar {
         }
     }
 
-    /// What somebody sees of any Service may be something else.
+    /// Marks all Services: what somebody sees of any may be something else.
     fn touch(&self, _: &ObjectName, relations: &Relations, dirty: &mut BTreeSet<Unit>) {
         relations.touch_routing(&HostPattern::Under(Suffix(Arc::from(""))), dirty);
     }

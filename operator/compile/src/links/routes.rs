@@ -20,7 +20,7 @@ impl Routes {
 }
 
 impl Routes {
-    /// What it routes.
+    /// The hosts whose connections it routes.
     fn patterns(&self) -> impl Iterator<Item = HostPattern> {
         let wild = self.wild.iter().map(|host| HostPattern::Under(host.suffix.clone()));
         self.hosts.iter().map(|host| HostPattern::One(host.service.clone())).chain(wild)

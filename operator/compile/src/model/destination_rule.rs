@@ -8,7 +8,7 @@ use std::{
 use slotmesh_crds as crds;
 
 use super::{
-    Age, Balance, Export, HashedPart, Labels, Localities, Outliers, Policy, Read, Traffic,
+    Age, Export, HashedPart, Labels, LbPolicy, Localities, Outliers, Policy, Read, TrafficSettings,
     json_fields::{JsonFields, Readable, Unreadable, unreadable},
     locality, port_number,
 };
@@ -101,7 +101,7 @@ impl Read<crds::DestinationRule> for DestinationRule {
 impl DestinationRule {
     /// Tells whether it matters for it where nodes are.
     pub(crate) fn has_localities(&self) -> bool {
-        let has = |traffic: &Traffic| traffic.localities.is_some() || traffic.fails_over;
+        let has = |traffic: &TrafficSettings| traffic.localities.is_some() || traffic.fails_over;
         let policies = [&self.policy].into_iter().chain(self.subsets.values().map(|subset| &subset.policy));
         policies.into_iter().any(|policy| has(&policy.all) || policy.ports.values().any(has))
     }
@@ -185,8 +185,8 @@ fn read_traffic(
     pool: Option<&crds::ConnectionPool>,
     outliers: Option<&crds::OutlierDetection>,
     found: &mut Findings,
-) -> Traffic {
-    let mut traffic = Traffic { fails_over: outliers.is_some(), ..Traffic::default() };
+) -> TrafficSettings {
+    let mut traffic = TrafficSettings { fails_over: outliers.is_some(), ..TrafficSettings::default() };
     traffic.outliers =
         outliers.map(|outliers| Outliers::of_rule(&format!("{at}.outlierDetection"), outliers, found));
     if let Some((balancer, requests)) = balancer {
@@ -246,14 +246,19 @@ fn localities(
     Localities::By { policy: policy.into(), always }
 }
 
-fn balance(at: &str, balancer: &crds::LoadBalancer, requests: bool, found: &mut Findings) -> Option<Balance> {
+fn balance(
+    at: &str,
+    balancer: &crds::LoadBalancer,
+    requests: bool,
+    found: &mut Findings,
+) -> Option<LbPolicy> {
     found.unsupported_rest(at, &balancer.rest);
     let simple = match balancer.simple.as_deref() {
         None | Some("" | "UNSPECIFIED") => None,
-        Some("RANDOM") => Some(Balance::Random),
-        Some("ROUND_ROBIN") => Some(Balance::RoundRobin),
+        Some("RANDOM") => Some(LbPolicy::Random),
+        Some("ROUND_ROBIN") => Some(LbPolicy::RoundRobin),
         // The older name is still allowed.
-        Some("LEAST_REQUEST" | "LEAST_CONN") => Some(Balance::LeastConnections),
+        Some("LEAST_REQUEST" | "LEAST_CONN") => Some(LbPolicy::LeastConnections),
         Some(other) => {
             let consequence = format!("{other} is not there yet, RANDOM is used instead");
             found.unsupported(format!("{at}.simple"), &consequence);
@@ -277,7 +282,7 @@ fn balance(at: &str, balancer: &crds::LoadBalancer, requests: bool, found: &mut 
             found.unsupported(format!("{at}.{name}"), SIZE_FOLLOWS);
         }
         return match hashed_part(&at, &parts) {
-            Ok(part) => part.map(Balance::RequestHash),
+            Ok(part) => part.map(LbPolicy::RequestHash),
             Err(Unreadable { field, what }) => {
                 found.skipped(field, &what, "RANDOM is used instead");
                 None
@@ -292,7 +297,7 @@ fn balance(at: &str, balancer: &crds::LoadBalancer, requests: bool, found: &mut 
         };
         found.unsupported(format!("{at}.{name}"), consequence);
     }
-    by_source.then_some(Balance::ConsistentHash)
+    by_source.then_some(LbPolicy::ConsistentHash)
 }
 
 /// Reads which part of a request is hashed; `None` where none is named.

@@ -58,7 +58,7 @@ pub(crate) struct SlicePort {
 }
 
 impl SlicePort {
-    /// Whether it stands behind this port of the Service.
+    /// Tells whether it stands behind this port of the Service.
     pub(crate) fn is_of(&self, port: &ServicePort) -> bool {
         self.name == port.name && self.protocol == port.key.protocol
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use slotmesh_crds::gateway as crds;
 
 use super::{
-    Age, Destination, Export, Forwarding, Host, Match, Read, Route, Routes, Share, Treatment,
+    Age, Destination, Export, Forwarding, Host, Match, Read, Route, Routes, Treatment, WeightedBackend,
     gateway_requests::{read_backend_edits, read_condition, read_treatment},
     json_fields::{Readable, Unreadable, unreadable},
     port_number,
@@ -137,7 +137,7 @@ fn read_request_rule(
     Route { field: at, name: rule.name.clone().unwrap_or_default(), matches, to, treatment }
 }
 
-/// Whether a rule answers by itself instead of leading anywhere.
+/// Tells whether a rule answers by itself instead of leading anywhere.
 fn is_redirect(rest: &slotmesh_crds::Rest) -> bool {
     let filters = rest.get("filters").and_then(serde_json::Value::as_array);
     filters.into_iter().flatten().any(|filter| filter["type"] == "RequestRedirect")
@@ -279,7 +279,7 @@ fn read_backends(
                 destination = read_backend(&field, backend, key, requests, found);
             }
         }
-        Share { field, destination, weight, edits }
+        WeightedBackend { field, destination, weight, edits }
     });
     let to = Forwarding::by_weight(shares.collect());
     if to == Forwarding::Shares(Vec::new()) {
@@ -379,7 +379,7 @@ impl Read<crds::ReferenceGrant> for ReferenceGrant {
 }
 
 impl ReferenceGrant {
-    /// Whether an object of this kind and namespace may lead to the Service of this name.
+    /// Tells whether an object of this kind and namespace may lead to the Service of this name.
     pub(crate) fn allows(&self, kind: Kind, namespace: &str, service: &str) -> bool {
         self.from.iter().any(|(k, ns)| k == kind.as_str() && ns == namespace)
             && self.to.iter().any(|name| name.as_deref().is_none_or(|name| name == service))

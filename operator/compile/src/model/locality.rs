@@ -74,7 +74,7 @@ impl Locality {
     }
 }
 
-/// What an object says of localities.
+/// The choice among localities that an object asks for.
 pub(crate) struct Said<'a> {
     /// From where, and the shares in percent by locality.
     pub(crate) distribute: Vec<(&'a str, &'a BTreeMap<String, u32>)>,

@@ -36,14 +36,15 @@ pub(crate) use locality::{Localities, Locality, Place};
 pub(crate) use node::Node;
 pub(crate) use pod::Pod;
 pub(crate) use routes::{
-    Connection, Destination, Forwarding, From, Host, Match, Route, RouteKind, Routes, Share, WildHost,
+    Connection, Destination, Forwarding, From, Host, Match, Route, RouteKind, Routes, WeightedBackend,
+    WildHost,
 };
 pub(crate) use service::{PortKey, Protocol, Service, ServicePort, TargetPort};
 pub(crate) use service_entry::ServiceEntry;
 pub(crate) use service_ranges::ServiceRanges;
 pub(crate) use sidecar::Sidecar;
 pub(crate) use slot_profile::SlotProfile;
-pub(crate) use traffic::{Balance, HashedPart, Policy, Rate, Traffic};
+pub(crate) use traffic::{HashedPart, LbPolicy, Policy, Rate, TrafficSettings};
 pub(crate) use traffic_policy::{Target, TrafficPolicy};
 pub(crate) use treatment::{
     HeaderEdits, MessageEdits, Mirrored, OwnAnswer, RequestCondition, Treatment, duration, every_request,

@@ -8,7 +8,7 @@ use slotmesh_xds::LocalityPolicy;
 use super::{Place, Read};
 use crate::{Cidr, CompileOptions, ObjectName, report::Findings};
 
-/// What is needed of a Node.
+/// The part of a Node that is needed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Node {
     pub(crate) labels: BTreeMap<String, String>,

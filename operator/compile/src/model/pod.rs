@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1;
 use super::Read;
 use crate::{CompileOptions, ObjectName, report::Findings};
 
-/// What is needed of a Pod.
+/// The part of a Pod that is needed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Pod {
     pub(crate) labels: BTreeMap<String, String>,

@@ -82,7 +82,7 @@ pub(crate) struct Destination {
 
 /// A destination and its share of the connections.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Share {
+pub(crate) struct WeightedBackend {
     /// The field of the destination.
     pub(crate) field: String,
     /// `None` where it can't be one: its share is refused, which was reported when it was read.
@@ -106,12 +106,12 @@ pub(crate) enum Forwarding {
     /// Where the VirtualService of this name says, to which it is delegated.
     Delegated(ObjectName),
     /// To these by weight. Without any they are refused.
-    Shares(Vec<Share>),
+    Shares(Vec<WeightedBackend>),
 }
 
 impl Forwarding {
     /// To these by weight; those without weight get nothing. The sum of all weights fits in 32 bits afterwards.
-    pub(crate) fn by_weight(mut shares: Vec<Share>) -> Self {
+    pub(crate) fn by_weight(mut shares: Vec<WeightedBackend>) -> Self {
         shares.retain(|share| share.weight > 0);
         let total: u64 = shares.iter().map(|share| u64::from(share.weight)).sum();
         let most = u64::from(u32::MAX) - shares.len() as u64;
@@ -132,7 +132,7 @@ pub(crate) struct Route {
     pub(crate) name: String,
     pub(crate) matches: Vec<Match>,
     pub(crate) to: Forwarding,
-    /// What is done with its requests.
+    /// The treatment of its requests.
     pub(crate) treatment: Treatment,
 }
 

@@ -13,7 +13,7 @@ use slotmesh_xds::Transport;
 use super::{Age, Read, ip_address, port_number};
 use crate::{CompileOptions, ObjectName, report::Findings};
 
-/// What is spoken on a port, as far as it decides which routes apply.
+/// The protocol spoken on a port, as far as it decides which routes apply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Protocol {
     /// HTTP routes apply.
@@ -46,7 +46,7 @@ impl Protocol {
         matches!(name, "http2" | "h2c" | "grpc")
     }
 
-    /// What users are told.
+    /// The name that users are told.
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Http => "HTTP",
@@ -56,7 +56,7 @@ impl Protocol {
         }
     }
 
-    /// What a name means, in lower case.
+    /// The protocol of a name in lower case.
     pub(super) fn named(name: &str) -> Self {
         match name {
             "http" | "http2" | "h2c" | "grpc" | "grpc-web" | "ws" => Self::Http,
@@ -71,7 +71,7 @@ impl Protocol {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum TargetPort {
     Number(u16),
-    /// What the workload calls so.
+    /// The port that the workload calls so.
     Name(String),
 }
 
@@ -139,7 +139,7 @@ pub(crate) struct Service {
     pub(crate) selector: BTreeMap<String, String>,
     /// For so many seconds after its last connection a workload keeps to its endpoint; 0 where it doesn't.
     pub(crate) affinity: u32,
-    /// Whether callers have the endpoints of their own node only.
+    /// Tells whether callers have the endpoints of their own node only.
     pub(crate) local: bool,
     /// The field by which it asks for what isn't known here: connections to it are left to kube-proxy.
     pub(crate) left: Option<&'static str>,
@@ -169,7 +169,7 @@ impl Service {
         Self { age, vips, external: Vec::new(), ports, selector, affinity: 0, local: false, left: None }
     }
 
-    /// What both say; of what only one can say, `self`.
+    /// Merges what both say; of what only one can say, `self` counts.
     pub(crate) fn merge(mut self, other: &Self) -> Self {
         self.vips.extend(&other.vips);
         self.vips.sort_unstable();

@@ -22,7 +22,7 @@ pub(crate) struct SlotProfile {
 }
 
 impl SlotProfile {
-    /// Whether this node is one of the profile's.
+    /// Tells whether this node is one of the profile's.
     pub(crate) fn selects(&self, name: &ObjectName, node: &Node) -> bool {
         (self.names.is_empty() || self.names.contains(&*name.name))
             && self.labels.iter().all(|(key, value)| node.labels.get(key) == Some(value))

@@ -9,7 +9,7 @@ use super::{Localities, Outliers};
 
 /// How a connection chooses its endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Balance {
+pub(crate) enum LbPolicy {
     Random,
     RoundRobin,
     LeastConnections,
@@ -41,10 +41,10 @@ pub(crate) struct Rate {
     pub(crate) per_caller: bool,
 }
 
-/// What somebody says of a cluster's connections; what isn't said is left to others.
+/// Settings of a cluster's connections, as somebody says; what isn't said is left to others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Traffic {
-    pub(crate) balance: Option<Balance>,
+pub(crate) struct TrafficSettings {
+    pub(crate) balance: Option<LbPolicy>,
     pub(crate) max_connections: Option<u32>,
     pub(crate) localities: Option<Localities>,
     pub(crate) outliers: Option<Outliers>,
@@ -53,8 +53,8 @@ pub(crate) struct Traffic {
     pub(crate) fails_over: bool,
 }
 
-impl Traffic {
-    /// What `self` doesn't say, `other` does.
+impl TrafficSettings {
+    /// Fills in from `other` what `self` doesn't say.
     pub(crate) fn or(self, other: Self) -> Self {
         Self {
             balance: self.balance.or(other.balance),
@@ -81,14 +81,14 @@ impl Traffic {
 /// A traffic policy of Istio's: of all ports, and of some of them instead.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Policy {
-    pub(crate) all: Traffic,
-    pub(crate) ports: BTreeMap<u16, Traffic>,
+    pub(crate) all: TrafficSettings,
+    pub(crate) ports: BTreeMap<u16, TrafficSettings>,
 }
 
 impl Policy {
-    /// What it says of a port; what it doesn't say, `rest` does. What is said of a port alone stands by itself: it
+    /// The settings of a port; what it doesn't say, `rest` does. What is said of a port alone stands by itself: it
     /// inherits nothing.
-    pub(crate) fn of(&self, port: u16, rest: Traffic) -> Traffic {
+    pub(crate) fn of(&self, port: u16, rest: TrafficSettings) -> TrafficSettings {
         self.ports.get(&port).cloned().unwrap_or_else(|| self.all.clone().or(rest))
     }
 }

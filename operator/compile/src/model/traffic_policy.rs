@@ -2,10 +2,10 @@
 
 use slotmesh_crds::own::{self, Balancing};
 
-use super::{Age, Balance, Localities, Outliers, Rate, Read, Traffic, locality as localities};
+use super::{Age, LbPolicy, Localities, Outliers, Rate, Read, TrafficSettings, locality as localities};
 use crate::{CompileOptions, ObjectName, ServiceId, names::name_fault, report::Findings};
 
-/// What a policy is for.
+/// A Service, or a port of one, that a policy is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Target {
     /// The field that says so.
@@ -20,7 +20,7 @@ pub(crate) struct Target {
 pub(crate) struct TrafficPolicy {
     pub(crate) age: Age,
     pub(crate) targets: Vec<Target>,
-    pub(crate) traffic: Traffic,
+    pub(crate) traffic: TrafficSettings,
 }
 
 impl Read<own::TrafficPolicy> for TrafficPolicy {
@@ -56,10 +56,10 @@ impl Read<own::TrafficPolicy> for TrafficPolicy {
             found.refuse("spec.maxConnections", "0 would refuse every connection; the least is 1");
         }
         let balance = load_balancing.as_ref().map(|balancing| match balancing.algorithm {
-            Balancing::Random => Balance::Random,
-            Balancing::RoundRobin => Balance::RoundRobin,
-            Balancing::LeastConnections => Balance::LeastConnections,
-            Balancing::ConsistentHash => Balance::ConsistentHash,
+            Balancing::Random => LbPolicy::Random,
+            Balancing::RoundRobin => LbPolicy::RoundRobin,
+            Balancing::LeastConnections => LbPolicy::LeastConnections,
+            Balancing::ConsistentHash => LbPolicy::ConsistentHash,
         });
         let targets = read_targets(target_refs, key, found);
         let localities = locality.as_ref().map(|locality| {
@@ -85,7 +85,8 @@ impl Read<own::TrafficPolicy> for TrafficPolicy {
             let per_caller = per == own::RateScope::Caller;
             Rate { per_second, burst: burst.unwrap_or(per_second), per_caller }
         });
-        let traffic = Traffic { balance, max_connections, localities, outliers, rate, fails_over: false };
+        let traffic =
+            TrafficSettings { balance, max_connections, localities, outliers, rate, fails_over: false };
         (!found.refused()).then(|| Self { age: Age::of(&object.metadata), targets, traffic })
     }
 }

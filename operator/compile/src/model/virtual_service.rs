@@ -5,7 +5,8 @@ use std::sync::Arc;
 use slotmesh_crds as crds;
 
 use super::{
-    Age, Destination, Export, Forwarding, From, Host, Match, Read, Route, Routes, Share, Treatment, WildHost,
+    Age, Destination, Export, Forwarding, From, Host, Match, Read, Route, Routes, Treatment, WeightedBackend,
+    WildHost,
     istio_requests::{read_condition, read_edits, read_treatment},
     json_fields::{JsonFields, Readable, Unreadable, unreadable},
     port_number,
@@ -252,7 +253,7 @@ fn read_share(
     (single, requests): (bool, bool),
     key: &ObjectName,
     found: &mut Findings,
-) -> Share {
+) -> WeightedBackend {
     let field = format!("{at}.destination");
     let mut edits = Ok(MessageEdits::default());
     if requests {
@@ -280,7 +281,7 @@ fn read_share(
             (None, MessageEdits::default())
         }
     };
-    Share { field, destination, weight, edits }
+    WeightedBackend { field, destination, weight, edits }
 }
 
 /// The destination of requests that are mirrored.

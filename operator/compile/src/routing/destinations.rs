@@ -53,7 +53,7 @@ pub(super) fn destination_backend<'a>(
         );
         return Err(Missing { reason: Reason::RefNotPermitted, ..missing("namespace", fault) });
     }
-    let service = index.service_for(by.kind, name).ok_or_else(|| missing(of_name, index.absent(name)))?;
+    let service = index.service_for(by.kind, name).ok_or_else(|| missing(of_name, index.not_found(name)))?;
     let port = connection.port;
     let mut alike = service.ports.iter().map(|of| of.key).filter(|key| key.protocol == port.protocol);
     let key = match (destination.port, alike.next(), alike.next()) {
@@ -64,7 +64,7 @@ pub(super) fn destination_backend<'a>(
     if service.port(key).is_none() {
         let PortKey { number, protocol } = key;
         let has = ports(service);
-        let fault = format!("{} has no {protocol} port {number} (it has {has})", index.called(name));
+        let fault = format!("{} has no {protocol} port {number} (it has {has})", index.display_name(name));
         return Err(missing(of_port, fault));
     }
     backend(index, name, (key, subset), connection.caller, &by.name.namespace).ok_or_else(|| {
@@ -73,7 +73,7 @@ pub(super) fn destination_backend<'a>(
         let has = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
         let fault = format!(
             "no DestinationRule in force defines subset {subset} of {} (defined: {has})",
-            index.called(name)
+            index.display_name(name)
         );
         missing("subset", fault)
     })

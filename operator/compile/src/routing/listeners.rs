@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Answer, Answers, Choice, Way, reports::not_its_own};
+use super::{Answer, Answers, Way, WeightedClusters, reports::not_its_own};
 use crate::{
     Audience, Index, ObjectKey, ServiceId,
     compiler::{Compiled, Maker},
@@ -103,8 +103,8 @@ pub(super) fn listen(
             chains_of.push(CallerChain { classes, choice, requests });
         }
         let chains = chains_of;
-        let refuses = |choice: &Choice| choice.iter().any(|(cluster, _)| cluster == BLACK_HOLE);
-        let passes = |choice: &Choice| choice.iter().any(|(cluster, _)| cluster == PASSTHROUGH);
+        let refuses = |choice: &WeightedClusters| choice.iter().any(|(cluster, _)| cluster == BLACK_HOLE);
+        let passes = |choice: &WeightedClusters| choice.iter().any(|(cluster, _)| cluster == PASSTHROUGH);
         out.refuses |= refuses(&way.choice) || chains.iter().any(|chain| refuses(&chain.choice));
         out.passes |= passes(&way.choice) || chains.iter().any(|chain| passes(&chain.choice));
         let forward = match kind {

@@ -8,15 +8,16 @@
 use std::sync::Arc;
 
 use super::{
-    Answer, Candidate, Choice, Decisions, Missing, Way, about, destination_backend, destination_cluster,
+    Answer, Candidate, Decisions, Missing, Way, WeightedClusters, destination_backend, destination_cluster,
+    report_at,
 };
 use crate::{
     Index, Kind, ObjectKey, Reason,
     backends::Backend,
     envoy::RequestRoute,
     model::{
-        Balance, Connection, Forwarding, HashedPart, Match, MessageEdits, RequestCondition, Route, RouteKind,
-        ServicePort, Share, Treatment,
+        Connection, Forwarding, HashedPart, LbPolicy, Match, MessageEdits, RequestCondition, Route,
+        RouteKind, ServicePort, Treatment, WeightedBackend,
     },
     names::BLACK_HOLE,
 };
@@ -126,7 +127,7 @@ impl<'a> Decisions<'a, '_> {
             let fault =
                 format!("port {} has {MOST_ROUTES} routes that go before; at most so many act", port.key);
             let reason = Reason::UnsupportedValue;
-            self.said.insert(about(self.index, entry.key, self.name, entry.field, reason, fault));
+            self.said.insert(report_at(self.index, entry.key, self.name, entry.field, reason, fault));
         }
         let choice = match entries.last() {
             Some(Entry { condition: None, route: Some(route), author, .. })
@@ -174,7 +175,7 @@ impl<'a> Decisions<'a, '_> {
         match entry.route.map(|route| &route.to) {
             None | Some(Forwarding::Answered) => {}
             Some(Forwarding::Shares(shares)) => {
-                for Share { field, destination, .. } in shares {
+                for WeightedBackend { field, destination, .. } in shares {
                     let found = destination.as_ref().map(|destination| {
                         destination_backend(self.index, &entry.author, field, destination, connection)
                     });
@@ -191,10 +192,15 @@ impl<'a> Decisions<'a, '_> {
     }
 
     /// Where connections go while there is no proxy: by weight, and what can't be resolved is refused.
-    fn without_requests(&self, key: &ObjectKey, route: &Route, connection: &Connection<'_>) -> Choice {
+    fn without_requests(
+        &self,
+        key: &ObjectKey,
+        route: &Route,
+        connection: &Connection<'_>,
+    ) -> WeightedClusters {
         let Forwarding::Shares(shares) = &route.to else { return self.own_cluster(connection) };
-        let mut choice = Choice::new();
-        for Share { field, destination, weight, .. } in shares {
+        let mut choice = WeightedClusters::new();
+        for WeightedBackend { field, destination, weight, .. } in shares {
             let cluster = destination.as_ref().and_then(|destination| {
                 destination_cluster(self.index, key, field, destination, connection).ok()
             });
@@ -217,11 +223,18 @@ impl<'a> Decisions<'a, '_> {
                              its requests are answered with 500";
                 let field = format!("{}.delegate", entry.field);
                 let reason = Reason::BackendNotFound;
-                self.said.insert(about(self.index, entry.key, self.name, &field, reason, fault.to_owned()));
+                self.said.insert(report_at(
+                    self.index,
+                    entry.key,
+                    self.name,
+                    &field,
+                    reason,
+                    fault.to_owned(),
+                ));
                 backends.push((None, 1, &none));
             }
             Some(Forwarding::Shares(shares)) => {
-                for Share { field, destination, weight, edits } in shares {
+                for WeightedBackend { field, destination, weight, edits } in shares {
                     let cluster = destination.as_ref().map(|destination| {
                         destination_cluster(self.index, &entry.author, field, destination, connection)
                     });
@@ -277,14 +290,14 @@ impl<'a> Decisions<'a, '_> {
         let Missing { field, reason, fault } = missing;
         let until = if reason == Reason::RefNotPermitted { "allows it" } else { "exists" };
         let fault = format!("{fault}; until it {until}, {consequence}");
-        self.said.insert(about(self.index, &entry.author, self.name, &field, reason, fault));
+        self.said.insert(report_at(self.index, &entry.author, self.name, &field, reason, fault));
     }
 }
 
 /// The part of requests by which a cluster chooses an endpoint, where DestinationRules say so.
 fn hashed_part(backend: &Backend<'_>) -> Option<HashedPart> {
     match &backend.traffic.balance {
-        Some(Balance::RequestHash(part)) => Some(part.clone()),
+        Some(LbPolicy::RequestHash(part)) => Some(part.clone()),
         _ => None,
     }
 }

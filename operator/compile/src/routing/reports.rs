@@ -47,10 +47,10 @@ pub(super) fn behind(
             let fault = format!(
                 "{} is already routed by {winner}, which is older or first by name; these routes have no effect on \
                  it for as long; put the routes of both into one",
-                index.called(name)
+                index.display_name(name)
             );
             let field = host_field(routes, name);
-            out.reports.push(about(index, key, name, field, Reason::Conflicted, fault));
+            out.reports.push(report_at(index, key, name, field, Reason::Conflicted, fault));
             continue;
         }
         let mut lost: BTreeMap<&ObjectKey, Vec<&ServicePort>> = BTreeMap::new();
@@ -72,9 +72,9 @@ pub(super) fn behind(
                     "port {} of {} is already routed by {winner}, which goes before; these routes have no effect there \
                      for as long",
                     ports.join(", "),
-                    index.called(name)
+                    index.display_name(name)
                 );
-                out.reports.push(about(index, key, name, &host.field, Reason::Conflicted, fault));
+                out.reports.push(report_at(index, key, name, &host.field, Reason::Conflicted, fault));
             }
         }
     }
@@ -93,8 +93,8 @@ pub(super) fn no_such_port(
         if (port.is_some() || section.is_some()) && !service.ports.iter().any(|port| host.covers(port)) {
             let wanted = port.map(|port| port.to_string()).or(section.clone()).unwrap_or_default();
             let fault =
-                format!("{} has no TCP port {wanted} (it has {})", index.called(name), ports(service));
-            out.reports.push(about(index, candidate.key, name, field, Reason::TargetNotFound, fault));
+                format!("{} has no TCP port {wanted} (it has {})", index.display_name(name), ports(service));
+            out.reports.push(report_at(index, candidate.key, name, field, Reason::TargetNotFound, fault));
         }
     }
 }
@@ -123,7 +123,8 @@ pub(super) fn without_effect(
         let (reason, fault) = if service.vips.is_empty() {
             let what =
                 if index.service_for(Kind::Service, name).is_some() { "cluster IP" } else { "address" };
-            let fault = format!("{} has no {what}, so these routes have no effect on it", index.called(name));
+            let fault =
+                format!("{} has no {what}, so these routes have no effect on it", index.display_name(name));
             (Reason::NotSupported, fault)
         } else if ports.is_empty() || ports.iter().any(may_apply) {
             continue;
@@ -136,11 +137,11 @@ pub(super) fn without_effect(
             let fault = format!(
                 "no route that can be decided applies to a port of {}; it has {ports}; connections go as if the object \
                  weren't there",
-                index.called(name)
+                index.display_name(name)
             );
             (Reason::UnsupportedValue, fault)
         };
-        out.reports.push(about(index, candidate.key, name, &host.field, reason, fault));
+        out.reports.push(report_at(index, candidate.key, name, &host.field, reason, fault));
     }
 }
 
@@ -185,7 +186,7 @@ pub(super) fn not_its_own(
             (Reason::Invalid, format!("{ip} {why}, so no ServiceEntry can have it; choose another address"))
         }
     };
-    about(index, by, name, field, reason, fault)
+    report_at(index, by, name, field, reason, fault)
 }
 
 /// The field in which an object names this Service.
@@ -194,7 +195,7 @@ pub(super) fn host_field<'a>(routes: &'a Routes, service: &ServiceId) -> &'a str
 }
 
 /// Something that an object doesn't get at a Service; of a wildcard's object, wherever that is.
-pub(super) fn about(
+pub(super) fn report_at(
     index: &Index,
     key: &ObjectKey,
     at: &ServiceId,

@@ -244,7 +244,7 @@ fn destination_rules() -> Subject {
     }
 }
 
-/// What makes an endpoint one that fails.
+/// Fields that make an endpoint one that fails.
 fn detection(at: &str) -> String {
     format!("{at}.outlierDetection.consecutive5xxErrors")
 }

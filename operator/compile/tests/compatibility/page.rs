@@ -68,7 +68,7 @@ fn plain(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
-/// What comes of each leaf, in the order in which they are listed.
+/// The outcome of each leaf, in the order in which they are listed.
 fn outcomes(subject: &Subject, faults: &mut Vec<String>) -> Vec<(String, Outcome)> {
     let by_hand: BTreeMap<&str, _> =
         subject.trials.iter().filter(|trial| !trial.told).map(|trial| (&*trial.path, trial)).collect();

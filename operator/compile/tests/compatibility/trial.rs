@@ -25,7 +25,7 @@ pub struct Subject {
     /// Compiled beside it.
     pub world: Vec<Object>,
     pub options: CompileOptions,
-    /// What every trial begins with.
+    /// The objects that every trial begins with.
     pub object: Value,
     /// All fields that the page is about.
     pub leaves: Vec<Leaf>,
@@ -69,10 +69,10 @@ impl Trial {
     }
 }
 
-/// What a field does.
+/// The effect of a field.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Outcome {
-    /// What is compiled differs.
+    /// The compiled resources differ.
     Acts,
     /// It differs where a proxy looks at requests.
     ActsByProxy,
@@ -101,7 +101,7 @@ struct Compiled {
 }
 
 impl Subject {
-    /// What comes of a field that has this value, in an object in which `before` is set. Where it doesn't act,
+    /// The outcome of a field that has this value, in an object in which `before` is set. Where it doesn't act,
     /// it is tried with a proxy, too.
     pub fn outcome(&self, path: &str, value: &Value, before: &[(String, Value)]) -> Result<Outcome, String> {
         let plain = self.try_one(path, value, (&self.before, before), self.options.clone())?;

@@ -163,7 +163,7 @@ fn a_profile_that_contradicts_itself_is_refused_by_field_and_not_in_force() {
     }
 }
 
-/// What compiling these costs.
+/// The cost of compiling these.
 fn cost(compiler: &mut Compiler, objects: &[Object]) -> Stats {
     let before = compiler.stats();
     objects.iter().for_each(|object| compiler.apply(object, None));

@@ -237,7 +237,7 @@ fn state(compiler: &Compiler) -> (Vec<Resource>, Vec<Report>) {
     (compiler.resources(), compiler.reports().cloned().collect())
 }
 
-/// What every Pod that may be there is as a caller.
+/// The caller class of every Pod that may be there.
 fn classes(compiler: &Compiler) -> Vec<String> {
     let pods = ["default", "other"]
         .into_iter()

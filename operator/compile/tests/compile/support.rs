@@ -51,7 +51,7 @@ use slotmesh_xds::{
     },
 };
 
-/// What is served, built up from changes only; checks on the way that each change is one.
+/// The resources that are served, built up from changes only; checks on the way that each change is one.
 #[derive(Default)]
 pub struct Cluster {
     pub compiler: Compiler,
@@ -290,7 +290,7 @@ impl Cluster {
         self.compiler.reports().filter(|r| r.reason != Reason::NoEndpoints).count()
     }
 
-    /// What is said of Services and subsets that have no endpoint.
+    /// Notes about Services and subsets that have no endpoint.
     pub fn without_endpoints(&self) -> Vec<String> {
         let said = |r: &&Report| r.reason == Reason::NoEndpoints;
         self.compiler.reports().filter(said).map(Report::to_string).collect()
@@ -337,7 +337,7 @@ fn go_to(on_match: &OnMatch) -> &str {
     &action.name
 }
 
-/// Whether this is the one policy that is an extension: the source is hashed, and nothing else.
+/// Tells whether this is the one policy that is an extension: the source is hashed, and nothing else.
 fn hashes_the_source(policy: &LoadBalancingPolicy) -> bool {
     let [policy] = &policy.policies[..] else { return false };
     let config = policy.typed_extension_config.as_ref().and_then(|extension| extension.typed_config.as_ref());

@@ -25,7 +25,7 @@ impl Answers {
         Heard { answers: self.0.subscribe(), away: false }
     }
 
-    /// What `heard` got from the API server; wakes the others where that was away.
+    /// Notes that `heard` got an answer of the API server; wakes the others where that was away.
     pub(super) fn answered(&self, heard: &mut Heard) {
         if std::mem::take(&mut heard.away) {
             self.0.send_modify(|count| *count = count.wrapping_add(1));
@@ -62,7 +62,7 @@ impl Heard {
     }
 }
 
-/// Whether a kind that was never listed is left out.
+/// Decides whether a kind that was never listed is left out.
 #[derive(Debug)]
 pub(super) struct Refusals {
     since: Option<Instant>,

@@ -83,7 +83,7 @@ impl Follower {
         asked.writing.insert(path);
     }
 
-    /// Whether the event changes which files are there, other than by the one it names.
+    /// Tells whether the event changes which files are there, other than by the one it names.
     fn is_about_folder(&self, kind: EventKind, below: &Path, path: &Path) -> bool {
         if !may_matter(below) {
             return false;
@@ -104,7 +104,7 @@ impl Follower {
         }
     }
 
-    /// Whether there was a folder of this name that something was, or may have been, read from.
+    /// Tells whether there was a folder of this name that something was, or may have been, read from.
     pub(super) fn is_known_folder(&self, path: &Path) -> bool {
         let below = |known: &PathBuf| known != path && known.starts_with(path);
         self.seen.range(path.to_owned()..).take_while(|(p, _)| p.starts_with(path)).any(|(p, _)| below(p))

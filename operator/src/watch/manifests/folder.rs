@@ -86,7 +86,7 @@ impl Follower {
         true
     }
 
-    /// What is to be said about the directory, its folders and open files.
+    /// Reports about the directory, its folders and open files.
     pub(super) fn about_now(&self) -> Vec<Report> {
         if self.root.is_none() {
             let message = "the directory has disappeared; all that it defined stays in force, and it is read \

@@ -11,7 +11,7 @@ use crate::watch::{
     store::{Changed, Store},
 };
 
-/// What the flags say comes before all manifests.
+/// A store in which the node that the flags name comes before all manifests.
 pub(in crate::watch) fn store_with(node: &LocalNode) -> Store {
     let file: Arc<str> = "--node-name".into();
     let metadata = ObjectMeta {

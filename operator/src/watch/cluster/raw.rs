@@ -67,7 +67,7 @@ pub(super) fn decode(kind: Kind, raw: &Raw) -> Result<Object, Unreadable> {
     Ok(object)
 }
 
-/// Finds the field; costs as much as reading once more.
+/// Finds the field; costs as much as decoding once more.
 fn explain(kind: Kind, text: &str, reason: &str) -> Unreadable {
     let mut json = serde_json::Deserializer::from_str(text);
     let mut track = serde_path_to_error::Track::new();

@@ -19,7 +19,7 @@ use kube::{
 };
 use kube_runtime::watcher::Event as Watched;
 
-use super::{Context, Following, Over, decode::Raw, reading::Reading};
+use super::{Context, Following, Over, decoder::Decoder, raw::Raw};
 use crate::watch::Reach;
 
 /// A server ends a watch after 290 s; one that is silent for longer is gone.
@@ -55,17 +55,17 @@ impl From<kube::Error> for Ended {
 type Events = BoxStream<'static, kube::Result<WatchEvent<Raw>>>;
 
 /// See the module's comment.
-pub(super) struct Feed<'a> {
+pub(super) struct ListWatch<'a> {
     context: &'a Context,
-    reading: &'a mut Reading,
+    decoder: &'a mut Decoder,
     api: Api<Raw>,
-    /// Up to which version everything was told; `None` where there has to be a list.
+    /// The version up to which everything was told; `None` where there has to be a list.
     at: Option<String>,
 }
 
-impl<'a> Feed<'a> {
-    pub(super) fn new(context: &'a Context, reading: &'a mut Reading, api: Api<Raw>) -> Self {
-        Self { context, reading, api, at: None }
+impl<'a> ListWatch<'a> {
+    pub(super) fn new(context: &'a Context, decoder: &'a mut Decoder, api: Api<Raw>) -> Self {
+        Self { context, decoder, api, at: None }
     }
 
     /// The next time begins with a list; says whether this one didn't.
@@ -116,7 +116,7 @@ impl<'a> Feed<'a> {
         }
     }
 
-    /// What is left of the watch that began with the list.
+    /// Lists by streaming; returns the rest of the watch that began with the list.
     async fn streamed_list(&mut self) -> Result<Events, Ended> {
         // Without a version the list is consistent.
         let parameters = WatchParams::default().initial_events();
@@ -171,13 +171,13 @@ impl<'a> Feed<'a> {
     }
 
     async fn event(&mut self, event: Watched<Raw>, reach: Option<Reach>) -> Result<(), Over> {
-        let update = self.reading.take(event, reach);
+        let update = self.decoder.take(event, reach);
         self.context.tell(update).await
     }
 
     async fn bookmark(&mut self, at: String) -> Result<(), Over> {
         if let Some(version) = number(&at) {
-            self.context.tell(self.reading.quiet(Reach::Quiet(version))).await?;
+            self.context.tell(self.decoder.quiet(Reach::Quiet(version))).await?;
         }
         self.at = Some(at);
         Ok(())

@@ -31,20 +31,20 @@ const LOOKS: [Duration; 6] = [
     Duration::from_secs(3),
 ];
 
-/// What is known of the definitions.
+/// The state of the definitions, as far as it is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Seen {
     /// Counts what happened to any of them.
     changes: u64,
-    /// Whether the watch works.
+    /// Tells whether the watch works.
     watched: bool,
 }
 
 /// Tells when to look again.
 #[derive(Clone, Debug)]
-pub(super) struct Presence(watch::Receiver<Seen>);
+pub(super) struct CrdDiscovery(watch::Receiver<Seen>);
 
-impl Presence {
+impl CrdDiscovery {
     /// Watches the definitions on a task of `tasks`.
     ///
     /// Tells `updates` which kinds there are that nobody enforces.

@@ -20,7 +20,7 @@ pub(crate) enum Step {
 #[derive(Debug, Default)]
 struct Listing {
     held: HashSet<ObjectName>,
-    /// What the listing under way has brought so far.
+    /// Objects that the listing under way has brought so far.
     listed: Option<HashSet<ObjectName>>,
     synced: bool,
     /// It can't be listed, and isn't waited for.
@@ -29,9 +29,9 @@ struct Listing {
 
 /// The state of all watchers.
 #[derive(Debug, Default)]
-pub(crate) struct Intake(HashMap<Kind, Listing>);
+pub(crate) struct ListTracker(HashMap<Kind, Listing>);
 
-impl Intake {
+impl ListTracker {
     /// The steps that follow from an event.
     pub(crate) fn steps(&mut self, WatchEvent { kind, event }: WatchEvent) -> Vec<Step> {
         let listing = self.0.entry(kind).or_default();
@@ -74,7 +74,7 @@ impl Intake {
         self.0.iter().map(|(kind, listing)| (*kind, listing.held.len())).collect()
     }
 
-    /// Whether every kind has been listed once, or is left out.
+    /// Tells whether every kind has been listed once, or is left out.
     pub(crate) fn synced(&self) -> bool {
         self.outstanding().next().is_none()
     }
@@ -108,56 +108,56 @@ mod tests {
 
     #[test]
     fn a_new_listing_deletes_what_it_lacks_and_only_at_its_end() {
-        let mut intake = Intake::default();
+        let mut tracker = ListTracker::default();
         for e in
             [Event::Init, Event::InitApply(sourced("a")), Event::InitApply(sourced("b")), Event::InitDone]
         {
-            intake.steps(event(e));
+            tracker.steps(event(e));
         }
-        assert_eq!(intake.held(), BTreeMap::from([(Kind::Service, 2)]));
-        assert_eq!(intake.steps(event(Event::Init)), []);
-        assert_eq!(intake.steps(event(Event::InitApply(sourced("b")))), [Step::Apply(sourced("b"))]);
-        assert_eq!(intake.steps(event(Event::InitDone)), [Step::Delete(sourced("a").object.key())]);
-        assert_eq!(intake.steps(event(Event::Delete(sourced("a").object.key().name))), []);
+        assert_eq!(tracker.held(), BTreeMap::from([(Kind::Service, 2)]));
+        assert_eq!(tracker.steps(event(Event::Init)), []);
+        assert_eq!(tracker.steps(event(Event::InitApply(sourced("b")))), [Step::Apply(sourced("b"))]);
+        assert_eq!(tracker.steps(event(Event::InitDone)), [Step::Delete(sourced("a").object.key())]);
+        assert_eq!(tracker.steps(event(Event::Delete(sourced("a").object.key().name))), []);
     }
 
     #[test]
     fn what_can_not_be_read_any_more_goes_at_once_and_what_never_could_is_not_held() {
-        let mut intake = Intake::default();
+        let mut tracker = ListTracker::default();
         let name = |name| sourced(name).object.key().name;
         for e in [Event::Init, Event::InitApply(sourced("a")), Event::InitDone, Event::Init] {
-            intake.steps(event(e));
+            tracker.steps(event(e));
         }
         assert_eq!(
-            intake.steps(event(Event::Delete(name("a")))),
+            tracker.steps(event(Event::Delete(name("a")))),
             [Step::Delete(ObjectKey { kind: Kind::Service, name: name("a") })]
         );
-        assert_eq!(intake.steps(event(Event::Delete(name("b")))), []);
-        assert_eq!(intake.steps(event(Event::InitDone)), []);
+        assert_eq!(tracker.steps(event(Event::Delete(name("b")))), []);
+        assert_eq!(tracker.steps(event(Event::InitDone)), []);
     }
 
     #[test]
     fn synced_when_every_kind_is() {
-        let mut intake = Intake::default();
+        let mut tracker = ListTracker::default();
         for kind in Kind::ALL {
-            assert!(!intake.synced());
-            intake.steps(WatchEvent { kind, event: Event::Init });
-            intake.steps(WatchEvent { kind, event: Event::InitDone });
+            assert!(!tracker.synced());
+            tracker.steps(WatchEvent { kind, event: Event::Init });
+            tracker.steps(WatchEvent { kind, event: Event::InitDone });
         }
-        assert!(intake.synced());
+        assert!(tracker.synced());
     }
 
     #[test]
     fn a_kind_that_is_left_out_is_not_waited_for_and_comes_later() {
-        let mut intake = Intake::default();
+        let mut tracker = ListTracker::default();
         for kind in Kind::ALL {
             let event = if kind == Kind::Service { Event::LeftOut } else { Event::InitDone };
-            intake.steps(WatchEvent { kind, event });
+            tracker.steps(WatchEvent { kind, event });
         }
-        assert!(intake.synced() && intake.left_out().eq([Kind::Service]));
-        intake.steps(event(Event::Init));
-        assert_eq!(intake.steps(event(Event::InitApply(sourced("a")))), [Step::Apply(sourced("a"))]);
-        intake.steps(event(Event::InitDone));
-        assert_eq!(intake.left_out().count(), 0);
+        assert!(tracker.synced() && tracker.left_out().eq([Kind::Service]));
+        tracker.steps(event(Event::Init));
+        assert_eq!(tracker.steps(event(Event::InitApply(sourced("a")))), [Step::Apply(sourced("a"))]);
+        tracker.steps(event(Event::InitDone));
+        assert_eq!(tracker.left_out().count(), 0);
     }
 }

@@ -8,21 +8,21 @@ use kube_runtime::watcher::Event as Watched;
 use slotmesh_compile::{Kind, ObjectKey, ObjectName, ObjectRef, Report, Severity};
 
 use super::{
-    decode::{Raw, Unreadable, decode},
+    raw::{Raw, Unreadable, decode},
     update,
 };
 use crate::watch::{Event, Reach, Sourced, Update};
 
-/// What is unreadable of one kind.
+/// Decodes the events of one kind, and remembers which of its objects are unreadable.
 #[derive(Debug)]
-pub(super) struct Reading {
+pub(super) struct Decoder {
     kind: Kind,
     unreadable: BTreeMap<ObjectName, Report>,
     /// Those of the list under way.
     listed: BTreeSet<ObjectName>,
 }
 
-impl Reading {
+impl Decoder {
     pub(super) fn new(kind: Kind) -> Self {
         Self { kind, unreadable: BTreeMap::new(), listed: BTreeSet::new() }
     }
@@ -116,7 +116,7 @@ mod tests {
         Raw::of(&json!({"metadata": {"name": name, "namespace": "shop"}, "spec": spec}))
     }
 
-    /// What an update says, in short.
+    /// An update in short.
     fn said(update: Update) -> String {
         let event = |WatchEvent { event, .. }: &WatchEvent| match event {
             Event::Init => "init".to_owned(),
@@ -134,8 +134,8 @@ mod tests {
 
     #[test]
     fn an_object_that_can_not_be_read_is_reported_until_it_can_or_is_gone() {
-        let mut reading = Reading::new(Kind::Service);
-        let mut take = |event| said(reading.read(event));
+        let mut decoder = Decoder::new(Kind::Service);
+        let mut take = |event| said(decoder.read(event));
         let report = "+ Service shop/a: spec.ports: invalid type: integer `7`, expected a sequence; the object is \
                       not in force";
         assert_eq!(take(Watched::Init), "init");
@@ -151,6 +151,6 @@ mod tests {
         take(Watched::Init);
         assert_eq!(take(Watched::InitDone), "done, - Service shop/a");
         take(Watched::Apply(raw("a", false)));
-        assert_eq!(said(reading.none()), "init, done, - Service shop/a");
+        assert_eq!(said(decoder.none()), "init, done, - Service shop/a");
     }
 }
