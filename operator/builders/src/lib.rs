@@ -1,6 +1,6 @@
 //! Builders of objects, for tests, fuzzing and benches: `service("web").ip("10.0.0.1").port(80).build()`.
 
-mod gateway;
+mod gateway_api;
 mod istio;
 mod kubernetes;
 mod own;
@@ -8,7 +8,7 @@ mod own;
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use slotmesh_compile::Object;
 
-pub use self::{gateway::*, istio::*, kubernetes::*, own::*};
+pub use self::{gateway_api::*, istio::*, kubernetes::*, own::*};
 
 macro_rules! meta_setters {
     ($($builder:ty),*) => {$(

@@ -1,4 +1,4 @@
-//! What there is to say of an object in its status, from the reports that hold about it, and the
+//! The conditions of an object, from the reports that hold about it, and the
 //! resources that it compiled to.
 //!
 //! ```text

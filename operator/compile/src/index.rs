@@ -1,4 +1,4 @@
-//! What the cluster holds, by kind and name, with reverse indexes.
+//! The objects of the cluster by kind and name, with reverse indexes.
 //!
 //! ```text
 //!  Pod --(name, address)--> EndpointSlice --(label)--> Service <--(host)-- DestinationRule

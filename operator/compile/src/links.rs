@@ -4,7 +4,7 @@
 //! whose compilation reads the model, as the relations are at that moment.
 
 mod others;
-mod routes;
+mod rules;
 mod services;
 mod workloads;
 

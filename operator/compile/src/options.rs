@@ -1,4 +1,4 @@
-//! What the installation decides, beside the objects.
+//! Settings of the installation, beside the objects.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! What users are told about their objects.
+//! Reports to users about their objects.
 //!
 //! A report is a fact that holds now; it goes away when it no longer holds. Reports are compared by
 //! content, so the set of them needs no ids.

@@ -1,4 +1,4 @@
-//! What connections are made to, and what it is called.
+//! Identity and host names of what connections are made to.
 
 use std::{
     fmt,

@@ -1,4 +1,4 @@
-//! What the manifest files define.
+//! The definitions of the manifest files.
 //!
 //! Invariant: of each object exactly one definition is in force, the first in the order of paths.
 //! A file that can't be read (or a document of it) keeps the last good definitions of what it may

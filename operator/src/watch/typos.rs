@@ -1,4 +1,4 @@
-//! What somebody meant who wrote a field or a kind that isn't one.
+//! Fields and kinds that aren't any, and what somebody meant who wrote them.
 //!
 //! Serde leaves out what it doesn't know, and an API server says so where a schema is strict. A directory has no API
 //! server, so manifests are compared with what was read of them: at the levels that slotmesh reads, a field that

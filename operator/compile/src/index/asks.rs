@@ -1,4 +1,4 @@
-//! What objects ask of callers: labels, from which the classes of Pods follow, and Sidecars.
+//! Callers that objects tell apart: by labels, from which the classes of Pods follow, and Sidecars.
 
 use std::{collections::BTreeSet, sync::Arc};
 

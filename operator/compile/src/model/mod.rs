@@ -1,4 +1,4 @@
-//! What the compiler needs to know of each object, validated.
+//! The part of each object that acts, validated.
 //!
 //! Invariant: a model that exists can be compiled; whatever is wrong with an object was reported
 //! when it was read. References to other objects are only resolved to names here.

@@ -1,4 +1,4 @@
-//! What a status writer is told of an object: conditions, and the resources that it compiled to.
+//! Facts that a status writer is told of an object: conditions, and the resources that it compiled to.
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,4 @@
-//! What TrafficPolicies and DestinationRules say of endpoints that fail, and of how fast connections come.
+//! TrafficPolicies and DestinationRules about endpoints that fail, and about how fast connections come.
 
 use prost::Message as _;
 use slotmesh_builders::{RuleBuilder, policy, rule, service, slice, to, virtual_service};

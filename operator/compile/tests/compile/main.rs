@@ -1,4 +1,4 @@
-//! What the compiler makes of objects, by its public interface only.
+//! Tests of what the compiler makes of objects, by its public interface only.
 
 mod bad_input;
 mod budgets;

@@ -1,4 +1,4 @@
-//! What a kind's failures say: of the API server, for all kinds, and of the kind, for itself.
+//! Conclusions from a kind's failures: about the API server, for all kinds, and about the kind, for itself.
 //!
 //! Invariants: when the API server answers after it was away, every kind that waits tries at once. A kind is left
 //! out only while the API server answers, and says no; while it is away, nobody can tell.

@@ -1,4 +1,4 @@
-//! What is kept of an object: no more than is compiled, shown or compared.
+//! The part of an object that is kept: no more than is compiled, shown or compared.
 //!
 //! Invariant: nothing that the compiler or enrolment reads is pruned here.
 

@@ -1,4 +1,4 @@
-//! What an event of inotify's asks for: a file to read, a file to leave alone until it is closed, or a
+//! The work that an event of inotify's asks for: a file to read, a file to leave alone until it is closed, or a
 //! look at which files there are.
 
 use std::{

@@ -1,4 +1,4 @@
-//! What only injected events can show.
+//! Tests that take injected events.
 
 use notify::{
     EventKind,

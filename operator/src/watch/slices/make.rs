@@ -1,4 +1,4 @@
-//! What a slice made from Pods holds.
+//! The content of a slice that is made from Pods.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
