@@ -138,17 +138,14 @@ pub fn json(value: &impl Serialize) -> Response {
 
 async fn metrics(State(Admin { agent, more, clusters, turn }): State<Admin>) -> Response {
     let _turn = turn.lock().await;
-    match agent.stats().await {
-        Some((stats, vips)) => (
-            [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")],
-            with_more(
-                agent.metrics().render(&stats, vips),
-                &(render_running(agent.running(clusters).await) + &more()),
-            ),
-        )
-            .into_response(),
-        None => stopped(),
-    }
+    let Some((stats, vips)) = agent.stats().await else { return stopped() };
+    let running = render_running(agent.running(clusters).await);
+    let beside = running + &agent.traffic_lines().await + &more();
+    (
+        [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")],
+        with_more(agent.metrics().render(&stats, vips), &beside),
+    )
+        .into_response()
 }
 
 /// The end mark of the exposition comes once.

@@ -30,6 +30,7 @@ use crate::{
     prepare::Hashed,
     room::Room,
     running::RunningReader,
+    traffic::TrafficReader,
     writer::{OpenError, Writer},
 };
 
@@ -111,6 +112,7 @@ pub struct Agent {
     hashed: Hashed,
     changes: watch::Receiver<u64>,
     running: Arc<RunningReader>,
+    traffic: Arc<TrafficReader>,
     _lock: Lock,
 }
 
@@ -224,7 +226,9 @@ impl Agent {
             remaining = stats.remaining(),
             "slots are ready"
         );
-        let datapath = Arc::new(Datapath::load(pins.clone(), host, sockets)?);
+        let traffic = Datapath::open_traffic(&pins, maps)?;
+        let datapath = Arc::new(Datapath::load_telling(pins.clone(), host, sockets, maps.ends)?);
+        let traffic = Arc::new(TrafficReader::new(traffic, datapath.clone()));
         if attachment == Attachment::Later {
             tracing::info!("programs are attached to workloads as they are enrolled");
         } else if found.is_upgrade() {
@@ -284,6 +288,7 @@ impl Agent {
             hashed,
             changes,
             running: Arc::new(running),
+            traffic,
             _lock: lock,
         })
     }
@@ -329,6 +334,7 @@ impl Agent {
             hashed: self.hashed.clone(),
             changes: self.changes.clone(),
             running: Some(self.running.clone()),
+            traffic: Some(self.traffic.clone()),
             datapath: Some(self.datapath.clone()),
         }
     }

@@ -2,6 +2,7 @@
 
 mod attach;
 mod attached;
+mod ends;
 mod error;
 mod explained;
 mod programs;
@@ -15,15 +16,16 @@ use aya::{Btf, EbpfLoader};
 use bytemuck::Zeroable as _;
 use slotmesh_kernel::{Hook, Host, Map, MapKind, MapSpec, Sockets};
 use slotmesh_records::{
-    ExplainRequest, Identity, LAYOUT_HASH, SocketLimit,
+    ExplainRequest, Identity, LAYOUT_HASH, OpenConnection, SocketLimit,
     fields::{self, KernelFields},
 };
 
+pub(crate) use self::ends::Ends;
 use self::{
     attached::AttachedWorkloads,
     error::{bpf, pin_error},
     programs::{
-        NESTED_NETWORKS, kernel_fields, load_classifier, load_closed, load_hook, load_pod_network,
+        NESTED_NETWORKS, kernel_fields, load_classifier, load_hook, load_over_sockets, load_pod_network,
         load_release,
     },
 };
@@ -51,6 +53,10 @@ pub struct Datapath {
     removal: OwnedFd,
     /// Finds connections that are over; `None` where the kernel can't go over sockets.
     sockets: Option<Sockets>,
+    /// Tells of connections that are open, where the kernel can go over sockets.
+    open: Option<Sockets>,
+    /// Where the programs tell of connections that end, until somebody reads it.
+    ends: Mutex<Option<Ends>>,
     /// Finds a workload's network namespace, where the kernel can.
     pod_network: Option<OwnedFd>,
     identity: Map<u64, Identity>,
@@ -75,6 +81,16 @@ impl Datapath {
     /// # Errors
     /// Where the kernel refuses, or the programs are another build's.
     pub fn load(pins: Pins, host: Host, sockets: u32) -> Result<Self, DatapathError> {
+        Self::load_telling(pins, host, sockets, MapSizes::default().ends)
+    }
+
+    /// As [`load`](Self::load), with room for so many bytes of ends of connections.
+    pub(crate) fn load_telling(
+        pins: Pins,
+        host: Host,
+        sockets: u32,
+        ends: u32,
+    ) -> Result<Self, DatapathError> {
         const IDENTITY: MapSpec =
             MapSpec { name: "slotmesh_ident", kind: MapKind::CgroupStorage, max_entries: 0, flags: 0 };
         const LIMIT: MapSpec =
@@ -114,6 +130,10 @@ impl Datapath {
                 .map_pin_path("PROXY_TOTALS", pins.proxy_totals())
                 .map_pin_path("SOCKET_TOTALS", pins.totals())
                 .map_pin_path("SOCKET_LIMIT", pins.limit())
+                .map_pin_path("TRAFFIC", pins.traffic())
+                .map_pin_path("TRAFFIC_SETTINGS", pins.traffic_settings())
+                .map_pin_path("TOLD_TOTALS", pins.told_totals())
+                .map_max_entries("ENDS", ends)
                 .load(OBJECT)?;
             let hooks = Hook::ALL
                 .into_iter()
@@ -135,7 +155,7 @@ impl Datapath {
             release: load_release(&mut object)?,
             explain: load_classifier(&mut object, "explain")?,
             removal: load_classifier(&mut object, "removal")?,
-            sockets: load_closed(&mut object, btf.as_ref(), &sockets_path)
+            sockets: load_over_sockets(&mut object, "closed", btf.as_ref(), &sockets_path)
                 .map_err(|error| {
                     tracing::warn!(
                         %error,
@@ -143,6 +163,12 @@ impl Datapath {
                     );
                 })
                 .ok(),
+            open: load_over_sockets(&mut object, "open", btf.as_ref(), &sockets_path)
+                .map_err(|error| {
+                    tracing::warn!(%error, "bytes of connections are shown when these end");
+                })
+                .ok(),
+            ends: Mutex::new(Some(Ends::new(object.take_map("ENDS"))?)),
             pod_network: load_pod_network(&mut object, btf.as_ref())
                 .map_err(|error| tracing::warn!(%error, "a pod's network namespace is known from its first connect on only"))
                 .ok(),
@@ -157,6 +183,14 @@ impl Datapath {
             return Err(DatapathError::Layout { found });
         }
         Ok(datapath)
+    }
+
+    /// The connections that are open, of all that count.
+    pub(crate) fn open_connections(&self) -> Result<Vec<OpenConnection>, DatapathError> {
+        let Some(open) = &self.open else { return Ok(Vec::new()) };
+        let written = open.collect().map_err(bpf("go over the sockets"))?;
+        // The program writes nothing else.
+        Ok(written.chunks_exact(size_of::<OpenConnection>()).map(bytemuck::pod_read_unaligned).collect())
     }
 
     /// What was found on the host.

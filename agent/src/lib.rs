@@ -32,6 +32,7 @@ mod room;
 mod running;
 mod show;
 mod steward;
+pub mod traffic;
 mod view;
 mod vips;
 pub mod writer;

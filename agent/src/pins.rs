@@ -7,7 +7,8 @@
 //!                                     lanes, endpoints, socket_totals,
 //!                                     socket_limit, flows, flow_totals,
 //!                                     affinities, affinity_totals,
-//!                                     proxies, proxy_totals
+//!                                     proxies, proxy_totals, traffic,
+//!                                     traffic_settings, told_totals
 //!   links-v<version>/<workload>/<hook>                               a workload's, of that state
 //!   releases-v<version>/<cgroup>                                     stays with the cgroup's sockets
 //! ```
@@ -121,6 +122,21 @@ impl Pins {
     /// How many sockets are recorded.
     pub fn totals(&self) -> PathBuf {
         self.state().join("socket_totals")
+    }
+
+    /// Numbers of connections by workload and cluster.
+    pub fn traffic(&self) -> PathBuf {
+        self.state().join("traffic")
+    }
+
+    /// What is done with connections that end.
+    pub fn traffic_settings(&self) -> PathBuf {
+        self.state().join("traffic_settings")
+    }
+
+    /// How many ends of connections were told.
+    pub fn told_totals(&self) -> PathBuf {
+        self.state().join("told_totals")
     }
 
     /// The flows of sockets of UDP.

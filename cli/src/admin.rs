@@ -28,7 +28,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
-use crate::process::GRACE;
+use crate::{process::GRACE, text_format};
 
 /// The most connections at a time.
 const CONNECTIONS: usize = 64;
@@ -51,6 +51,7 @@ pub struct Site {
 impl Site {
     /// `open` is for everybody, `local` for clients on loopback only. `pages` is what `/` tells of: path and content.
     pub fn new(open: Router, local: Router, pages: &[(&str, &str)]) -> Self {
+        let open = open.layer(axum::middleware::from_fn(text_format::negotiate));
         let width = pages.iter().map(|(path, _)| path.len()).max().unwrap_or_default();
         let index: String =
             pages.iter().map(|(path, content)| format!("{path:width$}  {content}\n")).collect();

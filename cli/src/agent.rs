@@ -23,6 +23,7 @@ use crate::{
     listen::listen,
     process::{GRACE, LIMIT, Parts, raise_descriptor_limit, stop_on_signals},
     proxies::{PROXY, ProxyServer, ProxySocketFlags},
+    traffic_flags::TrafficFlags,
     up::owner_ended,
 };
 
@@ -89,6 +90,9 @@ pub struct AgentCommand {
     cluster_metrics: u32,
 
     #[command(flatten)]
+    traffic: TrafficFlags,
+
+    #[command(flatten)]
     proxies: ProxySocketFlags,
 
     /// Unix socket of the node's socket broker (its --steward-socket): connections of pods whose requests are looked at go
@@ -124,6 +128,7 @@ impl AgentCommand {
             drain,
             admin,
             cluster_metrics,
+            traffic,
             proxies,
             broker,
             slots,
@@ -149,13 +154,13 @@ impl AgentCommand {
             pin_root,
             slots,
             sockets,
-            maps: maps.sizes(),
+            maps: traffic.sizes(maps.sizes()),
             workloads: Vec::new(),
             node: node.clone(),
         };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let clusters = cluster_metrics as usize;
-        let running = Running { options, cgroup_root, admin, clusters, proxies, broker, node };
+        let running = Running { options, cgroup_root, admin, clusters, traffic, proxies, broker, node };
         if operator.starts_with("http://") {
             tracing::warn!(
                 "the operator is reached without TLS: whoever is on the way can route connections"
@@ -189,6 +194,7 @@ struct Running {
     cgroup_root: Option<PathBuf>,
     admin: SocketAddr,
     clusters: usize,
+    traffic: TrafficFlags,
     proxies: ProxySocketFlags,
     broker: Option<PathBuf>,
     node: String,
@@ -243,8 +249,9 @@ impl Running {
         socket: TcpListener,
         stop: CancellationToken,
     ) -> anyhow::Result<()> {
-        let Self { options: _, cgroup_root: _, admin, clusters, proxies, broker, node } = self;
+        let Self { options: _, cgroup_root: _, admin, clusters, traffic, proxies, broker, node } = self;
         let mut parts = Parts::new(stop.clone());
+        traffic.start(&agent.handle(), &mut parts, &stop)?;
         let proxies = proxies.bind()?;
         let publish = proxies.as_ref().map(ProxyServer::publisher);
         let feed = ProxyFeed::new(enrolment.clone(), agent.handle(), publish);

@@ -148,6 +148,7 @@ impl MapFlags {
             clusters: max_counted_clusters,
             endpoints: max_counted_endpoints,
             affinities: max_affinities,
+            ..MapSizes::default()
         }
     }
 }

@@ -31,6 +31,8 @@ mod render;
 mod reports;
 mod served;
 mod slots;
+mod text_format;
+mod traffic_flags;
 mod up;
 mod version;
 

@@ -25,6 +25,7 @@ use crate::{
     own_proxy::{self, OwnProxy},
     process::{GRACE, LIMIT, Parts, raise_descriptor_limit, stop_on_signals},
     reports, served,
+    traffic_flags::TrafficFlags,
 };
 
 /// The heading of flags that say what this node is to SlotProfiles.
@@ -93,6 +94,9 @@ pub struct Up {
     #[arg(long, env = "SLOTMESH_CLUSTER_METRICS", default_value_t = CLUSTER_METRICS, value_name = "CLUSTERS",
         help_heading = ADMIN, value_parser = clap::value_parser!(u32).range(0..=65_536))]
     cluster_metrics: u32,
+
+    #[command(flatten)]
+    traffic: TrafficFlags,
 
     #[command(flatten)]
     slots: SlotFlags,
@@ -183,6 +187,7 @@ impl Up {
             keep,
             admin,
             cluster_metrics,
+            traffic,
             slots,
             maps,
             compile,
@@ -227,15 +232,17 @@ impl Up {
             pin_root,
             slots,
             sockets,
-            maps: maps.sizes(),
+            maps: traffic.sizes(maps.sizes()),
             workloads: workloads.clone(),
             node: node.name.clone(),
         };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let clusters = cluster_metrics as usize;
         let compile = compile.options();
-        runtime
-            .block_on(serve(Running { manifests, compile, node, admin, clusters, keep, workloads }, options))
+        runtime.block_on(serve(
+            Running { manifests, compile, node, admin, clusters, traffic, keep, workloads },
+            options,
+        ))
     }
 }
 
@@ -246,6 +253,7 @@ struct Running {
     node: LocalNode,
     admin: SocketAddr,
     clusters: usize,
+    traffic: TrafficFlags,
     keep: bool,
     workloads: Vec<Workload>,
 }
@@ -296,7 +304,7 @@ async fn run(
     socket: TcpListener,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let Running { manifests, compile, node, admin: _, clusters, keep: _, workloads: _ } = running;
+    let Running { manifests, compile, node, admin: _, clusters, traffic, keep: _, workloads: _ } = running;
     let admin = socket.local_addr()?;
     let store = Store::new();
     let operator = {
@@ -305,6 +313,7 @@ async fn run(
         Operator::from_manifests_with(compile.clone(), Some(node), manifests, publish)?
     };
     let mut parts = Parts::new(stop.clone());
+    traffic.clone().start(&agent.handle(), &mut parts, &stop)?;
     parts.add("the thread that owns the maps", owner_ended(agent.ended().clone(), stop.clone()));
     parts.add("the compile thread", reports::compile_thread_ended(operator.status(), stop.clone()));
     let (datapath, workloads) = (agent.datapath().clone(), running.workloads.clone());

@@ -30,11 +30,30 @@ impl Sockets {
         Ok(Self { link: bpf_fd("BPF_LINK_CREATE", bpf_cmd::BPF_LINK_CREATE, &mut attr)? })
     }
 
-    /// Runs the program once for each socket.
-    pub fn run(&self) -> Result<(), BpfError> {
+    /// Runs the program once for each socket; what it has written.
+    pub fn collect(&self) -> Result<Vec<u8>, BpfError> {
+        let mut run = self.begin()?;
+        let mut written = Vec::new();
+        let mut part = vec![0; 64 << 10];
+        loop {
+            match run.read(&mut part) {
+                Ok(0) => return Ok(written),
+                Ok(count) => written.extend_from_slice(&part[..count]),
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => {}
+                Err(source) => return Err(BpfError { call: "read an iterator", source }),
+            }
+        }
+    }
+
+    fn begin(&self) -> Result<File, BpfError> {
         let mut attr = attr();
         attr.iter_create.link_fd = self.link.as_raw_fd() as u32;
-        let mut run = File::from(bpf_fd("BPF_ITER_CREATE", bpf_cmd::BPF_ITER_CREATE, &mut attr)?);
+        Ok(File::from(bpf_fd("BPF_ITER_CREATE", bpf_cmd::BPF_ITER_CREATE, &mut attr)?))
+    }
+
+    /// Runs the program once for each socket.
+    pub fn run(&self) -> Result<(), BpfError> {
+        let mut run = self.begin()?;
         // The program writes nothing; the kernel goes over them while it is read. After a million it lets
         // others run, and says so.
         loop {

@@ -27,6 +27,7 @@ use crate::{
     prepare::{Hashed, Prepared},
     room::Room,
     running::{RunningNow, RunningReader},
+    traffic::TrafficReader,
     view::View,
 };
 
@@ -52,6 +53,7 @@ pub struct Handle {
     pub(super) hashed: Hashed,
     pub(super) changes: watch::Receiver<u64>,
     pub(super) running: Option<Arc<RunningReader>>,
+    pub(crate) traffic: Option<Arc<TrafficReader>>,
     pub(super) datapath: Option<Arc<Datapath>>,
 }
 
@@ -69,6 +71,13 @@ impl Handle {
     /// The names of those of these clusters that are in force, by the hashes of their names.
     pub(crate) async fn cluster_names(&self, hashes: HashSet<u64>) -> HashMap<u64, String> {
         self.ask(|reply| Command::ClusterNames(hashes, reply)).await.unwrap_or_default()
+    }
+
+    /// As [`cluster_names`](Self::cluster_names), on a thread that may wait.
+    pub(crate) fn cluster_names_blocking(&self, hashes: HashSet<u64>) -> HashMap<u64, String> {
+        let (reply, answer) = oneshot::channel();
+        let asked = self.commands.send(Command::ClusterNames(hashes, reply));
+        asked.ok().and_then(|()| answer.blocking_recv().ok()).unwrap_or_default()
     }
 
     /// Changes whenever the slot table may have changed; the value itself has no meaning.
@@ -231,6 +240,7 @@ mod tests {
             hashed,
             changes,
             running: None,
+            traffic: None,
             datapath: None,
         };
         let owner = spawn_owner(&ended, move || {

@@ -1,12 +1,12 @@
 //! The workloads that are attached, and as whom the programs know them.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use slotmesh_admin::WorkloadInForce;
-use slotmesh_records::Identity;
+use slotmesh_records::{Identity, mark_of};
 
 use super::{Datapath, DatapathError, Workload, error::bpf};
 
@@ -33,6 +33,12 @@ impl AttachedWorkloads {
 }
 
 impl Datapath {
+    /// The namespaces and names of the workloads that are attached, by their marks.
+    pub(crate) fn sources(&self) -> HashMap<u32, [String; 2]> {
+        let named = |workload: &Workload| [workload.namespace.clone(), workload.name.clone()];
+        self.attached.lock().iter().map(|(id, (workload, _))| (mark_of(*id), named(workload))).collect()
+    }
+
     /// The workloads that are attached, by namespace and name.
     pub fn workloads(&self) -> Vec<WorkloadInForce> {
         let classes = self.classes.lock().unwrap_or_else(PoisonError::into_inner).clone();

@@ -34,7 +34,12 @@ pub(super) fn kernel_fields() -> KernelFields {
         fields[fields::BYTES_RECEIVED] = types.offset("tcp_sock", "bytes_received").unwrap_or(0);
         let of_tasks = fields::OF_TASKS.map(|(of, field)| types.offset(of, field));
         if of_tasks.iter().all(Option::is_some) {
-            fields[fields::CSET_LINKS..].copy_from_slice(&of_tasks.map(Option::unwrap_or_default));
+            fields[fields::CSET_LINKS..=fields::CG_LIST]
+                .copy_from_slice(&of_tasks.map(Option::unwrap_or_default));
+        }
+        let of_traffic = fields::OF_TRAFFIC.map(|(of, field)| types.offset(of, field));
+        if of_traffic.iter().all(Option::is_some) && fields[fields::BYTES_RECEIVED] != 0 {
+            fields[fields::BYTES_ACKED..].copy_from_slice(&of_traffic.map(Option::unwrap_or_default));
         }
         fields[fields::HAS_MPTCP] = types.offset("mptcp_sock", "sk").is_some().into();
         Ok(fields)
@@ -63,12 +68,13 @@ pub(super) fn load_release(object: &mut Ebpf) -> Result<OwnedFd, DatapathError> 
     })
 }
 
-pub(super) fn load_closed(
+/// Loads `closed` or `open`, which go over sockets.
+pub(super) fn load_over_sockets(
     object: &mut Ebpf,
+    program: &'static str,
     btf: Option<&Btf>,
     sockets: &Path,
 ) -> Result<Sockets, DatapathError> {
-    let program = "closed";
     let loaded: &mut Iter = find(object, program)?;
     let btf = btf.ok_or_else(|| no_btf(program))?;
     let fd = load(program, || {

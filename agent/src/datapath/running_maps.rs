@@ -4,10 +4,10 @@ use std::path::Path;
 
 use bytemuck::Pod;
 use slotmesh_kernel::{Map, MapKind, MapSpec};
-use slotmesh_records::{FlowTotals, ProxyTotals, SocketShare, VipKey};
+use slotmesh_records::{FlowTotals, ProxyTotals, SocketShare, ToldTotals, VipKey};
 
 use super::{Datapath, DatapathError, error::bpf};
-use crate::{pins::Pins, running::RunningMaps};
+use crate::{pins::Pins, running::RunningMaps, traffic::TrafficMaps};
 
 /// How many elements there may be of the maps beside the slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,11 +20,22 @@ pub struct MapSizes {
     pub endpoints: u32,
     /// Endpoints that workloads keep to.
     pub affinities: u32,
+    /// Pairs of a workload and a cluster whose connections are counted, on each lane of CPUs.
+    pub traffic: u32,
+    /// Bytes for ends of connections that the access log hasn't read yet: a power of two, of whole pages.
+    pub ends: u32,
 }
 
 impl Default for MapSizes {
     fn default() -> Self {
-        Self { addresses: 65_536, clusters: 65_536, endpoints: 65_536, affinities: 16_384 }
+        Self {
+            addresses: 65_536,
+            clusters: 65_536,
+            endpoints: 65_536,
+            affinities: 16_384,
+            traffic: 65_536,
+            ends: 4_096,
+        }
     }
 }
 
@@ -70,6 +81,32 @@ impl Datapath {
         open_hash(&pins.records().join("vips"), "slotmesh_vips", AS_USED, sizes.addresses, "the VIP map")
     }
 
+    /// Opens the maps of traffic, or creates them, before the programs that use them.
+    ///
+    /// # Errors
+    /// Where the kernel refuses, or other kinds of maps are pinned there.
+    pub(crate) fn open_traffic(pins: &Pins, sizes: MapSizes) -> Result<TrafficMaps, DatapathError> {
+        const SETTINGS: MapSpec =
+            MapSpec { name: "slotmesh_trafset", kind: MapKind::Array, max_entries: 1, flags: 0 };
+        const TOLD: MapSpec =
+            MapSpec { name: "slotmesh_told", kind: MapKind::Array, max_entries: ToldTotals::LANES, flags: 0 };
+        let maps = TrafficMaps {
+            counts: open_hash(
+                &pins.traffic(),
+                "slotmesh_traffic",
+                AS_USED,
+                sizes.traffic,
+                "numbers of traffic",
+            )?,
+            settings: Map::open_or_create(&pins.traffic_settings(), &SETTINGS, None)
+                .map_err(bpf("open the settings of traffic"))?,
+            told: Map::open_or_create(&pins.told_totals(), &TOLD, None)
+                .map_err(bpf("open the numbers of the access log"))?,
+        };
+        maps.prepare().map_err(bpf("make the numbers of traffic"))?;
+        Ok(maps)
+    }
+
     /// Opens the maps of what runs, or creates them, before the programs that use them.
     ///
     /// # Errors
@@ -95,7 +132,7 @@ impl Datapath {
             max_entries: ProxyTotals::LANES,
             flags: 0,
         };
-        let MapSizes { addresses: _, clusters, endpoints, affinities } = sizes;
+        let MapSizes { addresses: _, clusters, endpoints, affinities, traffic: _, ends: _ } = sizes;
         Ok(RunningMaps {
             proxies: open_hash(&pins.proxies(), "slotmesh_proxies", AS_USED, MOST_PROXIES, "the proxies")?,
             proxy_totals: Map::open_or_create(&pins.proxy_totals(), &PROXIED, None)

@@ -117,6 +117,11 @@ impl Bench {
         self.runtime.block_on(self.agent().handle().running(10))
     }
 
+    /// The lines of the metrics that tell of traffic.
+    pub(crate) fn traffic(&self) -> String {
+        self.runtime.block_on(self.agent().handle().traffic_lines())
+    }
+
     pub(crate) fn stats(&self) -> slotmesh_slots::Stats {
         self.runtime.block_on(self.agent().handle().stats()).expect("the agent runs").0
     }

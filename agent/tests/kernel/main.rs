@@ -28,6 +28,7 @@ mod sequences;
 mod sizes;
 mod start;
 mod steward;
+mod traffic;
 mod udp;
 mod view;
 

@@ -291,6 +291,8 @@ fn measure(agent: &Agent, cgroup: &Cgroup) -> anyhow::Result<()> {
         );
     }
 
+    counted(agent, cgroup, to, vip)?;
+
     let open = bytes(vip, Some(cgroup), Held::Open)? - bytes(to, None, Held::Open)?;
     // Nobody listens there any more.
     let nobody = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
@@ -307,6 +309,35 @@ fn measure(agent: &Agent, cgroup: &Cgroup) -> anyhow::Result<()> {
         let met = (-LEFT_BYTES..=most).contains(&bytes);
         row(&format!("kernel memory {what}"), &figure, &verdict(met, &format!("{most:.0} B")));
     }
+    Ok(())
+}
+
+/// Turns of measuring without and with traffic counted: what drifts, drifts for both.
+const TURNS: usize = 6;
+
+/// Connects through a VIP while their traffic is counted, beside the same while it isn't, each as a ratio to direct.
+fn counted(agent: &Agent, cgroup: &Cgroup, to: SocketAddr, vip: SocketAddr) -> anyhow::Result<()> {
+    let mut ratios = [const { Vec::new() }; 2];
+    for turn in 0..TURNS {
+        for i in 0..2 {
+            // Who goes first alternates.
+            let is_counted = (turn + i).is_multiple_of(2);
+            agent.handle().show_traffic(if is_counted { 100 } else { 0 })?;
+            let [direct, mesh] = compare_connects(1, [(to, None), (vip, Some(&cgroup.0))])?;
+            ratios[usize::from(is_counted)].push(mesh.ratio(&direct));
+        }
+    }
+    agent.handle().show_traffic(0)?;
+    let [without, with] = ratios.map(|mut of| {
+        of.sort_by(f64::total_cmp);
+        of[TURNS / 2]
+    });
+    let ratio = with / without;
+    row(
+        "through a VIP with traffic counted / without",
+        &format!("{ratio:.3}"),
+        &verdict(ratio <= 1.03, "1.03"),
+    );
     Ok(())
 }
 

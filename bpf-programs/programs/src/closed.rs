@@ -9,6 +9,7 @@ use aya_ebpf::bindings::{BPF_TCP_CLOSE, BPF_TCP_ESTABLISHED, BPF_TCP_LISTEN};
 use slotmesh_records::SocketState;
 
 use crate::{
+    connection_ends,
     outliers::{self, Outcome},
     running,
     socket::STATE_AT,
@@ -65,6 +66,7 @@ pub extern "C" fn closed(ctx: *const Visit) -> i32 {
         if copy.counted & SocketState::WATCHED != 0 {
             outliers::note(&running::endpoint(&copy), outliers::outcome(sk.cast(), state, since));
         }
+        connection_ends::ended(&copy, sk.cast(), state, since);
     }
     0
 }

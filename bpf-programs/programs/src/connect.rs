@@ -9,11 +9,12 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use slotmesh_records::{
-    AffinityKey, Family, Identity, NO_LIMIT, SlotPtr, SocketState, VipKey, balance, source_hash,
+    AffinityKey, ConnectionEnding, Family, Identity, NO_LIMIT, SlotPtr, SocketState, VipKey, balance,
+    source_hash,
 };
 
 use crate::{
-    buckets, datagram,
+    buckets, connection_ends, datagram,
     lookup::{Choice, Found, Numbers, Proxied, Target, look_up},
     maps::IDENTITY,
     network,
@@ -87,7 +88,7 @@ fn decide(
     redirect: impl FnOnce(&Target),
 ) -> Option<i32> {
     if vip.protocol == VipKey::UDP {
-        return datagram::connect(vip, &Connecting { ctx, family, bound }, redirect);
+        return datagram::connect(vip, &Connecting { ctx, vip, family, bound }, redirect);
     }
     let Recorded::At(stored) = socket::find(ctx, vip.protocol) else { return None };
     // SAFETY: it lives as long as the socket.
@@ -99,11 +100,24 @@ fn decide(
         }
         // The kernel lets no socket that is connected connect: its earlier connection is over.
         // SAFETY: as above.
-        unsafe { running::release(stored, true, |_| Outcome::Unknown) };
+        unsafe {
+            running::release(
+                stored,
+                true,
+                |_| Outcome::Unknown,
+                |record, since| {
+                    connection_ends::ended_anew(record.cluster, record.mark(), since);
+                },
+            );
+        };
     }
-    let target = match look_up(vip, family, &Connecting { ctx, family, bound }) {
+    let target = match look_up(vip, family, &Connecting { ctx, vip, family, bound }) {
         Found::Target(target) => target,
         Found::Refuse => return Some(refuse()),
+        Found::Nowhere => {
+            count_refusal(0, ConnectionEnding::NoEndpoint, vip);
+            return Some(refuse());
+        }
         Found::Pass => {
             if !stored.is_null() {
                 // A socket that was redirected once and now goes elsewhere must not answer with its
@@ -121,10 +135,14 @@ fn decide(
     } else {
         match running::begin(target.cluster, target.max_connections) {
             Begun::Counts(counted) => Some(counted),
-            Begun::Full => return Some(refuse()),
+            Begun::Full => {
+                count_refusal(target.cluster, ConnectionEnding::Full, vip);
+                return Some(refuse());
+            }
             Begun::Uncounted => {
                 running::uncounted();
                 if target.max_connections != NO_LIMIT {
+                    count_refusal(target.cluster, ConnectionEnding::NoRoom, vip);
                     return Some(refuse());
                 }
                 None
@@ -150,6 +168,7 @@ fn decide(
         }
         if target.max_connections != NO_LIMIT {
             // What isn't remembered can't be counted down: a limit lets nothing pass that it can't count.
+            count_refusal(target.cluster, ConnectionEnding::NoRoom, vip);
             return Some(refuse());
         }
         redirect(&target);
@@ -176,6 +195,19 @@ fn decide(
     Some(ALLOW)
 }
 
+/// Counts a connection that is refused.
+#[inline(always)]
+fn count_refusal(cluster: u64, ending: ConnectionEnding, vip: &VipKey) {
+    if vip.protocol != VipKey::TCP {
+        return;
+    }
+    let [a, b, c, d] = vip.addr;
+    let both = |high: u32, low: u32| u64::from(high) << 32 | u64::from(low);
+    let of = u64::from(identity().mark()) << 32 | ending as u64;
+    connection_ends::refused(cluster, of);
+    connection_ends::tell_refusal(cluster, of, both(a, b), both(c, d), vip.port.into());
+}
+
 #[inline(always)]
 pub fn refuse() -> i32 {
     // SAFETY: the helper has no preconditions; with a refusal it sets what connect returns.
@@ -199,6 +231,8 @@ fn remember(ctx: &SockAddrContext, state: &mut SocketState) -> *mut SocketState 
 /// A connection that is being made.
 pub struct Connecting<'c, B> {
     pub ctx: &'c SockAddrContext,
+    /// The address that is asked for.
+    pub vip: &'c VipKey,
     pub family: Family,
     /// Reads the address that the socket is bound to.
     pub bound: B,
@@ -234,6 +268,11 @@ impl<B: Fn(&bpf_sock) -> [u32; 4]> Numbers for Connecting<'_, B> {
     #[inline(always)]
     fn admits(&self, guard: SlotPtr, cluster: u64) -> bool {
         buckets::admit(guard.bits(), cluster, identity().workload) != 0
+    }
+
+    #[inline(always)]
+    fn refuse(&self, cluster: u64, ending: ConnectionEnding) {
+        count_refusal(cluster, ending, self.vip);
     }
 
     #[inline(always)]

@@ -100,10 +100,10 @@ fn send(
     let stored = flows::of(ctx);
     // SAFETY: the storage lives as long as the socket, which is valid in these hooks.
     let looked = unsafe { flows::to(stored, vip) };
-    let sending = Sending::new(Connecting { ctx, family, bound }, &looked);
+    let sending = Sending::new(Connecting { ctx, vip, family, bound }, &looked);
     let target = match look_up(vip, family, &sending) {
         Found::Target(target) => target,
-        Found::Refuse => {
+        Found::Refuse | Found::Nowhere => {
             flows::refused();
             return Some(refuse());
         }
@@ -144,7 +144,7 @@ pub fn connect<B: Fn(&bpf_sock) -> [u32; 4]>(
     let (ctx, caller) = (connecting.ctx, identity().caller());
     let target = match look_up(vip, connecting.family, connecting) {
         Found::Target(target) => target,
-        Found::Refuse => {
+        Found::Refuse | Found::Nowhere => {
             // The kernel leaves the socket as it was.
             flows::refused();
             return Some(refuse());

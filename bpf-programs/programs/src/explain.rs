@@ -60,7 +60,7 @@ fn respond(request: &ExplainRequest) -> ExplainResponse {
     };
     match found {
         Found::Pass => {}
-        Found::Refuse => response.verdict = Verdict::Refuse as u16,
+        Found::Refuse | Found::Nowhere => response.verdict = Verdict::Refuse as u16,
         Found::Target(target) => {
             response.verdict = Verdict::Redirect as u16;
             response.addr = target.addr;

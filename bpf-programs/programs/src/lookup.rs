@@ -14,9 +14,9 @@ mod endpoint_choice;
 use core::{arch::asm, mem::offset_of};
 
 use slotmesh_records::{
-    Action, AffinityKey, Cluster, ClusterRange, ClusterSet, Endpoints, Family, Handle, Host, HostChunk,
-    HostIndex, Listener, NO_LIMIT, Record, RecordHeader, Route, SlotPtr, SocketState, VipKey, VipValue,
-    WeightedCluster, balance, choose, proxy_address,
+    Action, AffinityKey, Cluster, ClusterRange, ClusterSet, ConnectionEnding, Endpoints, Family, Handle,
+    Host, HostChunk, HostIndex, Listener, NO_LIMIT, Record, RecordHeader, Route, SlotPtr, SocketState,
+    VipKey, VipValue, WeightedCluster, balance, choose, proxy_address,
 };
 
 pub use self::endpoint_choice::of_family;
@@ -76,8 +76,10 @@ pub struct Sticky {
 pub enum Found {
     /// Not an address of ours.
     Pass,
-    /// Ours, but nothing to connect to.
+    /// Ours, and its cluster has nothing to connect to: [`Numbers::refuse`] was told.
     Refuse,
+    /// Ours, and leads to no cluster.
+    Nowhere,
     /// An endpoint.
     Target(Target),
 }
@@ -110,6 +112,10 @@ pub trait Numbers {
     fn admits(&self, _guard: SlotPtr, _cluster: u64) -> bool {
         true
     }
+
+    /// Told that a connection to a cluster is refused, and why.
+    #[inline(always)]
+    fn refuse(&self, _cluster: u64, _ending: ConnectionEnding) {}
 
     /// Asked where requests are looked at.
     #[inline(always)]
@@ -152,7 +158,8 @@ pub fn look_up(vip: &VipKey, family: Family, numbers: &impl Numbers) -> Found {
     match target(listener, vip, family, numbers) {
         Ok(target) => Found::Target(target),
         Err(Nothing::ToKnow) => Found::Pass,
-        Err(Nothing::ToTake) => Found::Refuse,
+        Err(Nothing::ToTake) => Found::Nowhere,
+        Err(Nothing::Refused) => Found::Refuse,
     }
 }
 
@@ -162,6 +169,15 @@ enum Nothing {
     ToKnow,
     /// There is none to choose.
     ToTake,
+    /// The cluster has none.
+    Refused,
+}
+
+/// The connection is refused for the cluster's sake.
+#[inline(always)]
+fn refuse(numbers: &impl Numbers, cluster: u64, ending: ConnectionEnding) -> Nothing {
+    numbers.refuse(cluster, ending);
+    Nothing::Refused
 }
 
 /// What is there to be taken.
@@ -282,14 +298,19 @@ fn target(
         other => other,
     };
     let chosen = Chosen { name, balance, affinity: cluster.affinity };
-    let mut endpoint = there(endpoint(&endpoints, &head, family, &chosen, kept, numbers))?;
+    let Some(mut endpoint) = endpoint(&endpoints, &head, family, &chosen, kept, numbers) else {
+        return Err(refuse(numbers, name, ConnectionEnding::NoEndpoint));
+    };
     let guard = cluster.guard.ptr();
     let mut counts = if balance == balance::LEAST_CONNECTIONS { SocketState::AT_ENDPOINT } else { 0 };
     if !guard.is_null() {
         let asked = u64::from(endpoint.alias) | if let Family::V4 = family { 0 } else { 1 << 32 };
         let found = outliers::healthy(guard.bits(), root.bits(), name, asked);
-        if found & outliers::NOBODY != 0 || !numbers.admits(guard, name) {
-            return Err(Nothing::ToTake);
+        if found & outliers::NOBODY != 0 {
+            return Err(refuse(numbers, name, ConnectionEnding::NoEndpoint));
+        }
+        if !numbers.admits(guard, name) {
+            return Err(refuse(numbers, name, ConnectionEnding::TooFast));
         }
         if found & outliers::WATCHED != 0 {
             counts |= SocketState::WATCHED;
@@ -302,7 +323,7 @@ fn target(
             endpoint.addr = [high as u32, (high >> 32) as u32, low as u32, (low >> 32) as u32];
             endpoint.port = part(2) as u16;
             if endpoint.port == 0 {
-                return Err(Nothing::ToTake);
+                return Err(refuse(numbers, name, ConnectionEnding::NoEndpoint));
             }
             if cluster.affinity != 0
                 && let Some(key) = numbers.affinity(name)

@@ -7,13 +7,14 @@
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{Array, CgroupStorage, HashMap, LruHashMap, SkStorage},
+    btf_maps::{Array, CgroupStorage, HashMap, LruHashMap, RingBuf, SkStorage},
     macros::btf_map,
 };
 use slotmesh_records::{
-    AffinityKey, AffinityState, AffinityTotals, BucketKey, BucketState, ClusterState, EndpointKey,
-    EndpointState, FlowTotals, Identity, LaneKey, LaneState, NamespaceProxy, OutlierState, ProxyTotals,
-    SocketFlows, SocketLimit, SocketShare, SocketState,
+    AffinityKey, AffinityState, AffinityTotals, BucketKey, BucketState, ClusterState, ConnectionEnd,
+    EndpointKey, EndpointState, FlowTotals, Identity, LaneKey, LaneState, NamespaceProxy, OutlierState,
+    ProxyTotals, SocketFlows, SocketLimit, SocketShare, SocketState, ToldTotals, TrafficKey, TrafficSettings,
+    TrafficState,
 };
 
 /// What a redirected socket remembers.
@@ -76,3 +77,20 @@ pub static AFFINITY_TOTALS: Array<AffinityTotals, 1> = Array::new();
 /// What runs of clusters without a limit, by lane.
 #[btf_map]
 pub static LANES: HashMap<LaneKey, LaneState, 65_536, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+/// The agent's wishes about connections that end.
+#[btf_map]
+pub static TRAFFIC_SETTINGS: Array<TrafficSettings, 1> = Array::new();
+
+/// Numbers of connections by workload and cluster, by lane.
+#[btf_map]
+pub static TRAFFIC: HashMap<TrafficKey, TrafficState, 65_536, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
+
+/// Ends of connections, for the agent. It says how many bytes there is room for.
+#[btf_map]
+pub static ENDS: RingBuf<ConnectionEnd, 65_536> = RingBuf::new();
+
+/// How many were told and lost.
+#[btf_map]
+pub static TOLD_TOTALS: Array<ToldTotals, { ToldTotals::LANES as usize }> = Array::new();

@@ -301,12 +301,18 @@ fn end_at(endpoint: &EndpointKey, failed: bool) {
     }
 }
 
-/// A socket's connection counts no more, if it did. `outcome` is asked where it matters whether the connect failed.
+/// A socket's connection counts no more, if it did. `outcome` is asked where it matters whether the connect failed;
+/// `ended` is told what the record was, and since when it counted.
 ///
 /// # Safety
 /// The record of a socket, valid for this run.
 #[inline(always)]
-pub unsafe fn release(record: *mut SocketState, failed: bool, outcome: impl Fn(u32) -> Outcome) {
+pub unsafe fn release(
+    record: *mut SocketState,
+    failed: bool,
+    outcome: impl Fn(u32) -> Outcome,
+    ended: impl Fn(&SocketState, u32),
+) {
     // Twice: `closed` may be faster, once.
     for _ in 0..2 {
         // SAFETY: the caller vouches for the pointer.
@@ -320,6 +326,7 @@ pub unsafe fn release(record: *mut SocketState, failed: bool, outcome: impl Fn(u
                 if (*record).counted & SocketState::WATCHED != 0 {
                     outliers::note(&endpoint(&*record), outcome((found & SocketState::SINCE) as u32));
                 }
+                ended(&*record, (found & SocketState::SINCE) as u32);
                 return;
             }
         }

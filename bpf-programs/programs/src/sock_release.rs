@@ -13,7 +13,7 @@ use aya_ebpf::{
 use slotmesh_records::{SocketFlows, SocketState, VipKey};
 
 use crate::{
-    flows,
+    connection_ends, flows,
     maps::{FLOWS, SOCKETS},
     outliers::{self, Outcome},
     running,
@@ -47,14 +47,19 @@ pub fn sock_release(ctx: SockContext) -> i32 {
         let state = unsafe { (&raw const (*ctx.sock).state).read_volatile() };
         // SAFETY: the storage lives as long as the socket.
         unsafe {
-            running::release(record, state == BPF_TCP_CLOSE || state == BPF_TCP_SYN_SENT, |since| {
-                if protocol == u32::from(VipKey::TCP) {
-                    outliers::outcome(ctx.sock.cast(), state, since)
-                } else {
-                    // A socket of MPTCP has its bytes elsewhere.
-                    Outcome::Unknown
-                }
-            });
+            running::release(
+                record,
+                state == BPF_TCP_CLOSE || state == BPF_TCP_SYN_SENT,
+                |since| {
+                    if protocol == u32::from(VipKey::TCP) {
+                        outliers::outcome(ctx.sock.cast(), state, since)
+                    } else {
+                        // A socket of MPTCP has its bytes elsewhere.
+                        Outcome::Unknown
+                    }
+                },
+                |record, since| connection_ends::ended(record, ctx.sock.cast(), state, since),
+            );
             if (*record).is_closed == 0 {
                 (*record).is_closed = 1;
                 running::forget();

@@ -1,7 +1,7 @@
 //! What programs have to know of the running kernel: a constant of theirs, which the agent sets when it loads them.
 
 /// Offsets of fields in the kernel's structures, in bytes, and whether it knows MPTCP; by these numbers.
-pub type KernelFields = [u32; 17];
+pub type KernelFields = [u32; 26];
 
 /// `task_struct.real_parent`
 pub const REAL_PARENT: usize = 0;
@@ -41,7 +41,40 @@ pub const TASKS: usize = 15;
 /// `task_struct.cg_list`: the place in that list.
 pub const CG_LIST: usize = 16;
 
-/// The structure and the field that each number from [`CSET_LINKS`] on stands for.
+/// `tcp_sock.bytes_acked`: 1 more than what is acknowledged, once the other end has answered. 0, as the next eight, where one
+/// of them isn't known.
+pub const BYTES_ACKED: usize = 17;
+/// `tcp_sock.rcv_nxt`: not 0 once the other end has answered a connect.
+pub const RCV_NXT: usize = 18;
+/// `tcp_sock.write_seq`: where what was sent ends.
+pub const WRITE_SEQ: usize = 19;
+/// `tcp_sock.snd_una`: where what was acknowledged ends.
+pub const SND_UNA: usize = 20;
+/// `tcp_sock.srtt_us`: eight times the smoothed round-trip time.
+pub const SRTT_US: usize = 21;
+/// `tcp_sock.total_retrans`
+pub const TOTAL_RETRANS: usize = 22;
+/// `tcp_sock.tcp_mstamp`: when something was sent or received last, in microseconds.
+pub const TCP_MSTAMP: usize = 23;
+/// `sock_common.skc_flags`, with which a socket begins.
+pub const SK_FLAGS: usize = 24;
+/// `sock.sk_protocol`
+pub const SK_PROTOCOL: usize = 25;
+
+/// The structure and the field that each number from [`BYTES_ACKED`] on stands for.
+pub const OF_TRAFFIC: [(&str, &str); 9] = [
+    ("tcp_sock", "bytes_acked"),
+    ("tcp_sock", "rcv_nxt"),
+    ("tcp_sock", "write_seq"),
+    ("tcp_sock", "snd_una"),
+    ("tcp_sock", "srtt_us"),
+    ("tcp_sock", "total_retrans"),
+    ("tcp_sock", "tcp_mstamp"),
+    ("sock_common", "skc_flags"),
+    ("sock", "sk_protocol"),
+];
+
+/// The structure and the field that each number from [`CSET_LINKS`] to [`CG_LIST`] stands for.
 pub const OF_TASKS: [(&str, &str); 5] = [
     ("cgroup", "cset_links"),
     ("cgrp_cset_link", "cset_link"),
@@ -65,4 +98,4 @@ pub const FIELDS: [(&str, &str); 10] = [
 ];
 
 /// Nothing is known: namespaces aren't told apart.
-pub const UNKNOWN: KernelFields = [0; 17];
+pub const UNKNOWN: KernelFields = [0; 26];

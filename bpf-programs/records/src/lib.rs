@@ -34,6 +34,7 @@ mod next;
 mod pointer;
 mod route;
 mod test_runs;
+mod traffic_state;
 
 pub use flows::{Flow, FlowTotals, SocketFlows};
 pub use layout::{LAYOUT_HASH, Record, RecordHeader, RecordKind};
@@ -41,7 +42,7 @@ pub use maps::{
     AffinityKey, AffinityState, AffinityTotals, BucketKey, BucketState, ClusterState, Count, EndpointKey,
     EndpointState, Failures, Identity, LaneKey, LaneState, NamespaceProxy, OutlierState, ProxyTotals,
     STATE_VERSION, SocketLimit, SocketShare, SocketState, SocketTotals, VipKey, VipValue, cluster_tag,
-    name_hash, source_hash, words,
+    mark_of, name_hash, source_hash, words,
 };
 pub use model::{
     Cluster, DirectoryPage, Endpoint, EndpointChunk, EndpointIndex, Endpoints, Guard, Handle, HashChunk,
@@ -58,3 +59,6 @@ pub use route::{
     WeightedCluster, WideListener, proxy_address,
 };
 pub use test_runs::{ExplainRequest, ExplainResponse, Family, Removal, Verdict};
+pub use traffic_state::{
+    ConnectionEnd, ConnectionEnding, OpenConnection, ToldTotals, TrafficKey, TrafficSettings, TrafficState,
+};

@@ -16,7 +16,7 @@ pub use self::{
     connection_counts::{
         ClusterState, Count, EndpointKey, EndpointState, Failures, LaneKey, LaneState, cluster_tag,
     },
-    identity::{Identity, name_hash, source_hash},
+    identity::{Identity, mark_of, name_hash, source_hash},
     namespace_proxy::{NamespaceProxy, ProxyTotals},
     outlier_state::OutlierState,
     rates::{BucketKey, BucketState},

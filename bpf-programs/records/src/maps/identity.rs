@@ -25,7 +25,7 @@ impl Identity {
     /// What stands for the workload in the record of a socket.
     #[inline(always)]
     pub const fn mark(&self) -> u32 {
-        (self.workload ^ self.workload >> 32) as u32
+        mark_of(self.workload)
     }
 
     /// Half of [`mark`](Self::mark), for a [`Flow`](crate::Flow).
@@ -40,6 +40,12 @@ impl Identity {
     pub const fn source(&self) -> [u32; 4] {
         [self.workload as u32, (self.workload >> 32) as u32, 0, 0]
     }
+}
+
+/// The [`mark`](Identity::mark) of the workload with this [`name_hash`].
+#[inline(always)]
+pub const fn mark_of(workload: u64) -> u32 {
+    (workload ^ workload >> 32) as u32
 }
 
 /// The hash by which programs know a name (FNV-1a, 64 bits).
