@@ -82,6 +82,7 @@ impl CompileFlags {
             max_namespace_endpoints: count(max_namespace_endpoints),
             max_object_parts: count(max_object_parts),
             max_namespace_parts: count(max_namespace_parts),
+            ..CompileOptions::default()
         }
     }
 }

@@ -15,7 +15,7 @@ use clap::{Args, ValueEnum};
 use slotmesh_admin::{ReportSeverity, ReportView};
 use slotmesh_compile::{Reason, Report};
 use slotmesh_operator::{
-    Operator,
+    Operator, OperatorOptions,
     watch::{LocalNode, ManifestTexts},
 };
 
@@ -119,8 +119,12 @@ impl Lint {
                 return Ok(ExitCode::from(USAGE));
             }
         }
-        let node = LocalNode::default();
-        let operator = Operator::from_texts(compile.options(), Some(&node), &texts, |_: Vec<_>| {})?;
+        let options = OperatorOptions {
+            compile: compile.options(),
+            node: Some(LocalNode::default()),
+            ..OperatorOptions::default()
+        };
+        let operator = Operator::from_texts(&texts, options, |_: Vec<_>| {})?;
         let status = operator.status();
         // Now all is compiled.
         drop(operator);

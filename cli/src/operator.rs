@@ -19,7 +19,7 @@ use axum::{
 use clap::Args;
 use slotmesh_compile::Kind;
 use slotmesh_operator::{
-    CompileOptions, Metrics, Operator, Pulse, Scoped, Status, Tokens,
+    CompileOptions, Metrics, Operator, OperatorOptions, Pulse, Scoped, Status, Tokens,
     certs::{Certificates, Keeper, Lifetimes, Names, tls_config},
     status::{self, Counters, Notices, Settings, Sources},
 };
@@ -225,8 +225,12 @@ impl Running {
         let scoped = Scoped::default();
         let store = scoped.store();
         let notices = Notices::new(scoped.due());
-        let (compile, told) = (self.compile, notices.clone());
-        let operator = Operator::from_cluster_with(compile, client.clone(), scoped, told)?;
+        let options = OperatorOptions {
+            compile: self.compile,
+            notices: Some(notices.clone()),
+            ..OperatorOptions::default()
+        };
+        let operator = Operator::from_cluster(client.clone(), options, scoped)?;
         parts.add("the compile thread", reports::compile_thread_ended(operator.status(), stop.clone()));
         let counters = Counters::default();
         let sources = Sources { feed: store.follow(), notices };

@@ -8,7 +8,7 @@ use slotmesh_ads::Sink as _;
 use slotmesh_agent::{
     Agent, FixedCallers, FixedWorkloads, Options, ProxyFeed, Workload, admin::Admin, metrics::Metrics,
 };
-use slotmesh_operator::{CompileOptions, Operator, watch::LocalNode};
+use slotmesh_operator::{CompileOptions, Operator, OperatorOptions, watch::LocalNode};
 use slotmesh_serve::Store;
 use slotmesh_xds::ResourceType;
 use tokio::net::TcpListener;
@@ -310,7 +310,12 @@ async fn run(
     let operator = {
         let store = store.clone();
         let publish = move |changes| store.apply(changes);
-        Operator::from_manifests_with(compile.clone(), Some(node), manifests, publish)?
+        let options = OperatorOptions {
+            compile: compile.clone(),
+            node: Some(node.clone()),
+            ..OperatorOptions::default()
+        };
+        Operator::from_manifests(manifests, options, publish)?
     };
     let mut parts = Parts::new(stop.clone());
     traffic.clone().start(&agent.handle(), &mut parts, &stop)?;

@@ -13,25 +13,24 @@
 mod access;
 pub mod certs;
 mod client;
-mod enrol;
 mod error;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
 mod metrics;
 mod pipeline;
-mod pod_classes;
 mod pulse;
 mod retry;
 pub mod status;
 pub mod uninstall;
+mod visibility;
 pub mod watch;
 
 pub use access::Tokens;
 pub use client::connect;
-pub use enrol::{LeftAlone, MESH, Scoped};
 pub use error::Error;
 pub use metrics::Metrics;
-pub use pipeline::{Inquiry, Operator, Publish, Status};
+pub use pipeline::{Inquiry, Operator, OperatorOptions, Publish, Status};
 pub use pulse::Pulse;
-pub use slotmesh_compile::{Cidr, CompileOptions};
+pub use slotmesh_compile::{Cidr, CompileOptions, LeftAlone, MESH};
 pub use status::Due;
+pub use visibility::Scoped;

@@ -1,13 +1,21 @@
 //! The pipeline: takes updates of a source, compiles them, publishes what changed.
 //!
+//! ```text
+//!  Update --ListTracker--> Step --+--> stages: observe --make--> more steps --+
+//!                                 +-------------------------------------------+--> Compiler --> Publish
+//!                                      stages: published <---- Batch --------------------+
+//! ```
+//!
 //! Invariant: one thread owns all state. Whatever updates are waiting are compiled together, so a
 //! burst costs one compilation, and nothing between two of its updates is published.
 
 mod edits;
 mod inquiry;
+mod stage;
+mod summary;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     path::Path,
     sync::Arc,
     thread::{self, JoinHandle},
@@ -15,9 +23,7 @@ use std::{
 };
 
 use kube::Client;
-use slotmesh_compile::{
-    Audience, CompileOptions, Compiler, Kind, Object, ObjectKey, ObjectName, Report, Stats,
-};
+use slotmesh_compile::{Audience, CompileOptions, Compiler, Enrolment, Kind, Report};
 use slotmesh_serve::Reached;
 use slotmesh_xds::{Change, ResourceName};
 use tokio::sync::{
@@ -26,15 +32,14 @@ use tokio::sync::{
 };
 use tracing::{debug, info};
 
-pub use self::inquiry::Inquiry;
 use self::{
-    edits::{Edits, log, log_end, without_line},
+    edits::{EditLog, log, log_end, without_line},
     inquiry::Questions,
+    stage::{Batch, Made, Stage, StatusStage},
 };
+pub use self::{inquiry::Inquiry, summary::Status};
 use crate::{
     Error,
-    enrol::{Enrolment, LeftAlone},
-    pod_classes::Callers,
     pulse::Pulse,
     status::Notices,
     watch::{
@@ -70,34 +75,25 @@ impl<F: FnMut(Vec<Change>) + Send + 'static> Publish for F {
     }
 }
 
-/// What the operator has to say of itself.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Status {
-    /// Whether all that the source held at the start has been compiled and published.
-    pub synced: bool,
-    /// The kinds that have not been listed yet; none once synced.
-    pub outstanding: Vec<Kind>,
-    /// The kinds that can't be listed, and without which everything else is served.
-    pub left_out: Vec<Kind>,
-    /// How many pods are left alone, by reason.
-    pub left_alone: BTreeMap<LeftAlone, usize>,
-    /// Every report that holds, sorted by object.
-    pub reports: Arc<BTreeSet<Report>>,
-    /// How many objects of each kind the source has.
-    pub objects: BTreeMap<Kind, usize>,
-    /// How much was compiled since the start.
-    pub compiled: Stats,
-    /// How many Services ask for what isn't done yet, so that connections to them are left to kube-proxy.
-    pub left_to_kube_proxy: usize,
+/// How an operator compiles, and for whom.
+#[derive(Clone, Debug, Default)]
+pub struct OperatorOptions {
+    /// What the installation decides. Which workloads agents are told of follows from the source.
+    pub compile: CompileOptions,
+    /// A node that no manifest has to describe. Of no use on a cluster.
+    pub node: Option<LocalNode>,
+    /// Is told what there is to write into statuses. Of no use without a cluster.
+    pub notices: Option<Notices>,
 }
 
 /// A running pipeline. Dropping it stops it; what was published stays with the publisher.
 ///
 /// ```
-/// use slotmesh_operator::Operator;
+/// use slotmesh_operator::{Operator, OperatorOptions};
 ///
 /// let dir = tempfile::tempdir()?;
-/// let operator = Operator::from_manifests(dir.path(), |changes: Vec<_>| println!("{changes:?}"))?;
+/// let options = OperatorOptions::default();
+/// let operator = Operator::from_manifests(dir.path(), options, |changes: Vec<_>| println!("{changes:?}"))?;
 /// let mut status = operator.status();
 /// while !status.borrow_and_update().synced {
 ///     std::thread::yield_now();
@@ -129,25 +125,14 @@ impl Operator {
     ///
     /// # Errors
     /// When there is no such directory or it can't be watched.
-    pub fn from_manifests(dir: &Path, publish: impl Publish) -> Result<Self, Error> {
-        Self::from_manifests_with(CompileOptions::default(), None, dir, publish)
-    }
-
-    /// As [`from_manifests`](Self::from_manifests), compiled by other options, and with a node that no manifest has
-    /// to describe.
-    ///
-    /// # Errors
-    /// As [`from_manifests`](Self::from_manifests).
-    pub fn from_manifests_with(
-        options: CompileOptions,
-        node: Option<&LocalNode>,
+    pub fn from_manifests(
         dir: &Path,
+        options: OperatorOptions,
         publish: impl Publish,
     ) -> Result<Self, Error> {
-        let source = |updates| follow(node, dir, updates);
-        let slices = Some(SliceController::default());
-        let naming = node.map(|node| Naming::Callers(Callers::on(node))).unwrap_or_default();
-        Self::start(options, slices, naming, None, publish, source)
+        let (node, stages) = (options.node.clone(), of_manifests());
+        let source = |updates| follow(node.as_ref(), dir, updates);
+        Self::start(callers(options), stages, publish, source)
     }
 
     /// Starts an operator on manifests that were read once. Dropping it waits until they are compiled.
@@ -155,80 +140,50 @@ impl Operator {
     /// # Errors
     /// When no thread can be started.
     pub fn from_texts(
-        options: CompileOptions,
-        node: Option<&LocalNode>,
         texts: &ManifestTexts,
+        options: OperatorOptions,
         publish: impl Publish,
     ) -> Result<Self, Error> {
+        let node = options.node.clone();
         let source = |updates: Sender<Update>| {
             // The first of many that have room.
-            updates.try_send(texts.update(node)).map_err(|_| Error::Stopped)?;
+            updates.try_send(texts.update(node.as_ref())).map_err(|_| Error::Stopped)?;
             Ok(Source::Texts)
         };
-        let naming = node.map(|node| Naming::Callers(Callers::on(node))).unwrap_or_default();
-        Self::start(options, Some(SliceController::default()), naming, None, publish, source)
+        Self::start(callers(options), of_manifests(), publish, source)
     }
 
     /// Starts an operator on a cluster, on tasks of the current tokio runtime.
     ///
     /// # Errors
     /// When no thread can be started. An API server that can't be reached is waited for.
-    pub fn from_cluster(client: Client, publish: impl Publish) -> Result<Self, Error> {
-        Self::from_cluster_telling(client, publish, None)
-    }
-
-    /// As [`from_cluster`](Self::from_cluster), and tells whoever writes statuses what there is to say.
-    ///
-    /// # Errors
-    /// As [`from_cluster`](Self::from_cluster).
-    pub fn from_cluster_telling(
+    pub fn from_cluster(
         client: Client,
+        options: OperatorOptions,
         publish: impl Publish,
-        notices: impl Into<Option<Notices>>,
-    ) -> Result<Self, Error> {
-        Self::from_cluster_with(CompileOptions::default(), client, publish, notices)
-    }
-
-    /// As [`from_cluster_telling`](Self::from_cluster_telling), compiled with these options.
-    ///
-    /// # Errors
-    /// As [`from_cluster`](Self::from_cluster).
-    pub fn from_cluster_with(
-        options: CompileOptions,
-        client: Client,
-        publish: impl Publish,
-        notices: impl Into<Option<Notices>>,
     ) -> Result<Self, Error> {
         let source = |updates| Ok(Source::Cluster(Cluster::follow(client, updates)));
-        let tell = notices.into().map(Tell::new);
-        Self::start(options, None, Naming::Workloads(Box::default()), tell, publish, source)
+        let told = options.notices.map(|notices| Box::new(StatusStage::new(notices)) as Box<dyn Stage>);
+        let compile = CompileOptions { enrolment: Enrolment::ByLabel, ..options.compile };
+        Self::start(compile, told.into_iter().collect(), publish, source)
     }
 
     fn start(
         options: CompileOptions,
-        slices: Option<SliceController>,
-        naming: Naming,
-        tell: Option<Tell>,
+        stages: Vec<Box<dyn Stage>>,
         publish: impl Publish,
         source: impl FnOnce(Sender<Update>) -> Result<Source, Error>,
     ) -> Result<Self, Error> {
         let (updates, waiting) = mpsc::channel(WAITING);
         let (sender, status) = watch::channel(Status::default());
-        let lists = ListTracker::default();
-        let compiler = Compiler::new(options);
-        let reached = Reached::default();
-        let defined = HashMap::new();
         let questions = Questions::default();
         let inquiry = Inquiry::new(questions.clone(), &updates);
         let pipeline = Pipeline {
-            lists,
-            slices,
-            naming,
-            compiler,
-            defined,
-            reached,
+            lists: ListTracker::default(),
+            stages,
+            compiler: Compiler::new(options),
+            reached: Reached::default(),
             publish,
-            tell,
             questions,
             status: sender,
         };
@@ -278,66 +233,29 @@ impl Drop for Operator {
     }
 }
 
+/// The stages of manifests: no EndpointSlice controller runs, and people edit files.
+fn of_manifests() -> Vec<Box<dyn Stage>> {
+    vec![Box::new(SliceController::default()), Box::new(EditLog::default())]
+}
+
+/// The options where flags name the workloads of the node, if there is one.
+fn callers(options: OperatorOptions) -> CompileOptions {
+    let enrolment = match options.node {
+        Some(node) => Enrolment::Callers { node: node.name.into() },
+        None => Enrolment::Nobody,
+    };
+    CompileOptions { enrolment, ..options.compile }
+}
+
 struct Pipeline<P> {
     lists: ListTracker,
-    /// Only where no EndpointSlice controller runs.
-    slices: Option<SliceController>,
-    naming: Naming,
+    stages: Vec<Box<dyn Stage>>,
     compiler: Compiler,
-    /// What manifests define.
-    defined: HashMap<ObjectKey, Object>,
     /// How far the source is known.
     reached: Reached,
     publish: P,
-    /// Only where statuses are written.
-    tell: Option<Tell>,
     questions: Questions,
     status: watch::Sender<Status>,
-}
-
-/// What agents are told of workloads.
-#[derive(Debug, Default)]
-enum Naming {
-    /// Which ones there are: where no flags name them.
-    Workloads(Box<Enrolment>),
-    /// Only what they are as callers.
-    Callers(Callers),
-    /// Nothing.
-    #[default]
-    Nobody,
-}
-
-/// Tells whoever writes statuses.
-#[derive(Debug)]
-struct Tell {
-    notices: Notices,
-    /// The resource versions of the objects that were seen since the last flush.
-    seen: HashMap<ObjectKey, Option<String>>,
-}
-
-impl Tell {
-    fn new(notices: Notices) -> Self {
-        Self { notices, seen: HashMap::new() }
-    }
-
-    fn see(&mut self, step: &Step) {
-        if let Step::Apply(sourced) = step
-            && sourced.object.kind().has_conditions()
-        {
-            let version = sourced.object.meta().resource_version.clone();
-            self.seen.insert(sourced.object.key(), version);
-        }
-    }
-
-    /// After what was compiled is published.
-    fn compiled(&mut self, affected: BTreeSet<ObjectKey>, compiler: &Compiler) {
-        let objects = affected.into_iter().map(|key| {
-            let version = self.seen.remove(&key).flatten();
-            let conditions = compiler.conditions(&key);
-            (key, conditions, version)
-        });
-        self.notices.compiled(objects);
-    }
 }
 
 impl<P: Publish> Pipeline<P> {
@@ -346,7 +264,6 @@ impl<P: Publish> Pipeline<P> {
             let _busy = pulse.begin();
             let (mut appeared, mut disappeared) = (Vec::new(), Vec::new());
             let (mut events, seen) = (0, first.seen);
-            let mut edits = Edits::default();
             let mut further = false;
             let more = std::iter::from_fn(|| waiting.try_recv().ok()).take(TOGETHER);
             for update in std::iter::once(first).chain(more) {
@@ -359,66 +276,41 @@ impl<P: Publish> Pipeline<P> {
                 for event in update.events {
                     events += 1;
                     for step in self.lists.steps(event) {
-                        if let Some(slices) = &mut self.slices {
-                            slices.observe(&step);
-                        }
-                        if let Naming::Workloads(enrolment) = &mut self.naming {
-                            enrolment.observe(&step);
-                        }
-                        if let Some(tell) = &mut self.tell {
-                            tell.see(&step);
-                        }
-                        edits.see(&step, &mut self.defined);
+                        self.stages.iter_mut().for_each(|stage| stage.observe(&step));
                         self.step(step);
                     }
                 }
             }
-            if let Some(slices) = &mut self.slices {
-                let (steps, more, fewer) = slices.flush();
+            let made: Vec<Made> = self.stages.iter_mut().map(|stage| stage.make()).collect();
+            for Made { steps, appeared: more, disappeared: fewer } in made {
                 appeared.extend(more);
                 disappeared.extend(fewer);
                 steps.into_iter().for_each(|step| self.step(step));
             }
             // Nothing is published before everything that the source held at the start is known. That
             // first time is published even if it is nothing: an empty cluster is an answer too.
-            let first = self.lists.synced() && !self.status.borrow().synced;
-            if self.lists.synced() {
+            let synced = self.lists.synced();
+            let first = synced && !self.status.borrow().synced;
+            let mut affected = None;
+            if synced {
                 let output = self.compiler.flush();
                 appeared.extend(output.appeared);
                 disappeared.extend(output.disappeared);
-                let mut changes = output.changes;
-                let class = |pod: &ObjectName| self.compiler.caller_class(pod);
-                match &mut self.naming {
-                    Naming::Workloads(enrolment) => {
-                        enrolment.classified(output.classes);
-                        changes.extend(enrolment.flush(class));
-                        let (more, fewer) = enrolment.reports();
-                        appeared.extend(more);
-                        disappeared.extend(fewer);
-                    }
-                    Naming::Callers(callers) => changes.extend(callers.flush(output.classes, class)),
-                    Naming::Nobody => {}
-                }
-                debug!(events, changes = changes.len(), "compiled");
+                debug!(events, changes = output.changes.len(), "compiled");
                 let rescoped = !output.audiences.is_empty();
                 self.publish.audiences(output.audiences);
-                if first || !changes.is_empty() || rescoped {
-                    self.publish.publish(changes, seen, &self.reached);
+                if first || !output.changes.is_empty() || rescoped {
+                    self.publish.publish(output.changes, seen, &self.reached);
                 } else if further {
                     self.publish.reach(&self.reached);
                 }
-                if let Some(tell) = &mut self.tell {
-                    tell.compiled(output.affected, &self.compiler);
-                }
-            }
-            if let Some(tell) = &self.tell {
-                tell.notices.reports(&disappeared, false);
-                tell.notices.reports(&appeared, true);
+                affected = Some(output.affected);
             }
             self.tell(&appeared, &disappeared);
-            if !first && self.lists.synced() {
-                edits.log(&self.compiler);
-            }
+            let (compiler, affected) = (&self.compiler, affected.as_ref());
+            let (appeared, disappeared) = (&*appeared, &*disappeared);
+            let batch = Batch { compiler, affected, is_first: first, appeared, disappeared };
+            self.stages.iter_mut().for_each(|stage| stage.published(&batch));
             self.questions.answer(&self.compiler);
         }
     }
@@ -449,10 +341,7 @@ impl<P: Publish> Pipeline<P> {
         disappeared.iter().filter(|report| !new.contains(&without_line(report))).for_each(log_end);
         let outstanding: Vec<_> = self.lists.outstanding().collect();
         let left_out: Vec<_> = self.lists.left_out().collect();
-        let left_alone = match &self.naming {
-            Naming::Workloads(enrolment) => Some(enrolment.count()),
-            Naming::Callers(_) | Naming::Nobody => None,
-        };
+        let left_alone = self.compiler.left_alone();
         let synced = outstanding.is_empty();
         let compiled = self.compiler.stats();
         let left = self.compiler.left_to_kube_proxy();
@@ -473,16 +362,14 @@ impl<P: Publish> Pipeline<P> {
                 || objects != status.objects
                 || outstanding != status.outstanding
                 || left_out != status.left_out
-                || left_alone.is_some_and(|count| *count != status.left_alone)
+                || *left_alone != status.left_alone
                 || synced != status.synced
                 || compiled != status.compiled;
             status.left_to_kube_proxy = left;
             (status.synced, status.outstanding, status.compiled) = (synced, outstanding, compiled);
             status.objects = objects;
             status.left_out = left_out;
-            if let Some(count) = left_alone {
-                status.left_alone.clone_from(count);
-            }
+            status.left_alone.clone_from(left_alone);
             changed
         });
     }

@@ -15,7 +15,7 @@ use anyhow::{Context as _, ensure};
 use slotmesh_ads::{Client, FromStreams, Sink, Subscription, Update};
 use slotmesh_agent::{Agent, Handle, MapSizes, Options, metrics::Metrics};
 use slotmesh_bench::{Samples, row, section, show, verdict};
-use slotmesh_operator::Operator;
+use slotmesh_operator::{Operator, OperatorOptions};
 use slotmesh_slots::Config;
 use slotmesh_xds::{Rejection, ResourceName, ResourceType, Version};
 use tokio::sync::mpsc;
@@ -112,7 +112,7 @@ impl Pipeline {
         let (epoch, published) = (Instant::now(), Arc::new(AtomicU64::new(0)));
         let operator = {
             let published = published.clone();
-            Operator::from_manifests(dir.path(), move |changes| {
+            Operator::from_manifests(dir.path(), OperatorOptions::default(), move |changes| {
                 published.store(epoch.elapsed().as_nanos() as u64, Ordering::Release);
                 store.apply(changes);
             })?

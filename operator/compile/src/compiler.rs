@@ -11,9 +11,9 @@ use std::{
 use slotmesh_xds::{Change, Resource, ResourceName, ResourceType, Version};
 
 use crate::{
-    Audience, CompileOptions, Conditions, Index, Object, ObjectKey, ObjectName, ObjectRef, Origins, Reason,
-    Report, Severity, Source, Unit, clusters, conditions, endpoints, envoy, model::PortKey, origins, routing,
-    settings,
+    Audience, CompileOptions, Conditions, Index, LeftAlone, Object, ObjectKey, ObjectName, ObjectRef,
+    Origins, Reason, Report, Severity, Source, Unit, clusters, conditions, endpoints, enrolment, envoy,
+    model::PortKey, origins, routing, settings,
 };
 
 /// The outcome of one unit.
@@ -32,6 +32,8 @@ pub(crate) struct Compiled {
     pub(crate) passes: bool,
     /// Tells whether connections to this Service are left to kube-proxy.
     pub(crate) left: bool,
+    /// The reason for which a Pod doesn't take part though its namespace does.
+    pub(crate) left_alone: Option<LeftAlone>,
 }
 
 impl Compiled {
@@ -59,8 +61,6 @@ pub struct Output {
     pub disappeared: Vec<Report>,
     /// The objects whose [`Compiler::conditions`] may have changed; those that are gone, too.
     pub affected: BTreeSet<ObjectKey>,
-    /// The Pods whose [`Compiler::caller_class`] has changed.
-    pub classes: BTreeSet<ObjectName>,
     /// The listeners that other callers need than before; `None` where all do again, or the listener is gone.
     pub audiences: BTreeMap<ResourceName, Option<Audience>>,
 }
@@ -101,6 +101,8 @@ pub struct Compiler {
     passing: usize,
     /// How many Services are left to kube-proxy.
     left: usize,
+    /// How many Pods are left alone, by reason.
+    left_alone: BTreeMap<LeftAlone, usize>,
     /// Every report that holds, and how many units say so.
     reports: BTreeMap<Report, usize>,
     stats: Stats,
@@ -174,6 +176,7 @@ impl Compiler {
     /// Compiles what depends on the events since the last flush.
     pub fn flush(&mut self) -> Output {
         self.index.settle(&mut self.dirty);
+        self.index.reclassify(&mut self.dirty);
         let mut difference = Difference::default();
         let mut affected = mem::take(&mut self.events);
         for unit in mem::take(&mut self.dirty) {
@@ -189,11 +192,10 @@ impl Compiler {
             }
         }
         let Difference { before, after, said, audiences } = difference;
-        let classes = self.index.classes.take_changed();
         let audiences = audiences.into_iter().filter(|(_, [old, new])| old != new);
         let audiences = audiences.map(|(name, [_, new])| (name, new)).collect();
         let changes = changes(before, after);
-        let mut output = Output { changes, affected, classes, audiences, ..Output::default() };
+        let mut output = Output { changes, affected, audiences, ..Output::default() };
         for (report, difference) in said {
             self.count(report, difference, &mut output);
         }
@@ -215,11 +217,17 @@ impl Compiler {
         self.refusing += usize::from(new.refuses);
         self.passing += usize::from(new.passes);
         self.left += usize::from(new.left);
+        if let Some(why) = new.left_alone {
+            *self.left_alone.entry(why).or_default() += 1;
+        }
         let old = if new.is_empty() { self.compiled.remove(&unit) } else { self.compiled.insert(unit, new) };
         let Some(old) = old else { return };
         self.refusing -= usize::from(old.refuses);
         self.passing -= usize::from(old.passes);
         self.left -= usize::from(old.left);
+        if let Some(count) = old.left_alone.and_then(|why| self.left_alone.get_mut(&why)) {
+            *count -= 1;
+        }
         for (name, audience) in old.audiences {
             difference.audiences.entry(name).or_default()[0] = Some(audience);
         }
@@ -236,6 +244,7 @@ impl Compiler {
             }
             Unit::Clusters(name) => clusters::compile(&self.index, name),
             Unit::Endpoints(name) => endpoints::compile(&self.index, name),
+            Unit::Workload(pod) => enrolment::compile(&self.index, pod),
             Unit::Settings(node) => settings::compile(&self.index, node),
             Unit::Node(name) => {
                 let addresses = self.index.addresses_of_node(name);
@@ -303,6 +312,11 @@ impl Compiler {
     /// The number of Services that ask for what isn't done yet, and are left to kube-proxy.
     pub const fn left_to_kube_proxy(&self) -> usize {
         self.left
+    }
+
+    /// The number of Pods that don't take part though their namespaces do, by reason.
+    pub const fn left_alone(&self) -> &BTreeMap<LeftAlone, usize> {
+        &self.left_alone
     }
 
     /// How much work was done since the start.

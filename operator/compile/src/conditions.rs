@@ -152,7 +152,7 @@ pub(crate) fn parties(index: &Index, unit: &Unit) -> Vec<ObjectKey> {
         }
         Unit::Settings(node) => index.profile_of(node).map(key(Kind::SlotProfile)).into_iter().collect(),
         Unit::Profile(name) => vec![key(Kind::SlotProfile)(name)],
-        Unit::Node(_) | Unit::BlackHole | Unit::Passthrough => Vec::new(),
+        Unit::Node(_) | Unit::Workload(_) | Unit::BlackHole | Unit::Passthrough => Vec::new(),
     }
 }
 

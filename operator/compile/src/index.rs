@@ -14,6 +14,7 @@
 
 mod amounts;
 mod asks;
+mod enrolment;
 mod objects;
 
 use std::{
@@ -50,6 +51,8 @@ pub enum Unit {
     Settings(ObjectName),
     /// The addresses of a node, at which NodePorts are.
     Node(ObjectName),
+    /// The workload that a Pod is.
+    Workload(ObjectName),
     /// On which nodes a SlotProfile is in force.
     Profile(ObjectName),
     /// The report about an object that makes more than it may.
@@ -66,6 +69,7 @@ pub struct Index {
     objects: Objects,
     /// Hosts of several ServiceEntries, as these say together.
     merged: HashMap<ServiceId, Service>,
+    pub(crate) enrolled: enrolment::Enrolled,
     amounts: amounts::Amounts,
     pub(crate) relations: Relations,
     pub(crate) classes: Classes,
@@ -88,10 +92,6 @@ impl Index {
         source: Option<Source>,
         dirty: &mut BTreeSet<Unit>,
     ) -> Vec<Report> {
-        // What takes part is decided elsewhere.
-        if matches!(object, Object::Namespace(_)) {
-            return Vec::new();
-        }
         let key = object.key();
         let name = &key.name;
         let mut found = Findings::new(ObjectRef::new(&key, source.clone()));
@@ -107,6 +107,7 @@ impl Index {
         let named = !found.refused();
         let former = self.former(&key);
         let asked = self.asks_of(&key);
+        let candidate = self.candidate_of(&key);
         let had_node_ports = self.relations.node_ports > 0;
         let origin = Origin { source, generation: object.meta().generation };
         let mut effects = Effects { relations: &mut self.relations, dirty };
@@ -114,6 +115,7 @@ impl Index {
             self.objects.apply((object, name, named), origin, &self.options, &mut found, &mut effects);
         self.measure(&key, former);
         self.classify(&key, &asked, dirty);
+        self.enrol(&key, candidate.as_ref(), dirty);
         self.note_nodes(had_node_ports, dirty);
         if refused {
             for report in found.reports.iter_mut().filter(|report| report.is_of_the_whole()) {
@@ -127,10 +129,12 @@ impl Index {
     pub fn delete(&mut self, key: &ObjectKey, dirty: &mut BTreeSet<Unit>) {
         let former = self.former(key);
         let asked = self.asks_of(key);
+        let candidate = self.candidate_of(key);
         let had_node_ports = self.relations.node_ports > 0;
         self.objects.delete(key, &mut Effects { relations: &mut self.relations, dirty });
         self.measure(key, former);
         self.classify(key, &asked, dirty);
+        self.enrol(key, candidate.as_ref(), dirty);
         self.note_nodes(had_node_ports, dirty);
     }
 

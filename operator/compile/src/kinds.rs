@@ -32,9 +32,8 @@ macro_rules! kinds {
                 => model::EndpointSlice, slices; KindSpec::of("discovery.k8s.io", &["v1"]);
             Pod "Pod" "pods": v1::Pod
                 => model::Pod, pods; KindSpec::core();
-            // Says who takes part, which isn't compiled.
             Namespace "Namespace" "namespaces": v1::Namespace
-                => model::NotCompiled, namespaces; KindSpec::core().cluster_wide();
+                => model::Namespace, namespaces; KindSpec::core().cluster_wide();
             Node "Node" "nodes": v1::Node
                 => model::Node, nodes; KindSpec::core().cluster_wide();
             ServiceCidr "ServiceCIDR" "servicecidrs": networking::ServiceCIDR
@@ -158,7 +157,7 @@ impl KindSpec {
 
 macro_rules! make_kind {
     ($($kind:ident $name:literal $plural:literal: $object:ty => $model:ty, $field:ident; $spec:expr;)*) => {
-        /// A kind of objects that are watched. All but Namespace are compiled; that one says who takes part.
+        /// A kind of objects that are watched and compiled.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Kind {
             $(#[doc = $name] $kind,)*

@@ -25,6 +25,7 @@ mod compiler;
 mod conditions;
 mod domain;
 mod endpoints;
+mod enrolment;
 mod envoy;
 mod index;
 mod kinds;
@@ -52,8 +53,9 @@ pub use conditions::{Ancestor, At, Condition, ConditionType, Conditions, Resourc
 pub use domain::{ClusterDomain, InvalidDomain};
 pub use index::{Index, Unit};
 pub use kinds::{Kind, KindSpec, StatusForm};
+pub use model::{ANNOTATIONS, LeftAlone, MESH, is_sidecar};
 pub use object::{Object, ObjectKey, ObjectName, Source};
-pub use options::CompileOptions;
+pub use options::{CompileOptions, Enrolment};
 pub use origins::{EndpointOrigin, OriginObject, Origins, Readiness};
 pub use report::{ObjectRef, Reason, Report, Severity};
 pub use service_id::ServiceId;

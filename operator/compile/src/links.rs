@@ -18,7 +18,7 @@ pub(crate) use self::workloads::labels;
 use crate::{
     Cidr, Kind, ObjectKey, ObjectName, ServiceId, Unit,
     classes::Ask,
-    model::{Age, NotCompiled, PortKey, Routes},
+    model::{Age, Namespace, PortKey, Routes},
     patterns::{HostPattern, Suffix, reversed},
     relation::{Label, Relation, Selection},
 };
@@ -239,7 +239,7 @@ pub(crate) trait Model {
     }
 }
 
-impl Model for NotCompiled {
+impl Model for Namespace {
     fn link(&self, _: &ObjectName, _: &mut Relations) {}
 
     fn unlink(&self, _: &ObjectName, _: &mut Relations) {}

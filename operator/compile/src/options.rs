@@ -4,9 +4,27 @@ use std::sync::Arc;
 
 use crate::Cidr;
 
+/// The workloads of which agents are told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Enrolment {
+    /// None.
+    #[default]
+    Nobody,
+    /// Pods that take part by their own labels and those of their namespaces, for the agents of their nodes.
+    ByLabel,
+    /// What Pods are as callers, for the agent of this node, where flags name its workloads: one is told only where its
+    /// class isn't its namespace's.
+    Callers {
+        /// The node.
+        node: Arc<str>,
+    },
+}
+
 /// Settings of the installation. With the same options the same objects give the same bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CompileOptions {
+    /// The workloads of which agents are told.
+    pub enrolment: Enrolment,
     /// The namespace whose DestinationRules are for Services of all namespaces that have none of their own.
     pub root_namespace: Arc<str>,
     /// Tells whether routes of Gateway API need a ReferenceGrant to lead to Services of other namespaces.
@@ -31,6 +49,7 @@ pub struct CompileOptions {
 impl Default for CompileOptions {
     fn default() -> Self {
         Self {
+            enrolment: Enrolment::default(),
             root_namespace: "istio-system".into(),
             require_grants: false,
             proxy: false,
@@ -41,5 +60,12 @@ impl Default for CompileOptions {
             max_object_parts: 100_000,
             max_namespace_parts: 400_000,
         }
+    }
+}
+
+impl CompileOptions {
+    /// Tells whether Pods take part by their labels and those of their namespaces.
+    pub(crate) fn enrols(&self) -> bool {
+        self.enrolment == Enrolment::ByLabel
     }
 }

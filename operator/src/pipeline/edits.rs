@@ -1,34 +1,40 @@
 //! The log: edits of manifests that are in force, and reports as they come and go.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    mem,
+};
 
-use slotmesh_compile::{Compiler, Object, ObjectKey, ObjectRef, Reason, Report, Severity, Source};
+use slotmesh_compile::{Object, ObjectKey, ObjectRef, Reason, Report, Severity, Source};
 use tracing::{debug, info, warn};
 
+use super::stage::{Batch, Stage};
 use crate::watch::{Sourced, Step};
 
-/// What was edited in manifests. In a cluster there may be thousands of changes a minute, and `kubectl` says what
+/// Logs what is edited in manifests. In a cluster there may be thousands of changes a minute, and `kubectl` says what
 /// became of each.
 #[derive(Debug, Default)]
-pub(super) struct Edits {
+pub(super) struct EditLog {
+    /// What manifests define: what only moves within its file is no edit.
+    defined: HashMap<ObjectKey, Object>,
+    /// Of the batch under way: where each object stands, and what is gone.
     applied: BTreeMap<ObjectKey, String>,
     deleted: BTreeSet<ObjectKey>,
 }
 
-impl Edits {
-    /// `defined` is what manifests have defined so far: what only moved within its file is no edit.
-    pub(super) fn see(&mut self, step: &Step, defined: &mut HashMap<ObjectKey, Object>) {
+impl Stage for EditLog {
+    fn observe(&mut self, step: &Step) {
         match step {
             Step::Apply(Sourced { object, source: Some(source) }) => {
                 let key = object.key();
-                if defined.insert(key.clone(), object.clone()).as_ref() != Some(object) {
+                if self.defined.insert(key.clone(), object.clone()).as_ref() != Some(object) {
                     self.deleted.remove(&key);
                     self.applied.insert(key, place(source));
                 }
             }
             Step::Apply(_) => {}
             Step::Delete(key) => {
-                if defined.remove(key).is_some() {
+                if self.defined.remove(key).is_some() {
                     self.applied.remove(key);
                     self.deleted.insert(key.clone());
                 }
@@ -36,10 +42,13 @@ impl Edits {
         }
     }
 
-    /// Says so once it is published; what was refused is told by reports.
-    pub(super) fn log(self, compiler: &Compiler) {
-        let Self { applied, deleted } = self;
-        for (key, place) in applied.iter().filter(|(key, _)| !compiler.refuses(key)) {
+    /// What was refused is told by reports.
+    fn published(&mut self, batch: &Batch<'_>) {
+        let (applied, deleted) = (mem::take(&mut self.applied), mem::take(&mut self.deleted));
+        if batch.is_first || batch.affected.is_none() {
+            return;
+        }
+        for (key, place) in applied.iter().filter(|(key, _)| !batch.compiler.refuses(key)) {
             info!("{place}{key}: in force");
         }
         for key in deleted {
@@ -100,22 +109,20 @@ mod tests {
 
     #[test]
     fn an_object_that_only_moves_in_its_file_is_no_edit() {
-        let mut defined = HashMap::new();
+        let mut log = EditLog::default();
         let mut edited = |port: i32, line: usize| {
             let source = Some(Source { line: Some(line), ..Source::file("app.yaml".into()) });
             let object = service("web").port(port).build();
-            let mut edits = Edits::default();
-            edits.see(&Step::Apply(Sourced { object, source }), &mut defined);
-            edits.applied.into_values().collect::<Vec<_>>()
+            log.observe(&Step::Apply(Sourced { object, source }));
+            mem::take(&mut log.applied).into_values().collect::<Vec<_>>()
         };
         assert_eq!(edited(80, 1), ["app.yaml:1 "]);
         assert_eq!(edited(80, 7), [""; 0]);
         assert_eq!(edited(81, 7), ["app.yaml:7 "]);
-        let mut edits = Edits::default();
         let key = service("web").build().key();
-        edits.see(&Step::Delete(key.clone()), &mut defined);
-        edits.see(&Step::Delete(ObjectKey { kind: Kind::Pod, ..key.clone() }), &mut defined);
-        assert_eq!(edits.deleted, BTreeSet::from([key]));
+        log.observe(&Step::Delete(key.clone()));
+        log.observe(&Step::Delete(ObjectKey { kind: Kind::Pod, ..key.clone() }));
+        assert_eq!(log.deleted, BTreeSet::from([key]));
     }
 
     #[test]

@@ -105,7 +105,7 @@ impl ManifestTexts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{CompileOptions, Operator};
+    use crate::{Operator, OperatorOptions};
 
     const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\nspec: \
                            {clusterIP: 10.96.0.10, ports: [{port: 80}]}\n";
@@ -115,9 +115,8 @@ mod tests {
 
     /// All reports, each with its file and line.
     fn said(texts: &ManifestTexts) -> Vec<String> {
-        let node = LocalNode::default();
-        let operator =
-            Operator::from_texts(CompileOptions::default(), Some(&node), texts, |_: Vec<_>| {}).unwrap();
+        let options = OperatorOptions { node: Some(LocalNode::default()), ..OperatorOptions::default() };
+        let operator = Operator::from_texts(texts, options, |_: Vec<_>| {}).unwrap();
         let status = operator.status();
         drop(operator);
         assert!(status.borrow().synced);

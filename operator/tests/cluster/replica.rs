@@ -18,7 +18,7 @@ use futures::stream;
 use kube::Client;
 use slotmesh_cluster::ControlPlane;
 use slotmesh_operator::{
-    Operator, Scoped,
+    Operator, OperatorOptions, Scoped,
     status::{self, Counters, Notices, Settings, Sources},
 };
 use slotmesh_serve::{Config, Holds};
@@ -55,7 +55,8 @@ impl Replica {
     pub async fn start_on(client: Client, name: &str) -> Result<Self> {
         let scoped = Scoped::default();
         let (store, notices) = (scoped.store(), Notices::new(scoped.due()));
-        let operator = Operator::from_cluster_telling(client.clone(), scoped, notices.clone())?;
+        let options = OperatorOptions { notices: Some(notices.clone()), ..OperatorOptions::default() };
+        let operator = Operator::from_cluster(client.clone(), options, scoped)?;
         let settings = Settings {
             namespace: NAMESPACE.to_owned(),
             lease: "slotmesh-operator".to_owned(),

@@ -13,7 +13,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 use slotmesh_cluster::{ControlPlane, wait};
-use slotmesh_operator::{Operator, Status};
+use slotmesh_operator::{Operator, OperatorOptions, Status};
 use slotmesh_xds::{Change, ResourceType};
 
 /// Where slotmesh is installed.
@@ -44,7 +44,7 @@ impl Watched {
                 }
             }
         };
-        let operator = Operator::from_cluster(client, publish)?;
+        let operator = Operator::from_cluster(client, OperatorOptions::default(), publish)?;
         let watched = Self { operator, published };
         let synced = async || Ok(watched.status().synced);
         // Longer where a kind can't be listed: the API server takes its time to say so, and so do we to believe it.

@@ -11,7 +11,7 @@ use std::{
 
 use slotmesh_builders::{pod, service, slice, to, virtual_service};
 use slotmesh_compile::Object;
-use slotmesh_operator::{Error, Operator};
+use slotmesh_operator::{Error, Operator, OperatorOptions};
 use slotmesh_xds::{Change, ResourceType};
 
 use crate::support::{Site, replace, yaml};
@@ -205,7 +205,8 @@ fn a_directory_with_its_parent_comes_back() {
     let dir = temp.path().join("x/manifests");
     fs::create_dir_all(&dir).unwrap();
     let (sender, changes) = std::sync::mpsc::channel::<Vec<Change>>();
-    let operator = Operator::from_manifests(&dir, move |c| drop(sender.send(c))).unwrap();
+    let options = OperatorOptions::default();
+    let operator = Operator::from_manifests(&dir, options, move |c| drop(sender.send(c))).unwrap();
     let next = || changes.recv_timeout(Duration::from_secs(10)).unwrap();
     assert!(next().is_empty(), "an empty directory is an answer too");
     fs::remove_dir_all(temp.path().join("x")).unwrap();
@@ -218,7 +219,8 @@ fn a_directory_with_its_parent_comes_back() {
 
 #[test]
 fn no_directory_is_an_error_that_says_so() {
-    let error = Operator::from_manifests(Path::new("/nowhere/at/all"), |_| {}).unwrap_err();
+    let options = OperatorOptions::default();
+    let error = Operator::from_manifests(Path::new("/nowhere/at/all"), options, |_| {}).unwrap_err();
     assert!(matches!(error, Error::NotADirectory { .. }));
     assert!(error.to_string().starts_with("/nowhere/at/all is not a directory"), "{error}");
 }

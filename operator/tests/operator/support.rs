@@ -14,7 +14,7 @@ use std::{
 };
 
 use slotmesh_compile::{Object, Reason};
-use slotmesh_operator::{Operator, Status};
+use slotmesh_operator::{Operator, OperatorOptions, Status};
 use slotmesh_xds::{Change, ResourceType};
 use tempfile::TempDir;
 
@@ -57,7 +57,7 @@ impl Site {
                 }
             }
         };
-        let operator = Operator::from_manifests(&dir, publish).unwrap();
+        let operator = Operator::from_manifests(&dir, OperatorOptions::default(), publish).unwrap();
         let site = Self { _temp: temp, dir, operator, published, batches };
         site.until("the first sync", |site| site.status().synced);
         site

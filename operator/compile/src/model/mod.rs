@@ -4,6 +4,7 @@
 //! when it was read. References to other objects are only resolved to names here.
 
 mod callers;
+mod candidate;
 mod destination_rule;
 mod ejection;
 mod endpoint_slice;
@@ -12,6 +13,7 @@ mod gateway_requests;
 mod istio_requests;
 mod json_fields;
 mod locality;
+mod namespace;
 mod node;
 mod pod;
 mod routes;
@@ -27,12 +29,15 @@ mod virtual_service;
 mod workload;
 
 pub(crate) use callers::{Caller, Class, Export, Labels};
+pub use candidate::{ANNOTATIONS, LeftAlone, MESH, is_sidecar};
+pub(crate) use candidate::{Candidate, DISABLED, ENABLED, mesh_value, mesh_values};
 pub(crate) use destination_rule::{DestinationRule, Subset};
 pub(crate) use ejection::Outliers;
 pub(crate) use endpoint_slice::{Endpoint, EndpointSlice, Hints, SlicePort};
 pub(crate) use gateway::ReferenceGrant;
 pub(crate) use istio_requests::default_retries;
 pub(crate) use locality::{Localities, Locality, Place};
+pub(crate) use namespace::Namespace;
 pub(crate) use node::Node;
 pub(crate) use pod::Pod;
 pub(crate) use routes::{
@@ -63,16 +68,6 @@ pub(crate) trait Read<O>: Sized {
     /// Reads an object of this name; `None` when it must be refused, or is none of the mesh's. All that is wrong with
     /// it, or has no effect, is added to `found`.
     fn read(object: &O, name: &ObjectName, options: &CompileOptions, found: &mut Findings) -> Option<Self>;
-}
-
-/// Objects that the compiler makes nothing of: somebody else reads them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum NotCompiled {}
-
-impl<O> Read<O> for NotCompiled {
-    fn read(_: &O, _: &ObjectName, _: &CompileOptions, _: &mut Findings) -> Option<Self> {
-        None
-    }
 }
 
 /// How old an object is, for "the oldest wins". An object that doesn't say counts as the youngest.

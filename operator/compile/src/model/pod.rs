@@ -1,10 +1,10 @@
-//! Pods: labels for subsets, addresses to find them.
+//! Pods: labels for subsets, addresses to find them, and whether they could take part.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
 use k8s_openapi::api::core::v1;
 
-use super::Read;
+use super::{Candidate, DISABLED, ENABLED, MESH, Read, mesh_values};
 use crate::{CompileOptions, ObjectName, report::Findings};
 
 /// The part of a Pod that is needed.
@@ -16,11 +16,18 @@ pub(crate) struct Pod {
     pub(crate) terminating: bool,
     /// The node that it is on.
     pub(crate) node: Option<Box<str>>,
+    /// Only where it could take part, and it is asked for.
+    pub(crate) candidate: Option<Box<Candidate>>,
 }
 
 impl Read<v1::Pod> for Pod {
     /// Reads a Pod; addresses that are none are of no use for a look-up and left out.
-    fn read(object: &v1::Pod, _: &ObjectName, _: &CompileOptions, _: &mut Findings) -> Option<Self> {
+    fn read(
+        object: &v1::Pod,
+        _: &ObjectName,
+        options: &CompileOptions,
+        found: &mut Findings,
+    ) -> Option<Self> {
         let labels = object.metadata.labels.clone().unwrap_or_default();
         let status = object.status.as_ref();
         let mut ips: Vec<IpAddr> = status
@@ -41,6 +48,15 @@ impl Read<v1::Pod> for Pod {
         }
         let terminating = object.metadata.deletion_timestamp.is_some();
         let node = object.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).map(Box::from);
-        Some(Self { labels, ips, ready: ready && !ended, terminating, node })
+        let candidate = options.enrols().then(|| Candidate::read(object)).flatten().map(Box::new);
+        for (field, value) in mesh_values(object).filter(|_| options.enrols()) {
+            if ![ENABLED, DISABLED].contains(&value) {
+                let message = format!(
+                    "{MESH} is {value:?}, which changes nothing: a pod takes part where its namespace does, unless it says {DISABLED:?}"
+                );
+                found.refuse(format!("metadata.{field}[{MESH}]"), message);
+            }
+        }
+        Some(Self { labels, ips, ready: ready && !ended, terminating, node, candidate })
     }
 }

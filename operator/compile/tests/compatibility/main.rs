@@ -2,6 +2,7 @@
 //!
 //! Compared with what is checked in; `UPDATE_GOLDEN=1 cargo test -p slotmesh-compile --test compatibility` writes it anew.
 
+mod enrolment;
 mod gateways;
 mod istio;
 mod kubernetes;
@@ -18,8 +19,9 @@ use slotmesh_builders::{pod, rule, service, slice};
 use slotmesh_compile::Object;
 
 const PAGE: &str = "docs/compatibility.md";
-const BEGIN: &str = "<!-- fields: begin -->\n";
-const END: &str = "<!-- fields: end -->\n";
+/// The names of the parts of the page that are written here.
+const FIELDS: &str = "fields";
+const TAKING_PART: &str = "taking part";
 
 /// Two Services of two namespaces, of which `reviews` has pods of two versions, and two pods that may connect.
 fn shop() -> Vec<Object> {
@@ -59,9 +61,7 @@ fn the_page_says_what_the_trials_show() {
     assert!(faults.is_empty(), "{}", faults.join("\n"));
     let file = page::root().join(PAGE);
     let held = fs::read_to_string(&file).unwrap_or_else(|error| panic!("{PAGE}: {error}"));
-    let (before, rest) = held.split_once(BEGIN).expect("the page says where the tables begin");
-    let (_, after) = rest.split_once(END).expect("the page says where the tables end");
-    let expected = format!("{before}{BEGIN}{tables}\n{END}{after}");
+    let expected = exchange(&exchange(&held, FIELDS, &tables), TAKING_PART, &enrolment::table());
     if env::var_os("UPDATE_GOLDEN").is_some() {
         fs::write(&file, &expected).unwrap();
         return;
@@ -72,4 +72,12 @@ fn the_page_says_what_the_trials_show() {
         "{PAGE} isn't what the trials show (first difference: {differs:?}); run UPDATE_GOLDEN=1 cargo test -p \
          slotmesh-compile --test compatibility and look at the difference"
     );
+}
+
+/// The page with another text in one of its parts.
+fn exchange(page: &str, part: &str, text: &str) -> String {
+    let [begin, end] = ["begin", "end"].map(|at| format!("<!-- {part}: {at} -->\n"));
+    let (before, rest) = page.split_once(&begin).expect("the page says where the part begins");
+    let (_, after) = rest.split_once(&end).expect("the page says where the part ends");
+    format!("{before}{begin}{text}\n{end}{after}")
 }

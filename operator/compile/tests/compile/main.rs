@@ -5,6 +5,7 @@ mod budgets;
 mod callers;
 mod conditions;
 mod cost;
+mod enrolment;
 mod entries;
 mod gateway;
 mod golden;

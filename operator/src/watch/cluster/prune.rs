@@ -1,6 +1,6 @@
 //! The part of an object that is kept: no more than is compiled, shown or compared.
 //!
-//! Invariant: nothing that the compiler or enrolment reads is pruned here.
+//! Invariant: nothing that the compiler reads is pruned here.
 
 use std::sync::Arc;
 
@@ -11,9 +11,7 @@ use k8s_openapi::{
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
-use slotmesh_compile::Object;
-
-use crate::enrol::{ANNOTATIONS, is_sidecar};
+use slotmesh_compile::{ANNOTATIONS, Object, is_sidecar};
 
 /// Annotations with this prefix are ours and are kept.
 const OURS: &str = "slotmesh.dev/";

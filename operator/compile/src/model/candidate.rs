@@ -3,12 +3,11 @@
 use std::{collections::BTreeMap, fmt};
 
 use k8s_openapi::api::core::v1::{Container, Namespace, Pod};
-use slotmesh_xds::Workload;
 
 /// The label of namespaces that take part, and of pods that don't.
 pub const MESH: &str = "slotmesh.dev/mesh";
-pub(super) const ENABLED: &str = "enabled";
-pub(super) const DISABLED: &str = "disabled";
+pub(crate) const ENABLED: &str = "enabled";
+pub(crate) const DISABLED: &str = "disabled";
 
 /// A static pod's cgroup is named after this, not after the uid of its mirror in the API.
 const STATIC_HASH: &str = "kubernetes.io/config.hash";
@@ -20,8 +19,8 @@ const AMBIENT: &str = "ambient.istio.io/redirection";
 const KUBEVIRT: &str = "kubevirt.io";
 const KUBEVIRT_LAUNCHER: &str = "virt-launcher";
 
-/// The annotations that are read here.
-pub(crate) const ANNOTATIONS: [&str; 3] = [STATIC_HASH, MIRROR, AMBIENT];
+/// The annotations of a pod by which it is decided whether it takes part.
+pub const ANNOTATIONS: [&str; 3] = [STATIC_HASH, MIRROR, AMBIENT];
 
 /// Why a pod that could take part is left alone: another mesh has its connections, or it makes them in a kernel
 /// of its own.
@@ -76,23 +75,26 @@ impl fmt::Display for LeftAlone {
     }
 }
 
-/// Names of containers that make a pod that of another mesh.
-pub(crate) fn is_sidecar(container: &Container) -> bool {
+/// Tells whether a container of this name makes a pod that of another mesh.
+pub fn is_sidecar(container: &Container) -> bool {
     matches!(&*container.name, "istio-proxy" | "linkerd-proxy")
 }
 
 /// A pod that could take part if its namespace does.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Candidate {
-    pub(super) workload: Workload,
+pub(crate) struct Candidate {
+    pub(crate) node: Box<str>,
+    /// The name of its cgroup.
+    pub(crate) uid: Box<str>,
+    pub(crate) service_account: Box<str>,
     /// Where its cgroup's name is one that it says itself: since when it does, in seconds.
-    pub(super) static_since: Option<i64>,
-    pub(super) left_alone: Option<LeftAlone>,
+    pub(crate) static_since: Option<i64>,
+    pub(crate) left_alone: Option<LeftAlone>,
 }
 
 impl Candidate {
-    /// What a pod says; `None` where it doesn't take part.
-    pub(super) fn of(pod: &Pod) -> Option<Self> {
+    /// Reads a pod; `None` where it doesn't take part, whatever its namespace says.
+    pub(crate) fn read(pod: &Pod) -> Option<Self> {
         let (meta, spec) = (&pod.metadata, pod.spec.as_ref()?);
         let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
         let ended = matches!(phase, Some("Succeeded" | "Failed"));
@@ -100,21 +102,16 @@ impl Candidate {
         if says_no || spec.host_network == Some(true) || ended {
             return None;
         }
-        let node = spec.node_name.clone().filter(|node| !node.is_empty())?;
-        let hash = static_hash(pod, &node);
-        let workload = Workload {
-            uid: hash.ok().flatten().or(meta.uid.as_deref())?.to_owned(),
-            namespace: meta.namespace.clone()?,
-            name: meta.name.clone()?,
-            service_account: spec.service_account_name.clone().unwrap_or_default(),
-            node,
-            class: String::new(),
-            proxy_port: 0,
-        };
-        let left_alone = if hash.is_err() { Some(LeftAlone::NotItself) } else { left_alone(pod) };
+        let node = spec.node_name.as_deref().filter(|node| !node.is_empty())?;
+        let hash = static_hash(pod, node);
         let created = meta.creation_timestamp.as_ref().map_or(0, |created| created.0.as_second());
-        let static_since = matches!(hash, Ok(Some(_))).then_some(created);
-        Some(Self { workload, static_since, left_alone })
+        Some(Self {
+            node: node.into(),
+            uid: hash.ok().flatten().or(meta.uid.as_deref())?.into(),
+            service_account: spec.service_account_name.as_deref().unwrap_or_default().into(),
+            static_since: matches!(hash, Ok(Some(_))).then_some(created),
+            left_alone: if hash.is_err() { Some(LeftAlone::NotItself) } else { left_alone(pod) },
+        })
     }
 }
 
@@ -158,12 +155,12 @@ fn left_alone(pod: &Pod) -> Option<LeftAlone> {
 }
 
 /// What a pod's label and annotation say of the mesh, by field.
-pub(super) fn mesh_values(pod: &Pod) -> impl Iterator<Item = (&'static str, &str)> {
+pub(crate) fn mesh_values(pod: &Pod) -> impl Iterator<Item = (&'static str, &str)> {
     let maps = [("labels", &pod.metadata.labels), ("annotations", &pod.metadata.annotations)];
     maps.into_iter().filter_map(|(field, map)| Some((field, map.as_ref()?.get(MESH)?.as_str())))
 }
 
 /// What a namespace's label says of the mesh.
-pub(super) fn mesh_value(namespace: &Namespace) -> Option<&str> {
+pub(crate) fn mesh_value(namespace: &Namespace) -> Option<&str> {
     namespace.metadata.labels.as_ref()?.get(MESH).map(String::as_str)
 }

@@ -8,7 +8,7 @@ use slotmesh_compile::{Compiler, Object};
 use slotmesh_serve::{Reached, Scope as _};
 
 use super::*;
-use crate::{Publish as _, enrol::Scoped};
+use crate::{Publish as _, visibility::Scoped};
 
 /// A cluster, what is published of it, and the visibility of each resource on each node.
 #[derive(Default)]

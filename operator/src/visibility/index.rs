@@ -30,7 +30,7 @@ type Classes = BTreeMap<Arc<str>, usize>;
 
 /// See the module's comment.
 #[derive(Debug, Default)]
-pub(super) struct Sights {
+pub(super) struct VisibilityIndex {
     nodes: HashMap<NodeName, Classes>,
     workloads: HashMap<ResourceName, Arc<str>>,
     audiences: HashMap<ResourceName, Audience>,
@@ -43,7 +43,7 @@ pub(super) struct Sights {
     mentions: HashMap<Arc<str>, HashSet<ResourceName>>,
 }
 
-impl Sights {
+impl VisibilityIndex {
     /// Tells whether the node has workloads.
     pub(super) fn has_workloads(&self, node: &NodeName) -> bool {
         self.nodes.contains_key(node)

@@ -1,27 +1,20 @@
-//! Which Pods take part, field by field: these trials write that table of `docs/compatibility.md`.
-//!
-//! `UPDATE_GOLDEN=1 cargo test -p slotmesh-operator --lib enrol::trials` writes it anew. The other tables of the page
-//! are the compiler's.
+//! The Pods that take part, field by field.
 
-use std::{env, fmt::Write as _, fs, path::Path};
+use std::fmt::Write as _;
 
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use serde_json::{Value, json};
-use slotmesh_compile::{Object, Report};
+use slotmesh_compile::{CompileOptions, Compiler, Enrolment, Object, Report};
+use slotmesh_xds::{ResourceType, Version};
 
-use super::Enrolment;
-use crate::watch::{Sourced, Step};
-
-const PAGE: &str = "../docs/compatibility.md";
-const BEGIN: &str = "<!-- taking part: begin -->\n";
-const END: &str = "<!-- taking part: end -->\n";
+use crate::page;
 
 /// A kind, a field as a JSON pointer, a value of it, and the test that shows it to users.
 type Trial = (&'static str, &'static str, Value, &'static str);
 
 fn trials() -> Vec<Trial> {
     const CLUSTER: &str = "e2e/tests/run_as_a_cluster/mesh.rs";
-    const ENROL: &str = "operator/src/enrol.rs";
+    const ENROL: &str = "operator/compile/tests/compile/enrolment.rs";
     const MESH: &str = "/metadata/labels/slotmesh.dev~1mesh";
     const NOT_MESH: &str = "/metadata/annotations/slotmesh.dev~1mesh";
     const HASH: &str = "/metadata/annotations/kubernetes.io~1config.hash";
@@ -50,17 +43,17 @@ fn trials() -> Vec<Trial> {
     ]
 }
 
-/// What is published of the one Pod, and what is said.
-fn enrolled(namespace: &Value, pod: &Value) -> (Option<String>, Vec<Report>) {
+/// The workload of the one Pod, and what is said.
+fn enrolled(namespace: &Value, pod: &Value) -> (Option<Version>, Vec<Report>) {
     let namespace: Object = serde_json::from_value::<Namespace>(namespace.clone()).unwrap().into();
     let pod: Object = serde_json::from_value::<Pod>(pod.clone()).unwrap().into();
-    let mut enrolment = Enrolment::default();
-    for object in [namespace, pod] {
-        enrolment.observe(&Step::Apply(Sourced { object, source: None }));
-    }
-    enrolment.flush(|pod| pod.namespace.to_string());
-    let workload = enrolment.published.values().next().map(|workload| format!("{workload:?}"));
-    (workload, enrolment.reports().0)
+    let options = CompileOptions { enrolment: Enrolment::ByLabel, ..CompileOptions::default() };
+    let mut compiler = Compiler::new(options);
+    [namespace, pod].iter().for_each(|object| compiler.apply(object, None));
+    let said = compiler.flush().appeared;
+    let all = compiler.resources();
+    let workload = all.iter().find(|one| one.ty == ResourceType::Workload);
+    (workload.map(|workload| workload.version), said)
 }
 
 /// Sets a field, and makes what it lies in.
@@ -126,30 +119,16 @@ fn outcome(kind: &str, field: &str, value: &Value) -> String {
     }
 }
 
-#[test]
-fn the_page_says_who_takes_part() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+/// The table of the page.
+pub fn table() -> String {
     let mut table =
         String::from("\n| kind | field | what comes of it | shown in |\n| --- | --- | --- | --- |\n");
     for (kind, field, value, file) in trials() {
-        assert!(root.join("..").join(file).exists(), "there is no {file}");
+        assert!(page::root().join(file).exists(), "there is no {file}");
         let value_text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         let comes = outcome(kind, field, &value);
         writeln!(table, "| {kind} | `{}: {value_text}` | {comes} | [{file}](../{file}) |", shown(field))
             .unwrap();
     }
-    let file = root.join(PAGE);
-    let held = fs::read_to_string(&file).unwrap();
-    let (before, rest) = held.split_once(BEGIN).expect("the page says where the table begins");
-    let (_, after) = rest.split_once(END).expect("the page says where the table ends");
-    let expected = format!("{before}{BEGIN}{table}\n{END}{after}");
-    if env::var_os("UPDATE_GOLDEN").is_some() {
-        fs::write(&file, &expected).unwrap();
-        return;
-    }
-    assert!(
-        held == expected,
-        "the page isn't what the trials show: run UPDATE_GOLDEN=1 cargo test -p slotmesh-operator --lib enrol::trials \
-         and look at the difference; it should be\n{table}"
-    );
+    table
 }
