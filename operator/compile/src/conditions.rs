@@ -6,7 +6,7 @@
 //!      Ancestor { at: Service, conditions: Accepted, ResolvedRefs, Conflicted, resources: (type, name, version) } ] }
 //! ```
 //!
-//! `Programmed` isn't here: whoever knows what the agents have acknowledged says so, by comparing the
+//! [`ConditionType::Programmed`] isn't here: whoever knows what the agents have acknowledged says so, by comparing the
 //! versions (content hashes) of `resources` with theirs. [`Output::affected`](crate::Output::affected)
 //! names the objects whose conditions may have changed with a flush.
 //!
@@ -18,7 +18,8 @@ use std::collections::{BTreeSet, HashMap};
 use slotmesh_xds::{Resource, ResourceName, ResourceType, Version};
 
 use crate::{
-    Index, Kind, ObjectKey, ObjectName, Reason, Report, ServiceId, Severity, Unit, clusters,
+    Condition, ConditionType, Index, Kind, ObjectKey, ObjectName, Reason, Report, ServiceId, Severity, Unit,
+    clusters,
     compiler::Compiled,
     model::{Host, PortKey, Route, Target},
     patterns::HostPattern,
@@ -27,44 +28,6 @@ use crate::{
 
 /// How many characters of a message are kept: what a status may hold, and more than anybody reads.
 const LONGEST: usize = 4_096;
-
-/// The type of a condition.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum ConditionType {
-    /// The object can be acted on. The message names by field what of it can't.
-    Accepted,
-    /// Some of the object's rules have no effect, the others act.
-    PartiallyInvalid,
-    /// All that the object leads to is there and allowed. Only for objects that lead somewhere.
-    ResolvedRefs,
-    /// Another object has what this one wants.
-    Conflicted,
-}
-
-impl ConditionType {
-    /// As it stands in a status.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Accepted => "Accepted",
-            Self::PartiallyInvalid => "PartiallyInvalid",
-            Self::ResolvedRefs => "ResolvedRefs",
-            Self::Conflicted => "Conflicted",
-        }
-    }
-}
-
-/// One condition.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Condition {
-    /// The type.
-    pub ty: ConditionType,
-    /// Tells whether it holds.
-    pub holds: bool,
-    /// Why, for machines, such as `Accepted`, `Invalid`, `Conflicted`, `BackendNotFound`.
-    pub reason: &'static str,
-    /// Why, for people: the fields and what to do.
-    pub message: String,
-}
 
 /// A resource that an object takes part in, and the content that it has now.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -289,7 +252,7 @@ pub(crate) fn ancestors(
             let resources = resources(index, compiled, object, &place.made);
             let dropped = (dropped(index, object), index.options.proxy);
             let conditions = conditions(object.kind, &here, dropped, &resources);
-            let in_force = conditions.iter().any(|c| c.ty == ConditionType::Accepted && c.holds);
+            let in_force = conditions.iter().any(|c| c.ty == ConditionType::Accepted && c.holds());
             let resources = if in_force { resources.into_iter().collect() } else { Vec::new() };
             Ancestor { at: place.at, conditions, resources }
         })
@@ -368,7 +331,7 @@ fn conditions(
     // It may have a part of what it wants.
     let lost = !conflicts.is_empty() && resources.is_empty();
     let unsupported: Vec<_> = here.iter().filter(|r| r.severity == Severity::NotSupported).copied().collect();
-    let yes = |ty, reason, message: String| Condition { ty, holds: true, reason, message };
+    let yes = |ty, reason, message: String| Condition::new(ty, true, reason, message);
     let accepted = match (wrong.first(), lost) {
         (Some(first), _) => no(ConditionType::Accepted, first.reason.as_str(), &wrong),
         (None, true) => no(ConditionType::Accepted, Reason::Conflicted.as_str(), &conflicts),
@@ -378,7 +341,7 @@ fn conditions(
         }
         (None, false) => yes(ConditionType::Accepted, "SomeFieldsNotSupported", message(&unsupported)),
     };
-    let in_force = accepted.holds;
+    let in_force = accepted.holds();
     let mut conditions = vec![accepted];
     if in_force && !dropped.is_empty() {
         let why = match requests {
@@ -408,12 +371,10 @@ fn conditions(
     }
     conditions.push(match conflicts.is_empty() {
         false => yes(ConditionType::Conflicted, Reason::Conflicted.as_str(), message(&conflicts)),
-        true => Condition {
-            ty: ConditionType::Conflicted,
-            holds: false,
-            reason: "NoConflict",
-            message: "no other object has what this one wants".to_owned(),
-        },
+        true => {
+            let message = "no other object has what this one wants".to_owned();
+            Condition::new(ConditionType::Conflicted, false, "NoConflict", message)
+        }
     });
     conditions
 }
@@ -429,7 +390,7 @@ fn shorten(mut text: String) -> String {
 }
 
 fn no(ty: ConditionType, reason: &'static str, reports: &[&Report]) -> Condition {
-    Condition { ty, holds: false, reason, message: message(reports) }
+    Condition::new(ty, false, reason, message(reports))
 }
 
 /// The texts of the reports, one after the other.

@@ -18,7 +18,7 @@ use kube::{
     core::ApiResource,
 };
 use serde_json::{Value, json};
-use slotmesh_compile::{Kind, ObjectKey, StatusForm};
+use slotmesh_compile::{Condition, ConditionStatus, ConditionType, Kind, ObjectKey, StatusForm};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -31,7 +31,7 @@ use super::{
     notices::{News, Notices, Subject},
     pace::{Limits, Pace},
     shape, until,
-    verdicts::{Truth, Verdict, Verdicts},
+    verdicts::{Verdict, Verdicts},
 };
 use crate::watch::resources;
 
@@ -337,10 +337,11 @@ impl ObjectWriter {
 
 /// What agents refuse of what the object compiled to.
 fn refused_by_agents(verdict: &Verdict) -> Option<String> {
-    let mut said = verdict.places.iter().flat_map(|place| &place.conditions);
-    let refused =
-        said.find(|said| said.ty == "Programmed" && said.truth == Truth::False && said.reason == "Refused");
-    refused.map(|said| said.message.clone())
+    let mut conditions = verdict.places.iter().flat_map(|place| &place.conditions);
+    let is_refused = |one: &&Condition| {
+        one.ty == ConditionType::Programmed && one.status == ConditionStatus::False && one.reason == "Refused"
+    };
+    conditions.find(is_refused).map(|refused| refused.message.clone())
 }
 
 /// A server-side apply of a status.

@@ -15,16 +15,14 @@
 
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use serde_json::{Map, Value, json};
-use slotmesh_compile::{At, Kind, StatusForm};
+use slotmesh_compile::{At, Condition, ConditionStatus, ConditionType, Kind, StatusForm};
 use slotmesh_crds::own::CONTROLLER;
 
 use super::{
     shorten,
-    verdicts::{Place, Said, Truth, Verdict},
+    verdicts::{Place, Verdict},
 };
 
-/// The types of conditions that are ours, in lists that have no other owner's name.
-const OURS: [&str; 5] = ["Accepted", "PartiallyInvalid", "ResolvedRefs", "Conflicted", "Programmed"];
 /// How long a message about several places may be.
 const LONGEST: usize = 4_096;
 
@@ -42,7 +40,8 @@ pub(super) fn status(kind: Kind, object: &Value, verdict: &Verdict, now: Timesta
         }),
         StatusForm::Conditions => {
             let ours = render.conditions(&all(&verdict.places), &before["conditions"]);
-            let is_ours = |c: &Value| OURS.iter().any(|ours| c["type"] == *ours);
+            // In lists that have no other owner's name.
+            let is_ours = |c: &Value| ConditionType::ALL.iter().any(|ours| c["type"] == ours.as_str());
             let same = |a: &Value, b: &Value| a["type"] == b["type"];
             json!({"conditions": in_place(&before["conditions"], ours, is_ours, same)})
         }
@@ -95,19 +94,19 @@ impl Render {
     }
 
     /// As conditions, with the times of those before that have the same status.
-    fn conditions(&self, said: &[Said], before: &Value) -> Vec<Value> {
-        let one = |said: &Said| {
+    fn conditions(&self, conditions: &[Condition], before: &Value) -> Vec<Value> {
+        let one = |new: &Condition| {
             let known = before.as_array().into_iter().flatten();
             let since = known
-                .filter(|c| c["type"] == said.ty && c["status"] == said.truth.as_str())
+                .filter(|c| c["type"] == new.ty.as_str() && c["status"] == new.status.as_str())
                 .map(|c| c["lastTransitionTime"].clone())
                 .find(|time| !time.is_null())
                 .unwrap_or_else(|| json!(Time(self.now)));
             let mut condition = json!({
-                "type": said.ty,
-                "status": said.truth.as_str(),
-                "reason": said.reason,
-                "message": said.message,
+                "type": new.ty.as_str(),
+                "status": new.status.as_str(),
+                "reason": new.reason,
+                "message": new.message,
                 "lastTransitionTime": since,
             });
             if let Some(generation) = self.generation {
@@ -115,7 +114,7 @@ impl Render {
             }
             condition
         };
-        said.iter().map(one).collect()
+        conditions.iter().map(one).collect()
     }
 }
 
@@ -197,32 +196,31 @@ fn is_at(place: &Place, i: usize, reference: &Value) -> bool {
 
 /// All places as one, where a status has no room for more: what holds at all, and what is said of those
 /// where something doesn't.
-fn all(places: &[Place]) -> Vec<Said> {
+fn all(places: &[Place]) -> Vec<Condition> {
     if let [place] = places {
         return place.conditions.clone();
     }
-    OURS.iter()
+    ConditionType::ALL
+        .into_iter()
         .filter_map(|ty| {
             let at =
                 |place: &'_ Place| place.at.as_ref().map(|at| at.service.to_string()).unwrap_or_default();
-            let said = places
+            let of_type = places
                 .iter()
-                .filter_map(|place| Some((at(place), place.conditions.iter().find(|c| c.ty == *ty)?)));
+                .filter_map(|place| Some((at(place), place.conditions.iter().find(|c| c.ty == ty)?)));
             // A conflict anywhere is one; what is good has to hold everywhere.
-            let bad =
-                if matches!(*ty, "Conflicted" | "PartiallyInvalid") { Truth::True } else { Truth::False };
-            let mut all: Vec<(String, &Said)> = said.collect();
-            for worst in [bad, Truth::Unknown] {
-                if all.iter().any(|(_, said)| said.truth == worst) {
-                    all.retain(|(_, said)| said.truth == worst);
+            let mut all: Vec<(String, &Condition)> = of_type.collect();
+            for worst in [ty.bad(), ConditionStatus::Unknown] {
+                if all.iter().any(|(_, condition)| condition.status == worst) {
+                    all.retain(|(_, condition)| condition.status == worst);
                     let message: Vec<String> =
-                        all.iter().map(|(at, said)| format!("{at}: {}", said.message)).collect();
+                        all.iter().map(|(at, condition)| format!("{at}: {}", condition.message)).collect();
                     let first = all.first()?.1;
                     let message = shorten(&message.join(". "), LONGEST).into_owned();
-                    return Some(Said { message, ..first.clone() });
+                    return Some(Condition { message, ..first.clone() });
                 }
             }
-            all.first().map(|(_, said)| (*said).clone())
+            all.first().map(|(_, condition)| (*condition).clone())
         })
         .collect()
 }
@@ -259,15 +257,19 @@ mod tests {
         Timestamp::from_second(1_700_000_000).unwrap()
     }
 
-    fn said(ty: &'static str, truth: Truth) -> Said {
-        Said { ty, truth, reason: "Because", message: format!("{ty} is {}", truth.as_str()) }
+    fn condition(ty: ConditionType, status: ConditionStatus) -> Condition {
+        let message = format!("{} is {}", ty.as_str(), status.as_str());
+        Condition { ty, status, reason: "Because", message }
     }
 
-    fn place(service: &str, section: Option<&str>, programmed: Truth) -> Place {
+    fn place(service: &str, section: Option<&str>, programmed: ConditionStatus) -> Place {
         let service = ServiceId::service("shop", service);
         let (section, field) = (section.map(str::to_owned), "spec.parentRefs[0]".to_owned());
         let at = At { service, section, port: None, field };
-        let conditions = vec![said("Accepted", Truth::True), said("Programmed", programmed)];
+        let conditions = vec![
+            condition(ConditionType::Accepted, ConditionStatus::True),
+            condition(ConditionType::Programmed, programmed),
+        ];
         Place { at: Some(at), conditions }
     }
 
@@ -290,13 +292,13 @@ mod tests {
     #[test]
     fn what_is_said_already_is_not_written_and_an_unchanged_condition_keeps_its_time() {
         let mut object = json!({"spec": {}});
-        let old = verdict(vec![Place { at: None, ..place("", None, Truth::False) }]);
+        let old = verdict(vec![Place { at: None, ..place("", None, ConditionStatus::False) }]);
         assert!(write(Kind::SlotProfile, &mut object, &old));
         assert_eq!(object["status"]["selectedNodes"], 2);
         object["status"]["conditions"][0]["lastTransitionTime"] = "2020-01-01T00:00:00Z".into();
         object["status"]["conditions"][1]["lastTransitionTime"] = "2020-01-01T00:00:00Z".into();
         assert!(!write(Kind::SlotProfile, &mut object, &old));
-        let new = verdict(vec![Place { at: None, ..place("", None, Truth::True) }]);
+        let new = verdict(vec![Place { at: None, ..place("", None, ConditionStatus::True) }]);
         assert!(write(Kind::SlotProfile, &mut object, &new));
         let conditions = &object["status"]["conditions"];
         assert_eq!(conditions[0]["lastTransitionTime"], "2020-01-01T00:00:00Z");
@@ -315,7 +317,7 @@ mod tests {
             "spec": {"parentRefs": [{"name": "edge"}, reference]},
             "status": {"parents": [gateway]},
         });
-        let mut second = place("web", None, Truth::True);
+        let mut second = place("web", None, ConditionStatus::True);
         second.at.as_mut().unwrap().field = "spec.parentRefs[1]".to_owned();
         let places = verdict(vec![second]);
         assert!(write(Kind::HttpRoute, &mut object, &places));
@@ -342,7 +344,7 @@ mod tests {
             (at.port, at.field) = (Some(port), format!("spec.parentRefs[{}]", port - 80));
             place
         };
-        let both = verdict(vec![of(80, Truth::True), of(81, Truth::False)]);
+        let both = verdict(vec![of(80, ConditionStatus::True), of(81, ConditionStatus::False)]);
         assert!(write(Kind::HttpRoute, &mut object, &both));
         let parents = &object["status"]["parents"];
         let programmed =
@@ -363,7 +365,7 @@ mod tests {
             "metadata": {"namespace": "shop"},
             "spec": {"parentRefs": [web, {"name": "edge"}]},
         });
-        let ours = verdict(vec![place("web", None, Truth::True)]);
+        let ours = verdict(vec![place("web", None, ConditionStatus::True)]);
         assert!(write(Kind::HttpRoute, &mut object, &ours));
         // The other sorts its own entry to the end, or to the front, and writes it a hundred times.
         for n in 0..100 {
@@ -384,7 +386,7 @@ mod tests {
 
     #[test]
     fn a_message_about_many_hosts_is_bounded() {
-        let many = (0..2_000).map(|n| place(&format!("web-{n}"), None, Truth::False)).collect();
+        let many = (0..2_000).map(|n| place(&format!("web-{n}"), None, ConditionStatus::False)).collect();
         let mut object = json!({});
         assert!(write(Kind::VirtualService, &mut object, &verdict(many)));
         let message = object["status"]["conditions"][1]["message"].as_str().unwrap();
@@ -400,7 +402,10 @@ mod tests {
     #[test]
     fn a_policy_has_an_entry_for_each_target() {
         let mut object = json!({});
-        let both = verdict(vec![place("web", None, Truth::True), place("api", Some("http"), Truth::False)]);
+        let both = verdict(vec![
+            place("web", None, ConditionStatus::True),
+            place("api", Some("http"), ConditionStatus::False),
+        ]);
         assert!(write(Kind::TrafficPolicy, &mut object, &both));
         let ancestors = &object["status"]["ancestors"];
         assert_eq!(ancestors[1]["ancestorRef"]["sectionName"], "http");
@@ -410,7 +415,12 @@ mod tests {
 
     #[test]
     fn what_is_refused_as_a_whole_is_said_at_each_service() {
-        let refused = || verdict(vec![Place { at: None, conditions: vec![said("Accepted", Truth::False)] }]);
+        let refused = || {
+            verdict(vec![Place {
+                at: None,
+                conditions: vec![condition(ConditionType::Accepted, ConditionStatus::False)],
+            }])
+        };
         let web = json!({"group": "", "kind": "Service", "name": "web"});
         let port = json!({"group": "", "kind": "Service", "name": "api", "sectionName": "http"});
         let mut policy =
@@ -437,7 +447,10 @@ mod tests {
     fn istios_own_conditions_stay_and_several_hosts_are_one() {
         let reconciled = json!({"type": "Reconciled", "status": "True"});
         let mut object = json!({"status": {"conditions": [reconciled], "validationMessages": [1]}});
-        let both = verdict(vec![place("web", None, Truth::True), place("api", None, Truth::False)]);
+        let both = verdict(vec![
+            place("web", None, ConditionStatus::True),
+            place("api", None, ConditionStatus::False),
+        ]);
         assert!(write(Kind::VirtualService, &mut object, &both));
         let conditions = &object["status"]["conditions"];
         assert_eq!(conditions[0], reconciled);

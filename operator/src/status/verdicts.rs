@@ -14,7 +14,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use slotmesh_compile::{Ancestor, At, ConditionType, Conditions, Kind, ObjectKey};
+use slotmesh_compile::{
+    Ancestor, At, Condition, ConditionStatus, ConditionType, Conditions, Kind, ObjectKey,
+};
 use slotmesh_serve::NodeName;
 use slotmesh_xds::{Fingerprint, ResourceType, Version};
 use tokio::time::Instant;
@@ -38,38 +40,11 @@ struct Object {
     parts: Vec<Vec<Part>>,
 }
 
-/// Whether a condition holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Truth {
-    True,
-    False,
-    Unknown,
-}
-
-impl Truth {
-    pub(super) const fn as_str(self) -> &'static str {
-        match self {
-            Self::True => "True",
-            Self::False => "False",
-            Self::Unknown => "Unknown",
-        }
-    }
-}
-
-/// A condition as it is to be written, but for its times.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Said {
-    pub(super) ty: &'static str,
-    pub(super) truth: Truth,
-    pub(super) reason: &'static str,
-    pub(super) message: String,
-}
-
 /// What is to be said of an object at one place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) at: Option<At>,
-    pub(super) conditions: Vec<Said>,
+    pub(super) conditions: Vec<Condition>,
 }
 
 /// How many nodes are due what an object compiled to, and have it.
@@ -167,44 +142,38 @@ impl Verdicts {
         let Object { conditions, parts } = self.objects.get(key)?;
         let (mut nodes, mut waits) = (Count::default(), false);
         let places = conditions.ancestors.iter().zip(parts).map(|(ancestor, parts)| {
-            let mut said: Vec<Said> = ancestor
-                .conditions
-                .iter()
-                .map(|condition| Said {
-                    ty: condition.ty.as_str(),
-                    truth: if condition.holds { Truth::True } else { Truth::False },
-                    reason: condition.reason,
-                    message: condition.message.clone(),
-                })
-                .collect();
             let selected = parts.iter().filter(|part| part.only.is_some()).count();
             let programmed = self.programmed(key.kind, ancestor, parts, late);
             nodes = Count { due: selected, have: selected - programmed.lacking.min(selected) };
             waits |= programmed.waits;
-            said.push(programmed.said);
-            Place { at: ancestor.at.clone(), conditions: said }
+            let conditions = ancestor.conditions.iter().cloned().chain([programmed.condition]);
+            Place { at: ancestor.at.clone(), conditions: conditions.collect() }
         });
         let places = places.collect();
         Some(Verdict { generation: conditions.generation, places, nodes, waits })
     }
 
     fn programmed(&self, kind: Kind, ancestor: &Ancestor, parts: &[Part], late: bool) -> Programmed {
-        let say = |truth, reason, message: &str| {
-            let said = Said { ty: "Programmed", truth, reason, message: message.to_owned() };
-            Programmed { said, lacking: 0, waits: false }
+        let say = |status, reason, message: &str| {
+            let (ty, message) = (ConditionType::Programmed, message.to_owned());
+            Programmed { condition: Condition { ty, status, reason, message }, lacking: 0, waits: false }
         };
-        let accepted = |c: &&slotmesh_compile::Condition| c.ty == ConditionType::Accepted;
-        if ancestor.conditions.iter().find(accepted).is_some_and(|accepted| !accepted.holds) {
-            return say(Truth::False, "NotAccepted", "it isn't in force: see Accepted");
+        let accepted = |c: &&Condition| c.ty == ConditionType::Accepted;
+        if ancestor.conditions.iter().find(accepted).is_some_and(|accepted| !accepted.holds()) {
+            return say(ConditionStatus::False, "NotAccepted", "it isn't in force: see Accepted");
         }
         if kind == Kind::WorkloadEntry {
             let message = "what became of it is said of the ServiceEntries that select it";
-            return say(Truth::Unknown, "NothingToProgram", message);
+            return say(ConditionStatus::Unknown, "NothingToProgram", message);
         }
         if parts.is_empty() {
             return match kind {
-                Kind::SlotProfile => say(Truth::Unknown, "NoNodes", "no node is selected"),
-                _ => say(Truth::Unknown, "NothingToProgram", "it leads to nothing that a node has to know"),
+                Kind::SlotProfile => say(ConditionStatus::Unknown, "NoNodes", "no node is selected"),
+                _ => say(
+                    ConditionStatus::Unknown,
+                    "NothingToProgram",
+                    "it leads to nothing that a node has to know",
+                ),
             };
         }
         if !self.lacking.is_due_to_any(parts) {
@@ -213,12 +182,13 @@ impl Verdicts {
                 _ => "no node that has an agent runs pods that take part in the mesh",
             };
             let without = parts.iter().filter(|part| part.only.is_some()).count();
-            return Programmed { lacking: without, ..say(Truth::Unknown, "NoNodes", message) };
+            return Programmed { lacking: without, ..say(ConditionStatus::Unknown, "NoNodes", message) };
         }
         let lacking = self.lacking.of(parts);
         if lacking.is_empty() {
             let without = self.lacking.without_agent(parts);
-            let said = say(Truth::True, "Programmed", "every node that it is for has acknowledged it");
+            let said =
+                say(ConditionStatus::True, "Programmed", "every node that it is for has acknowledged it");
             return Programmed { lacking: without, ..said };
         }
         let (mut refused, mut named, mut more, mut waits) = (false, Vec::new(), 0, false);
@@ -245,7 +215,11 @@ impl Verdicts {
         };
         let reason = if refused { "Refused" } else { "Pending" };
         let without = self.lacking.without_agent(parts);
-        Programmed { lacking: lacking.len() + without, waits, ..say(Truth::False, reason, &message) }
+        Programmed {
+            lacking: lacking.len() + without,
+            waits,
+            ..say(ConditionStatus::False, reason, &message)
+        }
     }
 
     /// Why a node lacks something, and whether that is because its agent refuses it; `None` where it is about
@@ -263,7 +237,7 @@ impl Verdicts {
 
 /// What is to be said about Programmed.
 struct Programmed {
-    said: Said,
+    condition: Condition,
     /// How many nodes lack it, or have no agent to have it.
     lacking: usize,
     /// Nodes are about to acknowledge it, and aren't named.

@@ -270,7 +270,10 @@ fn an_object_that_makes_too_much_is_as_if_it_were_not_there() {
             let all = conditions.ancestors.iter().flat_map(|at| &at.conditions);
             let accepted: Vec<_> = all.filter(|of| of.ty.as_str() == "Accepted").collect();
             assert!(!accepted.is_empty(), "{what}");
-            assert!(accepted.iter().all(|of| !of.holds && of.reason == "OverBudget"), "{what}: {accepted:?}");
+            assert!(
+                accepted.iter().all(|of| !of.holds() && of.reason == "OverBudget"),
+                "{what}: {accepted:?}"
+            );
         }
         assert_eq!(*cluster_.served(), resources, "{what}");
         // What is small enough heals it.

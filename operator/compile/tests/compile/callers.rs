@@ -341,7 +341,7 @@ fn of_two_parents_of_one_service_only_the_wrong_one_is_refused() {
         cluster_.apply([web.clone(), route.clone()]);
         assert_eq!(cluster_.goes(WEB), format!("http:{}", v1()), "{wrong}");
         let ancestors = cluster_.compiler.conditions(&route.key()).unwrap().ancestors;
-        let accepted: Vec<_> = ancestors.iter().map(|ancestor| ancestor.conditions[0].holds).collect();
+        let accepted: Vec<_> = ancestors.iter().map(|ancestor| ancestor.conditions[0].holds()).collect();
         assert_eq!(accepted, [true, false], "{wrong}: {:?}", cluster_.refused());
         assert_eq!(cluster_.refused().len(), 1);
     }

@@ -20,7 +20,7 @@ fn web() -> Object {
 
 /// `type=holds reason` of all conditions.
 fn said(ancestor: &Ancestor) -> Vec<String> {
-    let one = |c: &slotmesh_compile::Condition| format!("{}={} {}", c.ty.as_str(), c.holds, c.reason);
+    let one = |c: &slotmesh_compile::Condition| format!("{}={} {}", c.ty.as_str(), c.holds(), c.reason);
     ancestor.conditions.iter().map(one).collect()
 }
 

@@ -331,7 +331,7 @@ fn what_can_not_be_is_refused_by_field() {
 fn said(conditions: &Conditions) -> Vec<String> {
     let of = conditions.ancestors.iter().flat_map(|ancestor| {
         let at = ancestor.at.as_ref().map(|at| at.service.to_string()).unwrap_or_default();
-        ancestor.conditions.iter().map(move |c| format!("{at} {}={} {}", c.ty.as_str(), c.holds, c.reason))
+        ancestor.conditions.iter().map(move |c| format!("{at} {}={} {}", c.ty.as_str(), c.holds(), c.reason))
     });
     of.collect()
 }

@@ -153,7 +153,7 @@ fn without_any_weight_nobody_gets_the_connections() {
         assert_eq!(cluster_.goes("10.0.0.1_80"), format!("http:{NOWHERE}"));
         assert!(cluster_.refused().is_empty());
         let accepted = &cluster_.compiler.conditions(&zero.key()).unwrap().ancestors[0].conditions[0];
-        assert!(accepted.holds, "{accepted:?}");
+        assert!(accepted.holds(), "{accepted:?}");
     }
 }
 
@@ -291,7 +291,7 @@ fn what_is_wrong_with_one_parent_or_backend_is_said_by_field_and_takes_nothing_e
         cluster_.compiler.conditions(&parents.key()).unwrap().ancestors.into_iter().map(|ancestor| {
             (
                 ancestor.at.unwrap().service.to_string(),
-                ancestor.conditions[0].holds,
+                ancestor.conditions[0].holds(),
                 ancestor.resources.is_empty(),
             )
         });

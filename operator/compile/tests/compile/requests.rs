@@ -249,7 +249,7 @@ fn a_consumers_route_has_a_configuration_of_its_own() {
     assert_eq!(cluster_.names(ResourceType::Route), [WEB, name.as_str()]);
     let conditions = cluster_.compiler.conditions(&http("consumer", "other", json!([])).key());
     let [ancestor] = &conditions.unwrap().ancestors[..] else { panic!("one parent") };
-    assert!(ancestor.conditions.iter().any(|c| c.ty == ConditionType::Accepted && c.holds));
+    assert!(ancestor.conditions.iter().any(|c| c.ty == ConditionType::Accepted && c.holds()));
     assert!(ancestor.resources.iter().any(|resource| resource.name.as_str() == name), "{ancestor:?}");
     cluster_.delete(&http("consumer", "other", json!([])));
     assert!(cluster_.classes("10.0.0.1_80").is_empty());
@@ -279,7 +279,7 @@ fn a_rule_that_asks_for_what_is_not_supported_is_dropped_and_named() {
     let conditions = &conditions.ancestors[0].conditions;
     let partially = conditions.iter().find(|c| c.ty == ConditionType::PartiallyInvalid).unwrap();
     assert!(partially.message.starts_with("Dropped Rule: spec.rules[0], spec.rules[2]. "), "{partially:?}");
-    assert!(conditions.iter().any(|c| c.ty == ConditionType::Accepted && c.holds));
+    assert!(conditions.iter().any(|c| c.ty == ConditionType::Accepted && c.holds()));
 }
 
 #[test]

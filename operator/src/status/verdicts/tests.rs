@@ -1,7 +1,7 @@
 //! Objects, nodes and what is served, without an API server.
 
 use k8s_openapi::jiff::Timestamp;
-use slotmesh_compile::{Condition, ObjectName, ResourceVersion};
+use slotmesh_compile::{ObjectName, ResourceVersion};
 use slotmesh_xds::{Change, Resource, ResourceName, Sketch};
 
 use super::*;
@@ -61,8 +61,7 @@ fn object(key: &ObjectKey, accepted: bool, resources: &[(ResourceType, &str, &[u
         name: ResourceName::from(*name),
         version: Version::of(content).get(),
     };
-    let condition =
-        Condition { ty: ConditionType::Accepted, holds: accepted, reason: "Because", message: String::new() };
+    let condition = Condition::new(ConditionType::Accepted, accepted, "Because", String::new());
     let ancestor = Ancestor {
         at: None,
         conditions: vec![condition],
@@ -124,15 +123,15 @@ impl Scene {
         self.serves(self.served.clone());
     }
 
-    fn programmed(&self, key: &ObjectKey) -> (Truth, &'static str, String) {
+    fn programmed(&self, key: &ObjectKey) -> (ConditionStatus, &'static str, String) {
         self.programmed_when(key, false)
     }
 
-    fn programmed_when(&self, key: &ObjectKey, late: bool) -> (Truth, &'static str, String) {
+    fn programmed_when(&self, key: &ObjectKey, late: bool) -> (ConditionStatus, &'static str, String) {
         let verdict = self.verdicts.judge(key, late).unwrap();
         let said = verdict.places[0].conditions.last().unwrap();
-        assert_eq!(said.ty, "Programmed");
-        (said.truth, said.reason, said.message.clone())
+        assert_eq!(said.ty, ConditionType::Programmed);
+        (said.status, said.reason, said.message.clone())
     }
 
     fn dirty(&mut self) -> Vec<String> {
@@ -148,13 +147,13 @@ fn programmed_once_every_node_has_acknowledged_this_very_content() {
     let mut scene = Scene::new(&["n1", "n2"], Served::clusters(&[("web", b"1"), ("api", b"1")]));
     scene.object(&policy, &[(CLUSTER, "web", b"1")]);
     scene.acknowledges("n1", &Served::default());
-    let waits = (Truth::False, "Pending", "nodes are about to acknowledge it".to_owned());
+    let waits = (ConditionStatus::False, "Pending", "nodes are about to acknowledge it".to_owned());
     assert_eq!(scene.programmed(&policy), waits);
     let all = scene.served.clone();
     scene.acknowledges("n1", &all);
     // What others lack of other objects doesn't matter, nor what the node has besides.
     scene.acknowledges("n2", &Served::clusters(&[("web", b"1"), ("old", b"9")]));
-    assert_eq!(scene.programmed(&policy).0, Truth::True);
+    assert_eq!(scene.programmed(&policy).0, ConditionStatus::True);
 
     // The content changes: what was acknowledged before counts no more.
     scene.serves(Served::clusters(&[("web", b"2"), ("api", b"1")]));
@@ -166,10 +165,10 @@ fn programmed_once_every_node_has_acknowledged_this_very_content() {
     assert_eq!(scene.programmed(&policy), waits);
     assert_eq!(scene.programmed_when(&policy, true).2, "not acknowledged by n2 (pending)");
     scene.acknowledges("n2", &all);
-    let (truth, reason, message) = scene.programmed(&policy);
+    let (status, reason, message) = scene.programmed(&policy);
     assert_eq!(
-        (truth, reason, message.as_str()),
-        (Truth::True, "Programmed", "every node that it is for has acknowledged it")
+        (status, reason, message.as_str()),
+        (ConditionStatus::True, "Programmed", "every node that it is for has acknowledged it")
     );
 }
 
@@ -182,9 +181,9 @@ fn a_stopped_agent_is_named_and_what_it_has_acknowledged_before_still_counts() {
     let acknowledged = Some(Served::clusters(&[("old", b"1")]).sketch(&"n1".into()));
     let not_ready = Some(("AgentStopped".to_owned(), Timestamp::UNIX_EPOCH));
     scene.told("n1", Told { acknowledged, not_ready, ..Told::default() });
-    assert_eq!(scene.programmed(&old).0, Truth::True);
-    let (truth, _, message) = scene.programmed(&new);
-    assert_eq!(truth, Truth::False);
+    assert_eq!(scene.programmed(&old).0, ConditionStatus::True);
+    let (status, _, message) = scene.programmed(&new);
+    assert_eq!(status, ConditionStatus::False);
     assert!(message.contains("n1 (not ready since 1970-01-01T00:00:00Z: AgentStopped)"), "{message}");
 }
 
@@ -196,8 +195,8 @@ fn a_refusal_is_told_with_its_reason() {
     let acknowledged = Some(Served::clusters(&[("web", b"1")]).sketch(&"n1".into()));
     let refused = BTreeMap::from([("cluster/web".to_owned(), "no room".to_owned())]);
     scene.told("n1", Told { acknowledged, refused, ..Told::default() });
-    let (truth, reason, message) = scene.programmed(&policy);
-    assert_eq!((truth, reason), (Truth::False, "Refused"));
+    let (status, reason, message) = scene.programmed(&policy);
+    assert_eq!((status, reason), (ConditionStatus::False, "Refused"));
     assert!(message.ends_with("n1 (refuses cluster/web: no room)"), "{message}");
 }
 
@@ -219,7 +218,10 @@ fn only_the_objects_of_what_differs_are_looked_at() {
     let all = scene.served.clone();
     scene.acknowledges("n1", &all);
     assert_eq!(scene.dirty(), ["web"]);
-    assert_eq!((scene.programmed(&web).0, scene.programmed(&api).0), (Truth::True, Truth::True));
+    assert_eq!(
+        (scene.programmed(&web).0, scene.programmed(&api).0),
+        (ConditionStatus::True, ConditionStatus::True)
+    );
 }
 
 #[test]
@@ -238,13 +240,16 @@ fn a_node_of_which_too_much_is_new_to_be_told_lacks_what_is_new() {
     scene.serves(many.clone());
     scene.object(&one, &[(CLUSTER, "one", b"2")]);
     assert_eq!(scene.dirty(), ["one"], "nothing is to be said of what didn't change");
-    assert_eq!((scene.programmed(&web).0, scene.programmed(&one).0), (Truth::True, Truth::False));
+    assert_eq!(
+        (scene.programmed(&web).0, scene.programmed(&one).0),
+        (ConditionStatus::True, ConditionStatus::False)
+    );
     scene.acknowledges("n1", &many);
     assert_eq!(scene.dirty(), ["one"]);
-    assert_eq!(scene.programmed(&one).0, Truth::True);
+    assert_eq!(scene.programmed(&one).0, ConditionStatus::True);
     // A sketch that can't be read tells nothing: what it had, it still has.
     scene.told("n1", Told::default());
-    assert_eq!((scene.dirty(), scene.programmed(&web).0), (Vec::new(), Truth::True));
+    assert_eq!((scene.dirty(), scene.programmed(&web).0), (Vec::new(), ConditionStatus::True));
 }
 
 #[test]
@@ -256,7 +261,7 @@ fn a_node_that_was_never_known_and_lacks_too_much_lacks_everything() {
     let mut scene = Scene::new(&["n1"], many);
     scene.object(&policy, &[(CLUSTER, "web", b"1")]);
     scene.acknowledges("n1", &Served::clusters(&[("web", b"1")]));
-    assert_eq!(scene.programmed(&policy).0, Truth::False, "nobody can tell");
+    assert_eq!(scene.programmed(&policy).0, ConditionStatus::False, "nobody can tell");
 }
 
 #[test]
@@ -273,7 +278,7 @@ fn a_profile_is_for_the_nodes_that_it_has_and_no_others() {
     let verdict = scene.verdicts.judge(&profile, false).unwrap();
     assert_eq!(verdict.nodes, Count { due: 2, have: 1 });
     scene.acknowledges("n2", &all);
-    assert_eq!(scene.programmed(&profile).0, Truth::True);
+    assert_eq!(scene.programmed(&profile).0, ConditionStatus::True);
 }
 
 #[test]
@@ -281,19 +286,26 @@ fn nodes_come_and_go_and_nothing_is_to_be_said_of_what_the_others_have() {
     let policy = key(Kind::TrafficPolicy, "web");
     let mut scene = Scene::new(&["n1", "no-agent"], Served::clusters(&[("web", b"1")]));
     scene.object(&policy, &[(CLUSTER, "web", b"1")]);
-    assert_eq!((scene.programmed(&policy).0, scene.programmed(&policy).1), (Truth::Unknown, "NoNodes"));
+    assert_eq!(
+        (scene.programmed(&policy).0, scene.programmed(&policy).1),
+        (ConditionStatus::Unknown, "NoNodes")
+    );
     scene.dirty();
     let served = scene.served.clone();
     scene.acknowledges("n1", &served);
     assert_eq!(scene.dirty(), ["web"], "the first node");
-    assert_eq!(scene.programmed(&policy).0, Truth::True, "one that never had an agent isn't waited for");
+    assert_eq!(
+        scene.programmed(&policy).0,
+        ConditionStatus::True,
+        "one that never had an agent isn't waited for"
+    );
 
     // A node joins: its MeshNode is made, its agent begins, it gets pods, it catches up.
     scene.told("n2", Told::default());
     scene.begins("n2", &Served::default());
     scene.acknowledges("n2", &Served::default());
     scene.takes_part("n2", true);
-    assert_eq!((scene.dirty(), scene.programmed(&policy).0), (Vec::new(), Truth::True));
+    assert_eq!((scene.dirty(), scene.programmed(&policy).0), (Vec::new(), ConditionStatus::True));
     scene.acknowledges("n2", &served);
     assert!(scene.dirty().is_empty());
     // It reboots.
@@ -305,13 +317,16 @@ fn nodes_come_and_go_and_nothing_is_to_be_said_of_what_the_others_have() {
     scene.object(&policy, &[(CLUSTER, "web", b"2")]);
     let served = scene.served.clone();
     scene.acknowledges("n1", &served);
-    assert_eq!((scene.dirty(), scene.programmed(&policy).0), (vec!["web".to_owned()], Truth::False));
+    assert_eq!(
+        (scene.dirty(), scene.programmed(&policy).0),
+        (vec!["web".to_owned()], ConditionStatus::False)
+    );
     scene.acknowledges("n2", &served);
     scene.dirty();
     // It leaves: its pods go, its MeshNode goes.
     scene.takes_part("n2", false);
     scene.verdicts.node(&"n2".into(), None, scene.now);
-    assert_eq!((scene.dirty(), scene.programmed(&policy).0), (Vec::new(), Truth::True));
+    assert_eq!((scene.dirty(), scene.programmed(&policy).0), (Vec::new(), ConditionStatus::True));
     scene.verdicts.node(&"n1".into(), None, scene.now);
     assert_eq!(scene.dirty(), ["web"], "the last node");
     assert_eq!(scene.programmed(&policy).1, "NoNodes");
@@ -330,8 +345,8 @@ fn a_node_that_joins_for_too_long_counts() {
     assert!(scene.dirty().is_empty());
     assert_eq!(scene.verdicts.overdue(until), None);
     assert_eq!(scene.dirty(), ["web"]);
-    let (truth, _, message) = scene.programmed(&policy);
-    assert_eq!(truth, Truth::False);
+    let (status, _, message) = scene.programmed(&policy);
+    assert_eq!(status, ConditionStatus::False);
     assert!(message.contains("n2 (not ready since 1970-01-01T00:00:00Z: Syncing)"), "{message}");
 }
 
@@ -354,10 +369,13 @@ fn what_is_not_accepted_or_leads_nowhere_is_not_programmed() {
     scene.acknowledges("n1", &Served::default());
     scene.verdicts.object(&refused, object(&refused, false, &[]));
     scene.object(&nothing, &[]);
-    assert_eq!((scene.programmed(&refused).0, scene.programmed(&refused).1), (Truth::False, "NotAccepted"));
+    assert_eq!(
+        (scene.programmed(&refused).0, scene.programmed(&refused).1),
+        (ConditionStatus::False, "NotAccepted")
+    );
     assert_eq!(
         (scene.programmed(&nothing).0, scene.programmed(&nothing).1),
-        (Truth::Unknown, "NothingToProgram")
+        (ConditionStatus::Unknown, "NothingToProgram")
     );
     scene.verdicts.object(&refused, None);
     assert_eq!(scene.verdicts.judge(&refused, false), None);
