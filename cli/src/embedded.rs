@@ -19,7 +19,8 @@ const PIPE: usize = 1 << 20;
 pub fn stream(parts: &mut Parts, store: Store, sink: impl Sink, node: &str, stop: &CancellationToken) {
     let (pipes, incoming) = mpsc::unbounded_channel::<io::Result<DuplexStream>>();
     let incoming = UnboundedReceiverStream::new(incoming);
-    let serving = slotmesh_serve::serve(store, slotmesh_serve::Config::default(), incoming, stop.clone());
+    let serving =
+        slotmesh_serve::serve(store, slotmesh_serve::AdsServerConfig::default(), incoming, stop.clone());
     parts.add("the delta ADS server", async move { Ok(serving.await?) });
     let connector = FromStreams::new(move || {
         let (near, far) = tokio::io::duplex(PIPE);

@@ -23,7 +23,7 @@ use slotmesh_operator::{
     certs::{Certificates, Keeper, Lifetimes, Names, tls_config},
     status::{self, Counters, Notices, Settings, Sources},
 };
-use slotmesh_serve::{Config, tls_connections};
+use slotmesh_serve::{AdsServerConfig, tls_connections};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -251,7 +251,11 @@ impl Running {
         });
 
         let tokens = Tokens::new(client, &self.audience, &self.namespace, &self.agent_account);
-        let config = Config { admission: Some(Arc::new(tokens)), stagger: self.stagger, ..Config::default() };
+        let config = AdsServerConfig {
+            authenticator: Some(Arc::new(tokens)),
+            stagger: self.stagger,
+            ..AdsServerConfig::default()
+        };
         let metrics = Arc::new(Metrics::new(store.clone(), operator.status(), &config, counters));
         let state = Admin {
             metrics,

@@ -10,7 +10,7 @@ use std::{
 use anyhow::Context as _;
 use clap::Args;
 use slotmesh_agent::{AcknowledgedPods, PublishToProxies};
-use slotmesh_serve::{Config, Store, StreamId, StreamNews, UnixSocket};
+use slotmesh_serve::{AdsServerConfig, Store, StreamEvent, StreamId, UnixSocket};
 use slotmesh_xds::{ResourceName, ResourceType, Version};
 use tokio::{
     sync::watch,
@@ -84,7 +84,7 @@ impl ProxyServer {
         acknowledged: watch::Sender<AcknowledgedPods>,
     ) {
         let Self { store, socket } = self;
-        let serving = slotmesh_serve::serve(store.clone(), Config::default(), socket, stop.clone());
+        let serving = slotmesh_serve::serve(store.clone(), AdsServerConfig::default(), socket, stop.clone());
         parts.add("the delta ADS server of the proxies", async move { Ok(serving.await?) });
         let stop = stop.clone();
         parts.add("the reader of what proxies acknowledge", async move {
@@ -146,7 +146,7 @@ async fn follow(store: Store, acknowledged: watch::Sender<AcknowledgedPods>) {
             () = over => Vec::new(),
         };
         let now = Instant::now();
-        for StreamNews { status, ended } in came {
+        for StreamEvent { status, ended } in came {
             let held = store.held(status.stream, ResourceType::Workload).filter(|_| ended.is_none());
             match held {
                 Some(held) => {

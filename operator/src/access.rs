@@ -21,7 +21,7 @@ use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, UserInf
 use kube::{Api, Client, api::PostParams};
 use ring::digest::{SHA256, digest};
 use serde::Deserialize;
-use slotmesh_serve::{Admission, Admitted, Answer, Denied, NodeName, Origin, Token};
+use slotmesh_serve::{AuthError, AuthResult, Authenticated, Authenticator, NodeName, Origin, Token};
 use tokio::sync::oneshot;
 
 use self::{
@@ -75,7 +75,7 @@ impl Tokens {
         }
     }
 
-    async fn review(&self, token: &Token, from: Option<Origin>) -> Result<Admitted, Denied> {
+    async fn review(&self, token: &Token, from: Option<Origin>) -> Result<Authenticated, AuthError> {
         let key = key(token);
         if let Some(known) = self.recall(&key) {
             return known;
@@ -89,27 +89,27 @@ impl Tokens {
         let answer = self.ask(token).await;
         let now = Instant::now();
         match &answer {
-            Ok(admitted) => {
-                let ask_again = now + admitted.lasts.unwrap_or(LONGEST).min(LONGEST);
-                lock(&self.memory).good(key, admitted, now, ask_again);
+            Ok(authenticated) => {
+                let ask_again = now + authenticated.lasts.unwrap_or(LONGEST).min(LONGEST);
+                lock(&self.memory).good(key, authenticated, now, ask_again);
             }
-            Err(Denied::Refused(why)) => {
+            Err(AuthError::Invalid(why)) => {
                 turn.ends_bad(from, now);
                 lock(&self.memory).bad(key, why.clone(), now);
             }
-            Err(Denied::Unavailable(_)) => {}
+            Err(AuthError::Unavailable(_)) => {}
         }
         answer
     }
 
-    fn recall(&self, key: &Digest) -> Option<Result<Admitted, Denied>> {
+    fn recall(&self, key: &Digest) -> Option<Result<Authenticated, AuthError>> {
         Some(match lock(&self.memory).recall(key, Instant::now())? {
-            Known::Good(admitted) => Ok(admitted),
-            Known::Bad(why) => Err(Denied::Refused(why)),
+            Known::Good(authenticated) => Ok(authenticated),
+            Known::Bad(why) => Err(AuthError::Invalid(why)),
         })
     }
 
-    async fn ask(&self, token: &Token) -> Result<Admitted, Denied> {
+    async fn ask(&self, token: &Token) -> Result<Authenticated, AuthError> {
         let review = TokenReview {
             spec: TokenReviewSpec {
                 audiences: Some(vec![self.audience.clone()]),
@@ -120,19 +120,19 @@ impl Tokens {
         let params = PostParams::default();
         let status = tokio::time::timeout(PATIENCE, self.reviews.create(&params, &review))
             .await
-            .map_err(|_elapsed| Denied::Unavailable(format!("no answer within {PATIENCE:?}")))?
-            .map_err(|error| Denied::Unavailable(error.to_string()))?
+            .map_err(|_elapsed| AuthError::Unavailable(format!("no answer within {PATIENCE:?}")))?
+            .map_err(|error| AuthError::Unavailable(error.to_string()))?
             .status
-            .ok_or_else(|| Denied::Unavailable("the answer says nothing".to_owned()))?;
+            .ok_or_else(|| AuthError::Unavailable("the answer says nothing".to_owned()))?;
         if status.authenticated != Some(true) {
             let reason = status.error.unwrap_or_else(|| "it isn't authentic".to_owned());
-            return Err(Denied::Refused(format!("the token is refused: {reason}")));
+            return Err(AuthError::Invalid(format!("the token is refused: {reason}")));
         }
         if !status.audiences.unwrap_or_default().contains(&self.audience) {
-            return Err(Denied::Refused(format!("the token isn't for the audience {:?}", self.audience)));
+            return Err(AuthError::Invalid(format!("the token isn't for the audience {:?}", self.audience)));
         }
-        let node = node_of(&status.user.unwrap_or_default(), &self.user).map_err(Denied::Refused)?;
-        Ok(Admitted { node, lasts: lasts(token.reveal(), SystemTime::now()) })
+        let node = node_of(&status.user.unwrap_or_default(), &self.user).map_err(AuthError::Invalid)?;
+        Ok(Authenticated { node, lasts: lasts(token.reveal(), SystemTime::now()) })
     }
 }
 
@@ -151,8 +151,8 @@ enum Outcome {
 }
 
 impl Turn {
-    async fn wait(line: &Waiting, from: Option<Origin>) -> Result<Self, Denied> {
-        let busy = || Denied::Unavailable("too many tokens wait to be checked; try again".to_owned());
+    async fn wait(line: &Waiting, from: Option<Origin>) -> Result<Self, AuthError> {
+        let busy = || AuthError::Unavailable("too many tokens wait to be checked; try again".to_owned());
         let (ticket, mut turn) = oneshot::channel();
         let mut until = {
             let (mut line, now) = (lock(line), Instant::now());
@@ -223,8 +223,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Admission for Tokens {
-    fn admit(&self, token: Token, from: Option<Origin>) -> Answer<'_> {
+impl Authenticator for Tokens {
+    fn authenticate(&self, token: Token, from: Option<Origin>) -> AuthResult<'_> {
         Box::pin(async move { self.review(&token, from).await })
     }
 }

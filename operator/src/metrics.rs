@@ -8,7 +8,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 use slotmesh_compile::{Kind, Severity};
-use slotmesh_serve::{Config, Delays, Gate, Holds, Reason, Refusals, Shed, Store};
+use slotmesh_serve::{AdsServerConfig, Delays, Gate, HeldBack, RefusalReason, RefusedStreams, Shed, Store};
 use slotmesh_xds::ResourceType;
 use tokio::sync::watch;
 
@@ -47,8 +47,8 @@ pub struct Metrics {
     registry: Registry,
     store: Store,
     status: watch::Receiver<Status>,
-    refusals: Arc<Refusals>,
-    holds: Arc<Holds>,
+    refusals: Arc<RefusedStreams>,
+    held_back: Arc<HeldBack>,
     synced: Gauge,
     left_out: Family<KindLabel, Gauge>,
     left_alone: Family<ReasonLabel, Gauge>,
@@ -73,13 +73,18 @@ pub struct Metrics {
 
 impl Metrics {
     /// Shows what is served, to whom, and what is to be said about it and was written.
-    pub fn new(store: Store, status: watch::Receiver<Status>, server: &Config, counters: Counters) -> Self {
+    pub fn new(
+        store: Store,
+        status: watch::Receiver<Status>,
+        server: &AdsServerConfig,
+        counters: Counters,
+    ) -> Self {
         let mut metrics = Self {
             registry: Registry::with_prefix("slotmesh_operator"),
             store,
             status,
             refusals: Arc::clone(&server.refusals),
-            holds: Arc::clone(&server.holds),
+            held_back: Arc::clone(&server.held_back),
             synced: Gauge::default(),
             left_out: Family::default(),
             left_alone: Family::default(),
@@ -212,7 +217,7 @@ impl Metrics {
         }
         follow(&self.compiled, status.compiled.units);
         self.left.set(i64::try_from(status.left_to_kube_proxy).unwrap_or(i64::MAX));
-        for reason in Reason::ALL {
+        for reason in RefusalReason::ALL {
             let counter = self.refused.get_or_create(&ReasonLabel { reason: reason.as_str() });
             follow(&counter, self.refusals.count(reason));
         }
@@ -221,8 +226,8 @@ impl Metrics {
             let counter = self.shed.get_or_create(&ReasonLabel { reason: reason.as_str() });
             follow(&counter, self.gate.shed(reason));
         }
-        follow(&self.held, self.holds.begun());
-        follow(&self.given_up, self.holds.given_up());
+        follow(&self.held, self.held_back.begun());
+        follow(&self.given_up, self.held_back.given_up());
         self.leader.set(i64::from(self.counters.is_leader()));
         for target in Target::ALL {
             let label = TargetLabel { target: target.as_str() };
@@ -247,7 +252,7 @@ mod tests {
     #[test]
     fn every_reason_and_type_is_shown_from_the_start() {
         let (_sender, status) = watch::channel(Status::default());
-        let metrics = Metrics::new(Store::new(), status, &Config::default(), Counters::default());
+        let metrics = Metrics::new(Store::new(), status, &AdsServerConfig::default(), Counters::default());
         let text = metrics.render();
         for line in [
             "slotmesh_operator_synced 0",

@@ -24,7 +24,7 @@ use std::{
 
 use kube::Client;
 use slotmesh_compile::{Audience, CompileOptions, Compiler, Enrolment, Kind, Report};
-use slotmesh_serve::Reached;
+use slotmesh_serve::SourceVersions;
 use slotmesh_xds::{Change, ResourceName};
 use tokio::sync::{
     mpsc::{self, Receiver, Sender},
@@ -60,17 +60,17 @@ pub trait Publish: Send + 'static {
     /// Takes the next changes, which are in make-before-break order and belong together. The first
     /// call brings everything that the source held at the start, which may be nothing. `seen` is when the
     /// source saw the first event that led to them, and `reached` how far it is known with them.
-    fn publish(&mut self, changes: Vec<Change>, seen: Instant, reached: &Reached);
+    fn publish(&mut self, changes: Vec<Change>, seen: Instant, reached: &SourceVersions);
 
     /// Listeners that other callers need from the next changes on; `None` where all do.
     fn audiences(&mut self, _audiences: BTreeMap<ResourceName, Option<Audience>>) {}
 
     /// The source is known further, which changes nothing else.
-    fn reach(&mut self, _reached: &Reached) {}
+    fn reach(&mut self, _reached: &SourceVersions) {}
 }
 
 impl<F: FnMut(Vec<Change>) + Send + 'static> Publish for F {
-    fn publish(&mut self, changes: Vec<Change>, _: Instant, _: &Reached) {
+    fn publish(&mut self, changes: Vec<Change>, _: Instant, _: &SourceVersions) {
         self(changes);
     }
 }
@@ -182,7 +182,7 @@ impl Operator {
             lists: ListTracker::default(),
             stages,
             compiler: Compiler::new(options),
-            reached: Reached::default(),
+            reached: SourceVersions::default(),
             publish,
             questions,
             status: sender,
@@ -252,7 +252,7 @@ struct Pipeline<P> {
     stages: Vec<Box<dyn Stage>>,
     compiler: Compiler,
     /// How far the source is known.
-    reached: Reached,
+    reached: SourceVersions,
     publish: P,
     questions: Questions,
     status: watch::Sender<Status>,

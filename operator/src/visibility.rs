@@ -9,7 +9,7 @@ use std::{
 };
 
 use slotmesh_compile::Audience;
-use slotmesh_serve::{NodeName, Reached, Rescoped, Scope, Store, Visibility};
+use slotmesh_serve::{NodeName, Rescoped, Scope, SourceVersions, Store, Visibility};
 use slotmesh_xds::{Change, ResourceName, ResourceType, Workload};
 
 use self::index::VisibilityIndex;
@@ -85,7 +85,7 @@ impl Publish for Scoped {
         self.audiences.extend(audiences);
     }
 
-    fn publish(&mut self, changes: Vec<Change>, seen: Instant, reached: &Reached) {
+    fn publish(&mut self, changes: Vec<Change>, seen: Instant, reached: &SourceVersions) {
         let rescoped = self.rescope(&changes);
         self.due.apply(&changes, |ty, name| self.store.get(ty, name).map(|resource| resource.version));
         for node in &rescoped.nodes {
@@ -94,7 +94,7 @@ impl Publish for Scoped {
         self.store.apply_for(changes, &rescoped, Some(seen), reached);
     }
 
-    fn reach(&mut self, reached: &Reached) {
+    fn reach(&mut self, reached: &SourceVersions) {
         self.store.reach(reached);
     }
 }

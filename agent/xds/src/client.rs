@@ -106,38 +106,6 @@ impl Handle {
         });
     }
 
-    /// Adds names to the subscription of a type; changes nothing under the wildcard.
-    pub fn subscribe(&self, ty: ResourceType, names: impl IntoIterator<Item = ResourceName>) {
-        self.wanted.send_if_modified(|wanted| match &mut wanted[ty] {
-            Subscription::Wildcard => false,
-            Subscription::Names(wanted) => {
-                let before = wanted.len();
-                wanted.extend(names);
-                wanted.len() != before
-            }
-        });
-    }
-
-    /// Takes names out of the subscription of a type, and out of the sink; changes nothing under the
-    /// wildcard.
-    pub fn unsubscribe(&self, ty: ResourceType, names: impl IntoIterator<Item = ResourceName>) {
-        self.wanted.send_if_modified(|wanted| match &mut wanted[ty] {
-            Subscription::Wildcard => false,
-            Subscription::Names(wanted) => {
-                let before = wanted.len();
-                for name in names {
-                    wanted.remove(&name);
-                }
-                wanted.len() != before
-            }
-        });
-    }
-
-    /// The subscription of a type.
-    pub fn subscription(&self, ty: ResourceType) -> Subscription {
-        self.wanted.borrow()[ty].clone()
-    }
-
     /// The client's counters.
     pub fn stats(&self) -> &Arc<Stats> {
         &self.stats

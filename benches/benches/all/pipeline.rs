@@ -93,7 +93,7 @@ impl Pipeline {
         let incoming = UnboundedReceiverStream::new(incoming);
         runtime.spawn(slotmesh_serve::serve(
             store.clone(),
-            slotmesh_serve::Config::default(),
+            slotmesh_serve::AdsServerConfig::default(),
             incoming,
             stop.clone(),
         ));

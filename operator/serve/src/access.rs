@@ -37,7 +37,7 @@ impl fmt::Debug for Token {
 
 /// Who was let in.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Admitted {
+pub struct Authenticated {
     /// The node that the stream may be for.
     pub node: NodeName,
     /// How long the permission lasts; then the agent has to connect anew with a new token.
@@ -46,37 +46,37 @@ pub struct Admitted {
 
 /// Why somebody wasn't let in.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Denied {
+pub enum AuthError {
     /// The token isn't good.
     #[error("{0}")]
-    Refused(String),
+    Invalid(String),
     /// Nobody can tell at the moment.
     #[error("the token can't be checked now: {0}")]
     Unavailable(String),
 }
 
-/// The answer of an [`Admission`].
-pub type Answer<'a> = Pin<Box<dyn Future<Output = Result<Admitted, Denied>> + Send + 'a>>;
+/// The answer of an [`Authenticator`].
+pub type AuthResult<'a> = Pin<Box<dyn Future<Output = Result<Authenticated, AuthError>> + Send + 'a>>;
 
 /// Checks tokens.
-pub trait Admission: fmt::Debug + Send + Sync + 'static {
+pub trait Authenticator: fmt::Debug + Send + Sync + 'static {
     /// Tells whether the bearer of this token is let in. Where several ask, no origin waits for all that another one asks;
     /// `None` where nobody can tell where it comes from.
-    fn admit(&self, token: Token, from: Option<Origin>) -> Answer<'_>;
+    fn authenticate(&self, token: Token, from: Option<Origin>) -> AuthResult<'_>;
 }
 
 /// Streams that were refused, by reason.
 #[derive(Debug, Default)]
-pub struct Refusals {
+pub struct RefusedStreams {
     no_token: AtomicU64,
     bad_token: AtomicU64,
     other_node: AtomicU64,
     protocol: AtomicU64,
 }
 
-/// A reason of [`Refusals`].
+/// A reason of [`RefusedStreams`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Reason {
+pub enum RefusalReason {
     /// No token came with the stream.
     NoToken,
     /// The token isn't good.
@@ -87,7 +87,7 @@ pub enum Reason {
     Protocol,
 }
 
-impl Reason {
+impl RefusalReason {
     /// All reasons.
     pub const ALL: [Self; 4] = [Self::NoToken, Self::BadToken, Self::OtherNode, Self::Protocol];
 
@@ -102,22 +102,22 @@ impl Reason {
     }
 }
 
-impl Refusals {
-    const fn counter(&self, reason: Reason) -> &AtomicU64 {
+impl RefusedStreams {
+    const fn counter(&self, reason: RefusalReason) -> &AtomicU64 {
         match reason {
-            Reason::NoToken => &self.no_token,
-            Reason::BadToken => &self.bad_token,
-            Reason::OtherNode => &self.other_node,
-            Reason::Protocol => &self.protocol,
+            RefusalReason::NoToken => &self.no_token,
+            RefusalReason::BadToken => &self.bad_token,
+            RefusalReason::OtherNode => &self.other_node,
+            RefusalReason::Protocol => &self.protocol,
         }
     }
 
     /// How many streams were refused for this reason.
-    pub fn count(&self, reason: Reason) -> u64 {
+    pub fn count(&self, reason: RefusalReason) -> u64 {
         self.counter(reason).load(Ordering::Relaxed)
     }
 
-    pub(crate) fn add(&self, reason: Reason) {
+    pub(crate) fn add(&self, reason: RefusalReason) {
         self.counter(reason).fetch_add(1, Ordering::Relaxed);
     }
 }

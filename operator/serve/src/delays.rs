@@ -32,3 +32,11 @@ impl Default for Delays {
 pub(crate) fn observe(histogram: &Histogram, seen: Instant) {
     histogram.observe(seen.elapsed().as_secs_f64());
 }
+
+/// Sleeps until then; for ever where there is no such time.
+pub(crate) async fn until_passed(until: Option<tokio::time::Instant>) {
+    match until {
+        Some(until) => tokio::time::sleep_until(until).await,
+        None => std::future::pending().await,
+    }
+}

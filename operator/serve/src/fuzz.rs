@@ -5,7 +5,7 @@ use std::collections::{HashSet, VecDeque};
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use slotmesh_xds::{Change, Rejection, status_from_rejections};
 
-use crate::{status::StreamId, store::Resources, stream::Stream};
+use crate::{resources::Resources, status::StreamId, stream::Stream};
 
 /// A small limit, so that answers are sent in parts.
 const MAX_MESSAGE: usize = 256;

@@ -7,7 +7,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::{Error, Server, server::Connected};
 
-use crate::{Config, Store, service::tracked_server};
+use crate::{AdsServerConfig, Store, service::tracked_server};
 
 /// The bytes that are taken in of a connection ahead of being read. Small: it is taken in of strangers, too.
 const WINDOW: u32 = (1 << 16) - 1;
@@ -17,13 +17,13 @@ const HEADERS: u32 = 16 << 10;
 const STREAMS: u32 = 4;
 
 /// Serves `store` on the connections of `incoming` until `shutdown` is cancelled, then ends the
-/// streams, spread over [`Config::stagger`], and waits for the connections, at most for
-/// [`Config::drain`].
+/// streams, spread over [`AdsServerConfig::stagger`], and waits for the connections, at most for
+/// [`AdsServerConfig::drain`].
 ///
 /// It also returns, once the connections have ended, when `incoming` ends.
 pub async fn serve<C>(
     store: Store,
-    config: Config,
+    config: AdsServerConfig,
     incoming: impl Stream<Item = io::Result<C>>,
     shutdown: CancellationToken,
 ) -> Result<(), Error>

@@ -21,9 +21,10 @@ use envoy_types::pb::{
 use slotmesh_xds::{PerType, Resource, ResourceName, ResourceType, system_version_info};
 
 use crate::{
-    scope::View,
+    acked::Sent,
+    resources::View,
     table::Place,
-    tracker::{Needs, Sent, Tracker},
+    tracker::{Needs, Tracker},
 };
 
 /// The cost of a resource or name in a message beyond its own bytes, rounded up: tags, lengths, the

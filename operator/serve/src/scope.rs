@@ -1,7 +1,7 @@
 //! The part of what is served that a node may see.
 //!
-//! A [`Scope`] is given from outside and decides by node and name. Through a [`View`] a stream sees a
-//! resource that isn't for its node as one that doesn't exist: it is never sent, and removed where the
+//! A [`Scope`] is given from outside and decides by node and name. Through a [`View`](crate::resources::View) a stream
+//! sees a resource that isn't for its node as one that doesn't exist: it is never sent, and removed where the
 //! agent has it. What a node is spared counts in the sketch of what it has acknowledged: so all nodes of a
 //! cluster tell of the same, whatever runs on each.
 
@@ -10,13 +10,9 @@ use std::{
     fmt,
 };
 
-use slotmesh_xds::{Resource, ResourceName, ResourceType};
+use slotmesh_xds::{ResourceName, ResourceType};
 
-use crate::{
-    NodeName,
-    store::Resources,
-    table::{Place, Table},
-};
+use crate::NodeName;
 
 /// The relation of a node to a resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,41 +41,4 @@ pub struct Rescoped {
     pub resources: HashSet<(ResourceType, ResourceName)>,
     /// Resources to which that of one node may have.
     pub of_node: HashMap<NodeName, HashSet<(ResourceType, ResourceName)>>,
-}
-
-/// The resources as one node sees them.
-#[derive(Clone, Copy)]
-pub(crate) struct View<'a> {
-    resources: &'a Resources,
-    node: Option<&'a NodeName>,
-}
-
-impl<'a> View<'a> {
-    pub(crate) fn new(resources: &'a Resources, node: Option<&'a NodeName>) -> Self {
-        Self { resources, node }
-    }
-
-    /// The relation of the node to the resource of this name, if there is one.
-    pub(crate) fn visibility(&self, ty: ResourceType, name: &ResourceName) -> Visibility {
-        match (self.resources.scope(), self.node) {
-            (None, _) => Visibility::Seen,
-            (Some(scope), Some(node)) => scope.visibility(node, ty, name),
-            (Some(_), None) => Visibility::Foreign,
-        }
-    }
-
-    /// A resource and its place, whether or not the node may see it.
-    pub(crate) fn find(&self, ty: ResourceType, name: &ResourceName) -> Option<(Place, &'a Resource)> {
-        self.resources.find(ty, name)
-    }
-
-    /// All resources of a type, whether or not the node may see them.
-    pub(crate) fn table(&self, ty: ResourceType) -> &'a Table {
-        self.resources.table(ty)
-    }
-
-    /// How many batches have been applied.
-    pub(crate) fn generation(&self) -> u64 {
-        self.resources.generation()
-    }
 }

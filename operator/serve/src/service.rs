@@ -1,41 +1,25 @@
-//! Moves messages between tonic and the state machine of each stream.
-//!
-//! One task a stream. It never waits for the agent: requests and changes are taken in whether or not
-//! the agent reads, and a response is built only when there is room to send it. So a slow agent
-//! costs its state and one message, and gets the latest content when it is ready.
+//! The service: asks who opens a stream, and starts its task.
 
-use std::{
-    error::Error as _,
-    future::pending,
-    pin::{Pin, pin},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
     aggregated_discovery_service_server::{AggregatedDiscoveryService, AggregatedDiscoveryServiceServer},
 };
 use futures::{Stream as FuturesStream, StreamExt as _, stream::Empty};
-use tokio::{
-    sync::{mpsc, watch},
-    time::Instant,
-};
+use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{Code, Request, Response, Status, Streaming, transport::server::TlsConnectInfo};
+use tonic::{Request, Response, Status, Streaming, transport::server::TlsConnectInfo};
 
 use crate::{
     Store,
-    access::{Admission, Admitted, Denied, Reason, Refusals, Token},
+    access::{AuthError, Authenticated, Authenticator, RefusalReason, RefusedStreams, Token},
+    driver::Driver,
     gate::{Gate, Peer},
+    held_back::HeldBack,
     quiet::Quiet,
-    status::Ending,
-    store::Registration,
-    stream::{Awaiting, Refused},
+    registration::Registration,
 };
 
 /// A reconnecting agent lists what it holds in one request: 100,000 names of 60 bytes are 8 MiB.
@@ -43,7 +27,7 @@ const MAX_REQUEST: usize = 64 << 20;
 
 /// Settings of the server.
 #[derive(Clone, Debug)]
-pub struct Config {
+pub struct AdsServerConfig {
     /// Responses are split above this size. Each stream keeps a buffer of its largest message for good
     /// (tonic's encoder does, of the next power of two), so many agents cost this many times over.
     pub max_message: usize,
@@ -58,18 +42,18 @@ pub struct Config {
     pub stagger: Duration,
     /// How long an agent that comes from a replica that knew more is kept waiting for this one to know as much.
     /// After a restore of etcd that never happens.
-    pub catch_up: Duration,
+    pub hold_back: Duration,
     /// Counts those that are kept waiting.
-    pub holds: Arc<Holds>,
+    pub held_back: Arc<HeldBack>,
     /// Who checks the tokens of agents; `None` lets everybody in, who must then be kept out otherwise.
-    pub admission: Option<Arc<dyn Admission>>,
+    pub authenticator: Option<Arc<dyn Authenticator>>,
     /// Counts the streams that are refused.
-    pub refusals: Arc<Refusals>,
+    pub refusals: Arc<RefusedStreams>,
     /// Bounds the connections that nobody knows; to be given to [`tls_connections`](crate::tls_connections).
     pub gate: Gate,
 }
 
-impl Default for Config {
+impl Default for AdsServerConfig {
     fn default() -> Self {
         Self {
             max_message: 15 << 10,
@@ -77,31 +61,12 @@ impl Default for Config {
             keepalive: Duration::from_secs(30),
             drain: Duration::from_secs(5),
             stagger: Duration::ZERO,
-            catch_up: Duration::from_secs(30),
-            holds: Arc::default(),
-            admission: None,
+            hold_back: Duration::from_secs(30),
+            held_back: Arc::default(),
+            authenticator: None,
             refusals: Arc::default(),
             gate: Gate::default(),
         }
-    }
-}
-
-/// Streams that were kept waiting because the replica lagged behind.
-#[derive(Debug, Default)]
-pub struct Holds {
-    begun: AtomicU64,
-    given_up: AtomicU64,
-}
-
-impl Holds {
-    /// How many were.
-    pub fn begun(&self) -> u64 {
-        self.begun.load(Ordering::Relaxed)
-    }
-
-    /// Of these, how many were answered at last though the replica hadn't caught up.
-    pub fn given_up(&self) -> u64 {
-        self.given_up.load(Ordering::Relaxed)
     }
 }
 
@@ -109,7 +74,7 @@ impl Holds {
 #[derive(Debug)]
 pub struct DeltaAds {
     store: Store,
-    config: Config,
+    config: AdsServerConfig,
     shutdown: CancellationToken,
     tasks: TaskTracker,
     /// Of what strangers can cause.
@@ -119,7 +84,7 @@ pub struct DeltaAds {
 /// The tonic service that serves `store`. Its streams end when `shutdown` is cancelled.
 pub fn server(
     store: Store,
-    config: Config,
+    config: AdsServerConfig,
     shutdown: CancellationToken,
 ) -> AggregatedDiscoveryServiceServer<DeltaAds> {
     tracked_server(store, config, shutdown, TaskTracker::new())
@@ -127,7 +92,7 @@ pub fn server(
 
 pub(crate) fn tracked_server(
     store: Store,
-    config: Config,
+    config: AdsServerConfig,
     shutdown: CancellationToken,
     tasks: TaskTracker,
 ) -> AggregatedDiscoveryServiceServer<DeltaAds> {
@@ -140,9 +105,6 @@ pub(crate) fn tracked_server(
     })
     .max_decoding_message_size(MAX_REQUEST)
 }
-
-/// How long a refused agent may take to read why.
-const LAST_WORD: Duration = Duration::from_secs(5);
 
 type Responses<T> = Pin<Box<dyn FuturesStream<Item = Result<T, Status>> + Send>>;
 
@@ -165,11 +127,11 @@ impl AggregatedDiscoveryService for DeltaAds {
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        let admitted = self.admit(&request).await?;
+        let authenticated = self.authenticate(&request).await?;
         let (sender, receiver) = mpsc::channel(1);
-        let registration = self.store.register(self.config.max_message);
+        let registration = Registration::new(&self.store, self.config.max_message);
         let mut until = None;
-        if let Some(Admitted { node, lasts }) = admitted {
+        if let Some(Authenticated { node, lasts }) = authenticated {
             registration.restrict(node);
             until = lasts.map(|lasts| Instant::now() + lasts);
         }
@@ -180,8 +142,8 @@ impl AggregatedDiscoveryService for DeltaAds {
             ack_patience: self.config.ack_patience,
             stagger: self.config.stagger,
             until,
-            catch_up: self.config.catch_up,
-            holds: Arc::clone(&self.config.holds),
+            hold_back: self.config.hold_back,
+            held_back: Arc::clone(&self.config.held_back),
             refusals: Arc::clone(&self.config.refusals),
         };
         self.tasks.spawn(driver.run(self.shutdown.clone()));
@@ -193,9 +155,9 @@ impl AggregatedDiscoveryService for DeltaAds {
 
 impl DeltaAds {
     /// Asks who it is that opens a stream.
-    async fn admit<T>(&self, request: &Request<T>) -> Result<Option<Admitted>, Status> {
+    async fn authenticate<T>(&self, request: &Request<T>) -> Result<Option<Authenticated>, Status> {
         let peer = request.extensions().get::<TlsConnectInfo<Peer>>().map(TlsConnectInfo::get_ref);
-        let Some(admission) = &self.config.admission else {
+        let Some(authenticator) = &self.config.authenticator else {
             if let Some(peer) = peer {
                 peer.is_known(None);
             }
@@ -206,24 +168,24 @@ impl DeltaAds {
                 if let Some(peer) = peer {
                     peer.asks(Instant::now());
                 }
-                admission.admit(token, peer.map(Peer::origin)).await.map_err(|denied| match denied {
-                    Denied::Refused(_) => {
-                        (Some(Reason::BadToken), Status::unauthenticated(denied.to_string()))
+                authenticator.authenticate(token, peer.map(Peer::origin)).await.map_err(|error| match error {
+                    AuthError::Invalid(_) => {
+                        (Some(RefusalReason::BadToken), Status::unauthenticated(error.to_string()))
                     }
-                    Denied::Unavailable(_) => (None, Status::unavailable(denied.to_string())),
+                    AuthError::Unavailable(_) => (None, Status::unavailable(error.to_string())),
                 })
             }
             None => {
                 let why = "a stream needs the agent's token (authorization: Bearer …)";
-                Err((Some(Reason::NoToken), Status::unauthenticated(why)))
+                Err((Some(RefusalReason::NoToken), Status::unauthenticated(why)))
             }
         };
         match answer {
-            Ok(admitted) => {
+            Ok(authenticated) => {
                 if let Some(peer) = peer {
-                    peer.is_known(Some(admitted.node.clone()));
+                    peer.is_known(Some(authenticated.node.clone()));
                 }
-                Ok(Some(admitted))
+                Ok(Some(authenticated))
             }
             Err((reason, status)) => {
                 if let Some(reason) = reason {
@@ -248,263 +210,4 @@ fn bearer<T>(request: &Request<T>) -> Option<Token> {
     let (scheme, token) = value.split_once(' ')?;
     let token = token.trim();
     (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then(|| Token::from(token))
-}
-
-/// A response on its way. In a box, as a channel of one has room for 32.
-type Outgoing = Result<Box<DeltaDiscoveryResponse>, Status>;
-
-type Sender = mpsc::Sender<Outgoing>;
-
-/// The task of one stream.
-struct Driver {
-    registration: Registration,
-    requests: Streaming<DeltaDiscoveryRequest>,
-    responses: Sender,
-    ack_patience: Duration,
-    stagger: Duration,
-    /// When the permission of the agent ends.
-    until: Option<Instant>,
-    catch_up: Duration,
-    holds: Arc<Holds>,
-    refusals: Arc<Refusals>,
-}
-
-/// The events that wake the task.
-enum Event<'a> {
-    Request(Result<Option<Box<DeltaDiscoveryRequest>>, Status>),
-    Changed,
-    Room(mpsc::Permit<'a, Outgoing>),
-    Gone,
-    Unanswered,
-    /// The source may be known further.
-    Reached,
-    /// It isn't known as far as elsewhere, for too long.
-    Lagging,
-}
-
-/// The next thing to send.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Output {
-    /// Perhaps something: ask the state machine when there is room.
-    Maybe,
-    /// Nothing until something happens.
-    Nothing,
-}
-
-/// Since when the agent has not answered, and whether that was reported.
-#[derive(Clone, Copy)]
-enum Patience {
-    Idle,
-    Waiting { stage: Awaiting, until: Instant },
-    Reported { stage: Awaiting },
-}
-
-impl Driver {
-    async fn run(mut self, shutdown: CancellationToken) {
-        let stream = self.registration.id();
-        let end = self.serve(&shutdown).await;
-        let Self { mut registration, requests, responses, refusals, .. } = self;
-        registration.ends(end.ending());
-        drop((registration, requests));
-        match end {
-            End::Closed => tracing::info!(%stream, "agent disconnected"),
-            End::Failed(error) => tracing::info!(%stream, %error, "stream failed"),
-            End::Refused(status) => {
-                refusals.add(match status.code() {
-                    Code::PermissionDenied => Reason::OtherNode,
-                    _ => Reason::Protocol,
-                });
-                tracing::warn!(%stream, error = %status, "stream refused");
-                // An agent that doesn't read isn't told.
-                tokio::select! {
-                    biased;
-                    () = shutdown.cancelled() => {}
-                    _ = tokio::time::timeout(LAST_WORD, responses.send(Err(status))) => {}
-                }
-            }
-            End::Expired => {
-                tracing::info!(%stream, "the agent's token has expired");
-                let last = Status::unauthenticated("the token has expired: connect again with a new one");
-                _ = tokio::time::timeout(LAST_WORD, responses.send(Err(last))).await;
-            }
-            End::Shutdown => {
-                _ = responses.try_send(Err(Status::unavailable("the server is shutting down")));
-            }
-        }
-    }
-
-    async fn serve(&mut self, shutdown: &CancellationToken) -> End {
-        let mut output = Output::Nothing;
-        let mut patience = Patience::Idle;
-        let mut reached = self.registration.reached();
-        let mut held = None;
-        let stagger = self.stagger.mul_f64(self.registration.id().spread());
-        let mut over = pin!(async {
-            shutdown.cancelled().await;
-            tokio::time::sleep(stagger).await;
-        });
-        let expires = self.until;
-        let mut expired = pin!(until_passed(expires));
-        loop {
-            let until = match patience {
-                Patience::Waiting { until, .. } => Some(until),
-                Patience::Idle | Patience::Reported { .. } => None,
-            };
-            let event = tokio::select! {
-                biased;
-                () = &mut over => return End::Shutdown,
-                () = &mut expired => return End::Expired,
-                event = next_event(
-                    &mut self.requests, &self.registration, &self.responses, output, until,
-                ) => event,
-                () = further(&mut reached), if held.is_some() => Event::Reached,
-                () = until_passed(held), if held.is_some() => Event::Lagging,
-            };
-            match event {
-                Event::Request(Ok(Some(request))) => {
-                    let taken =
-                        self.registration.step(|stream, resources| stream.on_request(*request, resources));
-                    if let Err(refused) = taken {
-                        return End::Refused(refused.into());
-                    }
-                    self.registration.status_changed();
-                    output = Output::Maybe;
-                }
-                Event::Request(Ok(None)) | Event::Gone => return End::Closed,
-                Event::Request(Err(error)) if is_the_peers(&error) => return End::Refused(error),
-                Event::Request(Err(error)) => return End::Failed(error),
-                Event::Changed => {
-                    // Drains the inbox even if the agent doesn't read.
-                    self.registration.step(|_, _| ());
-                    output = Output::Maybe;
-                }
-                Event::Room(permit) => match self.registration.next_response() {
-                    Some(response) => permit.send(Ok(Box::new(response))),
-                    None => {
-                        output = Output::Nothing;
-                        // A round may be over.
-                        self.registration.status_changed();
-                    }
-                },
-                Event::Unanswered => {
-                    if let Patience::Waiting { stage, .. } = patience {
-                        tracing::warn!(
-                            stream = %self.registration.id(), stage = ?stage.stage, responses = stage.responses,
-                            "the agent doesn't acknowledge; it gets nothing new until it does"
-                        );
-                        patience = Patience::Reported { stage };
-                    }
-                }
-                Event::Reached => output = Output::Maybe,
-                Event::Lagging => {
-                    tracing::warn!(
-                        stream = %self.registration.id(), after = ?self.catch_up,
-                        "this replica still doesn't know what another one did; the agent is answered all the same"
-                    );
-                    self.holds.given_up.fetch_add(1, Ordering::Relaxed);
-                    self.registration.go_on();
-                    output = Output::Maybe;
-                }
-            }
-            patience = self.patience(patience);
-            held = self.hold(held);
-        }
-    }
-
-    /// Until when the agent is kept waiting for this replica to catch up.
-    fn hold(&self, before: Option<Instant>) -> Option<Instant> {
-        if !self.registration.lags() {
-            return None;
-        }
-        before.or_else(|| {
-            tracing::info!(stream = %self.registration.id(), "the agent waits until this replica has caught up");
-            self.holds.begun.fetch_add(1, Ordering::Relaxed);
-            Some(Instant::now() + self.catch_up)
-        })
-    }
-
-    /// Starts the clock anew whenever what the agent has to answer has changed.
-    fn patience(&self, before: Patience) -> Patience {
-        let Some(awaiting) = self.registration.awaiting() else {
-            return Patience::Idle;
-        };
-        match before {
-            Patience::Waiting { stage, .. } | Patience::Reported { stage } if stage == awaiting => before,
-            _ => Patience::Waiting { stage: awaiting, until: Instant::now() + self.ack_patience },
-        }
-    }
-}
-
-/// How a stream ended.
-enum End {
-    Closed,
-    Failed(Status),
-    Refused(Status),
-    Expired,
-    Shutdown,
-}
-
-impl End {
-    const fn ending(&self) -> Ending {
-        match self {
-            Self::Closed => Ending::Closed,
-            Self::Failed(_) => Ending::Lost,
-            Self::Refused(_) => Ending::Refused,
-            Self::Expired => Ending::Expired,
-            Self::Shutdown => Ending::Shutdown,
-        }
-    }
-}
-
-/// Tells whether a peer sent what is no request: bytes that are no protobuf, or more than is read. (What ends with the
-/// connection has its error as its source.)
-fn is_the_peers(error: &Status) -> bool {
-    error.source().is_none() && matches!(error.code(), Code::Internal | Code::OutOfRange)
-}
-
-async fn next_event<'a>(
-    requests: &mut Streaming<DeltaDiscoveryRequest>,
-    registration: &Registration,
-    responses: &'a Sender,
-    output: Output,
-    until: Option<Instant>,
-) -> Event<'a> {
-    // Unbiased: a peer that floods requests doesn't keep its responses back, nor the other way.
-    tokio::select! {
-        request = requests.message() => Event::Request(request.map(|request| request.map(Box::new))),
-        () = registration.inbox().woken() => Event::Changed,
-        permit = responses.reserve(), if output == Output::Maybe => permit.map_or(Event::Gone, Event::Room),
-        () = responses.closed() => Event::Gone,
-        () = until_passed(until) => Event::Unanswered,
-    }
-}
-
-pub(crate) async fn until_passed(until: Option<Instant>) {
-    match until {
-        Some(until) => tokio::time::sleep_until(until).await,
-        None => pending().await,
-    }
-}
-
-/// The store, which has the sender, outlives its streams.
-async fn further(reached: &mut watch::Receiver<()>) {
-    if reached.changed().await.is_err() {
-        pending().await
-    }
-}
-
-impl From<Refused> for Status {
-    fn from(refused: Refused) -> Self {
-        match refused {
-            Refused::NoNode => {
-                Status::invalid_argument("the first request of a stream has to name its node: set node.id")
-            }
-            Refused::OtherNode { admitted, claimed } => Status::permission_denied(format!(
-                "the token is that of node {admitted}'s agent, but the stream is for node {claimed}"
-            )),
-            Refused::TooManyNames { ty, limit } => Status::resource_exhausted(format!(
-                "more than {limit} {ty} names on one stream: subscribe to \"*\" instead"
-            )),
-        }
-    }
 }

@@ -74,7 +74,7 @@ pub struct AgentStatus {
 
 /// Something happened on a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StreamNews {
+pub struct StreamEvent {
     /// Its agent's acknowledgements now; when the stream has ended, the last that it had.
     pub status: AgentStatus,
     /// How it ended, if it did.
@@ -123,17 +123,4 @@ pub struct Rejected {
     pub version: Option<Version>,
     /// The agent's reason.
     pub reason: String,
-}
-
-/// The answer of one agent to one resource.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Acknowledgement {
-    /// This version is in force.
-    Held(Version),
-    /// The newest version that was sent is refused.
-    Rejected(Rejected),
-    /// Not acknowledged yet, or in force in a version of another control plane.
-    Waiting,
-    /// The agent has not asked for it.
-    NotSubscribed,
 }

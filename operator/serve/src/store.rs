@@ -7,163 +7,25 @@
 //! Lock order: a stream's state, then the resources, then an inbox. `apply` takes only the last two.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
-    mem,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock,
-        atomic::{AtomicU64, Ordering},
-    },
+    collections::HashMap,
+    sync::{Arc, PoisonError, RwLock, RwLockWriteGuard},
     time::Instant,
 };
 
-use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryResponse;
-use slotmesh_xds::{Change, PerType, Resource, ResourceName, ResourceType, Version};
-use tokio::sync::{Notify, watch};
+use slotmesh_xds::{Change, Resource, ResourceName, ResourceType, Version};
+use tokio::sync::watch;
 
 use crate::{
     delays::{Delays, observe},
-    news::{Feed, News},
-    reached::Reached,
-    scope::{Rescoped, Scope, View, Visibility},
-    status::{Acknowledgement, AgentStatus, Ending, NodeName, StreamId, StreamNews},
-    stream::{Awaiting, Stream},
-    table::{Before, Place, Table},
+    inbox::{Inbox, Waiting},
+    registry::{Connected, Registry},
+    resources::{Dirty, Resources, View},
+    scope::{Rescoped, Scope, Visibility},
+    source_versions::SourceVersions,
+    status::{AgentStatus, NodeName, StreamId},
+    stream::Stream,
+    stream_events::StreamEvents,
 };
-
-/// Names of a type that changed, and what there was of each before.
-pub(crate) type Changed = HashMap<ResourceName, Option<Before>>;
-
-/// Names that may differ from what a stream's agent has.
-pub(crate) type Dirty = PerType<Changed>;
-
-/// The resources to be served, at one generation.
-#[derive(Debug, Default)]
-pub(crate) struct Resources {
-    by_type: PerType<Table>,
-    generation: u64,
-    reached: Reached,
-    /// The knowledge that an agent with all of them gives back, as it is written: the same for nearly all.
-    source: Arc<str>,
-    scope: Option<Arc<dyn Scope>>,
-}
-
-impl Resources {
-    /// Applies a batch and returns the names whose content changed.
-    pub(crate) fn apply(&mut self, changes: Vec<Change>) -> Dirty {
-        let mut dirty = Dirty::default();
-        for change in changes {
-            match change {
-                Change::Upsert(resource) => {
-                    let (ty, name) = (resource.ty, resource.name.clone());
-                    if let Some(before) = self.by_type[ty].upsert(resource) {
-                        dirty[ty].entry(name).or_insert(before);
-                    }
-                }
-                Change::Remove(ty, name) => {
-                    if let Some(before) = self.by_type[ty].remove(&name) {
-                        dirty[ty].entry(name).or_insert(Some(before));
-                    }
-                }
-            }
-        }
-        self.generation += 1;
-        dirty
-    }
-
-    /// Adds resources that are as they were, and are to be compared all the same.
-    pub(crate) fn look_at(&self, names: &HashSet<(ResourceType, ResourceName)>, dirty: &mut Dirty) {
-        for (ty, name) in names {
-            if let Some((place, resource)) = self.find(*ty, name) {
-                let before = Before { place, version: resource.version };
-                dirty[*ty].entry(name.clone()).or_insert(Some(before));
-            }
-        }
-    }
-
-    /// The current content of a resource.
-    pub(crate) fn get(&self, ty: ResourceType, name: &ResourceName) -> Option<&Resource> {
-        self.by_type[ty].get(name)
-    }
-
-    /// A resource and its place.
-    pub(crate) fn find(&self, ty: ResourceType, name: &ResourceName) -> Option<(Place, &Resource)> {
-        let place = self.by_type[ty].place(name)?;
-        Some((place, self.by_type[ty].at(place)?))
-    }
-
-    /// All resources of a type.
-    pub(crate) fn table(&self, ty: ResourceType) -> &Table {
-        &self.by_type[ty]
-    }
-
-    /// The rule by which a node sees what it may; `None` where all see all.
-    pub(crate) fn scope(&self) -> Option<&dyn Scope> {
-        self.scope.as_deref()
-    }
-
-    pub(crate) fn set_scope(&mut self, scope: Arc<dyn Scope>) {
-        self.scope = Some(scope);
-    }
-
-    /// Knowledge of the source of which these resources are.
-    pub(crate) fn reached(&self) -> &Reached {
-        &self.reached
-    }
-
-    /// From now on the source is known so far.
-    pub(crate) fn reach(&mut self, reached: &Reached) {
-        self.reached.clone_from(reached);
-        self.source = reached.needs().to_string().into();
-    }
-
-    /// The knowledge that an agent with all of these gives back.
-    pub(crate) fn source(&self) -> &Arc<str> {
-        &self.source
-    }
-
-    /// How many batches have been applied. Zero means that nothing is known yet, and an agent must
-    /// not be told that what it holds is gone.
-    pub(crate) fn generation(&self) -> u64 {
-        self.generation
-    }
-}
-
-/// Where a stream finds the names that changed since it last looked. Repeated changes of one name
-/// are one entry.
-#[derive(Debug, Default)]
-pub(crate) struct Inbox {
-    waiting: Mutex<Waiting>,
-    wake: Notify,
-}
-
-#[derive(Debug, Default)]
-struct Waiting {
-    names: Dirty,
-    /// The agent may see other resources than before: all is to be compared.
-    all: bool,
-    /// When the first event that led to them was seen.
-    seen: Option<Instant>,
-}
-
-impl Inbox {
-    fn put(&self, dirty: &Dirty, all: bool, seen: Option<Instant>) {
-        let mut waiting = lock(&self.waiting);
-        for (ty, names) in dirty.iter() {
-            for (name, before) in names {
-                // What it has is what there was before the first change.
-                waiting.names[ty].entry(name.clone()).or_insert(*before);
-            }
-        }
-        waiting.all |= all;
-        waiting.seen = waiting.seen.or(seen);
-        self.wake.notify_one();
-    }
-
-    /// Resolves when something is in the inbox.
-    pub(crate) async fn woken(&self) {
-        self.wake.notified().await;
-    }
-}
 
 #[derive(Debug, Default)]
 struct State {
@@ -171,47 +33,12 @@ struct State {
     inboxes: HashMap<StreamId, Arc<Inbox>>,
 }
 
-/// A stream, as those see it who read its status.
-#[derive(Clone, Debug)]
-struct Connected {
-    stream: Arc<Mutex<Stream>>,
-    inbox: Arc<Inbox>,
-}
-
-impl Connected {
-    fn status(&self, id: StreamId) -> Option<AgentStatus> {
-        let stream = lock(&self.stream);
-        let waiting = lock(&self.inbox.waiting);
-        let news = waiting.all || waiting.names.iter().any(|(_, names)| !names.is_empty());
-        drop(waiting);
-        let mut status = stream.status(id)?;
-        status.up_to_date &= !news;
-        Some(status)
-    }
-
-    /// Runs `step` on the stream's state, which has absorbed the inbox, with the resources of the same generation.
-    fn step<T>(&self, store: &Store, step: impl FnOnce(&mut Stream, &Resources) -> T) -> T {
-        let mut stream = lock(&self.stream);
-        store.read(|resources| {
-            let Waiting { names, all, seen } = mem::take(&mut *lock(&self.inbox.waiting));
-            stream.absorb(names, seen, resources);
-            if all {
-                stream.compare_all(resources);
-            }
-            step(&mut stream, resources)
-        })
-    }
-}
-
 #[derive(Debug, Default)]
 struct Shared {
     state: RwLock<State>,
-    streams: Mutex<BTreeMap<StreamId, Connected>>,
-    last_stream: AtomicU64,
-    acknowledged: watch::Sender<u64>,
+    registry: Arc<Registry>,
     /// Says that the source is known further.
     reached: watch::Sender<()>,
-    news: Mutex<News>,
     delays: Delays,
 }
 
@@ -232,7 +59,7 @@ impl Store {
     /// An empty store of which each node sees what `scope` says.
     pub fn with_scope(scope: Arc<dyn Scope>) -> Self {
         let store = Self::default();
-        store.0.state.write().unwrap_or_else(PoisonError::into_inner).resources.set_scope(scope);
+        store.write().resources.set_scope(scope);
         store
     }
 
@@ -240,7 +67,7 @@ impl Store {
     ///
     /// Costs what the batch touches, for each stream; an upsert of equal content costs nothing.
     pub fn apply(&self, changes: Vec<Change>) {
-        self.apply_for(changes, &Rescoped::default(), None, &Reached::default());
+        self.apply_for(changes, &Rescoped::default(), None, &SourceVersions::default());
     }
 
     /// As [`apply`](Self::apply), of a source that is known so far; and what nodes may see has changed just before, as
@@ -251,20 +78,21 @@ impl Store {
         changes: Vec<Change>,
         rescoped: &Rescoped,
         seen: Option<Instant>,
-        reached: &Reached,
+        reached: &SourceVersions,
     ) {
         // Before the resources are locked: see the lock order.
         let Rescoped { nodes, resources, of_node } = rescoped;
-        let streams = if nodes.is_empty() && of_node.is_empty() { Vec::new() } else { self.streams() };
+        let rescopes = !nodes.is_empty() || !of_node.is_empty();
+        let streams = if rescopes { self.0.registry.streams() } else { Vec::new() };
         let rescoped = streams.into_iter().filter_map(|(_, connected)| {
-            let stream = lock(&connected.stream);
+            let stream = connected.stream();
             let node = stream.node()?;
             let (all, some) = (nodes.contains(node), of_node.get(node));
             drop(stream);
             (all || some.is_some()).then_some((connected.inbox, all, some))
         });
         let rescoped: Vec<_> = rescoped.collect();
-        let mut state = self.0.state.write().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.write();
         let mut dirty = state.resources.apply(changes);
         state.resources.look_at(resources, &mut dirty);
         state.resources.reach(reached);
@@ -299,8 +127,8 @@ impl Store {
     }
 
     /// The source is known further, which changes nothing of what is served.
-    pub fn reach(&self, reached: &Reached) {
-        self.0.state.write().unwrap_or_else(PoisonError::into_inner).resources.reach(reached);
+    pub fn reach(&self, reached: &SourceVersions) {
+        self.write().resources.reach(reached);
         self.0.reached.send_replace(());
     }
 
@@ -312,7 +140,7 @@ impl Store {
     /// Names and versions of the resources of a type that are served: to the agent of this node, or to whichever agents.
     pub fn served(&self, ty: ResourceType, node: Option<&NodeName>) -> Vec<(ResourceName, Version)> {
         self.read(|resources| {
-            let (table, view) = (&resources.by_type[ty], View::new(resources, node));
+            let (table, view) = (resources.table(ty), View::new(resources, node));
             let version = |place| Some(table.at(place)?.version);
             let all = table.iter();
             let of_node =
@@ -323,180 +151,111 @@ impl Store {
 
     /// How many resources of a type are served.
     pub fn count(&self, ty: ResourceType) -> usize {
-        self.read(|resources| resources.by_type[ty].len())
+        self.read(|resources| resources.table(ty).len())
     }
 
     /// The acknowledgements of each connected agent.
     pub fn agents(&self) -> Vec<AgentStatus> {
-        self.streams().into_iter().filter_map(|(id, connected)| connected.status(id)).collect()
+        self.0.registry.agents()
     }
 
     /// Events of the streams from now on, for one reader: the last who asked for it.
-    pub fn follow(&self) -> Feed {
-        let ids: Vec<StreamId> = lock(&self.0.streams).keys().copied().collect();
-        lock(&self.0.news).follow(ids);
-        Feed::new(self.clone(), self.status_changes())
-    }
-
-    /// Events since the last call.
-    pub(crate) fn take_news(&self) -> Vec<StreamNews> {
-        let (changed, mut news) = lock(&self.0.news).take();
-        for id in changed {
-            let connected = lock(&self.0.streams).get(&id).cloned();
-            let status = connected.and_then(|connected| connected.status(id));
-            news.extend(status.map(|status| StreamNews { status, ended: None }));
-        }
-        news
-    }
-
-    /// The answer of each connected agent to one resource.
-    pub fn acknowledgements(
-        &self,
-        ty: ResourceType,
-        name: &ResourceName,
-    ) -> Vec<(StreamId, NodeName, Acknowledgement)> {
-        let one = |(id, connected): (StreamId, Connected)| {
-            connected.step(self, |stream, resources| {
-                Some((id, stream.node()?.clone(), stream.acknowledgement(ty, name, resources)))
-            })
-        };
-        self.streams().into_iter().filter_map(one).collect()
+    pub fn follow(&self) -> StreamEvents {
+        StreamEvents::new(Arc::clone(&self.0.registry))
     }
 
     /// The versions of a type that the agent behind a stream has in force; `None` when the stream is
     /// gone.
     pub fn held(&self, stream: StreamId, ty: ResourceType) -> Option<Vec<(ResourceName, Version)>> {
-        let connected = lock(&self.0.streams).get(&stream).cloned()?;
-        Some(connected.step(self, |stream, resources| stream.held(ty, resources)))
+        let connected = self.0.registry.find(stream)?;
+        Some(self.step(&connected, |stream, resources| stream.held(ty, resources)))
+    }
+
+    /// Runs `step` on a stream's state, which has absorbed its inbox, with the resources of the same generation.
+    pub(crate) fn step<T>(
+        &self,
+        connected: &Connected,
+        step: impl FnOnce(&mut Stream, &Resources) -> T,
+    ) -> T {
+        let mut stream = connected.stream();
+        self.read(|resources| {
+            let Waiting { names, all, seen } = connected.inbox.take();
+            stream.absorb(names, seen, resources);
+            if all {
+                stream.compare_all(resources);
+            }
+            step(&mut stream, resources)
+        })
     }
 
     /// Changes whenever an agent connects, acknowledges or leaves; the value itself has no meaning.
     pub fn status_changes(&self) -> watch::Receiver<u64> {
-        self.0.acknowledged.subscribe()
+        self.0.registry.changes()
+    }
+
+    pub(crate) fn registry(&self) -> &Registry {
+        &self.0.registry
+    }
+
+    /// Changes when the source may be known further.
+    pub(crate) fn reached(&self) -> watch::Receiver<()> {
+        self.0.reached.subscribe()
+    }
+
+    /// Marks from now on in the inbox of this stream what changes.
+    pub(crate) fn add_inbox(&self, stream: StreamId, inbox: &Arc<Inbox>) {
+        self.write().inboxes.insert(stream, Arc::clone(inbox));
+    }
+
+    pub(crate) fn remove_inbox(&self, stream: StreamId) {
+        self.write().inboxes.remove(&stream);
+    }
+
+    #[cfg(test)]
+    pub(crate) fn inboxes(&self) -> usize {
+        self.write().inboxes.len()
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, State> {
+        self.0.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn read<T>(&self, read: impl FnOnce(&Resources) -> T) -> T {
         read(&self.0.state.read().unwrap_or_else(PoisonError::into_inner).resources)
     }
-
-    /// Adds a stream; it is removed when the registration is dropped.
-    pub(crate) fn register(&self, max_message: usize) -> Registration {
-        let id = StreamId(self.0.last_stream.fetch_add(1, Ordering::Relaxed) + 1);
-        let inbox = Arc::new(Inbox::default());
-        let stream = Arc::new(Mutex::new(Stream::new(id, max_message)));
-        let mut state = self.0.state.write().unwrap_or_else(PoisonError::into_inner);
-        state.inboxes.insert(id, Arc::clone(&inbox));
-        drop(state);
-        let connected = Connected { stream, inbox };
-        lock(&self.0.streams).insert(id, connected.clone());
-        Registration { store: self.clone(), id, connected, ending: Ending::default() }
-    }
-
-    fn streams(&self) -> Vec<(StreamId, Connected)> {
-        lock(&self.0.streams).iter().map(|(id, connected)| (*id, connected.clone())).collect()
-    }
-}
-
-/// A stream's place in the store.
-pub(crate) struct Registration {
-    store: Store,
-    id: StreamId,
-    connected: Connected,
-    ending: Ending,
-}
-
-impl Registration {
-    pub(crate) fn id(&self) -> StreamId {
-        self.id
-    }
-
-    /// Refuses the stream if it turns out to be for another node.
-    pub(crate) fn restrict(&self, node: NodeName) {
-        lock(&self.connected.stream).restrict(node);
-    }
-
-    pub(crate) fn inbox(&self) -> &Inbox {
-        &self.connected.inbox
-    }
-
-    /// Runs `step` on the stream's state, which has absorbed the inbox, with the resources of the
-    /// same generation.
-    pub(crate) fn step<T>(&self, step: impl FnOnce(&mut Stream, &Resources) -> T) -> T {
-        self.connected.step(&self.store, step)
-    }
-
-    /// The next response to send, if there is one now.
-    ///
-    /// The resources are locked only to begin a round: building a message copies up to megabytes.
-    pub(crate) fn next_response(&self) -> Option<DeltaDiscoveryResponse> {
-        loop {
-            let mut stream = lock(&self.connected.stream);
-            let response = stream.next_response();
-            if let Some(seen) = stream.take_answered() {
-                observe(&self.store.0.delays.answered, seen);
-            }
-            drop(stream);
-            if response.is_some() {
-                return response;
-            }
-            if !self.step(|stream, resources| stream.begin_round(resources)) {
-                return None;
-            }
-        }
-    }
-
-    /// Changes when the source may be known further.
-    pub(crate) fn reached(&self) -> watch::Receiver<()> {
-        self.store.0.reached.subscribe()
-    }
-
-    /// Tells whether the first round waits until the source is known as far as elsewhere.
-    pub(crate) fn lags(&self) -> bool {
-        let stream = lock(&self.connected.stream);
-        // Most have nothing to wait for, and don't need the resources to know.
-        stream.awaits() && self.store.read(|resources| stream.lags(resources))
-    }
-
-    /// Waits for that no longer.
-    pub(crate) fn go_on(&self) {
-        lock(&self.connected.stream).go_on();
-    }
-
-    /// The thing that the stream waits for, if any.
-    pub(crate) fn awaiting(&self) -> Option<Awaiting> {
-        lock(&self.connected.stream).awaiting()
-    }
-
-    /// Says how the stream ended, before it is dropped.
-    pub(crate) fn ends(&mut self, ending: Ending) {
-        self.ending = ending;
-    }
-
-    /// Tells those who watch the status.
-    pub(crate) fn status_changed(&self) {
-        lock(&self.store.0.news).changed(self.id);
-        self.tell();
-    }
-
-    fn tell(&self) {
-        self.store.0.acknowledged.send_modify(|count| *count = count.wrapping_add(1));
-    }
-}
-
-impl Drop for Registration {
-    fn drop(&mut self) {
-        self.store.0.state.write().unwrap_or_else(PoisonError::into_inner).inboxes.remove(&self.id);
-        lock(&self.store.0.streams).remove(&self.id);
-        let status = lock(&self.connected.stream).status(self.id);
-        lock(&self.store.0.news).ended(self.id, status, self.ending);
-        self.tell();
-    }
-}
-
-/// A panic elsewhere leaves maps and sets that are whole, so a poisoned lock is used on.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use super::*;
+
+    fn resource(name: &str) -> Resource {
+        let (ty, content) = (ResourceType::Cluster, b"1");
+        Resource { ty, name: name.into(), version: Version::of(content), content: content.as_slice().into() }
+    }
+
+    /// Shows each node the resource of its name.
+    #[derive(Debug)]
+    struct OwnName;
+
+    impl Scope for OwnName {
+        fn visibility(&self, node: &NodeName, _: ResourceType, name: &ResourceName) -> Visibility {
+            if node.as_str() == name.as_str() { Visibility::Seen } else { Visibility::Spared }
+        }
+    }
+
+    #[test]
+    fn what_is_served_to_a_node_is_what_it_sees() {
+        let store = Store::with_scope(Arc::new(OwnName));
+        store.apply(["a", "b"].map(|name| Change::Upsert(resource(name))).into());
+        let names = |node: Option<&str>| {
+            let node = node.map(NodeName::from);
+            let mut names: Vec<_> = store.served(ResourceType::Cluster, node.as_ref()).into_iter().collect();
+            names.sort_by(|one, other| one.0.cmp(&other.0));
+            names.into_iter().map(|(name, _)| name.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(names(None), ["a", "b"]);
+        assert_eq!(names(Some("b")), ["b"]);
+        assert!(names(Some("c")).is_empty());
+    }
+}

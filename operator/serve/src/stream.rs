@@ -23,27 +23,27 @@ use slotmesh_xds::{
 };
 
 use crate::{
-    reached::Versions,
+    acked::Sent,
+    resources::{Dirty, Resources, View},
     round::{InFlight, Round, Stage, Step, Unacknowledged},
-    scope::View,
-    status::{Acknowledgement, AgentStatus, NodeName, StreamId},
-    store::{Dirty, Resources},
+    source_versions::Versions,
+    status::{AgentStatus, NodeName, StreamId},
     subscription::TooManyNames,
-    tracker::{Sent, Tracker},
+    tracker::Tracker,
 };
 
 /// A reason is for people; more of it than this isn't kept.
 const MAX_REASON: usize = 1_024;
 /// Unknown type URLs that are logged once each; a peer that invents more isn't worth the memory.
-const MAX_STRANGERS: usize = 16;
+const MAX_UNKNOWN_TYPES: usize = 16;
 
 /// Why a stream can't go on.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Refused {
+pub(crate) enum StreamError {
     /// The first request names no node.
     NoNode,
     /// The first request names another node than the one that the agent was let in for.
-    OtherNode { admitted: NodeName, claimed: NodeName },
+    OtherNode { authenticated: NodeName, claimed: NodeName },
     /// Too many names of one type.
     TooManyNames { ty: ResourceType, limit: usize },
 }
@@ -78,7 +78,7 @@ pub(crate) struct Stream {
     known: Versions,
     unacknowledged: Unacknowledged,
     last_nonce: u64,
-    strangers: HashSet<String>,
+    unknown_types: HashSet<String>,
     max_message: usize,
 }
 
@@ -98,7 +98,7 @@ impl Stream {
             known: Versions::default(),
             unacknowledged: HashMap::new(),
             last_nonce: 0,
-            strangers: HashSet::new(),
+            unknown_types: HashSet::new(),
             max_message,
         }
     }
@@ -113,7 +113,7 @@ impl Stream {
         &mut self,
         request: DeltaDiscoveryRequest,
         resources: &Resources,
-    ) -> Result<(), Refused> {
+    ) -> Result<(), StreamError> {
         self.requests += 1;
         // An agent of ours tells of itself in any request.
         let metadata = request.node.as_ref().and_then(|node| node.metadata.as_ref());
@@ -122,17 +122,18 @@ impl Stream {
         }
         if self.node.is_none() {
             let given_back = metadata.and_then(source_given_back).map(Versions::parse);
-            let id = request.node.map(|node| node.id).filter(|id| !id.is_empty()).ok_or(Refused::NoNode)?;
+            let id =
+                request.node.map(|node| node.id).filter(|id| !id.is_empty()).ok_or(StreamError::NoNode)?;
             let claimed = NodeName::from(id);
-            if let Some(admitted) = self.only.as_ref().filter(|only| **only != claimed) {
-                return Err(Refused::OtherNode { admitted: admitted.clone(), claimed });
+            if let Some(authenticated) = self.only.as_ref().filter(|only| **only != claimed) {
+                return Err(StreamError::OtherNode { authenticated: authenticated.clone(), claimed });
             }
             tracing::info!(stream = %self.id, node = %claimed, "agent connected");
             self.awaits = given_back;
             self.node = Some(claimed);
         }
         let Ok(ty) = request.type_url.parse::<ResourceType>() else {
-            self.stranger(request.type_url);
+            self.unknown_type(request.type_url);
             return Ok(());
         };
         if !request.response_nonce.is_empty() {
@@ -145,7 +146,7 @@ impl Stream {
                 request.initial_resource_versions,
                 View::new(resources, self.node.as_ref()),
             )
-            .map_err(|TooManyNames { limit }| Refused::TooManyNames { ty, limit })
+            .map_err(|TooManyNames { limit }| StreamError::TooManyNames { ty, limit })
     }
 
     /// Takes in names that changed in the store, and when the first event that led to this was seen.
@@ -165,7 +166,7 @@ impl Stream {
 
     /// Begins a round if none is under way and something may have to be sent; says whether it did.
     pub(crate) fn begin_round(&mut self, resources: &Resources) -> bool {
-        if self.round.is_some() || resources.generation() == 0 || self.lags(resources) {
+        if self.round.is_some() || resources.generation() == 0 || self.is_stale(resources) {
             return false;
         }
         let seen = self.seen.take();
@@ -192,13 +193,13 @@ impl Stream {
     }
 
     /// Tells whether the first round waits until the source is known as far as elsewhere.
-    pub(crate) fn lags(&self, resources: &Resources) -> bool {
+    pub(crate) fn is_stale(&self, resources: &Resources) -> bool {
         let behind = |versions: &Versions| !resources.reached().covers(versions);
         resources.generation() > 0 && self.awaits.as_ref().is_some_and(behind)
     }
 
     /// Waits no longer, and lets the agent forget what it waited for.
-    pub(crate) fn go_on(&mut self) {
+    pub(crate) fn stop_waiting(&mut self) {
         self.awaits = None;
     }
 
@@ -265,15 +266,7 @@ impl Stream {
         Some(AgentStatus { stream, node: self.node.clone()?, up_to_date, requests, report, types })
     }
 
-    pub(crate) fn acknowledgement(
-        &self,
-        ty: ResourceType,
-        name: &ResourceName,
-        resources: &Resources,
-    ) -> Acknowledgement {
-        self.trackers[ty].acknowledgement(name, resources)
-    }
-
+    /// The versions that the agent has in force.
     pub(crate) fn held(&self, ty: ResourceType, resources: &Resources) -> Vec<(ResourceName, Version)> {
         self.trackers[ty].held(resources)
     }
@@ -333,9 +326,9 @@ impl Stream {
         }
     }
 
-    fn stranger(&mut self, type_url: String) {
+    fn unknown_type(&mut self, type_url: String) {
         let type_url = shortened(type_url);
-        if self.strangers.len() < MAX_STRANGERS && self.strangers.insert(type_url.clone()) {
+        if self.unknown_types.len() < MAX_UNKNOWN_TYPES && self.unknown_types.insert(type_url.clone()) {
             tracing::warn!(stream = %self.id, type_url, "unknown resource type ignored");
         }
     }

@@ -113,7 +113,7 @@ async fn accept(
         let deadline = gate.expire(Instant::now());
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = crate::service::until_passed(deadline) => continue,
+            () = crate::delays::until_passed(deadline) => continue,
             () = gate.sooner() => continue,
             () = connections.closed() => return,
         };

@@ -10,11 +10,11 @@ use std::collections::{HashMap, hash_map::Entry};
 use slotmesh_xds::{ResourceName, ResourceType, Version};
 
 use crate::{
+    acked::{AckedResources, Held, RefusedVersion, ResourceState, Sent},
     bits::Bits,
-    peers::{Held, Peer, Peers, Refused},
-    scope::{View, Visibility},
-    status::{Acknowledgement, TypeStatus},
-    store::{Changed, Resources},
+    resources::{Changed, Resources, View},
+    scope::Visibility,
+    status::TypeStatus,
     subscription::{Subscription, TooManyNames},
     table::{Before, Place, Places},
 };
@@ -26,17 +26,6 @@ enum Pending {
     Changed,
     /// The agent wants to be told its state, even if it has it.
     Asked,
-}
-
-/// A message about a name that was sent, or is about to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Sent {
-    /// This version.
-    Upsert(Version),
-    /// That it is gone.
-    Removal,
-    /// That it does not exist, to an agent that has not got it.
-    Absent,
 }
 
 /// Resources and removals to be sent of one type; in the order of the store, which is none.
@@ -58,7 +47,7 @@ pub(crate) struct Tracker {
     ty: ResourceType,
     /// `None` until the first request of this type.
     subscription: Option<Subscription>,
-    peers: Peers,
+    acked: AckedResources,
     /// Names that have to be compared: those that aren't served, and those that the agent asked for.
     pending: HashMap<ResourceName, Pending>,
     /// The places of those that are served and have changed.
@@ -72,7 +61,7 @@ impl Tracker {
         Self {
             ty,
             subscription: None,
-            peers: Peers::new(ty),
+            acked: AckedResources::new(ty),
             pending: HashMap::new(),
             changed: Bits::default(),
             answer_owed: false,
@@ -94,7 +83,7 @@ impl Tracker {
         self.answer_owed |= asked.answer;
         if asked.narrowed {
             let table = resources.table(self.ty);
-            self.peers.retain(table, |name| subscription.covers(name));
+            self.acked.retain(table, |name| subscription.covers(name));
             self.pending.retain(|name, _| subscription.covers(name));
             let covered = |place: &Place| table.at(*place).is_some_and(|one| subscription.covers(&one.name));
             let out: Vec<_> = self.changed.iter().filter(|place| !covered(place)).collect();
@@ -114,16 +103,16 @@ impl Tracker {
                 self.pending.remove(&name);
                 match resources.find(self.ty, &name) {
                     Some((place, resource)) if held == Held::Version(resource.version) => {
-                        self.peers.insert_current(place, resource);
+                        self.acked.insert_current(place, resource);
                         self.changed.insert(place);
                     }
                     Some((place, _)) => {
                         self.changed.insert(place);
-                        self.peers.insert(name, Peer::holding(held));
+                        self.acked.insert(name, ResourceState::holding(held));
                     }
                     None => {
                         self.pending.insert(name.clone(), Pending::Changed);
-                        self.peers.insert(name, Peer::holding(held));
+                        self.acked.insert(name, ResourceState::holding(held));
                     }
                 }
             }
@@ -133,8 +122,8 @@ impl Tracker {
                 match resources.visibility(self.ty, name) {
                     Visibility::Seen => _ = self.changed.insert(place),
                     // What the agent has of it is found out by comparing.
-                    Visibility::Spared if self.peers.is_known(name, place) => _ = self.changed.insert(place),
-                    Visibility::Spared => self.peers.spare_at(place, resources.table(self.ty)),
+                    Visibility::Spared if self.acked.is_known(name, place) => _ = self.changed.insert(place),
+                    Visibility::Spared => self.acked.spare_at(place, resources.table(self.ty)),
                     Visibility::Foreign => {}
                 }
             }
@@ -150,19 +139,19 @@ impl Tracker {
         for (name, before) in &dirty {
             if let Some(before) = before {
                 self.changed.remove(before.place);
-                self.peers.outdate(name, *before);
-                self.peers.unspare(name, *before);
+                self.acked.outdate(name, *before);
+                self.acked.unspare(name, *before);
             }
         }
         for name in dirty.into_keys() {
             if !subscription.covers(&name) {
                 continue;
             }
-            let is_known = self.peers.get(&name).is_some();
+            let is_known = self.acked.get(&name).is_some();
             if let Some((place, resource)) = resources.find(self.ty, &name) {
                 let visibility = resources.visibility(self.ty, &name);
                 if visibility == Visibility::Spared && !is_known {
-                    self.peers.spare(place, resource);
+                    self.acked.spare(place, resource);
                 }
                 // Also what is spared: the round under way may be about to send it, as it was seen when that began.
                 if visibility != Visibility::Foreign || is_known {
@@ -230,35 +219,35 @@ impl Tracker {
         let visibility = resources.visibility(self.ty, &name);
         let is_seen = visibility == Visibility::Seen;
         if let Some((place, resource)) = found {
-            self.peers.unspare(&name, Before { place, version: resource.version });
+            self.acked.unspare(&name, Before { place, version: resource.version });
         }
         if let Some((place, resource)) = found
-            && self.peers.is_current(place)
+            && self.acked.is_current(place)
         {
             if is_seen && why == Pending::Changed {
                 return;
             }
-            self.peers.write_out(place, resource);
+            self.acked.write_out(place, resource);
         }
         if let Some((place, resource)) = found.filter(|_| is_seen) {
-            let lacks = self.peers.update(&name, |peer| peer.lacks(resource.version)).unwrap_or(true);
+            let lacks = self.acked.update(&name, |state| state.lacks(resource.version)).unwrap_or(true);
             let wanted = lacks || why == Pending::Asked;
             if wanted {
                 needs.upserts.push(place);
             } else {
-                self.peers.settle(&name, resources.table(self.ty));
+                self.acked.settle(&name, resources.table(self.ty));
             }
             return;
         }
-        match self.peers.get(&name) {
-            Some(Peer { held: Some(_), refused: Some(refused), .. })
+        match self.acked.get(&name) {
+            Some(ResourceState { held: Some(_), refused: Some(refused), .. })
                 if refused.version.is_none() && why == Pending::Changed => {}
-            Some(Peer { held: Some(_), .. }) => {
-                self.peers.update(&name, |peer| peer.sent = Some(Sent::Removal));
+            Some(ResourceState { held: Some(_), .. }) => {
+                self.acked.update(&name, |state| state.sent = Some(Sent::Removal));
                 needs.removals.push(name);
             }
             _ => {
-                self.peers.remove(&name);
+                self.acked.remove(&name);
                 self.spare(&name, resources);
                 if why == Pending::Asked {
                     needs.absent.push(name);
@@ -273,24 +262,24 @@ impl Tracker {
             && resources.visibility(self.ty, name) == Visibility::Spared
             && self.covers(name)
         {
-            self.peers.spare(place, resource);
+            self.acked.spare(place, resource);
         }
     }
 
     /// The agent is sent this.
     pub(crate) fn sends(&mut self, name: &ResourceName, sent: Sent) {
-        self.peers.update_or_new(name, |peer| peer.sent = Some(sent));
+        self.acked.update_or_new(name, |state| state.sent = Some(sent));
     }
 
     /// Gives memory back that the round needed.
     pub(crate) fn shrink(&mut self) {
-        self.peers.shrink();
+        self.acked.shrink();
         self.pending.shrink_to(0);
     }
 
     /// Puts a removal that was not sent back to the names to be compared.
     pub(crate) fn postpone_removal(&mut self, name: ResourceName) {
-        if self.peers.update(&name, |peer| peer.sent = None).is_some() {
+        if self.acked.update(&name, |state| state.sent = None).is_some() {
             // It may be served again meanwhile: the name finds out.
             self.pending.entry(name).or_insert(Pending::Changed);
         }
@@ -303,16 +292,16 @@ impl Tracker {
 
     /// Records that the agent has put in force what it was sent.
     pub(crate) fn accepted(&mut self, name: &ResourceName, sent: Sent, resources: View<'_>) {
-        if self.peers.get(name).is_none_or(|peer| peer.sent != Some(sent)) {
+        if self.acked.get(name).is_none_or(|state| state.sent != Some(sent)) {
             return;
         }
         match sent {
             Sent::Upsert(version) => {
-                self.peers.insert(name.clone(), Peer::holding(Held::Version(version)));
-                self.peers.settle(name, resources.table(self.ty));
+                self.acked.insert(name.clone(), ResourceState::holding(Held::Version(version)));
+                self.acked.settle(name, resources.table(self.ty));
             }
             Sent::Removal => {
-                self.peers.remove(name);
+                self.acked.remove(name);
                 self.spare(name, resources);
             }
             Sent::Absent => {}
@@ -321,19 +310,19 @@ impl Tracker {
 
     /// Records that the agent has refused what it was sent, and that what it had stays in force.
     pub(crate) fn refused(&mut self, name: &ResourceName, sent: Sent, reason: String) {
-        if self.peers.get(name).is_none_or(|peer| peer.sent != Some(sent)) {
+        if self.acked.get(name).is_none_or(|state| state.sent != Some(sent)) {
             return;
         }
         let version = match sent {
             Sent::Upsert(version) => Some(version),
             Sent::Removal | Sent::Absent => None,
         };
-        self.peers.update(name, |peer| {
-            peer.sent = None;
-            if version.is_some() && peer.held == version.map(Held::Version) {
-                peer.held = None;
+        self.acked.update(name, |state| {
+            state.sent = None;
+            if version.is_some() && state.held == version.map(Held::Version) {
+                state.held = None;
             }
-            peer.refused = Some(Box::new(Refused { version, reason }));
+            state.refused = Some(Box::new(RefusedVersion { version, reason }));
         });
     }
 
@@ -341,46 +330,28 @@ impl Tracker {
     pub(crate) fn status(&self) -> TypeStatus {
         TypeStatus {
             subscribed: self.subscription.is_some(),
-            held: self.peers.held(),
-            sketch: self.peers.sketch().clone(),
+            held: self.acked.held(),
+            sketch: self.acked.sketch().clone(),
             unacknowledged: 0,
             pending: self.pending.len() + self.changed.len(),
-            rejected: self.peers.rejected(),
-        }
-    }
-
-    /// The agent's answer to one resource.
-    pub(crate) fn acknowledgement(&self, name: &ResourceName, resources: &Resources) -> Acknowledgement {
-        if !self.covers(name) {
-            return Acknowledgement::NotSubscribed;
-        }
-        if let Some((place, resource)) = resources.find(self.ty, name)
-            && self.peers.is_current(place)
-        {
-            return Acknowledgement::Held(resource.version);
-        }
-        let Some(peer) = self.peers.get(name) else { return Acknowledgement::Waiting };
-        match (peer.rejected(name), peer.held) {
-            (Some(rejected), _) => Acknowledgement::Rejected(rejected),
-            (None, Some(Held::Version(version))) => Acknowledgement::Held(version),
-            (None, Some(Held::Foreign) | None) => Acknowledgement::Waiting,
+            rejected: self.acked.rejected(),
         }
     }
 
     /// The versions that the agent has in force.
     pub(crate) fn held(&self, resources: &Resources) -> Vec<(ResourceName, Version)> {
-        self.peers.versions(resources.table(self.ty)).collect()
+        self.acked.versions(resources.table(self.ty)).collect()
     }
 
     /// The versions that the agent is spared.
     #[cfg(test)]
     pub(crate) fn spared(&self, resources: &Resources) -> Vec<(ResourceName, Version)> {
-        self.peers.spared(resources.table(self.ty)).collect()
+        self.acked.spared(resources.table(self.ty)).collect()
     }
 
     /// How many names are remembered.
     #[cfg(test)]
     pub(crate) fn remembered(&self) -> usize {
-        self.peers.len() + self.pending.len() + self.changed.len()
+        self.acked.len() + self.pending.len() + self.changed.len()
     }
 }

@@ -24,7 +24,7 @@ use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer},
 };
-use slotmesh_serve::{Config, Store, tls_connections};
+use slotmesh_serve::{AdsServerConfig, Store, tls_connections};
 use slotmesh_xds::{Change, Resource, ResourceType, Version, more_follows};
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -154,7 +154,7 @@ async fn an_agent_in_sync_costs_little_however_much_it_holds() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (tls, root) = identity();
-    let config = Config::default();
+    let config = AdsServerConfig::default();
     let incoming = tls_connections(listener, tls, &config.gate);
     let server = tokio::spawn(slotmesh_serve::serve(store.clone(), config, incoming, stop.clone()));
     let mut child = Command::new(env::current_exe().unwrap())

@@ -10,8 +10,8 @@ use envoy_types::pb::envoy::{
     },
 };
 use hyper_util::rt::TokioIo;
-use slotmesh_serve::{Acknowledgement, Config, Store};
-use slotmesh_xds::{Change, Resource, ResourceType, Version};
+use slotmesh_serve::{AdsServerConfig, Store};
+use slotmesh_xds::{Change, Fingerprint, Resource, ResourceType, Sketch, Version};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
     sync::mpsc,
@@ -49,8 +49,12 @@ impl Server {
         store.apply(vec![upsert("a", "1")]);
         let (connections, incoming) = mpsc::unbounded_channel();
         let incoming = UnboundedReceiverStream::new(incoming);
-        let task =
-            tokio::spawn(slotmesh_serve::serve(store.clone(), Config::default(), incoming, stop.clone()));
+        let task = tokio::spawn(slotmesh_serve::serve(
+            store.clone(),
+            AdsServerConfig::default(),
+            incoming,
+            stop.clone(),
+        ));
         Self { store, connections, stop, task }
     }
 
@@ -190,8 +194,9 @@ async fn acknowledgements_are_seen_by_those_who_watch() {
     let mut peer = server.peer("node-a").await;
     let response = peer.next().await;
     peer.ack(&response).await;
-    let held = Acknowledgement::Held(Version::of(b"1"));
-    while !server.store.acknowledgements(CLUSTER, &"a".into()).iter().any(|(_, _, seen)| *seen == held) {
+    let mut held = Sketch::default();
+    held.add(Fingerprint::of(CLUSTER, &"a".into(), Version::of(b"1")));
+    while !server.store.agents().iter().any(|agent| agent.types[CLUSTER].sketch == held) {
         status.changed().await.unwrap();
     }
     while !server.store.agents()[0].up_to_date {

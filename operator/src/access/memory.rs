@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use slotmesh_serve::{Admitted, NodeName};
+use slotmesh_serve::{Authenticated, NodeName};
 
 /// More tokens than this aren't remembered; each node has one at a time.
 const REMEMBERED: usize = 16_384;
@@ -26,7 +26,7 @@ struct Good {
 /// What is remembered of a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Known {
-    Good(Admitted),
+    Good(Authenticated),
     Bad(String),
 }
 
@@ -44,7 +44,7 @@ impl Memory {
         if let Some(good) = self.good.get(key) {
             if good.ask_again > now {
                 let lasts = good.expires.map(|at| at.saturating_duration_since(now));
-                return Some(Known::Good(Admitted { node: good.node.clone(), lasts }));
+                return Some(Known::Good(Authenticated { node: good.node.clone(), lasts }));
             }
             self.good.remove(key);
         }
@@ -53,13 +53,19 @@ impl Memory {
     }
 
     /// `ask_again` is when the answer is asked for anew at the latest.
-    pub(super) fn good(&mut self, key: Digest, admitted: &Admitted, now: Instant, ask_again: Instant) {
+    pub(super) fn good(
+        &mut self,
+        key: Digest,
+        authenticated: &Authenticated,
+        now: Instant,
+        ask_again: Instant,
+    ) {
         if self.good.len() >= REMEMBERED {
             self.good.retain(|_, good| good.ask_again > now);
         }
         if self.good.len() < REMEMBERED {
-            let expires = admitted.lasts.map(|lasts| now + lasts);
-            self.good.insert(key, Good { node: admitted.node.clone(), expires, ask_again });
+            let expires = authenticated.lasts.map(|lasts| now + lasts);
+            self.good.insert(key, Good { node: authenticated.node.clone(), expires, ask_again });
         }
     }
 
@@ -88,8 +94,8 @@ mod tests {
     #[test]
     fn a_flood_of_bad_tokens_leaves_the_good_ones() {
         let (mut memory, now) = (Memory::default(), Instant::now());
-        let admitted = Admitted { node: "n1".into(), lasts: Some(Duration::from_secs(90)) };
-        memory.good(key(0), &admitted, now, now + Duration::from_secs(30));
+        let authenticated = Authenticated { node: "n1".into(), lasts: Some(Duration::from_secs(90)) };
+        memory.good(key(0), &authenticated, now, now + Duration::from_secs(30));
         let most = u32::try_from(REMEMBERED).unwrap();
         (1..=2 * most).for_each(|number| memory.bad(key(number), "no".to_owned(), now));
         assert_eq!((memory.bad.len(), memory.order.len()), (REMEMBERED, REMEMBERED));
@@ -97,7 +103,7 @@ mod tests {
         assert_eq!(memory.recall(&key(2 * most), now), Some(Known::Bad("no".to_owned())));
         assert_eq!(memory.recall(&key(2 * most), now + BAD), None);
         let soon = now + Duration::from_secs(20);
-        let left = Admitted { lasts: Some(Duration::from_secs(70)), ..admitted };
+        let left = Authenticated { lasts: Some(Duration::from_secs(70)), ..authenticated };
         assert_eq!(memory.recall(&key(0), soon), Some(Known::Good(left)));
         assert_eq!(memory.recall(&key(0), now + Duration::from_secs(30)), None);
     }

@@ -22,7 +22,7 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use slotmesh_crds::own::{MeshNodeStatus, Refusal, SlotUse, StreamHolder};
-use slotmesh_serve::{AgentStatus, Ending, NodeName, StreamId, StreamNews};
+use slotmesh_serve::{AgentStatus, Ending, NodeName, StreamEvent, StreamId};
 use slotmesh_xds::{AgentReport, Fingerprint, PerType, ResourceType, Sketch};
 
 use super::{due::PROGRAMMED, groups::Acknowledged};
@@ -111,8 +111,8 @@ impl Desk {
     }
 
     /// Takes in what happened on a stream; how soon the node has to be looked at.
-    pub(crate) fn news(&mut self, news: StreamNews, now: Timestamp) -> Urgency {
-        let StreamNews { status, ended } = news;
+    pub(crate) fn news(&mut self, news: StreamEvent, now: Timestamp) -> Urgency {
+        let StreamEvent { status, ended } = news;
         let node = status.node.clone();
         let before = self.seats.get(&node);
         // Of two streams of one node the newer counts, while it lives.

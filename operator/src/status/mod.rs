@@ -1,7 +1,7 @@
 //! Statuses: what every node has in force, and what became of every object.
 //!
 //! ```text
-//!  streams --Feed--> nodes: Desk ---> MeshReplica, MeshNodes (each replica, of its streams)
+//!  streams --StreamEvents--> nodes: Desk ---> MeshReplica, MeshNodes (each replica, of its streams)
 //!                                                    | watch
 //!  pipeline --Notices--> objects: Verdicts, Lacking <+
 //!   (with what is due) -------^      |
@@ -40,7 +40,7 @@ use std::{
 };
 
 use kube::Client;
-use slotmesh_serve::{Feed, NodeName};
+use slotmesh_serve::{NodeName, StreamEvents};
 use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -163,7 +163,7 @@ pub struct Settings {
 #[derive(Debug)]
 pub struct Sources {
     /// What happens on the streams of this replica.
-    pub feed: Feed,
+    pub feed: StreamEvents,
     /// What the pipeline tells.
     pub notices: Notices,
 }

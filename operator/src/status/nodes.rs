@@ -30,7 +30,7 @@ use kube_runtime::{
 };
 use serde_json::json;
 use slotmesh_crds::own::{GROUP, MeshNode, MeshNodeStatus, MeshReplica, VERSION};
-use slotmesh_serve::{Feed, NodeName};
+use slotmesh_serve::{NodeName, StreamEvents};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -129,7 +129,7 @@ impl NodeWriter {
     }
 
     /// Runs until `stop`.
-    pub(super) async fn run(mut self, mut feed: Feed, stop: CancellationToken) {
+    pub(super) async fn run(mut self, mut feed: StreamEvents, stop: CancellationToken) {
         let events = watcher::watcher(self.api.clone(), watcher::Config::default()).backoff(Retry::default());
         let mut events = pin!(events);
         let replicas = watcher::watcher(self.object.api.clone(), watcher::Config::default());

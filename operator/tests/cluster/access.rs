@@ -17,7 +17,7 @@ use slotmesh_operator::{
     Tokens,
     certs::{Certificates, Keeper, Lifetimes, Names},
 };
-use slotmesh_serve::{Admission as _, Denied, Token};
+use slotmesh_serve::{AuthError, Authenticator as _, Token};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::{apply, namespace, pod};
@@ -64,13 +64,13 @@ async fn agents_are_known_by_the_tokens_of_their_pods() -> Result<()> {
     };
     let tokens = Tokens::new(client.clone(), "slotmesh-operator", "shop", "slotmesh-agent");
     let good = token("slotmesh-agent", "slotmesh-operator", Some(bound.clone())).await?;
-    let admitted = tokens.admit(good.clone(), None).await?;
-    ensure!(admitted.node.as_str() == "n1");
-    let lasts = admitted.lasts.context("a token that never expires")?;
+    let authenticated = tokens.authenticate(good.clone(), None).await?;
+    ensure!(authenticated.node.as_str() == "n1");
+    let lasts = authenticated.lasts.context("a token that never expires")?;
     ensure!(lasts > Duration::from_secs(500) && lasts <= Duration::from_secs(600), "{lasts:?}");
 
     let refused = async |token: Token, word: &str| -> Result<()> {
-        let Err(Denied::Refused(reason)) = tokens.admit(token, None).await else {
+        let Err(AuthError::Invalid(reason)) = tokens.authenticate(token, None).await else {
             anyhow::bail!("let in: {word}")
         };
         ensure!(reason.contains(word), "{reason}");
@@ -85,10 +85,10 @@ async fn agents_are_known_by_the_tokens_of_their_pods() -> Result<()> {
     let new = {
         let mut cluster = cluster;
         cluster.stop_api_server()?;
-        ensure!(tokens.admit(good, None).await?.node.as_str() == "n1");
-        tokens.admit(Token::from("another"), None).await
+        ensure!(tokens.authenticate(good, None).await?.node.as_str() == "n1");
+        tokens.authenticate(Token::from("another"), None).await
     };
-    ensure!(matches!(new, Err(Denied::Unavailable(_))), "{new:?}");
+    ensure!(matches!(new, Err(AuthError::Unavailable(_))), "{new:?}");
     Ok(())
 }
 

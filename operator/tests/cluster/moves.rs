@@ -84,12 +84,13 @@ async fn an_agent_that_moves_to_a_replica_that_lags_behind_is_not_taken_back() -
         .await?;
     ensure!(!fresh.has(Cluster, "late.shop"), "it lags behind");
     let moved = Agent::connect_from("n1", &behind, Some(&source)).await?;
-    wait::until_true("the moved agent to be kept waiting", async || Ok(behind.holds.begun() == 1)).await?;
+    wait::until_true("the moved agent to be kept waiting", async || Ok(behind.held_back.begun() == 1))
+        .await?;
     ensure!(moved.responses() == 0);
     way.open.send_replace(true);
     wait::until_true("the second replica to catch up", async || Ok(moved.has(Cluster, "late.shop"))).await?;
     ensure!(!moved.ever_had(Cluster, "early.shop"), "it was taken back");
-    ensure!(behind.holds.given_up() == 0);
+    ensure!(behind.held_back.given_up() == 0);
     behind.stop().await?;
     ahead.stop().await
 }

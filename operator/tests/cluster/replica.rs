@@ -21,7 +21,7 @@ use slotmesh_operator::{
     Operator, OperatorOptions, Scoped,
     status::{self, Counters, Notices, Settings, Sources},
 };
-use slotmesh_serve::{Config, Holds};
+use slotmesh_serve::{AdsServerConfig, HeldBack};
 use slotmesh_xds::{
     AgentReport, Rejection, ResourceType, SlotCounts, give_source_back, source_of, status_from_rejections,
 };
@@ -39,7 +39,7 @@ use crate::support::NAMESPACE;
 pub struct Replica {
     address: String,
     pub counters: Counters,
-    pub holds: Arc<Holds>,
+    pub held_back: Arc<HeldBack>,
     stop: CancellationToken,
     statuses: JoinHandle<()>,
     serving: JoinHandle<()>,
@@ -71,12 +71,12 @@ impl Replica {
             let accepted = listener.accept().await.map(|(stream, _)| stream);
             Some((accepted, listener))
         }));
-        let config = Config::default();
-        let holds = Arc::clone(&config.holds);
+        let config = AdsServerConfig::default();
+        let held_back = Arc::clone(&config.held_back);
         let serving = slotmesh_serve::serve(store, config, incoming, stop.clone());
         let serving = tokio::spawn(async { serving.await.expect("the server ends in order") });
         operator.synced().await?;
-        Ok(Self { address, counters, holds, stop, statuses, serving, _operator: operator })
+        Ok(Self { address, counters, held_back, stop, statuses, serving, _operator: operator })
     }
 
     /// As after SIGKILL.

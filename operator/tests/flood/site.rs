@@ -22,7 +22,7 @@ use rcgen::{CertificateParams, KeyPair};
 use rustls::{ClientConfig, RootCertStore, ServerConfig, pki_types::PrivateKeyDer};
 use serde_json::{Value, json};
 use slotmesh_operator::Tokens;
-use slotmesh_serve::{Config, Gate, Store, tls_connections};
+use slotmesh_serve::{AdsServerConfig, Gate, Store, tls_connections};
 use slotmesh_xds::ResourceType;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _},
@@ -108,7 +108,7 @@ impl Site {
         let reviews = Arc::<Reviews>::default();
         let tokens =
             Tokens::new(api_server(Arc::clone(&reviews)), "agents", "slotmesh-system", "slotmesh-agent");
-        let config = Config { admission: Some(Arc::new(tokens)), ..Config::default() };
+        let config = AdsServerConfig { authenticator: Some(Arc::new(tokens)), ..AdsServerConfig::default() };
         let (gate, store, stop) = (config.gate.clone(), Store::new(), CancellationToken::new());
         store.apply(Vec::new());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -3,8 +3,8 @@
 use crate::support::{Memory, MemorySink, Mesh, remove, upsert};
 use ResourceType::{Cluster, Endpoints, Listener, Route, Settings};
 use slotmesh_ads::Subscription;
-use slotmesh_serve::{Acknowledgement, Store};
-use slotmesh_xds::{AgentReport, Resource, ResourceName, ResourceType, Version};
+use slotmesh_serve::Store;
+use slotmesh_xds::{AgentReport, Fingerprint, Resource, ResourceType, Sketch, Version};
 
 fn has(ty: ResourceType, name: &'static str, content: &'static str) -> impl Fn(&Memory) -> bool {
     move |memory| memory.held.get(&(ty, name.into())).is_some_and(|held| held.content == content)
@@ -98,10 +98,9 @@ async fn bad_resources_are_refused_by_name_and_the_good_ones_are_in_force() {
     mesh.sink.until("repaired", has(Cluster, "one", "2")).await;
     mesh.settled().await;
     assert_eq!(mesh.sink.content(Cluster, "good").as_deref(), Some("1"));
-    let [(_, _, ref acknowledgement)] = mesh.store.acknowledgements(Cluster, &"one".into())[..] else {
-        panic!("one agent")
-    };
-    assert_eq!(*acknowledgement, Acknowledgement::Held(Version::of(b"2")));
+    let held = &mesh.store.agents()[0].types[Cluster].sketch;
+    let one = Fingerprint::of(Cluster, &"one".into(), Version::of(b"2"));
+    assert!(held.difference(&Sketch::default()).unwrap().first.contains(&one));
     mesh.end().await;
 }
 
@@ -158,20 +157,19 @@ async fn a_restarted_agent_names_what_it_recovered() {
 
 #[tokio::test(start_paused = true)]
 async fn subscriptions_change_while_running() {
-    let names = |names: &[&str]| names.iter().copied().map(ResourceName::from).collect::<Vec<_>>();
     let store = store(vec![upsert(Cluster, "a", "1"), upsert(Cluster, "b", "1"), upsert(Cluster, "c", "1")]);
     let mesh = Mesh::with(store, MemorySink::default(), |handle| {
-        handle.subscribe(Cluster, names(&["a", "missing"]));
+        handle.set(Cluster, ["a", "missing"].into_iter().collect());
     });
     mesh.sink.until("a", has(Cluster, "a", "1")).await;
     mesh.sink.until("synced", |memory| memory.synced == 1).await;
     assert_eq!(mesh.sink.take_log(), ["cluster +a -missing"]);
 
-    mesh.handle.subscribe(Cluster, names(&["b"]));
+    mesh.handle.set(Cluster, ["a", "b", "missing"].into_iter().collect());
     mesh.sink.until("b", has(Cluster, "b", "1")).await;
     assert_eq!(mesh.sink.names(Cluster), ["a", "b"]);
 
-    mesh.handle.unsubscribe(Cluster, names(&["a"]));
+    mesh.handle.set(Cluster, ["b", "missing"].into_iter().collect());
     mesh.sink.until("a left", lacks(Cluster, "a")).await;
     mesh.store.apply(vec![
         upsert(Cluster, "a", "2"),

@@ -10,7 +10,7 @@ use std::{
 };
 
 use slotmesh_ads::{Client, FromStreams, Subscription};
-use slotmesh_serve::{Config, Holds, Reached, Rescoped, Store};
+use slotmesh_serve::{AdsServerConfig, HeldBack, Rescoped, SourceVersions, Store};
 use slotmesh_xds::ResourceType::Cluster;
 use tokio::{io::DuplexStream, sync::mpsc, task::JoinHandle};
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -21,7 +21,7 @@ use crate::support::{MemorySink, config, upsert};
 /// A replica whose source is at some version, in which the cluster `a` has some content.
 struct Replica {
     store: Store,
-    holds: Arc<Holds>,
+    held_back: Arc<HeldBack>,
     connections: mpsc::UnboundedSender<io::Result<DuplexStream>>,
     stop: CancellationToken,
     task: JoinHandle<Result<(), tonic::transport::Error>>,
@@ -31,25 +31,25 @@ impl Replica {
     fn start(version: u64, content: &str) -> Self {
         let (store, stop) = (Store::new(), CancellationToken::new());
         let (connections, incoming) = mpsc::unbounded_channel();
-        let config = Config::default();
-        let holds = Arc::clone(&config.holds);
+        let config = AdsServerConfig::default();
+        let held_back = Arc::clone(&config.held_back);
         let incoming = UnboundedReceiverStream::new(incoming);
         let task = tokio::spawn(slotmesh_serve::serve(store.clone(), config, incoming, stop.clone()));
-        let replica = Self { store, holds, connections, stop, task };
+        let replica = Self { store, held_back, connections, stop, task };
         replica.reach(version, content);
         replica
     }
 
     fn reach(&self, version: u64, content: &str) {
-        let mut reached = Reached::default();
+        let mut reached = SourceVersions::default();
         reached.changed("Pod", version);
         self.store.apply_for(vec![upsert(Cluster, "a", content)], &Rescoped::default(), None, &reached);
     }
 
-    async fn end(self) -> Arc<Holds> {
+    async fn end(self) -> Arc<HeldBack> {
         self.stop.cancel();
         self.task.await.unwrap().unwrap();
-        self.holds
+        self.held_back
     }
 }
 
@@ -83,7 +83,7 @@ async fn an_agent_is_not_taken_back_and_not_kept_waiting_for_ever() {
     let first = replicas.remove(0);
     assert_eq!(first.end().await.begun(), 0);
     tokio::time::sleep(Duration::from_secs(20)).await;
-    assert_eq!((replicas[0].holds.begun(), sink.take_log()), (1, Vec::new()));
+    assert_eq!((replicas[0].held_back.begun(), sink.take_log()), (1, Vec::new()));
     replicas[0].reach(10, "newest");
     content("newest").await;
     assert_eq!(sink.take_log(), ["cluster +a"]);
@@ -93,13 +93,13 @@ async fn an_agent_is_not_taken_back_and_not_kept_waiting_for_ever() {
     assert_eq!(replicas.remove(0).end().await.given_up(), 0);
     content("old").await;
     let last = &replicas[0];
-    assert_eq!((last.holds.begun(), last.holds.given_up()), (1, 1));
+    assert_eq!((last.held_back.begun(), last.held_back.given_up()), (1, 1));
     // And it is what the agent gives back from then on.
     let again = Replica::start(7, "older");
     doors.lock().unwrap()[2] = again.connections.clone();
     replicas.remove(0).end().await;
     content("older").await;
-    assert_eq!(again.holds.begun(), 0);
+    assert_eq!(again.held_back.begun(), 0);
     stop.cancel();
     client.await.unwrap();
     again.end().await;

@@ -11,7 +11,7 @@ use crate::support::{Memory, MemorySink, Mesh, remove, upsert};
 use proptest::prelude::*;
 use slotmesh_ads::{Handle, Subscription};
 use slotmesh_serve::Store;
-use slotmesh_xds::{Change, ResourceType};
+use slotmesh_xds::{Change, Fingerprint, ResourceType, Sketch};
 
 #[derive(Clone, Debug)]
 enum Event {
@@ -95,16 +95,14 @@ async fn final_state(events: Vec<Event>) {
     // What the server believes is what the agent has, and what it refused is known by name.
     let agents = mesh.store.agents();
     for ty in ResourceType::ALL {
-        let mut believed = mesh.store.held(agents[0].stream, ty).unwrap();
-        believed.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
         let memory = mesh.sink.memory.lock().unwrap();
-        let held: Vec<_> = memory
-            .held
-            .iter()
-            .filter(|((held, _), _)| *held == ty)
-            .map(|((_, name), resource)| (name.clone(), resource.version))
-            .collect();
-        assert_eq!(believed, held, "{ty}");
+        let (mut held, mut sketch) = (0, Sketch::default());
+        for ((_, name), resource) in memory.held.iter().filter(|((held, _), _)| *held == ty) {
+            held += 1;
+            sketch.add(Fingerprint::of(ty, name, resource.version));
+        }
+        let believed = &agents[0].types[ty];
+        assert_eq!((believed.held, &believed.sketch), (held, &sketch), "{ty}");
         let bad: BTreeSet<_> = model
             .iter()
             .filter(|((bad, _), content)| *bad == ty && content.starts_with("bad"))

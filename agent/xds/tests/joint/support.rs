@@ -182,8 +182,12 @@ impl Mesh {
         let wires = Wires::default();
         let (connections, incoming) = mpsc::unbounded_channel();
         let incoming = UnboundedReceiverStream::new(incoming).boxed();
-        let serving =
-            slotmesh_serve::serve(store.clone(), slotmesh_serve::Config::default(), incoming, stop.clone());
+        let serving = slotmesh_serve::serve(
+            store.clone(),
+            slotmesh_serve::AdsServerConfig::default(),
+            incoming,
+            stop.clone(),
+        );
         let server = tokio::spawn(async move { serving.await.unwrap() });
         let cables = wires.clone();
         let connector = FromStreams::new(move || std::future::ready(cables.plug(&connections)));

@@ -17,8 +17,8 @@ use rustls::{
 };
 use slotmesh_ads::{Client, Handle, Subscription, Tls};
 use slotmesh_serve::{
-    Admission, Admitted, Answer, Config, Denied, NodeName, Origin, Reason, Refusals, Scope, Store, Token,
-    Visibility, tls_connections,
+    AdsServerConfig, AuthError, AuthResult, Authenticated, Authenticator, NodeName, Origin, RefusalReason,
+    RefusedStreams, Scope, Store, Token, Visibility, tls_connections,
 };
 use slotmesh_xds::{ResourceName, ResourceType};
 use tempfile::TempDir;
@@ -33,11 +33,12 @@ struct ByName {
     lasts: Option<Duration>,
 }
 
-impl Admission for ByName {
-    fn admit(&self, token: Token, _: Option<Origin>) -> Answer<'_> {
+impl Authenticator for ByName {
+    fn authenticate(&self, token: Token, _: Option<Origin>) -> AuthResult<'_> {
         Box::pin(async move {
-            let node = token.reveal().strip_prefix("node:").ok_or(Denied::Refused("unknown".to_owned()))?;
-            Ok(Admitted { node: node.into(), lasts: self.lasts })
+            let node =
+                token.reveal().strip_prefix("node:").ok_or(AuthError::Invalid("unknown".to_owned()))?;
+            Ok(Authenticated { node: node.into(), lasts: self.lasts })
         })
     }
 }
@@ -87,7 +88,7 @@ struct Operator {
     store: Store,
     address: SocketAddr,
     certificate: Certificate,
-    refusals: Arc<Refusals>,
+    refusals: Arc<RefusedStreams>,
     files: TempDir,
     stop: CancellationToken,
     server: JoinHandle<Result<(), tonic::transport::Error>>,
@@ -107,11 +108,11 @@ impl Operator {
         fs::write(files.path().join("ca.crt"), certificate.renew("first")).unwrap();
         let tls =
             ServerConfig::builder().with_no_client_auth().with_cert_resolver(Arc::new(certificate.clone()));
-        let refusals = Arc::<Refusals>::default();
-        let config = Config {
-            admission: Some(Arc::new(ByName { lasts })),
+        let refusals = Arc::<RefusedStreams>::default();
+        let config = AdsServerConfig {
+            authenticator: Some(Arc::new(ByName { lasts })),
             refusals: Arc::clone(&refusals),
-            ..Config::default()
+            ..AdsServerConfig::default()
         };
         let connections = tls_connections(listener, tls, &config.gate);
         let serving = slotmesh_serve::serve(store.clone(), config, connections, stop.clone());
@@ -136,7 +137,7 @@ impl Operator {
         (sink, handle, tokio::spawn(client.run(self.stop.child_token())))
     }
 
-    async fn refuses(&self, reason: Reason) {
+    async fn refuses(&self, reason: RefusalReason) {
         until(|| self.refusals.count(reason) > 0).await;
     }
 
@@ -174,9 +175,9 @@ async fn an_agent_sees_what_is_for_its_node() {
 async fn a_wrong_token_gets_nothing_until_there_is_a_good_one() {
     let operator = Operator::start(None).await;
     let (sink, handle, client) = operator.agent("stolen");
-    operator.refuses(Reason::BadToken).await;
+    operator.refuses(RefusalReason::BadToken).await;
     fs::write(operator.file("token"), "node:node-b").unwrap();
-    operator.refuses(Reason::OtherNode).await;
+    operator.refuses(RefusalReason::OtherNode).await;
     assert!(operator.store.agents().is_empty());
     assert!(sink.names(ResourceType::Cluster).is_empty() && !handle.stats().in_sync());
     fs::write(operator.file("token"), "node:node-a").unwrap();

@@ -29,12 +29,12 @@ fn status(stream: u64, requests: u64) -> AgentStatus {
     }
 }
 
-fn live(stream: u64, requests: u64) -> StreamNews {
-    StreamNews { status: status(stream, requests), ended: None }
+fn live(stream: u64, requests: u64) -> StreamEvent {
+    StreamEvent { status: status(stream, requests), ended: None }
 }
 
-fn ended(stream: u64, requests: u64, ending: Ending) -> StreamNews {
-    StreamNews { status: status(stream, requests), ended: Some(ending) }
+fn ended(stream: u64, requests: u64, ending: Ending) -> StreamEvent {
+    StreamEvent { status: status(stream, requests), ended: Some(ending) }
 }
 
 /// Lets a replica write what it wants to; says whether it did.

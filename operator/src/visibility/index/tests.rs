@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Instant};
 use proptest::prelude::*;
 use slotmesh_builders::{rule, service, service_entry, sidecar, slice, to, virtual_service, workload};
 use slotmesh_compile::{Compiler, Object};
-use slotmesh_serve::{Reached, Scope as _};
+use slotmesh_serve::{Scope as _, SourceVersions};
 
 use super::*;
 use crate::{Publish as _, visibility::Scoped};
@@ -52,7 +52,7 @@ impl Mesh {
         self.scoped.audiences(output.audiences);
         let rescoped = self.scoped.rescope(&changes);
         // The rest of it, with nothing more to tell.
-        self.scoped.publish(changes, Instant::now(), &Reached::default());
+        self.scoped.publish(changes, Instant::now(), &SourceVersions::default());
         rescoped
     }
 

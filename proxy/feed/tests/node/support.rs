@@ -21,9 +21,9 @@ use slotmesh_ads::Handle;
 use slotmesh_broker::{Broker, Counterpart, Key, NamespaceAt, PeerRole};
 use slotmesh_feed::{PodSockets, ResourceSink, follow_agent};
 use slotmesh_proxy::{EngineOptions, ProxyEngine, ProxyLimits};
-use slotmesh_serve::{Acknowledgement, Config, Rejected, Store, UnixSocket};
+use slotmesh_serve::{AdsServerConfig, Rejected, Store, UnixSocket};
 use slotmesh_xds::{
-    Change, Resource, ResourceName, ResourceType, Version, Workload,
+    Change, Fingerprint, Resource, ResourceName, ResourceType, Sketch, Version, Workload,
     envoy::envoy::config::{
         cluster::v3::{
             Cluster,
@@ -258,7 +258,7 @@ impl Node {
             UnixSocket::bind(&self.folder().join("agent.sock"), None, 4).unwrap()
         };
         let serving = async move {
-            slotmesh_serve::serve(store, Config::default(), socket, stopped).await.unwrap();
+            slotmesh_serve::serve(store, AdsServerConfig::default(), socket, stopped).await.unwrap();
         };
         self.agent = Some((stop, self.runtime.spawn(serving)));
     }
@@ -339,8 +339,11 @@ impl Node {
 
     pub fn until_acknowledged(&self, resource: &Resource) {
         until(&format!("{} {} is acknowledged", resource.ty, resource.name), || {
-            let said = self.store.acknowledgements(resource.ty, &resource.name);
-            said.iter().any(|(.., said)| *said == Acknowledgement::Held(resource.version))
+            let one = Fingerprint::of(resource.ty, &resource.name, resource.version);
+            self.store.agents().iter().any(|agent| {
+                let held = agent.types[resource.ty].sketch.difference(&Sketch::default());
+                held.is_ok_and(|held| held.first.contains(&one))
+            })
         });
     }
 

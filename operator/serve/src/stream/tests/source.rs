@@ -4,7 +4,7 @@ use envoy_types::pb::google::protobuf::Struct;
 use slotmesh_xds::{give_source_back, source_of};
 
 use super::*;
-use crate::Reached;
+use crate::SourceVersions;
 
 /// The first request of an agent that was elsewhere.
 fn returning(source: &str) -> DeltaDiscoveryRequest {
@@ -26,14 +26,14 @@ fn scene() -> Scene {
 }
 
 impl Scene {
-    fn reach(&mut self, more: impl FnOnce(&mut Reached)) {
+    fn reach(&mut self, more: impl FnOnce(&mut SourceVersions)) {
         let mut reached = self.resources.reached().clone();
         more(&mut reached);
         self.resources.reach(&reached);
     }
 
-    fn lags(&self) -> bool {
-        self.stream.lags(&self.resources)
+    fn is_stale(&self) -> bool {
+        self.stream.is_stale(&self.resources)
     }
 }
 
@@ -45,7 +45,7 @@ fn source(response: &DeltaDiscoveryResponse) -> Option<&str> {
 fn nothing_is_sent_before_the_replica_knows_as_much() {
     let mut scene = scene();
     scene.send(returning("Pod=9,Service=3"));
-    assert!(scene.lags());
+    assert!(scene.is_stale());
     assert_eq!(scene.next(), None);
     assert!(!scene.stream.status(StreamId(1)).unwrap().up_to_date);
     // Something happened, but not all.
@@ -56,7 +56,7 @@ fn nothing_is_sent_before_the_replica_knows_as_much() {
     scene.reach(|reached| reached.changed("Pod", 9));
     let response = scene.next().expect("it has caught up");
     assert_eq!(response.resources[0].version, resource(Cluster, "a", "new").version.to_string());
-    assert!(!scene.lags());
+    assert!(!scene.is_stale());
     // Whoever is next has to know what the one before did, too.
     assert_eq!(source(&response), Some("Pod=9,Service=3"));
     scene.ack(&response);
@@ -71,7 +71,7 @@ fn a_replica_that_has_seen_all_keeps_nobody_waiting_however_long_ago_that_was() 
     for known in ["Pod=5", "Pod=7", "Service=99"] {
         let mut scene = scene();
         scene.send(returning(known));
-        assert!(!scene.lags() && scene.next().is_some(), "{known}");
+        assert!(!scene.is_stale() && scene.next().is_some(), "{known}");
     }
     let mut scene = scene();
     scene.send(returning("Pod=9"));
@@ -99,13 +99,13 @@ fn what_was_waited_for_in_vain_is_forgotten() {
     let mut scene = scene();
     scene.send(returning("Pod=1000"));
     assert_eq!(scene.next(), None);
-    scene.stream.go_on();
+    scene.stream.stop_waiting();
     let response = scene.next().expect("it goes on");
     assert_eq!(source(&response), Some("Pod=5"));
     // Only the first request counts: the agent has what this replica sent.
     scene.ack(&response);
     scene.send(returning("Pod=1000"));
-    assert!(!scene.lags());
+    assert!(!scene.is_stale());
 }
 
 #[test]
@@ -113,6 +113,6 @@ fn before_the_first_sync_nobody_lags() {
     let mut scene = scene();
     scene.resources = Resources::default();
     scene.send(returning("Pod=9"));
-    assert!(!scene.lags());
+    assert!(!scene.is_stale());
     assert_eq!(scene.next(), None);
 }

@@ -1,12 +1,12 @@
 //! The state of an agent's names of one type, with its sums.
 //!
 //! Of what the agent holds exactly as it is served, the stream keeps a bit: the store has the rest, for all agents
-//! together. Only what differs is written out ([`Peer`]): what the agent lacks or has in another version, is being
+//! together. Only what differs is written out ([`ResourceState`]): what the agent lacks or has in another version, is being
 //! sent, or refused. So an agent in sync costs a bit a resource, and one that falls behind costs what it is behind.
 //!
 //! What the agent is spared has a bit of another sort.
 //!
-//! Invariants: a name has a bit or a peer, never both. The sums (how many are held, their sketch, which are refused)
+//! Invariants: a name has a bit or a state, never both. The sums (how many are held, their sketch, which are refused)
 //! are those of both at any time, and the sketch is of what is spared, too. Every change goes through this module and
 //! costs the names that it touches.
 
@@ -18,10 +18,9 @@ use crate::{
     bits::Bits,
     status::Rejected,
     table::{Before, Place, Table},
-    tracker::Sent,
 };
 
-/// Memory for so many peers is kept when they are gone.
+/// Memory for so many states is kept when they are gone.
 const SPARE: usize = 4;
 
 /// A version that an agent says it has.
@@ -32,23 +31,34 @@ pub(crate) enum Held {
     Foreign,
 }
 
+/// A message about a name that was sent, or is about to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sent {
+    /// This version.
+    Upsert(Version),
+    /// That it is gone.
+    Removal,
+    /// That it does not exist, to an agent that has not got it.
+    Absent,
+}
+
 /// The state of one name at an agent.
 #[derive(Debug, Default)]
-pub(crate) struct Peer {
+pub(crate) struct ResourceState {
     pub(crate) held: Option<Held>,
     pub(crate) sent: Option<Sent>,
-    pub(crate) refused: Option<Box<Refused>>,
+    pub(crate) refused: Option<Box<RefusedVersion>>,
 }
 
 #[derive(Debug)]
-pub(crate) struct Refused {
+pub(crate) struct RefusedVersion {
     /// `None`: the agent refused to remove it.
     pub(crate) version: Option<Version>,
     pub(crate) reason: String,
 }
 
-impl Peer {
-    /// A peer that has this.
+impl ResourceState {
+    /// A state that has this.
     pub(crate) fn holding(held: Held) -> Self {
         Self { held: Some(held), ..Self::default() }
     }
@@ -64,7 +74,7 @@ impl Peer {
     }
 
     pub(crate) fn rejected(&self, name: &ResourceName) -> Option<Rejected> {
-        let Refused { version, reason } = self.refused.as_deref()?;
+        let RefusedVersion { version, reason } = self.refused.as_deref()?;
         Some(Rejected { name: name.clone(), version: *version, reason: reason.clone() })
     }
 
@@ -76,20 +86,20 @@ impl Peer {
 
 /// The state of all names of one type, with its sums.
 #[derive(Debug)]
-pub(crate) struct Peers {
+pub(crate) struct AckedResources {
     ty: ResourceType,
     /// The places whose resources the agent holds as they are served.
     current: Bits,
     /// The places whose resources the agent doesn't need.
     spared: Bits,
     /// The names of which there is more to say.
-    others: HashMap<ResourceName, Peer>,
+    others: HashMap<ResourceName, ResourceState>,
     held: usize,
     sketch: Sketch,
     refused: HashSet<ResourceName>,
 }
 
-impl Peers {
+impl AckedResources {
     pub(crate) fn new(ty: ResourceType) -> Self {
         Self {
             ty,
@@ -102,8 +112,8 @@ impl Peers {
         }
     }
 
-    /// The peer of a name that isn't held as it is served.
-    pub(crate) fn get(&self, name: &ResourceName) -> Option<&Peer> {
+    /// The state of a name that isn't held as it is served.
+    pub(crate) fn get(&self, name: &ResourceName) -> Option<&ResourceState> {
         self.others.get(name)
     }
 
@@ -116,7 +126,7 @@ impl Peers {
     pub(crate) fn outdate(&mut self, name: &ResourceName, before: Before) {
         if self.current.remove(before.place) {
             // The sums stay: it holds what it held.
-            self.others.insert(name.clone(), Peer::holding(Held::Version(before.version)));
+            self.others.insert(name.clone(), ResourceState::holding(Held::Version(before.version)));
         }
     }
 
@@ -151,37 +161,41 @@ impl Peers {
         self.outdate(&resource.name, Before { place, version: resource.version });
     }
 
-    /// Changes the peer of this name, if there is one.
+    /// Changes the state of this name, if there is one.
     pub(crate) fn update<T>(
         &mut self,
         name: &ResourceName,
-        change: impl FnOnce(&mut Peer) -> T,
+        change: impl FnOnce(&mut ResourceState) -> T,
     ) -> Option<T> {
-        let mut peer = self.remove(name)?;
-        let outcome = change(&mut peer);
-        self.insert(name.clone(), peer);
+        let mut state = self.remove(name)?;
+        let outcome = change(&mut state);
+        self.insert(name.clone(), state);
         Some(outcome)
     }
 
-    /// As [`update`](Self::update), of a new peer where there is none.
-    pub(crate) fn update_or_new<T>(&mut self, name: &ResourceName, change: impl FnOnce(&mut Peer) -> T) -> T {
-        let mut peer = self.remove(name).unwrap_or_default();
-        let outcome = change(&mut peer);
-        self.insert(name.clone(), peer);
+    /// As [`update`](Self::update), of a new state where there is none.
+    pub(crate) fn update_or_new<T>(
+        &mut self,
+        name: &ResourceName,
+        change: impl FnOnce(&mut ResourceState) -> T,
+    ) -> T {
+        let mut state = self.remove(name).unwrap_or_default();
+        let outcome = change(&mut state);
+        self.insert(name.clone(), state);
         outcome
     }
 
-    /// Sets the peer of a name that has no bit.
-    pub(crate) fn insert(&mut self, name: ResourceName, peer: Peer) {
+    /// Sets the state of a name that has no bit.
+    pub(crate) fn insert(&mut self, name: ResourceName, state: ResourceState) {
         self.remove(&name);
-        self.held += usize::from(peer.held.is_some());
-        if let Some(Held::Version(version)) = peer.held {
+        self.held += usize::from(state.held.is_some());
+        if let Some(Held::Version(version)) = state.held {
             self.sketch.add(Fingerprint::of(self.ty, &name, version));
         }
-        if peer.refused.is_some() {
+        if state.refused.is_some() {
             self.refused.insert(name.clone());
         }
-        self.others.insert(name, peer);
+        self.others.insert(name, state);
     }
 
     /// Keeps only a bit of the name where that says all, given what is served.
@@ -190,7 +204,7 @@ impl Peers {
         else {
             return;
         };
-        if self.others.get(name).is_some_and(|peer| peer.has_just(resource.version)) {
+        if self.others.get(name).is_some_and(|state| state.has_just(resource.version)) {
             // The sums stay: it holds what it held.
             self.others.remove(name);
             self.current.insert(place);
@@ -206,16 +220,16 @@ impl Peers {
         }
     }
 
-    pub(crate) fn remove(&mut self, name: &ResourceName) -> Option<Peer> {
-        let peer = self.others.remove(name)?;
-        self.held -= usize::from(peer.held.is_some());
-        if let Some(Held::Version(version)) = peer.held {
+    pub(crate) fn remove(&mut self, name: &ResourceName) -> Option<ResourceState> {
+        let state = self.others.remove(name)?;
+        self.held -= usize::from(state.held.is_some());
+        if let Some(Held::Version(version)) = state.held {
             self.sketch.remove(Fingerprint::of(self.ty, name, version));
         }
-        if peer.refused.is_some() {
+        if state.refused.is_some() {
             self.refused.remove(name);
         }
-        Some(peer)
+        Some(state)
     }
 
     /// Removes those whose names `keep` doesn't let pass.
@@ -263,7 +277,7 @@ impl Peers {
     pub(crate) fn versions(&self, table: &Table) -> impl Iterator<Item = (ResourceName, Version)> {
         let current = self.current.iter().filter_map(|place| table.at(place));
         let current = current.map(|resource| (resource.name.clone(), resource.version));
-        let others = self.others.iter().filter_map(|(name, peer)| match peer.held {
+        let others = self.others.iter().filter_map(|(name, state)| match state.held {
             Some(Held::Version(version)) => Some((name.clone(), version)),
             Some(Held::Foreign) | None => None,
         });
@@ -298,56 +312,56 @@ mod tests {
     #[test]
     fn the_sums_are_those_of_the_peers() {
         let version = Version::of(b"1");
-        let (mut peers, mut table) = (Peers::new(TY), Table::default());
+        let (mut acked, mut table) = (AckedResources::new(TY), Table::default());
         let (a, b, c) = ("a".into(), "b".into(), "c".into());
-        peers.insert(ResourceName::clone(&a), Peer::holding(Held::Version(version)));
-        peers.insert(ResourceName::clone(&b), Peer::holding(Held::Foreign));
-        let reason = || Some(Box::new(Refused { version: Some(version), reason: "no".into() }));
-        peers.update_or_new(&c, |peer| peer.refused = reason());
-        peers.update(&b, |peer| peer.refused = reason());
-        assert_eq!((peers.held(), peers.rejected().len(), peers.len()), (2, 2, 3));
+        acked.insert(ResourceName::clone(&a), ResourceState::holding(Held::Version(version)));
+        acked.insert(ResourceName::clone(&b), ResourceState::holding(Held::Foreign));
+        let reason = || Some(Box::new(RefusedVersion { version: Some(version), reason: "no".into() }));
+        acked.update_or_new(&c, |state| state.refused = reason());
+        acked.update(&b, |state| state.refused = reason());
+        assert_eq!((acked.held(), acked.rejected().len(), acked.len()), (2, 2, 3));
         let mut expected = Sketch::default();
         expected.add(Fingerprint::of(TY, &a, version));
-        assert_eq!(*peers.sketch(), expected);
+        assert_eq!(*acked.sketch(), expected);
 
-        peers.update(&c, |peer| *peer = Peer::holding(Held::Version(version)));
+        acked.update(&c, |state| *state = ResourceState::holding(Held::Version(version)));
         expected.add(Fingerprint::of(TY, &c, version));
-        assert_eq!((peers.held(), peers.rejected().len()), (3, 1));
-        assert_eq!(*peers.sketch(), expected);
+        assert_eq!((acked.held(), acked.rejected().len()), (3, 1));
+        assert_eq!(*acked.sketch(), expected);
 
-        peers.retain(&table, |name| *name == b);
-        assert_eq!((peers.held(), peers.len(), peers.sketch().clone()), (1, 1, Sketch::default()));
+        acked.retain(&table, |name| *name == b);
+        assert_eq!((acked.held(), acked.len(), acked.sketch().clone()), (1, 1, Sketch::default()));
         table.upsert(resource("b", "1"));
-        peers.settle(&b, &table);
-        assert_eq!(peers.len(), 1, "it is refused, and of another control plane");
-        peers.remove(&b);
-        assert_eq!((peers.held(), peers.rejected().len()), (0, 0));
+        acked.settle(&b, &table);
+        assert_eq!(acked.len(), 1, "it is refused, and of another control plane");
+        acked.remove(&b);
+        assert_eq!((acked.held(), acked.rejected().len()), (0, 0));
     }
 
     #[test]
     fn what_is_held_as_it_is_served_is_a_bit() {
-        let (mut peers, mut table) = (Peers::new(TY), Table::default());
+        let (mut acked, mut table) = (AckedResources::new(TY), Table::default());
         for name in ["a", "b", "c"] {
             table.upsert(resource(name, "1"));
         }
         let a = ResourceName::from("a");
         let place = table.place(&a).unwrap();
-        peers.insert(a.clone(), Peer::holding(Held::Version(Version::of(b"1"))));
-        peers.insert_current(table.place(&"b".into()).unwrap(), &resource("b", "1"));
-        let sums = |peers: &Peers| (peers.held(), peers.sketch().clone());
-        let before = sums(&peers);
-        peers.settle(&a, &table);
-        assert!(peers.is_current(place) && peers.len() == 0);
+        acked.insert(a.clone(), ResourceState::holding(Held::Version(Version::of(b"1"))));
+        acked.insert_current(table.place(&"b".into()).unwrap(), &resource("b", "1"));
+        let sums = |acked: &AckedResources| (acked.held(), acked.sketch().clone());
+        let before = sums(&acked);
+        acked.settle(&a, &table);
+        assert!(acked.is_current(place) && acked.len() == 0);
 
         let old = table.upsert(resource("a", "2")).flatten().unwrap();
-        peers.outdate(&a, old);
-        assert!(!peers.is_current(place));
-        assert_eq!(peers.get(&a).unwrap().held, Some(Held::Version(Version::of(b"1"))));
-        peers.settle(&a, &table);
-        assert_eq!((sums(&peers), peers.len()), (before, 1), "it holds what it held");
-        assert_eq!(peers.versions(&table).count(), 2);
+        acked.outdate(&a, old);
+        assert!(!acked.is_current(place));
+        assert_eq!(acked.get(&a).unwrap().held, Some(Held::Version(Version::of(b"1"))));
+        acked.settle(&a, &table);
+        assert_eq!((sums(&acked), acked.len()), (before, 1), "it holds what it held");
+        assert_eq!(acked.versions(&table).count(), 2);
 
-        peers.retain(&table, |name| *name == a);
-        assert_eq!((peers.held(), peers.versions(&table).count()), (1, 1));
+        acked.retain(&table, |name| *name == a);
+        assert_eq!((acked.held(), acked.versions(&table).count()), (1, 1));
     }
 }

@@ -59,14 +59,14 @@ impl fmt::Display for Versions {
 
 /// Knowledge of the source, kind by kind. Versions of one kind are comparable, those of two are not.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Reached {
+pub struct SourceVersions {
     /// Up to which version everything is known.
     known: Versions,
     /// The version of the last event that is part of what is served.
     needs: Versions,
 }
 
-impl Reached {
+impl SourceVersions {
     /// An object of this version is in a list that isn't complete.
     pub fn listing(&mut self, kind: &str, version: u64) {
         self.needs.raise(kind, version);
@@ -115,7 +115,7 @@ mod tests {
 
     #[test]
     fn what_is_known_is_compared_kind_by_kind() {
-        let mut old = Reached::default();
+        let mut old = SourceVersions::default();
         old.listing("Pod", 5);
         assert!(old.covers(&Versions::parse("Pod=9")), "nothing is known yet");
         old.listed("Pod", 7);
@@ -136,7 +136,7 @@ mod tests {
 
     #[test]
     fn a_list_of_a_lower_version_is_a_restored_source() {
-        let mut reached = Reached::default();
+        let mut reached = SourceVersions::default();
         reached.changed("Pod", 100);
         reached.listing("Pod", 20);
         reached.listed("Pod", 30);
