@@ -21,7 +21,7 @@ use slotmesh_compile::Kind;
 use slotmesh_operator::{
     CompileOptions, Metrics, Operator, OperatorOptions, Pulse, Scoped, Status, Tokens,
     certs::{Certificates, Keeper, Lifetimes, Names, tls_config},
-    status::{self, Counters, Notices, Settings, Sources},
+    status::{self, Counters, Sources, StatusSettings, StatusUpdates},
 };
 use slotmesh_serve::{AdsServerConfig, tls_connections};
 use tokio::sync::watch;
@@ -174,7 +174,7 @@ impl OperatorCommand {
         };
         let stagger = Duration::from_secs(u64::from(drain_seconds));
         let replica = replica.unwrap_or_else(this_process);
-        let settings = Settings { namespace: namespace.clone(), lease, replica };
+        let settings = StatusSettings { namespace: namespace.clone(), lease, replica };
         let running = Running {
             listen,
             admin,
@@ -200,7 +200,7 @@ struct Running {
     lifetimes: Lifetimes,
     audience: String,
     agent_account: String,
-    settings: Settings,
+    settings: StatusSettings,
     compile: CompileOptions,
     stagger: Duration,
 }
@@ -224,16 +224,16 @@ impl Running {
 
         let scoped = Scoped::default();
         let store = scoped.store();
-        let notices = Notices::new(scoped.due());
+        let updates = StatusUpdates::new(scoped.due());
         let options = OperatorOptions {
             compile: self.compile,
-            notices: Some(notices.clone()),
+            updates: Some(updates.clone()),
             ..OperatorOptions::default()
         };
         let operator = Operator::from_cluster(client.clone(), options, scoped)?;
         parts.add("the compile thread", reports::compile_thread_ended(operator.status(), stop.clone()));
         let counters = Counters::default();
-        let sources = Sources { feed: store.follow(), notices };
+        let sources = Sources { events: store.follow(), updates };
         // Ends before the streams: their agents go to other replicas, which say so.
         let statuses = status::write(client.clone(), self.settings, sources, counters.clone(), stop.clone());
         parts.add("the writer of statuses", async move {

@@ -31,6 +31,6 @@ pub use error::Error;
 pub use metrics::Metrics;
 pub use pipeline::{Inquiry, Operator, OperatorOptions, Publish, Status};
 pub use pulse::Pulse;
-pub use slotmesh_compile::{Cidr, CompileOptions, LeftAlone, MESH};
+pub use slotmesh_compile::{Cidr, CompileOptions, LeftAlone};
 pub use status::Due;
 pub use visibility::Scoped;

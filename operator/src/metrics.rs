@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use crate::{
     LeftAlone, Status,
-    status::{Counters, Target},
+    status::{Counters, WriteTarget},
 };
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -229,7 +229,7 @@ impl Metrics {
         follow(&self.held, self.held_back.begun());
         follow(&self.given_up, self.held_back.given_up());
         self.leader.set(i64::from(self.counters.is_leader()));
-        for target in Target::ALL {
+        for target in WriteTarget::ALL {
             let label = TargetLabel { target: target.as_str() };
             follow(&self.writes.get_or_create(&label), self.counters.writes(target));
             follow(&self.write_errors.get_or_create(&label), self.counters.errors(target));

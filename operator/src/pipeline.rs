@@ -23,7 +23,7 @@ use std::{
 };
 
 use kube::Client;
-use slotmesh_compile::{Audience, CompileOptions, Compiler, Enrolment, Kind, Report};
+use slotmesh_compile::{Audience, CompileOptions, Compiler, EnrolmentMode, Kind, Report};
 use slotmesh_serve::SourceVersions;
 use slotmesh_xds::{Change, ResourceName};
 use tokio::sync::{
@@ -41,7 +41,7 @@ pub use self::{inquiry::Inquiry, summary::Status};
 use crate::{
     Error,
     pulse::Pulse,
-    status::Notices,
+    status::StatusUpdates,
     watch::{
         Cluster, ListTracker, LocalNode, ManifestTexts, Manifests, Reach, SliceController, Step, Update,
     },
@@ -83,7 +83,7 @@ pub struct OperatorOptions {
     /// A node that no manifest has to describe. Of no use on a cluster.
     pub node: Option<LocalNode>,
     /// Is told what there is to write into statuses. Of no use without a cluster.
-    pub notices: Option<Notices>,
+    pub updates: Option<StatusUpdates>,
 }
 
 /// A running pipeline. Dropping it stops it; what was published stays with the publisher.
@@ -163,8 +163,8 @@ impl Operator {
         publish: impl Publish,
     ) -> Result<Self, Error> {
         let source = |updates| Ok(Source::Cluster(Cluster::follow(client, updates)));
-        let told = options.notices.map(|notices| Box::new(StatusStage::new(notices)) as Box<dyn Stage>);
-        let compile = CompileOptions { enrolment: Enrolment::ByLabel, ..options.compile };
+        let told = options.updates.map(|updates| Box::new(StatusStage::new(updates)) as Box<dyn Stage>);
+        let compile = CompileOptions { enrolment: EnrolmentMode::ByLabel, ..options.compile };
         Self::start(compile, told.into_iter().collect(), publish, source)
     }
 
@@ -241,8 +241,8 @@ fn of_manifests() -> Vec<Box<dyn Stage>> {
 /// The options where flags name the workloads of the node, if there is one.
 fn callers(options: OperatorOptions) -> CompileOptions {
     let enrolment = match options.node {
-        Some(node) => Enrolment::Callers { node: node.name.into() },
-        None => Enrolment::Nobody,
+        Some(node) => EnrolmentMode::Callers { node: node.name.into() },
+        None => EnrolmentMode::Nobody,
     };
     CompileOptions { enrolment, ..options.compile }
 }

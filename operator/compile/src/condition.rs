@@ -1,6 +1,6 @@
 //! One condition, from the compiler to the status of an object; its times are added when it is written.
 
-/// What a condition is about.
+/// The subject of a condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ConditionType {
     /// The object can be acted on. The message names by field what of it can't.
@@ -65,7 +65,7 @@ impl ConditionStatus {
 /// One condition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Condition {
-    /// What it is about.
+    /// Its subject.
     pub ty: ConditionType,
     /// Tells whether it holds.
     pub status: ConditionStatus,

@@ -12,15 +12,16 @@
 use slotmesh_xds::{Resource, ResourceType, Workload};
 
 use crate::{
-    Enrolment, Index, Kind, LeftAlone, ObjectKey, ObjectName, ObjectRef, Report, Severity, compiler::Compiled,
+    EnrolmentMode, Index, Kind, LeftAlone, ObjectKey, ObjectName, ObjectRef, Report, Severity,
+    compiler::Compiled,
 };
 
 /// Compiles the workload of a Pod.
 pub(crate) fn compile(index: &Index, pod: &ObjectName) -> Compiled {
     match &index.options.enrolment {
-        Enrolment::Nobody => Compiled::default(),
-        Enrolment::ByLabel => taking_part(index, pod),
-        Enrolment::Callers { node } => caller(index, pod, node),
+        EnrolmentMode::Nobody => Compiled::default(),
+        EnrolmentMode::ByLabel => taking_part(index, pod),
+        EnrolmentMode::Callers { node } => caller(index, pod, node),
     }
 }
 

@@ -57,7 +57,7 @@ pub use index::{Index, Unit};
 pub use kinds::{Kind, KindSpec, StatusForm};
 pub use model::{ANNOTATIONS, LeftAlone, MESH, is_sidecar};
 pub use object::{Object, ObjectKey, ObjectName, Source};
-pub use options::{CompileOptions, Enrolment};
+pub use options::{CompileOptions, EnrolmentMode};
 pub use origins::{EndpointOrigin, OriginObject, Origins, Readiness};
 pub use report::{ObjectRef, Reason, Report, Severity};
 pub use service_id::ServiceId;

@@ -6,13 +6,13 @@ use crate::Cidr;
 
 /// The workloads of which agents are told.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Enrolment {
+pub enum EnrolmentMode {
     /// None.
     #[default]
     Nobody,
     /// Pods that take part by their own labels and those of their namespaces, for the agents of their nodes.
     ByLabel,
-    /// What Pods are as callers, for the agent of this node, where flags name its workloads: one is told only where its
+    /// Pods as callers, for the agent of this node, where flags name its workloads: one is told only where its
     /// class isn't its namespace's.
     Callers {
         /// The node.
@@ -24,7 +24,7 @@ pub enum Enrolment {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CompileOptions {
     /// The workloads of which agents are told.
-    pub enrolment: Enrolment,
+    pub enrolment: EnrolmentMode,
     /// The namespace whose DestinationRules are for Services of all namespaces that have none of their own.
     pub root_namespace: Arc<str>,
     /// Tells whether routes of Gateway API need a ReferenceGrant to lead to Services of other namespaces.
@@ -49,7 +49,7 @@ pub struct CompileOptions {
 impl Default for CompileOptions {
     fn default() -> Self {
         Self {
-            enrolment: Enrolment::default(),
+            enrolment: EnrolmentMode::default(),
             root_namespace: "istio-system".into(),
             require_grants: false,
             proxy: false,
@@ -66,6 +66,6 @@ impl Default for CompileOptions {
 impl CompileOptions {
     /// Tells whether Pods take part by their labels and those of their namespaces.
     pub(crate) fn enrols(&self) -> bool {
-        self.enrolment == Enrolment::ByLabel
+        self.enrolment == EnrolmentMode::ByLabel
     }
 }

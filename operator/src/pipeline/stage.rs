@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 use slotmesh_compile::{Compiler, ObjectKey, Report};
 
 use crate::{
-    status::Notices,
+    status::StatusUpdates,
     watch::{SliceController, Sourced, Step},
 };
 
@@ -61,14 +61,14 @@ impl Stage for SliceController {
 /// Tells whoever writes statuses.
 #[derive(Debug)]
 pub(super) struct StatusStage {
-    notices: Notices,
+    updates: StatusUpdates,
     /// The resource versions of the objects that were seen since the last flush.
     seen: HashMap<ObjectKey, Option<String>>,
 }
 
 impl StatusStage {
-    pub(super) fn new(notices: Notices) -> Self {
-        Self { notices, seen: HashMap::new() }
+    pub(super) fn new(updates: StatusUpdates) -> Self {
+        Self { updates, seen: HashMap::new() }
     }
 }
 
@@ -87,9 +87,9 @@ impl Stage for StatusStage {
                 let version = self.seen.remove(key).flatten();
                 (key.clone(), batch.compiler.conditions(key), version)
             });
-            self.notices.compiled(objects);
+            self.updates.compiled(objects);
         }
-        self.notices.reports(batch.disappeared, false);
-        self.notices.reports(batch.appeared, true);
+        self.updates.reports(batch.disappeared, false);
+        self.updates.reports(batch.appeared, true);
     }
 }

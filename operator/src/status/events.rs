@@ -1,7 +1,7 @@
 //! Events about what is refused, for `kubectl describe` and `kubectl get events`.
 //!
 //! Invariants: however much is wrong with an object, it has one event for what was refused of it when it was
-//! read or compiled, and one for what agents refuse, each with as many of the faults as fit. The same message about the same object is one Event, whichever replica writes it and
+//! read or compiled, and one for what agents refuse, each with as many of the warnings as fit. The same message about the same object is one Event, whichever replica writes it and
 //! however often: its name follows from object, reason and message. Said again by the same process, its
 //! count rises.
 
@@ -35,26 +35,26 @@ const REMEMBERED: usize = 4_096;
 
 /// What an event is to say.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Fault {
+pub(super) struct Warning {
     pub(super) reason: &'static str,
     pub(super) note: String,
 }
 
 /// What is wrong with one object.
 #[derive(Debug, Default)]
-struct Wrong {
+struct ObjectWarnings {
     reports: BTreeSet<Report>,
     /// What agents refuse of it.
     agents: Option<String>,
     /// What was said of it last.
-    said: Vec<Fault>,
+    reported: Vec<Warning>,
 }
 
 /// What is refused at present, by object, and what was said of it.
 #[derive(Debug, Default)]
-pub(super) struct Faults(HashMap<ObjectKey, Wrong>);
+pub(super) struct Warnings(HashMap<ObjectKey, ObjectWarnings>);
 
-impl Faults {
+impl Warnings {
     /// A report of something refused holds, or does no longer; the object of which there is something to say.
     pub(super) fn report(&mut self, report: Report, holds: bool) -> Option<ObjectKey> {
         let kind = Kind::named(&report.object.kind)?;
@@ -96,7 +96,7 @@ impl Faults {
     }
 
     /// What is to be said of an object, and wasn't yet.
-    pub(super) fn unsaid(&self, key: &ObjectKey) -> Vec<Fault> {
+    pub(super) fn unreported(&self, key: &ObjectKey) -> Vec<Warning> {
         let Some(wrong) = self.0.get(key) else { return Vec::new() };
         let reports = wrong.reports.first().map(|first| {
             let mut note = String::new();
@@ -112,20 +112,20 @@ impl Faults {
                 }
                 note.push_str(&shorten(&one, LONGEST - ROOM_FOR_MORE));
             }
-            Fault { reason: first.reason.as_str(), note }
+            Warning { reason: first.reason.as_str(), note }
         });
-        let agents = wrong
-            .agents
-            .as_ref()
-            .map(|refused| Fault { reason: "RefusedByAgents", note: shorten(refused, LONGEST).into_owned() });
-        reports.into_iter().chain(agents).filter(|fault| !wrong.said.contains(fault)).collect()
+        let agents = wrong.agents.as_ref().map(|refused| Warning {
+            reason: "RefusedByAgents",
+            note: shorten(refused, LONGEST).into_owned(),
+        });
+        reports.into_iter().chain(agents).filter(|warning| !wrong.reported.contains(warning)).collect()
     }
 
     /// That was said; what was said for the same reason before counts no more.
-    pub(super) fn said(&mut self, key: &ObjectKey, fault: Fault) {
+    pub(super) fn reported(&mut self, key: &ObjectKey, warning: Warning) {
         if let Some(wrong) = self.0.get_mut(key) {
-            wrong.said.retain(|said| said.reason != fault.reason);
-            wrong.said.push(fault);
+            wrong.reported.retain(|reported| reported.reason != warning.reason);
+            wrong.reported.push(warning);
         }
     }
 }
@@ -135,12 +135,12 @@ pub(super) struct Events {
     client: Client,
     replica: String,
     /// How often each was said.
-    said: HashMap<String, i32>,
+    reported: HashMap<String, i32>,
 }
 
 impl Events {
     pub(super) fn new(client: &Client, replica: &str) -> Self {
-        Self { client: client.clone(), replica: replica.to_owned(), said: HashMap::new() }
+        Self { client: client.clone(), replica: replica.to_owned(), reported: HashMap::new() }
     }
 
     /// Says what is wrong with an object.
@@ -160,7 +160,7 @@ impl Events {
                 self.count(name, 1);
                 Ok(())
             }
-            Err(WriteError::Conflict) => match self.said.get(&name).copied() {
+            Err(WriteError::Conflict) => match self.reported.get(&name).copied() {
                 // Said by another, or before a restart: nothing has happened since.
                 None => {
                     self.count(name, 1);
@@ -180,10 +180,10 @@ impl Events {
     }
 
     fn count(&mut self, name: String, times: i32) {
-        if self.said.len() >= REMEMBERED {
-            self.said.clear();
+        if self.reported.len() >= REMEMBERED {
+            self.reported.clear();
         }
-        self.said.insert(name, times);
+        self.reported.insert(name, times);
     }
 }
 
@@ -238,24 +238,24 @@ mod tests {
 
     #[test]
     fn a_thousand_faults_of_one_object_are_one_bounded_event() {
-        let mut faults = Faults::default();
-        let keys: BTreeSet<_> = (0..1_000).filter_map(|i| faults.report(report(i), true)).collect();
+        let mut warnings = Warnings::default();
+        let keys: BTreeSet<_> = (0..1_000).filter_map(|i| warnings.report(report(i), true)).collect();
         let key = keys.first().expect("an object");
         assert_eq!(keys.len(), 1);
-        let said = faults.unsaid(key);
-        let [one] = &said[..] else { panic!("{said:?}") };
+        let reported = warnings.unreported(key);
+        let [one] = &reported[..] else { panic!("{reported:?}") };
         assert!(one.note.starts_with("spec.http[0000].route[0].destination.host: there is no Service"));
         assert!(one.note.ends_with(" more") && one.note.len() <= 1_024, "{}", one.note);
-        faults.said(key, one.clone());
-        assert!(faults.unsaid(key).is_empty(), "said once");
+        warnings.reported(key, one.clone());
+        assert!(warnings.unreported(key).is_empty(), "reported once");
         // What agents refuse is another event, and what is over is forgotten.
-        assert!(faults.agents(key, Some("no room".to_owned())));
-        assert_eq!(faults.unsaid(key)[0].reason, "RefusedByAgents");
-        assert!(!faults.agents(key, None));
-        (0..1_000).for_each(|i| assert_eq!(faults.report(report(i), false), None));
-        assert_eq!(faults.objects().count(), 0);
-        faults.report(report(0), true);
-        assert_eq!(faults.unsaid(key).len(), 1, "said anew");
+        assert!(warnings.agents(key, Some("no room".to_owned())));
+        assert_eq!(warnings.unreported(key)[0].reason, "RefusedByAgents");
+        assert!(!warnings.agents(key, None));
+        (0..1_000).for_each(|i| assert_eq!(warnings.report(report(i), false), None));
+        assert_eq!(warnings.objects().count(), 0);
+        warnings.report(report(0), true);
+        assert_eq!(warnings.unreported(key).len(), 1, "reported anew");
     }
 
     fn object(name: &str) -> DynamicObject {

@@ -35,7 +35,7 @@ const SYNCING: &str = "Syncing";
 
 /// What a node's MeshNode tells, and what the replica that has the node tells of it.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Told {
+pub(super) struct ObservedNode {
     /// What the agent has acknowledged; `None` where that isn't told.
     pub(super) acknowledged: Option<Sketch>,
     /// The agent has just begun.
@@ -48,16 +48,16 @@ pub(super) struct Told {
     pub(super) refused_resources: usize,
 }
 
-impl Told {
-    pub(super) fn of(status: &MeshNodeStatus, told: Option<&Acknowledged>) -> Self {
+impl ObservedNode {
+    pub(super) fn of(status: &MeshNodeStatus, observed: Option<&Acknowledged>) -> Self {
         let ready = status.conditions.iter().find(|condition| condition.type_ == "Ready");
         let not_ready = ready.filter(|ready| ready.status != "True");
         let refused: BTreeMap<_, _> =
             status.refused.iter().map(|one| (one.resource.clone(), one.reason.clone())).collect();
         let refused_resources = status.refused_resources.and_then(|count| usize::try_from(count).ok());
         Self {
-            acknowledged: told.and_then(Acknowledged::sketch),
-            syncing: told.is_some_and(|told| told.syncing),
+            acknowledged: observed.and_then(Acknowledged::sketch),
+            syncing: observed.is_some_and(|observed| observed.syncing),
             not_ready: not_ready.map(|ready| (ready.reason.clone(), ready.last_transition_time.0)),
             refused_resources: refused_resources.unwrap_or(refused.len()),
             refused,
@@ -99,7 +99,7 @@ impl Lacks {
 
 #[derive(Clone, Debug)]
 struct Node {
-    told: Told,
+    observed: ObservedNode,
     standing: Standing,
     lacks: Lacks,
 }
@@ -107,7 +107,7 @@ struct Node {
 impl Node {
     /// The agent has answered to all that the node is due.
     fn has_caught_up(&self) -> bool {
-        !self.lacks.and_newer && self.lacks.these.len() <= self.told.refused_resources
+        !self.lacks.and_newer && self.lacks.these.len() <= self.observed.refused_resources
     }
 
     fn counts(&self) -> bool {
@@ -174,19 +174,19 @@ impl Lacking {
     }
 
     /// Takes in what a MeshNode tells; `None` when it is gone.
-    pub(super) fn node(&mut self, name: &NodeName, told: Option<Told>, now: Instant) {
+    pub(super) fn node(&mut self, name: &NodeName, observed: Option<ObservedNode>, now: Instant) {
         let before = self.nodes.get(name);
-        let node = told.map(|told| {
-            let lacks = self.lacks(name, &told, before.map(|before| &before.lacks));
+        let node = observed.map(|observed| {
+            let lacks = self.lacks(name, &observed, before.map(|before| &before.lacks));
             let since = match before.map(|before| before.standing) {
                 Some(Standing::Joins { since }) => Some(since),
-                Some(Standing::Counts) | None if told.is_syncing() => Some(now),
+                Some(Standing::Counts) | None if observed.is_syncing() => Some(now),
                 Some(Standing::Counts) => None,
                 // Its MeshNode has just been made.
-                None => told.acknowledged.is_none().then_some(now),
+                None => observed.acknowledged.is_none().then_some(now),
             };
             let standing = since.map_or(Standing::Counts, |since| Standing::Joins { since });
-            settled(Node { told, standing, lacks }, now)
+            settled(Node { observed, standing, lacks }, now)
         });
         self.replace(name, node);
     }
@@ -204,7 +204,7 @@ impl Lacking {
         let names: Vec<NodeName> = self.nodes.keys().cloned().collect();
         for name in names {
             let Some(mut node) = self.nodes.get(&name).cloned() else { continue };
-            node.lacks = self.lacks(&name, &node.told, Some(&node.lacks));
+            node.lacks = self.lacks(&name, &node.observed, Some(&node.lacks));
             let joins = !first && self.due.nodes().contains(&name) && !before.nodes().contains(&name);
             if joins && node.counts() {
                 node.standing = Standing::Joins { since: now };
@@ -268,13 +268,13 @@ impl Lacking {
     }
 
     /// What a node's MeshNode told last.
-    pub(super) fn told(&self, node: &NodeName) -> Option<&Told> {
-        self.nodes.get(node).map(|node| &node.told)
+    pub(super) fn observed(&self, node: &NodeName) -> Option<&ObservedNode> {
+        self.nodes.get(node).map(|node| &node.observed)
     }
 
-    fn lacks(&self, name: &NodeName, told: &Told, before: Option<&Lacks>) -> Lacks {
+    fn lacks(&self, name: &NodeName, observed: &ObservedNode, before: Option<&Lacks>) -> Lacks {
         let due = self.due.of(name);
-        let difference = told.acknowledged.as_ref().map(|acknowledged| due.difference(acknowledged));
+        let difference = observed.acknowledged.as_ref().map(|acknowledged| due.difference(acknowledged));
         match difference {
             Some(Ok(difference)) => {
                 let these = difference.first.into_iter().collect();
@@ -296,7 +296,7 @@ impl Lacking {
         }
         // Why it lacks something is part of the message.
         let why = |node: &Option<Node>| {
-            node.as_ref().map(|node| (node.told.not_ready.clone(), node.told.refused.clone()))
+            node.as_ref().map(|node| (node.observed.not_ready.clone(), node.observed.refused.clone()))
         };
         let explained = before.is_some() && now.is_some() && why(&before) != why(&now);
         let unsure = |node: &Option<Node>| node.as_ref().and_then(|node| node.lacks.unsure_since());

@@ -1,10 +1,10 @@
 //! Statuses: what every node has in force, and what became of every object.
 //!
 //! ```text
-//!  streams --StreamEvents--> nodes: Desk ---> MeshReplica, MeshNodes (each replica, of its streams)
-//!                                                    | watch
-//!  pipeline --Notices--> objects: Verdicts, Lacking <+
-//!   (with what is due) -------^      |
+//!  streams --StreamEvents--> nodes: NodeStatusReconciler --> MeshReplica, MeshNodes (each replica, of its streams)
+//!                                                                 | watch
+//!  pipeline --StatusUpdates--> objects: ProgrammedIndex <---------+
+//!   (with what is due)                         |
 //!  Lease --> lease: Candidate --> only the leader --> conditions, events
 //! ```
 //!
@@ -16,20 +16,20 @@
 //! Invariant: everything that is written carries the resource version of what it was compared with, so
 //! neither a replica that lags behind nor one that was suspended overwrites what is newer.
 
-mod desk;
+mod coalescing_queue;
 mod due;
 mod events;
 mod groups;
 mod lacking;
 mod lease;
-mod mailbox;
 mod nodes;
-mod notices;
 mod objects;
-mod pace;
+mod programmed;
+mod rate_limited_queue;
+mod reconciler;
+mod render_status;
 mod replicas;
-mod shape;
-mod verdicts;
+mod updates;
 
 use std::{
     sync::{
@@ -44,7 +44,7 @@ use slotmesh_serve::{NodeName, StreamEvents};
 use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-pub use self::{due::Due, notices::Notices};
+pub use self::{due::Due, updates::StatusUpdates};
 use self::{events::Events, lease::Candidate, nodes::NodeWriter, objects::ObjectWriter};
 
 /// As what the operator writes statuses.
@@ -82,7 +82,7 @@ impl From<tokio::time::error::Elapsed> for WriteError {
 
 /// What is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Target {
+pub enum WriteTarget {
     /// A MeshNode.
     Node,
     /// The MeshReplica of this process.
@@ -93,7 +93,7 @@ pub enum Target {
     Event,
 }
 
-impl Target {
+impl WriteTarget {
     /// All targets.
     pub const ALL: [Self; 4] = [Self::Node, Self::Replica, Self::Object, Self::Event];
 
@@ -115,8 +115,8 @@ pub struct Counters(Arc<Counted>);
 #[derive(Debug, Default)]
 struct Counted {
     leads: AtomicBool,
-    writes: [AtomicU64; Target::ALL.len()],
-    errors: [AtomicU64; Target::ALL.len()],
+    writes: [AtomicU64; WriteTarget::ALL.len()],
+    errors: [AtomicU64; WriteTarget::ALL.len()],
 }
 
 impl Counters {
@@ -126,12 +126,12 @@ impl Counters {
     }
 
     /// How many were written.
-    pub fn writes(&self, target: Target) -> u64 {
+    pub fn writes(&self, target: WriteTarget) -> u64 {
         self.0.writes[target as usize].load(Ordering::Relaxed)
     }
 
     /// How many could not be written.
-    pub fn errors(&self, target: Target) -> u64 {
+    pub fn errors(&self, target: WriteTarget) -> u64 {
         self.0.errors[target as usize].load(Ordering::Relaxed)
     }
 
@@ -139,18 +139,18 @@ impl Counters {
         self.0.leads.store(leads, Ordering::Relaxed);
     }
 
-    fn wrote(&self, target: Target) {
+    fn wrote(&self, target: WriteTarget) {
         self.0.writes[target as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    fn failed(&self, target: Target) {
+    fn failed(&self, target: WriteTarget) {
         self.0.errors[target as usize].fetch_add(1, Ordering::Relaxed);
     }
 }
 
 /// Who writes, and where the Lease is.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct StatusSettings {
     /// The namespace of the Lease.
     pub namespace: String,
     /// The Lease.
@@ -163,29 +163,29 @@ pub struct Settings {
 #[derive(Debug)]
 pub struct Sources {
     /// What happens on the streams of this replica.
-    pub feed: StreamEvents,
+    pub events: StreamEvents,
     /// What the pipeline tells.
-    pub notices: Notices,
+    pub updates: StatusUpdates,
 }
 
 /// Writes statuses; ends when `stop` is cancelled, after the Lease was given back if it is ours. It ends before
 /// that only where a part of it has failed.
 pub async fn write(
     client: Client,
-    settings: Settings,
+    settings: StatusSettings,
     sources: Sources,
     counters: Counters,
     stop: CancellationToken,
 ) {
-    let Settings { namespace, lease, replica } = settings;
-    let Sources { feed, notices } = sources;
+    let StatusSettings { namespace, lease, replica } = settings;
+    let Sources { events, updates } = sources;
     let (candidate, leadership) = Candidate::new(&client, &namespace, &lease, &replica, counters.clone());
-    let (told, listed) = (nodes::Nodes::default(), CancellationToken::new());
-    let nodes = NodeWriter::new(&client, &replica, told.clone(), listed.clone(), counters.clone());
+    let (observed, listed) = (nodes::ObservedNodes::default(), CancellationToken::new());
+    let nodes = NodeWriter::new(&client, &replica, observed.clone(), listed.clone(), counters.clone());
     let objects = ObjectWriter::new(&client, Events::new(&client, &replica), counters);
     let mut tasks = JoinSet::new();
-    tasks.spawn(nodes.run(feed, stop.clone()));
-    let mut objects = tokio::spawn(objects.run(notices, told, listed, leadership, stop.clone()));
+    tasks.spawn(nodes.run(events, stop.clone()));
+    let mut objects = tokio::spawn(objects.run(updates, observed, listed, leadership, stop.clone()));
     let released = CancellationToken::new();
     tasks.spawn(candidate.run(released.clone()));
     let failed = tokio::select! {

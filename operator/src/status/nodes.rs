@@ -2,7 +2,8 @@
 //! acknowledged; all replicas do, each for its own.
 //!
 //! ```text
-//!  store --news--> Desk --acknowledged-> server-side apply --> MeshReplica --watch--> Replicas, and whoever
+//!  store --events--> NodeStatusReconciler
+//!                   | ^ acknowledged --> server-side apply --> MeshReplica --watch--> Replicas, and whoever
 //!                   | ^ decide --------> server-side apply --> MeshNode ----watch--> records, writes conditions
 //!                   +-+------------------ records, sessions <------------------------+
 //! ```
@@ -36,14 +37,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::{
-    Counters, MANAGER, PATIENCE, Target, WriteError,
-    desk::{Action, Desk, Urgency},
+    Counters, MANAGER, PATIENCE, WriteError, WriteTarget,
+    coalescing_queue::CoalescingQueue,
     groups,
-    mailbox::Mailbox,
-    pace::{Limits, Pace},
+    programmed::ObservedNode,
+    rate_limited_queue::{Limits, RateLimitedQueue},
+    reconciler::{NodeStatusReconciler, StatusAction, Urgency},
     replicas::{ReplicaObject, Replicas},
     until,
-    verdicts::Told,
 };
 use crate::retry::Retry;
 
@@ -74,7 +75,7 @@ const LIMITS: Limits = Limits {
 };
 
 /// What is said of a node to whoever writes conditions; `None` where it is gone.
-pub(super) type Nodes = Mailbox<NodeName, Option<Told>>;
+pub(super) type ObservedNodes = CoalescingQueue<NodeName, Option<ObservedNode>>;
 
 struct Record {
     version: Option<String>,
@@ -86,8 +87,8 @@ pub(super) struct NodeWriter {
     api: Api<MeshNode>,
     nodes: Api<Node>,
     object: ReplicaObject,
-    desk: Desk,
-    pace: Pace<Key>,
+    reconciler: NodeStatusReconciler,
+    queue: RateLimitedQueue<Key>,
     records: HashMap<NodeName, Record>,
     replicas: Replicas,
     /// Those of the lists under way.
@@ -96,7 +97,7 @@ pub(super) struct NodeWriter {
     /// Which lists are complete.
     has_nodes: bool,
     has_replicas: bool,
-    told: Nodes,
+    observed: ObservedNodes,
     /// Cancelled once all MeshNodes and MeshReplicas have been listed.
     synced: CancellationToken,
     counters: Counters,
@@ -106,7 +107,7 @@ impl NodeWriter {
     pub(super) fn new(
         client: &Client,
         replica: &str,
-        told: Nodes,
+        observed: ObservedNodes,
         synced: CancellationToken,
         counters: Counters,
     ) -> Self {
@@ -114,15 +115,15 @@ impl NodeWriter {
             api: Api::all(client.clone()),
             nodes: Api::all(client.clone()),
             object: ReplicaObject::new(client, replica),
-            desk: Desk::new(replica),
-            pace: Pace::new(LIMITS),
+            reconciler: NodeStatusReconciler::new(replica),
+            queue: RateLimitedQueue::new(LIMITS),
             records: HashMap::new(),
             replicas: Replicas::default(),
             listed: None,
             listed_replicas: None,
             has_nodes: false,
             has_replicas: false,
-            told,
+            observed,
             synced,
             counters,
         }
@@ -152,17 +153,17 @@ impl NodeWriter {
                     let now = Timestamp::now();
                     for one in news {
                         let key = Key::Node(one.status.node.clone());
-                        match self.desk.news(one, seconds(now)) {
-                            Urgency::Soon => self.pace.want(&key, Instant::now(), SOON),
-                            Urgency::Lazy => self.pace.want_idly(&key, Instant::now(), LAZY),
-                            Urgency::AfterGrace => self.pace.want(&key, Instant::now(), GRACE),
+                        match self.reconciler.observe(one, seconds(now)) {
+                            Urgency::Soon => self.queue.add(&key, Instant::now(), SOON),
+                            Urgency::Lazy => self.queue.add_idle(&key, Instant::now(), LAZY),
+                            Urgency::AfterGrace => self.queue.add(&key, Instant::now(), GRACE),
                             Urgency::None => {}
                         }
                     }
                 }
                 // Before the lists are complete nobody knows what is recorded.
-                () = until(self.pace.next()), if self.synced.is_cancelled() => {
-                    match self.pace.pop(Instant::now()) {
+                () = until(self.queue.next()), if self.synced.is_cancelled() => {
+                    match self.queue.pop(Instant::now()) {
                         Some(Key::Node(node)) => self.look(&node).await,
                         Some(Key::Replica) => self.tell().await,
                         Some(Key::Others) => self.tidy().await,
@@ -170,8 +171,8 @@ impl NodeWriter {
                     }
                 }
             }
-            if self.desk.take_moved() {
-                self.pace.want(&Key::Replica, Instant::now(), SOON);
+            if self.reconciler.take_moved() {
+                self.queue.add(&Key::Replica, Instant::now(), SOON);
             }
         }
     }
@@ -185,8 +186,9 @@ impl NodeWriter {
 
     /// Tells whoever writes conditions of a node.
     fn tell_of(&self, node: &NodeName) {
-        let told = self.records.get(node).map(|record| Told::of(&record.status, self.replicas.of(node)));
-        self.told.put([(node.clone(), told)]);
+        let observed =
+            self.records.get(node).map(|record| ObservedNode::of(&record.status, self.replicas.of(node)));
+        self.observed.put([(node.clone(), observed)]);
     }
 
     fn observe_replicas(&mut self, event: Event<MeshReplica>) {
@@ -205,7 +207,7 @@ impl NodeWriter {
                 gone.iter().for_each(|name| self.replica(name, None));
                 self.has_replicas = true;
                 self.is_listed();
-                self.pace.want_idly(&Key::Others, Instant::now(), TIDY);
+                self.queue.add_idle(&Key::Others, Instant::now(), TIDY);
             }
             Event::Delete(object) => self.replica(&object.name_any(), None),
         }
@@ -224,21 +226,21 @@ impl NodeWriter {
 
     /// Tells what the agents have acknowledged.
     async fn tell(&mut self) {
-        let status = groups::render(self.desk.acknowledged());
+        let status = groups::render(self.reconciler.acknowledged());
         let name = self.object.name().to_owned();
         let version = self.replicas.version(&name);
         if self.replicas.tells(&name, &groups::read(&status)) {
-            return self.pace.idle(&Key::Replica);
+            return self.queue.skip(&Key::Replica);
         }
         match self.object.write(&status, version).await {
             Ok(object) => {
-                self.counters.wrote(Target::Replica);
-                self.pace.wrote(&Key::Replica, Instant::now());
+                self.counters.wrote(WriteTarget::Replica);
+                self.queue.done(&Key::Replica, Instant::now());
                 self.replica(&name, Some(&object));
             }
             Err(error) => {
                 if !matches!(error, WriteError::Conflict) {
-                    self.counters.failed(Target::Replica);
+                    self.counters.failed(WriteTarget::Replica);
                     warn!(%error, "the MeshReplica can't be written; trying again");
                 }
                 // Perhaps it was deleted, or a write that nobody answered was done after all.
@@ -246,7 +248,7 @@ impl NodeWriter {
                     self.replicas.forget(&name);
                     self.replica(&name, object.as_ref());
                 }
-                self.pace.failed(&Key::Replica, Instant::now());
+                self.queue.retry(&Key::Replica, Instant::now());
             }
         }
     }
@@ -258,7 +260,7 @@ impl NodeWriter {
             holder.is_some_and(|holder| holder.session <= session)
         };
         let over = self.replicas.superseded(self.object.name(), counts);
-        self.pace.idle(&Key::Others);
+        self.queue.skip(&Key::Others);
         if over.is_empty() {
             return;
         }
@@ -270,7 +272,7 @@ impl NodeWriter {
                 }
             }
         }
-        self.pace.want_idly(&Key::Others, Instant::now(), TIDY);
+        self.queue.add_idle(&Key::Others, Instant::now(), TIDY);
     }
 
     fn observe(&mut self, event: Event<MeshNode>) {
@@ -306,52 +308,52 @@ impl NodeWriter {
         let moved = self.records.get(&node).map(holder) != Some(holder(&record));
         self.records.insert(node.clone(), record);
         self.tell_of(&node);
-        if self.desk.knows(&node) {
-            self.pace.want(&Key::Node(node), Instant::now(), SOON);
+        if self.reconciler.knows(&node) {
+            self.queue.add(&Key::Node(node), Instant::now(), SOON);
         }
         if moved {
-            self.pace.want_idly(&Key::Others, Instant::now(), TIDY);
+            self.queue.add_idle(&Key::Others, Instant::now(), TIDY);
         }
     }
 
     fn gone(&mut self, node: &NodeName) {
         self.records.remove(node);
-        self.desk.gone(node);
+        self.reconciler.gone(node);
         self.tell_of(node);
-        self.pace.want_idly(&Key::Others, Instant::now(), TIDY);
+        self.queue.add_idle(&Key::Others, Instant::now(), TIDY);
         let key = Key::Node(node.clone());
-        if self.desk.knows(node) {
-            self.pace.want(&key, Instant::now(), SOON);
+        if self.reconciler.knows(node) {
+            self.queue.add(&key, Instant::now(), SOON);
         } else {
-            self.pace.forget(&key);
+            self.queue.forget(&key);
         }
     }
 
     async fn look(&mut self, node: &NodeName) {
         let (record, key) = (self.records.get(node), Key::Node(node.clone()));
         let (known, now) = (self.replicas.session(node), seconds(Timestamp::now()));
-        let status = match self.desk.decide(node, record.map(|record| &record.status), known, now) {
-            Action::Rest => return self.pace.idle(&key),
-            Action::Forget => return self.pace.forget(&key),
-            Action::Write(status) => status,
+        let status = match self.reconciler.decide(node, record.map(|record| &record.status), known, now) {
+            StatusAction::None => return self.queue.skip(&key),
+            StatusAction::Drop => return self.queue.forget(&key),
+            StatusAction::Write(status) => status,
         };
         let version = record.map(|record| record.version.clone());
         match self.write(node, &status, version).await {
             Ok(object) => {
-                self.counters.wrote(Target::Node);
-                self.desk.wrote(node, &status);
-                self.pace.wrote(&key, Instant::now());
+                self.counters.wrote(WriteTarget::Node);
+                self.reconciler.wrote(node, &status);
+                self.queue.done(&key, Instant::now());
                 self.record(node.clone(), object);
             }
             Err(WriteError::Conflict) => {
                 debug!(%node, "the MeshNode has changed meanwhile");
                 self.reread(node).await;
-                self.pace.failed(&key, Instant::now());
+                self.queue.retry(&key, Instant::now());
             }
             Err(error) => {
-                self.counters.failed(Target::Node);
+                self.counters.failed(WriteTarget::Node);
                 warn!(%node, %error, "the MeshNode can't be written; trying again");
-                self.pace.failed(&key, Instant::now());
+                self.queue.retry(&key, Instant::now());
             }
         }
     }

@@ -24,14 +24,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::{
-    Counters, MANAGER, PATIENCE, Target, WriteError,
-    events::{Events, Faults},
+    Counters, MANAGER, PATIENCE, WriteError, WriteTarget,
+    events::{Events, Warnings},
     lease::Leadership,
-    nodes::Nodes,
-    notices::{News, Notices, Subject},
-    pace::{Limits, Pace},
-    shape, until,
-    verdicts::{Verdict, Verdicts},
+    nodes::ObservedNodes,
+    programmed::{DesiredStatus, ProgrammedIndex},
+    rate_limited_queue::{Limits, RateLimitedQueue},
+    render_status, until,
+    updates::{StatusUpdate, StatusUpdates, Subject},
 };
 use crate::watch::resources;
 
@@ -59,7 +59,7 @@ const EVENTS: Limits = Limits {
 /// An object whose status was compared, or written.
 struct Compared {
     version: Option<String>,
-    verdict: Verdict,
+    desired: DesiredStatus,
 }
 
 /// How a task ended.
@@ -71,14 +71,14 @@ enum Outcome {
 /// The task's state.
 pub(super) struct ObjectWriter {
     client: Client,
-    verdicts: Verdicts,
-    statuses: Pace<ObjectKey>,
-    events: Pace<ObjectKey>,
+    programmed: ProgrammedIndex,
+    statuses: RateLimitedQueue<ObjectKey>,
+    events: RateLimitedQueue<ObjectKey>,
     compared: HashMap<ObjectKey, Compared>,
     /// Objects that nodes are about to acknowledge: the generation, and since when.
     waiting: HashMap<ObjectKey, (Option<i64>, Instant)>,
     /// What is refused at present, and what was said of it last.
-    faults: Faults,
+    warnings: Warnings,
     /// The version in which a kind was last found.
     found: HashMap<Kind, ApiResource>,
     /// All objects are compiled.
@@ -91,12 +91,12 @@ impl ObjectWriter {
     pub(super) fn new(client: &Client, writer: Events, counters: Counters) -> Self {
         Self {
             client: client.clone(),
-            verdicts: Verdicts::default(),
-            statuses: Pace::new(STATUSES),
-            events: Pace::new(EVENTS),
+            programmed: ProgrammedIndex::default(),
+            statuses: RateLimitedQueue::new(STATUSES),
+            events: RateLimitedQueue::new(EVENTS),
             compared: HashMap::new(),
             waiting: HashMap::new(),
-            faults: Faults::default(),
+            warnings: Warnings::default(),
             found: HashMap::new(),
             compiled: false,
             writer,
@@ -107,8 +107,8 @@ impl ObjectWriter {
     /// Runs until `stop`. `listed` is cancelled once all MeshNodes and MeshReplicas are known.
     pub(super) async fn run(
         mut self,
-        notices: Notices,
-        nodes: Nodes,
+        updates: StatusUpdates,
+        nodes: ObservedNodes,
         listed: CancellationToken,
         mut leadership: Leadership,
         stop: CancellationToken,
@@ -120,11 +120,11 @@ impl ObjectWriter {
             if leads && !led {
                 // Whatever the one before has written, or hasn't.
                 self.compared.clear();
-                for key in self.verdicts.keys() {
-                    self.statuses.want(key, Instant::now(), SETTLE);
+                for key in self.programmed.keys() {
+                    self.statuses.add(key, Instant::now(), SETTLE);
                 }
-                for key in self.faults.objects() {
-                    self.events.want(key, Instant::now(), SETTLE);
+                for key in self.warnings.objects() {
+                    self.events.add(key, Instant::now(), SETTLE);
                 }
             }
             led = leads;
@@ -133,11 +133,11 @@ impl ObjectWriter {
                 () = stop.cancelled() => return,
                 () = leadership.turns(leading) => {}
                 () = listed.cancelled(), if !listed.is_cancelled() => {}
-                news = notices.take() => self.take_in(news),
+                news = updates.take() => self.take_in(news),
                 // Not before all is listed: what is told of a node comes from several objects.
-                told = nodes.take(), if listed.is_cancelled() => {
-                    for (node, told) in told {
-                        self.verdicts.node(&node, told, Instant::now());
+                observed = nodes.take(), if listed.is_cancelled() => {
+                    for (node, observed) in observed {
+                        self.programmed.node(&node, observed, Instant::now());
                     }
                 }
                 () = until(overdue) => {}
@@ -152,35 +152,35 @@ impl ObjectWriter {
                     }
                 }
             }
-            overdue = self.verdicts.overdue(Instant::now());
-            for key in self.verdicts.take_dirty() {
-                self.statuses.want(&key, Instant::now(), SETTLE);
+            overdue = self.programmed.overdue(Instant::now());
+            for key in self.programmed.take_dirty() {
+                self.statuses.add(&key, Instant::now(), SETTLE);
             }
         }
     }
 
-    fn take_in(&mut self, news: BTreeMap<Subject, News>) {
+    fn take_in(&mut self, news: BTreeMap<Subject, StatusUpdate>) {
         for (subject, news) in news {
             match (subject, news) {
-                (Subject::Object(key), News::Object(conditions)) => {
-                    self.verdicts.object(&key, conditions.map(|conditions| *conditions));
+                (Subject::Object(key), StatusUpdate::Object(conditions)) => {
+                    self.programmed.object(&key, conditions.map(|conditions| *conditions));
                 }
-                (Subject::Seen(key), News::Version(version)) => {
+                (Subject::Seen(key), StatusUpdate::Version(version)) => {
                     // Somebody else may have written into the status. What is none of ours has nothing of ours in it.
-                    let ours = self.compared.get(&key).filter(|ours| !ours.verdict.places.is_empty());
+                    let ours = self.compared.get(&key).filter(|ours| !ours.desired.ancestors.is_empty());
                     if ours.is_some_and(|ours| ours.version != version) {
                         self.compared.remove(&key);
-                        self.statuses.want(&key, Instant::now(), SETTLE);
+                        self.statuses.add(&key, Instant::now(), SETTLE);
                     }
                 }
-                (Subject::Report(report), News::Holds(holds)) => {
-                    if let Some(key) = self.faults.report(*report, holds) {
-                        self.events.want(&key, Instant::now(), SETTLE);
+                (Subject::Report(report), StatusUpdate::Holds(holds)) => {
+                    if let Some(key) = self.warnings.report(*report, holds) {
+                        self.events.add(&key, Instant::now(), SETTLE);
                     }
                 }
-                (_, News::Served(due)) => {
+                (_, StatusUpdate::Served(due)) => {
                     self.compiled = true;
-                    self.verdicts.served(due, Instant::now());
+                    self.programmed.served(due, Instant::now());
                 }
                 // A subject's news are of its kind.
                 (Subject::Served | Subject::Object(_) | Subject::Seen(_) | Subject::Report(_), _) => {}
@@ -191,62 +191,62 @@ impl ObjectWriter {
     async fn write_status(&mut self, key: &ObjectKey, leadership: &Leadership) {
         match self.status(key, leadership).await {
             Ok(Outcome::Wrote) => {
-                self.counters.wrote(Target::Object);
-                self.statuses.wrote(key, Instant::now());
+                self.counters.wrote(WriteTarget::Object);
+                self.statuses.done(key, Instant::now());
             }
-            Ok(Outcome::Nothing) => self.statuses.idle(key),
+            Ok(Outcome::Nothing) => self.statuses.skip(key),
             Err(WriteError::Conflict) => {
                 debug!(object = %key, "the object has changed meanwhile");
-                self.statuses.failed(key, Instant::now());
+                self.statuses.retry(key, Instant::now());
             }
             Err(error) => {
-                self.counters.failed(Target::Object);
+                self.counters.failed(WriteTarget::Object);
                 warn!(object = %key, %error, "its conditions can't be written; trying again");
-                self.statuses.failed(key, Instant::now());
+                self.statuses.retry(key, Instant::now());
             }
         }
         // Asked again only if nothing happens until then.
         let now = Instant::now();
         if let Some((_, since)) = self.waiting.get(key).filter(|(_, since)| *since + LATE > now) {
-            self.statuses.want(key, now, *since + LATE - now);
+            self.statuses.add(key, now, *since + LATE - now);
         }
     }
 
     async fn write_events(&mut self, key: &ObjectKey) {
         match self.event(key).await {
             Ok(Outcome::Wrote) => {
-                self.counters.wrote(Target::Event);
-                self.events.wrote(key, Instant::now());
+                self.counters.wrote(WriteTarget::Event);
+                self.events.done(key, Instant::now());
             }
-            Ok(Outcome::Nothing) => self.events.idle(key),
+            Ok(Outcome::Nothing) => self.events.skip(key),
             Err(error) => {
-                self.counters.failed(Target::Event);
+                self.counters.failed(WriteTarget::Event);
                 warn!(object = %key, %error, "an event about it can't be written; trying again");
-                self.events.failed(key, Instant::now());
+                self.events.retry(key, Instant::now());
             }
         }
     }
 
     async fn status(&mut self, key: &ObjectKey, leadership: &Leadership) -> Result<Outcome, WriteError> {
-        let Some(verdict) = self.judge(key) else {
+        let Some(desired) = self.evaluate(key) else {
             self.compared.remove(key);
             return Ok(Outcome::Nothing);
         };
-        let refused = refused_by_agents(&verdict);
-        if self.faults.agents(key, refused) {
-            self.events.want(key, Instant::now(), SETTLE);
+        let refused = refused_by_agents(&desired);
+        if self.warnings.agents(key, refused) {
+            self.events.add(key, Instant::now(), SETTLE);
         }
-        if self.compared.get(key).is_some_and(|compared| compared.verdict == verdict) {
+        if self.compared.get(key).is_some_and(|compared| compared.desired == desired) {
             return Ok(Outcome::Nothing);
         }
         let Some((resource, object)) = self.read(key).await? else { return Ok(Outcome::Nothing) };
-        if object.metadata.generation > verdict.generation {
+        if object.metadata.generation > desired.generation {
             return Ok(Outcome::Nothing);
         }
         let version = object.metadata.resource_version.clone();
         let value = serde_json::to_value(&object).unwrap_or_default();
-        let Some(status) = shape::status(key.kind, &value, &verdict, Timestamp::now()) else {
-            self.compared.insert(key.clone(), Compared { version, verdict });
+        let Some(status) = render_status::render(key.kind, &value, &desired, Timestamp::now()) else {
+            self.compared.insert(key.clone(), Compared { version, desired });
             return Ok(Outcome::Nothing);
         };
         if !leadership.leads() {
@@ -273,16 +273,16 @@ impl ObjectWriter {
         let written = tokio::time::timeout(PATIENCE, write).await??;
         debug!(object = %key, "wrote its conditions");
         let version = written.metadata.resource_version;
-        self.compared.insert(key.clone(), Compared { version, verdict });
+        self.compared.insert(key.clone(), Compared { version, desired });
         Ok(Outcome::Wrote)
     }
 
     /// What is to be said of an object now.
-    fn judge(&mut self, key: &ObjectKey) -> Option<Verdict> {
-        let verdict = self.verdicts.judge(key, false);
-        let Some(waits) = verdict.as_ref().filter(|verdict| verdict.waits) else {
+    fn evaluate(&mut self, key: &ObjectKey) -> Option<DesiredStatus> {
+        let desired = self.programmed.evaluate(key, false);
+        let Some(waits) = desired.as_ref().filter(|desired| desired.waits) else {
             self.waiting.remove(key);
-            return verdict;
+            return desired;
         };
         let now = Instant::now();
         let waiting = self.waiting.entry(key.clone()).or_insert((waits.generation, now));
@@ -290,18 +290,18 @@ impl ObjectWriter {
             *waiting = (waits.generation, now);
         }
         let late = now.saturating_duration_since(waiting.1) >= LATE;
-        if late { self.verdicts.judge(key, true) } else { verdict }
+        if late { self.programmed.evaluate(key, true) } else { desired }
     }
 
     async fn event(&mut self, key: &ObjectKey) -> Result<Outcome, WriteError> {
-        let unsaid = self.faults.unsaid(key);
-        if unsaid.is_empty() {
+        let unreported = self.warnings.unreported(key);
+        if unreported.is_empty() {
             return Ok(Outcome::Nothing);
         }
         let Some((_, object)) = self.read(key).await? else { return Ok(Outcome::Nothing) };
-        for fault in unsaid {
-            self.writer.warn(&object, fault.reason, &fault.note).await?;
-            self.faults.said(key, fault);
+        for warning in unreported {
+            self.writer.warn(&object, warning.reason, &warning.note).await?;
+            self.warnings.reported(key, warning);
         }
         Ok(Outcome::Wrote)
     }
@@ -336,8 +336,8 @@ impl ObjectWriter {
 }
 
 /// What agents refuse of what the object compiled to.
-fn refused_by_agents(verdict: &Verdict) -> Option<String> {
-    let mut conditions = verdict.places.iter().flat_map(|place| &place.conditions);
+fn refused_by_agents(desired: &DesiredStatus) -> Option<String> {
+    let mut conditions = desired.ancestors.iter().flat_map(|place| &place.conditions);
     let is_refused = |one: &&Condition| {
         one.ty == ConditionType::Programmed && one.status == ConditionStatus::False && one.reason == "Refused"
     };

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use kube::Client;
 use serde_json::Value;
 use slotmesh_cluster::wait;
-use slotmesh_operator::status::Target;
+use slotmesh_operator::status::WriteTarget;
 
 use crate::{
     replica::{Agent, Replica},
@@ -78,7 +78,7 @@ async fn a_change_for_many_agents_is_told_at_once_and_with_few_writes() -> Resul
     becomes(&client, &api, PROGRAMMED[0], PROGRAMMED[1], PROGRAMMED[2]).await?;
 
     // What all acknowledge is told once, not a thousand times.
-    let counted = [Target::Node, Target::Replica, Target::Object];
+    let counted = [WriteTarget::Node, WriteTarget::Replica, WriteTarget::Object];
     let writes = || counted.map(|target| a.counters.writes(target));
     let (before, begun, mut late) = (writes(), Instant::now(), Vec::new());
     for change in 0..CHANGES {

@@ -19,7 +19,7 @@ use kube::Client;
 use slotmesh_cluster::ControlPlane;
 use slotmesh_operator::{
     Operator, OperatorOptions, Scoped,
-    status::{self, Counters, Notices, Settings, Sources},
+    status::{self, Counters, Sources, StatusSettings, StatusUpdates},
 };
 use slotmesh_serve::{AdsServerConfig, HeldBack};
 use slotmesh_xds::{
@@ -54,15 +54,15 @@ impl Replica {
     /// By this way to the API server.
     pub async fn start_on(client: Client, name: &str) -> Result<Self> {
         let scoped = Scoped::default();
-        let (store, notices) = (scoped.store(), Notices::new(scoped.due()));
-        let options = OperatorOptions { notices: Some(notices.clone()), ..OperatorOptions::default() };
+        let (store, updates) = (scoped.store(), StatusUpdates::new(scoped.due()));
+        let options = OperatorOptions { updates: Some(updates.clone()), ..OperatorOptions::default() };
         let operator = Operator::from_cluster(client.clone(), options, scoped)?;
-        let settings = Settings {
+        let settings = StatusSettings {
             namespace: NAMESPACE.to_owned(),
             lease: "slotmesh-operator".to_owned(),
             replica: name.to_owned(),
         };
-        let sources = Sources { feed: store.follow(), notices };
+        let sources = Sources { events: store.follow(), updates };
         let (counters, stop) = (Counters::default(), CancellationToken::new());
         let statuses = tokio::spawn(status::write(client, settings, sources, counters.clone(), stop.clone()));
         let listener = TcpListener::bind("127.0.0.1:0").await?;

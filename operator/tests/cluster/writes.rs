@@ -21,7 +21,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 use slotmesh_cluster::wait;
-use slotmesh_operator::status::Target;
+use slotmesh_operator::status::WriteTarget;
 
 use crate::{
     replica::{Agent, Replica},
@@ -85,10 +85,10 @@ pub async fn apply_all(client: &Client, objects: Vec<Value>) -> Result<()> {
 
 /// Waits until nothing has been written for a while, and returns how much was since `before`.
 async fn writes_since(replica: &Replica, before: u64) -> u64 {
-    let mut last = replica.counters.writes(Target::Object);
+    let mut last = replica.counters.writes(WriteTarget::Object);
     loop {
         tokio::time::sleep(Duration::from_secs(2)).await;
-        let now = replica.counters.writes(Target::Object);
+        let now = replica.counters.writes(WriteTarget::Object);
         if now == last {
             return now - before;
         }
@@ -175,7 +175,7 @@ async fn objects_are_written_for_what_concerns_them_and_for_nothing_else() -> Re
         ensure!(patience < 60, "{} of {} objects are programmed", programmed(&client).await?, 2 * services);
     }
     writes_since(&replica, 0).await;
-    let mark = || replica.counters.writes(Target::Object);
+    let mark = || replica.counters.writes(WriteTarget::Object);
 
     let before = mark();
     let last = format!("n{nodes}");

@@ -11,7 +11,7 @@ use std::{
 use slotmesh_xds::{ResourceName, Workload};
 
 use super::Index;
-use crate::{Enrolment, Kind, ObjectKey, ObjectName, Unit, model::Candidate, relation::Relation};
+use crate::{EnrolmentMode, Kind, ObjectKey, ObjectName, Unit, model::Candidate, relation::Relation};
 
 /// Who may take part.
 #[derive(Debug, Default)]
@@ -92,12 +92,12 @@ impl Index {
     pub(crate) fn reclassify(&mut self, dirty: &mut BTreeSet<Unit>) {
         let changed = self.classes.take_changed();
         match &self.options.enrolment {
-            Enrolment::Nobody => {}
-            Enrolment::ByLabel => {
+            EnrolmentMode::Nobody => {}
+            EnrolmentMode::ByLabel => {
                 let candidates = changed.into_iter().filter(|pod| self.enrolled.candidates.contains(pod));
                 dirty.extend(candidates.map(Unit::Workload));
             }
-            Enrolment::Callers { .. } => dirty.extend(changed.into_iter().map(Unit::Workload)),
+            EnrolmentMode::Callers { .. } => dirty.extend(changed.into_iter().map(Unit::Workload)),
         }
     }
 

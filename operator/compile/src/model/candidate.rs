@@ -1,4 +1,4 @@
-//! What one pod says of whether it takes part, and what stands against it.
+//! Pods that could take part, and what stands against it.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -11,7 +11,7 @@ pub(crate) const DISABLED: &str = "disabled";
 
 /// A static pod's cgroup is named after this, not after the uid of its mirror in the API.
 const STATIC_HASH: &str = "kubernetes.io/config.hash";
-/// What the kubelet says of a mirror pod, again with the hash.
+/// The kubelet's annotation of a mirror pod, again with the hash.
 const MIRROR: &str = "kubernetes.io/config.mirror";
 /// How Istio's agent says that ztunnel has the pod's connections.
 const AMBIENT: &str = "ambient.istio.io/redirection";
@@ -154,13 +154,13 @@ fn left_alone(pod: &Pod) -> Option<LeftAlone> {
     }
 }
 
-/// What a pod's label and annotation say of the mesh, by field.
+/// The values that a pod's label and annotation have for the mesh, by field.
 pub(crate) fn mesh_values(pod: &Pod) -> impl Iterator<Item = (&'static str, &str)> {
     let maps = [("labels", &pod.metadata.labels), ("annotations", &pod.metadata.annotations)];
     maps.into_iter().filter_map(|(field, map)| Some((field, map.as_ref()?.get(MESH)?.as_str())))
 }
 
-/// What a namespace's label says of the mesh.
+/// The value that a namespace's label has for the mesh.
 pub(crate) fn mesh_value(namespace: &Namespace) -> Option<&str> {
     namespace.metadata.labels.as_ref()?.get(MESH).map(String::as_str)
 }

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use serde_json::{Value, json};
-use slotmesh_compile::{CompileOptions, Compiler, Enrolment, Object, Report};
+use slotmesh_compile::{CompileOptions, Compiler, EnrolmentMode, Object, Report};
 use slotmesh_xds::{ResourceType, Version};
 
 use crate::page;
@@ -47,7 +47,7 @@ fn trials() -> Vec<Trial> {
 fn enrolled(namespace: &Value, pod: &Value) -> (Option<Version>, Vec<Report>) {
     let namespace: Object = serde_json::from_value::<Namespace>(namespace.clone()).unwrap().into();
     let pod: Object = serde_json::from_value::<Pod>(pod.clone()).unwrap().into();
-    let options = CompileOptions { enrolment: Enrolment::ByLabel, ..CompileOptions::default() };
+    let options = CompileOptions { enrolment: EnrolmentMode::ByLabel, ..CompileOptions::default() };
     let mut compiler = Compiler::new(options);
     [namespace, pod].iter().for_each(|object| compiler.apply(object, None));
     let said = compiler.flush().appeared;

@@ -5,7 +5,7 @@ use std::mem;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use serde_json::{Value, json};
 use slotmesh_builders::{self as builder, rule};
-use slotmesh_compile::{CompileOptions, Compiler, Enrolment, LeftAlone, MESH, Object, Report};
+use slotmesh_compile::{CompileOptions, Compiler, EnrolmentMode, LeftAlone, MESH, Object, Report};
 use slotmesh_crds::CallerSelector;
 use slotmesh_xds::{Change, ResourceType, Workload};
 
@@ -17,12 +17,12 @@ struct Mesh {
 
 impl Default for Mesh {
     fn default() -> Self {
-        Self::new(Enrolment::ByLabel)
+        Self::new(EnrolmentMode::ByLabel)
     }
 }
 
 impl Mesh {
-    fn new(enrolment: Enrolment) -> Self {
+    fn new(enrolment: EnrolmentMode) -> Self {
         let options = CompileOptions { enrolment, ..CompileOptions::default() };
         Self { compiler: Compiler::new(options), said: Default::default() }
     }
@@ -46,7 +46,7 @@ impl Mesh {
         output.changes.into_iter().filter_map(one).collect()
     }
 
-    /// What was said with the last step.
+    /// The reports that came and went with the last step.
     fn reports(&mut self) -> (Vec<Report>, Vec<Report>) {
         mem::take(&mut self.said)
     }
@@ -229,7 +229,7 @@ fn a_pod_whose_class_changes_stays_the_workload_that_it_is() {
 
 #[test]
 fn of_callers_on_a_node_only_classes_that_differ_from_the_namespaces_are_told() {
-    let mut mesh = Mesh::new(Enrolment::Callers { node: "here".into() });
+    let mut mesh = Mesh::new(EnrolmentMode::Callers { node: "here".into() });
     let client = |app: &str| builder::pod("web").namespace("shop").label("app", app).build();
     assert!(mesh.step(client("one")).is_empty());
     assert_eq!(mesh.step(asks("shop", "one")), ["+here/shop/web"]);
@@ -240,7 +240,7 @@ fn of_callers_on_a_node_only_classes_that_differ_from_the_namespaces_are_told() 
     mesh.compiler.delete(&client("two").key());
     assert_eq!(mesh.flush(), ["-here/shop/web"]);
     // Where nobody asks for workloads, there are none.
-    let mut mesh = Mesh::new(Enrolment::Nobody);
+    let mut mesh = Mesh::new(EnrolmentMode::Nobody);
     mesh.step(namespace("shop", "yes"));
     assert!(mesh.step(client("one")).is_empty() && mesh.step(asks("shop", "one")).is_empty());
     assert!(mesh.compiler.reports().all(|report| report.object.kind != "Namespace"));

@@ -38,14 +38,14 @@ fn ended(stream: u64, requests: u64, ending: Ending) -> StreamEvent {
 }
 
 /// Lets a replica write what it wants to; says whether it did.
-fn write(desk: &mut Desk, record: &mut Option<MeshNodeStatus>, now: i64) -> bool {
-    match desk.decide(&node(), record.as_ref(), 0, at(now)) {
-        Action::Write(status) => {
-            desk.wrote(&node(), &status);
+fn write(reconciler: &mut NodeStatusReconciler, record: &mut Option<MeshNodeStatus>, now: i64) -> bool {
+    match reconciler.decide(&node(), record.as_ref(), 0, at(now)) {
+        StatusAction::Write(status) => {
+            reconciler.wrote(&node(), &status);
             *record = Some(*status);
             true
         }
-        Action::Rest | Action::Forget => false,
+        StatusAction::None | StatusAction::Drop => false,
     }
 }
 
@@ -55,8 +55,8 @@ fn holder(record: &Option<MeshNodeStatus>) -> (&str, u64, bool) {
 }
 
 /// The sessions in which the replica tells of its nodes.
-fn told(desk: &Desk) -> Vec<u64> {
-    desk.acknowledged().map(|(_, told)| told.session).collect()
+fn told(reconciler: &NodeStatusReconciler) -> Vec<u64> {
+    reconciler.acknowledged().map(|(_, told)| told.session).collect()
 }
 
 fn ready(record: &Option<MeshNodeStatus>) -> (&str, &str, i64) {
@@ -66,20 +66,20 @@ fn ready(record: &Option<MeshNodeStatus>) -> (&str, &str, i64) {
 
 #[test]
 fn what_an_agent_tells_is_written_once() {
-    let (mut desk, mut record) = (Desk::new("a"), None);
-    assert_eq!(desk.news(live(1, 1), at(10)), Urgency::Soon);
-    assert!(write(&mut desk, &mut record, 10));
+    let (mut reconciler, mut record) = (NodeStatusReconciler::new("a"), None);
+    assert_eq!(reconciler.observe(live(1, 1), at(10)), Urgency::Soon);
+    assert!(write(&mut reconciler, &mut record, 10));
     assert_eq!((holder(&record), ready(&record)), (("a", 1, true), ("True", "Synced", 10)));
     let status = record.as_ref().unwrap();
     assert_eq!((status.flush_p99.as_deref(), status.slots.as_ref().unwrap().used), (Some("41us"), 5));
-    assert_eq!(desk.news(live(1, 2), at(20)), Urgency::Lazy, "nothing new");
-    assert!(!write(&mut desk, &mut record, 20));
+    assert_eq!(reconciler.observe(live(1, 2), at(20)), Urgency::Lazy, "nothing new");
+    assert!(!write(&mut reconciler, &mut record, 20));
 }
 
 #[test]
 fn a_change_that_somebody_may_wait_for_is_urgent() {
-    let mut desk = Desk::new("a");
-    desk.news(live(1, 1), at(10));
+    let mut reconciler = NodeStatusReconciler::new("a");
+    reconciler.observe(live(1, 1), at(10));
     let mut with = |ty: ResourceType, rejected: &[&str]| {
         let mut news = live(1, 2);
         let types = &mut news.status.types[ty];
@@ -90,7 +90,7 @@ fn a_change_that_somebody_may_wait_for_is_urgent() {
             reason: "no".into(),
         };
         *types = TypeStatus { rejected: rejected.iter().map(one).collect(), ..types.clone() };
-        desk.news(news, at(10))
+        reconciler.observe(news, at(10))
     };
     assert_eq!(with(ResourceType::Endpoints, &[]), Urgency::Lazy);
     assert_eq!(with(ResourceType::Cluster, &[]), Urgency::Lazy, "that is told for all nodes together");
@@ -99,62 +99,62 @@ fn a_change_that_somebody_may_wait_for_is_urgent() {
 
 #[test]
 fn an_end_is_written_by_the_one_that_saw_it_and_since_when() {
-    let (mut desk, mut record) = (Desk::new("a"), None);
-    desk.news(live(1, 1), at(10));
-    write(&mut desk, &mut record, 10);
-    assert_eq!(desk.news(ended(1, 1, Ending::Lost), at(20)), Urgency::AfterGrace);
-    assert!(write(&mut desk, &mut record, 25));
+    let (mut reconciler, mut record) = (NodeStatusReconciler::new("a"), None);
+    reconciler.observe(live(1, 1), at(10));
+    write(&mut reconciler, &mut record, 10);
+    assert_eq!(reconciler.observe(ended(1, 1, Ending::Lost), at(20)), Urgency::AfterGrace);
+    assert!(write(&mut reconciler, &mut record, 25));
     assert_eq!((holder(&record), ready(&record)), (("a", 1, false), ("False", "ConnectionLost", 20)));
-    assert_eq!(told(&desk), [1], "what it has is still known");
-    assert!(!write(&mut desk, &mut record, 30));
+    assert_eq!(told(&reconciler), [1], "what it has is still known");
+    assert!(!write(&mut reconciler, &mut record, 30));
     // It comes back here.
-    desk.news(live(2, 1), at(40));
-    assert!(write(&mut desk, &mut record, 40));
+    reconciler.observe(live(2, 1), at(40));
+    assert!(write(&mut reconciler, &mut record, 40));
     assert_eq!((holder(&record), ready(&record)), (("a", 1, true), ("True", "Synced", 40)));
     // The late end of the first stream is of no interest.
-    assert_eq!(desk.news(ended(1, 1, Ending::Lost), at(50)), Urgency::None);
-    assert!(!write(&mut desk, &mut record, 50));
+    assert_eq!(reconciler.observe(ended(1, 1, Ending::Lost), at(50)), Urgency::None);
+    assert!(!write(&mut reconciler, &mut record, 50));
 }
 
 #[test]
 fn an_agent_that_moves_is_not_said_to_be_gone() {
-    let (mut a, mut b, mut record) = (Desk::new("a"), Desk::new("b"), None);
-    a.news(live(1, 9), at(10));
+    let (mut a, mut b, mut record) = (NodeStatusReconciler::new("a"), NodeStatusReconciler::new("b"), None);
+    a.observe(live(1, 9), at(10));
     write(&mut a, &mut record, 10);
-    b.news(live(1, 1), at(20));
+    b.observe(live(1, 1), at(20));
     assert!(write(&mut b, &mut record, 20));
     assert_eq!(holder(&record), ("b", 2, true));
     // The old one notices late, whether it looks before or after.
     assert!(!write(&mut a, &mut record, 21));
-    a.news(ended(1, 9, Ending::Lost), at(50));
+    a.observe(ended(1, 9, Ending::Lost), at(50));
     assert_eq!((told(&a), told(&b)), (vec![], vec![2]), "it tells nothing of it any more");
     assert!(a.take_moved());
-    assert_eq!(a.decide(&node(), record.as_ref(), 2, at(55)), Action::Forget);
+    assert_eq!(a.decide(&node(), record.as_ref(), 2, at(55)), StatusAction::Drop);
     assert!(!a.knows(&node()) && told(&a).is_empty());
     assert_eq!(holder(&record), ("b", 2, true));
 }
 
 #[test]
 fn a_dead_stream_never_wins_against_one_that_lives() {
-    let (mut a, mut b, mut record) = (Desk::new("a"), Desk::new("b"), None);
+    let (mut a, mut b, mut record) = (NodeStatusReconciler::new("a"), NodeStatusReconciler::new("b"), None);
     // The first replica's claim comes late: its stream is dead already, and nobody has noticed.
-    a.news(live(1, 3), at(10));
-    b.news(live(1, 1), at(20));
+    a.observe(live(1, 3), at(10));
+    b.observe(live(1, 1), at(20));
     assert!(write(&mut b, &mut record, 20));
     assert!(write(&mut a, &mut record, 21));
     assert!(!write(&mut b, &mut record, 22), "it may be that the agent has moved");
     assert_eq!(holder(&record), ("a", 2, true));
     // Either the agent says something on the stream that lives …
-    b.news(live(1, 2), at(30));
+    b.observe(live(1, 2), at(30));
     assert!(write(&mut b, &mut record, 30));
     assert_eq!(holder(&record), ("b", 3, true));
     for now in 31..40 {
         assert!(!write(&mut a, &mut record, now) && !write(&mut b, &mut record, now), "they don't fight");
     }
     // … or the end of the other is noticed, here after it took the node once more.
-    a.news(live(1, 4), at(40));
+    a.observe(live(1, 4), at(40));
     assert!(write(&mut a, &mut record, 40) && !write(&mut b, &mut record, 40));
-    a.news(ended(1, 4, Ending::Lost), at(41));
+    a.observe(ended(1, 4, Ending::Lost), at(41));
     assert!(write(&mut a, &mut record, 46));
     assert_eq!(holder(&record), ("a", 4, false));
     assert!(write(&mut b, &mut record, 47));
@@ -163,27 +163,27 @@ fn a_dead_stream_never_wins_against_one_that_lives() {
 
 #[test]
 fn a_replica_that_stops_says_nothing_and_one_that_starts_again_takes_over() {
-    let (mut a, mut record) = (Desk::new("a"), None);
-    a.news(live(1, 1), at(10));
+    let (mut a, mut record) = (NodeStatusReconciler::new("a"), None);
+    a.observe(live(1, 1), at(10));
     write(&mut a, &mut record, 10);
-    assert_eq!(a.news(ended(1, 1, Ending::Shutdown), at(20)), Urgency::None);
+    assert_eq!(a.observe(ended(1, 1, Ending::Shutdown), at(20)), Urgency::None);
     assert!(!write(&mut a, &mut record, 20));
     assert_eq!(told(&a), [1], "until another has it");
-    let mut again = Desk::new("a");
-    again.news(live(1, 1), at(30));
+    let mut again = NodeStatusReconciler::new("a");
+    again.observe(live(1, 1), at(30));
     assert!(write(&mut again, &mut record, 30));
     assert_eq!((holder(&record), ready(&record)), (("a", 2, true), ("True", "Synced", 10)));
 }
 
 #[test]
 fn a_record_that_is_deleted_is_written_again_only_for_a_stream_that_lives() {
-    let (mut a, mut record) = (Desk::new("a"), None);
-    a.news(live(1, 1), at(10));
+    let (mut a, mut record) = (NodeStatusReconciler::new("a"), None);
+    a.observe(live(1, 1), at(10));
     write(&mut a, &mut record, 10);
     record = None;
     a.gone(&node());
     assert!(write(&mut a, &mut record, 20));
-    a.news(ended(1, 1, Ending::Closed), at(30));
+    a.observe(ended(1, 1, Ending::Closed), at(30));
     write(&mut a, &mut record, 35);
     record = None;
     a.gone(&node());
@@ -192,7 +192,7 @@ fn a_record_that_is_deleted_is_written_again_only_for_a_stream_that_lives() {
 
 #[test]
 fn refusals_keep_their_time_and_are_bounded() {
-    let (mut a, mut record) = (Desk::new("a"), None);
+    let (mut a, mut record) = (NodeStatusReconciler::new("a"), None);
     let refusing = |names: std::ops::Range<u32>| {
         let mut news = live(1, 1);
         let one = |n: u32| slotmesh_serve::Rejected {
@@ -203,12 +203,12 @@ fn refusals_keep_their_time_and_are_bounded() {
         news.status.types[ResourceType::Cluster].rejected = names.map(one).collect();
         news
     };
-    a.news(refusing(0..1), at(10));
+    a.observe(refusing(0..1), at(10));
     write(&mut a, &mut record, 10);
-    a.news(refusing(0..30), at(20));
+    a.observe(refusing(0..30), at(20));
     write(&mut a, &mut record, 20);
     let status = record.as_ref().unwrap();
-    assert_eq!((status.refused.len(), status.refused_resources), (TOLD, Some(30)));
+    assert_eq!((status.refused.len(), status.refused_resources), (LISTED, Some(30)));
     assert_eq!(status.refused[0].at, Some(Time(at(10))));
     let last = status.last_refusal.as_ref().unwrap();
     assert_eq!((last.resource.as_str(), last.at.clone()), ("cluster/c07", Some(Time(at(20)))));
@@ -216,59 +216,59 @@ fn refusals_keep_their_time_and_are_bounded() {
 
 #[test]
 fn pods_that_are_not_attached_make_a_node_not_ready() {
-    let (mut desk, mut record) = (Desk::new("a"), None);
+    let (mut reconciler, mut record) = (NodeStatusReconciler::new("a"), None);
     let with = |requests, unattached: Option<&str>| {
         let mut news = live(1, requests);
         news.status.report.as_mut().unwrap().unattached = unattached.map(str::to_owned);
         news
     };
-    desk.news(with(1, None), at(10));
-    write(&mut desk, &mut record, 10);
+    reconciler.observe(with(1, None), at(10));
+    write(&mut reconciler, &mut record, 10);
     let pods = "1 of 3 pods, such as shop/a: its cgroup isn't found";
-    assert_eq!(desk.news(with(2, Some(pods)), at(20)), Urgency::Soon);
-    assert!(write(&mut desk, &mut record, 20));
+    assert_eq!(reconciler.observe(with(2, Some(pods)), at(20)), Urgency::Soon);
+    assert!(write(&mut reconciler, &mut record, 20));
     assert_eq!(ready(&record), ("False", "PodsNotAttached", 20));
     assert!(record.as_ref().unwrap().conditions[0].message.contains("shop/a"));
-    desk.news(with(3, None), at(30));
-    assert!(write(&mut desk, &mut record, 30));
+    reconciler.observe(with(3, None), at(30));
+    assert!(write(&mut reconciler, &mut record, 30));
     assert_eq!(ready(&record), ("True", "Synced", 30));
 }
 
 #[test]
 fn what_an_agent_acknowledges_is_told_of_once_and_without_its_endpoints() {
-    let (mut desk, mut record) = (Desk::new("a"), None);
-    desk.news(live(1, 1), at(10));
-    assert!(!desk.take_moved() && told(&desk).is_empty(), "it isn't this replica's yet");
-    write(&mut desk, &mut record, 10);
-    assert!(desk.take_moved());
+    let (mut reconciler, mut record) = (NodeStatusReconciler::new("a"), None);
+    reconciler.observe(live(1, 1), at(10));
+    assert!(!reconciler.take_moved() && told(&reconciler).is_empty(), "it isn't this replica's yet");
+    write(&mut reconciler, &mut record, 10);
+    assert!(reconciler.take_moved());
     let with = |requests, ty: ResourceType| {
         let mut news = live(1, requests);
         news.status.types[ty].sketch.add(Fingerprint::of(ty, &"n1".into(), slotmesh_xds::Version::of(b"1")));
         news
     };
-    desk.news(with(2, ResourceType::Endpoints), at(20));
-    assert!(!desk.take_moved(), "pods come and go");
+    reconciler.observe(with(2, ResourceType::Endpoints), at(20));
+    assert!(!reconciler.take_moved(), "pods come and go");
     let mut records = Sketch::default();
-    desk.news(with(3, ResourceType::Route), at(20));
+    reconciler.observe(with(3, ResourceType::Route), at(20));
     records.add(Fingerprint::of(ResourceType::Route, &"n1".into(), slotmesh_xds::Version::of(b"1")));
-    let has = |desk: &Desk| {
+    let has = |reconciler: &NodeStatusReconciler| {
         let all: Vec<_> =
-            desk.acknowledged().map(|(_, told)| (told.records.unwrap(), told.settings)).collect();
+            reconciler.acknowledged().map(|(_, told)| (told.records.unwrap(), told.settings)).collect();
         all
     };
-    assert!(desk.take_moved());
-    assert_eq!(has(&desk), [(Arc::new(records), None)]);
-    desk.news(with(4, ResourceType::Settings), at(20));
+    assert!(reconciler.take_moved());
+    assert_eq!(has(&reconciler), [(Arc::new(records), None)]);
+    reconciler.observe(with(4, ResourceType::Settings), at(20));
     let settings = Fingerprint::of(ResourceType::Settings, &"n1".into(), slotmesh_xds::Version::of(b"1"));
-    assert!(desk.take_moved());
-    assert_eq!(has(&desk), [(Arc::default(), Some(settings))]);
-    assert!(!write(&mut desk, &mut record, 20), "the MeshNode says nothing of that");
+    assert!(reconciler.take_moved());
+    assert_eq!(has(&reconciler), [(Arc::default(), Some(settings))]);
+    assert!(!write(&mut reconciler, &mut record, 20), "the MeshNode says nothing of that");
 }
 
 #[test]
 fn a_node_that_was_made_anew_is_taken_in_a_session_that_nobody_had() {
-    let (mut b, now) = (Desk::new("b"), at(20));
-    b.news(live(1, 1), now);
-    let Action::Write(status) = b.decide(&node(), None, 7, now) else { panic!("nothing to write") };
+    let (mut b, now) = (NodeStatusReconciler::new("b"), at(20));
+    b.observe(live(1, 1), now);
+    let StatusAction::Write(status) = b.decide(&node(), None, 7, now) else { panic!("nothing to write") };
     assert_eq!(status.holder.unwrap().session, 8);
 }

@@ -36,7 +36,7 @@ enum Class {
 }
 
 #[derive(Debug, Default)]
-struct Turn {
+struct Item {
     /// When it waits for, if it does, and in which queue.
     due: Option<(Instant, Class)>,
     rests_until: Option<Instant>,
@@ -45,41 +45,41 @@ struct Turn {
 
 /// The queue.
 #[derive(Debug)]
-pub(crate) struct Pace<K> {
+pub(crate) struct RateLimitedQueue<K> {
     limits: Limits,
     /// When the rate is used up to.
     used_until: Option<Instant>,
-    turns: HashMap<K, Turn>,
+    items: HashMap<K, Item>,
     queue: BTreeSet<(Instant, K)>,
     /// Those for which nobody waits.
     idle: BTreeSet<(Instant, K)>,
 }
 
-impl<K: Clone + Ord + std::hash::Hash> Pace<K> {
+impl<K: Clone + Ord + std::hash::Hash> RateLimitedQueue<K> {
     pub(crate) fn new(limits: Limits) -> Self {
         Self {
             limits,
             used_until: None,
-            turns: HashMap::new(),
+            items: HashMap::new(),
             queue: BTreeSet::new(),
             idle: BTreeSet::new(),
         }
     }
 
     /// The key is to be written in `delay` at the latest, if nothing is against it.
-    pub(crate) fn want(&mut self, key: &K, now: Instant, delay: Duration) {
+    pub(crate) fn add(&mut self, key: &K, now: Instant, delay: Duration) {
         self.put(key, now, delay, Class::Urgent);
     }
 
-    /// As [`want`](Self::want), when nothing else is to be written.
-    pub(crate) fn want_idly(&mut self, key: &K, now: Instant, delay: Duration) {
+    /// As [`add`](Self::add), when nothing else is to be written.
+    pub(crate) fn add_idle(&mut self, key: &K, now: Instant, delay: Duration) {
         self.put(key, now, delay, Class::Idle);
     }
 
     fn put(&mut self, key: &K, now: Instant, delay: Duration, class: Class) {
-        let turn = self.turns.entry(key.clone()).or_default();
-        let at = (now + delay).max(turn.rests_until.unwrap_or(now));
-        match turn.due {
+        let item = self.items.entry(key.clone()).or_default();
+        let at = (now + delay).max(item.rests_until.unwrap_or(now));
+        match item.due {
             // Then everything is written that there is to say.
             Some((_, Class::Urgent)) if class == Class::Idle => return,
             Some((due, was)) if was == class && due <= at => return,
@@ -87,7 +87,7 @@ impl<K: Clone + Ord + std::hash::Hash> Pace<K> {
             Some((due, Class::Idle)) => _ = self.idle.remove(&(due, key.clone())),
             None => {}
         }
-        turn.due = Some((at, class));
+        item.due = Some((at, class));
         let queue = match class {
             Class::Urgent => &mut self.queue,
             Class::Idle => &mut self.idle,
@@ -122,40 +122,40 @@ impl<K: Clone + Ord + std::hash::Hash> Pace<K> {
         } else {
             return None;
         };
-        if let Some(turn) = self.turns.get_mut(&key) {
-            turn.due = None;
+        if let Some(item) = self.items.get_mut(&key) {
+            item.due = None;
         }
         Some(key)
     }
 
     /// A key was written.
-    pub(crate) fn wrote(&mut self, key: &K, now: Instant) {
+    pub(crate) fn done(&mut self, key: &K, now: Instant) {
         self.spend(now);
         let rests_until = now + self.limits.rest;
-        let turn = self.turns.entry(key.clone()).or_default();
-        (turn.rests_until, turn.failures) = (Some(rests_until), 0);
+        let item = self.items.entry(key.clone()).or_default();
+        (item.rests_until, item.failures) = (Some(rests_until), 0);
     }
 
     /// There was nothing to write.
-    pub(crate) fn idle(&mut self, key: &K) {
-        if self.turns.get(key).is_some_and(|turn| turn.due.is_none() && turn.failures == 0) {
-            self.turns.remove(key);
+    pub(crate) fn skip(&mut self, key: &K) {
+        if self.items.get(key).is_some_and(|item| item.due.is_none() && item.failures == 0) {
+            self.items.remove(key);
         }
     }
 
     /// A key could not be written: it comes again.
-    pub(crate) fn failed(&mut self, key: &K, now: Instant) {
+    pub(crate) fn retry(&mut self, key: &K, now: Instant) {
         self.spend(now);
-        let turn = self.turns.entry(key.clone()).or_default();
-        let wait = self.limits.again.saturating_mul(1 << turn.failures.min(16)).min(LONGEST);
-        turn.failures += 1;
-        turn.rests_until = Some(now + wait);
-        self.want(key, now, wait);
+        let item = self.items.entry(key.clone()).or_default();
+        let wait = self.limits.again.saturating_mul(1 << item.failures.min(16)).min(LONGEST);
+        item.failures += 1;
+        item.rests_until = Some(now + wait);
+        self.add(key, now, wait);
     }
 
     /// Nothing is to be written of the key any more.
     pub(crate) fn forget(&mut self, key: &K) {
-        match self.turns.remove(key).and_then(|turn| turn.due) {
+        match self.items.remove(key).and_then(|item| item.due) {
             Some((due, Class::Urgent)) => _ = self.queue.remove(&(due, key.clone())),
             Some((due, Class::Idle)) => _ = self.idle.remove(&(due, key.clone())),
             None => {}
@@ -185,28 +185,28 @@ mod tests {
 
     #[test]
     fn a_key_waits_once_at_its_earliest_and_rests_after_a_write() {
-        let (mut pace, start) = (Pace::new(LIMITS), Instant::now());
-        pace.want(&"a", start, ms(500));
-        pace.want(&"a", start, ms(50));
-        pace.want(&"a", start, ms(200));
-        assert_eq!(pace.next(), Some(start + ms(50)));
-        assert_eq!(pace.pop(start), None);
+        let (mut queue, start) = (RateLimitedQueue::new(LIMITS), Instant::now());
+        queue.add(&"a", start, ms(500));
+        queue.add(&"a", start, ms(50));
+        queue.add(&"a", start, ms(200));
+        assert_eq!(queue.next(), Some(start + ms(50)));
+        assert_eq!(queue.pop(start), None);
         let now = start + ms(50);
-        assert_eq!((pace.pop(now), pace.pop(now)), (Some("a"), None));
-        pace.wrote(&"a", now);
-        pace.want(&"a", now, ms(50));
-        assert_eq!(pace.next(), Some(now + ms(1_000)));
+        assert_eq!((queue.pop(now), queue.pop(now)), (Some("a"), None));
+        queue.done(&"a", now);
+        queue.add(&"a", now, ms(50));
+        assert_eq!(queue.next(), Some(now + ms(1_000)));
     }
 
     #[test]
     fn together_they_stay_below_the_rate() {
-        let (mut pace, start) = (Pace::new(LIMITS), Instant::now());
+        let (mut queue, start) = (RateLimitedQueue::new(LIMITS), Instant::now());
         let keys = ["a", "b", "c", "d"];
-        keys.iter().for_each(|key| pace.want(key, start, ms(0)));
+        keys.iter().for_each(|key| queue.add(key, start, ms(0)));
         let mut written = Vec::new();
-        while let Some(at) = pace.next() {
-            let key = pace.pop(at).unwrap();
-            pace.wrote(&key, at);
+        while let Some(at) = queue.next() {
+            let key = queue.pop(at).unwrap();
+            queue.done(&key, at);
             written.push((key, at - start));
         }
         assert_eq!(written, [("a", ms(0)), ("b", ms(0)), ("c", ms(0)), ("d", ms(100))]);
@@ -214,46 +214,46 @@ mod tests {
 
     #[test]
     fn what_nobody_waits_for_keeps_nothing_waiting() {
-        let (mut pace, start) = (Pace::new(LIMITS), Instant::now());
+        let (mut queue, start) = (RateLimitedQueue::new(LIMITS), Instant::now());
         for key in ["a", "b", "c", "d"] {
-            pace.want_idly(&key, start, ms(0));
+            queue.add_idle(&key, start, ms(0));
         }
         let mut now = start;
         for key in ["a", "b"] {
-            assert_eq!(pace.pop(now), Some(key));
-            pace.wrote(&key, now);
-            assert_eq!((pace.pop(now), pace.next()), (None, Some(now + ms(100))), "no burst");
+            assert_eq!(queue.pop(now), Some(key));
+            queue.done(&key, now);
+            assert_eq!((queue.pop(now), queue.next()), (None, Some(now + ms(100))), "no burst");
             now += ms(100);
         }
         // The burst is there for what somebody waits for; what was idle becomes urgent.
-        pace.want(&"x", now, ms(0));
-        pace.want(&"d", now, ms(0));
+        queue.add(&"x", now, ms(0));
+        queue.add(&"d", now, ms(0));
         for key in ["d", "x"] {
-            assert_eq!(pace.pop(now), Some(key));
-            pace.wrote(&key, now);
+            assert_eq!(queue.pop(now), Some(key));
+            queue.done(&key, now);
         }
-        assert_eq!((pace.pop(now), pace.next()), (None, Some(now + ms(200))));
+        assert_eq!((queue.pop(now), queue.next()), (None, Some(now + ms(200))));
         // What is urgent stays so, and what is forgotten goes.
-        pace.want(&"c", now, ms(500));
-        pace.want_idly(&"c", now, ms(0));
-        assert_eq!(pace.next(), Some(now + ms(500)));
-        pace.forget(&"c");
-        assert_eq!(pace.next(), None);
+        queue.add(&"c", now, ms(500));
+        queue.add_idle(&"c", now, ms(0));
+        assert_eq!(queue.next(), Some(now + ms(500)));
+        queue.forget(&"c");
+        assert_eq!(queue.next(), None);
     }
 
     #[test]
     fn what_failed_comes_again_later_each_time() {
-        let (mut pace, mut now) = (Pace::new(LIMITS), Instant::now());
-        pace.want(&"a", now, ms(0));
+        let (mut queue, mut now) = (RateLimitedQueue::new(LIMITS), Instant::now());
+        queue.add(&"a", now, ms(0));
         for wait in [2, 4, 8, 16, 32, 60, 60] {
-            assert_eq!(pace.pop(now), Some("a"));
-            pace.failed(&"a", now);
+            assert_eq!(queue.pop(now), Some("a"));
+            queue.retry(&"a", now);
             // Wanting it doesn't make it come sooner.
-            pace.want(&"a", now, ms(0));
-            assert_eq!(pace.next(), Some(now + Duration::from_secs(wait)));
+            queue.add(&"a", now, ms(0));
+            assert_eq!(queue.next(), Some(now + Duration::from_secs(wait)));
             now += Duration::from_secs(wait);
         }
-        pace.forget(&"a");
-        assert_eq!(pace.next(), None);
+        queue.forget(&"a");
+        assert_eq!(queue.next(), None);
     }
 }

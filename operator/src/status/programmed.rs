@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  compiler --conditions--> objects ---------------+
-//!  what is served, MeshNodes --> Lacking: nodes ---+--judge--> Verdict
+//!  what is served, MeshNodes --> Lacking: nodes ---+--evaluate--> DesiredStatus
 //! ```
 //!
 //! An object is programmed when none of its resources, in the version that it has now, is lacked by a node that
@@ -21,7 +21,7 @@ use slotmesh_serve::NodeName;
 use slotmesh_xds::{Fingerprint, ResourceType, Version};
 use tokio::time::Instant;
 
-pub(super) use super::lacking::Told;
+pub(super) use super::lacking::ObservedNode;
 use super::{
     due::Snapshot,
     lacking::{Lacking, Part},
@@ -42,7 +42,7 @@ struct Object {
 
 /// What is to be said of an object at one place.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct AncestorStatus {
     pub(super) at: Option<At>,
     pub(super) conditions: Vec<Condition>,
 }
@@ -56,9 +56,9 @@ pub(super) struct Count {
 
 /// What is to be said of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Verdict {
+pub(super) struct DesiredStatus {
     pub(super) generation: Option<i64>,
-    pub(super) places: Vec<Place>,
+    pub(super) ancestors: Vec<AncestorStatus>,
     pub(super) nodes: Count,
     /// Nodes are about to acknowledge it, and none of these is named yet.
     pub(super) waits: bool,
@@ -66,7 +66,7 @@ pub(super) struct Verdict {
 
 /// See the module's comment.
 #[derive(Debug, Default)]
-pub(super) struct Verdicts {
+pub(super) struct ProgrammedIndex {
     objects: BTreeMap<ObjectKey, Object>,
     /// The objects of a resource in the version that it has now.
     owners: HashMap<Fingerprint, BTreeSet<ObjectKey>>,
@@ -74,7 +74,7 @@ pub(super) struct Verdicts {
     dirty: BTreeSet<ObjectKey>,
 }
 
-impl Verdicts {
+impl ProgrammedIndex {
     /// Takes in what the compiler says of an object; `None` when it is gone.
     pub(super) fn object(&mut self, key: &ObjectKey, conditions: Option<Conditions>) {
         let parts: Vec<Vec<Part>> =
@@ -104,8 +104,8 @@ impl Verdicts {
     }
 
     /// Takes in what a MeshNode tells; `None` when it is gone.
-    pub(super) fn node(&mut self, name: &NodeName, told: Option<Told>, now: Instant) {
-        self.lacking.node(name, told, now);
+    pub(super) fn node(&mut self, name: &NodeName, observed: Option<ObservedNode>, now: Instant) {
+        self.lacking.node(name, observed, now);
     }
 
     /// What the nodes are due has changed, to what objects are compiled to from now on.
@@ -138,19 +138,19 @@ impl Verdicts {
 
     /// What is to be said of an object; `None` where there is none. `late` is whether nodes had time enough to
     /// acknowledge it, so that those are named that haven't.
-    pub(super) fn judge(&self, key: &ObjectKey, late: bool) -> Option<Verdict> {
+    pub(super) fn evaluate(&self, key: &ObjectKey, late: bool) -> Option<DesiredStatus> {
         let Object { conditions, parts } = self.objects.get(key)?;
         let (mut nodes, mut waits) = (Count::default(), false);
-        let places = conditions.ancestors.iter().zip(parts).map(|(ancestor, parts)| {
+        let ancestors = conditions.ancestors.iter().zip(parts).map(|(ancestor, parts)| {
             let selected = parts.iter().filter(|part| part.only.is_some()).count();
             let programmed = self.programmed(key.kind, ancestor, parts, late);
             nodes = Count { due: selected, have: selected - programmed.lacking.min(selected) };
             waits |= programmed.waits;
             let conditions = ancestor.conditions.iter().cloned().chain([programmed.condition]);
-            Place { at: ancestor.at.clone(), conditions: conditions.collect() }
+            AncestorStatus { at: ancestor.at.clone(), conditions: conditions.collect() }
         });
-        let places = places.collect();
-        Some(Verdict { generation: conditions.generation, places, nodes, waits })
+        let ancestors = ancestors.collect();
+        Some(DesiredStatus { generation: conditions.generation, ancestors, nodes, waits })
     }
 
     fn programmed(&self, kind: Kind, ancestor: &Ancestor, parts: &[Part], late: bool) -> Programmed {
@@ -225,12 +225,13 @@ impl Verdicts {
     /// Why a node lacks something, and whether that is because its agent refuses it; `None` where it is about
     /// to have it.
     fn why(&self, node: &NodeName, parts: &[&Part]) -> Option<(String, bool)> {
-        let told = self.lacking.told(node)?;
-        if let Some((name, reason)) = parts.iter().find_map(|part| told.refused.get_key_value(&part.name)) {
+        let observed = self.lacking.observed(node)?;
+        if let Some((name, reason)) = parts.iter().find_map(|part| observed.refused.get_key_value(&part.name))
+        {
             let reason = shorten(reason, LONGEST_REASON);
             return Some((format!("refuses {name}: {reason}"), true));
         }
-        let (reason, since) = told.not_ready.as_ref()?;
+        let (reason, since) = observed.not_ready.as_ref()?;
         Some((format!("not ready since {since}: {reason}"), false))
     }
 }

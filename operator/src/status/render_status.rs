@@ -1,4 +1,4 @@
-//! A verdict as the status of an object of its kind, made of the object as it was read.
+//! Renders a desired status as that of an object of its kind, made of the object as it was read.
 //!
 //! The form is that of the object's kind ([`StatusForm`]):
 //!
@@ -19,27 +19,27 @@ use slotmesh_compile::{At, Condition, ConditionStatus, ConditionType, Kind, Stat
 use slotmesh_crds::own::CONTROLLER;
 
 use super::{
+    programmed::{AncestorStatus, DesiredStatus},
     shorten,
-    verdicts::{Place, Verdict},
 };
 
-/// How long a message about several places may be.
+/// How long a message about several ancestors may be.
 const LONGEST: usize = 4_096;
 
 /// The parts of `status` that are to be written; `None` where the object says all of it already.
-pub(super) fn status(kind: Kind, object: &Value, verdict: &Verdict, now: Timestamp) -> Option<Value> {
-    let render = Render { generation: verdict.generation, now };
+pub(super) fn render(kind: Kind, object: &Value, desired: &DesiredStatus, now: Timestamp) -> Option<Value> {
+    let render = Render { generation: desired.generation, now };
     let before = &object["status"];
     let status = match kind.spec().status {
-        StatusForm::Ancestors => render.policy(object, verdict),
-        StatusForm::Parents => render.route(object, verdict),
+        StatusForm::Ancestors => render.policy(object, desired),
+        StatusForm::Parents => render.route(object, desired),
         StatusForm::NodeCounts => json!({
-            "selectedNodes": verdict.nodes.due,
-            "programmedNodes": verdict.nodes.have,
-            "conditions": render.conditions(&all(&verdict.places), &before["conditions"]),
+            "selectedNodes": desired.nodes.due,
+            "programmedNodes": desired.nodes.have,
+            "conditions": render.conditions(&all(&desired.ancestors), &before["conditions"]),
         }),
         StatusForm::Conditions => {
-            let ours = render.conditions(&all(&verdict.places), &before["conditions"]);
+            let ours = render.conditions(&all(&desired.ancestors), &before["conditions"]);
             // In lists that have no other owner's name.
             let is_ours = |c: &Value| ConditionType::ALL.iter().any(|ours| c["type"] == ours.as_str());
             let same = |a: &Value, b: &Value| a["type"] == b["type"];
@@ -56,17 +56,18 @@ struct Render {
 }
 
 impl Render {
-    fn policy(&self, object: &Value, verdict: &Verdict) -> Value {
+    fn policy(&self, object: &Value, desired: &DesiredStatus) -> Value {
         let before = &object["status"]["ancestors"];
         let mut ancestors = Vec::new();
-        for place in &verdict.places {
-            let references = match &place.at {
+        for ancestor in &desired.ancestors {
+            let references = match &ancestor.at {
                 Some(at) => vec![service(at)],
                 // Of the policy as a whole, which is refused: it stands at each of its targets.
                 None => targets(object),
             };
             for reference in references {
-                let conditions = self.conditions(&place.conditions, &ours(before, "ancestorRef", &reference));
+                let conditions =
+                    self.conditions(&ancestor.conditions, &ours(before, "ancestorRef", &reference));
                 ancestors.push(
                     json!({"ancestorRef": reference, "controllerName": CONTROLLER, "conditions": conditions}),
                 );
@@ -76,15 +77,16 @@ impl Render {
         json!({"ancestors": in_place(before, ancestors, by_us, same)})
     }
 
-    fn route(&self, object: &Value, verdict: &Verdict) -> Value {
+    fn route(&self, object: &Value, desired: &DesiredStatus) -> Value {
         let before = &object["status"]["parents"];
         let own = &object["metadata"]["namespace"];
         let mut parents = Vec::new();
         for (i, reference) in object["spec"]["parentRefs"].as_array().into_iter().flatten().enumerate() {
-            let Some(place) = verdict.places.iter().find(|place| is_at(place, i, reference)) else {
+            let Some(ancestor) = desired.ancestors.iter().find(|ancestor| is_at(ancestor, i, reference))
+            else {
                 continue;
             };
-            let conditions = self.conditions(&place.conditions, &ours(before, "parentRef", reference));
+            let conditions = self.conditions(&ancestor.conditions, &ours(before, "parentRef", reference));
             parents.push(
                 json!({"parentRef": reference, "controllerName": CONTROLLER, "conditions": conditions}),
             );
@@ -188,26 +190,27 @@ fn targets(policy: &Value) -> Vec<Value> {
 
 /// Whether a place is that of the reference at this position. What is said of a route as a whole, which is refused, is
 /// said at each Service; other parents are not ours.
-fn is_at(place: &Place, i: usize, reference: &Value) -> bool {
+fn is_at(ancestor: &AncestorStatus, i: usize, reference: &Value) -> bool {
     let is_service =
         matches!(reference["group"].as_str(), Some("" | "core")) && reference["kind"] == "Service";
-    is_service && place.at.as_ref().is_none_or(|at| at.field == format!("spec.parentRefs[{i}]"))
+    is_service && ancestor.at.as_ref().is_none_or(|at| at.field == format!("spec.parentRefs[{i}]"))
 }
 
-/// All places as one, where a status has no room for more: what holds at all, and what is said of those
+/// All ancestors as one, where a status has no room for more: what holds at all, and what is said of those
 /// where something doesn't.
-fn all(places: &[Place]) -> Vec<Condition> {
-    if let [place] = places {
-        return place.conditions.clone();
+fn all(ancestors: &[AncestorStatus]) -> Vec<Condition> {
+    if let [ancestor] = ancestors {
+        return ancestor.conditions.clone();
     }
     ConditionType::ALL
         .into_iter()
         .filter_map(|ty| {
-            let at =
-                |place: &'_ Place| place.at.as_ref().map(|at| at.service.to_string()).unwrap_or_default();
-            let of_type = places
-                .iter()
-                .filter_map(|place| Some((at(place), place.conditions.iter().find(|c| c.ty == ty)?)));
+            let at = |ancestor: &'_ AncestorStatus| {
+                ancestor.at.as_ref().map(|at| at.service.to_string()).unwrap_or_default()
+            };
+            let of_type = ancestors.iter().filter_map(|ancestor| {
+                Some((at(ancestor), ancestor.conditions.iter().find(|c| c.ty == ty)?))
+            });
             // A conflict anywhere is one; what is good has to hold everywhere.
             let mut all: Vec<(String, &Condition)> = of_type.collect();
             for worst in [ty.bad(), ConditionStatus::Unknown] {
@@ -251,7 +254,7 @@ fn says(before: &Value, status: &Value) -> bool {
 mod tests {
     use slotmesh_compile::ServiceId;
 
-    use super::{super::verdicts::Count, *};
+    use super::{super::programmed::Count, *};
 
     fn now() -> Timestamp {
         Timestamp::from_second(1_700_000_000).unwrap()
@@ -262,7 +265,7 @@ mod tests {
         Condition { ty, status, reason: "Because", message }
     }
 
-    fn place(service: &str, section: Option<&str>, programmed: ConditionStatus) -> Place {
+    fn ancestor(service: &str, section: Option<&str>, programmed: ConditionStatus) -> AncestorStatus {
         let service = ServiceId::service("shop", service);
         let (section, field) = (section.map(str::to_owned), "spec.parentRefs[0]".to_owned());
         let at = At { service, section, port: None, field };
@@ -270,16 +273,16 @@ mod tests {
             condition(ConditionType::Accepted, ConditionStatus::True),
             condition(ConditionType::Programmed, programmed),
         ];
-        Place { at: Some(at), conditions }
+        AncestorStatus { at: Some(at), conditions }
     }
 
-    fn verdict(places: Vec<Place>) -> Verdict {
-        Verdict { generation: Some(3), places, nodes: Count { due: 2, have: 1 }, waits: false }
+    fn desired(ancestors: Vec<AncestorStatus>) -> DesiredStatus {
+        DesiredStatus { generation: Some(3), ancestors, nodes: Count { due: 2, have: 1 }, waits: false }
     }
 
     /// What is written, written into the object.
-    fn write(kind: Kind, object: &mut Value, verdict: &Verdict) -> bool {
-        let Some(status) = status(kind, object, verdict, now()) else { return false };
+    fn write(kind: Kind, object: &mut Value, desired: &DesiredStatus) -> bool {
+        let Some(status) = render(kind, object, desired, now()) else { return false };
         if object["status"].is_null() {
             object["status"] = json!({});
         }
@@ -292,13 +295,13 @@ mod tests {
     #[test]
     fn what_is_said_already_is_not_written_and_an_unchanged_condition_keeps_its_time() {
         let mut object = json!({"spec": {}});
-        let old = verdict(vec![Place { at: None, ..place("", None, ConditionStatus::False) }]);
+        let old = desired(vec![AncestorStatus { at: None, ..ancestor("", None, ConditionStatus::False) }]);
         assert!(write(Kind::SlotProfile, &mut object, &old));
         assert_eq!(object["status"]["selectedNodes"], 2);
         object["status"]["conditions"][0]["lastTransitionTime"] = "2020-01-01T00:00:00Z".into();
         object["status"]["conditions"][1]["lastTransitionTime"] = "2020-01-01T00:00:00Z".into();
         assert!(!write(Kind::SlotProfile, &mut object, &old));
-        let new = verdict(vec![Place { at: None, ..place("", None, ConditionStatus::True) }]);
+        let new = desired(vec![AncestorStatus { at: None, ..ancestor("", None, ConditionStatus::True) }]);
         assert!(write(Kind::SlotProfile, &mut object, &new));
         let conditions = &object["status"]["conditions"];
         assert_eq!(conditions[0]["lastTransitionTime"], "2020-01-01T00:00:00Z");
@@ -317,17 +320,17 @@ mod tests {
             "spec": {"parentRefs": [{"name": "edge"}, reference]},
             "status": {"parents": [gateway]},
         });
-        let mut second = place("web", None, ConditionStatus::True);
+        let mut second = ancestor("web", None, ConditionStatus::True);
         second.at.as_mut().unwrap().field = "spec.parentRefs[1]".to_owned();
-        let places = verdict(vec![second]);
-        assert!(write(Kind::HttpRoute, &mut object, &places));
+        let ancestors = desired(vec![second]);
+        assert!(write(Kind::HttpRoute, &mut object, &ancestors));
         let parents = object["status"]["parents"].clone();
         assert_eq!((&parents[0], &parents[1]["parentRef"]), (&gateway, &reference));
         assert_eq!(parents[1]["controllerName"], CONTROLLER);
-        assert!(!write(Kind::HttpRoute, &mut object, &places));
+        assert!(!write(Kind::HttpRoute, &mut object, &ancestors));
         // The Service is no longer a parent.
         object["spec"]["parentRefs"] = json!([{"name": "edge"}]);
-        assert!(write(Kind::HttpRoute, &mut object, &verdict(vec![])));
+        assert!(write(Kind::HttpRoute, &mut object, &desired(vec![])));
         assert_eq!(object["status"]["parents"], json!([gateway]));
     }
 
@@ -339,12 +342,12 @@ mod tests {
             "spec": {"parentRefs": [reference(80), reference(81)]},
         });
         let of = |port: u16, programmed| {
-            let mut place = place("web", None, programmed);
-            let at = place.at.as_mut().unwrap();
+            let mut ancestor = ancestor("web", None, programmed);
+            let at = ancestor.at.as_mut().unwrap();
             (at.port, at.field) = (Some(port), format!("spec.parentRefs[{}]", port - 80));
-            place
+            ancestor
         };
-        let both = verdict(vec![of(80, ConditionStatus::True), of(81, ConditionStatus::False)]);
+        let both = desired(vec![of(80, ConditionStatus::True), of(81, ConditionStatus::False)]);
         assert!(write(Kind::HttpRoute, &mut object, &both));
         let parents = &object["status"]["parents"];
         let programmed =
@@ -365,7 +368,7 @@ mod tests {
             "metadata": {"namespace": "shop"},
             "spec": {"parentRefs": [web, {"name": "edge"}]},
         });
-        let ours = verdict(vec![place("web", None, ConditionStatus::True)]);
+        let ours = desired(vec![ancestor("web", None, ConditionStatus::True)]);
         assert!(write(Kind::HttpRoute, &mut object, &ours));
         // The other sorts its own entry to the end, or to the front, and writes it a hundred times.
         for n in 0..100 {
@@ -386,9 +389,9 @@ mod tests {
 
     #[test]
     fn a_message_about_many_hosts_is_bounded() {
-        let many = (0..2_000).map(|n| place(&format!("web-{n}"), None, ConditionStatus::False)).collect();
+        let many = (0..2_000).map(|n| ancestor(&format!("web-{n}"), None, ConditionStatus::False)).collect();
         let mut object = json!({});
-        assert!(write(Kind::VirtualService, &mut object, &verdict(many)));
+        assert!(write(Kind::VirtualService, &mut object, &desired(many)));
         let message = object["status"]["conditions"][1]["message"].as_str().unwrap();
         assert!(message.len() <= LONGEST + "…".len() && message.ends_with('…'), "{}", message.len());
     }
@@ -396,15 +399,15 @@ mod tests {
     #[test]
     fn a_route_that_is_not_for_services_is_left_alone() {
         let mut object = json!({"spec": {"parentRefs": [{"name": "edge"}]}});
-        assert!(!write(Kind::HttpRoute, &mut object, &verdict(vec![])));
+        assert!(!write(Kind::HttpRoute, &mut object, &desired(vec![])));
     }
 
     #[test]
     fn a_policy_has_an_entry_for_each_target() {
         let mut object = json!({});
-        let both = verdict(vec![
-            place("web", None, ConditionStatus::True),
-            place("api", Some("http"), ConditionStatus::False),
+        let both = desired(vec![
+            ancestor("web", None, ConditionStatus::True),
+            ancestor("api", Some("http"), ConditionStatus::False),
         ]);
         assert!(write(Kind::TrafficPolicy, &mut object, &both));
         let ancestors = &object["status"]["ancestors"];
@@ -416,7 +419,7 @@ mod tests {
     #[test]
     fn what_is_refused_as_a_whole_is_said_at_each_service() {
         let refused = || {
-            verdict(vec![Place {
+            desired(vec![AncestorStatus {
                 at: None,
                 conditions: vec![condition(ConditionType::Accepted, ConditionStatus::False)],
             }])
@@ -447,9 +450,9 @@ mod tests {
     fn istios_own_conditions_stay_and_several_hosts_are_one() {
         let reconciled = json!({"type": "Reconciled", "status": "True"});
         let mut object = json!({"status": {"conditions": [reconciled], "validationMessages": [1]}});
-        let both = verdict(vec![
-            place("web", None, ConditionStatus::True),
-            place("api", None, ConditionStatus::False),
+        let both = desired(vec![
+            ancestor("web", None, ConditionStatus::True),
+            ancestor("api", None, ConditionStatus::False),
         ]);
         assert!(write(Kind::VirtualService, &mut object, &both));
         let conditions = &object["status"]["conditions"];

@@ -17,21 +17,21 @@ struct Shared<K, V> {
 
 /// Clones are handles of the same.
 #[derive(Debug)]
-pub(crate) struct Mailbox<K, V>(Arc<Shared<K, V>>);
+pub(crate) struct CoalescingQueue<K, V>(Arc<Shared<K, V>>);
 
-impl<K, V> Clone for Mailbox<K, V> {
+impl<K, V> Clone for CoalescingQueue<K, V> {
     fn clone(&self) -> Self {
         Self(Arc::clone(&self.0))
     }
 }
 
-impl<K, V> Default for Mailbox<K, V> {
+impl<K, V> Default for CoalescingQueue<K, V> {
     fn default() -> Self {
         Self(Arc::new(Shared { waiting: Mutex::new(BTreeMap::new()), wake: Notify::new() }))
     }
 }
 
-impl<K: Ord, V> Mailbox<K, V> {
+impl<K: Ord, V> CoalescingQueue<K, V> {
     /// Puts messages in; those of the same keys that wait are replaced.
     pub(crate) fn put(&self, messages: impl IntoIterator<Item = (K, V)>) {
         let mut waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
@@ -59,16 +59,16 @@ mod tests {
 
     #[tokio::test]
     async fn of_each_key_the_latest_is_taken() {
-        let mailbox = Mailbox::default();
-        mailbox.put([("a", 1), ("b", 1)]);
-        mailbox.clone().put([("a", 2)]);
-        assert_eq!(mailbox.take().await, BTreeMap::from([("a", 2), ("b", 1)]));
+        let queue = CoalescingQueue::default();
+        queue.put([("a", 1), ("b", 1)]);
+        queue.clone().put([("a", 2)]);
+        assert_eq!(queue.take().await, BTreeMap::from([("a", 2), ("b", 1)]));
         let reader = tokio::spawn({
-            let mailbox = mailbox.clone();
-            async move { mailbox.take().await }
+            let queue = queue.clone();
+            async move { queue.take().await }
         });
         tokio::task::yield_now().await;
-        mailbox.put([("c", 3)]);
+        queue.put([("c", 3)]);
         assert_eq!(reader.await.unwrap(), BTreeMap::from([("c", 3)]));
     }
 }

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use slotmesh_compile::{Conditions, ObjectKey, Report, Severity};
 
 use super::{
+    coalescing_queue::CoalescingQueue,
     due::{Due, Snapshot},
-    mailbox::Mailbox,
 };
 
 /// What a piece of news is about. What is served comes first: conditions are judged by it.
@@ -21,7 +21,7 @@ pub(crate) enum Subject {
 
 /// What there is to say.
 #[derive(Clone, Debug)]
-pub(crate) enum News {
+pub(crate) enum StatusUpdate {
     /// What is due to the nodes, from what the objects were compiled to.
     Served(Snapshot),
     /// What the compiler says of an object now, `None` when it is gone.
@@ -34,15 +34,15 @@ pub(crate) enum News {
 
 /// Where it is put. Clones are handles of the same.
 #[derive(Clone, Debug)]
-pub struct Notices {
-    mailbox: Mailbox<Subject, News>,
+pub struct StatusUpdates {
+    queue: CoalescingQueue<Subject, StatusUpdate>,
     due: Due,
 }
 
-impl Notices {
+impl StatusUpdates {
     /// `due` is kept by whoever publishes.
     pub fn new(due: Due) -> Self {
-        Self { mailbox: Mailbox::default(), due }
+        Self { queue: CoalescingQueue::default(), due }
     }
 
     /// What was compiled is published. Told together, or conditions could be judged by what isn't due yet.
@@ -51,24 +51,24 @@ impl Notices {
         objects: impl Iterator<Item = (ObjectKey, Option<Conditions>, Option<String>)>,
     ) {
         // Made before anybody has to wait for it.
-        let mut all = vec![(Subject::Served, News::Served(self.due.now()))];
+        let mut all = vec![(Subject::Served, StatusUpdate::Served(self.due.now()))];
         for (key, conditions, version) in objects {
             if version.is_some() {
-                all.push((Subject::Seen(key.clone()), News::Version(version)));
+                all.push((Subject::Seen(key.clone()), StatusUpdate::Version(version)));
             }
-            all.push((Subject::Object(key), News::Object(conditions.map(Box::new))));
+            all.push((Subject::Object(key), StatusUpdate::Object(conditions.map(Box::new))));
         }
-        self.mailbox.put(all);
+        self.queue.put(all);
     }
 
     pub(crate) fn reports(&self, reports: &[Report], hold: bool) {
         let refused = reports.iter().filter(|report| report.severity == Severity::Refused);
-        self.mailbox
-            .put(refused.map(|report| (Subject::Report(Box::new(report.clone())), News::Holds(hold))));
+        let news = |report: &Report| (Subject::Report(Box::new(report.clone())), StatusUpdate::Holds(hold));
+        self.queue.put(refused.map(news));
     }
 
-    pub(crate) async fn take(&self) -> BTreeMap<Subject, News> {
-        self.mailbox.take().await
+    pub(crate) async fn take(&self) -> BTreeMap<Subject, StatusUpdate> {
+        self.queue.take().await
     }
 }
 
@@ -80,12 +80,15 @@ mod tests {
 
     #[tokio::test]
     async fn what_was_seen_of_an_object_outlives_what_the_compiler_says_later() {
-        let notices = Notices::new(Due::default());
+        let updates = StatusUpdates::new(Due::default());
         let key = ObjectKey { kind: Kind::HttpRoute, name: ObjectName::new("shop", "web") };
         // Somebody else wrote into its status, then something that it depends on changed.
-        notices.compiled([(key.clone(), None, Some("7".to_owned()))].into_iter());
-        notices.compiled([(key.clone(), None, None)].into_iter());
-        let news = notices.take().await;
-        assert!(matches!(&news[&Subject::Seen(key)], News::Version(Some(seen)) if seen == "7"), "{news:?}");
+        updates.compiled([(key.clone(), None, Some("7".to_owned()))].into_iter());
+        updates.compiled([(key.clone(), None, None)].into_iter());
+        let news = updates.take().await;
+        assert!(
+            matches!(&news[&Subject::Seen(key)], StatusUpdate::Version(Some(seen)) if seen == "7"),
+            "{news:?}"
+        );
     }
 }

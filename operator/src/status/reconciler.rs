@@ -28,7 +28,7 @@ use slotmesh_xds::{AgentReport, Fingerprint, PerType, ResourceType, Sketch};
 use super::{due::PROGRAMMED, groups::Acknowledged};
 
 /// How many refused resources are told; the rest is counted.
-const TOLD: usize = 8;
+const LISTED: usize = 8;
 
 /// How soon something has to be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +60,7 @@ enum Claim {
 
 /// What this replica knows of one node.
 #[derive(Debug)]
-struct Seat {
+struct NodeClaim {
     stream: StreamId,
     status: AgentStatus,
     /// The clusters, routes and listeners that the agent has acknowledged, and its node's settings.
@@ -74,29 +74,29 @@ struct Seat {
 
 /// What to do about a node.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Action {
+pub(crate) enum StatusAction {
     /// Nothing.
-    Rest,
+    None,
     /// Write this.
     Write(Box<MeshNodeStatus>),
     /// Nothing, ever again.
-    Forget,
+    Drop,
 }
 
 /// The nodes whose streams this replica holds, or saw end.
 #[derive(Debug)]
-pub(crate) struct Desk {
+pub(crate) struct NodeStatusReconciler {
     replica: String,
-    seats: HashMap<NodeName, Seat>,
+    claims: HashMap<NodeName, NodeClaim>,
     /// What was told last of nodes whose agents have been sent to another replica.
     left: HashMap<NodeName, Acknowledged>,
     /// Something else is to be told of what agents have acknowledged.
     moved: bool,
 }
 
-impl Desk {
+impl NodeStatusReconciler {
     pub(crate) fn new(replica: &str) -> Self {
-        Self { replica: replica.to_owned(), seats: HashMap::new(), left: HashMap::new(), moved: false }
+        Self { replica: replica.to_owned(), claims: HashMap::new(), left: HashMap::new(), moved: false }
     }
 
     /// True where something else is to be told of what agents have acknowledged than at the last call.
@@ -107,71 +107,71 @@ impl Desk {
     /// Acknowledgements of the agents whose nodes this replica has.
     pub(crate) fn acknowledged(&self) -> impl Iterator<Item = (&NodeName, Acknowledged)> {
         let left = self.left.iter().map(|(node, told)| (node, told.clone()));
-        self.seats.iter().filter_map(|(node, seat)| Some((node, seat.acknowledged()?))).chain(left)
+        self.claims.iter().filter_map(|(node, held)| Some((node, held.acknowledged()?))).chain(left)
     }
 
     /// Takes in what happened on a stream; how soon the node has to be looked at.
-    pub(crate) fn news(&mut self, news: StreamEvent, now: Timestamp) -> Urgency {
-        let StreamEvent { status, ended } = news;
+    pub(crate) fn observe(&mut self, event: StreamEvent, now: Timestamp) -> Urgency {
+        let StreamEvent { status, ended } = event;
         let node = status.node.clone();
-        let before = self.seats.get(&node);
+        let before = self.claims.get(&node);
         // Of two streams of one node the newer counts, while it lives.
-        if before.is_some_and(|seat| seat.stream > status.stream && seat.ended.is_none()) {
+        if before.is_some_and(|held| held.stream > status.stream && held.ended.is_none()) {
             return Urgency::None;
         }
-        let same = before.filter(|seat| seat.stream == status.stream);
+        let same = before.filter(|held| held.stream == status.stream);
         if let Some(ending) = ended {
             if ending == Ending::Shutdown {
                 // The agent goes to another replica, which takes over. Until then it is told of as it was.
-                let told = before.and_then(Seat::acknowledged);
-                self.seats.remove(&node);
+                let told = before.and_then(NodeClaim::acknowledged);
+                self.claims.remove(&node);
                 self.left.extend(told.map(|told| (node, told)));
                 return Urgency::None;
             }
             if before.is_some() && same.is_none() {
                 return Urgency::None;
             }
-            let claim = before.map_or(Claim::Unclaimed, |seat| seat.claim);
-            let synced = same.is_some_and(|seat| seat.synced);
-            self.sit(node, Seat::new(status, before, synced, Some((ending, now)), claim));
+            let claim = before.map_or(Claim::Unclaimed, |held| held.claim);
+            let synced = same.is_some_and(|held| held.synced);
+            self.replace(node, NodeClaim::new(status, before, synced, Some((ending, now)), claim));
             return Urgency::AfterGrace;
         }
-        let synced = same.is_some_and(|seat| seat.synced) || status.up_to_date;
+        let synced = same.is_some_and(|held| held.synced) || status.up_to_date;
         let urgency = match same {
-            Some(seat) if seat.synced == synced && !matters(&seat.status, &status) => Urgency::Lazy,
+            Some(held) if held.synced == synced && !matters(&held.status, &status) => Urgency::Lazy,
             _ => Urgency::Soon,
         };
-        let claim = match before.map(|seat| seat.claim) {
+        let claim = match before.map(|held| held.claim) {
             Some(claim @ Claim::Claimed(_)) => claim,
             Some(claim) if same.is_some() => claim,
             _ => Claim::Unclaimed,
         };
-        self.sit(node, Seat::new(status, before, synced, None, claim));
+        self.replace(node, NodeClaim::new(status, before, synced, None, claim));
         urgency
     }
 
-    fn sit(&mut self, node: NodeName, seat: Seat) {
+    fn replace(&mut self, node: NodeName, held: NodeClaim) {
         self.left.remove(&node);
-        let told = seat.acknowledged();
-        let before = self.seats.insert(node, seat);
+        let told = held.acknowledged();
+        let before = self.claims.insert(node, held);
         self.moved |= before.and_then(|before| before.acknowledged()) != told;
     }
 
     /// Whether this replica may have something to write of the node.
     pub(crate) fn knows(&self, node: &NodeName) -> bool {
-        self.seats.contains_key(node)
+        self.claims.contains_key(node)
     }
 
     /// The record is gone, and with it whatever there was to say of a stream that has ended.
     pub(crate) fn gone(&mut self, node: &NodeName) {
-        if self.seats.get(node).is_some_and(|seat| seat.ended.is_some()) {
+        if self.claims.get(node).is_some_and(|held| held.ended.is_some()) {
             self.leave(node);
         }
         self.moved |= self.left.remove(node).is_some();
     }
 
     fn leave(&mut self, node: &NodeName) {
-        self.moved |= self.seats.remove(node).is_some_and(|seat| matches!(seat.claim, Claim::Claimed(_)));
+        self.moved |= self.claims.remove(node).is_some_and(|held| matches!(held.claim, Claim::Claimed(_)));
     }
 
     /// What to do about a node, given what is recorded of it, and the highest session in which a replica tells of it.
@@ -181,48 +181,48 @@ impl Desk {
         record: Option<&MeshNodeStatus>,
         known: u64,
         now: Timestamp,
-    ) -> Action {
-        let Some(seat) = self.seats.get_mut(node) else { return Action::Rest };
+    ) -> StatusAction {
+        let Some(held) = self.claims.get_mut(node) else { return StatusAction::None };
         let holder = record.and_then(|record| record.holder.as_ref());
         let theirs = holder.filter(|holder| {
-            let ours = matches!(seat.claim, Claim::Claimed(session) if session.0 == holder.session);
+            let ours = matches!(held.claim, Claim::Claimed(session) if session.0 == holder.session);
             !(ours && holder.replica == self.replica)
         });
         let next = Session(holder.map_or(0, |holder| holder.session).max(known).saturating_add(1));
-        let session = match (theirs, seat.claim, &seat.ended) {
+        let session = match (theirs, held.claim, &held.ended) {
             // Nobody else has it.
             (None, Claim::Claimed(session), _) => session,
             (None, Claim::Unclaimed | Claim::Yielded { .. }, _) => next,
             // Somebody else has it, and we have nothing any more.
             (Some(_), Claim::Claimed(_) | Claim::Yielded { .. }, Some(_)) => {
                 self.leave(node);
-                return Action::Forget;
+                return StatusAction::Drop;
             }
             (Some(other), Claim::Unclaimed, Some(_)) if other.connected && other.replica != self.replica => {
                 self.leave(node);
-                return Action::Forget;
+                return StatusAction::Drop;
             }
             (Some(_), Claim::Unclaimed, _) => next,
             // We have it, and the other has nothing any more.
             (Some(other), _, None) if !other.connected => next,
             (Some(_), Claim::Claimed(_), None) => {
-                seat.claim = Claim::Yielded { requests: seat.status.requests };
+                held.claim = Claim::Yielded { requests: held.status.requests };
                 self.moved = true;
-                return Action::Rest;
+                return StatusAction::None;
             }
-            (Some(_), Claim::Yielded { requests }, None) if seat.status.requests > requests => next,
-            (Some(_), Claim::Yielded { .. }, None) => return Action::Rest,
+            (Some(_), Claim::Yielded { requests }, None) if held.status.requests > requests => next,
+            (Some(_), Claim::Yielded { .. }, None) => return StatusAction::None,
         };
-        let status = seat.render(&self.replica, session, record, now);
-        if record == Some(&status) { Action::Rest } else { Action::Write(Box::new(status)) }
+        let status = held.render(&self.replica, session, record, now);
+        if record == Some(&status) { StatusAction::None } else { StatusAction::Write(Box::new(status)) }
     }
 
     /// What was to be written is recorded.
     pub(crate) fn wrote(&mut self, node: &NodeName, status: &MeshNodeStatus) {
-        if let (Some(seat), Some(holder)) = (self.seats.get_mut(node), &status.holder) {
+        if let (Some(held), Some(holder)) = (self.claims.get_mut(node), &status.holder) {
             let claim = Claim::Claimed(Session(holder.session));
-            self.moved |= seat.claim != claim;
-            seat.claim = claim;
+            self.moved |= held.claim != claim;
+            held.claim = claim;
         }
     }
 }
@@ -242,7 +242,7 @@ fn counted() -> impl Iterator<Item = ResourceType> {
     ResourceType::ALL.into_iter().filter(|ty| *ty != ResourceType::Workload)
 }
 
-impl Seat {
+impl NodeClaim {
     /// `before` is what was known of the node.
     fn new(
         status: AgentStatus,
@@ -301,7 +301,7 @@ impl Seat {
         };
         let refused: Vec<Refusal> = rejected
             .iter()
-            .take(TOLD)
+            .take(LISTED)
             .map(|(resource, reason)| Refusal {
                 resource: resource.clone(),
                 reason: (*reason).to_owned(),
@@ -329,7 +329,7 @@ impl Seat {
 
     fn ready(&self, replica: &str, record: Option<&MeshNodeStatus>, now: Timestamp) -> Condition {
         let (holds, reason, message, at) = match &self.ended {
-            Some((ending, at)) => ("False", reason(*ending), said(*ending, replica), *at),
+            Some((ending, at)) => ("False", reason(*ending), message(*ending, replica), *at),
             None if !self.synced => {
                 ("False", "Syncing", "the agent has not answered to all that it was sent yet".to_owned(), now)
             }
@@ -364,7 +364,7 @@ const fn reason(ending: Ending) -> &'static str {
     }
 }
 
-fn said(ending: Ending, replica: &str) -> String {
+fn message(ending: Ending, replica: &str) -> String {
     let what = match ending {
         Ending::Closed => "the agent has closed its stream",
         Ending::Lost => "the connection to the agent was lost",

@@ -71,7 +71,7 @@ fn object(key: &ObjectKey, accepted: bool, resources: &[(ResourceType, &str, &[u
 }
 
 struct Scene {
-    verdicts: Verdicts,
+    programmed: ProgrammedIndex,
     served: Served,
     nodes: BTreeSet<&'static str>,
     now: Instant,
@@ -81,36 +81,37 @@ impl Scene {
     /// Nothing was served before.
     fn new(nodes: &[&'static str], served: Served) -> Self {
         let (nodes, now) = (nodes.iter().copied().collect(), Instant::now());
-        let mut scene = Self { verdicts: Verdicts::default(), served: Served::default(), nodes, now };
+        let mut scene =
+            Self { programmed: ProgrammedIndex::default(), served: Served::default(), nodes, now };
         scene.serves(served);
         scene
     }
 
     fn object(&mut self, key: &ObjectKey, resources: &[(ResourceType, &str, &[u8])]) {
-        self.verdicts.object(key, object(key, true, resources));
+        self.programmed.object(key, object(key, true, resources));
     }
 
-    fn told(&mut self, node: &str, told: Told) {
-        self.verdicts.node(&node.into(), Some(told), self.now);
+    fn observed(&mut self, node: &str, observed: ObservedNode) {
+        self.programmed.node(&node.into(), Some(observed), self.now);
     }
 
     /// The node has acknowledged all of this.
     fn acknowledges(&mut self, node: &str, held: &Served) {
         let acknowledged = Some(held.sketch(&node.into()));
-        self.told(node, Told { acknowledged, ..Told::default() });
+        self.observed(node, ObservedNode { acknowledged, ..ObservedNode::default() });
     }
 
     /// As an agent that has just begun.
     fn begins(&mut self, node: &str, held: &Served) {
         let acknowledged = Some(held.sketch(&node.into()));
         let not_ready = Some(("Syncing".to_owned(), Timestamp::UNIX_EPOCH));
-        self.told(node, Told { acknowledged, not_ready, ..Told::default() });
+        self.observed(node, ObservedNode { acknowledged, not_ready, ..ObservedNode::default() });
     }
 
     fn serves(&mut self, served: Served) {
         self.served = served;
         let due = self.served.due(self.nodes.iter().copied());
-        self.verdicts.served(due, self.now);
+        self.programmed.served(due, self.now);
     }
 
     /// A node gets its first pod, or loses its last.
@@ -128,14 +129,14 @@ impl Scene {
     }
 
     fn programmed_when(&self, key: &ObjectKey, late: bool) -> (ConditionStatus, &'static str, String) {
-        let verdict = self.verdicts.judge(key, late).unwrap();
-        let said = verdict.places[0].conditions.last().unwrap();
+        let verdict = self.programmed.evaluate(key, late).unwrap();
+        let said = verdict.ancestors[0].conditions.last().unwrap();
         assert_eq!(said.ty, ConditionType::Programmed);
         (said.status, said.reason, said.message.clone())
     }
 
     fn dirty(&mut self) -> Vec<String> {
-        self.verdicts.take_dirty().into_iter().map(|key| key.name.name.to_string()).collect()
+        self.programmed.take_dirty().into_iter().map(|key| key.name.name.to_string()).collect()
     }
 }
 
@@ -180,7 +181,7 @@ fn a_stopped_agent_is_named_and_what_it_has_acknowledged_before_still_counts() {
     scene.object(&new, &[(CLUSTER, "new", b"1")]);
     let acknowledged = Some(Served::clusters(&[("old", b"1")]).sketch(&"n1".into()));
     let not_ready = Some(("AgentStopped".to_owned(), Timestamp::UNIX_EPOCH));
-    scene.told("n1", Told { acknowledged, not_ready, ..Told::default() });
+    scene.observed("n1", ObservedNode { acknowledged, not_ready, ..ObservedNode::default() });
     assert_eq!(scene.programmed(&old).0, ConditionStatus::True);
     let (status, _, message) = scene.programmed(&new);
     assert_eq!(status, ConditionStatus::False);
@@ -194,7 +195,7 @@ fn a_refusal_is_told_with_its_reason() {
     scene.object(&policy, &[(CLUSTER, "web", b"2")]);
     let acknowledged = Some(Served::clusters(&[("web", b"1")]).sketch(&"n1".into()));
     let refused = BTreeMap::from([("cluster/web".to_owned(), "no room".to_owned())]);
-    scene.told("n1", Told { acknowledged, refused, ..Told::default() });
+    scene.observed("n1", ObservedNode { acknowledged, refused, ..ObservedNode::default() });
     let (status, reason, message) = scene.programmed(&policy);
     assert_eq!((status, reason), (ConditionStatus::False, "Refused"));
     assert!(message.ends_with("n1 (refuses cluster/web: no room)"), "{message}");
@@ -248,7 +249,7 @@ fn a_node_of_which_too_much_is_new_to_be_told_lacks_what_is_new() {
     assert_eq!(scene.dirty(), ["one"]);
     assert_eq!(scene.programmed(&one).0, ConditionStatus::True);
     // A sketch that can't be read tells nothing: what it had, it still has.
-    scene.told("n1", Told::default());
+    scene.observed("n1", ObservedNode::default());
     assert_eq!((scene.dirty(), scene.programmed(&web).0), (Vec::new(), ConditionStatus::True));
 }
 
@@ -275,7 +276,7 @@ fn a_profile_is_for_the_nodes_that_it_has_and_no_others() {
     let all = scene.served.clone();
     scene.acknowledges("n1", &all);
     scene.acknowledges("n3", &Served::default());
-    let verdict = scene.verdicts.judge(&profile, false).unwrap();
+    let verdict = scene.programmed.evaluate(&profile, false).unwrap();
     assert_eq!(verdict.nodes, Count { due: 2, have: 1 });
     scene.acknowledges("n2", &all);
     assert_eq!(scene.programmed(&profile).0, ConditionStatus::True);
@@ -301,7 +302,7 @@ fn nodes_come_and_go_and_nothing_is_to_be_said_of_what_the_others_have() {
     );
 
     // A node joins: its MeshNode is made, its agent begins, it gets pods, it catches up.
-    scene.told("n2", Told::default());
+    scene.observed("n2", ObservedNode::default());
     scene.begins("n2", &Served::default());
     scene.acknowledges("n2", &Served::default());
     scene.takes_part("n2", true);
@@ -325,9 +326,9 @@ fn nodes_come_and_go_and_nothing_is_to_be_said_of_what_the_others_have() {
     scene.dirty();
     // It leaves: its pods go, its MeshNode goes.
     scene.takes_part("n2", false);
-    scene.verdicts.node(&"n2".into(), None, scene.now);
+    scene.programmed.node(&"n2".into(), None, scene.now);
     assert_eq!((scene.dirty(), scene.programmed(&policy).0), (Vec::new(), ConditionStatus::True));
-    scene.verdicts.node(&"n1".into(), None, scene.now);
+    scene.programmed.node(&"n1".into(), None, scene.now);
     assert_eq!(scene.dirty(), ["web"], "the last node");
     assert_eq!(scene.programmed(&policy).1, "NoNodes");
 }
@@ -341,9 +342,9 @@ fn a_node_that_joins_for_too_long_counts() {
     scene.acknowledges("n1", &served);
     scene.begins("n2", &Served::default());
     scene.dirty();
-    let until = scene.verdicts.overdue(scene.now).unwrap();
+    let until = scene.programmed.overdue(scene.now).unwrap();
     assert!(scene.dirty().is_empty());
-    assert_eq!(scene.verdicts.overdue(until), None);
+    assert_eq!(scene.programmed.overdue(until), None);
     assert_eq!(scene.dirty(), ["web"]);
     let (status, _, message) = scene.programmed(&policy);
     assert_eq!(status, ConditionStatus::False);
@@ -357,7 +358,10 @@ fn a_refusal_that_is_long_is_shortened() {
     scene.object(&policy, &[(CLUSTER, "web", b"2")]);
     let refused = BTreeMap::from([("cluster/web".to_owned(), "x".repeat(100_000))]);
     let acknowledged = Some(Sketch::default());
-    scene.told("n1", Told { acknowledged, refused, refused_resources: 1, ..Told::default() });
+    scene.observed(
+        "n1",
+        ObservedNode { acknowledged, refused, refused_resources: 1, ..ObservedNode::default() },
+    );
     let (_, reason, message) = scene.programmed(&policy);
     assert!(reason == "Refused" && message.len() < 400, "{}", message.len());
 }
@@ -367,7 +371,7 @@ fn what_is_not_accepted_or_leads_nowhere_is_not_programmed() {
     let (refused, nothing) = (key(Kind::TrafficPolicy, "refused"), key(Kind::HttpRoute, "nothing"));
     let mut scene = Scene::new(&["n1"], Served::default());
     scene.acknowledges("n1", &Served::default());
-    scene.verdicts.object(&refused, object(&refused, false, &[]));
+    scene.programmed.object(&refused, object(&refused, false, &[]));
     scene.object(&nothing, &[]);
     assert_eq!(
         (scene.programmed(&refused).0, scene.programmed(&refused).1),
@@ -377,6 +381,6 @@ fn what_is_not_accepted_or_leads_nowhere_is_not_programmed() {
         (scene.programmed(&nothing).0, scene.programmed(&nothing).1),
         (ConditionStatus::Unknown, "NothingToProgram")
     );
-    scene.verdicts.object(&refused, None);
-    assert_eq!(scene.verdicts.judge(&refused, false), None);
+    scene.programmed.object(&refused, None);
+    assert_eq!(scene.programmed.evaluate(&refused, false), None);
 }
