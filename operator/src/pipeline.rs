@@ -78,7 +78,7 @@ impl<F: FnMut(Vec<Change>) + Send + 'static> Publish for F {
 /// How an operator compiles, and for whom.
 #[derive(Clone, Debug, Default)]
 pub struct OperatorOptions {
-    /// What the installation decides. Which workloads agents are told of follows from the source.
+    /// Settings of the installation. Which workloads agents are told of follows from the source.
     pub compile: CompileOptions,
     /// A node that no manifest has to describe. Of no use on a cluster.
     pub node: Option<LocalNode>,
@@ -195,7 +195,7 @@ impl Operator {
         Ok(Self { status, source: Some(source), thread: Some(thread), pulse, inquiry })
     }
 
-    /// What the operator has to say of itself, now and whenever it changes.
+    /// The status of the operator, now and whenever it changes.
     pub fn status(&self) -> watch::Receiver<Status> {
         self.status.clone()
     }
@@ -251,7 +251,7 @@ struct Pipeline<P> {
     lists: ListTracker,
     stages: Vec<Box<dyn Stage>>,
     compiler: Compiler,
-    /// How far the source is known.
+    /// The versions of the source that are known.
     reached: SourceVersions,
     publish: P,
     questions: Questions,

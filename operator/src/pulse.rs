@@ -1,4 +1,4 @@
-//! Whether a thread gets on: since when it has been at what it is at.
+//! The heartbeat of a thread: since when it has been at what it is at.
 
 use std::{
     sync::{

@@ -20,7 +20,7 @@ use crate::{Due, Publish};
 struct ByWorkloads(RwLock<VisibilityIndex>);
 
 impl ByWorkloads {
-    /// Whether the node has workloads.
+    /// Tells whether the node has workloads.
     fn has(&self, node: &NodeName) -> bool {
         self.0.read().unwrap_or_else(PoisonError::into_inner).has_workloads(node)
     }
@@ -68,7 +68,7 @@ impl Scoped {
         self.store.clone()
     }
 
-    /// What each node has to have in force.
+    /// The resources that each node has to have in force.
     pub fn due(&self) -> Due {
         self.due.clone()
     }

@@ -4,7 +4,7 @@
 //! together. Only what differs is written out ([`ResourceState`]): what the agent lacks or has in another version, is being
 //! sent, or refused. So an agent in sync costs a bit a resource, and one that falls behind costs what it is behind.
 //!
-//! What the agent is spared has a bit of another sort.
+//! Resources that the agent is spared have a bit of another sort.
 //!
 //! Invariants: a name has a bit or a state, never both. The sums (how many are held, their sketch, which are refused)
 //! are those of both at any time, and the sketch is of what is spared, too. Every change goes through this module and

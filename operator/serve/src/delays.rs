@@ -1,7 +1,7 @@
 //! How long a change takes, from the event that led to it: until it is served, and until an agent has
 //! answered to all that came of it.
 //!
-//! What is there when a replica or a stream begins isn't a change: it is in neither.
+//! Resources that are there when a replica or a stream begins are no change: they are in neither.
 
 use std::time::Instant;
 

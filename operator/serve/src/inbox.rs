@@ -17,7 +17,7 @@ pub(crate) struct Inbox {
     wake: Notify,
 }
 
-/// What a stream has to take in.
+/// Changes that a stream has to take in.
 #[derive(Debug, Default)]
 pub(crate) struct Waiting {
     pub(crate) names: Dirty,

@@ -21,7 +21,7 @@
 //! Files use each other in one direction: `service`, `driver`, `registration`, `store`, `registry`, `stream`, `round`,
 //! `tracker`, `acked`, `resources`, `table`.
 //!
-//! What all agents hold alike is kept once: an agent in sync costs a bit a resource (see `acked` and `table`).
+//! Resources that all agents hold alike are kept once: an agent in sync costs a bit a resource (see `acked` and `table`).
 //!
 //! Invariant: between two rounds of a stream, what the agent has acknowledged is the content of the
 //! store at one generation (minus what it refused), and on the way from one generation to the next

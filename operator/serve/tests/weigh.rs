@@ -1,4 +1,4 @@
-//! What an agent in sync costs the server: agents that hold 30,000 resources each, over TLS, from another process, so
+//! The cost of an agent in sync at the server: agents that hold 30,000 resources each, over TLS, from another process, so
 //! that only the server's part is in this one.
 //!
 //! `SLOTMESH_WEIGH_AGENTS` says how many there are.
@@ -46,7 +46,7 @@ const SERVER: &str = "SLOTMESH_WEIGH_SERVER";
 /// The server's certificate, in hexadecimal digits.
 const ROOT: &str = "SLOTMESH_WEIGH_ROOT";
 const HOST: &str = "operator.test";
-/// What it says when an agent is in sync.
+/// The line that it prints when an agent is in sync.
 const SYNCED: &str = "an agent is in sync";
 
 fn agents() -> usize {

@@ -30,7 +30,7 @@ const MARKED: Duration = Duration::from_secs(60);
 /// Origins that are remembered for that.
 const REMEMBERED: usize = 16_384;
 
-/// What there is to do.
+/// The next thing to do.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Next<T> {
     /// Ask about this one.
@@ -90,7 +90,7 @@ pub(super) struct Line<O, T> {
     clean: Queue<O, T>,
     marked: Queue<O, T>,
     bad: HashMap<O, Instant>,
-    /// What is used of the burst, as the time that it takes until all is there again.
+    /// The used part of the burst, as the time that it takes until all is there again.
     used_until: Option<Instant>,
     /// When the last were asked about, the oldest first.
     asked: VecDeque<Instant>,
@@ -116,7 +116,7 @@ impl<O: Copy + Eq + Hash, T> Line<O, T> {
         }
     }
 
-    /// What to ask about. What is to be asked takes its share of the rate.
+    /// The token to ask about, which takes its share of the rate.
     pub(super) fn next(&mut self, now: Instant) -> Next<T> {
         while self.asked.front().is_some_and(|at| *at + SECOND <= now) {
             self.asked.pop_front();

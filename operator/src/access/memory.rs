@@ -23,7 +23,7 @@ struct Good {
     ask_again: Instant,
 }
 
-/// What is remembered of a token.
+/// A remembered answer about a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Known {
     Good(Authenticated),

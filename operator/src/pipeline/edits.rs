@@ -15,7 +15,7 @@ use crate::watch::{Sourced, Step};
 /// became of each.
 #[derive(Debug, Default)]
 pub(super) struct EditLog {
-    /// What manifests define: what only moves within its file is no edit.
+    /// Objects that manifests define: what only moves within its file is no edit.
     defined: HashMap<ObjectKey, Object>,
     /// Of the batch under way: where each object stands, and what is gone.
     applied: BTreeMap<ObjectKey, String>,
@@ -42,7 +42,7 @@ impl Stage for EditLog {
         }
     }
 
-    /// What was refused is told by reports.
+    /// Logs what is in force or gone; what was refused is told by reports.
     fn published(&mut self, batch: &Batch<'_>) {
         let (applied, deleted) = (mem::take(&mut self.applied), mem::take(&mut self.deleted));
         if batch.is_first || batch.affected.is_none() {

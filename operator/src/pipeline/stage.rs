@@ -26,7 +26,7 @@ pub(super) trait Stage: Send {
     fn published(&mut self, _batch: &Batch<'_>) {}
 }
 
-/// What a stage has made.
+/// Objects that a stage has made, and reports about these.
 #[derive(Debug, Default)]
 pub(super) struct Made {
     pub(super) steps: Vec<Step>,
@@ -36,7 +36,7 @@ pub(super) struct Made {
     pub(super) disappeared: Vec<Report>,
 }
 
-/// What has come of the updates that were compiled together.
+/// The outcome of the updates that were compiled together.
 pub(super) struct Batch<'a> {
     pub(super) compiler: &'a Compiler,
     /// The objects whose conditions may have changed; `None` where nothing is compiled yet.

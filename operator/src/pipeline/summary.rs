@@ -1,4 +1,4 @@
-//! What the operator has to say of itself.
+//! The status of the operator itself.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -7,10 +7,10 @@ use std::{
 
 use slotmesh_compile::{Kind, LeftAlone, Report, Stats};
 
-/// What the operator has to say of itself.
+/// The status of the operator itself.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Status {
-    /// Whether all that the source held at the start has been compiled and published.
+    /// Tells whether all that the source held at the start has been compiled and published.
     pub synced: bool,
     /// The kinds that have not been listed yet; none once synced.
     pub outstanding: Vec<Kind>,

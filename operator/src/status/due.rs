@@ -1,4 +1,4 @@
-//! What each node has to have in force, as a sketch: what is served, as the node sees it. Endpoints are left out:
+//! The resources that each node has to have in force, as a sketch: what is served, as the node sees it. Endpoints are left out:
 //! they change with every pod, and what an object says is in force whichever there are.
 //!
 //! Invariant: [`Due`] is in step with what was published last. A change costs the names that it touches.
@@ -19,10 +19,10 @@ pub(crate) const PROGRAMMED: [ResourceType; 3] =
 #[derive(Clone, Debug, Default)]
 pub struct Due(Arc<RwLock<Snapshot>>);
 
-/// What each node has to have in force at one moment. Cheap to clone.
+/// The resources that each node has to have in force at one moment. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Snapshot {
-    /// What every node sees that takes part.
+    /// Resources that every node sees that takes part.
     records: Sketch,
     /// The settings of each node, which only it sees.
     settings: Arc<HashMap<NodeName, Fingerprint>>,
@@ -36,14 +36,14 @@ impl Snapshot {
         &self.nodes
     }
 
-    /// Whether nothing has changed since the other, as far as that can be told at once.
+    /// Tells whether nothing has changed since the other, as far as that can be told at once.
     pub(crate) fn is(&self, other: &Self) -> bool {
         self.records == other.records
             && Arc::ptr_eq(&self.settings, &other.settings)
             && Arc::ptr_eq(&self.nodes, &other.nodes)
     }
 
-    /// What a node has to have in force.
+    /// The resources that a node has to have in force.
     pub(crate) fn of(&self, node: &NodeName) -> Sketch {
         let mut due = if self.nodes.contains(node) { self.records.clone() } else { Sketch::default() };
         if let Some(settings) = self.settings.get(node) {

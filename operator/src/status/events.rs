@@ -28,29 +28,29 @@ use super::{MANAGER, PATIENCE, WriteError, shorten};
 
 /// The API server takes notes up to 1,024 bytes.
 const LONGEST: usize = 1_000;
-/// What ". And 1000000 more" takes.
+/// The length of ". And 1000000 more".
 const ROOM_FOR_MORE: usize = 24;
 /// How many events are remembered, to count them.
 const REMEMBERED: usize = 4_096;
 
-/// What an event is to say.
+/// The content of an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Warning {
     pub(super) reason: &'static str,
     pub(super) note: String,
 }
 
-/// What is wrong with one object.
+/// All that is wrong with one object.
 #[derive(Debug, Default)]
 struct ObjectWarnings {
     reports: BTreeSet<Report>,
-    /// What agents refuse of it.
+    /// The part of it that agents refuse.
     agents: Option<String>,
-    /// What was said of it last.
+    /// Warnings that were reported of it last.
     reported: Vec<Warning>,
 }
 
-/// What is refused at present, by object, and what was said of it.
+/// Refusals at present, by object, and what was reported of them.
 #[derive(Debug, Default)]
 pub(super) struct Warnings(HashMap<ObjectKey, ObjectWarnings>);
 
@@ -71,7 +71,7 @@ impl Warnings {
         holds.then_some(key)
     }
 
-    /// What agents refuse of an object; whether that is something to say.
+    /// Notes what agents refuse of an object; tells whether that is something to report.
     pub(super) fn agents(&mut self, key: &ObjectKey, refused: Option<String>) -> bool {
         if refused.is_none() && !self.0.contains_key(key) {
             return false;
@@ -95,7 +95,7 @@ impl Warnings {
         self.0.keys()
     }
 
-    /// What is to be said of an object, and wasn't yet.
+    /// Warnings about an object that weren't reported yet.
     pub(super) fn unreported(&self, key: &ObjectKey) -> Vec<Warning> {
         let Some(wrong) = self.0.get(key) else { return Vec::new() };
         let reports = wrong.reports.first().map(|first| {

@@ -33,16 +33,16 @@ pub(super) const JOINS: Duration = Duration::from_secs(60);
 /// The reason of a MeshNode whose agent has not caught up yet.
 const SYNCING: &str = "Syncing";
 
-/// What a node's MeshNode tells, and what the replica that has the node tells of it.
+/// The state of a node as its MeshNode tells it, and the replica that has the node.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct ObservedNode {
-    /// What the agent has acknowledged; `None` where that isn't told.
+    /// The agent's acknowledgements; `None` where they aren't told.
     pub(super) acknowledged: Option<Sketch>,
     /// The agent has just begun.
     pub(super) syncing: bool,
     /// Why the node isn't ready, and since when; `None` where it is.
     pub(super) not_ready: Option<(String, Timestamp)>,
-    /// What the agent refuses, as `type/name`, and why.
+    /// The resources that the agent refuses, as `type/name`, and why.
     pub(super) refused: BTreeMap<String, String>,
     /// How many it refuses; not all of them are named.
     pub(super) refused_resources: usize,
@@ -70,7 +70,7 @@ impl ObservedNode {
     }
 }
 
-/// Whether what a node lacks counts.
+/// The standing of a node: what it lacks counts, or doesn't yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Standing {
     /// Not yet.
@@ -79,7 +79,7 @@ enum Standing {
     Counts,
 }
 
-/// What a node lacks of what it is due.
+/// The part that a node lacks of what it is due.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Lacks {
     /// These, when it could be told last.
@@ -125,10 +125,10 @@ pub(super) struct Part {
     pub(super) only: Option<NodeName>,
 }
 
-/// What may be judged otherwise than before.
+/// Things that may be evaluated otherwise than before.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Touched {
-    /// What has these resources.
+    /// Objects that have these resources.
     pub(super) prints: HashSet<Fingerprint>,
     /// Everything: the first node counts, or the last one does no longer.
     pub(super) all: bool,
@@ -191,7 +191,7 @@ impl Lacking {
         self.replace(name, node);
     }
 
-    /// What the nodes are due has changed, to what objects are compiled to from now on.
+    /// The nodes are due something else: that to which objects are compiled from now on.
     pub(super) fn served(&mut self, due: Snapshot, now: Instant) {
         let first = self.epoch == 0;
         // As when pods came and went.
@@ -231,12 +231,12 @@ impl Lacking {
         joining.into_iter().map(|(_, until)| until).filter(|until| *until > now).min()
     }
 
-    /// What may be judged otherwise since the last call.
+    /// Things that may be evaluated otherwise since the last call.
     pub(super) fn take_touched(&mut self) -> Touched {
         std::mem::take(&mut self.touched)
     }
 
-    /// Whether a node counts that is due these, of all that are.
+    /// Tells whether a node counts, of all that are due these.
     pub(super) fn is_due_to_any(&self, parts: &[Part]) -> bool {
         parts.iter().any(|part| match &part.only {
             None => self.counting > 0,
@@ -267,7 +267,7 @@ impl Lacking {
         only.into_iter().filter(|only| !self.nodes.get(*only).is_some_and(Node::counts)).count()
     }
 
-    /// What a node's MeshNode told last.
+    /// The state of a node as its MeshNode told it last.
     pub(super) fn observed(&self, node: &NodeName) -> Option<&ObservedNode> {
         self.nodes.get(node).map(|node| &node.observed)
     }

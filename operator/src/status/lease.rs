@@ -61,7 +61,7 @@ impl Leadership {
     }
 }
 
-/// What is known of the Lease, and since when.
+/// The version of the Lease, and since when it is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Observed {
     version: Option<String>,
@@ -74,7 +74,7 @@ enum State {
     Leading { until: Instant },
 }
 
-/// What the state machine wants done.
+/// An order of the state machine.
 #[derive(Debug, PartialEq, Eq)]
 enum Step {
     Wait,

@@ -47,7 +47,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::{due::Due, updates::StatusUpdates};
 use self::{events::Events, lease::Candidate, nodes::NodeWriter, objects::ObjectWriter};
 
-/// As what the operator writes statuses.
+/// The field manager as which the operator writes statuses.
 const MANAGER: &str = "slotmesh-operator";
 /// How long the API server may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -80,7 +80,7 @@ impl From<tokio::time::error::Elapsed> for WriteError {
     }
 }
 
-/// What is written.
+/// A thing that is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WriteTarget {
     /// A MeshNode.
@@ -120,7 +120,7 @@ struct Counted {
 }
 
 impl Counters {
-    /// Whether this replica holds the Lease.
+    /// Tells whether this replica holds the Lease.
     pub fn is_leader(&self) -> bool {
         self.0.leads.load(Ordering::Relaxed)
     }
@@ -159,12 +159,12 @@ pub struct StatusSettings {
     pub replica: String,
 }
 
-/// What statuses are made of.
+/// The sources of statuses.
 #[derive(Debug)]
 pub struct Sources {
-    /// What happens on the streams of this replica.
+    /// Events of the streams of this replica.
     pub events: StreamEvents,
-    /// What the pipeline tells.
+    /// Updates that the pipeline tells.
     pub updates: StatusUpdates,
 }
 

@@ -55,7 +55,7 @@ const GRACE: Duration = Duration::from_secs(5);
 /// How long MeshReplicas that tell nothing any more are kept.
 const TIDY: Duration = Duration::from_secs(10);
 
-/// What is written, or looked through.
+/// A thing that is written, or looked through.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Key {
     /// The MeshReplica of this process.
@@ -74,7 +74,7 @@ const LIMITS: Limits = Limits {
     again: Duration::from_secs(1),
 };
 
-/// What is said of a node to whoever writes conditions; `None` where it is gone.
+/// Nodes as they are told to whoever writes conditions; `None` where one is gone.
 pub(super) type ObservedNodes = CoalescingQueue<NodeName, Option<ObservedNode>>;
 
 struct Record {
@@ -411,13 +411,13 @@ impl NodeWriter {
     }
 }
 
-/// Whether one resource version of an object came before another. They are numbers that only rise (KEP-5504).
+/// Tells whether one resource version of an object came before another. They are numbers that only rise (KEP-5504).
 fn older(version: Option<&str>, known: Option<&str>) -> bool {
     let number = |text: Option<&str>| text.and_then(|text| text.parse::<u64>().ok());
     number(version).zip(number(known)).is_some_and(|(version, known)| version < known)
 }
 
-/// What a status shows of a moment.
+/// The part of a moment that a status shows.
 fn seconds(moment: Timestamp) -> Timestamp {
     Timestamp::from_second(moment.as_second()).unwrap_or(moment)
 }

@@ -77,7 +77,7 @@ pub(super) struct ObjectWriter {
     compared: HashMap<ObjectKey, Compared>,
     /// Objects that nodes are about to acknowledge: the generation, and since when.
     waiting: HashMap<ObjectKey, (Option<i64>, Instant)>,
-    /// What is refused at present, and what was said of it last.
+    /// Refusals at present, and what was reported of them last.
     warnings: Warnings,
     /// The version in which a kind was last found.
     found: HashMap<Kind, ApiResource>,
@@ -277,7 +277,7 @@ impl ObjectWriter {
         Ok(Outcome::Wrote)
     }
 
-    /// What is to be said of an object now.
+    /// The status that an object is to have now.
     fn evaluate(&mut self, key: &ObjectKey) -> Option<DesiredStatus> {
         let desired = self.programmed.evaluate(key, false);
         let Some(waits) = desired.as_ref().filter(|desired| desired.waits) else {
@@ -335,7 +335,7 @@ impl ObjectWriter {
     }
 }
 
-/// What agents refuse of what the object compiled to.
+/// The message where agents refuse something that the object compiled to.
 fn refused_by_agents(desired: &DesiredStatus) -> Option<String> {
     let mut conditions = desired.ancestors.iter().flat_map(|place| &place.conditions);
     let is_refused = |one: &&Condition| {

@@ -1,4 +1,4 @@
-//! What stands in the status of each object: what the compiler says, and whether every node has it.
+//! The index of which objects are programmed, and the status that each is to have.
 //!
 //! ```text
 //!  compiler --conditions--> objects ---------------+
@@ -40,7 +40,7 @@ struct Object {
     parts: Vec<Vec<Part>>,
 }
 
-/// What is to be said of an object at one place.
+/// The status of an object at one place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct AncestorStatus {
     pub(super) at: Option<At>,
@@ -54,7 +54,7 @@ pub(super) struct Count {
     pub(super) have: usize,
 }
 
-/// What is to be said of an object.
+/// The status that an object is to have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct DesiredStatus {
     pub(super) generation: Option<i64>,
@@ -108,7 +108,7 @@ impl ProgrammedIndex {
         self.lacking.node(name, observed, now);
     }
 
-    /// What the nodes are due has changed, to what objects are compiled to from now on.
+    /// The nodes are due something else: that to which objects are compiled from now on.
     pub(super) fn served(&mut self, due: Snapshot, now: Instant) {
         self.lacking.served(due, now);
     }
@@ -136,7 +136,7 @@ impl ProgrammedIndex {
         self.objects.keys()
     }
 
-    /// What is to be said of an object; `None` where there is none. `late` is whether nodes had time enough to
+    /// The status that an object is to have; `None` where there is none. `late` is whether nodes had time enough to
     /// acknowledge it, so that those are named that haven't.
     pub(super) fn evaluate(&self, key: &ObjectKey, late: bool) -> Option<DesiredStatus> {
         let Object { conditions, parts } = self.objects.get(key)?;
@@ -236,7 +236,7 @@ impl ProgrammedIndex {
     }
 }
 
-/// What is to be said about Programmed.
+/// The condition Programmed, and what follows from how it came out.
 struct Programmed {
     condition: Condition,
     /// How many nodes lack it, or have no agent to have it.

@@ -28,7 +28,7 @@ pub(crate) struct Limits {
     pub(crate) again: Duration,
 }
 
-/// Whether somebody may be waiting for a key.
+/// The class of a key: somebody may be waiting for it, or nobody is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Class {
     Urgent,

@@ -58,7 +58,7 @@ enum Claim {
     Yielded { requests: u64 },
 }
 
-/// What this replica knows of one node.
+/// This replica's knowledge of one node whose stream it holds, or saw end.
 #[derive(Debug)]
 struct NodeClaim {
     stream: StreamId,
@@ -72,7 +72,7 @@ struct NodeClaim {
     claim: Claim,
 }
 
-/// What to do about a node.
+/// A decision about a node.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum StatusAction {
     /// Nothing.
@@ -88,7 +88,7 @@ pub(crate) enum StatusAction {
 pub(crate) struct NodeStatusReconciler {
     replica: String,
     claims: HashMap<NodeName, NodeClaim>,
-    /// What was told last of nodes whose agents have been sent to another replica.
+    /// Acknowledgements that were told last of nodes whose agents have been sent to another replica.
     left: HashMap<NodeName, Acknowledged>,
     /// Something else is to be told of what agents have acknowledged.
     moved: bool,
@@ -157,7 +157,7 @@ impl NodeStatusReconciler {
         self.moved |= before.and_then(|before| before.acknowledged()) != told;
     }
 
-    /// Whether this replica may have something to write of the node.
+    /// Tells whether this replica may have something to write of the node.
     pub(crate) fn knows(&self, node: &NodeName) -> bool {
         self.claims.contains_key(node)
     }
@@ -174,7 +174,7 @@ impl NodeStatusReconciler {
         self.moved |= self.claims.remove(node).is_some_and(|held| matches!(held.claim, Claim::Claimed(_)));
     }
 
-    /// What to do about a node, given what is recorded of it, and the highest session in which a replica tells of it.
+    /// Decides about a node, given what is recorded of it, and the highest session in which a replica tells of it.
     pub(crate) fn decide(
         &mut self,
         node: &NodeName,
@@ -217,7 +217,7 @@ impl NodeStatusReconciler {
         if record == Some(&status) { StatusAction::None } else { StatusAction::Write(Box::new(status)) }
     }
 
-    /// What was to be written is recorded.
+    /// The status that was to be written is recorded.
     pub(crate) fn wrote(&mut self, node: &NodeName, status: &MeshNodeStatus) {
         if let (Some(held), Some(holder)) = (self.claims.get_mut(node), &status.holder) {
             let claim = Claim::Claimed(Session(holder.session));
@@ -227,7 +227,7 @@ impl NodeStatusReconciler {
     }
 }
 
-/// Whether somebody may be waiting for the difference.
+/// Tells whether somebody may be waiting for the difference.
 fn matters(before: &AgentStatus, now: &AgentStatus) -> bool {
     let differ = |ty: ResourceType| {
         let (before, now) = (&before.types[ty], &now.types[ty]);

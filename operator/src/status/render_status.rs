@@ -146,7 +146,7 @@ fn by_us(entry: &Value) -> bool {
     entry["controllerName"] == CONTROLLER
 }
 
-/// Whether two references are to the same parent, `own` being the namespace of the route.
+/// Tells whether two references are to the same parent, `own` being the namespace of the route.
 fn is_same_parent(a: &Value, b: &Value, own: &Value) -> bool {
     let text = |reference: &Value, field: &str| reference[field].as_str().unwrap_or_default().to_owned();
     let namespace = |reference: &Value| match &reference["namespace"] {
@@ -188,7 +188,7 @@ fn targets(policy: &Value) -> Vec<Value> {
     .collect()
 }
 
-/// Whether a place is that of the reference at this position. What is said of a route as a whole, which is refused, is
+/// Tells whether an ancestor is that of the reference at this position. What is said of a route as a whole, which is refused, is
 /// said at each Service; other parents are not ours.
 fn is_at(ancestor: &AncestorStatus, i: usize, reference: &Value) -> bool {
     let is_service =
@@ -228,7 +228,7 @@ fn all(ancestors: &[AncestorStatus]) -> Vec<Condition> {
         .collect()
 }
 
-/// Whether a status has all that is to be written, whatever else it has.
+/// Tells whether a status has all that is to be written, whatever else it has.
 fn says(before: &Value, status: &Value) -> bool {
     match (before, status) {
         (Value::Object(before), Value::Object(status)) => {
@@ -280,7 +280,7 @@ mod tests {
         DesiredStatus { generation: Some(3), ancestors, nodes: Count { due: 2, have: 1 }, waits: false }
     }
 
-    /// What is written, written into the object.
+    /// Writes into the object what is to be written.
     fn write(kind: Kind, object: &mut Value, desired: &DesiredStatus) -> bool {
         let Some(status) = render(kind, object, desired, now()) else { return false };
         if object["status"].is_null() {

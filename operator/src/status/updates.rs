@@ -1,4 +1,4 @@
-//! What the pipeline tells whoever writes statuses, without waiting for it.
+//! Updates that the pipeline tells whoever writes statuses, without waiting for it.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use super::{
     due::{Due, Snapshot},
 };
 
-/// What a piece of news is about. What is served comes first: conditions are judged by it.
+/// The subject of an update. What is served comes first: conditions are evaluated by it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Subject {
     Served,
@@ -19,16 +19,16 @@ pub(crate) enum Subject {
     Report(Box<Report>),
 }
 
-/// What there is to say.
+/// An update.
 #[derive(Clone, Debug)]
 pub(crate) enum StatusUpdate {
-    /// What is due to the nodes, from what the objects were compiled to.
+    /// The resources that are due to the nodes, from what the objects were compiled to.
     Served(Snapshot),
-    /// What the compiler says of an object now, `None` when it is gone.
+    /// Conditions of an object as the compiler has them now, `None` when it is gone.
     Object(Option<Box<Conditions>>),
     /// The resource version in which an object was seen last.
     Version(Option<String>),
-    /// Whether a report of something refused holds.
+    /// Tells whether a report of something refused holds.
     Holds(bool),
 }
 
@@ -45,7 +45,7 @@ impl StatusUpdates {
         Self { queue: CoalescingQueue::default(), due }
     }
 
-    /// What was compiled is published. Told together, or conditions could be judged by what isn't due yet.
+    /// Objects are compiled and published. Told together, or conditions could be evaluated by what isn't due yet.
     pub(crate) fn compiled(
         &self,
         objects: impl Iterator<Item = (ObjectKey, Option<Conditions>, Option<String>)>,

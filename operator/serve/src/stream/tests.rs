@@ -101,7 +101,7 @@ impl Scene {
         self.stream.absorb(dirty, seen, &self.resources);
     }
 
-    /// What the node may see of these has changed.
+    /// The node may see other ones of these.
     fn look_at(&mut self, names: &HashSet<(ResourceType, ResourceName)>) {
         let mut dirty = Dirty::default();
         self.resources.look_at(names, &mut dirty);

@@ -7,7 +7,7 @@ use slotmesh_xds::{Change, Resource, ResourceName, Sketch};
 use super::*;
 use crate::Due;
 
-/// What is served: by name and content; each node sees all.
+/// The served resources: by name and content; each node sees all.
 #[derive(Clone, Default)]
 struct Served(BTreeMap<(ResourceType, &'static str), &'static [u8]>);
 
@@ -27,7 +27,7 @@ impl Served {
             .fold(Self::default(), |all, (name, content)| all.with(ResourceType::Cluster, name, content))
     }
 
-    /// What that is due to these nodes, which take part.
+    /// The part of that which is due to these nodes, which take part.
     fn due<'a>(&self, nodes: impl IntoIterator<Item = &'a str>) -> Snapshot {
         let due = Due::default();
         let upsert = |((ty, name), content): (&(ResourceType, &'static str), &&'static [u8])| {

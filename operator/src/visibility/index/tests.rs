@@ -1,4 +1,4 @@
-//! What nodes are sent of objects that not everybody sees, against plain readings of the same; and how much that is.
+//! Resources that nodes are sent of objects that not everybody sees, against plain readings of the same; and how many.
 
 use std::{collections::BTreeMap, time::Instant};
 

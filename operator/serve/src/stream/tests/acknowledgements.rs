@@ -1,4 +1,4 @@
-//! What an answer of an agent changes.
+//! Changes that follow from an agent's answer.
 
 use super::*;
 
