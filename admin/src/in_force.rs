@@ -118,6 +118,52 @@ pub struct ClusterInForce {
     /// Endpoints that are left out because connects to them failed.
     #[serde(default)]
     pub ejected: Vec<EjectedInForce>,
+    /// Bound of how fast connections may come, where there is one.
+    #[serde(default)]
+    pub new_connections: Option<RateInForce>,
+    /// Its connections from this node, where it has had any.
+    #[serde(default)]
+    pub connections: Option<ConnectionsInForce>,
+}
+
+/// Bound of how fast connections may come.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RateInForce {
+    /// Connections a second.
+    pub per_second: u32,
+    /// Connections at once.
+    pub burst: u32,
+    /// For whom it is: `cluster` for all callers on the node together, `caller` for each.
+    pub per: String,
+}
+
+/// Connections of this node's workloads to a cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ConnectionsInForce {
+    /// Number of those that are open.
+    pub active: u64,
+    /// Number of those that began since the cluster's first.
+    pub opened: u64,
+    /// Number of connects refused because there were as many as there may be.
+    pub refused: u64,
+    /// Number of connects refused because they came faster than they may.
+    pub too_fast: u64,
+}
+
+/// A node, as its agent knows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeInForce {
+    /// Name; empty where it isn't known.
+    pub name: String,
+    /// Region, of its labels.
+    pub region: String,
+    /// Zone, of its labels.
+    pub zone: String,
+    /// Zone within the zone, of its labels.
+    pub sub_zone: String,
 }
 
 /// An endpoint that is left out.

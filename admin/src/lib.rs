@@ -4,6 +4,7 @@
 //! Invariant: a client reads what an older or a newer server answers. Fields that it doesn't know are skipped, and
 //! those that a server may not have are optional.
 
+mod changed;
 mod in_force;
 mod origin_view;
 
@@ -11,10 +12,12 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+pub use changed::{ChangeView, ChangedObjectView, ChangedResourceView};
 pub use in_force::{
-    ActionInForce, AskedInForce, AssignmentInForce, ChainInForce, ClusterInForce, EjectedInForce,
-    EndpointInForce, HostInForce, ListenerInForce, LocalityInForce, MembersInForce, RouteInForce,
-    RuleInForce, ServedView, ShareInForce, VerdictInForce, WeightedInForce, WorkloadInForce,
+    ActionInForce, AskedInForce, AssignmentInForce, ChainInForce, ClusterInForce, ConnectionsInForce,
+    EjectedInForce, EndpointInForce, HostInForce, ListenerInForce, LocalityInForce, MembersInForce,
+    NodeInForce, RateInForce, RouteInForce, RuleInForce, ServedView, ShareInForce, VerdictInForce,
+    WeightedInForce, WorkloadInForce,
 };
 pub use origin_view::{EndpointOriginView, OriginView, OriginsView};
 
@@ -22,7 +25,8 @@ pub use origin_view::{EndpointOriginView, OriginView, OriginsView};
 pub mod paths {
     /// A list of [`ReportView`](super::ReportView)s, by operator and `slotmesh up`.
     pub const REPORTS: &str = "/reports";
-    /// A [`SlotsReport`](super::SlotsReport), by agents.
+    /// A [`SlotsReport`](super::SlotsReport), by agents; behind a further `/` and a size of slots a list of
+    /// [`SlabReport`](super::SlabReport).
     pub const SLOTS: &str = "/slots";
     /// Resources of a type as the records hold them, some at a time, by name; behind a further `/` the name after which
     /// they begin. By agents.
@@ -31,10 +35,21 @@ pub mod paths {
     pub const WORKLOADS: &str = "/workloads";
     /// [`AskedInForce`](super::AskedInForce) of `/NAMESPACE/NAME/PROTOCOL/ADDRESS`, by agents.
     pub const ASK: &str = "/ask";
-    /// A list of [`ServedView`](super::ServedView) of a type, by operator and `slotmesh up`.
+    /// A list of [`ServedView`](super::ServedView) of a type, by operator and `slotmesh up`; behind a further `/` and a
+    /// name the resource as a node would have it in force.
     pub const SERVED: &str = "/served";
     /// [`OriginsView`](super::OriginsView) of a listener, by operator and `slotmesh up`.
     pub const ORIGINS: &str = "/origins";
+    /// A list of [`ChangeView`](super::ChangeView), oldest first: what was compiled and served, by operator and
+    /// `slotmesh up`.
+    pub const CHANGES: &str = "/changes";
+    /// A list of [`ChangeView`](super::ChangeView), oldest first: what came into force on the node, by agents.
+    pub const UPDATES: &str = "/updates";
+    /// Bytes of the route configuration `/NAME` (`envoy.config.route.v3.RouteConfiguration`) that the proxies of a node
+    /// have, by agents that serve proxies.
+    pub const PROXIED: &str = "/proxied";
+    /// [`NodeInForce`](super::NodeInForce), by agents.
+    pub const NODE: &str = "/node";
     /// A [`VersionView`](super::VersionView), by all.
     pub const VERSION: &str = "/version";
 }
@@ -136,6 +151,19 @@ pub struct ClassReport {
     pub retired: u64,
 }
 
+/// A slab of a class.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlabReport {
+    /// Index.
+    pub slab: u32,
+    /// Slots in use.
+    pub used: u64,
+    /// Free slots.
+    pub idle: u64,
+    /// Slots that wait for a grace period.
+    pub retired: u64,
+}
+
 /// Version of a process, and on what it runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VersionView {
@@ -147,6 +175,21 @@ pub struct VersionView {
     pub layout: Option<String>,
     /// Release of the kernel, of agents.
     pub kernel: Option<String>,
+    /// Hooks of a workload's cgroup at which programs decide, of agents.
+    #[serde(default)]
+    pub hooks: Vec<String>,
+    /// Features that not each kernel has, of agents.
+    #[serde(default)]
+    pub features: Vec<FeatureView>,
+}
+
+/// A feature that not each kernel has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FeatureView {
+    /// Its meaning for connections.
+    pub name: String,
+    /// True where this kernel has it, and lets programs use it.
+    pub available: bool,
 }
 
 #[cfg(test)]

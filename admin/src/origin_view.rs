@@ -24,6 +24,9 @@ pub struct OriginView {
     pub file: Option<String>,
     /// Line on which it begins.
     pub line: Option<usize>,
+    /// Resource version of what is compiled of it, in a cluster.
+    #[serde(default)]
+    pub resource_version: Option<String>,
     /// Resources that are as they are because of it, where others could have made them.
     pub makes: Vec<String>,
     /// Reports about it that concern the Service.

@@ -15,14 +15,18 @@ use axum::{
 };
 use serde::Serialize;
 use serde_json::Value;
-use slotmesh_admin::{ClassReport, SlotsReport, VersionView, paths};
+use slotmesh_admin::{
+    ClassReport, ConnectionsInForce, FeatureView, NodeInForce, SlabReport, SlotsReport, VersionView, paths,
+};
 use slotmesh_ads::Sink as _;
 use slotmesh_records::LAYOUT_HASH;
-use slotmesh_slots::Stats;
+use slotmesh_slots::{ClassStats, SlotClass, Stats};
 use slotmesh_xds::ResourceType;
 use tokio::{sync::Mutex, time::timeout};
 
-use crate::{agent::Handle, decided, metrics::render_running};
+use crate::{
+    agent::Handle, config::NodePlace, decided, metrics::render_running, running::ConnectionCounts, view::View,
+};
 
 /// The thread that owns the maps answers within this, or the agent doesn't live.
 const HEARTBEAT: Duration = Duration::from_secs(5);
@@ -66,11 +70,11 @@ pub struct Admin {
 
 impl Admin {
     /// The pages, and what each shows.
-    pub const PAGES: [(&str, &str); 9] = [
+    pub const PAGES: [(&str, &str); 10] = [
         ("/metrics", "OpenMetrics"),
         ("/readyz", "200 once all that there was at start is in force"),
         ("/livez", "200 while the thread that owns the maps answers"),
-        (paths::SLOTS, "the slot table, JSON"),
+        (paths::SLOTS, "the slot table; /slots/BYTES the slabs with slots of this size, JSON"),
         (paths::VERSION, "the version, the record layout and the kernel, JSON"),
         (
             "/resources",
@@ -80,6 +84,7 @@ impl Admin {
             paths::RECORDS,
             "/records/TYPE shows the first 256 of a type, /records/TYPE/NAME those after that name, JSON",
         ),
+        (paths::NODE, "the node and where it is, JSON"),
         (paths::WORKLOADS, "the workloads whose connections are routed, JSON"),
         (
             paths::ASK,
@@ -110,6 +115,7 @@ impl Admin {
     pub fn local_routes(&self) -> Router {
         Router::new()
             .route(paths::SLOTS, get(slots))
+            .route("/slots/{bytes}", get(slabs_of))
             .route(paths::VERSION, get(version))
             .route("/resources", get(types))
             .route("/resources/{type}", get(names))
@@ -117,6 +123,7 @@ impl Admin {
             .route("/records/{type}", get(first_records))
             .route("/records/{type}/{after}", get(further_records))
             .route(paths::WORKLOADS, get(workloads))
+            .route(paths::NODE, get(node))
             .route("/ask/{namespace}/{name}/{protocol}/{address}", get(ask))
             .with_state(self.clone())
     }
@@ -185,13 +192,40 @@ async fn slots(State(Admin { agent, .. }): State<Admin>) -> Response {
     }
 }
 
-async fn version() -> Response {
+async fn slabs_of(State(Admin { agent, .. }): State<Admin>, Path(bytes): Path<usize>) -> Response {
+    let Some(class) = SlotClass::all().find(|class| class.bytes() == bytes) else {
+        let sizes: Vec<String> = SlotClass::all().map(|class| class.to_string()).collect();
+        return (
+            StatusCode::NOT_FOUND,
+            format!("no slots have {bytes} bytes; there are {}\n", sizes.join(", ")),
+        )
+            .into_response();
+    };
+    let view = |(slab, counts): (u32, ClassStats)| SlabReport {
+        slab,
+        used: counts.used,
+        idle: counts.idle,
+        retired: counts.retired,
+    };
+    match agent.slabs_of(class).await {
+        Some(slabs) => json(&slabs.into_iter().map(view).collect::<Vec<_>>()),
+        None => stopped(),
+    }
+}
+
+async fn version(State(Admin { agent, .. }): State<Admin>) -> Response {
+    let datapath = agent.datapath();
+    let features = datapath.iter().flat_map(|datapath| datapath.features());
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").ok();
     json(&VersionView {
         component: "agent".to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         layout: Some(format!("{LAYOUT_HASH:016x}")),
         kernel: release.map(|release| release.trim().to_owned()),
+        hooks: datapath.iter().flat_map(|datapath| datapath.hooks()).map(str::to_owned).collect(),
+        features: features
+            .map(|(name, available)| FeatureView { name: name.to_owned(), available })
+            .collect(),
     })
 }
 
@@ -225,7 +259,11 @@ async fn resource(
     };
     let _turn = turn.lock().await;
     match shown(&agent, ty, &name).await {
-        Some(shown) => json(&shown),
+        Some(shown) => {
+            let mut shown = vec![shown];
+            add_connections(&agent, ty, &mut shown).await;
+            json(&shown[0])
+        }
         None if agent.has_ended() => stopped(),
         None => {
             let text = format!("no {ty} {name:?} is in force; /resources/{ty} lists those that are\n");
@@ -248,6 +286,20 @@ async fn shown(agent: &Handle, ty: ResourceType, name: &str) -> Option<Value> {
         shown["ejected"] = out.collect();
     }
     Some(shown)
+}
+
+/// Adds to clusters what runs of them.
+async fn add_connections(agent: &Handle, ty: ResourceType, shown: &mut [Value]) {
+    if ty != ResourceType::Cluster {
+        return;
+    }
+    let name = |shown: &Value| shown["name"].as_str().map(str::to_owned);
+    let counts = agent.connections(shown.iter().filter_map(name).collect()).await;
+    for shown in shown {
+        let Some(counts) = name(shown).and_then(|name| counts.get(&name)) else { continue };
+        let &ConnectionCounts { active, opened, refused, too_fast } = counts;
+        shown["connections"] = serde_json::json!(ConnectionsInForce { active, opened, refused, too_fast });
+    }
 }
 
 /// Resources in one answer: what they take is held in memory.
@@ -277,7 +329,13 @@ async fn records(Admin { agent, turn, .. }: Admin, ty: &str, after: &str) -> Res
         // One that has gone meanwhile isn't there.
         found.extend(shown(&agent, ty, name.as_str()).await);
     }
+    add_connections(&agent, ty, &mut found).await;
     if agent.has_ended() { stopped() } else { json(&found) }
+}
+
+async fn node(State(Admin { agent, .. }): State<Admin>) -> Response {
+    let View { node, place: NodePlace { region, zone, sub_zone } } = agent.view();
+    json(&NodeInForce { name: node, region, zone, sub_zone })
 }
 
 async fn workloads(State(Admin { agent, .. }): State<Admin>) -> Response {

@@ -193,6 +193,19 @@ impl Datapath {
         Ok(written.chunks_exact(size_of::<OpenConnection>()).map(bytemuck::pod_read_unaligned).collect())
     }
 
+    /// The hooks of a workload's cgroup, by name.
+    pub(crate) fn hooks(&self) -> impl Iterator<Item = &'static str> {
+        self.hooks.iter().map(|(hook, _)| hook.as_str())
+    }
+
+    /// Features that not each kernel has, and whether this one does.
+    pub(crate) fn features(&self) -> [(&'static str, bool); 2] {
+        [
+            ("connections that the other end resets are counted down at once", self.sockets.is_some()),
+            ("a pod's network namespace is known before its first connect", self.pod_network.is_some()),
+        ]
+    }
+
     /// What was found on the host.
     pub fn host(&self) -> &Host {
         &self.host

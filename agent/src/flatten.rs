@@ -102,6 +102,18 @@ fn publish<D: Records, R: records::Record>(
 const HEADER: RecordHeader =
     RecordHeader { kind: records::RecordKind::new(0), units: 0, count: 0, version: 0 };
 
+/// The way by which a cluster chooses endpoints, as its record has it.
+pub(crate) fn balance_of(cluster: &Cluster<'_>) -> u32 {
+    match cluster.balance {
+        _ if cluster.source == Source::Original => balance::NONE,
+        Balance::Random => balance::RANDOM,
+        Balance::RoundRobin => balance::ROUND_ROBIN,
+        Balance::LeastConnections => balance::LEAST_CONNECTIONS,
+        Balance::Hash => balance::HASH,
+        Balance::HashByRoute => balance::HASH_BY_ROUTE,
+    }
+}
+
 fn write_cluster<D: Records>(
     draft: &mut D,
     cluster: &Cluster<'_>,
@@ -121,14 +133,7 @@ fn write_cluster<D: Records>(
         endpoints,
         inline,
         connect_timeout_ms: cluster.connect_timeout_ms,
-        balance: match cluster.balance {
-            _ if cluster.source == Source::Original => balance::NONE,
-            Balance::Random => balance::RANDOM,
-            Balance::RoundRobin => balance::ROUND_ROBIN,
-            Balance::LeastConnections => balance::LEAST_CONNECTIONS,
-            Balance::Hash => balance::HASH,
-            Balance::HashByRoute => balance::HASH_BY_ROUTE,
-        },
+        balance: balance_of(cluster),
         max_connections: connections.unwrap_or(NO_LIMIT),
         max_pending_requests: pending_requests.unwrap_or(NO_LIMIT),
         max_requests: requests.unwrap_or(NO_LIMIT),

@@ -139,6 +139,13 @@ impl RunningReader {
         entries
     }
 
+    /// The connections of those of these clusters that have had any, by name.
+    pub fn of_clusters(&self, names: Vec<String>) -> HashMap<String, ConnectionCounts> {
+        let counts = self.read(RunningMaps::counts);
+        let found = |name: String| Some((counts.get(&name_hash(&name)).copied()?, name));
+        names.into_iter().filter_map(found).map(|(counts, name)| (name, counts)).collect()
+    }
+
     /// How many endpoints have an entry.
     pub fn endpoints(&self) -> usize {
         self.read(|maps| maps.endpoints.entries()).len()

@@ -49,6 +49,24 @@ impl Shown {
     }
 }
 
+/// The way by which a cluster chooses endpoints, in words.
+pub(crate) const fn balance_in_words(of: u32) -> &'static str {
+    match of {
+        balance::RANDOM => "random",
+        balance::ROUND_ROBIN => "round robin",
+        balance::LEAST_CONNECTIONS => "least connections",
+        balance::HASH => "consistent hash of the source",
+        balance::NONE => "none: connections go where they were meant to go",
+        balance::HASH_BY_ROUTE => "consistent hash of the source where the route says so",
+        _ => "unknown",
+    }
+}
+
+/// The bound of how fast connections may come.
+pub(crate) fn rate_in_words(per_second: u32, burst: u32, per_caller: bool) -> Value {
+    json!({ "perSecond": per_second, "burst": burst, "per": if per_caller { "caller" } else { "cluster" } })
+}
+
 struct Records<'s>(&'s Snapshot);
 
 impl Records<'_> {
@@ -70,15 +88,7 @@ impl Records<'_> {
         let (cluster, _) = self.0.record::<Cluster>(root)?;
         let limit = |limit: u32| (limit != NO_LIMIT).then_some(limit);
         Some(json!({
-            "balance": match cluster.balance {
-                balance::RANDOM => "random",
-                balance::ROUND_ROBIN => "round robin",
-                balance::LEAST_CONNECTIONS => "least connections",
-                balance::HASH => "consistent hash of the source",
-                balance::NONE => "none: connections go where they were meant to go",
-                balance::HASH_BY_ROUTE => "consistent hash of the source where the route says so",
-                _ => "unknown",
-            },
+            "balance": balance_in_words(cluster.balance),
             "connectTimeoutMs": cluster.connect_timeout_ms,
             "maxConnections": limit(cluster.max_connections),
             "maxPendingRequests": limit(cluster.max_pending_requests),
@@ -94,13 +104,7 @@ impl Records<'_> {
 
     fn rate(&self, at: Owned<Guard>) -> Option<Value> {
         let (guard, _) = self.0.record::<Guard>(at.ptr())?;
-        (guard.per_second != 0).then(|| {
-            json!({
-                "perSecond": guard.per_second,
-                "burst": guard.burst,
-                "per": if guard.per_caller == 0 { "cluster" } else { "caller" },
-            })
-        })
+        (guard.per_second != 0).then(|| rate_in_words(guard.per_second, guard.burst, guard.per_caller != 0))
     }
 
     fn outliers(&self, at: Owned<Guard>) -> Option<Value> {

@@ -21,7 +21,9 @@ use std::{
 use slotmesh_ads::Update;
 use slotmesh_kernel::{Arena, BpfError, Map, Outer};
 use slotmesh_records::{self as records, SlotPtr, VipKey, name_hash};
-use slotmesh_slots::{Backing, Config, Contradiction, Engine, Full, HandlePtr, RecoverError, Stats};
+use slotmesh_slots::{
+    Backing, ClassStats, Config, Contradiction, Engine, Full, HandlePtr, RecoverError, SlotClass, Stats,
+};
 use slotmesh_xds::{Rejection, Resource, ResourceName, ResourceType, Version};
 
 use crate::{
@@ -664,6 +666,11 @@ impl Writer {
     /// The slot table, and how many addresses the VIP map holds.
     pub fn stats(&self) -> (Stats, usize) {
         (self.engine.stats(), self.vips.len())
+    }
+
+    /// The slabs that serve a class, by index, and their slots by state.
+    pub fn slabs_of(&self, class: SlotClass) -> Vec<(u32, ClassStats)> {
+        self.engine.slabs_of(class)
     }
 
     /// The SlotProfile in force, if one is.

@@ -7,7 +7,7 @@ use axum::Router;
 use clap::Args;
 use slotmesh_ads::{Client, Config, Connector, Subscription, Tcp, Tls};
 use slotmesh_agent::{
-    Agent, Enrolment, Handle, Options, ProxyFeed, StewardParts,
+    Agent, Enrolment, Handle, Options, ProxyFeed, Recorder, Remembered, StewardParts,
     admin::{Admin, drained_routes},
     cleanup,
     metrics::{Metrics, NodeMetrics},
@@ -19,10 +19,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin::{self, Site},
+    changes,
     flags::{ADMIN, CLUSTER_METRICS, LogFlag, MapFlags, PINS, SlotFlags, address},
     listen::listen,
     process::{GRACE, LIMIT, Parts, raise_descriptor_limit, stop_on_signals},
-    proxies::{PROXY, ProxyServer, ProxySocketFlags},
+    proxies::{PROXIED_PAGE, PROXY, ProxyServer, ProxySocketFlags},
     traffic_flags::TrafficFlags,
     up::owner_ended,
 };
@@ -256,7 +257,9 @@ impl Running {
         let publish = proxies.as_ref().map(ProxyServer::publisher);
         let feed = ProxyFeed::new(enrolment.clone(), agent.handle(), publish);
         let (acknowledge, acknowledged) = watch::channel(None);
+        let mut local = Router::new();
         if let Some(proxies) = proxies {
+            local = proxies.router();
             proxies.serve(&mut parts, &stop, acknowledge);
         }
         match broker {
@@ -269,7 +272,9 @@ impl Running {
             None => agent.forget_proxies(),
         }
         parts.add("the thread that owns the maps", owner_ended(agent.ended().clone(), stop.clone()));
-        let (client, handle) = Client::new(Config::new(node.as_str()), connector, feed);
+        let remembered = Remembered::default();
+        let sink = Recorder::new(feed, remembered.clone());
+        let (client, handle) = Client::new(Config::new(node.as_str()), connector, sink);
         let (reports, told) = watch::channel(None);
         let client = client.reporting(told);
         for ty in ResourceType::ALL {
@@ -305,7 +310,9 @@ impl Running {
             }
         });
         let pages = Admin::with(agent.handle(), clusters, node_metrics);
-        let site = Site::new(pages.open_routes(), pages.local_routes(), &Admin::PAGES);
+        let local = local.merge(pages.local_routes()).merge(changes::updates_router(remembered));
+        let index = [&Admin::PAGES[..], &[changes::UPDATES_PAGE, PROXIED_PAGE]].concat();
+        let site = Site::new(pages.open_routes(), local, &index);
         parts.add_last("the admin server", admin::serve(socket, site, stop));
         tracing::info!(%admin, node, "running");
         let outcome = parts.run().await;

@@ -7,11 +7,13 @@ use clap::Args;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use slotmesh_admin::paths;
+use ureq::{Body, http::Response};
 
 use crate::{
     flags::address,
     is_plugin,
-    port_forward::{AskedPod, Forward},
+    port_forward::{AskedPod, Forward, agents_nodes},
+    progress::ProgressSign,
 };
 
 /// Address of the admin interface of agents and of `slotmesh up`, where nobody says another.
@@ -24,6 +26,9 @@ const ASKED: &str = "Asked";
 
 /// How long an answer may take. A server gives up after half a minute, too.
 const ANSWER: Duration = Duration::from_secs(30);
+
+/// The most bytes of a page.
+const LONGEST: u64 = 256 << 20;
 
 /// What to do where nobody answers.
 const REMEDY: &str = "; name its address with --admin. That of a pod is reached by --node, or --cluster for an operator, or \
@@ -59,16 +64,53 @@ impl AskedAgent {
         self.node.as_deref()
     }
 
+    /// Asks the agent of this node of a cluster instead.
+    #[must_use]
+    pub fn of_node(self, node: String) -> Self {
+        Self { node: Some(node), ..self }
+    }
+
+    /// True where it is said, or goes without saying, which agent is asked: in a cluster there are many.
+    pub fn names_an_agent(&self) -> bool {
+        !is_plugin() || self.node.is_some()
+    }
+
     /// The interface of the agent.
     ///
     /// # Errors
     /// Where there is no way to a node's agent.
     pub fn site(&self) -> anyhow::Result<AdminSite> {
-        let Self { admin, node, installed: Installed { namespace } } = self;
+        self.site_at(self.node())
+    }
+
+    /// The interface of the agent of a node of the cluster; where none is named that at the address.
+    ///
+    /// # Errors
+    /// Where there is no way to a node's agent.
+    pub fn site_at(&self, node: Option<&str>) -> anyhow::Result<AdminSite> {
+        let Self { admin, node: _, installed: Installed { namespace } } = self;
         Ok(match node {
             Some(node) => AdminSite::of_pod(AskedPod::Agent(node), namespace)?,
             None => AdminSite { address: *admin, of: "agent", forward: None },
         })
+    }
+
+    /// The nodes whose agents are asked: that which is named; in a cluster all, else the one at the address, which isn't
+    /// named.
+    ///
+    /// # Errors
+    /// Where the cluster's agents can't be listed.
+    pub fn nodes(&self) -> anyhow::Result<Vec<Option<String>>> {
+        match &self.node {
+            Some(node) => Ok(vec![Some(node.clone())]),
+            None if is_plugin() => Ok(agents_nodes(self.namespace())?.into_iter().map(Some).collect()),
+            None => Ok(vec![None]),
+        }
+    }
+
+    /// The namespace in which slotmesh is installed.
+    pub fn namespace(&self) -> &str {
+        &self.installed.namespace
     }
 
     /// The interfaces at which whoever serves the agent may answer: at the address that is given; else an operator of the
@@ -81,6 +123,7 @@ impl AskedAgent {
         Ok(match (given, node) {
             (Some(given), _) => vec![operator(given)],
             (None, Some(_)) => vec![AdminSite::of_pod(AskedPod::Operator, namespace)?],
+            (None, None) if is_plugin() => vec![AdminSite::of_pod(AskedPod::Operator, namespace)?],
             (None, None) => [Ok(*admin), OPERATOR.parse()].into_iter().flatten().map(operator).collect(),
         })
     }
@@ -157,7 +200,12 @@ pub struct AdminSite {
 impl AdminSite {
     /// The interface of a pod.
     fn of_pod(asked: AskedPod<'_>, namespace: &str) -> anyhow::Result<Self> {
+        let progress = match asked {
+            AskedPod::Agent(node) => ProgressSign::of(&format!("reaching the agent of {node}")),
+            AskedPod::Operator => ProgressSign::of("reaching the operator"),
+        };
         let forward = Forward::to(asked, namespace)?;
+        drop(progress);
         let of = match asked {
             AskedPod::Agent(_) => "agent",
             AskedPod::Operator => "operator",
@@ -175,8 +223,41 @@ impl AdminSite {
     /// # Errors
     /// Where nobody answers, or another program does.
     pub fn find<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<Option<T>> {
+        let Some(mut answer) = self.answer(path)? else { return Ok(None) };
+        let url = self.url(path);
+        let found =
+            answer.body_mut().read_json().with_context(|| format!("{url} is no admin interface of slotmesh"));
+        found.map(Some)
+    }
+
+    /// The bytes of a page; `None` where this process doesn't have it.
+    ///
+    /// # Errors
+    /// As [`find`](Self::find).
+    pub fn bytes(&self, path: &str) -> anyhow::Result<Option<Vec<u8>>> {
+        let Some(mut answer) = self.answer(path)? else { return Ok(None) };
+        let url = self.url(path);
+        let body = answer.body_mut().with_config().limit(LONGEST);
+        body.read_to_vec().with_context(|| format!("{url} can't be read")).map(Some)
+    }
+
+    /// The text of a page that there must be.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub fn text(&self, path: &str) -> anyhow::Result<String> {
+        let bytes = self.bytes(path)?.ok_or_else(|| self.without(path))?;
+        String::from_utf8(bytes).with_context(|| format!("{} is no text", self.url(path)))
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    /// `None` where there is no such page.
+    fn answer(&self, path: &str) -> anyhow::Result<Option<Response<Body>>> {
         let Self { address, of, .. } = self;
-        let url = format!("http://{address}{path}");
+        let url = self.url(path);
         let config =
             ureq::Agent::config_builder().timeout_global(Some(ANSWER)).http_status_as_error(false).build();
         let mut answer = ureq::Agent::new_with_config(config)
@@ -191,9 +272,7 @@ impl AdminSite {
             let said = answer.body_mut().read_to_string().unwrap_or_default();
             bail!("{url} answers with status {status}: {}", said.trim_end());
         }
-        let found =
-            answer.body_mut().read_json().with_context(|| format!("{url} is no admin interface of slotmesh"));
-        found.map(Some)
+        Ok(Some(answer))
     }
 
     /// All resources of a type that a node has in force, in the order of their names.

@@ -3,50 +3,69 @@
 //! ```text
 //!  records:  listener -> chain of the caller -> route -> clusters by weight -> endpoints by weight   expected shares
 //!  kernel:   the program itself, asked about 2,048 connections of this caller                        counted shares
+//!  operator: the content hash of each of these resources, as it is served now                        the same, or not
+//!  proxy:    its own decision about a request, on the route configuration that it has                the HTTP rule
 //! ```
 //!
-//! Both have to say the same. Where they don't, the records may have changed in between, so both are asked once more;
-//! what differs then is an error.
+//! All have to say the same. Where they don't, something may have changed in between, so they are asked once more; what
+//! differs then is an error. With `--manifests` nobody is asked: the objects are compiled here.
 
+mod args;
 mod because;
+mod caller;
+mod compare;
 mod expected;
+mod offline;
+mod request;
+mod source;
+mod text;
 
-use std::{fmt::Write as _, net::SocketAddr, process::ExitCode, str::FromStr};
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 
-use anyhow::bail;
-use clap::{Args, ValueEnum};
+use anyhow::{Context as _, bail};
+use clap::Args;
 use serde::Serialize;
-use slotmesh_admin::{AskedInForce, ListenerInForce, OriginsView, VerdictInForce, paths};
+use slotmesh_admin::{AskedInForce, ListenerInForce, NodeInForce, OriginsView, VerdictInForce, paths};
 
-use self::expected::{Expected, expected};
+use self::{
+    args::{AskedHost, Caller, Protocol},
+    caller::ClusterPod,
+    compare::{LeftOut, left_out},
+    expected::{Expected, expected},
+    offline::CompiledManifests,
+    request::{DecidedRequest, RequestArgs},
+    source::InForceSource,
+};
 use crate::{
     ask::{AdminSite, AskedAgent, encoded},
+    compile::CompileFlags,
+    domain::DomainFlag,
     flags::address,
     in_force::{InForce as _, is_meant},
-    render::{Columns, OutputForm, Paint, or_dash, print},
+    is_plugin,
+    render::{OutputForm, print},
 };
 
 /// Exit status where all connects are refused.
 const REFUSED: u8 = 3;
 /// Exit status where somebody else decides.
 const NOT_OURS: u8 = 4;
-/// Exit status where the kernel decides otherwise than its records say.
+/// Exit status where the kernel, its records and the operator don't say the same.
 const DIFFERS: u8 = 5;
 
-/// How often records and kernel are asked before a difference is told.
+/// How often all are asked before a difference is told.
 const TRIES: usize = 4;
 
-/// The least share of connections, of which the kernel has to show some.
-const NOTICEABLE: f64 = 0.02;
-
-/// What `slotmesh explain --help` ends with.
+/// The end of `slotmesh explain --help`.
 const EXAMPLES: &str = "Examples:
   slotmesh explain --from shop/client --to 10.96.0.10:80
-  slotmesh explain --from shop/client --to reviews:80
+  slotmesh explain --from shop/client --to reviews:80 --path /api --header 'x-beta: 1'
   slotmesh explain --from shop/client --to kube-dns.kube-system:53 --protocol udp -o json
+  slotmesh explain --manifests ./shop --from shop/client --to reviews:80
+  kubectl slotmesh explain --from shop/client --to reviews:80
 
 Exit status: 0 connections are routed, 1 failure, 2 wrong usage, 3 they are refused, 4 slotmesh doesn't decide about
-them, 5 the kernel decides otherwise than its records say";
+them, 5 the kernel decides otherwise than its records say, or these aren't what the operator serves";
 
 /// The flags of `slotmesh explain`.
 #[derive(Debug, Args)]
@@ -58,11 +77,22 @@ pub struct Explain {
 
     /// Where to: an address, or the host of a Service, seen from the caller's namespace
     #[arg(long, env = "SLOTMESH_TO", value_name = "HOST:PORT")]
-    to: Destination,
+    to: AskedHost,
 
     /// The protocol
     #[arg(long, env = "SLOTMESH_PROTOCOL", default_value = "tcp")]
     protocol: Protocol,
+
+    #[command(flatten)]
+    request: RequestArgs,
+
+    /// Look for the caller's node in the cluster that KUBECONFIG says; as `kubectl slotmesh` by itself
+    #[arg(long, env = "SLOTMESH_ASK_CLUSTER", conflicts_with_all = ["node", "manifests"])]
+    cluster: bool,
+
+    /// Ask nobody: compile the manifests of this directory or file, and say what a node would have of them
+    #[arg(long, env = "SLOTMESH_EXPLAIN_MANIFESTS", value_name = "DIR", conflicts_with = "node")]
+    manifests: Option<PathBuf>,
 
     #[command(flatten)]
     asked: AskedAgent,
@@ -72,83 +102,35 @@ pub struct Explain {
     #[arg(long, env = "SLOTMESH_OPERATOR_ADMIN", value_name = "ADDRESS", value_parser = address)]
     served_by: Option<SocketAddr>,
 
+    #[command(flatten)]
+    compile: CompileFlags,
+
+    #[command(flatten)]
+    domain: DomainFlag,
+
     /// Form of the answer
     #[arg(long, short, env = "SLOTMESH_OUTPUT", default_value = "table")]
     output: OutputForm,
 }
 
-/// `NAMESPACE/NAME`
-#[derive(Clone, Debug)]
-struct Caller {
-    namespace: String,
-    name: String,
-}
-
-impl FromStr for Caller {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.split_once('/') {
-            Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
-                Ok(Self { namespace: namespace.to_owned(), name: name.to_owned() })
-            }
-            _ => Err("expected NAMESPACE/NAME, such as shop/client".to_owned()),
-        }
-    }
-}
-
-/// `HOST:PORT`
-#[derive(Clone, Debug)]
-enum Destination {
-    Address(SocketAddr),
-    Host(String, u16),
-}
-
-impl FromStr for Destination {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if let Ok(address) = text.parse() {
-            return Ok(Self::Address(address));
-        }
-        let parts = text.rsplit_once(':').filter(|(host, _)| !host.is_empty() && !host.contains(['/', ':']));
-        let host = parts.and_then(|(host, port)| Some(Self::Host(host.to_owned(), port.parse().ok()?)));
-        host.ok_or_else(|| {
-            "expected ADDRESS:PORT or HOST:PORT, such as 10.96.0.10:80, [fd00::10]:80 or reviews.shop:80"
-                .to_owned()
-        })
-    }
-}
-
-/// A protocol that is routed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Protocol {
-    /// TCP
-    Tcp,
-    /// UDP
-    Udp,
-}
-
-impl Protocol {
-    const fn as_str(self) -> &'static str {
-        match self {
-            Self::Tcp => "tcp",
-            Self::Udp => "udp",
-        }
-    }
-}
-
 /// All that is told.
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Explained {
     from: String,
     #[serde(flatten)]
     asked: AskedInForce,
+    /// The node of the caller, where it is known.
+    node: Option<NodeInForce>,
     records: Option<Expected>,
-    /// In what kernel and records differ.
+    /// In what kernel, records and operator differ.
     differences: Vec<String>,
     /// The objects behind it; none where nobody who compiles them answers.
     origins: Option<OriginsView>,
+    /// Endpoints that these connections don't go to, and why.
+    left_out: Vec<LeftOut>,
+    /// Where the request goes that is asked about.
+    request: Option<DecidedRequest>,
     /// The verdict in words.
     meaning: String,
 }
@@ -159,27 +141,38 @@ impl Explain {
     /// # Errors
     /// Where no agent answers, or nobody has the name.
     pub fn run(self) -> anyhow::Result<ExitCode> {
-        let Self { from, to, protocol, asked, served_by, output } = self;
-        let agent = asked.site()?;
-        let to = match to {
-            Destination::Address(address) => address,
-            Destination::Host(host, port) => resolve(&agent, &from, &host, port, protocol)?,
-        };
-        let mut explained = explain(&agent, &from, to, protocol)?;
-        for _ in 1..TRIES {
-            if explained.differences.is_empty() {
-                break;
+        let Self {
+            from,
+            to,
+            protocol,
+            request,
+            cluster,
+            manifests,
+            asked,
+            served_by,
+            compile,
+            domain,
+            output,
+        } = self;
+        let question = Question { from, to, protocol, request };
+        let explained = match manifests {
+            Some(path) => {
+                domain.on_a_machine().set();
+                question.by_manifests(&CompiledManifests::read(&path, compile.options())?)?
             }
-            explained = explain(&agent, &from, to, protocol)?;
-        }
-        if let Some(listener) = &explained.asked.listener {
-            explained.origins = because::origins(&asked, served_by, listener);
-        }
-        let text = match output {
-            OutputForm::Table | OutputForm::Wide => text(&explained, output == OutputForm::Wide),
-            form => form.of(&explained, |_| Columns::new([]))?,
+            None => {
+                let in_cluster = cluster || asked.node().is_some() || is_plugin();
+                let pod = if in_cluster { Some(caller::pod(&question.from)) } else { None };
+                // Who may not read pods can name the node.
+                let (asked, pod) = match pod {
+                    Some(Ok(pod)) if asked.node().is_none() => (asked.of_node(pod.node.clone()), Some(pod)),
+                    Some(Err(error)) if asked.node().is_none() => return Err(error),
+                    pod => (asked, pod.and_then(Result::ok)),
+                };
+                question.by_agent(&asked, served_by, pod.as_ref())?
+            }
         };
-        print(&text)?;
+        print(&output.of_text(&explained, |wide| text::text(&explained, wide))?)?;
         Ok(ExitCode::from(match explained.asked.verdict {
             _ if !explained.differences.is_empty() => DIFFERS,
             VerdictInForce::Routed => 0,
@@ -189,245 +182,195 @@ impl Explain {
     }
 }
 
-/// The address of a Service's port, of those that the node has in force.
-fn resolve(
-    agent: &AdminSite,
-    from: &Caller,
-    host: &str,
-    port: u16,
+/// A question.
+struct Question {
+    from: Caller,
+    to: AskedHost,
     protocol: Protocol,
-) -> anyhow::Result<SocketAddr> {
-    let wanted = if host.contains('.') { host.to_owned() } else { format!("{}/{host}", from.namespace) };
-    let mut found: Vec<(bool, bool, SocketAddr)> = Vec::new();
-    for listener in agent.records("listener")? {
-        let listener: ListenerInForce = serde_json::from_value(listener)?;
-        if !listener.names().iter().any(|name| is_meant(name, &wanted)) {
-            continue;
-        }
-        // A Service may lead to others, too: one that leads to nothing else is meant first.
-        let alone = listener.chains.iter().any(|chain| {
-            [&chain.to.route, &chain.to.cluster].into_iter().flatten().any(|name| is_meant(name, &wanted))
-        });
-        let addresses = listener.addresses.iter().filter_map(|at| {
-            let (address, udp) = at.strip_suffix("/UDP").map_or((at.as_str(), false), |at| (at, true));
-            let is_it = udp == (protocol == Protocol::Udp);
-            address
-                .parse::<SocketAddr>()
-                .ok()
-                .filter(|at| is_it && at.port() == port && !at.ip().is_unspecified())
-        });
-        found.extend(addresses.map(|at| (!alone, at.is_ipv6(), at)));
-    }
-    found.sort();
-    match found.first() {
-        Some((.., address)) => Ok(*address),
-        None => bail!(
-            "--to {host}:{port}: no address in force on this node leads there ({}); `slotmesh get listeners` lists all. \
-             Name an address if connections to it are somebody else's",
-            protocol.as_str()
-        ),
-    }
+    request: RequestArgs,
 }
 
-fn explain(
-    agent: &AdminSite,
-    from: &Caller,
-    to: SocketAddr,
-    protocol: Protocol,
-) -> anyhow::Result<Explained> {
-    let Caller { namespace, name } = from;
-    let parts = [namespace.as_str(), name, protocol.as_str(), &to.to_string()].map(encoded).join("/");
-    let asked: AskedInForce = agent.get(&format!("{}/{parts}", paths::ASK))?;
-    let records = match &asked.listener {
-        Some(listener) => expected(agent, listener, &asked, namespace, to)?,
-        None => None,
-    };
-    let differences = match (&records, asked.verdict) {
-        (Some(records), VerdictInForce::Routed | VerdictInForce::Refused) => differences(&asked, records),
-        _ => Vec::new(),
-    };
-    let meaning = meaning(&asked, from);
-    let from = format!("{namespace}/{name}");
-    Ok(Explained { from, asked, records, differences, origins: None, meaning })
-}
-
-fn meaning(asked: &AskedInForce, from: &Caller) -> String {
-    let (to, Caller { namespace, name }) = (&asked.to, from);
-    let other = "kube-proxy, or whatever routes Services here in its place";
-    match (asked.verdict, &asked.listener) {
-        (VerdictInForce::NotAttached, _) => format!(
-            "{namespace}/{name} isn't attached on this node: its connections are decided by {other}; `slotmesh get \
-             workloads` lists the workloads that are attached"
-        ),
-        (VerdictInForce::NotOurs, None) => {
-            format!("{to} is no address of slotmesh's: connections to it are decided by {other}")
+impl Question {
+    /// The answer of manifests.
+    fn by_manifests(&self, compiled: &CompiledManifests) -> anyhow::Result<Explained> {
+        let Self { from, protocol, .. } = self;
+        let to = self.address(&compiled.resources)?.context(self.unknown("of these manifests"))?;
+        let mut asked = compiled.ask(from, &to.to_string(), *protocol)?;
+        let mut records = self.expected(&compiled.resources, &asked, to)?;
+        if let Some(proxy) = records.as_mut().and_then(|records| records.proxy.as_mut()) {
+            // A node's agent says where.
+            proxy.clear();
         }
-        (VerdictInForce::NotOurs, Some(listener)) => format!(
-            "listener {listener} has {to}, but leaves it alone, or leads to what has never been in force: connections \
-             to it are decided by {other}"
-        ),
-        (VerdictInForce::Refused, _) => {
-            "connects are refused at once (ECONNREFUSED): there is no endpoint to choose".to_owned()
-        }
-        (VerdictInForce::Routed, _) if asked.refused > 0 => {
-            let share = f64::from(asked.refused) / f64::from(asked.asked) * 100.0;
-            format!(
-                "connects are routed, but for {share:.1}% that are refused: their cluster has no endpoint"
-            )
-        }
-        (VerdictInForce::Routed, _) => "connects are routed".to_owned(),
-    }
-}
-
-/// In what the kernel decides otherwise than its records say.
-fn differences(asked: &AskedInForce, records: &Expected) -> Vec<String> {
-    let mut differing = Vec::new();
-    for share in &asked.routed {
-        let cluster = share.cluster.as_deref().unwrap_or("a cluster that has gone");
-        let known = records.clusters.iter().any(|one| {
-            one.name == cluster && one.endpoints.iter().any(|endpoint| endpoint.address == share.address)
-        });
-        if !known {
-            let address = &share.address;
-            differing
-                .push(format!("the kernel chooses {address} of {cluster}, to which the records don't lead"));
-        }
-    }
-    for cluster in &records.clusters {
-        for endpoint in cluster.endpoints.iter().filter(|endpoint| endpoint.left_out_seconds.is_none()) {
-            let counted = count(asked, &cluster.name, &endpoint.address);
-            if counted == 0 && endpoint.share > NOTICEABLE {
-                differing.push(format!(
-                    "the records lead to {} of {} with a share of {:.1}%, and the kernel never chooses it",
-                    endpoint.address,
-                    cluster.name,
-                    endpoint.share * 100.0
-                ));
+        asked.verdict = offline::verdict(records.as_ref());
+        let origins =
+            asked.listener.as_deref().map(|listener| compiled.origins(listener)).transpose()?.flatten();
+        let request = match records.as_ref().and_then(|records| records.route.as_deref()) {
+            Some(route) if self.request.is_asked() => {
+                let content = compiled.resources.content(slotmesh_xds::ResourceType::Route, route);
+                content.map(|content| self.decide(content)).transpose()?
             }
+            _ => None,
+        };
+        self.checked(records.as_ref())?;
+        let served: &dyn InForceSource = &compiled.resources;
+        let left_out = left_out(origins.as_ref(), records.as_ref(), Some(served));
+        let meaning = text::meaning(&asked, from, records.as_ref(), None);
+        let differences = Vec::new();
+        let from = format!("{}/{}", from.namespace, from.name);
+        Ok(Explained { from, asked, node: None, records, differences, origins, left_out, request, meaning })
+    }
+
+    /// The answer of an agent, its kernel, its proxy, and whoever serves it.
+    fn by_agent(
+        &self,
+        asked: &AskedAgent,
+        served_by: Option<SocketAddr>,
+        pod: Option<&ClusterPod>,
+    ) -> anyhow::Result<Explained> {
+        let agent = asked.site()?;
+        let Self { from, to, protocol, request } = self;
+        let of_cluster = || match to {
+            AskedHost::Host(host, port) if pod.is_some() => {
+                caller::service_address(from, host, *port, *protocol)
+            }
+            _ => None,
+        };
+        let address = self.address(&agent)?.or_else(of_cluster);
+        let to = address.with_context(|| self.unknown("in force on this node"))?;
+        // Without whoever compiles the objects there is an answer, too.
+        let sites = asked.servers(served_by).unwrap_or_default();
+        let server = sites
+            .iter()
+            .find(|site| matches!(site.find::<Vec<serde_json::Value>>(paths::REPORTS), Ok(Some(_))));
+        let mut tries = 0;
+        let (answer, records, differences) = loop {
+            let answer: AskedInForce = self.ask(&agent, to)?;
+            let records = match answer.listener {
+                Some(_) => self.expected(&agent, &answer, to)?,
+                None => None,
+            };
+            let mut differences = match (&records, answer.verdict) {
+                (Some(records), VerdictInForce::Routed | VerdictInForce::Refused) => {
+                    compare::kernel_and_records(&answer, records)
+                }
+                _ => Vec::new(),
+            };
+            if let (Some(records), Some(server)) = (&records, server) {
+                differences.extend(compare::records_and_operator(records, server)?);
+            }
+            tries += 1;
+            if differences.is_empty() || tries == TRIES {
+                break (answer, records, differences);
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50 << tries));
+        };
+        let origins = server.zip(answer.listener.as_deref());
+        let origins = origins.and_then(|(server, listener)| because::origins(server, listener));
+        let served = server.map(|server| Served(server.clone()));
+        let served = served.as_ref().map(|served| served as &dyn InForceSource);
+        let left_out = left_out(origins.as_ref(), records.as_ref(), served);
+        let decided = match records.as_ref().and_then(|records| records.route.as_deref()) {
+            Some(route) if request.is_asked() => {
+                let bytes = agent.bytes(&format!("{}/{}", paths::PROXIED, encoded(route)))?;
+                bytes.map(|bytes| self.decide(&bytes)).transpose()?
+            }
+            _ => None,
+        };
+        self.checked(records.as_ref())?;
+        let node = agent.find(paths::NODE)?;
+        let absent = pod.and_then(|pod| pod.absent.as_deref());
+        let meaning = text::meaning(&answer, from, records.as_ref(), absent);
+        let from = format!("{}/{}", from.namespace, from.name);
+        let (asked, request) = (answer, decided);
+        Ok(Explained { from, asked, node, records, differences, origins, left_out, request, meaning })
+    }
+
+    fn ask(&self, agent: &AdminSite, to: SocketAddr) -> anyhow::Result<AskedInForce> {
+        let Caller { namespace, name } = &self.from;
+        let parts =
+            [namespace.as_str(), name, self.protocol.as_str(), &to.to_string()].map(encoded).join("/");
+        agent.get(&format!("{}/{parts}", paths::ASK))
+    }
+
+    fn expected(
+        &self,
+        source: &dyn InForceSource,
+        asked: &AskedInForce,
+        to: SocketAddr,
+    ) -> anyhow::Result<Option<Expected>> {
+        match &asked.listener {
+            Some(listener) => expected(source, listener, asked.class.as_deref(), &self.from.namespace, to),
+            None => Ok(None),
         }
     }
-    differing
-}
 
-/// How many of the connections that were asked about go to an endpoint of a cluster.
-fn count(asked: &AskedInForce, cluster: &str, address: &str) -> u32 {
-    let of = |share: &&slotmesh_admin::ShareInForce| {
-        share.cluster.as_deref() == Some(cluster) && share.address == address
-    };
-    asked.routed.iter().filter(of).map(|share| share.count).sum()
-}
+    fn decide(&self, config: &[u8]) -> anyhow::Result<DecidedRequest> {
+        request::decide(config, &self.request, &self.to.authority())
+    }
 
-fn text(explained: &Explained, wide: bool) -> String {
-    let Explained { from, asked, records, differences, origins, meaning } = explained;
-    let mut text = String::new();
-    let mut line = |name: &str, value: &str| _ = writeln!(text, "{name:<9} {value}");
-    let class = asked.class.as_ref().map_or(String::new(), |class| format!(" (class {class})"));
-    line("From", &format!("{from}{class}"));
-    line("To", &format!("{}/{}", asked.to, asked.protocol));
-    if let Some(records) = records {
-        line("Listener", &format!("{}, chain {}", records.listener, or_dash(records.chain.as_ref())));
-        if let Some(route) = &records.route {
-            line("Route", &format!("{route}, virtual host {}", or_dash(records.virtual_host.as_ref())));
-        }
-        if let Some(proxy) = &records.proxy {
-            let below = "what stands below is for callers without one";
-            line(
-                "Proxy",
-                &format!("the caller's takes the connection at {proxy} and decides by request; {below}"),
+    /// A request is asked about only where requests are looked at.
+    fn checked(&self, records: Option<&Expected>) -> anyhow::Result<()> {
+        if self.request.is_asked() && records.is_some_and(|records| records.proxy.is_none()) {
+            bail!(
+                "nobody looks at requests to {}: all rules in force there decide about connections; leave out --path, \
+                 --header and --method",
+                self.to.authority()
             );
         }
+        Ok(())
     }
-    let paint = match asked.verdict {
-        VerdictInForce::Routed if asked.refused == 0 => Paint::Green,
-        VerdictInForce::Refused => Paint::Red,
-        _ => Paint::Yellow,
-    };
-    line("Verdict", &paint.on(meaning));
-    if let Some(records) = records {
-        text.push('\n');
-        text += &shares(asked, records, wide).to_string();
+
+    fn unknown(&self, place: &str) -> String {
+        format!(
+            "--to {}: no address {place} leads there ({}); `slotmesh get listeners` lists all. Name an address if connections to \
+             it are somebody else's",
+            self.to,
+            self.protocol.as_str()
+        )
     }
-    match origins {
-        Some(origins) => text += &because::text(origins, records.as_ref()),
-        None if asked.listener.is_some() => {
-            let why =
-                "Nobody who compiles the objects answers; --served-by names an operator's admin interface.";
-            _ = writeln!(text, "\n{}", Paint::Faint.on(why));
+
+    /// The address that is meant; of a host, that of a Service's port; `None` where no resource leads there.
+    fn address(&self, source: &dyn InForceSource) -> anyhow::Result<Option<SocketAddr>> {
+        let Self { from, to, protocol, .. } = self;
+        let (host, port) = match to {
+            AskedHost::Address(address) => return Ok(Some(*address)),
+            AskedHost::Host(host, port) => (host, *port),
+        };
+        let wanted = if host.contains('.') { host.clone() } else { format!("{}/{host}", from.namespace) };
+        let mut found: Vec<(bool, bool, SocketAddr)> = Vec::new();
+        for listener in source.all("listener")? {
+            let listener: ListenerInForce = serde_json::from_value(listener)?;
+            if !listener.names().iter().any(|name| is_meant(name, &wanted)) {
+                continue;
+            }
+            // A Service may lead to others, too: one that leads to nothing else is meant first.
+            let alone = listener.chains.iter().any(|chain| {
+                [&chain.to.route, &chain.to.cluster].into_iter().flatten().any(|name| is_meant(name, &wanted))
+            });
+            let addresses = listener.addresses.iter().filter_map(|at| {
+                let (address, udp) = at.strip_suffix("/UDP").map_or((at.as_str(), false), |at| (at, true));
+                let is_it = udp == (*protocol == Protocol::Udp);
+                address
+                    .parse::<SocketAddr>()
+                    .ok()
+                    .filter(|at| is_it && at.port() == port && !at.ip().is_unspecified())
+            });
+            found.extend(addresses.map(|at| (!alone, at.is_ipv6(), at)));
         }
-        None => {}
+        found.sort();
+        Ok(found.first().map(|(.., address)| *address))
     }
-    for difference in differences {
-        _ = writeln!(text, "{}", Paint::Red.on(&format!("error: {difference}")));
-    }
-    text
 }
 
-/// A row for each endpoint, and for each cluster without one.
-fn shares(asked: &AskedInForce, records: &Expected, wide: bool) -> Columns {
-    let mut header = vec!["CLUSTER", "WEIGHT", "ENDPOINT", "WEIGHT", "RECORDS", "KERNEL", "STATE"];
-    if wide {
-        header.extend(["LOCALITY", "BALANCE"]);
-    }
-    let percent = |share: f64| format!("{:.1}%", share * 100.0);
-    let mut table = Columns::new(header).paint("STATE", |state| (state != "in").then_some(Paint::Yellow));
-    for cluster in &records.clusters {
-        let (name, weight, balance) = (&cluster.name, cluster.weight.to_string(), &cluster.balance);
-        if cluster.endpoints.is_empty() {
-            let state = if cluster.in_force { "no endpoint of this family" } else { "not in force" };
-            let refused = percent(cluster.share);
-            let mut row =
-                [name.clone(), weight.clone(), "-".into(), "-".into(), refused, "-".into(), state.into()]
-                    .to_vec();
-            if wide {
-                row.extend(["-".to_owned(), balance.clone()]);
-            }
-            table.row(row);
-        }
-        for endpoint in &cluster.endpoints {
-            let counted = count(asked, name, &endpoint.address);
-            let counted = (asked.asked > 0).then(|| percent(f64::from(counted) / f64::from(asked.asked)));
-            let state = endpoint.left_out_seconds.map_or_else(
-                || "in".to_owned(),
-                |seconds| format!("left out for {seconds} s: connects to it failed"),
-            );
-            let mut row = vec![
-                name.clone(),
-                weight.clone(),
-                endpoint.address.clone(),
-                endpoint.weight.to_string(),
-                percent(endpoint.share),
-                or_dash(counted),
-                state,
-            ];
-            if wide {
-                row.extend([or_dash(endpoint.locality.as_ref()), balance.clone()]);
-            }
-            table.row(row);
-        }
-    }
-    table
-}
+/// Resources as whoever serves them has them.
+struct Served(AdminSite);
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+impl InForceSource for Served {
+    fn shown(&self, ty: &str, name: &str) -> anyhow::Result<Option<serde_json::Value>> {
+        self.0.find(&format!("{}/{ty}/{}", paths::SERVED, encoded(name)))
+    }
 
-    #[test]
-    fn destinations_are_addresses_or_hosts() {
-        for address in ["10.96.0.10:80", "[fd00::10]:80"] {
-            assert!(matches!(address.parse(), Ok(Destination::Address(_))), "{address}");
-        }
-        assert!(
-            matches!("reviews.shop:80".parse(), Ok(Destination::Host(host, 80)) if host == "reviews.shop")
-        );
-        for bad in
-            ["reviews", "reviews:", "reviews:http", ":80", "http://reviews:80", "fd00::10:80", "a:70000"]
-        {
-            assert!(bad.parse::<Destination>().is_err(), "{bad}");
-        }
-        assert!("shop/client".parse::<Caller>().is_ok());
-        for bad in ["client", "/client", "shop/", "a/b/c"] {
-            assert!(bad.parse::<Caller>().is_err(), "{bad}");
-        }
+    fn all(&self, ty: &str) -> anyhow::Result<Vec<serde_json::Value>> {
+        self.0.get(&format!("{}/{ty}", paths::SERVED))
     }
 }

@@ -12,6 +12,7 @@ use slotmesh_admin::{
 
 use crate::{
     ask::AskedAgent,
+    envoy_json::ToEnvoy,
     flags::address,
     in_force::{InForce, is_meant},
     render::{Columns, OutputForm, or_dash, print},
@@ -22,11 +23,12 @@ const DIFFERS: u8 = 1;
 /// And where that can't be told.
 const UNKNOWN: u8 = 2;
 
-/// What `slotmesh get --help` ends with.
+/// The end of `slotmesh get --help`.
 const EXAMPLES: &str = "Examples:
   slotmesh get listeners
   slotmesh get endpoints shop/reviews
   slotmesh get clusters 'outbound|80|v1|reviews.shop.svc.cluster.local' -o json
+  slotmesh get routes -o envoy
   slotmesh get routes --diff
 
 Exit status: 0; 1 on failure. With --diff: 0 nothing differs, 1 something does, 2 it can't be told";
@@ -47,7 +49,7 @@ pub struct Get {
 
     /// Form of the answer
     #[arg(long, short, env = "SLOTMESH_OUTPUT", default_value = "table")]
-    output: OutputForm,
+    output: GetForm,
 
     /// List only in what the node differs from what is served: what it lacks, has in another version, or has still
     #[arg(long)]
@@ -57,6 +59,34 @@ pub struct Get {
     /// answers, else 127.0.0.1:15021; with --node an operator of the cluster]
     #[arg(long, env = "SLOTMESH_OPERATOR_ADMIN", value_name = "ADDRESS", value_parser = address)]
     served_by: Option<SocketAddr>,
+}
+
+/// Form of what is listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum GetForm {
+    /// Columns for people
+    Table,
+    /// More columns
+    Wide,
+    /// JSON, with all that there is
+    Json,
+    /// YAML, with all that there is
+    Yaml,
+    /// Envoy's JSON
+    Envoy,
+}
+
+impl GetForm {
+    /// The form that other commands have, too; `None` for Envoy's.
+    const fn common(self) -> Option<OutputForm> {
+        match self {
+            Self::Table => Some(OutputForm::Table),
+            Self::Wide => Some(OutputForm::Wide),
+            Self::Json => Some(OutputForm::Json),
+            Self::Yaml => Some(OutputForm::Yaml),
+            Self::Envoy => None,
+        }
+    }
 }
 
 /// Type of what is listed.
@@ -100,6 +130,7 @@ impl Get {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let Self { kind, name, asked, output, diff, served_by } = self;
         if diff {
+            let Some(output) = output.common() else { bail!("what differs isn't Envoy's: -o json") };
             return match differences(kind, name.as_deref(), &asked, served_by) {
                 Ok(differing) => {
                     print(&output.of(&differing, |_| table_of_differences(&differing))?)?;
@@ -117,24 +148,28 @@ impl Get {
             None => agent.get(paths::WORKLOADS)?,
         };
         let name = name.as_deref();
-        let text = match kind {
-            GetKind::Listeners => list::<ListenerInForce>(found, name, output),
-            GetKind::Routes => list::<RouteInForce>(found, name, output),
-            GetKind::Clusters => list::<ClusterInForce>(found, name, output),
-            GetKind::Endpoints => list::<AssignmentInForce>(found, name, output),
-            GetKind::Workloads => list::<WorkloadInForce>(found, name, output),
+        let text = match (kind, output.common()) {
+            (GetKind::Listeners, Some(output)) => list::<ListenerInForce>(found, name, output),
+            (GetKind::Routes, Some(output)) => list::<RouteInForce>(found, name, output),
+            (GetKind::Clusters, Some(output)) => list::<ClusterInForce>(found, name, output),
+            (GetKind::Endpoints, Some(output)) => list::<AssignmentInForce>(found, name, output),
+            (GetKind::Workloads, Some(output)) => list::<WorkloadInForce>(found, name, output),
+            (GetKind::Listeners, None) => envoy::<ListenerInForce>(found, name),
+            (GetKind::Routes, None) => envoy::<RouteInForce>(found, name),
+            (GetKind::Clusters, None) => envoy::<ClusterInForce>(found, name),
+            (GetKind::Endpoints, None) => envoy::<AssignmentInForce>(found, name),
+            (GetKind::Workloads, None) => bail!("Envoy has no workloads; -o json"),
         }?;
         print(&text)?;
         Ok(ExitCode::SUCCESS)
     }
 }
 
-/// Those of a name in this form; JSON and YAML have all that the agent tells of them.
-fn list<T: InForce + DeserializeOwned>(
+/// Those of a name, and all that the agent tells of each.
+fn kept<T: InForce + DeserializeOwned>(
     found: Vec<Value>,
     wanted: Option<&str>,
-    output: OutputForm,
-) -> anyhow::Result<String> {
+) -> anyhow::Result<Vec<(Value, T)>> {
     let all = found.len();
     let mut kept = Vec::new();
     for value in found {
@@ -147,12 +182,32 @@ fn list<T: InForce + DeserializeOwned>(
     if let (Some(wanted), true) = (wanted, kept.is_empty()) {
         bail!("of {all} in force, none is of {wanted:?}; without a name all are listed");
     }
+    Ok(kept)
+}
+
+/// Those of a name in this form; JSON and YAML have all that the agent tells of them.
+fn list<T: InForce + DeserializeOwned>(
+    found: Vec<Value>,
+    wanted: Option<&str>,
+    output: OutputForm,
+) -> anyhow::Result<String> {
+    let kept = kept::<T>(found, wanted)?;
     let values: Vec<&Value> = kept.iter().map(|(value, _)| value).collect();
     output.of(&values, |wide| {
         let mut table = T::columns(wide);
         kept.iter().for_each(|(_, one)| one.rows(&mut table, wide));
         table
     })
+}
+
+/// Those of a name as Envoy's JSON.
+fn envoy<T: InForce + ToEnvoy + DeserializeOwned>(
+    found: Vec<Value>,
+    wanted: Option<&str>,
+) -> anyhow::Result<String> {
+    let kept = kept::<T>(found, wanted)?;
+    let all: Vec<Value> = kept.iter().map(|(whole, one)| one.to_envoy(whole)).collect();
+    Ok(serde_json::to_string_pretty(&all)? + "\n")
 }
 
 /// A resource of which a node has not the version that is served.

@@ -31,7 +31,7 @@ const FOUND: u8 = 1;
 /// Exit status where the command line is wrong, as clap has it.
 const USAGE: u8 = 2;
 
-/// What `slotmesh lint --help` ends with.
+/// The end of `slotmesh lint --help`.
 const EXAMPLES: &str = "Examples:
   slotmesh lint ./shop
   kustomize build overlays/prod | slotmesh lint --for-cluster -

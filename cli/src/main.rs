@@ -4,6 +4,9 @@ mod admin;
 mod agent;
 mod ask;
 mod broker;
+mod bugreport;
+mod callers;
+mod changes;
 mod check;
 mod cluster;
 mod compile;
@@ -11,6 +14,7 @@ mod completion;
 mod domain;
 mod drain;
 mod embedded;
+mod envoy_json;
 mod explain;
 mod flags;
 mod get;
@@ -25,13 +29,16 @@ mod origins;
 mod own_proxy;
 mod port_forward;
 mod process;
+mod progress;
 mod proxies;
 mod proxy;
 mod render;
 mod reports;
+mod scraped;
 mod served;
 mod slots;
 mod text_format;
+mod top;
 mod traffic_flags;
 mod up;
 mod version;
@@ -76,8 +83,16 @@ enum Command {
     Get(get::Get),
     /// Say where the connections of a workload to an address go, and why, by the program in the kernel
     Explain(explain::Explain),
+    /// List which workloads connect to a Service, and what becomes of their connections
+    Callers(callers::CallersCommand),
+    /// Say which objects were changed lately, what was compiled because of that, and when it came into force
+    Changes(changes::Changes),
     /// Print the slot table of a running agent
     Slots(slots::Slots),
+    /// Show slot tables, flush latency, the busiest clusters and failures, live
+    Top(top::Top),
+    /// Write all that somebody needs who looks for a fault into one archive, without secrets
+    Bugreport(bugreport::Bugreport),
     /// Print the version of this program, and of the agent and the operator that it reaches
     Version(version::VersionCommand),
     /// Print a script by which a shell completes commands, flags and their values
@@ -115,7 +130,11 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Status(status) => return status.run(),
         Command::Get(get) => return get.run(),
         Command::Explain(explain) => return explain.run(),
+        Command::Callers(callers) => callers.run(),
+        Command::Changes(changes) => changes.run(),
         Command::Slots(slots) => slots.run(),
+        Command::Top(top) => top.run(),
+        Command::Bugreport(bugreport) => bugreport.run(),
         Command::Version(version) => version.run(),
         Command::Completion(completion) => completion.run(),
         Command::Man(manual) => manual.run(),

@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin::{self, Site},
+    changes,
     cluster::reach,
     compile::CompileFlags,
     domain::DomainFlag,
@@ -265,7 +266,8 @@ impl Running {
         };
         let local = reports::router(operator.status())
             .merge(served::router(store.clone()))
-            .merge(origins::router(operator.inquiry()))
+            .merge(origins::router(operator.inquiry(), operator.history()))
+            .merge(changes::router(operator.history()))
             .merge(version::router());
         let site = Site::new(routes(state), local, &PAGES);
         // Outlives the streams, which are served for a while after the signal.
@@ -300,13 +302,14 @@ impl Running {
 }
 
 /// The pages of the admin interface, and what each shows.
-const PAGES: [(&str, &str); 7] = [
+const PAGES: [(&str, &str); 8] = [
     ("/metrics", "OpenMetrics"),
     ("/readyz", "200 once all that the cluster had at start is compiled, and there is a certificate"),
     ("/livez", "200 while the compile thread gets on"),
     reports::PAGE,
     served::PAGE,
     origins::PAGE,
+    changes::PAGE,
     version::PAGE,
 ];
 

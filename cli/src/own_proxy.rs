@@ -91,6 +91,11 @@ impl OwnProxy {
         self.server.publisher()
     }
 
+    /// The pages about what it is fed.
+    pub fn router(&self) -> Router {
+        self.server.router()
+    }
+
     /// Serves the workloads in this process' network namespace until `stop`, as parts of the process. `source`: how they are
     /// called in metrics, where that is known.
     pub fn serve(

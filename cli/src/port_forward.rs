@@ -115,17 +115,42 @@ fn forwarded(line: &str) -> Option<SocketAddr> {
     line.strip_prefix("Forwarding from ")?.split(' ').next()?.parse().ok()
 }
 
+/// The nodes on which agents run, in the order of their names.
+///
+/// # Errors
+/// Where pods can't be listed.
+pub fn agents_nodes(namespace: &str) -> anyhow::Result<Vec<String>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let pods: Api<Pod> = Api::namespaced(reach().await?, namespace);
+        let params = ListParams::default().labels(&labels("agent"));
+        let found =
+            pods.list(&params).await.with_context(|| format!("pods of {namespace} can't be listed"))?;
+        let running = found.items.into_iter().filter(runs).filter_map(|pod| pod.spec?.node_name);
+        let mut nodes: Vec<String> = running.collect();
+        nodes.sort_unstable();
+        nodes.dedup();
+        Ok(nodes)
+    })
+}
+
+fn labels(component: &str) -> String {
+    format!("app.kubernetes.io/name=slotmesh,app.kubernetes.io/component={component}")
+}
+
+fn runs(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    phase == Some("Running") && pod.metadata.deletion_timestamp.is_none()
+}
+
 async fn find(asked: AskedPod<'_>, namespace: &str) -> anyhow::Result<String> {
     let pods: Api<Pod> = Api::namespaced(reach().await?, namespace);
-    let component = asked.component();
-    let labels = format!("app.kubernetes.io/name=slotmesh,app.kubernetes.io/component={component}");
-    let mut params = ListParams::default().labels(&labels);
+    let mut params = ListParams::default().labels(&labels(asked.component()));
     if let AskedPod::Agent(node) = asked {
         params = params.fields(&format!("spec.nodeName={node}"));
     }
     let found = pods.list(&params).await.with_context(|| format!("pods of {namespace} can't be listed"))?;
-    let runs = |pod: &&Pod| pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running");
-    let pod = found.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()).find(runs);
+    let pod = found.iter().find(|pod| runs(pod));
     pod.map(|pod| pod.name_any()).with_context(|| match asked {
         AskedPod::Agent(node) => format!(
             "no agent runs on node {node} in namespace {namespace}; `kubectl get nodes` lists nodes, and --namespace says where \

@@ -8,7 +8,15 @@ use std::{
 };
 
 use anyhow::Context as _;
+use axum::{
+    Router,
+    extract::{Path as Place, State},
+    http::StatusCode,
+    response::{IntoResponse as _, Response},
+    routing::get,
+};
 use clap::Args;
+use slotmesh_admin::paths;
 use slotmesh_agent::{AcknowledgedPods, PublishToProxies};
 use slotmesh_serve::{AdsServerConfig, Store, StreamEvent, StreamId, UnixSocket};
 use slotmesh_xds::{ResourceName, ResourceType, Version};
@@ -24,6 +32,10 @@ use crate::process::Parts;
 const MOST_PROXIES: usize = 4;
 /// How long what a proxy had acknowledged counts when it has gone: its successor may be on its way, and connections wait.
 const AWAY: Duration = Duration::from_secs(10);
+
+/// The page of what proxies look at, and its content.
+pub const PROXIED_PAGE: (&str, &str) =
+    (paths::PROXIED, "/proxied/NAME: the route configuration that proxies of this node have, protobuf");
 
 /// The heading of flags about the proxy.
 pub const PROXY: &str = "Proxy";
@@ -74,6 +86,17 @@ impl ProxyServer {
     pub fn publisher(&self) -> PublishToProxies {
         let store = self.store.clone();
         Box::new(move |changes| store.apply(changes))
+    }
+
+    /// The route `/proxied/NAME`.
+    pub fn router(&self) -> Router {
+        async fn show(State(store): State<Store>, Place(name): Place<String>) -> Response {
+            match store.get(ResourceType::Route, &name.as_str().into()) {
+                Some(route) => route.content.into_response(),
+                None => (StatusCode::NOT_FOUND, format!("no proxy has a route {name:?}\n")).into_response(),
+            }
+        }
+        Router::new().route("/proxied/{name}", get(show)).with_state(self.store.clone())
     }
 
     /// Serves until `stop`, as parts of the process, and tells which pods are acknowledged.

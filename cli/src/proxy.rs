@@ -172,9 +172,9 @@ fn site(engine: &ProxyEngine, resources: &[ProxyResource], stop: &CancellationTo
         let ended = stop.is_cancelled();
         async move {
             if ended {
-                (axum::http::StatusCode::SERVICE_UNAVAILABLE, "ending\n")
+                (http::StatusCode::SERVICE_UNAVAILABLE, "ending\n")
             } else {
-                (axum::http::StatusCode::OK, "ready\n")
+                (http::StatusCode::OK, "ready\n")
             }
         }
     };

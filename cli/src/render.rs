@@ -39,6 +39,23 @@ impl OutputForm {
     }
 }
 
+impl OutputForm {
+    /// An answer in this form, where people are told more than a table: `text` is told whether it is to be wide.
+    ///
+    /// # Errors
+    /// Where the value can't be written so.
+    pub fn of_text<T: Serialize>(
+        self,
+        value: &T,
+        text: impl FnOnce(bool) -> String,
+    ) -> anyhow::Result<String> {
+        match self {
+            Self::Table | Self::Wide => Ok(text(self == Self::Wide)),
+            form => form.of(value, |_| Columns::new([])),
+        }
+    }
+}
+
 /// Colour of a word on a terminal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Paint {

@@ -1,4 +1,4 @@
-//! `/served` of the admin interface: the names and versions of what is served, to be compared with what a node has.
+//! `/served` of the admin interface: what is served, to be compared with what a node has.
 
 use axum::{
     Router,
@@ -8,31 +8,57 @@ use axum::{
     routing::get,
 };
 use slotmesh_admin::{ServedView, paths};
-use slotmesh_agent::admin::json;
+use slotmesh_agent::{admin::json, in_force_as_compiled};
 use slotmesh_serve::{NodeName, Store};
 use slotmesh_xds::ResourceType;
 
 /// The page, and its content.
 pub const PAGE: (&str, &str) = (
     paths::SERVED,
-    "/served/TYPE lists names and versions of what is served to agents, with ?node=NAME to that of a node, JSON",
+    "/served/TYPE lists names and versions of what is served to agents, with ?node=NAME to that of a node; \
+     /served/TYPE/NAME shows a resource as a node would have it, with the endpoints of all nodes' callers, JSON",
 );
 
-/// The route `/served/TYPE`.
+/// The routes `/served/TYPE` and `/served/TYPE/NAME`.
 pub fn router(store: Store) -> Router {
-    async fn show(State(store): State<Store>, Path(ty): Path<String>, RawQuery(asked): RawQuery) -> Response {
-        let Some(ty) = ResourceType::RECORDS.into_iter().find(|known| known.as_str() == ty) else {
-            return (StatusCode::NOT_FOUND, format!("no type {ty:?}\n")).into_response();
-        };
-        // A node's name has no character that would be escaped.
-        let node = asked.as_deref().and_then(|asked| asked.strip_prefix("node=")).map(NodeName::from);
-        let mut served: Vec<ServedView> = store
-            .served(ty, node.as_ref())
-            .into_iter()
-            .map(|(name, version)| ServedView { name: name.to_string(), version: version.to_string() })
-            .collect();
-        served.sort_by(|a, b| a.name.cmp(&b.name));
-        json(&served)
+    Router::new()
+        .route("/served/{type}", get(list))
+        .route("/served/{type}/{name}", get(show))
+        .with_state(store)
+}
+
+fn known(ty: &str) -> Result<ResourceType, Response> {
+    let known = ResourceType::RECORDS.into_iter().find(|known| known.as_str() == ty);
+    known.ok_or_else(|| (StatusCode::NOT_FOUND, format!("no type {ty:?}\n")).into_response())
+}
+
+async fn list(State(store): State<Store>, Path(ty): Path<String>, RawQuery(asked): RawQuery) -> Response {
+    let ty = match known(&ty) {
+        Ok(ty) => ty,
+        Err(unknown) => return unknown,
+    };
+    // A node's name has no character that would be escaped.
+    let node = asked.as_deref().and_then(|asked| asked.strip_prefix("node=")).map(NodeName::from);
+    let mut served: Vec<ServedView> = store
+        .served(ty, node.as_ref())
+        .into_iter()
+        .map(|(name, version)| ServedView { name: name.to_string(), version: version.to_string() })
+        .collect();
+    served.sort_by(|a, b| a.name.cmp(&b.name));
+    json(&served)
+}
+
+async fn show(State(store): State<Store>, Path((ty, name)): Path<(String, String)>) -> Response {
+    let ty = match known(&ty) {
+        Ok(ty) => ty,
+        Err(unknown) => return unknown,
+    };
+    let Some(resource) = store.get(ty, &name.as_str().into()) else {
+        return (StatusCode::NOT_FOUND, format!("no {ty} {name:?} is served\n")).into_response();
+    };
+    match in_force_as_compiled(&resource, None) {
+        Ok(shown) => json(&shown),
+        // An agent refuses it likewise.
+        Err(invalid) => (StatusCode::UNPROCESSABLE_ENTITY, format!("{invalid}\n")).into_response(),
     }
-    Router::new().route("/served/{type}", get(show)).with_state(store)
 }

@@ -3,10 +3,12 @@
 use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, str::FromStr, sync::Arc};
 
 use anyhow::{Context as _, anyhow, bail};
+use axum::Router;
 use clap::Args;
 use slotmesh_ads::Sink as _;
 use slotmesh_agent::{
-    Agent, FixedCallers, FixedWorkloads, Options, ProxyFeed, Workload, admin::Admin, metrics::Metrics,
+    Agent, FixedCallers, FixedWorkloads, Options, ProxyFeed, Recorder, Remembered, Workload, admin::Admin,
+    metrics::Metrics,
 };
 use slotmesh_operator::{CompileOptions, Operator, OperatorOptions, watch::LocalNode};
 use slotmesh_serve::Store;
@@ -16,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin::{self, Site},
+    changes,
     compile::CompileFlags,
     domain::DomainFlag,
     embedded,
@@ -24,6 +27,7 @@ use crate::{
     origins,
     own_proxy::{self, OwnProxy},
     process::{GRACE, LIMIT, Parts, raise_descriptor_limit, stop_on_signals},
+    proxies::PROXIED_PAGE,
     reports, served,
     traffic_flags::TrafficFlags,
 };
@@ -31,7 +35,7 @@ use crate::{
 /// The heading of flags that say what this node is to SlotProfiles.
 const NODE: &str = "Node";
 
-/// What `slotmesh up --help` ends with.
+/// The end of `slotmesh up --help`.
 const EXAMPLES: &str = "Examples:
   # Connections of every process in this cgroup are routed by the manifests in ./shop
   mkdir /sys/fs/cgroup/shop-client
@@ -326,6 +330,7 @@ async fn run(
     own_proxy::forget(&agent.handle()).context("what is left of an earlier proxy can't be removed")?;
     let proxy = if compile.proxy { Some(OwnProxy::start()?) } else { None };
     let feed = ProxyFeed::new(sink, agent.handle(), proxy.as_ref().map(OwnProxy::publisher));
+    let proxied = proxy.as_ref().map_or_else(Router::new, OwnProxy::router);
     let proxy = proxy.map(|proxy| {
         let source = match &running.workloads[..] {
             [only] => Some((only.namespace.clone(), only.name.clone())),
@@ -333,18 +338,23 @@ async fn run(
         };
         proxy.serve(&mut parts, &stop, (agent.handle(), feed.pods()), source)
     });
-    embedded::stream(&mut parts, store.clone(), feed, &node.name, &stop);
+    let remembered = Remembered::default();
+    embedded::stream(&mut parts, store.clone(), Recorder::new(feed, remembered.clone()), &node.name, &stop);
     let pages = Admin::new(agent.handle(), *clusters);
     let local = pages
         .local_routes()
         .merge(reports::router(operator.status()))
         .merge(served::router(store.clone()))
-        .merge(origins::router(operator.inquiry()));
-    let mut index = [&Admin::PAGES[..], &[reports::PAGE, served::PAGE, origins::PAGE]].concat();
+        .merge(origins::router(operator.inquiry(), operator.history()))
+        .merge(changes::router(operator.history()))
+        .merge(changes::updates_router(remembered))
+        .merge(proxied);
+    let of_operator = [reports::PAGE, served::PAGE, origins::PAGE, changes::PAGE, changes::UPDATES_PAGE];
+    let mut index = [&Admin::PAGES[..], &of_operator].concat();
     let mut open = pages.open_routes();
     if let Some(proxy) = &proxy {
         open = open.merge(proxy.router());
-        index.push(own_proxy::PAGE);
+        index.extend([own_proxy::PAGE, PROXIED_PAGE]);
     }
     let site = Site::new(open, local, &index);
     parts.add_last("the admin server", admin::serve(socket, site, stop.clone()));

@@ -24,7 +24,14 @@ pub fn router() -> Router {
 /// The version of this build, without what only agents have.
 fn this_build(component: &str) -> VersionView {
     let version = env!("CARGO_PKG_VERSION").to_owned();
-    VersionView { component: component.to_owned(), version, layout: None, kernel: None }
+    let (layout, kernel, hooks, features) = (None, None, Vec::new(), Vec::new());
+    VersionView { component: component.to_owned(), version, layout, kernel, hooks, features }
+}
+
+/// The release of the kernel on which this runs.
+pub fn kernel() -> String {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    release.trim().to_owned()
 }
 
 /// The flags of `slotmesh version`.
@@ -69,17 +76,29 @@ impl VersionCommand {
             Some(Found { address: Some(site.address()), version })
         };
         found.extend(sites.into_iter().filter_map(answer));
-        let table = |_| {
-            let mut table = Columns::new(["COMPONENT", "VERSION", "LAYOUT", "KERNEL", "ADDRESS"]);
+        let table = |wide| {
+            let mut header = vec!["COMPONENT", "VERSION", "LAYOUT", "KERNEL", "ADDRESS"];
+            if wide {
+                header.extend(["HOOKS", "THE KERNEL LACKS"]);
+            }
+            let mut table = Columns::new(header);
             for Found { address, version } in &found {
-                let VersionView { component, version, layout, kernel } = version;
-                let cells = [
+                let VersionView { component, version, layout, kernel, hooks, features } = version;
+                let mut cells = vec![
                     component.clone(),
                     version.clone(),
                     or_dash(layout.as_ref()),
                     or_dash(kernel.as_ref()),
                     or_dash(*address),
                 ];
+                if wide {
+                    let lacks = features.iter().filter(|feature| !feature.available);
+                    let lacks: Vec<&str> = lacks.map(|feature| feature.name.as_str()).collect();
+                    let joined =
+                        |all: &[&str], by: &str| or_dash(Some(all.join(by)).filter(|all| !all.is_empty()));
+                    let hooks: Vec<&str> = hooks.iter().map(String::as_str).collect();
+                    cells.extend([joined(&hooks, ","), joined(&lacks, "; ")]);
+                }
                 table.row(cells);
             }
             table

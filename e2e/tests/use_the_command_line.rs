@@ -44,6 +44,8 @@ fn for_reports_and_versions() {
         let agent = version.lines().find(|line| line.starts_with("agent")).context(version.clone())?;
         let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
         ensure!(agent.contains(release.trim()), "{version}");
+        let wide = ask(&mut mesh, &["version", "-o", "wide"])?;
+        ensure!(wide.contains("connect4") && wide.contains("THE KERNEL LACKS"), "{wide}");
         mesh.stop()
     });
 }
@@ -135,10 +137,155 @@ fn for_where_a_connection_goes() {
             run(&mut mesh, &["explain", "--from", "default/client", "--to", "nobody:80"])?;
         ensure!(status == 1 && said.contains("nobody:80"), "{status}: {said}");
 
+        // Nobody looks at requests here.
+        let (status, _, said) =
+            run(&mut mesh, &["explain", "--from", "default/client", "--to", "reviews:80", "--path", "/api"])?;
+        ensure!(status == 1 && said.contains("nobody looks at requests"), "{status}: {said}");
+
         // A route to a version without pods.
         mesh.manifests.write("mesh.yaml", &reviews::objects_without(&[31]))?;
         mesh.manifests.write("route.yaml", &[route(&[("v3", 100)])])?;
         wait::until_true("the refusal", || Ok(explain(&mut mesh, "default/client", "reviews:80")?.0 == 3))?;
+        mesh.stop()
+    });
+}
+
+#[test]
+fn for_what_was_changed() {
+    isolated(|| {
+        let route = |weights: &[(&str, i64)]| virtual_service("reviews").http("reviews", weights).build();
+        let mut mesh = Mesh::new()?;
+        mesh.manifests.write("mesh.yaml", &reviews::objects())?;
+        mesh.manifests.write("route.yaml", &[route(&[("v1", 75), ("v2", 25)])])?;
+        mesh.start()?;
+        mesh.manifests.write("route.yaml", &[route(&[("v1", 25), ("v2", 75)])])?;
+        let mut last = String::new();
+        let told = wait::until_true("the change to be told", || {
+            last = ask(&mut mesh, &["changes", "--since", "1h"])?;
+            let of = |by: &str, change: &str, of: &str| {
+                last.lines().any(|line| {
+                    line.contains(&format!(" {by} "))
+                        && line.contains(&format!(" {change} "))
+                        && line.contains(of)
+                })
+            };
+            Ok(of("operator", "applied", "VirtualService default/reviews (")
+                && of("node", "has", "listener 10.96.0.10_80"))
+        });
+        told.with_context(|| last.clone())?;
+        let one = ask(&mut mesh, &["changes", "default/reviews", "-o", "json"])?;
+        let one: Vec<Value> = serde_json::from_str(&one)?;
+        let by = |by: &str| one.iter().filter(|told| told["by"] == by).count();
+        ensure!(by("operator") > 0 && by("node") > 0, "{one:?}");
+        let before = ask(&mut mesh, &["changes", "--until", "2020-01-01T00:00:00Z", "-o", "json"])?;
+        ensure!(before == "[]\n", "{before}");
+        mesh.stop()
+    });
+}
+
+#[test]
+fn for_how_full_the_table_is() {
+    isolated(|| {
+        let mut mesh = Mesh::with(&reviews::objects())?;
+        let table = ask(&mut mesh, &["slots"])?;
+        ensure!(table.contains("SLOT BYTES") && table.contains("not full: "), "{table}");
+        let all: Value = serde_json::from_str(&ask(&mut mesh, &["slots", "-o", "json"])?)?;
+        let busy = all["classes"].as_array().and_then(|all| all.iter().find(|class| class["used"] != 0));
+        let busy = busy.context("something is used")?;
+        let bytes = busy["bytes"].to_string();
+        let slabs: Vec<Value> =
+            serde_json::from_str(&ask(&mut mesh, &["slots", "--class", &bytes, "-o", "json"])?)?;
+        let used: u64 = slabs.iter().filter_map(|slab| slab["used"].as_u64()).sum();
+        ensure!(used == busy["used"], "{used}: {busy}");
+        let map = ask(&mut mesh, &["slots", "--class", &bytes])?;
+        ensure!(map.starts_with(&format!("Slots of {bytes} bytes: ")), "{map}");
+        let (status, _, said) = run(&mut mesh, &["slots", "--class", "65"])?;
+        ensure!(status == 1 && said.contains("/slots/65"), "{status}: {said}");
+        mesh.stop()
+    });
+}
+
+#[test]
+fn for_envoy_s_json() {
+    isolated(|| {
+        let mut mesh = Mesh::with(&reviews::objects())?;
+        for (kind, ty) in [
+            ("listeners", "config.listener.v3.Listener"),
+            ("clusters", "config.cluster.v3.Cluster"),
+            ("endpoints", "config.endpoint.v3.ClusterLoadAssignment"),
+        ] {
+            let found: Vec<Value> = serde_json::from_str(&ask(&mut mesh, &["get", kind, "-o", "envoy"])?)?;
+            let ty = format!("type.googleapis.com/envoy.{ty}");
+            ensure!(!found.is_empty() && found.iter().all(|one| one["@type"] == ty), "{kind}: {found:?}");
+        }
+        mesh.stop()
+    });
+}
+
+#[test]
+fn for_what_manifests_would_come_to() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let route = virtual_service("reviews").http("reviews", &[("v1", 75), ("v2", 25)]).build();
+    let mut objects = reviews::objects();
+    objects.push(route);
+    let text: String = objects.iter().map(|object| format!("---\n{object}\n")).collect();
+    std::fs::write(dir.path().join("mesh.yaml"), text).expect("a file");
+    let explain = |to: &str| {
+        let mut command = Command::new(names::binary("slotmesh", "slotmesh").expect("the binary"));
+        command.args(["explain", "--from", "default/client", "--to", to, "--manifests"]).arg(dir.path());
+        let output = command.output().expect("slotmesh");
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr),
+        )
+    };
+    let (status, said) = explain("reviews:80");
+    assert_eq!(status, Some(0), "{said}");
+    let row = said.lines().find(|line| line.contains("127.1.2.1:8080")).expect("the row of v2");
+    assert!(row.contains("12.5%") && row.ends_with("in"), "{said}");
+    assert!(said.contains("VirtualService default/reviews (") && said.contains("mesh.yaml:"), "{said}");
+    let (status, said) = explain("10.1.1.1:80");
+    assert_eq!(status, Some(4), "{said}");
+}
+
+#[test]
+fn for_all_that_is_needed_to_find_a_fault() {
+    const PLANTED: [&str; 2] = ["planted-in-a-header", "eyJwbGFudGVkIjoxfQ.eyJwbGFudGVkIjoyfQ.cGxhbnRlZDM"];
+    isolated(|| {
+        let mut mesh = Mesh::with(&reviews::objects())?;
+        // What is said of it holds it, too.
+        let policy = json!({
+            "apiVersion": "security.istio.io/v1",
+            "kind": "AuthorizationPolicy",
+            "metadata": { "name": "deny", "namespace": "default", "annotations": {"token": PLANTED[0]} },
+        });
+        let odd = json!({
+            "apiVersion": "networking.istio.io/v1",
+            "kind": "VirtualService",
+            "metadata": { "name": "odd", "namespace": "default" },
+            "spec": { "hosts": ["reviews"], "http": [{PLANTED[1]: 1, "route": [{"destination": {"host": "reviews"}}]}] },
+        });
+        mesh.manifests.write("policy.yaml", &[policy, odd])?;
+        mesh.agent()?.expect_report(&[PLANTED[1]])?;
+        let dir = tempfile::tempdir()?;
+        let file = dir.path().join("report.tar.gz");
+        let file_text = file.to_str().context("UTF-8")?.to_owned();
+        let listed = ask(&mut mesh, &["bugreport", "--file", &file_text])?;
+        ensure!(listed.contains("operator/reports.json: ") && listed.contains("secrets removed"), "{listed}");
+        let unpacked = Command::new("tar")
+            .args(["--extract", "--gzip", "--file", &file_text, "--to-stdout"])
+            .output()?;
+        ensure!(unpacked.status.success(), "{}", String::from_utf8_lossy(&unpacked.stderr));
+        let text = String::from_utf8_lossy(&unpacked.stdout);
+        ensure!(
+            text.contains("10.96.0.10_80") && text.contains("CONTENTS") | text.contains("client.txt"),
+            "{listed}"
+        );
+        for planted in PLANTED {
+            ensure!(!text.contains(planted), "{planted} is in the archive");
+        }
+        let (status, _, said) = run(&mut mesh, &["bugreport", "--file", &file_text])?;
+        ensure!(status == 1 && said.contains("can't be created"), "{status}: {said}");
         mesh.stop()
     });
 }

@@ -29,8 +29,11 @@ pub use access::Tokens;
 pub use client::connect;
 pub use error::Error;
 pub use metrics::Metrics;
-pub use pipeline::{Inquiry, Operator, OperatorOptions, Publish, Status};
+pub use pipeline::{
+    ChangeRecord, ChangedObject, ChangedResource, History, Inquiry, Operator, OperatorOptions, Publish,
+    Status,
+};
 pub use pulse::Pulse;
-pub use slotmesh_compile::{Cidr, CompileOptions, LeftAlone};
+pub use slotmesh_compile::{Cidr, CompileOptions, LeftAlone, why_absent};
 pub use status::Due;
 pub use visibility::Scoped;

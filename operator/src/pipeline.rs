@@ -10,6 +10,7 @@
 //! burst costs one compilation, and nothing between two of its updates is published.
 
 mod edits;
+mod history;
 mod inquiry;
 mod stage;
 mod summary;
@@ -34,10 +35,15 @@ use tracing::{debug, info};
 
 use self::{
     edits::{EditLog, log, log_end, without_line},
+    history::{HistoryStage, named},
     inquiry::Questions,
     stage::{Batch, Made, Stage, StatusStage},
 };
-pub use self::{inquiry::Inquiry, summary::Status};
+pub use self::{
+    history::{ChangeRecord, ChangedObject, ChangedResource, History},
+    inquiry::Inquiry,
+    summary::Status,
+};
 use crate::{
     Error,
     pulse::Pulse,
@@ -109,6 +115,7 @@ pub struct Operator {
     thread: Option<JoinHandle<()>>,
     pulse: Pulse,
     inquiry: Inquiry,
+    history: History,
 }
 
 /// Where the objects come from; dropping it ends that.
@@ -116,8 +123,8 @@ pub struct Operator {
 enum Source {
     Manifests(#[expect(dead_code, reason = "held to be dropped")] Manifests),
     Cluster(#[expect(dead_code, reason = "held to be dropped")] Cluster),
-    /// They were read once.
-    Texts,
+    /// They were read once; nothing more comes.
+    Texts(#[expect(dead_code, reason = "held to be dropped")] Sender<Update>),
 }
 
 impl Operator {
@@ -148,7 +155,7 @@ impl Operator {
         let source = |updates: Sender<Update>| {
             // The first of many that have room.
             updates.try_send(texts.update(node.as_ref())).map_err(|_| Error::Stopped)?;
-            Ok(Source::Texts)
+            Ok(Source::Texts(updates))
         };
         Self::start(callers(options), of_manifests(), publish, source)
     }
@@ -170,7 +177,7 @@ impl Operator {
 
     fn start(
         options: CompileOptions,
-        stages: Vec<Box<dyn Stage>>,
+        mut stages: Vec<Box<dyn Stage>>,
         publish: impl Publish,
         source: impl FnOnce(Sender<Update>) -> Result<Source, Error>,
     ) -> Result<Self, Error> {
@@ -178,6 +185,8 @@ impl Operator {
         let (sender, status) = watch::channel(Status::default());
         let questions = Questions::default();
         let inquiry = Inquiry::new(questions.clone(), &updates);
+        let history = History::default();
+        stages.push(Box::new(HistoryStage::new(history.clone())));
         let pipeline = Pipeline {
             lists: ListTracker::default(),
             stages,
@@ -192,7 +201,7 @@ impl Operator {
         let beat = pulse.clone();
         let run = move || pipeline.run(waiting, &beat);
         let thread = thread::Builder::new().name("compile".to_owned()).spawn(run).map_err(Error::Thread)?;
-        Ok(Self { status, source: Some(source), thread: Some(thread), pulse, inquiry })
+        Ok(Self { status, source: Some(source), thread: Some(thread), pulse, inquiry, history })
     }
 
     /// The status of the operator, now and whenever it changes.
@@ -203,6 +212,11 @@ impl Operator {
     /// A way to ask the compiler.
     pub fn inquiry(&self) -> Inquiry {
         self.inquiry.clone()
+    }
+
+    /// The changes of the last time.
+    pub fn history(&self) -> History {
+        self.history.clone()
     }
 
     /// The heartbeat of the compile thread.
@@ -291,12 +305,13 @@ impl<P: Publish> Pipeline<P> {
             // first time is published even if it is nothing: an empty cluster is an answer too.
             let synced = self.lists.synced();
             let first = synced && !self.status.borrow().synced;
-            let mut affected = None;
+            let (mut affected, mut changes) = (None, (Vec::new(), 0));
             if synced {
                 let output = self.compiler.flush();
                 appeared.extend(output.appeared);
                 disappeared.extend(output.disappeared);
                 debug!(events, changes = output.changes.len(), "compiled");
+                changes = named(&output.changes);
                 let rescoped = !output.audiences.is_empty();
                 self.publish.audiences(output.audiences);
                 if first || !output.changes.is_empty() || rescoped {
@@ -309,7 +324,8 @@ impl<P: Publish> Pipeline<P> {
             self.tell(&appeared, &disappeared);
             let (compiler, affected) = (&self.compiler, affected.as_ref());
             let (appeared, disappeared) = (&*appeared, &*disappeared);
-            let batch = Batch { compiler, affected, is_first: first, appeared, disappeared };
+            let (changes, more) = (&*changes.0, changes.1);
+            let batch = Batch { compiler, affected, changes, more, is_first: first, appeared, disappeared };
             self.stages.iter_mut().for_each(|stage| stage.published(&batch));
             self.questions.answer(&self.compiler);
         }

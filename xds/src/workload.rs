@@ -41,9 +41,14 @@ impl Workload {
         ResourceName::from(format!("{}/{}", self.node, self.uid))
     }
 
+    /// The workload that a resource is of; `None` where it is of none.
+    pub fn of(resource: &Resource) -> Option<Self> {
+        Self::decode(&*resource.content).ok()
+    }
+
     /// The class of the workload that a resource is of; `None` where it is of none.
     pub fn class_of(resource: &Resource) -> Option<String> {
-        let Self { class, namespace, .. } = Self::decode(&*resource.content).ok()?;
+        let Self { class, namespace, .. } = Self::of(resource)?;
         Some(if class.is_empty() { namespace } else { class })
     }
 

@@ -52,6 +52,7 @@ const COMMAND_LINE: &[&str] = &[
     "slotmesh-feed",
     "slotmesh-operator",
     "slotmesh-proxy",
+    "slotmesh-routing",
     "slotmesh-serve",
     "slotmesh-slots",
     "slotmesh-xds",

@@ -324,6 +324,11 @@ impl Engine {
         }
     }
 
+    /// The slabs that serve a class, by index, and their slots by state.
+    pub fn slabs_of(&self, class: SlotClass) -> Vec<(u32, ClassStats)> {
+        self.table.slabs_of(class).map(|(slab, stats)| (slab.get(), stats)).collect()
+    }
+
     /// The slot table as it is now.
     pub fn stats(&self) -> Stats {
         Stats {

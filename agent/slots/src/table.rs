@@ -257,6 +257,17 @@ impl SlotTable {
         SlotClass::all().map(|class| (class, self.stats[class.index()]))
     }
 
+    /// The slabs that serve a class, and their slots by state.
+    pub fn slabs_of(&self, class: SlotClass) -> impl Iterator<Item = (SlabIndex, ClassStats)> {
+        let slabs = self.slabs.iter().enumerate().filter_map(|(index, slab)| Some((index, slab.as_ref()?)));
+        slabs.filter(move |(_, slab)| slab.class == Some(class)).filter_map(move |(index, slab)| {
+            let (used, idle) = (slab.used_count, slab.idle_count);
+            let retired = class.slots_per_slab() - used - idle;
+            let stats = ClassStats { used: used.into(), idle: idle.into(), retired: retired.into() };
+            Some((SlabIndex::new(u32::try_from(index).ok()?)?, stats))
+        })
+    }
+
     /// Gives an empty slab to a class.
     fn assign(&mut self, class: SlotClass) -> Option<SlabIndex> {
         let index = self.empty.first()?;

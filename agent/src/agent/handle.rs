@@ -12,7 +12,7 @@ use std::{
 use slotmesh_ads::{AskAgain, Sink, Update};
 use slotmesh_kernel::netns_cookie;
 use slotmesh_records::{VipKey, name_hash};
-use slotmesh_slots::{Config, Contradiction, Stats};
+use slotmesh_slots::{ClassStats, Config, Contradiction, SlotClass, Stats};
 use slotmesh_xds::{Rejection, ResourceName, ResourceType, Version};
 use tokio::{
     sync::{oneshot, watch},
@@ -26,7 +26,7 @@ use crate::{
     metrics::Metrics,
     prepare::{Hashed, Prepared},
     room::Room,
-    running::{RunningNow, RunningReader},
+    running::{ConnectionCounts, RunningNow, RunningReader},
     traffic::TrafficReader,
     view::View,
 };
@@ -97,6 +97,11 @@ impl Handle {
         self.ask(Command::Stats).await
     }
 
+    /// The slabs that serve a class, by index, and their slots by state; `None` once the agent has stopped.
+    pub(crate) async fn slabs_of(&self, class: SlotClass) -> Option<Vec<(u32, ClassStats)>> {
+        self.ask(|reply| Command::SlabsOf(class, reply)).await
+    }
+
     /// What runs, of the `most` busiest clusters; nothing once the agent has stopped. Only the names of the
     /// clusters are asked of the owner of the maps.
     pub async fn running(&self, most: usize) -> RunningNow {
@@ -131,6 +136,12 @@ impl Handle {
         let Some(reader) = self.running.clone() else { return BTreeMap::new() };
         let cluster = name_hash(cluster);
         spawn_blocking(move || reader.left_out(cluster)).await.unwrap_or_default()
+    }
+
+    /// The connections of those of these clusters that have had any.
+    pub(crate) async fn connections(&self, clusters: Vec<String>) -> HashMap<String, ConnectionCounts> {
+        let Some(reader) = self.running.clone() else { return HashMap::new() };
+        spawn_blocking(move || reader.of_clusters(clusters)).await.unwrap_or_default()
     }
 
     /// Sends connections whose requests are looked at to the proxy at this port, in the network namespace of a socket; with

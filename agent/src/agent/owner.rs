@@ -14,7 +14,7 @@ use std::{
 
 use slotmesh_ads::Update;
 use slotmesh_records::VipKey;
-use slotmesh_slots::{Config, Contradiction, Stats};
+use slotmesh_slots::{ClassStats, Config, Contradiction, SlotClass, Stats};
 use slotmesh_xds::{Rejection, ResourceName, ResourceType, Version};
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -33,6 +33,7 @@ pub(super) enum Command {
     ProxyAddresses(Option<Vec<ResourceName>>, oneshot::Sender<HashMap<ResourceName, Ipv4Addr>>),
     Assignments(HashSet<String>, oneshot::Sender<HashMap<String, Held>>),
     Stats(oneshot::Sender<(Stats, usize)>),
+    SlabsOf(SlotClass, oneshot::Sender<Vec<(u32, ClassStats)>>),
     Slots(oneshot::Sender<(Stats, Option<String>)>),
     SetSlots(Config, oneshot::Sender<Result<(), Contradiction>>),
     Synced,
@@ -99,6 +100,7 @@ pub(super) fn own(
             Ok(Command::Assignments(names, reply)) => drop(reply.send(writer.assignments(names))),
             Ok(Command::ProxyAddresses(names, reply)) => drop(reply.send(writer.proxy_addresses(names))),
             Ok(Command::Stats(reply)) => drop(reply.send(writer.stats())),
+            Ok(Command::SlabsOf(class, reply)) => drop(reply.send(writer.slabs_of(class))),
             Ok(Command::Slots(reply)) => {
                 drop(reply.send((writer.stats().0, writer.profile().map(str::to_owned))));
             }

@@ -1,30 +1,30 @@
 //! The objects behind the answer, told by whoever compiles them.
 
-use std::{collections::BTreeSet, fmt::Write as _, net::SocketAddr};
+use std::fmt::Write as _;
 
 use slotmesh_admin::{OriginsView, paths};
 
-use super::expected::Expected;
+use super::compare::LeftOut;
 use crate::{
-    ask::{AskedAgent, encoded},
+    ask::{AdminSite, encoded},
     render::Paint,
 };
 
-/// The objects behind a listener; `None` where nobody answers who compiles them.
-pub fn origins(asked: &AskedAgent, served_by: Option<SocketAddr>, listener: &str) -> Option<OriginsView> {
-    let page = format!("{}/{}", paths::ORIGINS, encoded(listener));
-    let sites = asked.servers(served_by).unwrap_or_default();
-    sites.iter().find_map(|site| site.find(&page).ok().flatten())
+/// The objects behind a listener; `None` where there are none, or nobody answers.
+pub fn origins(server: &AdminSite, listener: &str) -> Option<OriginsView> {
+    server.find(&format!("{}/{}", paths::ORIGINS, encoded(listener))).ok().flatten()
 }
 
 /// Objects, with what is to be said of them, and endpoints that no connection goes to.
-pub fn text(origins: &OriginsView, records: Option<&Expected>) -> String {
+pub fn text(origins: &OriginsView, left_out: &[LeftOut]) -> String {
     let mut text = format!("\nBecause of (Service {}):\n", origins.service);
     for origin in &origins.objects {
-        let place = origin.file.as_ref().map_or(String::new(), |file| {
+        let file = origin.file.as_ref().map(|file| {
             let line = origin.line.map_or(String::new(), |line| format!(":{line}"));
-            format!(" ({file}{line})")
+            format!("{file}{line}")
         });
+        let version = origin.resource_version.as_ref().map(|version| format!("resourceVersion {version}"));
+        let place = file.or(version).map_or(String::new(), |place| format!(" ({place})"));
         let makes = match origin.makes.as_slice() {
             [] => String::new(),
             makes => format!(": makes {}", makes.join(", ")),
@@ -35,23 +35,12 @@ pub fn text(origins: &OriginsView, records: Option<&Expected>) -> String {
             _ = writeln!(text, "    {}", Paint::Yellow.on(&said));
         }
     }
-    let chosen: BTreeSet<&str> = records
-        .iter()
-        .flat_map(|records| records.clusters.iter().flat_map(|cluster| &cluster.endpoints))
-        .filter_map(|endpoint| Some(endpoint.address.rsplit_once(':')?.0.trim_matches(['[', ']'])))
-        .collect();
-    let mut left_out =
-        origins.endpoints.iter().filter(|one| !chosen.contains(one.address.as_str())).peekable();
-    if left_out.peek().is_some() {
+    if origins.endpoints.is_empty() {
+        text += "No EndpointSlice of the Service names an endpoint: no Pod matches its selector, or none has an address.\n";
+    }
+    if !left_out.is_empty() {
         text += "Endpoints that these connections don't go to:\n";
     }
-    for endpoint in left_out {
-        let pod = endpoint.pod.as_ref().map_or(String::new(), |pod| format!(", Pod {pod}"));
-        let why = match endpoint.readiness.as_str() {
-            "ready" => "ready, but in no cluster that they are led to, or not for callers on this node",
-            other => other,
-        };
-        _ = writeln!(text, "  {}: {why} ({}{pod})", endpoint.address, endpoint.slice);
-    }
+    left_out.iter().for_each(|one| _ = writeln!(text, "  {}", one.text()));
     text
 }

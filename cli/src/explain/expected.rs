@@ -4,11 +4,12 @@ use std::net::SocketAddr;
 
 use serde::Serialize;
 use slotmesh_admin::{
-    ActionInForce, AskedInForce, AssignmentInForce, ChainInForce, ClusterInForce, HostInForce,
-    ListenerInForce, MembersInForce, RouteInForce, WeightedInForce,
+    ActionInForce, AssignmentInForce, ChainInForce, ClusterInForce, ConnectionsInForce, HostInForce,
+    ListenerInForce, MembersInForce, RateInForce, RouteInForce, WeightedInForce,
 };
 
-use crate::{ask::AdminSite, in_force::place};
+use super::source::{InForceSource, record};
+use crate::in_force::place;
 
 /// The way of a connection through the records.
 #[derive(Debug, Serialize)]
@@ -22,10 +23,13 @@ pub struct Expected {
     /// Address at which the proxy of the caller takes the connections, where it has one.
     pub proxy: Option<String>,
     pub clusters: Vec<ExpectedCluster>,
+    /// Content hashes of listener and route.
+    #[serde(skip)]
+    pub versions: Vec<HeldVersion>,
 }
 
 /// A cluster that connections go to.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ExpectedCluster {
     pub name: String,
@@ -36,8 +40,23 @@ pub struct ExpectedCluster {
     /// How it chooses an endpoint, in words.
     pub balance: String,
     pub in_force: bool,
+    /// The most connections from this node at a time.
+    pub max_connections: Option<u32>,
+    pub new_connections: Option<RateInForce>,
+    /// What runs of it.
+    pub connections: Option<ConnectionsInForce>,
+    /// True where its endpoints were chosen by where the node is.
+    pub chosen_for_this_node: bool,
+    /// Its load assignment, if that is a resource of its own.
+    pub assignment: Option<String>,
     pub endpoints: Vec<ExpectedEndpoint>,
+    /// Content hashes of what was read, by type and name.
+    #[serde(skip)]
+    pub versions: Vec<HeldVersion>,
 }
+
+/// Type and name of a resource, and the content hash that was found.
+pub type HeldVersion = (&'static str, String, String);
 
 /// An endpoint, of the family of the address.
 #[derive(Debug, Serialize)]
@@ -57,22 +76,24 @@ pub struct ExpectedEndpoint {
 /// # Errors
 /// Where the agent doesn't answer.
 pub fn expected(
-    agent: &AdminSite,
+    agent: &dyn InForceSource,
     listener: &str,
-    asked: &AskedInForce,
+    class: Option<&str>,
     namespace: &str,
     to: SocketAddr,
 ) -> anyhow::Result<Option<Expected>> {
-    let Some(listener) = agent.record::<ListenerInForce>("listener", listener)? else { return Ok(None) };
-    let Some(chain) = chain(&listener.chains, asked.class.as_deref(), namespace, to.port()) else {
+    let Some(listener) = record::<ListenerInForce>(agent, "listener", listener)? else { return Ok(None) };
+    let Some(chain) = chain(&listener.chains, class, namespace, to.port()) else {
         return Ok(None);
     };
     let ActionInForce { cluster, route, clusters, virtual_hosts, proxy } = &chain.to;
     let (mut hosts, mut proxy) = (virtual_hosts.clone(), proxy.clone());
+    let mut versions = vec![("listener", listener.name.clone(), listener.version.clone())];
     if let Some(route) = route
-        && let Some(route) = agent.record::<RouteInForce>("route", route)?
+        && let Some(route) = record::<RouteInForce>(agent, "route", route)?
     {
         (hosts, proxy) = (route.virtual_hosts, route.proxy);
+        versions.push(("route", route.name, route.version));
     }
     let host = host(&hosts, to);
     let weighted: Vec<WeightedInForce> = match (cluster, host) {
@@ -94,6 +115,7 @@ pub fn expected(
         virtual_host: host.map(|host| host.name.clone()),
         proxy,
         clusters: found,
+        versions,
     }))
 }
 
@@ -120,30 +142,49 @@ fn host(hosts: &[HostInForce], to: SocketAddr) -> Option<&HostInForce> {
 }
 
 fn cluster(
-    agent: &AdminSite,
+    agent: &dyn InForceSource,
     name: String,
     weight: u32,
     share: f64,
     to: SocketAddr,
 ) -> anyhow::Result<ExpectedCluster> {
-    let found = agent.record::<ClusterInForce>("cluster", &name)?;
+    let found = record::<ClusterInForce>(agent, "cluster", &name)?;
     let Some(found) = found else {
-        let (balance, endpoints) = ("-".to_owned(), Vec::new());
-        return Ok(ExpectedCluster { name, weight, share, balance, in_force: false, endpoints });
+        return Ok(ExpectedCluster {
+            name,
+            weight,
+            share,
+            balance: "-".to_owned(),
+            ..ExpectedCluster::default()
+        });
     };
+    let mut versions = vec![("cluster", name.clone(), found.version.clone())];
     let members = match (&found.assignment, found.endpoints) {
-        (Some(assignment), _) => {
-            agent.record::<AssignmentInForce>("endpoints", assignment)?.map(|found| found.members)
-        }
+        (Some(assignment), _) => record::<AssignmentInForce>(agent, "endpoints", assignment)?.map(|found| {
+            versions.push(("endpoints", found.name, found.version));
+            found.members
+        }),
         (None, inline) => inline,
     };
-    let in_force = members.is_some();
     let is_out = |address: &str| {
         let out = found.ejected.iter().find(|out| out.address == address);
         out.map(|out| out.seconds)
     };
-    let endpoints = members.map(|members| endpoints(&members, share, to, is_out)).unwrap_or_default();
-    Ok(ExpectedCluster { name, weight, share, balance: found.balance, in_force, endpoints })
+    let of = |members: &MembersInForce| endpoints(members, share, to, is_out);
+    Ok(ExpectedCluster {
+        name,
+        weight,
+        share,
+        balance: found.balance,
+        in_force: members.is_some(),
+        max_connections: found.max_connections,
+        new_connections: found.new_connections,
+        connections: found.connections,
+        chosen_for_this_node: members.as_ref().is_some_and(|members| members.chosen_for_this_node),
+        assignment: found.assignment,
+        endpoints: members.as_ref().map(of).unwrap_or_default(),
+        versions,
+    })
 }
 
 fn endpoints(

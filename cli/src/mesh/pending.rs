@@ -7,16 +7,74 @@ use kube::{
 };
 use serde::Serialize;
 use serde_json::Value;
+use tokio::task::JoinSet;
 
-/// Kinds with a condition `Programmed`: group, version, kind and plural.
-const KINDS: [(&str, &str, &str, &str); 6] = [
-    ("slotmesh.dev", "v1alpha1", "TrafficPolicy", "trafficpolicies"),
-    ("gateway.networking.k8s.io", "v1", "HTTPRoute", "httproutes"),
-    ("gateway.networking.k8s.io", "v1", "GRPCRoute", "grpcroutes"),
-    ("networking.istio.io", "v1", "VirtualService", "virtualservices"),
-    ("networking.istio.io", "v1", "DestinationRule", "destinationrules"),
-    ("networking.istio.io", "v1", "ServiceEntry", "serviceentries"),
-];
+/// A kind with a condition `Programmed`.
+#[derive(Clone, Copy, Debug)]
+pub struct ProgrammedKind {
+    pub kind: &'static str,
+    plural: &'static str,
+    group: &'static str,
+    /// Newest first: a cluster has one of them.
+    versions: &'static [&'static str],
+}
+
+const fn known(
+    group: &'static str,
+    versions: &'static [&'static str],
+    kind: &'static str,
+    plural: &'static str,
+) -> ProgrammedKind {
+    ProgrammedKind { kind, plural, group, versions }
+}
+
+const GATEWAY: &str = "gateway.networking.k8s.io";
+const ISTIO: &str = "networking.istio.io";
+
+impl ProgrammedKind {
+    /// All of them.
+    pub const ALL: [Self; 10] = [
+        known("slotmesh.dev", &["v1alpha1"], "TrafficPolicy", "trafficpolicies"),
+        known("slotmesh.dev", &["v1alpha1"], "SlotProfile", "slotprofiles"),
+        known(GATEWAY, &["v1"], "HTTPRoute", "httproutes"),
+        known(GATEWAY, &["v1", "v1alpha2"], "GRPCRoute", "grpcroutes"),
+        known(GATEWAY, &["v1", "v1alpha3", "v1alpha2"], "TLSRoute", "tlsroutes"),
+        known(GATEWAY, &["v1", "v1alpha2"], "TCPRoute", "tcproutes"),
+        known(ISTIO, &["v1", "v1beta1"], "VirtualService", "virtualservices"),
+        known(ISTIO, &["v1", "v1beta1"], "DestinationRule", "destinationrules"),
+        known(ISTIO, &["v1", "v1beta1"], "ServiceEntry", "serviceentries"),
+        known(ISTIO, &["v1", "v1beta1"], "WorkloadEntry", "workloadentries"),
+    ];
+
+    /// The kind of this name, in the singular or the plural, in letters of either case.
+    pub fn of(name: &str) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|known| [known.kind, known.plural].iter().any(|one| one.eq_ignore_ascii_case(name)))
+    }
+
+    /// The names of all kinds.
+    pub fn names() -> String {
+        Self::ALL.map(|known| known.kind).join(", ")
+    }
+
+    /// The kind in each of its versions.
+    pub fn resources(self) -> impl Iterator<Item = ApiResource> {
+        let Self { kind, plural, group, versions } = self;
+        versions.iter().map(move |version| ApiResource {
+            group: group.to_owned(),
+            version: (*version).to_owned(),
+            api_version: format!("{group}/{version}"),
+            kind: kind.to_owned(),
+            plural: plural.to_owned(),
+        })
+    }
+
+    /// True where its objects lie in namespaces.
+    pub fn is_namespaced(self) -> bool {
+        self.kind != "SlotProfile"
+    }
+}
 
 /// Objects in one answer of the API server.
 const TOGETHER: u32 = 500;
@@ -36,7 +94,7 @@ pub struct PendingObject {
 }
 
 impl PendingObject {
-    /// What is to be said of it.
+    /// A sentence about it.
     pub fn advice(&self) -> String {
         let Self { kind, namespace, name, message, since, .. } = self;
         let since = since.as_ref().map_or(String::new(), |Time(since)| format!(" since {since:.0}"));
@@ -46,35 +104,45 @@ impl PendingObject {
 
 /// All of them. Kinds that aren't installed have none; of those that can't be listed `unknown` tells.
 pub async fn pending(client: &Client, unknown: &mut Vec<String>) -> Vec<PendingObject> {
+    let mut asked = JoinSet::new();
+    for (place, kind) in ProgrammedKind::ALL.into_iter().enumerate() {
+        let client = client.clone();
+        asked.spawn(async move { (place, of_kind(client, kind).await) });
+    }
+    let mut answers = asked.join_all().await;
+    answers.sort_by_key(|(place, _)| *place);
     let mut found = Vec::new();
-    for (group, version, kind, plural) in KINDS {
-        let resource = ApiResource {
-            group: group.to_owned(),
-            version: version.to_owned(),
-            api_version: format!("{group}/{version}"),
-            kind: kind.to_owned(),
-            plural: plural.to_owned(),
-        };
-        let api = Api::<DynamicObject>::all_with(client.clone(), &resource);
-        let mut params = ListParams::default().limit(TOGETHER);
-        loop {
-            match api.list(&params).await {
-                Ok(list) => {
-                    found.extend(list.items.iter().filter_map(|object| of_object(kind, object)));
-                    match list.metadata.continue_.filter(|more| !more.is_empty()) {
-                        Some(more) => params = params.continue_token(&more),
-                        None => break,
-                    }
-                }
-                Err(Error::Api(status)) if status.code == 404 => break,
-                Err(error) => {
-                    unknown.push(format!("{plural}.{group} can't be listed: {error}"));
-                    break;
-                }
-            }
+    for (_, answer) in answers {
+        match answer {
+            Ok(pending) => found.extend(pending),
+            Err(why) => unknown.push(why),
         }
     }
     found
+}
+
+/// Those of a kind, or why they can't be listed.
+async fn of_kind(client: Client, kind: ProgrammedKind) -> Result<Vec<PendingObject>, String> {
+    for resource in kind.resources() {
+        let api = Api::<DynamicObject>::all_with(client.clone(), &resource);
+        let mut params = ListParams::default().limit(TOGETHER);
+        let mut found = Vec::new();
+        loop {
+            match api.list(&params).await {
+                Ok(list) => {
+                    found.extend(list.items.iter().filter_map(|object| of_object(kind.kind, object)));
+                    match list.metadata.continue_.filter(|more| !more.is_empty()) {
+                        Some(more) => params = params.continue_token(&more),
+                        None => return Ok(found),
+                    }
+                }
+                // The kind isn't there in this version.
+                Err(Error::Api(status)) if status.code == 404 => break,
+                Err(error) => return Err(format!("{}.{} can't be listed: {error}", kind.plural, kind.group)),
+            }
+        }
+    }
+    Ok(Vec::new())
 }
 
 /// The object, if its newest generation isn't programmed.
@@ -94,12 +162,32 @@ fn of_object(kind: &str, object: &DynamicObject) -> Option<PendingObject> {
 
 /// The conditions of an object, wherever its kind has them: of itself, of its parents, of its ancestors.
 fn conditions(object: &Value) -> Vec<Condition> {
+    placed_conditions(object).into_iter().map(|(_, condition)| condition).collect()
+}
+
+/// The same, each with the parent or ancestor of which it is said; nothing where it is said of the object itself.
+pub fn placed_conditions(object: &Value) -> Vec<(String, Condition)> {
     let status = &object["status"];
-    let lists = ["parents", "ancestors"].into_iter().filter_map(|list| status[list].as_array()).flatten();
-    let lists = lists.map(|one| &one["conditions"]).chain([&status["conditions"]]);
-    let conditions = lists.filter_map(Value::as_array).flatten();
-    // Others write conditions, too, and not all of them well.
-    conditions.filter_map(|condition| serde_json::from_value(condition.clone()).ok()).collect()
+    let lists = [("parents", "parentRef"), ("ancestors", "ancestorRef")].into_iter();
+    let lists = lists.filter_map(|(list, place)| Some((status[list].as_array()?, place)));
+    let lists = lists
+        .flat_map(|(list, place)| list.iter().map(move |one| (referred(&one[place]), &one["conditions"])));
+    let lists = lists.chain([(String::new(), &status["conditions"])]);
+    let of_list = |(place, list): (String, &Value)| {
+        let conditions = list.as_array().into_iter().flatten();
+        // Others write conditions, too, and not all of them well.
+        let conditions = conditions.filter_map(|condition| serde_json::from_value(condition.clone()).ok());
+        conditions.map(|condition| (place.clone(), condition)).collect::<Vec<_>>()
+    };
+    lists.flat_map(of_list).collect()
+}
+
+/// `Service shop/web` of a reference.
+fn referred(to: &Value) -> String {
+    let part = |key: &str| to[key].as_str().unwrap_or_default();
+    let namespace = part("namespace");
+    let slash = if namespace.is_empty() { "" } else { "/" };
+    format!("{} {namespace}{slash}{}", part("kind"), part("name"))
 }
 
 #[cfg(test)]

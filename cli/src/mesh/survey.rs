@@ -98,13 +98,21 @@ pub async fn survey(client: &Client, namespace: &str) -> anyhow::Result<Survey> 
     let all = ListParams::default();
     let remedy =
         "; is slotmesh installed, and may you list them? `kubectl auth can-i list meshnodes.slotmesh.dev`";
-    let nodes = Api::<MeshNode>::all(client.clone()).list(&all).await;
-    let nodes = nodes.with_context(|| format!("MeshNodes can't be listed{remedy}"))?.items;
-    let replicas = Api::<MeshReplica>::all(client.clone()).list(&all).await;
-    let replicas = replicas.with_context(|| format!("MeshReplicas can't be listed{remedy}"))?.items;
     let labels = ListParams::default().labels("app.kubernetes.io/name=slotmesh");
-    let pods = Api::<Pod>::namespaced(client.clone(), namespace).list(&labels).await;
-    let lease = Api::<Lease>::namespaced(client.clone(), namespace).get_opt(LEASE).await;
+    let mut unlisted = Vec::new();
+    let nodes = Api::<MeshNode>::all(client.clone());
+    let replicas = Api::<MeshReplica>::all(client.clone());
+    let pods = Api::<Pod>::namespaced(client.clone(), namespace);
+    let lease = Api::<Lease>::namespaced(client.clone(), namespace);
+    let (nodes, replicas, pods, lease, pending) = tokio::join!(
+        nodes.list(&all),
+        replicas.list(&all),
+        pods.list(&labels),
+        lease.get_opt(LEASE),
+        pending(client, &mut unlisted),
+    );
+    let nodes = nodes.with_context(|| format!("MeshNodes can't be listed{remedy}"))?.items;
+    let replicas = replicas.with_context(|| format!("MeshReplicas can't be listed{remedy}"))?.items;
     let mut unknown = Vec::new();
     let pods = match pods {
         Ok(pods) => Some(pods.items),
@@ -120,7 +128,7 @@ pub async fn survey(client: &Client, namespace: &str) -> anyhow::Result<Survey> 
             None
         }
     };
-    let pending = pending(client, &mut unknown).await;
+    unknown.extend(unlisted);
     let mut survey = judge(nodes, replicas, pods.as_deref(), leader.as_deref(), namespace);
     survey.advice.extend(pending.iter().map(PendingObject::advice));
     survey.healthy &= pending.is_empty();

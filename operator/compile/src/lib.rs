@@ -15,6 +15,7 @@
 //!   out of one [`Compiler::flush`].
 //! - Nothing is ignored in silence: what is refused, not supported or skipped is a [`Report`].
 
+mod absent;
 mod audience;
 mod backends;
 mod budget;
@@ -47,6 +48,7 @@ mod rules;
 mod service_id;
 mod settings;
 
+pub use absent::why_absent;
 pub use audience::Audience;
 pub use cidr::{Cidr, NoCidr};
 pub use compiler::{Compiler, Output, Stats};

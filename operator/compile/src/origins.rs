@@ -31,6 +31,8 @@ pub struct Origins {
 pub struct OriginObject {
     /// The object.
     pub object: ObjectRef,
+    /// Kind, namespace and name.
+    pub key: ObjectKey,
     /// Resources that are as they are because of it, where others could have made them.
     pub makes: BTreeSet<(ResourceType, ResourceName)>,
     /// Reports about it that hold at this Service, or at all.
@@ -94,6 +96,7 @@ pub(crate) fn origins<'r>(
             object: index.object_ref(key.kind, &key.name),
             makes,
             reports: here.cloned().collect(),
+            key,
         }
     });
     let objects = objects.collect();

@@ -7,6 +7,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use slotmesh_compile::{Compiler, ObjectKey, Report};
 
+use super::history::ChangedResource;
 use crate::{
     status::StatusUpdates,
     watch::{SliceController, Sourced, Step},
@@ -41,6 +42,9 @@ pub(super) struct Batch<'a> {
     pub(super) compiler: &'a Compiler,
     /// The objects whose conditions may have changed; `None` where nothing is compiled yet.
     pub(super) affected: Option<&'a BTreeSet<ObjectKey>>,
+    /// The first of the resources that are other ones since, and how many there are beyond these.
+    pub(super) changes: &'a [ChangedResource],
+    pub(super) more: usize,
     /// Tells whether it is the first that is published: all that the source held at the start.
     pub(super) is_first: bool,
     pub(super) appeared: &'a [Report],

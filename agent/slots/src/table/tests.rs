@@ -35,6 +35,19 @@ fn a_slab_that_is_wholly_idle_changes_its_class() {
 }
 
 #[test]
+fn the_slabs_of_a_class_are_told_with_their_slots() {
+    let mut table = table(3);
+    let class = SlotClass::for_bytes(4096).unwrap();
+    let slots: Vec<_> = (0..17).filter_map(|_| table.take(class)).collect();
+    table.retire(slots[0]);
+    table.give_back(slots[16]);
+    let told: Vec<_> =
+        table.slabs_of(class).map(|(slab, of)| (slab.get(), of.used, of.idle, of.retired)).collect();
+    assert_eq!(told, [(0, 15, 0, 1)], "the second one is wholly idle again");
+    assert_eq!(table.slabs_of(SlotClass::for_bytes(64).unwrap()).count(), 0);
+}
+
+#[test]
 #[should_panic(expected = "can't become")]
 fn a_slot_is_not_retired_twice() {
     let mut table = table(1);

@@ -80,6 +80,39 @@ pub fn is_sidecar(container: &Container) -> bool {
     matches!(&*container.name, "istio-proxy" | "linkerd-proxy")
 }
 
+/// Why a pod doesn't take part, whatever its namespace says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Absence {
+    /// A label or an annotation of its own says so.
+    SaysNo,
+    /// It makes its connections as its node.
+    HostNetwork,
+    /// It has ended.
+    Ended,
+    /// It has no node yet.
+    Unscheduled,
+}
+
+impl Absence {
+    /// The first that a pod has.
+    pub(crate) fn of(pod: &Pod) -> Option<Self> {
+        let spec = pod.spec.as_ref();
+        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+        let node = spec.and_then(|spec| spec.node_name.as_deref()).unwrap_or_default();
+        if mesh_values(pod).any(|(_, value)| value == DISABLED) {
+            Some(Self::SaysNo)
+        } else if spec.is_some_and(|spec| spec.host_network == Some(true)) {
+            Some(Self::HostNetwork)
+        } else if matches!(phase, Some("Succeeded" | "Failed")) {
+            Some(Self::Ended)
+        } else if node.is_empty() {
+            Some(Self::Unscheduled)
+        } else {
+            None
+        }
+    }
+}
+
 /// A pod that could take part if its namespace does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Candidate {
@@ -95,14 +128,11 @@ pub(crate) struct Candidate {
 impl Candidate {
     /// Reads a pod; `None` where it doesn't take part, whatever its namespace says.
     pub(crate) fn read(pod: &Pod) -> Option<Self> {
-        let (meta, spec) = (&pod.metadata, pod.spec.as_ref()?);
-        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-        let ended = matches!(phase, Some("Succeeded" | "Failed"));
-        let says_no = mesh_values(pod).any(|(_, value)| value == DISABLED);
-        if says_no || spec.host_network == Some(true) || ended {
+        if Absence::of(pod).is_some() {
             return None;
         }
-        let node = spec.node_name.as_deref().filter(|node| !node.is_empty())?;
+        let (meta, spec) = (&pod.metadata, pod.spec.as_ref()?);
+        let node = spec.node_name.as_deref()?;
         let hash = static_hash(pod, node);
         let created = meta.creation_timestamp.as_ref().map_or(0, |created| created.0.as_second());
         Some(Self {

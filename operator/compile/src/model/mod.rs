@@ -30,7 +30,7 @@ mod workload;
 
 pub(crate) use callers::{Caller, Class, Export, Labels};
 pub use candidate::{ANNOTATIONS, LeftAlone, MESH, is_sidecar};
-pub(crate) use candidate::{Candidate, DISABLED, ENABLED, mesh_value, mesh_values};
+pub(crate) use candidate::{Absence, Candidate, DISABLED, ENABLED, mesh_value, mesh_values};
 pub(crate) use destination_rule::{DestinationRule, Subset};
 pub(crate) use ejection::Outliers;
 pub(crate) use endpoint_slice::{Endpoint, EndpointSlice, Hints, SlicePort};
