@@ -11,12 +11,12 @@ use slotmesh_xds::Transport;
 use crate::{
     Index, Kind, ObjectKey, ObjectName, Reason, Report, ServiceId,
     backends::{Backend, backends},
-    compiler::Compiled,
     envoy,
     model::{Caller, LbPolicy, ServicePort, Target, TrafficPolicy, TrafficSettings},
     patterns::HostPattern,
     report::Findings,
     rules::Standing,
+    unit::Compiled,
 };
 
 /// Compiles the clusters of a Service, and says which policies, rules and ServiceEntries for it have no effect.

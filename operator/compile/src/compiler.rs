@@ -13,41 +13,8 @@ use slotmesh_xds::{Change, Resource, ResourceName, ResourceType, Version};
 use crate::{
     Audience, CompileOptions, Conditions, Index, LeftAlone, Object, ObjectKey, ObjectName, ObjectRef,
     Origins, Reason, Report, Severity, Source, Unit, clusters, conditions, endpoints, enrolment, envoy,
-    model::PortKey, origins, routing, settings,
+    origins, routing, settings, unit::Compiled,
 };
-
-/// The outcome of one unit.
-#[derive(Debug, Default)]
-pub(crate) struct Compiled {
-    pub(crate) resources: Vec<Resource>,
-    pub(crate) reports: Vec<Report>,
-    /// Who has made which of the resources, where objects compete for that: of a listener there may be others for other
-    /// callers.
-    pub(crate) made: BTreeMap<(ResourceType, ResourceName), BTreeSet<Maker>>,
-    /// The callers who need a listener, of those that not all need.
-    pub(crate) audiences: BTreeMap<ResourceName, Audience>,
-    /// Tells whether some of the resources lead to the cluster that refuses connections.
-    pub(crate) refuses: bool,
-    /// Tells whether some of them lead to the one that leaves connections as they are.
-    pub(crate) passes: bool,
-    /// Tells whether connections to this Service are left to kube-proxy.
-    pub(crate) left: bool,
-    /// The reason for which a Pod doesn't take part though its namespace does.
-    pub(crate) left_alone: Option<LeftAlone>,
-}
-
-impl Compiled {
-    fn is_empty(&self) -> bool {
-        self.resources.is_empty() && self.reports.is_empty()
-    }
-}
-
-/// The object by which connections to a port go where they go.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Maker {
-    pub(crate) object: ObjectKey,
-    pub(crate) port: PortKey,
-}
 
 /// Changes that came of a [`Compiler::flush`].
 #[derive(Clone, Debug, Default, PartialEq)]

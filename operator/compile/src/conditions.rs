@@ -20,10 +20,10 @@ use slotmesh_xds::{Resource, ResourceName, ResourceType, Version};
 use crate::{
     Condition, ConditionType, Index, Kind, ObjectKey, ObjectName, Reason, Report, ServiceId, Severity, Unit,
     clusters,
-    compiler::Compiled,
     model::{Host, PortKey, Route, Target},
     patterns::HostPattern,
     rules::Standing,
+    unit::Compiled,
 };
 
 /// How many characters of a message are kept: what a status may hold, and more than anybody reads.

@@ -5,7 +5,7 @@
 
 use std::{fmt, str::FromStr, sync::OnceLock};
 
-use crate::names::name_fault;
+use crate::object::name_fault;
 
 /// Where nobody says otherwise.
 const DEFAULT: &str = "cluster.local";

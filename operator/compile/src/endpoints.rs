@@ -19,12 +19,11 @@ use slotmesh_xds::{EndpointHints, LocalityPolicy};
 use crate::{
     Index, Kind, ObjectName, Reason, Report, ServiceId,
     backends::{Backend, backends},
-    clusters,
-    compiler::Compiled,
-    envoy,
+    clusters, envoy,
     index::Backing,
     model::{Hints, Place, Service, ServicePort, SlicePort, TargetPort},
     report::Findings,
+    unit::Compiled,
 };
 
 /// An endpoint of one Service port.

@@ -12,8 +12,7 @@
 use slotmesh_xds::{Resource, ResourceType, Workload};
 
 use crate::{
-    EnrolmentMode, Index, Kind, LeftAlone, ObjectKey, ObjectName, ObjectRef, Report, Severity,
-    compiler::Compiled,
+    EnrolmentMode, Index, Kind, LeftAlone, ObjectKey, ObjectName, ObjectRef, Report, Severity, unit::Compiled,
 };
 
 /// Compiles the workload of a Pod.

@@ -59,7 +59,6 @@ use crate::{
     model::{LbPolicy, Outliers, PortKey, Rate, TrafficSettings},
     names::{BLACK_HOLE, PASSTHROUGH, listener_name, node_listener_name},
 };
-pub(crate) use slotmesh_xds::{CORS_FILTER as CORS, FAULT_FILTER as FAULT};
 
 const TCP_PROXY: &str = "envoy.filters.network.tcp_proxy";
 const UDP_PROXY: &str = "envoy.filters.udp_listener.udp_proxy";

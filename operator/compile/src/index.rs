@@ -24,44 +24,18 @@ use std::{
 
 use self::objects::{Effects, Entries, Objects, Origin};
 use crate::{
-    CompileOptions, Kind, Object, ObjectKey, ObjectName, ObjectRef, Report, ServiceId, Source,
+    CompileOptions, Kind, Object, ObjectKey, ObjectName, ObjectRef, Report, ServiceId, Source, Unit,
     classes::Classes,
     links::Relations,
     model::{
         DestinationRule, Endpoint, EndpointSlice, Export, Node, Place, Pod, PortKey, Routes, Service,
         ServiceEntry, SlotProfile, TrafficPolicy, Workload,
     },
-    names::{name_fault, not_found},
+    names::not_found,
+    object::name_fault,
     relation::{Label, Relation},
     report::Findings,
 };
-
-/// A part of the compilation that is done as one piece.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Unit {
-    /// The reports of reading an object.
-    Object(ObjectKey),
-    /// The clusters of a Service, or of a host of a ServiceEntry.
-    Clusters(ServiceId),
-    /// The endpoint assignments of one.
-    Endpoints(ServiceId),
-    /// The listeners and route configurations of one.
-    Routing(ServiceId),
-    /// The settings of the slots of a node.
-    Settings(ObjectName),
-    /// The addresses of a node, at which NodePorts are.
-    Node(ObjectName),
-    /// The workload that a Pod is.
-    Workload(ObjectName),
-    /// On which nodes a SlotProfile is in force.
-    Profile(ObjectName),
-    /// The report about an object that makes more than it may.
-    Budget(ObjectKey),
-    /// The cluster that refuses connections.
-    BlackHole,
-    /// The cluster that leaves connections as they are.
-    Passthrough,
-}
 
 /// The objects of the cluster.
 #[derive(Debug, Default)]

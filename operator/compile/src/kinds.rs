@@ -8,15 +8,7 @@
 
 use std::fmt;
 
-use k8s_openapi::api::{core::v1, discovery::v1 as discovery, networking::v1 as networking};
-use serde::{Deserialize as _, Deserializer, de::DeserializeSeed};
-use slotmesh_crds::{
-    self as crds, ISTIO_GROUP, ISTIO_VERSIONS,
-    gateway::{self, GATEWAY_GROUP},
-    own,
-};
-
-use crate::Object;
+use slotmesh_crds::{ISTIO_GROUP, ISTIO_VERSIONS, gateway::GATEWAY_GROUP, own};
 
 /// Hands the rows to the macro `$make`. A row:
 ///
@@ -174,17 +166,6 @@ macro_rules! make_kind {
                         const SPEC: KindSpec = KindSpec { name: $name, plural: $plural, ..$spec };
                         &SPEC
                     })*
-                }
-            }
-        }
-
-        /// A kind is the seed of its objects: it decodes one of them.
-        impl<'de> DeserializeSeed<'de> for Kind {
-            type Value = Object;
-
-            fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Object, D::Error> {
-                match self {
-                    $(Self::$kind => <$object>::deserialize(from).map(Object::from),)*
                 }
             }
         }

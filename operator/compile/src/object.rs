@@ -6,7 +6,7 @@ use k8s_openapi::{
     api::{core::v1, discovery::v1 as discovery, networking::v1 as networking},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
-use serde::{Serialize, Serializer};
+use serde::{Deserialize as _, Deserializer, Serialize, Serializer, de::DeserializeSeed};
 use slotmesh_crds::{self as crds, gateway, own};
 
 use crate::kinds::{Kind, kinds};
@@ -125,6 +125,17 @@ macro_rules! make_object {
             }
         }
 
+        /// A kind is the seed of its objects: it decodes one of them.
+        impl<'de> DeserializeSeed<'de> for Kind {
+            type Value = Object;
+
+            fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Object, D::Error> {
+                match self {
+                    $(Self::$kind => <$object>::deserialize(from).map(Object::from),)*
+                }
+            }
+        }
+
         impl Serialize for Object {
             fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
                 match self {
@@ -140,5 +151,34 @@ impl Object {
     /// The object's key.
     pub fn key(&self) -> ObjectKey {
         ObjectKey { kind: self.kind(), name: ObjectName::of(self.kind(), self.meta()) }
+    }
+}
+
+/// The longest name that an object may have (a DNS subdomain).
+const MAX_NAME: usize = 253;
+
+/// Why this can't be the name of an object, if it can't.
+pub(crate) fn name_fault(name: &str) -> Option<String> {
+    if name.is_empty() {
+        return Some("is empty".to_owned());
+    }
+    if name.len() > MAX_NAME {
+        return Some(format!("has {} characters, the longest allowed name has {MAX_NAME}", name.len()));
+    }
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.');
+    name.chars()
+        .find(|c| !allowed(*c))
+        .map(|c| format!("contains {c:?}; use lower-case letters, digits, '-' and '.'"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_short_and_of_few_characters() {
+        assert!(name_fault(&"x".repeat(MAX_NAME)).is_none());
+        assert!(name_fault(&"x".repeat(MAX_NAME + 1)).unwrap().contains("254 characters"));
+        assert!(name_fault("a|b").is_some());
     }
 }

@@ -11,8 +11,8 @@ use std::{
 use slotmesh_xds::{ResourceName, ResourceType};
 
 use crate::{
-    Index, Kind, ObjectKey, ObjectName, ObjectRef, Report, ServiceId, Unit, compiler::Compiled,
-    conditions::parties,
+    Index, Kind, ObjectKey, ObjectName, ObjectRef, Report, ServiceId, Unit, conditions::parties,
+    unit::Compiled,
 };
 
 /// Objects that take part in where connections to a Service go.

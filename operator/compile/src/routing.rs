@@ -15,6 +15,7 @@
 
 mod destinations;
 mod listeners;
+mod points;
 mod proxied;
 mod reports;
 
@@ -29,13 +30,13 @@ use slotmesh_xds::Transport;
 use self::{
     destinations::{Missing, destination_backend, destination_cluster},
     listeners::listen,
+    points::Points,
     proxied::Requests,
     reports::{behind, left_to_kube_proxy, no_such_port, report_at, without_effect},
 };
 use crate::{
     Index, Kind, ObjectKey, ObjectName, Reason, Report, ServiceId,
     backends::{Backend, backend},
-    compiler::Compiled,
     links::Ranked,
     model::{
         Caller, Connection, Forwarding, PortKey, Protocol, Route, RouteKind, Routes, Service, ServicePort,
@@ -43,7 +44,7 @@ use crate::{
     },
     names::{BLACK_HOLE, PASSTHROUGH, cluster_name},
     patterns::Suffix,
-    points::Points,
+    unit::Compiled,
 };
 
 /// The clusters that a route leads to, by weight.
@@ -51,9 +52,9 @@ type WeightedClusters = Vec<(String, u32)>;
 
 /// An object with routes for the Service.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Candidate<'a> {
-    pub(crate) key: &'a ObjectKey,
-    pub(crate) routes: &'a Routes,
+struct Candidate<'a> {
+    key: &'a ObjectKey,
+    routes: &'a Routes,
     /// The wildcard by which it is for the Service, where it doesn't name it.
     wild: Option<&'a WildHost>,
 }

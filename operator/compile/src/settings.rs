@@ -2,7 +2,7 @@
 
 use slotmesh_xds::{Resource, ResourceType, SlotSettings};
 
-use crate::{Index, Kind, ObjectName, Reason, compiler::Compiled, report::Findings};
+use crate::{Index, Kind, ObjectName, Reason, report::Findings, unit::Compiled};
 
 /// How many nodes a report names.
 const NAMED: usize = 5;

@@ -17,11 +17,11 @@ use super::{Backing, Index};
 use crate::{
     CompileOptions, Kind, ObjectKey, ObjectName, Reason, Report, ServiceId, Unit,
     budget::{Beyond, Budgets, Limits},
-    compiler::Compiled,
     links::{labels, touch_leads},
     model::{Age, DestinationRule, EndpointSlice, Export, Forwarding, Routes, Service, ServiceEntry},
     patterns::{HostPattern, Suffix},
     report::Findings,
+    unit::Compiled,
 };
 
 type Labels = BTreeMap<String, String>;

@@ -12,7 +12,7 @@ use super::{
     json_fields::{JsonFields, Readable, Unreadable, unreadable},
     locality, port_number,
 };
-use crate::{CompileOptions, ObjectName, names::name_fault, patterns::HostPattern, report::Findings};
+use crate::{CompileOptions, ObjectName, object::name_fault, patterns::HostPattern, report::Findings};
 
 const SIZE_FOLLOWS: &str = "the size of the table follows from the endpoints";
 

@@ -14,7 +14,7 @@ use super::{
     port_number,
     treatment::MessageEdits,
 };
-use crate::{CompileOptions, Kind, ObjectName, Reason, ServiceId, names::name_fault, report::Findings};
+use crate::{CompileOptions, Kind, ObjectName, Reason, ServiceId, object::name_fault, report::Findings};
 
 /// The share of a destination that doesn't say.
 const DEFAULT_WEIGHT: i32 = 1;

@@ -1,6 +1,7 @@
 //! The parts of HTTPRoutes and GRPCRoutes that take a request.
 
 use slotmesh_crds::{Rest, gateway as crds};
+use slotmesh_xds::CORS_FILTER;
 use slotmesh_xds::envoy::{
     envoy::{
         config::route::v3::{
@@ -27,7 +28,7 @@ use super::{
         typed,
     },
 };
-use crate::{Kind, ObjectName, envoy};
+use crate::{Kind, ObjectName};
 
 /// Asked for by `retry` of an HTTPRoute when no status is named: what says that nobody has seen the request.
 const RETRY_ON: &str = "connect-failure,refused-stream";
@@ -267,7 +268,7 @@ fn read_filter(
         "URLRewrite" => rewrite(of, prefix, treatment)?,
         "RequestMirror" => treatment.mirrors.push(mirror(of, key)?),
         _ => {
-            treatment.filters.insert(envoy::CORS, typed(&cors(of)?));
+            treatment.filters.insert(CORS_FILTER, typed(&cors(of)?));
         }
     }
     Ok(())

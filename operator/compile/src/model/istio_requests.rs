@@ -30,6 +30,7 @@ use slotmesh_xds::envoy::{
     },
     google::protobuf::{BoolValue, UInt32Value},
 };
+use slotmesh_xds::{CORS_FILTER, FAULT_FILTER};
 
 use super::{
     json_fields::{JsonFields, Readable, regex, unreadable},
@@ -39,7 +40,7 @@ use super::{
     },
     virtual_service::destination_of,
 };
-use crate::{ObjectName, envoy};
+use crate::ObjectName;
 
 /// On which a request is tried again where an object doesn't say. Istio names `retriable-status-codes`, too, and no codes.
 const RETRY_ON: &str = "connect-failure,refused-stream,unavailable,cancelled";
@@ -189,10 +190,10 @@ pub(super) fn read_treatment(at: &str, rest: &crds::Rest, key: &ObjectName) -> R
     }
     treatment.mirrors = read_mirrors(&mut fields, key)?;
     if let Some(fault) = fields.object("fault")? {
-        treatment.filters.insert(envoy::FAULT, typed(&read_fault(fault)?));
+        treatment.filters.insert(FAULT_FILTER, typed(&read_fault(fault)?));
     }
     if let Some(cors) = fields.object("corsPolicy")? {
-        treatment.filters.insert(envoy::CORS, typed(&read_cors(cors)?));
+        treatment.filters.insert(CORS_FILTER, typed(&read_cors(cors)?));
     }
     if let Some(redirect) = fields.object("redirect")? {
         treatment.answer = Some(OwnAnswer::Redirect(read_redirect(redirect)?));

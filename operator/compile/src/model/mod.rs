@@ -44,7 +44,7 @@ pub(crate) use routes::{
     Connection, Destination, Forwarding, From, Host, Match, Route, RouteKind, Routes, WeightedBackend,
     WildHost,
 };
-pub(crate) use service::{PortKey, Protocol, Service, ServicePort, TargetPort};
+pub(crate) use service::{Protocol, Service, ServicePort, TargetPort};
 pub(crate) use service_entry::ServiceEntry;
 pub(crate) use service_ranges::ServiceRanges;
 pub(crate) use sidecar::Sidecar;
@@ -56,6 +56,8 @@ pub(crate) use treatment::{
     fraction,
 };
 pub(crate) use workload::Workload;
+
+pub(crate) use crate::port::PortKey;
 
 use std::net::IpAddr;
 

@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
     net::IpAddr,
 };
 
@@ -10,7 +9,7 @@ use k8s_openapi::{api::core::v1, apimachinery::pkg::util::intstr::IntOrString};
 
 use slotmesh_xds::Transport;
 
-use super::{Age, Read, ip_address, port_number};
+use super::{Age, PortKey, Read, ip_address, port_number};
 use crate::{CompileOptions, ObjectName, report::Findings};
 
 /// The protocol spoken on a port, as far as it decides which routes apply.
@@ -73,33 +72,6 @@ pub(crate) enum TargetPort {
     Number(u16),
     /// The port that the workload calls so.
     Name(String),
-}
-
-/// A port: a number in a protocol. Resources, claims and reports name it so.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct PortKey {
-    /// Not 0.
-    pub(crate) number: u16,
-    /// TCP and UDP may have the same number.
-    pub(crate) protocol: Transport,
-}
-
-#[cfg(test)]
-impl PortKey {
-    /// The TCP port with this number.
-    pub(crate) const fn tcp(number: u16) -> Self {
-        Self { number, protocol: Transport::Tcp }
-    }
-}
-
-impl fmt::Display for PortKey {
-    /// `53` in TCP, which is what a bare number means; `53/UDP`.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.protocol {
-            Transport::Tcp => self.number.fmt(f),
-            Transport::Udp => write!(f, "{}/{}", self.number, self.protocol),
-        }
-    }
 }
 
 /// A port of a Service.

@@ -12,7 +12,7 @@ use super::{
     Age, Export, PortKey, Protocol, Read, Service, ServicePort, TargetPort, Workload, ip_address, port_number,
 };
 use crate::{
-    CompileOptions, ObjectName, ServiceId, domain::cluster_domain, names::name_fault, report::Findings,
+    CompileOptions, ObjectName, ServiceId, domain::cluster_domain, object::name_fault, report::Findings,
 };
 
 /// A host, to which connections are made as to a Service.

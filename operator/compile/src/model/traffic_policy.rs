@@ -3,7 +3,7 @@
 use slotmesh_crds::own::{self, Balancing};
 
 use super::{Age, LbPolicy, Localities, Outliers, Rate, Read, TrafficSettings, locality as localities};
-use crate::{CompileOptions, ObjectName, ServiceId, names::name_fault, report::Findings};
+use crate::{CompileOptions, ObjectName, ServiceId, object::name_fault, report::Findings};
 
 /// A Service, or a port of one, that a policy is for.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,10 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{Answer, Answers, Way, WeightedClusters, reports::not_its_own};
 use crate::{
     Audience, Index, ObjectKey, ServiceId,
-    compiler::{Compiled, Maker},
     envoy::{self, CallerChain, Forward},
-    model::{Caller, PortKey, RouteKind, ServicePort},
+    model::{Caller, RouteKind, ServicePort},
     names::{BLACK_HOLE, PASSTHROUGH, callers_route_name, cluster_name, route_name},
+    unit::Compiled,
 };
 
 /// The listeners of one port, for each address and NodePort that belongs to this Service.
@@ -150,15 +150,4 @@ fn chains(differing: Vec<(String, Way, &BTreeSet<ObjectKey>)>) -> Vec<CallersWay
     let mut chains: Vec<_> = chains.collect();
     chains.sort_unstable_by(|one, other| one.0.cmp(&other.0));
     chains
-}
-
-impl Compiled {
-    /// Notes who has made a resource.
-    fn made(&mut self, resource: &slotmesh_xds::Resource, by: BTreeSet<ObjectKey>, port: PortKey) {
-        if by.is_empty() {
-            return;
-        }
-        let makers = by.into_iter().map(|object| Maker { object, port });
-        self.made.entry((resource.ty, resource.name.clone())).or_default().extend(makers);
-    }
 }

@@ -7,9 +7,9 @@ use slotmesh_xds::Transport;
 use super::{Candidate, Outcome};
 use crate::{
     Index, Kind, ObjectKey, ObjectName, Reason, Report, ServiceId, Severity,
-    compiler::Compiled,
     links::Claim,
     model::{Host, PortKey, Routes, Service, ServicePort},
+    unit::Compiled,
 };
 
 /// Says that connections to a Service aren't taken over.

@@ -4,15 +4,15 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
+use super::Candidate;
 use crate::{
     Index, ServiceId,
     model::{Caller, Class, Routes},
-    routing::Candidate,
 };
 
 /// The callers of whom some rule speaks.
 #[derive(Debug, Default)]
-pub(crate) struct Points {
+pub(super) struct Points {
     /// Namespaces that see some object which others don't see.
     seeing: BTreeSet<Arc<str>>,
     /// Namespaces by which rules say something else.
@@ -23,7 +23,7 @@ pub(crate) struct Points {
 
 impl Points {
     /// The callers of a Service that these objects route.
-    pub(crate) fn of(index: &Index, name: &ServiceId, candidates: &[Candidate<'_>]) -> Self {
+    pub(super) fn of(index: &Index, name: &ServiceId, candidates: &[Candidate<'_>]) -> Self {
         let mut points = Self::default();
         let mut destinations = BTreeSet::from([name]);
         for candidate in candidates {
@@ -66,13 +66,13 @@ impl Points {
     }
 
     /// All callers but those of whom nothing is said: namespaces, then classes.
-    pub(crate) fn callers(&self) -> impl Iterator<Item = Caller<'_>> {
+    pub(super) fn callers(&self) -> impl Iterator<Item = Caller<'_>> {
         let namespaces = self.seeing.union(&self.apart).map(Caller::Of);
         namespaces.chain(self.classes.iter().map(|class| Caller::In(class)))
     }
 
     /// The part of a caller by which rules say something else, where what it sees is known.
-    pub(crate) fn differs<'a>(&self, caller: Caller<'a>) -> Option<Caller<'a>> {
+    pub(super) fn differs<'a>(&self, caller: Caller<'a>) -> Option<Caller<'a>> {
         match caller {
             Caller::Anyone => None,
             Caller::Of(namespace) => self.apart.contains(namespace).then_some(caller),
