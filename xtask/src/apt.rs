@@ -107,23 +107,29 @@ pub struct Candidate {
 impl Candidate {
     /// A file of the package, without installing it: in the cache folder, and fetched unless it is there.
     pub fn file(&self, cache: &Path, file: &str) -> Result<PathBuf> {
+        let dir = self.files(cache, &[file])?;
+        Ok(dir.join(Path::new(file).file_name().context("a file has a name")?))
+    }
+
+    /// The folder with these files of the package, likewise.
+    pub fn files(&self, cache: &Path, files: &[&str]) -> Result<PathBuf> {
         let Self { package, version } = self;
         let dir = cache.join(format!("{package}_{version}"));
-        let path = dir.join(Path::new(file).file_name().context("a file has a name")?);
-        if !path.is_file() {
+        let is_there = |file: &&str| Path::new(file).file_name().is_some_and(|name| dir.join(name).is_file());
+        if !files.iter().all(is_there) {
             step(format!("fetching {package} (once per machine)"), || {
                 // Complete or not there: an aborted one leaves a folder of another name.
                 let part = cache.join(format!("{package}_{version}.part"));
                 remove_dir(&part)?;
-                let done = self.unpack(&part, &dir, file);
+                let done = self.unpack(&part, &dir, files);
                 remove_dir(&part)?;
                 done
             })?;
         }
-        Ok(path)
+        Ok(dir)
     }
 
-    fn unpack(&self, part: &Path, dir: &Path, file: &str) -> Result<()> {
+    fn unpack(&self, part: &Path, dir: &Path, wanted: &[&str]) -> Result<()> {
         let Self { package, version } = self;
         let (tree, kept) = (part.join("tree"), part.join("kept"));
         fs::create_dir_all(&kept).with_context(|| format!("can't create {}", kept.display()))?;
@@ -134,8 +140,11 @@ impl Candidate {
             bail!("apt-get download left no {package}, or several: {files:?}")
         };
         run_quietly(Command::new("dpkg-deb").arg("-x").arg(found).arg(&tree))?;
-        let name = Path::new(file).file_name().context("a file has a name")?;
-        fs::rename(tree.join(file), kept.join(name)).with_context(|| format!("{package} has no {file}"))?;
+        for file in wanted {
+            let name = Path::new(file).file_name().context("a file has a name")?;
+            fs::rename(tree.join(file), kept.join(name))
+                .with_context(|| format!("{package} has no {file}"))?;
+        }
         remove_dir(dir)?;
         fs::rename(&kept, dir).with_context(|| format!("can't write {}", dir.display()))
     }

@@ -61,22 +61,24 @@ pub fn run(workspace: &Workspace) -> Result<()> {
     }
     lead(&workspace.control_plane(), &dir)?;
     let prometheus = prometheus(&cache)?;
-    lead(&workspace.prometheus(), prometheus.parent().context("a program is in a folder")?)?;
+    lead(&workspace.prometheus(), &prometheus)?;
     eprintln!("control plane: ready ({}, {})", dir.display(), prometheus.display());
     Ok(())
 }
 
-/// Debian's, or the one that is installed.
+/// The folder with Prometheus and its promtool: Debian's, or those that are installed.
 fn prometheus(cache: &Path) -> Result<PathBuf> {
-    if let Some(installed) = find_program("prometheus") {
-        return Ok(installed);
+    if let Some(dir) = find_program("prometheus").and_then(|installed| Some(installed.parent()?.to_owned()))
+        && is_executable(&dir.join("promtool"))
+    {
+        return Ok(dir);
     }
     if !apt::is_available() {
         bail!(
             "the end-to-end tests start a Prometheus, which isn't on PATH, and this is no Debian: install it"
         );
     }
-    let get = |candidate: &Candidate| candidate.file(cache, "usr/bin/prometheus");
+    let get = |candidate: &Candidate| candidate.files(cache, &["usr/bin/prometheus", "usr/bin/promtool"]);
     apt::fetch("prometheus", || apt::candidate("prometheus"), get)
 }
 

@@ -37,6 +37,8 @@ pub enum Program {
     KubeletServer,
     /// Scrapes metrics.
     Prometheus,
+    /// Checks what is scraped.
+    Promtool,
 }
 
 impl Program {
@@ -55,6 +57,7 @@ impl Program {
             Self::KubernetesTests => "e2e.test",
             Self::KubeletServer => "kubelet-server",
             Self::Prometheus => "prometheus",
+            Self::Promtool => "promtool",
         }
     }
 

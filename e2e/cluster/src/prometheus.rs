@@ -1,6 +1,12 @@
 //! A Prometheus that scrapes pods of a cluster as PodMonitors say, which the Prometheus operator would do.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::Write as _,
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::core::v1::Pod;
@@ -70,6 +76,29 @@ impl Prometheus {
         })
         .await?;
         Ok(this)
+    }
+
+    /// Checks what an address answers to a scrape, in the text format, with promtool.
+    ///
+    /// # Errors
+    /// When it can't be scraped, or promtool finds something, with what it says.
+    pub fn check(url: &str) -> Result<()> {
+        let mut answer = ureq::get(url).header("Accept", "text/plain;version=0.0.4").call()?;
+        let text = answer.body_mut().read_to_string()?;
+        ensure!(text.lines().count() > 10 && !text.contains("# EOF"), "{url} answers {text:?}");
+        let mut promtool = Command::new(Program::Promtool.path()?)
+            .args(["check", "metrics"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let mut input = promtool.stdin.take().context("it is piped")?;
+        let writer = std::thread::spawn(move || input.write_all(text.as_bytes()));
+        let output = promtool.wait_with_output()?;
+        writer.join().map_err(|_| anyhow::anyhow!("the writer panicked"))??;
+        let said = [output.stdout, output.stderr].concat();
+        ensure!(output.status.success(), "{url}: promtool says {}", String::from_utf8_lossy(&said));
+        Ok(())
     }
 
     /// Samples that a query yields now.

@@ -46,5 +46,5 @@ pub fn istio() -> String {
 
 /// The Prometheus operator's.
 pub fn prometheus_operator() -> String {
-    list(&[resource("monitoring.coreos.com", &["v1"], "PodMonitor")])
+    list(&["PodMonitor", "PrometheusRule"].map(|kind| resource("monitoring.coreos.com", &["v1"], kind)))
 }

@@ -13,6 +13,8 @@ mod hostile;
 mod leave;
 mod mesh;
 mod observe;
+#[path = "../shared/panels.rs"]
+mod panels;
 mod readme;
 mod rights;
 mod sight;

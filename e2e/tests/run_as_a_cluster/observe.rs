@@ -12,13 +12,12 @@ use tokio::time::sleep;
 use crate::{
     crds,
     faults::upgrade,
+    panels,
     world::{NODES, SYSTEM, World, all_ready, route},
 };
 
 /// Pods of slotmesh: two of the operator, and an agent on each node.
 const SCRAPED: f64 = 5.0;
-/// What Grafana puts in for `$__rate_interval`: some scrapes.
-const RATE_INTERVAL: &str = "10s";
 
 /// `kubectl slotmesh`, which reaches pods as kubectl does.
 pub fn commands(cluster: &mut Cluster) -> Story<'_> {
@@ -66,11 +65,21 @@ pub fn commands(cluster: &mut Cluster) -> Story<'_> {
 pub fn dashboards(cluster: &mut Cluster) -> Story<'_> {
     Box::pin(async move {
         cluster.apply(&crds::prometheus_operator())?;
-        let established = ["wait", "--for=condition=Established", "crd/podmonitors.monitoring.coreos.com"];
-        cluster.kubectl(&[&established[..], &["--timeout=60s"]].concat())?;
-        upgrade(cluster, &["podMonitor.enabled=true", "podMonitor.interval=1s", "dashboards.enabled=true"])?;
+        let established = ["wait", "--for=condition=Established", "--timeout=60s"];
+        let kinds = ["crd/podmonitors.monitoring.coreos.com", "crd/prometheusrules.monitoring.coreos.com"];
+        cluster.kubectl(&[&established[..], &kinds].concat())?;
+        upgrade(
+            cluster,
+            &[
+                "podMonitor.enabled=true",
+                "podMonitor.interval=1s",
+                "dashboards.enabled=true",
+                "alerts.enabled=true",
+                "agent.accessLog.format=json",
+            ],
+        )?;
         all_ready(cluster).await?;
-        let monitors = objects(cluster, "podmonitors")?;
+        let monitors = panels::objects(cluster, SYSTEM, "podmonitors")?;
         let pods = cluster.pods(SYSTEM, "").await?;
         let prometheus = Prometheus::start(cluster.control_plane(), &pods, &monitors).await?;
         wait::until_true("all pods of slotmesh to be scraped", async || {
@@ -79,71 +88,77 @@ pub fn dashboards(cluster: &mut Cluster) -> Story<'_> {
         .await?;
 
         let mut outstanding = Vec::new();
-        for map in objects(cluster, "configmaps")? {
-            for (file, text) in map["data"].as_object().into_iter().flatten() {
-                if !file.ends_with(".json") {
-                    continue;
-                }
-                let dashboard: Value = serde_json::from_str(text.as_str().context("a file is text")?)?;
-                variables(&prometheus, &dashboard).with_context(|| file.clone())?;
-                outstanding.extend(queries(&dashboard).with_context(|| file.clone())?);
+        for (file, dashboard) in panels::dashboards(cluster, SYSTEM)? {
+            // That of the proxy shows something where there is one.
+            if file != "proxy.json" {
+                panels::variables(&prometheus, &dashboard, &NODES).with_context(|| file.clone())?;
+                outstanding.extend(panels::queries(&dashboard).with_context(|| file.clone())?);
             }
         }
-        ensure!(outstanding.len() > 20, "the dashboards have {} queries only", outstanding.len());
+        ensure!(outstanding.len() > 40, "the dashboards have {} queries only", outstanding.len());
+        for rules in panels::objects(cluster, SYSTEM, "prometheusrules")? {
+            outstanding.extend(alerts(&prometheus, &rules)?);
+        }
         let world = World::look(cluster).await?;
         // Rates and percentiles are of changes.
         let mut turn = 0;
         let shown = wait::until_true("every panel to show something", async || {
             turn ^= 1;
             route(cluster, turn, 1 - turn)?;
-            let mut empty = Vec::new();
-            for (panel, query) in std::mem::take(&mut outstanding) {
-                if !prometheus.query(&query)?.iter().any(|sample| sample.value.is_finite()) {
-                    empty.push((panel, query));
-                }
-            }
-            outstanding = empty;
+            world.connect(cluster, &world.near, 20).await?;
+            outstanding = panels::empty(&prometheus, std::mem::take(&mut outstanding))?;
             sleep(Duration::from_millis(500)).await;
             Ok(outstanding.is_empty())
         });
         shown.await.with_context(|| format!("these show nothing: {outstanding:#?}"))?;
+        for pod in &pods {
+            Prometheus::check(&panels::metrics_of(pod)?)?;
+        }
+        told(cluster, &prometheus, &world).await?;
+        upgrade(cluster, &["agent.accessLog.format=off"])?;
+        all_ready(cluster).await?;
         world.lead_to(cluster, &world.v1).await
     })
 }
 
-/// Objects of slotmesh's namespace.
-fn objects(cluster: &Cluster, resource: &str) -> Result<Vec<Value>> {
-    let list = cluster.kubectl(&["get", resource, "-n", SYSTEM, "-o", "json"])?;
-    let list: Value = serde_json::from_str(&list)?;
-    Ok(list["items"].as_array().context("a list has items")?.clone())
+/// The metrics that alerts are about, each with the name of its alert. Prometheus understands each expression, and each has a
+/// runbook.
+fn alerts(prometheus: &Prometheus, rules: &Value) -> Result<Vec<(String, String)>> {
+    let runbooks = include_str!("../../../docs/runbooks.md");
+    let groups = rules["spec"]["groups"].as_array().context("it has groups")?;
+    let all: Vec<&Value> = groups.iter().filter_map(|group| group["rules"].as_array()).flatten().collect();
+    ensure!(all.len() > 10, "there are {} alerts", all.len());
+    let mut found = Vec::new();
+    for rule in all {
+        let name = rule["alert"].as_str().context("an alert has a name")?;
+        let expression = rule["expr"].as_str().with_context(|| format!("{name} asks nothing"))?;
+        prometheus.query(expression).with_context(|| name.to_owned())?;
+        ensure!(runbooks.contains(&format!("\n## {name}\n")), "{name} has no runbook");
+        let link = rule["annotations"]["runbook_url"].as_str().unwrap_or_default();
+        ensure!(link.ends_with(&format!("#{}", name.to_lowercase())), "{name} links to {link}");
+        let words = expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        let metrics = words.filter(|word| word.starts_with("slotmesh_") || word.starts_with("istio_"));
+        found.extend(metrics.map(|metric| (name.to_owned(), metric.to_owned())));
+    }
+    ensure!(found.len() > 10, "alerts are about {found:?} only");
+    Ok(found)
 }
 
-/// The variables offer the cluster's nodes.
-fn variables(prometheus: &Prometheus, dashboard: &Value) -> Result<()> {
-    let all = dashboard["templating"]["list"].as_array().context("it has variables")?;
-    for variable in all.iter().filter(|variable| variable["type"] == "query") {
-        let query = variable["query"].as_str().context("a variable's query is text")?;
-        let inside = query.strip_prefix("label_values(").and_then(|rest| rest.strip_suffix(')'));
-        let (metric, label) =
-            inside.and_then(|inside| inside.split_once(", ")).with_context(|| format!("{query}?"))?;
-        let values = prometheus.label_values(metric, label)?;
-        ensure!(values == NODES, "{query} yields {values:?}");
-    }
-    Ok(())
-}
-
-/// The queries of a dashboard as Grafana sends them, each with its panel's title.
-fn queries(dashboard: &Value) -> Result<Vec<(String, String)>> {
-    let mut all = Vec::new();
-    for panel in dashboard["panels"].as_array().context("it has panels")? {
-        let title = panel["title"].as_str().context("a panel has a title")?;
-        let targets = panel["targets"].as_array().filter(|targets| !targets.is_empty());
-        for target in targets.with_context(|| format!("{title} asks nothing"))? {
-            let query = target["expr"].as_str().with_context(|| format!("{title} asks nothing"))?;
-            let query = query.replace("$__rate_interval", RATE_INTERVAL).replace("$node", ".*");
-            ensure!(!query.contains('$'), "{title} uses a variable that isn't known here: {query}");
-            all.push((title.to_owned(), query));
-        }
-    }
-    Ok(all)
+/// Traffic is told of by names: in metrics, and in the agents' access logs.
+async fn told(cluster: &Cluster, prometheus: &Prometheus, world: &World) -> Result<()> {
+    let query = "sum(istio_tcp_connections_opened_total{source_workload=\"near\", source_workload_namespace=\"load\", \
+        destination_service_name=\"web\", destination_service_namespace=\"load\", destination_port=\"80\"})";
+    wait::until_true("the pod's connections to the Service to be counted", async || {
+        Ok(prometheus.query(query)?.first().is_some_and(|sample| sample.value >= 20.0))
+    })
+    .await?;
+    wait::until_true("an agent to log the pod's connections", async || {
+        world.connect(cluster, &world.near, 1).await?;
+        let args = ["logs", "-n", SYSTEM, "-l", "app.kubernetes.io/component=agent", "--tail=2000"];
+        let said = cluster.kubectl(&args)?;
+        let lines = said.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let mut lines = lines.filter(|line| line["source_pod"] == "near" && line["ending"] == "closed");
+        Ok(lines.any(|line| line["destination_service_name"] == "web" && !line["endpoint"].is_null()))
+    })
+    .await
 }
