@@ -117,6 +117,34 @@ pub(crate) fn is_refused<T>(connected: std::io::Result<T>) -> bool {
     connected.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
 }
 
+/// Where the map of clusters is full, nothing is known of how many connections a cluster has that isn't in it.
+#[test]
+fn a_cluster_for_which_there_is_no_room_is_refused_where_it_has_a_limit() {
+    const MOST: u64 = 65_536;
+    let pod = Cgroup::new();
+    let bench = bench(&[pod.workload("pod")]);
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (vip, to) = ("198.18.8.9:80".parse().unwrap(), [(server.local_addr().unwrap(), 1)]);
+    let map = states(&bench);
+    let others: Vec<u64> = (1..=MOST).collect();
+    let values: Vec<ClusterState> = others.iter().map(|&cluster| ClusterState::none(cluster)).collect();
+    map.update_batch(&others, &values).unwrap();
+    let uncounted = || bench.running().sockets.uncounted;
+    publish(&bench, vip, &to, Some(2));
+    assert!(is_refused(pod.connect(vip)), "a limit lets nothing pass that it can't count");
+    assert_eq!((uncounted(), map.get(&name_hash("web")).unwrap()), (1, None), "and that is told");
+    // Without a limit it passes.
+    publish(&bench, vip, &to, None);
+    drop(pod.connect(vip).unwrap());
+    // With a place the limit holds.
+    map.delete(&others[0]).unwrap();
+    publish(&bench, vip, &to, Some(2));
+    let held = [pod.connect(vip).unwrap(), pod.connect(vip).unwrap()];
+    assert!(is_refused(pod.connect(vip)), "the third");
+    assert_eq!((active(&bench), uncounted()), (2, 1));
+    drop(held);
+}
+
 #[test]
 fn a_cluster_has_at_most_its_connections() {
     let pod = Cgroup::new();
