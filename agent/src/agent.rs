@@ -217,6 +217,7 @@ impl Agent {
         let running = Arc::new(Datapath::open_running(&pins, maps)?);
         let keeper = writer.keep_running_state(&running, sockets);
         let running = RunningReader::new(running);
+        writer.set_left_out(running.all_left_out());
         let held = writer.held().len();
         let hashed = writer.hashed_names().clone();
         let (stats, _) = writer.stats();
@@ -271,7 +272,12 @@ impl Agent {
             let tell = Tell { metrics, room, changes: changed };
             spawn_owner(&ended, move || own(writer, &inbox, &tell, at_sync)).map_err(StartError::Thread)?
         };
-        let keeper = keeper.start(datapath.clone()).map_err(StartError::Thread)?;
+        let tell = {
+            let commands = commands.clone();
+            // As above.
+            move |left_out| drop(commands.send(Command::LeftOut(left_out)))
+        };
+        let keeper = keeper.start(datapath.clone(), tell).map_err(StartError::Thread)?;
         undo.found = None;
         drop(undo);
         Ok(Self {

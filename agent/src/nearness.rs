@@ -2,8 +2,12 @@
 //! `localityLbSetting` has it.
 //!
 //! Each address family by itself. Where it isn't known where this node is, endpoints of all localities are alike.
+//!
+//! Where all of the nearest are left out because connects to them fail, the next nearest stand in for them, and so on.
+//! Those that are left out stay in the list, with next to no weight: programs pass them over, and count how many are left
+//! out of how many.
 
-use std::num::NonZeroU32;
+use std::{collections::BTreeSet, net::SocketAddr, num::NonZeroU32};
 
 use slotmesh_xds::{EndpointHints, LocalityPolicy, LocalityShares};
 
@@ -14,27 +18,31 @@ use crate::{
 
 /// The sum of the weights of a locality, for each percent of its share.
 const PER_PERCENT: u64 = 1 << 20;
+/// The most by which the weight of an endpoint exceeds that of one for which it stands in.
+const STANDING_IN: u32 = 1 << 16;
 
 /// Leaves the endpoints of a family that a policy has callers on a node choose from, with the weights that they have
-/// then.
+/// then. Returns whether some of them stand in for nearer ones, which are `left_out`; `None` where all have the same
+/// distance, or none counts.
 pub(crate) fn choose(
     policy: &LocalityPolicy,
     family: &mut Vec<Endpoint>,
     localities: &[Locality<'_>],
     hints: &[EndpointHints],
     view: &View,
-) {
+    left_out: Option<&BTreeSet<SocketAddr>>,
+) -> Option<bool> {
     let NodePlace { region, zone, sub_zone } = &view.place;
     let own = Locality { region, zone, sub_zone, ..Locality::default() };
     if own.is_anonymous() {
-        return;
+        return None;
     }
     if !policy.distribute.is_empty() {
         // Callers of whom nothing is said choose from all alike.
         if let Some(shares) = policy.distribute.iter().find(|shares| matches(&shares.from, &own)) {
             share_out(shares, family, localities);
         }
-        return;
+        return None;
     }
     let distance = |endpoint: &Endpoint| {
         let i = usize::from(endpoint.locality);
@@ -44,8 +52,30 @@ pub(crate) fn choose(
             by_preference(policy, &own, &localities[i], &hints[i], view)
         }
     };
-    let least = family.iter().map(distance).min();
-    family.retain(|endpoint| Some(distance(endpoint)) == least);
+    let distances: Vec<usize> = family.iter().map(distance).collect();
+    let (least, farthest) = (*distances.iter().min()?, *distances.iter().max()?);
+    if least == farthest {
+        return None;
+    }
+    let is_out = |endpoint: &Endpoint| {
+        left_out.is_some_and(|out| out.contains(&SocketAddr::new(endpoint.ip, endpoint.port.get())))
+    };
+    let reached = distances.iter().zip(&*family).filter(|(_, endpoint)| !is_out(endpoint));
+    let found = reached.map(|(distance, _)| *distance).min();
+    // Where all are left out, all are counted.
+    let most = found.unwrap_or(farthest);
+    let stand_in = most != least;
+    let mut distances = distances.into_iter();
+    family.retain(|_| distances.next().is_some_and(|distance| distance <= most));
+    if stand_in && found.is_some() {
+        let heaviest = family.iter().map(|endpoint| endpoint.weight.get()).max()?;
+        let factor = (u32::MAX / heaviest).clamp(1, STANDING_IN);
+        for endpoint in family {
+            let weight = if is_out(endpoint) { 1 } else { endpoint.weight.get().saturating_mul(factor) };
+            endpoint.weight = NonZeroU32::new(weight).unwrap_or(NonZeroU32::MIN);
+        }
+    }
+    Some(stand_in)
 }
 
 /// Tells whether a place is of a locality as a policy writes it.
@@ -143,11 +173,21 @@ mod tests {
             zone: ZONES[zone].to_owned(),
             sub_zone: String::new(),
         };
-        View { node: "here".to_owned(), place }
+        View { node: "here".to_owned(), place, ..View::default() }
     }
 
     /// One endpoint in each place, in a locality of its own; those left, by their number, with their weights.
     fn chosen(policy: &LocalityPolicy, at: &[(Place, u32)], view: &View) -> BTreeMap<usize, u32> {
+        chosen_without(policy, at, view, &[]).0
+    }
+
+    /// The same while some are left out, and whether some stand in for others.
+    fn chosen_without(
+        policy: &LocalityPolicy,
+        at: &[(Place, u32)],
+        view: &View,
+        left_out: &[usize],
+    ) -> (BTreeMap<usize, u32>, Option<bool>) {
         let places = at.iter().map(|&((region, zone), _)| Locality {
             region: REGIONS[region],
             zone: ZONES[zone],
@@ -157,8 +197,11 @@ mod tests {
         let mut family: Vec<_> =
             at.iter().enumerate().map(|(i, &(_, weight))| endpoint(i, i, weight)).collect();
         let hints = vec![EndpointHints::default(); at.len()];
-        choose(policy, &mut family, &places, &hints, view);
-        family.iter().map(|endpoint| (usize::from(endpoint.locality), endpoint.weight.get())).collect()
+        let address = |endpoint: &Endpoint| SocketAddr::new(endpoint.ip, endpoint.port.get());
+        let left_out = left_out.iter().map(|i| address(&family[*i])).collect();
+        let stand_in = choose(policy, &mut family, &places, &hints, view, Some(&left_out));
+        let of = |endpoint: &Endpoint| (usize::from(endpoint.locality), endpoint.weight.get());
+        (family.iter().map(of).collect(), stand_in)
     }
 
     fn shares(from: &str, to: &[(&str, u32)]) -> LocalityShares {
@@ -220,6 +263,31 @@ mod tests {
         ] {
             assert_eq!(by_preference(&policy, &own, &places[place], &hints, &view), distance, "{hints:?}");
         }
+    }
+
+    #[test]
+    fn the_next_nearest_stand_in_for_those_that_are_left_out() {
+        let policy = LocalityPolicy::default();
+        // Two of the zone, one of the region, two elsewhere.
+        let at = [((0, 0), 3), ((0, 0), 1), ((0, 1), 2), ((1, 0), 1), ((2, 0), 3)];
+        let of = |left_out: &[usize]| chosen_without(&policy, &at, &view((0, 0)), left_out);
+        let map = |of: &[(usize, u32)]| of.iter().copied().collect::<BTreeMap<_, _>>();
+        assert_eq!(of(&[]), (map(&[(0, 3), (1, 1)]), Some(false)));
+        assert_eq!(of(&[0]), (map(&[(0, 3), (1, 1)]), Some(false)), "one of the zone is left");
+        assert_eq!(of(&[2, 3, 4]), (map(&[(0, 3), (1, 1)]), Some(false)), "none of them is asked");
+        let by = STANDING_IN;
+        assert_eq!(of(&[0, 1]), (map(&[(0, 1), (1, 1), (2, 2 * by)]), Some(true)));
+        // And so on, by their own weights.
+        let all = map(&[(0, 1), (1, 1), (2, 1), (3, by), (4, 3 * by)]);
+        assert_eq!(of(&[0, 1, 2]), (all, Some(true)));
+        assert_eq!(of(&[0, 1, 2, 3, 4]), (map(&[(0, 3), (1, 1), (2, 2), (3, 1), (4, 3)]), Some(true)));
+        // Where there is nobody farther away there is nobody to stand in.
+        let (found, stand_in) = chosen_without(&policy, &at[..2], &view((0, 0)), &[0, 1]);
+        assert_eq!((found, stand_in), (map(&[(0, 3), (1, 1)]), None));
+        // Weights that are large already stay in proportion.
+        let heavy = [((0, 0), 1), ((1, 0), u32::MAX / 2), ((1, 1), u32::MAX / 4)];
+        let (found, _) = chosen_without(&policy, &heavy, &view((0, 0)), &[0]);
+        assert!(found[&1] / found[&2] == 2 && found[&0] == 1, "{found:?}");
     }
 
     proptest! {

@@ -101,7 +101,7 @@ impl Prepared {
             let Model::Endpoints(mut endpoints) = Model::new(resource.name.as_str(), &message).ok()? else {
                 return None;
             };
-            endpoints.see_from(view);
+            endpoints.see_from(resource.name.as_str(), view);
             Some(made(resource.name.clone(), resource.version.get(), &endpoints))
         })
         .await
@@ -159,7 +159,7 @@ impl Prepared {
 
     /// The tables of this version of a load assignment, as it is seen from there, if they were made.
     pub fn take(&mut self, name: &str, version: u64, view: Option<&View>) -> Option<Tables> {
-        if self.made.is_empty() || view.is_some_and(|view| *view != self.view) {
+        if self.made.is_empty() || view.is_some_and(|view| !view.is_same_of(name, &self.view)) {
             return None;
         }
         let made = self.made.remove(&ResourceName::from(name))?;
@@ -235,10 +235,17 @@ mod tests {
         let view = |zone: &str| View {
             node: "n".to_owned(),
             place: NodePlace { zone: zone.to_owned(), ..NodePlace::default() },
+            ..View::default()
         };
         hashed.see_from(&view("a"));
         assert!(prepare().take("large", version + 1, Some(&view("a"))).is_none(), "another version");
         assert!(prepare().take("large", version, Some(&view("b"))).is_none(), "the node is elsewhere");
+        let left_out = |name: &str| {
+            let out = HashMap::from([(name.to_owned(), ["10.0.0.1:80".parse().unwrap()].into())]);
+            View { left_out: Arc::new(out), ..view("a") }
+        };
+        assert!(prepare().take("large", version, Some(&left_out("large"))).is_none(), "one is left out");
+        assert!(prepare().take("large", version, Some(&left_out("other"))).is_some());
         let mut prepared = prepare();
         let tables = prepared.take("large", version, Some(&view("a")));
         assert!(tables.is_some_and(|tables| tables.v4.len() >= 16_000));

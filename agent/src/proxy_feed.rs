@@ -244,7 +244,7 @@ fn seen_from(resource: Resource, view: &View) -> Resource {
     if !endpoints.viewed {
         return resource;
     }
-    endpoints.see_from(view);
+    endpoints.see_from(resource.name.as_str(), view);
     let of = |endpoint: &config::Endpoint| LbEndpoint {
         load_balancing_weight: Some(UInt32Value { value: endpoint.weight.get() }),
         health_status: if endpoint.degraded { HealthStatus::Degraded } else { HealthStatus::Unknown }.into(),

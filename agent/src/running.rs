@@ -5,7 +5,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     io,
     net::SocketAddr,
     sync::{
@@ -165,6 +165,11 @@ impl RunningReader {
         found
     }
 
+    /// All endpoints that are left out now.
+    pub fn all_left_out(&self) -> LeftOut {
+        left_out(&self.read(|maps| maps.outliers.entries()), now())
+    }
+
     /// The endpoints of a cluster that are left out, by the hash of its name, and for how much longer.
     pub fn left_out(&self, cluster: u64) -> BTreeMap<SocketAddr, Duration> {
         let now = now();
@@ -241,6 +246,19 @@ impl RunningReader {
     }
 }
 
+/// Endpoints that are left out, by the hash of the cluster's name.
+pub(crate) type LeftOut = HashMap<u64, BTreeSet<SocketAddr>>;
+
+fn left_out(entries: &[(u64, OutlierState)], now: u64) -> LeftOut {
+    let mut found = LeftOut::new();
+    for (_, OutlierState { of, until, .. }) in entries {
+        if of.at.port != 0 && *until > now {
+            found.entry(of.cluster).or_default().insert(of.at.socket_addr());
+        }
+    }
+    found
+}
+
 /// The kernel's monotonic nanoseconds, as programs have them.
 fn now() -> u64 {
     u64::try_from(monotonic().as_nanos()).unwrap_or(u64::MAX)
@@ -269,7 +287,7 @@ impl Running {
     pub fn open(&mut self, maps: &Arc<RunningMaps>) -> Keeper {
         let (keeper, inbox) = channel();
         self.keeper = Some(keeper);
-        Keeper { maps: maps.clone(), inbox, gone: HashSet::new() }
+        Keeper { maps: maps.clone(), inbox, gone: HashSet::new(), left_out: LeftOut::new() }
     }
 
     /// What an earlier agent left of clusters that aren't there any more goes.
@@ -311,15 +329,21 @@ pub(crate) struct Keeper {
     inbox: Receiver<Told>,
     /// Clusters that aren't in force, and may have an entry.
     gone: HashSet<u64>,
+    /// The endpoints that were left out when it was looked last.
+    left_out: LeftOut,
 }
 
 impl Keeper {
-    /// Starts the thread, which ends when the owner's side is dropped.
-    pub fn start(self, datapath: Arc<Datapath>) -> io::Result<JoinHandle<()>> {
-        std::thread::Builder::new().name("counts".to_owned()).spawn(move || self.keep(&datapath))
+    /// Starts the thread, which ends when the owner's side is dropped. `tell` is told when other endpoints are left out.
+    pub fn start(
+        self,
+        datapath: Arc<Datapath>,
+        tell: impl Fn(LeftOut) + Send + 'static,
+    ) -> io::Result<JoinHandle<()>> {
+        std::thread::Builder::new().name("counts".to_owned()).spawn(move || self.keep(&datapath, &tell))
     }
 
-    fn keep(mut self, datapath: &Datapath) {
+    fn keep(mut self, datapath: &Datapath, tell: &dyn Fn(LeftOut)) {
         let mut said: HashSet<String> = HashSet::new();
         let mut check = |what: &'static str, outcome: Result<(), DatapathError>| {
             // Once each: it would be the same every second.
@@ -340,11 +364,11 @@ impl Keeper {
                 }
             }
             check("sockets whose connection is over go on counting", datapath.release_closed());
+            check("endpoints that were left out can't be taken back", self.settle_outliers(datapath, tell));
             if round.is_multiple_of(ENTRIES) {
                 check("what runs of clusters that are gone can't be removed", self.remove_clusters(datapath));
                 check("what ran at endpoints can't be removed", self.remove_endpoints(datapath));
                 check("buckets that are full can't be removed", self.remove_buckets(datapath));
-                check("endpoints that were left out can't be taken back", self.settle_outliers(datapath));
             }
             if round.is_multiple_of(LINKS) {
                 check("links of cgroups that are gone can't be removed", datapath.collect_releases());
@@ -376,9 +400,14 @@ impl Keeper {
     }
 
     /// Endpoints whose time is over count as in, also where nobody chooses them; what has been quiet for long goes.
-    fn settle_outliers(&self, datapath: &Datapath) -> Result<(), DatapathError> {
+    fn settle_outliers(&mut self, datapath: &Datapath, tell: &dyn Fn(LeftOut)) -> Result<(), DatapathError> {
         let now = now();
         let all = self.maps.outliers.entries().map_err(DatapathError::running)?;
+        let left_out = left_out(&all, now);
+        if left_out != self.left_out {
+            tell(left_out.clone());
+            self.left_out = left_out;
+        }
         let is_due = |state: &OutlierState| {
             let is_over = state.until != 0 && state.until <= now;
             let is_quiet = state.until <= now && now.saturating_sub(state.failed) > OutlierState::IDLE;

@@ -122,7 +122,7 @@ impl Records<'_> {
 
     fn endpoints(&self, root: SlotPtr) -> Option<Value> {
         let held = Held::read(self.0, root)?;
-        let Endpoints { v4, v6, localities, hints: _, viewed, hashed: _, tables: _ } = held.endpoints()?;
+        let Endpoints { v4, v6, localities, viewed, .. } = held.endpoints()?;
         let endpoints = v4.iter().chain(&v6).map(|endpoint| {
             json!({
                 "address": SocketAddr::new(endpoint.ip, endpoint.port.get()).to_string(),

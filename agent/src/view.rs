@@ -7,6 +7,12 @@
 //! 4. Where each endpoint is meant for some nodes, and one for this node: those. Else where each is meant for some
 //!    zones, and one for this node's zone: those. Else all of them.
 
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::SocketAddr,
+    sync::Arc,
+};
+
 use slotmesh_xds::EndpointHints;
 
 use crate::{
@@ -14,18 +20,29 @@ use crate::{
     nearness,
 };
 
-/// Where this node is.
+/// Where this node is, and which endpoints its callers can't reach.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct View {
     /// Its name; empty where it isn't known.
     pub node: String,
     /// Its region and zone.
     pub place: NodePlace,
+    /// By load assignment, the endpoints that are left out because connects to them fail.
+    pub left_out: Arc<HashMap<String, BTreeSet<SocketAddr>>>,
+}
+
+impl View {
+    /// Tells whether callers have the same endpoints of a load assignment by another view.
+    pub fn is_same_of(&self, assignment: &str, other: &Self) -> bool {
+        self.node == other.node
+            && self.place == other.place
+            && self.left_out.get(assignment) == other.left_out.get(assignment)
+    }
 }
 
 impl Endpoints<'_> {
-    /// Leaves the endpoints that callers on a node have, and their localities.
-    pub(crate) fn see_from(&mut self, view: &View) {
+    /// Leaves the endpoints of the load assignment of this name that callers on a node have, and their localities.
+    pub(crate) fn see_from(&mut self, name: &str, view: &View) {
         let hints = std::mem::take(&mut self.hints);
         if hints.is_empty() {
             return;
@@ -34,7 +51,9 @@ impl Endpoints<'_> {
         for family in [&mut self.v4, &mut self.v6] {
             see(family, &hints, view);
             if let Some(policy) = policy {
-                nearness::choose(policy, family, &self.localities, &hints, view);
+                let left_out = view.left_out.get(name);
+                let farther = nearness::choose(policy, family, &self.localities, &hints, view, left_out);
+                self.farther = self.farther.max(farther);
             }
         }
         self.leave_localities();
@@ -81,7 +100,6 @@ fn see(family: &mut Vec<Endpoint>, hints: &[EndpointHints], view: &View) {
 #[cfg(test)]
 mod tests {
     use std::{
-        collections::BTreeSet,
         net::{IpAddr, Ipv4Addr, Ipv6Addr},
         num::NonZeroU32,
     };
@@ -188,7 +206,8 @@ mod tests {
             all in prop::collection::vec(given(), 0..8), local: bool, node in 1..4_u8, zone in 0..4_u8,
         ) {
             let mut endpoints = sent(&all, local);
-            endpoints.see_from(&View { node: format!("n{node}"), place: NodePlace { zone: name(zone), ..NodePlace::default() } });
+            let place = NodePlace { zone: name(zone), ..NodePlace::default() };
+            endpoints.see_from("web", &View { node: format!("n{node}"), place, ..View::default() });
             let chosen = endpoints.v4.iter().chain(&endpoints.v6);
             let found: BTreeSet<usize> = chosen.clone().map(|one| one.weight.get() as usize - 1).collect();
             prop_assert_eq!(&found, &kube_proxy(&all, local, node, zone));

@@ -8,6 +8,7 @@
 //! an agent that is killed in between doesn't bring it back; then its VIPs go; then, after a grace
 //! period, its records.
 
+mod failover;
 mod retries;
 mod sources;
 
@@ -27,7 +28,7 @@ use slotmesh_slots::{
 use slotmesh_xds::{Rejection, Resource, ResourceName, ResourceType, Version};
 
 use crate::{
-    config::{Cluster, Endpoints, Invalid, Message, Model, NodePlace, Settings, Source},
+    config::{Cluster, Invalid, Message, Model, NodePlace, Settings, Source},
     flatten::{flush, kind, resource_type, vip_key},
     handles::ProxyHandles,
     held::{Held, is_viewed, vips},
@@ -38,6 +39,7 @@ use crate::{
     view::View,
     vips::{NotEntered, Vips},
 };
+use failover::Failover;
 use retries::{Lack, Retries};
 
 /// How long after a change it is looked whether slabs are to be emptied.
@@ -161,7 +163,10 @@ pub struct Writer {
     view: View,
     /// Load assignments in force whose endpoints were chosen by that.
     viewed: HashSet<String>,
-    /// Resources that have to come once more, because the node is elsewhere than it was known to be.
+    /// Endpoints that are left out, and whom that concerns.
+    failover: Failover,
+    /// Resources that have to come once more, because the node is elsewhere than it was known to be, or because the
+    /// endpoints that it would have are left out.
     stale: BTreeSet<(ResourceType, ResourceName)>,
 }
 
@@ -206,6 +211,7 @@ impl Writer {
             proxied: ProxyHandles::default(),
             view: View::default(),
             viewed: HashSet::new(),
+            failover: Failover::default(),
             stale: BTreeSet::new(),
         };
         for cluster in recovered.resources.iter().filter(|one| one.kind == kind(ResourceType::Cluster)) {
@@ -213,6 +219,7 @@ impl Writer {
                 writer.hashed_names.insert(&assignment);
                 *writer.hashed.entry(assignment).or_default() += 1;
             }
+            writer.guard_recovered(&cluster.name);
         }
         for route in recovered.resources.iter().filter(|one| one.kind == kind(ResourceType::Route)) {
             let handle = writer.proxy_handle(&route.name);
@@ -424,11 +431,13 @@ impl Writer {
         let version = version.get();
         if let Model::Cluster(cluster) = &*model {
             self.running.stay(name);
-            return self.upsert_cluster(name, version, cluster, model);
+            self.upsert_cluster(name, version, cluster, model)?;
+            self.guard(name, Some(cluster));
+            return Ok(());
         }
         if let Model::Endpoints(endpoints) = model {
             endpoints.hashed = self.hashed.contains_key(name);
-            endpoints.see_from(&self.view);
+            endpoints.see_from(name, &self.view);
             self.own_tables += u64::from(endpoints.lack_tables());
         }
         if let Model::Route(route) = model
@@ -443,10 +452,13 @@ impl Writer {
                 self.proxied.give_up(name, Instant::now());
             }
             flushed?;
-            if let Model::Endpoints(Endpoints { viewed: true, .. }) = model {
-                self.viewed.insert(name.to_owned());
-            } else if !self.viewed.is_empty() {
-                self.viewed.remove(name);
+            if let Model::Endpoints(endpoints) = model {
+                if endpoints.viewed {
+                    self.viewed.insert(name.to_owned());
+                } else if !self.viewed.is_empty() {
+                    self.viewed.remove(name);
+                }
+                self.note_farther(name, Some(endpoints));
             }
             return Ok(());
         };
@@ -521,9 +533,16 @@ impl Writer {
         }
         let hashed = self.hashed_by(name.as_str()).filter(|_| ty == ResourceType::Cluster);
         self.engine.remove(handle);
-        self.viewed.remove(name.as_str());
-        if ty == ResourceType::Cluster {
-            self.running.depart(name_hash(name.as_str()));
+        match ty {
+            ResourceType::Endpoints => {
+                self.viewed.remove(name.as_str());
+                self.note_farther(name.as_str(), None);
+            }
+            ResourceType::Cluster => {
+                self.running.depart(name_hash(name.as_str()));
+                self.guard(name.as_str(), None);
+            }
+            _ => {}
         }
         if let Some(assignment) = hashed {
             self.unhash(&assignment);

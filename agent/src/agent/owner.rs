@@ -20,8 +20,8 @@ use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    datapath::DatapathError, held::Held, metrics::Metrics, prepare::Prepared, room::Room, show::Shown,
-    writer::Writer,
+    datapath::DatapathError, held::Held, metrics::Metrics, prepare::Prepared, room::Room, running::LeftOut,
+    show::Shown, writer::Writer,
 };
 
 pub(super) enum Command {
@@ -36,6 +36,7 @@ pub(super) enum Command {
     SlabsOf(SlotClass, oneshot::Sender<Vec<(u32, ClassStats)>>),
     Slots(oneshot::Sender<(Stats, Option<String>)>),
     SetSlots(Config, oneshot::Sender<Result<(), Contradiction>>),
+    LeftOut(LeftOut),
     Synced,
     Wake,
     Stop,
@@ -107,6 +108,10 @@ pub(super) fn own(
             Ok(Command::SetSlots(config, reply)) => {
                 drop(reply.send(writer.set_slots(config)));
                 tell.changed();
+            }
+            Ok(Command::LeftOut(left_out)) => {
+                writer.set_left_out(left_out);
+                tell.room.put(writer.take_stale(), true);
             }
             Ok(Command::Synced) => match at_sync.take().map(|run| run()) {
                 Some(Ok(())) => writer.synced(),

@@ -31,6 +31,8 @@ pub struct Endpoints<'m> {
     pub hints: Vec<EndpointHints>,
     /// They are chosen by where this node is.
     pub viewed: bool,
+    /// Where there are others farther away: whether some of those stand in for nearer ones that are left out.
+    pub farther: Option<bool>,
     /// Whether a cluster chooses among them by the source: clusters say so, not load assignments.
     pub hashed: bool,
     /// The tables for that, where they have been made.
@@ -116,6 +118,7 @@ impl<'m> Endpoints<'m> {
             localities: Vec::with_capacity(localities.len()),
             hints: Vec::new(),
             viewed: false,
+            farther: None,
             hashed: false,
             tables: None,
         };

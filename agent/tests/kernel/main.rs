@@ -11,6 +11,7 @@ mod choice;
 mod config;
 mod counts;
 mod enrol;
+mod failover;
 mod foreign;
 mod lanes;
 mod node_ports;

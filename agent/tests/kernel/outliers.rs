@@ -58,7 +58,7 @@ fn publish(bench: &Bench, vip: SocketAddr, to: &[SocketAddr], detection: Detecti
 }
 
 /// How many of so many connects fail; those that don't are closed.
-fn failing(pod: &Cgroup, vip: SocketAddr, connects: usize) -> usize {
+pub(crate) fn failing(pod: &Cgroup, vip: SocketAddr, connects: usize) -> usize {
     pod.within(|| {
         (0..connects)
             .filter(|_| is_refused(TcpStream::connect_timeout(&vip, Duration::from_secs(10))))
