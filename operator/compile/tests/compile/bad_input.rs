@@ -1,6 +1,6 @@
 //! Bad input is reported by name and disturbs nothing that is in force.
 
-use slotmesh_builders::{rule, service, slice, to, virtual_service};
+use slotmesh_builders::{rule, service, service_entry, slice, to, virtual_service, workload};
 use slotmesh_compile::{Severity, Source};
 use slotmesh_crds::PortSelector;
 use slotmesh_xds::ResourceType;
@@ -155,6 +155,52 @@ fn ten_thousand_namespaces_are_refused_by_field_and_thousands_cost_one_chain() {
     assert_eq!(cluster_.goes_for("10.0.0.1_80", "ns-3999"), cluster("web", 80, "v2"));
     assert_eq!(cluster_.goes("10.0.0.1_80"), cluster("web", 80, ""));
     assert!(cluster_.refused().is_empty());
+}
+
+/// Three namespaces say contradictory things of one Service, for all callers. Who counts follows from their places and ages,
+/// in whatever order they come, and whose routes don't is told.
+#[test]
+fn what_several_namespaces_say_of_one_host_is_decided_in_whatever_order_they_come() {
+    const HOST: &str = "web.default.svc.cluster.local";
+    let base = || {
+        let of = |name: &str, ip: &str| service(name).ip(ip).port(80).build();
+        vec![of("web", "10.0.0.1"), of("v1", "10.0.0.2"), of("v2", "10.0.0.3"), of("v3", "10.0.0.4")]
+    };
+    // Each routes all connections to another version, has its own limit, and wants the address and the name.
+    let of = |namespace: &str, version: &str, age: i64| {
+        let mut limit = rule("web", HOST).namespace(namespace).created(age);
+        let pool = serde_json::json!({"connectionPool": {"tcp": {"maxConnections": age}}});
+        limit.0.spec.traffic_policy = Some(serde_json::from_value(pool).unwrap());
+        let route = virtual_service("web", HOST).namespace(namespace).created(age);
+        let entry = service_entry("web", HOST).namespace(namespace).ip("10.0.0.1").port("tcp", 80, 80);
+        vec![
+            route.http([to(&format!("{version}.default"), 1)]).build(),
+            limit.build(),
+            entry.endpoint(workload("10.66.0.1", "x")).created(age).build(),
+        ]
+    };
+    let [a, b, c] = [of("a", "v1", 3), of("b", "v2", 1), of("c", "v3", 2)];
+    let mut seen = Vec::new();
+    for order in [[&a, &b, &c], [&a, &c, &b], [&b, &a, &c], [&b, &c, &a], [&c, &a, &b], [&c, &b, &a]] {
+        let mut cluster_ = Cluster::with(base());
+        order.iter().for_each(|objects| drop(cluster_.apply(objects.iter().cloned())));
+        // The oldest route; of no rule's namespace is the Service, and no caller of these is told apart by it.
+        assert_eq!(cluster_.goes_for("10.0.0.1_80", "elsewhere"), format!("http:{}", cluster("v2", 80, "")));
+        let refused: std::collections::BTreeSet<_> = cluster_.refused().into_iter().collect();
+        let about = |of: &str| refused.iter().any(|text| text.contains(of));
+        assert!(about("VirtualService a/web") && about("VirtualService c/web"), "{refused:?}");
+        // What calls itself by the Service's name has neither its address nor its connections.
+        for name in cluster_.names(ResourceType::Cluster) {
+            let is_there = cluster_.served().contains_key(&(ResourceType::Endpoints, name.to_owned()));
+            assert!(!is_there || !cluster_.endpoints(name).contains(&"10.66.0.1 80".to_owned()), "{name}");
+        }
+        seen.push((cluster_.served().clone(), refused));
+    }
+    seen.windows(2).for_each(|two| assert_eq!(two[0], two[1]));
+    // The next oldest takes over.
+    let mut cluster_ = Cluster::with(base().into_iter().chain(a).chain(b.clone()).chain(c));
+    b.iter().for_each(|object| drop(cluster_.delete(object)));
+    assert_eq!(cluster_.goes_for("10.0.0.1_80", "elsewhere"), format!("http:{}", cluster("v3", 80, "")));
 }
 
 #[test]
