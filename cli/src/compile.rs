@@ -55,6 +55,17 @@ pub struct CompileFlags {
     #[arg(long, env = "SLOTMESH_MAX_NAMESPACE_PARTS", default_value_t = 400_000, value_name = "COUNT",
         value_parser = clap::value_parser!(u32).range(1..=1_000_000_000), help_heading = OBJECTS)]
     max_namespace_parts: u32,
+
+    /// The most sets of callers' labels that an object may ask for (`sourceLabels`, `workloadSelector`). What asks for more
+    /// is not in force. The root namespace's objects aren't bounded
+    #[arg(long, env = "SLOTMESH_MAX_OBJECT_LABEL_SETS", default_value_t = 100, value_name = "COUNT",
+        value_parser = clap::value_parser!(u32).range(1..=1_000_000), help_heading = OBJECTS)]
+    max_object_label_sets: u32,
+
+    /// The most that all objects of one kind and namespace may ask for together; the oldest go before
+    #[arg(long, env = "SLOTMESH_MAX_NAMESPACE_LABEL_SETS", default_value_t = 500, value_name = "COUNT",
+        value_parser = clap::value_parser!(u32).range(1..=10_000_000), help_heading = OBJECTS)]
+    max_namespace_label_sets: u32,
 }
 
 impl CompileFlags {
@@ -70,6 +81,8 @@ impl CompileFlags {
             max_namespace_endpoints,
             max_object_parts,
             max_namespace_parts,
+            max_object_label_sets,
+            max_namespace_label_sets,
         } = self;
         let count = |count: u32| usize::try_from(count).unwrap_or(usize::MAX);
         CompileOptions {
@@ -82,6 +95,8 @@ impl CompileFlags {
             max_namespace_endpoints: count(max_namespace_endpoints),
             max_object_parts: count(max_object_parts),
             max_namespace_parts: count(max_namespace_parts),
+            max_object_label_sets: count(max_object_label_sets),
+            max_namespace_label_sets: count(max_namespace_label_sets),
             ..CompileOptions::default()
         }
     }

@@ -44,6 +44,10 @@ pub struct CompileOptions {
     pub max_object_parts: usize,
     /// The most that those of one kind and namespace may make together; the oldest go before.
     pub max_namespace_parts: usize,
+    /// The most sets of callers' labels that an object may ask for: by each of them classes of callers are told apart.
+    pub max_object_label_sets: usize,
+    /// The most that those of one kind and namespace may ask for together; the oldest go before.
+    pub max_namespace_label_sets: usize,
 }
 
 impl Default for CompileOptions {
@@ -59,6 +63,8 @@ impl Default for CompileOptions {
             max_namespace_endpoints: 100_000,
             max_object_parts: 100_000,
             max_namespace_parts: 400_000,
+            max_object_label_sets: 100,
+            max_namespace_label_sets: 500,
         }
     }
 }

@@ -6,10 +6,11 @@
 //!  cost --> Budgets --> what fits is in force; what doesn't is as if it weren't there
 //! ```
 //!
-//! A cost is counted in parts (a listener, a cluster, an endpoint, a share of a route, a chain of some callers), as many
-//! as the object can make of the hosts and endpoints that there are, whatever others say of these. Invariants: costs
-//! follow from the objects that are held, in force or not, so what is beyond a budget changes no other's cost; and all
-//! that could come out differently is dirty after `settle`.
+//! A cost is counted in parts (a listener, a cluster, an endpoint, a share of a route, a chain of some callers, a share of
+//! a locality), as many as the object can make of the hosts and endpoints that there are, whatever others say of these.
+//! Sets of callers' labels have a budget of their own: each may split the classes of all callers, and what tells some of
+//! these apart lists each. Invariants: costs follow from the objects that are held, in force or not, so what is beyond a
+//! budget changes no other's cost; and all that could come out differently is dirty after `settle`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -48,6 +49,8 @@ struct Under {
 #[derive(Debug, Default)]
 pub(super) struct Amounts {
     budgets: Budgets,
+    /// Those of sets of callers' labels.
+    asks: Budgets,
     /// Service -> the endpoints in its slices, once for each port.
     sliced: HashMap<ObjectName, usize>,
     /// Service or ServiceEntry -> the workloads that it selects, other than those in slices.
@@ -78,6 +81,9 @@ impl EndpointSlice {
     }
 }
 
+/// So many bytes of what routes say of requests are a part.
+const TEXT_OF_A_PART: usize = 128;
+
 impl Routes {
     /// The parts that they make of each host, where a delegate makes so many.
     fn cost(&self, of_delegate: impl Fn(&ObjectName) -> usize) -> usize {
@@ -87,14 +93,15 @@ impl Routes {
             Forwarding::Own | Forwarding::Undecidable | Forwarding::Answered => 1,
         };
         let routes = self.all().map(|route| route.matches.len().max(1).saturating_mul(of_route(&route.to)));
-        routes.fold(callers(&self.export), usize::saturating_add)
+        let beside = callers(&self.export) + self.text / TEXT_OF_A_PART;
+        routes.fold(beside, usize::saturating_add)
     }
 }
 
 impl DestinationRule {
-    /// The clusters that it makes of each host.
+    /// The clusters that it makes of each host, and what stands in the assignment of each.
     fn cost(&self) -> usize {
-        (1 + self.subsets.len()).saturating_add(callers(&self.export))
+        product([1 + self.subsets.len(), 1 + self.places()]).saturating_add(callers(&self.export))
     }
 }
 
@@ -121,41 +128,60 @@ impl CompileOptions {
             _ => Limits { object: self.max_object_parts, namespace: self.max_namespace_parts },
         }
     }
+
+    /// The bounds of the sets of callers' labels that an object asks for.
+    fn label_limits(&self, key: &ObjectKey) -> Limits {
+        if key.name.namespace == self.root_namespace {
+            return Limits { object: usize::MAX, namespace: usize::MAX };
+        }
+        Limits { object: self.max_object_label_sets, namespace: self.max_namespace_label_sets }
+    }
 }
 
 impl Index {
     /// Tells whether an object isn't beyond any bound.
     pub(crate) fn fits(&self, key: &ObjectKey) -> bool {
-        self.amounts.budgets.fits(key)
+        self.amounts.budgets.fits(key) && self.amounts.asks.fits(key)
     }
 
     /// As [`fits`](Self::fits).
     pub(super) fn has_room(&self, kind: Kind, name: &ObjectName) -> bool {
-        self.amounts.budgets.all_fit() || self.fits(&ObjectKey { kind, name: name.clone() })
+        let all_fit = self.amounts.budgets.all_fit() && self.amounts.asks.all_fit();
+        all_fit || self.fits(&ObjectKey { kind, name: name.clone() })
     }
 
     /// The report about an object that is beyond a bound.
     pub(crate) fn beyond_budget(&self, key: &ObjectKey) -> Compiled {
-        let Some(beyond) = self.amounts.budgets.beyond(key) else { return Compiled::default() };
-        let (kind, namespace, limits) = (key.kind, &key.name.namespace, self.options.limits(key));
-        let (parts, flag) = match kind {
-            Kind::ServiceEntry => ("endpoints", ["--max-entry-endpoints", "--max-namespace-endpoints"]),
-            _ => ("parts", ["--max-object-parts", "--max-namespace-parts"]),
+        let (kind, namespace) = (key.kind, &key.name.namespace);
+        let of_parts = self.amounts.budgets.beyond(key);
+        let Some(beyond) = of_parts.or_else(|| self.amounts.asks.beyond(key)) else {
+            return Compiled::default();
+        };
+        let (limits, what, does, flag) = match kind {
+            _ if of_parts.is_none() => {
+                let flags = ["--max-object-label-sets", "--max-namespace-label-sets"];
+                (self.options.label_limits(key), "sets of callers' labels", "ask for", flags)
+            }
+            Kind::ServiceEntry => {
+                let flags = ["--max-entry-endpoints", "--max-namespace-endpoints"];
+                (self.options.limits(key), "endpoints on each node", "make", flags)
+            }
+            _ => {
+                let flags = ["--max-object-parts", "--max-namespace-parts"];
+                (self.options.limits(key), "parts on each node", "make", flags)
+            }
         };
         let (field, fault, remedy) = match beyond {
             Beyond::Object => (
                 "spec",
-                format!(
-                    "it makes more than the {} {parts} on each node that one object may make",
-                    limits.object
-                ),
+                format!("the object may {does} at most {} {what}, and is beyond that", limits.object),
                 format!("make it smaller or several of it, or raise {}", flag[0]),
             ),
             Beyond::Namespace => (
                 "metadata.namespace",
                 format!(
-                    "all {kind} objects of namespace {namespace} make more than the {} {parts} on each node that they may \
-                     make together, and older ones go before",
+                    "all {kind} objects of namespace {namespace} may {does} at most {} {what} together, and are beyond that; \
+                     older ones go before",
                     limits.namespace
                 ),
                 format!("remove some, or raise {}", flag[1]),
@@ -346,7 +372,10 @@ impl Index {
     pub(crate) fn settle(&mut self, dirty: &mut BTreeSet<Unit>) {
         while let Some(key) = self.amounts.changed.pop_first() {
             let cost = self.cost(&key);
-            for changed in self.amounts.budgets.replace(self.options.limits(&key), &key, cost) {
+            let mut changed = self.amounts.budgets.replace(self.options.limits(&key), &key, cost);
+            let asked = cost.map(|(age, _)| (age, self.held_asks(&key).len())).filter(|(_, sets)| *sets > 0);
+            changed.extend(self.amounts.asks.replace(self.options.label_limits(&key), &key, asked));
+            for changed in changed {
                 self.turn(&changed, dirty);
             }
             if !self.fits(&key) {
@@ -403,7 +432,7 @@ impl Index {
             }
             Kind::TrafficPolicy => {
                 let policy = self.objects.policies.get(name)?;
-                (policy.age, policy.targets.len())
+                (policy.age, product([policy.targets.len(), 1 + policy.traffic.places()]))
             }
             Kind::Sidecar => {
                 let sidecar = self.held_sidecar(name)?;

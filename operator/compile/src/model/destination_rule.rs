@@ -106,6 +106,16 @@ impl DestinationRule {
         policies.into_iter().any(|policy| has(&policy.all) || policy.ports.values().any(has))
     }
 
+    /// How much it says of localities, at the most, in the assignments of each of its clusters.
+    pub(crate) fn places(&self) -> usize {
+        let policies = [&self.policy].into_iter().chain(self.subsets.values().map(|subset| &subset.policy));
+        policies
+            .map(|policy| {
+                policy.all.places() + policy.ports.values().map(TrafficSettings::places).sum::<usize>()
+            })
+            .sum()
+    }
+
     /// The most of its subsets that an endpoint can be in. Those that ask for other values of the same labels share none.
     pub(crate) fn overlap(&self) -> usize {
         let mut alike: BTreeMap<&BTreeMap<String, String>, usize> = BTreeMap::new();

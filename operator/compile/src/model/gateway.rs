@@ -32,7 +32,8 @@ impl Read<crds::HttpRoute> for Routes {
         let hosts = read_parents(parent_refs, key, found)?;
         let (kind, age) = (Kind::HttpRoute, Age::of(&object.metadata));
         let http = read_http_rules(kind, rules, rest, key, options.proxy, found);
-        let routes = Routes { http, ..routes(kind, age, hosts) };
+        let text = if options.proxy { serde_json::to_vec(rules).map_or(0, |text| text.len()) } else { 0 };
+        let routes = Routes { http, text, ..routes(kind, age, hosts) };
         (!found.refused()).then_some(routes)
     }
 }
@@ -48,7 +49,8 @@ impl Read<crds::GrpcRoute> for Routes {
         let hosts = read_parents(parent_refs, key, found)?;
         let (kind, age) = (Kind::GrpcRoute, Age::of(&object.metadata));
         let http = read_http_rules(kind, rules, rest, key, options.proxy, found);
-        let routes = Routes { http, ..routes(kind, age, hosts) };
+        let text = if options.proxy { serde_json::to_vec(rules).map_or(0, |text| text.len()) } else { 0 };
+        let routes = Routes { http, text, ..routes(kind, age, hosts) };
         (!found.refused()).then_some(routes)
     }
 }
@@ -56,7 +58,7 @@ impl Read<crds::GrpcRoute> for Routes {
 /// Routes for whoever connects to these Services, without any yet.
 fn routes(kind: Kind, age: Age, hosts: Vec<Host>) -> Routes {
     let (wild, http, tcp) = (Vec::new(), Vec::new(), Vec::new());
-    Routes { kind, age, export: Export::Everyone, hosts, wild, http, tcp }
+    Routes { kind, age, export: Export::Everyone, hosts, wild, http, tcp, text: 0 }
 }
 
 /// Rules that match requests, of a route that says `rest` besides.

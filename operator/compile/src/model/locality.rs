@@ -15,6 +15,8 @@ use crate::report::Findings;
 
 /// The most entries of a list of preferences, as their outcomes travel as bits of a word.
 const MOST_PREFERENCES: usize = 32;
+/// The most bytes of the name of a region, a zone or a part of one: what a label may have as a value, and a domain.
+const MOST_NAME: usize = 253;
 /// The label of the network of a pod, which has no effect here.
 const NETWORK: &str = "topology.istio.io/network";
 
@@ -63,7 +65,10 @@ impl Locality {
         if text.is_empty() {
             return Some(Self::default());
         }
-        let is_good = text.split('/').count() <= 3 && !text.starts_with('/') && !text.contains('*');
+        let is_good = text.split('/').count() <= 3
+            && !text.starts_with('/')
+            && !text.contains('*')
+            && text.split('/').all(|part| part.len() <= MOST_NAME);
         is_good.then(|| Self(Some(text.into())))
     }
 
@@ -188,7 +193,7 @@ fn pattern_fault(pattern: &str) -> Option<String> {
     let parts: Vec<&str> = pattern.split('/').collect();
     let wild = parts.iter().position(|part| part.contains('*'));
     let is_good = parts.len() <= 3
-        && parts.iter().all(|part| !part.is_empty())
+        && parts.iter().all(|part| !part.is_empty() && part.len() <= MOST_NAME)
         && wild.is_none_or(|at| at + 1 == parts.len() && parts[at] == "*");
     (!is_good).then(|| {
         format!(
@@ -206,7 +211,7 @@ mod tests {
         for good in ["*", "eu", "eu/*", "eu/a", "eu/a/*", "eu/a/1"] {
             assert_eq!(pattern_fault(good), None, "{good}");
         }
-        for bad in ["", "/", "eu/", "/a", "eu/*/1", "*/a", "e*", "eu/a/1/2", "eu//1"] {
+        for bad in ["", "/", "eu/", "/a", "eu/*/1", "*/a", "e*", "eu/a/1/2", "eu//1", &"e".repeat(254)] {
             assert!(pattern_fault(bad).is_some(), "{bad}");
         }
         let place = Place { region: "eu", zone: "a", sub_zone: "" };
@@ -228,5 +233,6 @@ mod tests {
         assert_eq!(place("eu/a/1"), some(["eu", "a", "1"]));
         assert_eq!(place("eu/a/1/2"), None);
         assert_eq!(place("eu/*"), None);
+        assert_eq!(place(&format!("eu/{}", "a".repeat(254))), None);
     }
 }

@@ -211,6 +211,8 @@ pub(crate) struct Routes {
     pub(crate) wild: Vec<WildHost>,
     pub(crate) http: Vec<Route>,
     pub(crate) tcp: Vec<Route>,
+    /// How large the routes of requests are as text, in bytes; 0 where nobody looks at requests.
+    pub(crate) text: usize,
 }
 
 impl Routes {

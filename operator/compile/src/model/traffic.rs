@@ -66,6 +66,18 @@ impl TrafficSettings {
         }
     }
 
+    /// How much it says of localities, in every assignment that it is for.
+    pub(crate) fn places(&self) -> usize {
+        match &self.localities {
+            Some(Localities::By { policy, .. }) => {
+                let LocalityPolicy { distribute, failover, prefer } = &**policy;
+                let shares = distribute.iter().map(|from| 1 + from.to.len()).sum::<usize>();
+                shares + failover.len() + prefer.len()
+            }
+            _ => 0,
+        }
+    }
+
     /// How callers choose among localities; `None` where all are alike.
     pub(crate) fn locality_policy(&self) -> Option<Arc<LocalityPolicy>> {
         match &self.localities {

@@ -93,7 +93,8 @@ impl Read<crds::VirtualService> for Routes {
         let tcp = tcp.collect();
         let export = export.filter(|_| !found.refused())?;
         let (kind, age) = (Kind::VirtualService, Age::of(&object.metadata));
-        Some(Self { kind, age, export, hosts, wild, http, tcp })
+        let text = if requests { serde_json::to_vec(&spec.http).map_or(0, |text| text.len()) } else { 0 };
+        Some(Self { kind, age, export, hosts, wild, http, tcp, text })
     }
 }
 

@@ -1,10 +1,11 @@
 //! No namespace makes more than it may on everybody's nodes, whatever kind of object it takes for that.
 
+use serde_json::json;
 use slotmesh_builders::{
     backend, grpc_route, http_route, parent, pod, policy, rule, service, service_entry, sidecar, slice,
     tcp_route, tls_route, to, virtual_service, workload, workload_entry,
 };
-use slotmesh_compile::{CompileOptions, Kind, Object, ObjectKey};
+use slotmesh_compile::{CompileOptions, Kind, Object, ObjectKey, ObjectName};
 use slotmesh_crds::{Delegate, HttpMatch, HttpRoute};
 
 use crate::support::Cluster;
@@ -207,7 +208,37 @@ fn hosts_of_a_sidecar(i: usize, n: usize) -> Vec<Object> {
     vec![sidecar(&format!("x{i}"), &hosts).namespace(MALLORY).created(age(i)).build()]
 }
 
-const WAYS: [(&str, Way); 21] = [
+/// A share for each of so many localities.
+fn shares_of_localities(n: usize) -> serde_json::Value {
+    let from = named(n).map(|zone| json!({"from": format!("eu/{zone}"), "to": {"eu": 100}}));
+    json!({ "distribute": from.collect::<Vec<_>>() })
+}
+
+/// Two for each locality, and a cluster.
+fn localities_of_a_rule(i: usize, n: usize) -> Vec<Object> {
+    let mut built = rule(&format!("x{i}"), &format!("s{i}")).namespace(MALLORY).created(age(i));
+    let setting = json!({"loadBalancer": {"localityLbSetting": shares_of_localities(n / 2 - 1)}});
+    built.0.spec.traffic_policy = Some(serde_json::from_value(setting).unwrap());
+    vec![built.build()]
+}
+
+/// Once more for each of its subsets.
+fn localities_of_subsets(i: usize, n: usize) -> Vec<Object> {
+    let objects = localities_of_a_rule(i, n / 2);
+    let Object::DestinationRule(rule) = &objects[0] else { panic!("a rule") };
+    let mut rule = rule.clone();
+    let subset = json!({"name": "v1", "labels": {"version": "v1"}});
+    std::sync::Arc::make_mut(&mut rule).spec.subsets = vec![serde_json::from_value(subset).unwrap()];
+    vec![Object::DestinationRule(rule)]
+}
+
+fn localities_of_a_policy(i: usize, n: usize) -> Vec<Object> {
+    let mut built = policy(&format!("x{i}"), &format!("s{i}")).namespace(MALLORY).created(age(i));
+    built.0.spec.locality = Some(serde_json::from_value(shares_of_localities(n / 2 - 1)).unwrap());
+    vec![built.build()]
+}
+
+const WAYS: [(&str, Way); 24] = [
     ("ports", ports),
     ("external addresses", external_addresses),
     ("endpoints in slices", endpoints),
@@ -228,13 +259,16 @@ const WAYS: [(&str, Way); 21] = [
     ("subsets", subsets),
     ("subsets of the same", subsets_of_the_same),
     ("targets", targets),
+    ("localities of a rule", localities_of_a_rule),
+    ("localities of subsets", localities_of_subsets),
+    ("localities of a policy", localities_of_a_policy),
     ("hosts of a Sidecar", hosts_of_a_sidecar),
 ];
 
 /// The reports about this object's being too much.
 fn beyond(cluster: &Cluster, key: &ObjectKey) -> Vec<String> {
     let about = cluster.refused().into_iter().filter(|text| text.starts_with(&format!("{key}: ")));
-    about.filter(|text| text.contains("on each node that")).collect()
+    about.filter(|text| text.contains("beyond that")).collect()
 }
 
 fn cluster() -> Cluster {
@@ -263,7 +297,7 @@ fn an_object_that_makes_too_much_is_as_if_it_were_not_there() {
         cluster_.apply(too_much.clone());
         let said = beyond(&cluster_, &key);
         assert_eq!(said.len(), 1, "{what}: {:?}", cluster_.refused());
-        for part in [" the 50 ", "one object may make", "the object is not in force: ", "raise --max-"] {
+        for part in ["the object may make at most 50 ", "the object is not in force: ", "raise --max-"] {
             assert!(said[0].contains(part), "{what}: {said:?}");
         }
         if let Some(conditions) = cluster_.compiler.conditions(&key) {
@@ -304,7 +338,7 @@ fn the_objects_of_a_kind_and_namespace_make_no_more_than_they_may_together() {
             let out = all.iter().map(|objects| beyond(cluster, &objects[0].key()));
             out.map(|said| {
                 assert!(said.len() <= 1);
-                assert!(said.iter().all(|said| said.contains("namespace mallory make more than the 100 ")));
+                assert!(said.iter().all(|said| said.contains("namespace mallory may make at most 100 ")));
                 said.len()
             })
             .collect::<Vec<_>>()
@@ -323,6 +357,128 @@ fn the_objects_of_a_kind_and_namespace_make_no_more_than_they_may_together() {
         all.iter().flatten().for_each(|object| drop(cluster_.delete(object)));
         assert_eq!(*cluster_.served(), empty, "{what}");
     }
+}
+
+#[test]
+fn what_routes_say_of_requests_counts_by_its_size() {
+    let mut cluster_ = Cluster::new(CompileOptions { proxy: true, ..options() });
+    cluster_.apply(victim().into_iter().chain(at_hand()));
+    let before = of_victim(&cluster_);
+    // One route, which each of its two hosts would have once more.
+    let of = |bytes: usize| {
+        let mut built = virtual_service("x", "s0").namespace(MALLORY).created(1);
+        built.0.spec.hosts.push("s1".to_owned());
+        let route = json!({
+            "headers": {"request": {"set": {"x-long": "x".repeat(bytes)}}},
+            "route": [{"destination": {"host": "s2"}}],
+        });
+        built.http_route(serde_json::from_value(route).unwrap()).build()
+    };
+    let too_much = of(30 * 128);
+    cluster_.apply([too_much.clone()]);
+    assert_eq!(beyond(&cluster_, &too_much.key()).len(), 1, "{:?}", cluster_.refused());
+    assert_eq!(of_victim(&cluster_), before);
+    cluster_.apply([of(20 * 128)]);
+    assert_eq!(beyond(&cluster_, &too_much.key()), [""; 0]);
+    // Where nobody looks at requests nothing of it is sent.
+    let mut without = Cluster::new(options());
+    without.apply(victim().into_iter().chain(at_hand()).chain([too_much.clone()]));
+    assert_eq!(beyond(&without, &too_much.key()), [""; 0]);
+    // A delegate's counts for whom it is.
+    cluster_.delete(&too_much);
+    let mut delegate = virtual_service("d", "none").namespace("another").created(1);
+    delegate.0.spec.hosts.clear();
+    let long = json!({
+        "headers": {"request": {"set": {"x-long": "x".repeat(30 * 128)}}},
+        "route": [{"destination": {"host": "s2.mallory"}}],
+    });
+    let delegate = delegate.http_route(serde_json::from_value(long).unwrap());
+    let mut root = virtual_service("root", "s0").namespace(MALLORY).created(1);
+    root.0.spec.hosts.push("s1".to_owned());
+    let to_it = json!({"delegate": {"name": "d", "namespace": "another"}});
+    let root = root.http_route(serde_json::from_value(to_it).unwrap()).build();
+    cluster_.apply([delegate.build(), root.clone()]);
+    assert_eq!(beyond(&cluster_, &root.key()).len(), 1, "{:?}", cluster_.refused());
+    assert_eq!(of_victim(&cluster_), before);
+}
+
+/// A route for callers with each of so many labels, of which every Pod has its own.
+fn sets_of_labels(i: usize, n: usize) -> Object {
+    let wanted =
+        |label| HttpMatch { source_labels: [(label, "yes".to_owned())].into(), ..HttpMatch::default() };
+    let matches = named(n).map(|name| wanted(format!("{name}-{i}"))).collect();
+    let route = HttpRoute { matches, route: vec![to("s0", 1)], ..HttpRoute::default() };
+    let built = virtual_service(&format!("x{i}"), &format!("s{i}")).namespace(MALLORY).created(age(i));
+    built.http_route(route).build()
+}
+
+#[test]
+fn no_namespace_splits_the_callers_of_others_without_a_bound() {
+    let options = CompileOptions { max_object_label_sets: 5, max_namespace_label_sets: 12, ..options() };
+    let mut cluster = Cluster::new(options.clone());
+    cluster.apply(victim().into_iter().chain(at_hand()));
+    // The victim's Pod has all labels of which anybody could think, and its own rules count with one.
+    let labelled = (0..4).flat_map(|i| named(9).map(move |name| format!("{name}-{i}")));
+    let caller = labelled
+        .fold(pod("caller").ip("10.7.0.1").label("app", "web"), |pod, label| pod.label(&label, "yes"));
+    let own =
+        HttpMatch { source_labels: [("app".to_owned(), "web".to_owned())].into(), ..HttpMatch::default() };
+    let own = HttpRoute { matches: vec![own], route: vec![to("web", 1)], ..HttpRoute::default() };
+    let caller = [caller.build(), virtual_service("own", "api").http_route(own).build()];
+    cluster.apply(caller.clone());
+    let name = ObjectName::new("default", "caller");
+    let (before, class) = (of_victim(&cluster), cluster.compiler.caller_class(&name));
+    assert!(class.starts_with("default#"), "{class}");
+
+    // One that asks for too much is as if it weren't there.
+    let too_much = sets_of_labels(0, 6);
+    cluster.apply([too_much.clone()]);
+    let said = beyond(&cluster, &too_much.key());
+    assert_eq!(said.len(), 1, "{:?}", cluster.refused());
+    for part in ["may ask for at most 5 sets of callers' labels", "raise --max-object-label-sets"] {
+        assert!(said[0].contains(part), "{said:?}");
+    }
+    let conditions = cluster.compiler.conditions(&too_much.key()).expect("a VirtualService has conditions");
+    let accepted = conditions.ancestors.iter().flat_map(|at| &at.conditions);
+    let accepted: Vec<_> = accepted.filter(|of| of.ty.as_str() == "Accepted").collect();
+    assert!(!accepted.is_empty() && accepted.iter().all(|of| !of.holds() && of.reason == "OverBudget"));
+    assert_eq!(cluster.compiler.caller_class(&name), class, "nobody's class follows from it");
+    assert_eq!(of_victim(&cluster), before);
+
+    // So are the youngest that ask for too much together, in whatever order they come.
+    let all: Vec<Object> = (0..4).map(|i| sets_of_labels(i, 5)).collect();
+    cluster.apply(all.iter().rev().cloned());
+    let out = |cluster: &Cluster| {
+        let said = all.iter().map(|object| beyond(cluster, &object.key()));
+        said.map(|said| said.iter().any(|said| said.contains("may ask for at most 12 sets")))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(out(&cluster), [false, false, true, true], "{:?}", cluster.refused());
+    assert_eq!(of_victim(&cluster), before);
+    assert_ne!(cluster.compiler.caller_class(&name), class, "what is in force tells callers apart");
+    let mut other = Cluster::new(options);
+    other.apply(all.iter().cloned().chain(victim()).chain(at_hand()).chain(caller));
+    assert_eq!(other.served(), cluster.served());
+    // Where one goes, the next takes over; without them all is as before.
+    cluster.delete(&all[0]);
+    assert_eq!(out(&cluster), [false, false, false, true]);
+    all.iter().skip(1).for_each(|object| drop(cluster.delete(object)));
+    assert_eq!(cluster.compiler.caller_class(&name), class);
+    assert_eq!(of_victim(&cluster), before);
+
+    // What a workload is chosen by counts likewise: those of one kind and namespace together.
+    let rules: Vec<Object> = (0..13)
+        .map(|i| {
+            let mut built = rule(&format!("r{i}"), &format!("s{}", i % 4)).namespace(MALLORY).created(age(i));
+            let selector = json!({"matchLabels": {(format!("l{i}")): "yes"}});
+            built.0.spec.workload_selector = Some(serde_json::from_value(selector).unwrap());
+            built.version("v1").build()
+        })
+        .collect();
+    cluster.apply(rules.clone());
+    let out: Vec<usize> = rules.iter().map(|object| beyond(&cluster, &object.key()).len()).collect();
+    assert_eq!(out, [vec![0; 12], vec![1]].concat(), "{:?}", cluster.refused());
+    assert_eq!(of_victim(&cluster), before);
 }
 
 #[test]

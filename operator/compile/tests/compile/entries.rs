@@ -155,7 +155,8 @@ fn one_entry_makes_no_more_endpoints_than_are_allowed() {
         assert!(
             refused
                 .iter()
-                .all(|r| r.contains("more than the 12 endpoints") && r.contains("the object is not in force"))
+                .all(|r| r.contains("may make at most 12 endpoints")
+                    && r.contains("the object is not in force"))
         );
         assert!(allowed || cluster_.served().is_empty());
     }
@@ -217,7 +218,7 @@ fn the_entries_of_a_namespace_make_no_more_endpoints_than_it_may_have() {
     assert_eq!(cluster_.names(ResourceType::Listener), ["240.0.0.1_80", "240.0.0.2_80", "240.0.1.1_80"]);
     let refused = cluster_.refused();
     assert!(refused.len() == 1 && refused[0].starts_with("ServiceEntry default/e3: "), "{refused:?}");
-    assert!(refused[0].contains("make more than the 3 endpoints"), "{refused:?}");
+    assert!(refused[0].contains("may make at most 3 endpoints"), "{refused:?}");
     // What it wanted is free for others.
     let taker =
         service_entry("t", "t.example").namespace("third").ip("240.0.0.3").port("tcp", 80, 80).created(9);
