@@ -157,22 +157,7 @@ fn service(
         lb_policy: cluster::cluster::LbPolicy::Random as i32,
         ..Default::default()
     };
-    let proxy = TcpProxy {
-        cluster_specifier: Some(ClusterSpecifier::Cluster(name.to_owned())),
-        ..Default::default()
-    };
-    let filter = Any {
-        type_url: "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy".to_owned(),
-        value: Resource::encode(ResourceType::Listener, "proxy", &proxy).content.to_vec(),
-    };
-    let chain = |name: &str| listener::FilterChain {
-        name: name.to_owned(),
-        filters: vec![listener::Filter {
-            config_type: Some(ConfigType::TypedConfig(filter.clone())),
-            ..Default::default()
-        }],
-        ..Default::default()
-    };
+    let chain = |chain: &str| chain_to(chain, name);
     let listener = listener::Listener {
         address: Some(socket_address(Transport::Tcp, vip)),
         filter_chains: if all { vec![chain("all"), chain("own")] } else { vec![chain("")] },
@@ -184,6 +169,26 @@ fn service(
         assignment,
         Resource::encode(ResourceType::Listener, name, &listener),
     ]
+}
+
+/// A filter chain of this name that leads to a cluster.
+pub fn chain_to(name: &str, cluster: &str) -> listener::FilterChain {
+    let proxy = TcpProxy {
+        cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.to_owned())),
+        ..Default::default()
+    };
+    let filter = Any {
+        type_url: "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy".to_owned(),
+        value: Resource::encode(ResourceType::Listener, "proxy", &proxy).content.to_vec(),
+    };
+    listener::FilterChain {
+        name: name.to_owned(),
+        filters: vec![listener::Filter {
+            config_type: Some(ConfigType::TypedConfig(filter)),
+            ..Default::default()
+        }],
+        ..Default::default()
+    }
 }
 
 /// To the chain `own` for callers of the namespace of the workload here, to `all` for others.

@@ -4,7 +4,7 @@
 //!
 //! Root; makes cgroups, network namespaces and pins of its own and removes them. With
 //! `SLOTMESH_BENCH=quick` a tenth of the rounds is made and the page is left alone; further words name
-//! the parts to run: compare, figures, churn, flush, connect, datagram, callers, pipeline. `profile KIND COUNT` only updates,
+//! the parts to run: compare, figures, sizes, churn, flush, connect, datagram, callers, pipeline. `profile KIND COUNT` only updates,
 //! for a profiler.
 
 mod callers;
@@ -24,6 +24,7 @@ mod published;
 mod readback;
 mod session;
 mod sides;
+mod sizes;
 mod store;
 
 use std::path::PathBuf;
@@ -58,6 +59,9 @@ fn main() -> anyhow::Result<()> {
     }
     if is_wanted("figures") {
         figures::run()?;
+    }
+    if is_wanted("sizes") {
+        sizes::run()?;
     }
     if is_wanted("churn") {
         churn::run()?;

@@ -54,6 +54,47 @@ pub async fn run(world: &mut World, agents: usize) -> Result<()> {
     changes(world, &fleet).await
 }
 
+/// Many agents that hold what many Services make: what all of it takes of the operator's memory.
+pub async fn hold_all(world: &mut World, agents: usize) -> Result<()> {
+    const MOST: u64 = 512 << 20;
+    eprintln!("{agents} nodes with {} Services …", world.services());
+    section(&format!("{agents} simulated agents on one replica, {} Services each", world.services()));
+    let nodes: Vec<String> = (0..agents).map(|i| format!("wide-{i}")).collect();
+    world.enrol_nodes(&nodes).await?;
+    world.start_operator()?;
+    world.operator_is_ready().await?;
+    sleep(Duration::from_secs(2)).await;
+    let before = memory(world.operator()?, "VmRSS")?;
+    let (started, used) = (Instant::now(), cpu(world.operator()?)?);
+    let fleet = Simulated::connect(world, &nodes)?;
+    let synced = fleet.synced().await?;
+    let least = 3 * world.services() * agents;
+    ensure!(fleet.resources() >= least, "{} resources of {least} came", fleet.resources());
+    let what = format!(
+        "all connect at once, {} resources each: the last is in sync after",
+        fleet.resources() / agents
+    );
+    row(&what, &show(synced - started), "");
+    let each = (cpu(world.operator()?)? - used) / u32::try_from(agents)?;
+    row("  processor time of the operator, of each", &show(each), "");
+    // Until what the first rounds needed has gone.
+    settled(world, agents).await?;
+    let rss = memory(world.operator()?, "VmRSS")?;
+    let each = rss.saturating_sub(before) / agents as u64;
+    row(
+        "memory of the operator (RSS) of each agent that is in sync",
+        &format!("{:.0} kB", each as f64 / 1e3),
+        &verdict(each <= 150_000, "at most 150 kB"),
+    );
+    row(
+        &format!("  all of it; {} before they came", show_bytes(before)),
+        &show_bytes(rss),
+        &verdict(rss <= MOST, "at most 512 MiB"),
+    );
+    row("  its peak", &show_bytes(memory(world.operator()?, "VmHWM")?), "");
+    Ok(())
+}
+
 /// What the API server takes to judge one token.
 async fn reviews(world: &World, nodes: &[String]) -> Result<()> {
     let mut times = Vec::new();

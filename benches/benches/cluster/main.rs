@@ -10,7 +10,7 @@
 //!
 //! Root; all in a network namespace without a way out. Whatever is started ends with this process. With
 //! `SLOTMESH_BENCH=quick` a tenth of the rounds, Services and agents is made and the page is left alone;
-//! further words name the parts to run: change, scale, fleet, beside.
+//! further words name the parts to run: change, scale, wide, fleet, beside.
 
 mod beside;
 mod change;
@@ -68,9 +68,14 @@ async fn clusters(is_wanted: impl Fn(&str) -> bool) -> anyhow::Result<()> {
     if is_wanted("change") {
         change::run(&small).await.with_context(|| small.logs())?;
     }
-    if is_wanted("scale") {
+    if is_wanted("scale") || is_wanted("wide") {
         let mut large = world::World::start("large", effort(10_000)).await?;
-        scale::run(&small, &mut large).await.with_context(|| large.logs())?;
+        if is_wanted("scale") {
+            scale::run(&small, &mut large).await.with_context(|| large.logs())?;
+        }
+        if is_wanted("wide") {
+            fleet::hold_all(&mut large, effort(1_000)).await.with_context(|| large.logs())?;
+        }
     }
     if is_wanted("fleet") {
         fleet::run(&mut small, effort(1_000)).await.with_context(|| small.logs())?;
