@@ -334,7 +334,7 @@ async fn records(Admin { agent, turn, .. }: Admin, ty: &str, after: &str) -> Res
 }
 
 async fn node(State(Admin { agent, .. }): State<Admin>) -> Response {
-    let View { node, place: NodePlace { region, zone, sub_zone } } = agent.view();
+    let View { node, place: NodePlace { region, zone, sub_zone }, .. } = agent.view();
     json(&NodeInForce { name: node, region, zone, sub_zone })
 }
 

@@ -64,7 +64,8 @@ fn of_cluster(cluster: &Cluster<'_>, node: Option<&NodeInForce>) -> Value {
 fn of_endpoints(mut endpoints: Endpoints<'_>, node: Option<&NodeInForce>) -> Value {
     if let Some(NodeInForce { name, region, zone, sub_zone }) = node {
         let place = NodePlace { region: region.clone(), zone: zone.clone(), sub_zone: sub_zone.clone() };
-        endpoints.see_from(&View { node: name.clone(), place });
+        // Nobody is left out where no connection is made.
+        endpoints.see_from("", &View { node: name.clone(), place, ..View::default() });
     }
     let all = endpoints.v4.iter().chain(&endpoints.v6).map(|endpoint| {
         json!({
