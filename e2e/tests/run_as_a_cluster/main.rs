@@ -15,6 +15,7 @@ mod mesh;
 mod observe;
 #[path = "../shared/panels.rs"]
 mod panels;
+mod questions;
 mod readme;
 mod rights;
 mod sight;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
             ("pods_of_a_labelled_namespace_are_routed_and_no_others", mesh::enrolment),
             ("nodes_and_policies_tell_what_is_in_force", mesh::told),
             ("a_user_asks_by_the_plugin_of_kubectl", observe::commands),
+            ("each_question_of_those_on_call_is_answered_by_one_command", questions::asked),
             ("a_node_is_sent_what_its_pods_can_make_use_of", sight::exported),
             ("every_panel_of_the_dashboards_shows_something", observe::dashboards),
             ("an_agent_that_is_replaced_costs_no_connection", faults::agent_replaced),

@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use slotmesh_cluster::{Cluster, prometheus::Prometheus, scenarios::Story, wait};
 use slotmesh_e2e::names::binary;
+use tempfile::TempDir;
 use tokio::time::sleep;
 
 use crate::{
@@ -20,19 +21,33 @@ use crate::{
 const SCRAPED: f64 = 5.0;
 
 /// `kubectl slotmesh`, which reaches pods as kubectl does.
+pub struct Plugin(TempDir);
+
+impl Plugin {
+    /// Makes it a plugin.
+    pub fn new() -> Result<Self> {
+        let plugins = tempfile::tempdir()?;
+        symlink(binary("slotmesh", "slotmesh")?, plugins.path().join("kubectl-slotmesh"))?;
+        Ok(Self(plugins))
+    }
+
+    /// Exit status of a command, and all that it says.
+    pub fn run(&self, cluster: &Cluster, args: &[&str]) -> Result<(Option<i32>, String)> {
+        let mut kubectl = cluster.control_plane().kubectl()?;
+        let programs = Path::new(kubectl.get_program()).parent().context("a folder")?.to_owned();
+        let path = std::env::join_paths([self.0.path(), &programs])?;
+        let output = kubectl.arg("slotmesh").args(args).env("PATH", path).output()?;
+        let text = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+        Ok((output.status.code(), text.concat()))
+    }
+}
+
+/// The commands of the plugin.
 pub fn commands(cluster: &mut Cluster) -> Story<'_> {
     Box::pin(async move {
         all_ready(cluster).await?;
-        let plugins = tempfile::tempdir()?;
-        symlink(binary("slotmesh", "slotmesh")?, plugins.path().join("kubectl-slotmesh"))?;
-        let run = |args: &[&str]| -> Result<(Option<i32>, String)> {
-            let mut kubectl = cluster.control_plane().kubectl()?;
-            let programs = Path::new(kubectl.get_program()).parent().context("a folder")?.to_owned();
-            let path = std::env::join_paths([plugins.path(), &programs])?;
-            let output = kubectl.arg("slotmesh").args(args).env("PATH", path).output()?;
-            let text = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
-            Ok((output.status.code(), text.concat()))
-        };
+        let plugin = Plugin::new()?;
+        let run = |args: &[&str]| plugin.run(cluster, args);
         wait::until_true("the plugin to tell of all nodes", async || {
             Ok(run(&["status"])?.1.contains("Nodes: 3 of 3 ready"))
         })
