@@ -119,6 +119,54 @@ fn the_nearest_go_before_others() {
     });
 }
 
+/// Connects until none fails and these pods get all of them.
+fn until_all(mesh: &Mesh, vip: SocketAddr, pods: &[u16]) -> Result<()> {
+    wait::until_true(&format!("all connections to {vip} to go to {pods:?}"), || {
+        let log = mesh.connect(vip, 60)?;
+        let reached: BTreeSet<u16> = log.by_backend().into_keys().collect();
+        Ok(log.expect_all(60).is_ok() && reached == pods.iter().copied().collect())
+    })
+}
+
+#[test]
+fn the_next_nearest_stand_in_for_those_to_which_connects_fail() {
+    isolated(|| {
+        let mut mesh = Mesh::new()?;
+        let open = |mesh: &mut Mesh, pod| {
+            let addresses = [v4(pod), v6(pod)];
+            addresses.iter().try_for_each(|ip| mesh.backends.open(&at(ip, TARGET).to_string(), pod))
+        };
+        for (pod, ..) in PODS {
+            net::add_loopback_v6(&v6(pod))?;
+        }
+        // Those of the caller's zone don't run.
+        [3, 4, 5].into_iter().try_for_each(|pod| open(&mut mesh, pod))?;
+        mesh.manifests.write("web.yaml", &objects(&[1, 2, 3, 4, 5]))?;
+        let detection =
+            json!({"consecutive5xxErrors": 2, "baseEjectionTime": "3600s", "maxEjectionPercent": 100});
+        let locality = json!({"localityLbSetting": {"failover": [{"from": "eu", "to": "ap"}]}});
+        let rule = destination_rule("web")
+            .traffic_policy(&json!({"outlierDetection": detection, "loadBalancer": locality}));
+        mesh.manifests.write("rule.yaml", &[rule.build()])?;
+        mesh.spec().args.extend(place("eu", "a"));
+        mesh.start()?;
+        let vips = [at(V4, 80), at(V6, 80)];
+        vips.iter().try_for_each(|vip| until_all(&mesh, *vip, &[3]))?;
+        // Then the region that stands in for it.
+        for ip in [v4(3), v6(3)] {
+            mesh.backends.close(&at(&ip, TARGET).to_string())?;
+        }
+        vips.iter().try_for_each(|vip| until_all(&mesh, *vip, &[5]))?;
+        // Where nobody asks for it any more, those of the zone are chosen, whatever becomes of it.
+        [1, 2].into_iter().try_for_each(|pod| open(&mut mesh, pod))?;
+        let locality = json!({"locality": {}});
+        mesh.manifests.write("policy.yaml", &[traffic_policy("p", "web", &locality)])?;
+        mesh.manifests.remove("rule.yaml")?;
+        vips.iter().try_for_each(|vip| until_all(&mesh, *vip, &[1, 2]))?;
+        mesh.stop()
+    });
+}
+
 #[test]
 fn zones_have_their_shares() {
     const CONNECTS: u64 = 4_000;
