@@ -345,7 +345,7 @@ pub(crate) fn encode<'t>(
     let kind = MetricType::Histogram;
     let mut family = encoder.encode_descriptor("request_duration", help, Some(&Unit::Seconds), kind)?;
     for (labels, count, sum) in &rows {
-        let bounds = BUCKETS.iter().map(|micros| seconds(*micros)).chain([f64::MAX]);
+        let bounds = BUCKETS.iter().map(|micros| seconds(*micros)).chain([f64::INFINITY]);
         let buckets: Vec<(f64, u64)> = bounds.zip(sum.buckets).collect();
         family.encode_family(labels)?.encode_histogram::<NoLabelSet>(
             seconds(sum.micros),
