@@ -18,14 +18,13 @@ use serde_json::Value;
 use slotmesh_admin::{
     ClassReport, ConnectionsInForce, FeatureView, NodeInForce, SlabReport, SlotsReport, VersionView, paths,
 };
-use slotmesh_ads::Sink as _;
 use slotmesh_records::LAYOUT_HASH;
 use slotmesh_slots::{ClassStats, SlotClass, Stats};
-use slotmesh_xds::ResourceType;
 use tokio::{sync::Mutex, time::timeout};
 
 use crate::{
-    agent::Handle, config::NodePlace, decided, metrics::render_running, running::ConnectionCounts, view::View,
+    RecordType, agent::Handle, config::NodePlace, decided, metrics::render_running,
+    running::ConnectionCounts, view::View,
 };
 
 /// The thread that owns the maps answers within this, or the agent doesn't live.
@@ -230,7 +229,7 @@ async fn version(State(Admin { agent, .. }): State<Admin>) -> Response {
 }
 
 async fn types() -> Response {
-    ResourceType::RECORDS.map(|ty| format!("/resources/{ty}\n")).concat().into_response()
+    RecordType::ALL.map(|ty| format!("/resources/{ty}\n")).concat().into_response()
 }
 
 async fn names(State(Admin { agent, turn, .. }): State<Admin>, Path(ty): Path<String>) -> Response {
@@ -239,7 +238,7 @@ async fn names(State(Admin { agent, turn, .. }): State<Admin>, Path(ty): Path<St
         Err(unknown) => return (StatusCode::NOT_FOUND, unknown).into_response(),
     };
     let _turn = turn.lock().await;
-    let held = agent.held().await;
+    let held = agent.held_records().await;
     if agent.has_ended() {
         return stopped();
     }
@@ -273,9 +272,9 @@ async fn resource(
 }
 
 /// A resource as its records hold it, and what there is of it beside them.
-async fn shown(agent: &Handle, ty: ResourceType, name: &str) -> Option<Value> {
+async fn shown(agent: &Handle, ty: RecordType, name: &str) -> Option<Value> {
     let mut shown = agent.show(ty, name.into()).await?;
-    if ty == ResourceType::Cluster {
+    if ty == RecordType::Cluster {
         // No record: it is of the cluster's name, whatever version is in force.
         let watched = !shown["outlierDetection"].is_null();
         let out = if watched { agent.left_out(name).await } else { BTreeMap::new() };
@@ -289,8 +288,8 @@ async fn shown(agent: &Handle, ty: ResourceType, name: &str) -> Option<Value> {
 }
 
 /// Adds to clusters what runs of them.
-async fn add_connections(agent: &Handle, ty: ResourceType, shown: &mut [Value]) {
-    if ty != ResourceType::Cluster {
+async fn add_connections(agent: &Handle, ty: RecordType, shown: &mut [Value]) {
+    if ty != RecordType::Cluster {
         return;
     }
     let name = |shown: &Value| shown["name"].as_str().map(str::to_owned);
@@ -320,7 +319,7 @@ async fn records(Admin { agent, turn, .. }: Admin, ty: &str, after: &str) -> Res
         Err(unknown) => return (StatusCode::NOT_FOUND, unknown).into_response(),
     };
     let _turn = turn.lock().await;
-    let held = agent.held().await.into_iter();
+    let held = agent.held_records().await.into_iter();
     let mut names: Vec<_> =
         held.filter(|(of, name, _)| *of == ty && name.as_str() > after).map(|(_, name, _)| name).collect();
     names.sort_unstable();
@@ -360,9 +359,9 @@ async fn ask(
     }
 }
 
-fn known(ty: &str) -> Result<ResourceType, String> {
-    ResourceType::RECORDS.into_iter().find(|known| known.as_str() == ty).ok_or_else(|| {
-        let known = ResourceType::RECORDS.map(ResourceType::as_str).join(", ");
+fn known(ty: &str) -> Result<RecordType, String> {
+    RecordType::ALL.into_iter().find(|known| known.as_str() == ty).ok_or_else(|| {
+        let known = RecordType::ALL.map(RecordType::as_str).join(", ");
         format!("no type {ty:?}; there are {known}\n")
     })
 }

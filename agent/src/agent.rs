@@ -8,10 +8,7 @@ mod owner;
 use std::{
     io,
     path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex,
-        mpsc::{Sender, channel},
-    },
+    sync::{Arc, Mutex, mpsc::channel},
     thread::JoinHandle,
 };
 
@@ -20,15 +17,15 @@ use slotmesh_slots::{Config, Contradiction};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-pub use self::handle::{Handle, SetSlotsError};
+pub use self::handle::Handle;
 use self::owner::{Command, Tell, own, spawn_owner};
 use crate::{
     datapath::{Datapath, DatapathError, MapSizes, Workload},
+    handlers::{Handlers, RecordHandler, SettingsHandler},
     memory,
     metrics::Metrics,
-    pins::{Found, Pins},
-    prepare::Hashed,
-    room::Room,
+    pending_retries::PendingRetries,
+    pins::{FoundPins, Pins},
     running::RunningReader,
     traffic::TrafficReader,
     writer::{OpenError, Writer},
@@ -98,21 +95,15 @@ pub enum StartError {
 
 /// A running agent. The data path goes on when it is dropped; see [`Agent::remove`].
 pub struct Agent {
-    commands: Sender<Command>,
+    handle: Handle,
+    handlers: Handlers,
     owner: Option<JoinHandle<()>>,
     /// Ends with the owner.
     keeper: Option<JoinHandle<()>>,
     datapath: Arc<Datapath>,
     pins: Pins,
-    metrics: Arc<Metrics>,
-    synced: watch::Receiver<bool>,
-    ended: CancellationToken,
     took_over: bool,
-    room: Arc<Room>,
-    hashed: Hashed,
-    changes: watch::Receiver<u64>,
     running: Arc<RunningReader>,
-    traffic: Arc<TrafficReader>,
     _lock: Lock,
 }
 
@@ -143,12 +134,12 @@ enum Attachment {
 }
 
 /// Removes what a start created that fails half-way; what an earlier agent left, it leaves.
-struct Undo<'p> {
+struct RollbackGuard<'p> {
     pins: &'p Pins,
-    found: Option<Found>,
+    found: Option<FoundPins>,
 }
 
-impl Drop for Undo<'_> {
+impl Drop for RollbackGuard<'_> {
     fn drop(&mut self) {
         let Some(found) = self.found.take() else { return };
         if let Err(error) = self.pins.restore(&found) {
@@ -201,7 +192,7 @@ impl Agent {
             pin_error(error)
         })?;
         // Dropped after all that is opened below, and before the lock.
-        let mut undo = Undo { pins: &pins, found: Some(found.clone()) };
+        let mut rollback = RollbackGuard { pins: &pins, found: Some(found.clone()) };
         pins.create().map_err(pin_error)?;
 
         let (outer, arena) = Outer::open(&pins.records(), slots.threads)?;
@@ -215,7 +206,7 @@ impl Agent {
         let mut writer = Writer::open(outer, arena, vips, slots, Arc::new(wake))?;
         writer.set_node(node);
         let running = Arc::new(Datapath::open_running(&pins, maps)?);
-        let keeper = writer.keep_running_state(&running, sockets);
+        let keeper = writer.keep_running_state(&running);
         let running = RunningReader::new(running);
         writer.set_left_out(running.all_left_out());
         let held = writer.held().len();
@@ -265,11 +256,11 @@ impl Agent {
             }
         };
         let ended = CancellationToken::new();
-        let room = Arc::<Room>::default();
+        let retries = Arc::<PendingRetries>::default();
         let (changed, changes) = watch::channel(0);
         let owner = {
-            let (metrics, room) = (metrics.clone(), room.clone());
-            let tell = Tell { metrics, room, changes: changed };
+            let (metrics, retries) = (metrics.clone(), retries.clone());
+            let tell = Tell { metrics, retries, changes: changed };
             spawn_owner(&ended, move || own(writer, &inbox, &tell, at_sync)).map_err(StartError::Thread)?
         };
         let tell = {
@@ -278,23 +269,33 @@ impl Agent {
             move |left_out| drop(commands.send(Command::LeftOut(left_out)))
         };
         let keeper = keeper.start(datapath.clone(), tell).map_err(StartError::Thread)?;
-        undo.found = None;
-        drop(undo);
-        Ok(Self {
+        rollback.found = None;
+        drop(rollback);
+        let running = Arc::new(running);
+        let handle = Handle {
             commands,
+            metrics: metrics.clone(),
+            synced,
+            ended,
+            retries: retries.clone(),
+            hashed,
+            changes,
+            running: Some(running.clone()),
+            traffic: Some(traffic),
+            datapath: Some(datapath.clone()),
+        };
+        let handlers = Handlers::new(retries, metrics)
+            .with(RecordHandler(handle.clone()))
+            .with(SettingsHandler::new(handle.clone(), slots, sockets));
+        Ok(Self {
+            handle,
+            handlers,
             owner: Some(owner),
             keeper: Some(keeper),
             datapath,
             pins,
-            metrics,
-            synced,
-            ended,
             took_over,
-            room,
-            hashed,
-            changes,
-            running: Arc::new(running),
-            traffic,
+            running,
             _lock: lock,
         })
     }
@@ -316,12 +317,12 @@ impl Agent {
 
     /// Whether the first sync is over: turns true once.
     pub fn synced(&self) -> watch::Receiver<bool> {
-        self.synced.clone()
+        self.handle.synced.clone()
     }
 
     /// Cancelled when the thread that owns the maps ends: by itself only when something is wrong.
     pub fn ended(&self) -> &CancellationToken {
-        &self.ended
+        &self.handle.ended
     }
 
     /// Whether an earlier agent had left something in the pin root.
@@ -329,20 +330,14 @@ impl Agent {
         self.took_over
     }
 
-    /// What the ADS client hands resources to, and the admin server asks.
+    /// A way to ask the owner of the maps.
     pub fn handle(&self) -> Handle {
-        Handle {
-            commands: self.commands.clone(),
-            metrics: self.metrics.clone(),
-            synced: self.synced.clone(),
-            ended: self.ended.clone(),
-            room: self.room.clone(),
-            hashed: self.hashed.clone(),
-            changes: self.changes.clone(),
-            running: Some(self.running.clone()),
-            traffic: Some(self.traffic.clone()),
-            datapath: Some(self.datapath.clone()),
-        }
+        self.handle.clone()
+    }
+
+    /// The sink that the ADS client hands resources to: with handlers of records and of the node's settings.
+    pub fn handlers(&self) -> Handlers {
+        self.handlers.clone()
     }
 
     /// Ends the agent and takes the data path away: programs detach, maps go.
@@ -355,7 +350,7 @@ impl Agent {
     }
 
     fn stop(&mut self) {
-        let _ = self.commands.send(Command::Stop);
+        let _ = self.handle.commands.send(Command::Stop);
         for thread in [self.owner.take(), self.keeper.take()].into_iter().flatten() {
             // A thread that panicked has printed why.
             let _ = thread.join();

@@ -1,10 +1,11 @@
 //! Enrolment: the programs are attached to the pods that the operator names for this node.
 //!
 //! ```text
-//!  ADS client --Workload--> Enrolment --attach, detach--> Datapath
-//!             --the rest--> inner sink      ^
-//!             cgroup tree --inotify---> watcher, and whatever is to be tried again
+//!  ADS client --Workload--> Enrolment --Request--> thread --attach, detach--> Datapath
+//!                        cgroup tree --inotify-----^    `--> AttachedPods, Enrolled
 //! ```
+//!
+//! One thread owns what is known of pods; it waits for requests, for cgroups, and for what is to be tried again.
 //!
 //! Invariants:
 //! - A pod that the operator names is attached as soon as its cgroup exists: at once, or when the
@@ -25,15 +26,14 @@ use std::{
     collections::{BTreeSet, HashMap},
     fs::File,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, mpsc},
     time::{Duration, Instant},
 };
 
 use prost::Message as _;
-use slotmesh_ads::{AskAgain, Sink, Update};
+use slotmesh_ads::Update;
 use slotmesh_xds::{Rejection, Resource, ResourceName, ResourceType, Version, Workload as Named};
-
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 pub use self::{
     cgroups::NoPods,
@@ -43,7 +43,11 @@ use self::{
     cgroups::{PodUid, Tree},
     watcher::{Watched, Watcher},
 };
-use crate::{Datapath, Workload, room::Room};
+use crate::{
+    Agent, Datapath, Workload,
+    handlers::{Handler, Handling, HeldResources},
+    pending_retries::PendingRetries,
+};
 
 /// The bounds of the delays before a pod is tried again that can't be attached, or whose cgroup isn't found.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
@@ -112,9 +116,21 @@ struct State {
     /// By [`Workload::id`]: of the pods with the same namespace and name, the one that was named last.
     latest: HashMap<u64, ResourceName>,
     /// Whom to tell that a pod is attached that was refused.
-    healed: Arc<Room>,
-    /// Whom to tell that other pods are attached.
-    changes: watch::Sender<()>,
+    healed: Arc<PendingRetries>,
+    /// Other pods are attached than was published last.
+    is_changed: bool,
+    attached: watch::Sender<Vec<AttachedPod>>,
+    enrolled: watch::Sender<Enrolled>,
+}
+
+/// A request to the thread.
+enum Request {
+    /// Take pods, and take pods back; the answer is what was refused.
+    Apply(Update, oneshot::Sender<Vec<Rejection>>),
+    /// Tell the pods that are named.
+    Held(oneshot::Sender<HeldResources>),
+    /// All pods are named.
+    Complete(mpsc::Sender<()>),
 }
 
 /// A pod that is attached.
@@ -129,38 +145,28 @@ pub struct AttachedPod {
 }
 
 /// The pods that are attached, for somebody who follows them.
-pub struct AttachedPods {
-    state: Arc<Mutex<State>>,
-    changes: watch::Receiver<()>,
-}
+pub struct AttachedPods(watch::Receiver<Vec<AttachedPod>>);
 
 impl AttachedPods {
     /// All of them.
     pub fn now(&mut self) -> Vec<AttachedPod> {
-        self.changes.mark_unchanged();
-        let state = lock(&self.state);
-        let attached = |(name, pod): (&ResourceName, &Pod)| {
-            let workload = pod.attached.clone()?;
-            Some(AttachedPod { resource: name.clone(), message: pod.message.clone(), workload })
-        };
-        state.pods.iter().filter_map(attached).collect()
+        self.0.borrow_and_update().clone()
     }
 
     /// Waits until they may be others than [`now`](Self::now) last said.
     pub async fn changed(&mut self) {
-        if self.changes.changed().await.is_err() {
+        if self.0.changed().await.is_err() {
             std::future::pending().await
         }
     }
 }
 
-/// A sink that takes workloads, and hands the rest on. Clones are handles of the same.
+/// A handler that takes workloads. Clones are handles of the same.
 #[derive(Clone)]
-pub struct Enrolment<S> {
-    inner: S,
-    state: Arc<Mutex<State>>,
-    healed: Arc<Room>,
-    watcher: Arc<Watcher>,
+pub struct Enrolment {
+    thread: Arc<Watcher<Request>>,
+    attached: watch::Receiver<Vec<AttachedPod>>,
+    enrolled: watch::Receiver<Enrolled>,
     /// Held open for its lock.
     _alone: Arc<File>,
 }
@@ -178,78 +184,130 @@ pub struct Enrolled {
     pub example: Option<String>,
 }
 
-impl<S: Sink> Enrolment<S> {
+impl Enrolment {
     /// Enrols the pods below `root`, a cgroup v2 directory (where the host's hierarchy is mounted).
     ///
     /// # Errors
     /// Where the node's pods are in no cgroup v2 hierarchy, or another agent enrols them.
-    pub fn new(inner: S, datapath: Arc<Datapath>, root: PathBuf) -> Result<Self, NoPods> {
+    pub fn new(agent: &Agent, root: PathBuf) -> Result<Self, NoPods> {
         let alone = Arc::new(cgroups::lock(&root)?);
         let mut tree = Tree::new(root);
         tree.check()?;
-        let healed = Arc::<Room>::default();
-        let (pods, latest) = (HashMap::new(), HashMap::new());
-        let (changes, _) = watch::channel(());
-        let state = State { datapath, tree, pods, latest, healed: healed.clone(), changes };
-        let state = Arc::new(Mutex::new(state));
-        let watcher = Arc::new(Watcher::start(state.clone())?);
-        Ok(Self { inner, state, healed, watcher, _alone: alone })
+        let (attached_sender, attached) = watch::channel(Vec::new());
+        let (enrolled_sender, enrolled) = watch::channel(Enrolled::default());
+        let thread = Watcher::start(State {
+            datapath: agent.datapath().clone(),
+            tree,
+            pods: HashMap::new(),
+            latest: HashMap::new(),
+            healed: agent.handle().retries().clone(),
+            is_changed: false,
+            attached: attached_sender,
+            enrolled: enrolled_sender,
+        })?;
+        Ok(Self { thread: Arc::new(thread), attached, enrolled, _alone: alone })
     }
 
     /// The pods that are attached, to be followed.
     pub fn attached(&self) -> AttachedPods {
-        let changes = lock(&self.state).changes.subscribe();
-        AttachedPods { state: self.state.clone(), changes }
+        AttachedPods(self.attached.clone())
     }
 
     /// How many pods are named and attached.
     pub fn enrolled(&self) -> Enrolled {
-        let state = lock(&self.state);
-        let attached = state.pods.values().filter(|pod| pod.attached.is_some()).count();
-        let mut overdue: Vec<_> = state.pods.values().filter(|pod| pod.is_overdue()).collect();
-        overdue.sort_unstable_by_key(|pod| (&pod.namespace, &pod.name));
-        let example = overdue.first().and_then(|pod| {
-            let what = &pod.trouble.as_ref()?.what;
-            Some(format!("{}/{}: {what}", pod.namespace, pod.name))
-        });
-        Enrolled { named: state.pods.len(), attached, overdue: overdue.len(), example }
+        self.enrolled.borrow().clone()
     }
-}
 
-impl<S> Enrolment<S> {
-    /// Nothing is attached from now on but what the sink is told.
+    /// Nothing is attached or detached from now on.
     pub fn end(&self) {
-        self.watcher.end();
+        self.thread.end();
     }
 }
 
-impl Watched for Arc<Mutex<State>> {
-    fn created(&self, paths: &[PathBuf], now: Instant) {
-        lock(self).appeared(paths, now);
+impl Handler for Enrolment {
+    fn types(&self) -> &'static [ResourceType] {
+        &[ResourceType::Workload]
     }
 
-    fn missed(&self, now: Instant) {
+    fn held(&self) -> Handling<'_, HeldResources> {
+        let (reply, held) = oneshot::channel();
+        self.thread.ask(Request::Held(reply));
+        Box::pin(async { held.await.unwrap_or_default() })
+    }
+
+    fn apply(&self, update: Update) -> Handling<'_, Vec<Rejection>> {
+        let names: Vec<ResourceName> = update.upserts.iter().map(|one| one.name.clone()).collect();
+        let (reply, rejected) = oneshot::channel();
+        self.thread.ask(Request::Apply(update, reply));
+        Box::pin(async {
+            let ended = |name| Rejection { name, reason: "the agent is stopping".to_owned() };
+            rejected.await.unwrap_or_else(|_ended| names.into_iter().map(ended).collect())
+        })
+    }
+
+    fn synced(&self) {
+        let (reply, done) = mpsc::channel();
+        self.thread.ask(Request::Complete(reply));
+        // A thread that has ended detaches nothing.
+        let _ = done.recv();
+    }
+}
+
+impl Watched for State {
+    type Request = Request;
+
+    fn asked(&mut self, request: Request, now: Instant) {
+        match request {
+            Request::Apply(update, reply) => {
+                let rejected = self.apply(&update, now);
+                self.settled();
+                let _ = reply.send(rejected);
+            }
+            Request::Held(reply) => drop(reply.send(self.held())),
+            Request::Complete(reply) => {
+                self.complete();
+                let _ = reply.send(());
+            }
+        }
+    }
+
+    fn created(&mut self, paths: &[PathBuf], now: Instant) {
+        self.appeared(paths, now);
+    }
+
+    fn missed(&mut self, now: Instant) {
         tracing::warn!("the kernel has dropped news of cgroups; looking at all of them");
-        let mut state = lock(self);
-        state.tree.look_everywhere();
+        self.tree.look_everywhere();
         // Also those that are attached: their cgroups may have been made again.
-        state.attach_all(now, |_| true);
+        self.attach_all(now, |_| true);
     }
 
-    fn watching(&self, dir: &Path, now: Instant) {
-        lock(self).watched(dir, now);
+    fn watching(&mut self, dir: &Path, now: Instant) {
+        self.watched(dir, now);
     }
 
-    fn to_watch(&self) -> Vec<PathBuf> {
-        lock(self).tree.take_unwatched()
+    fn to_watch(&mut self) -> Vec<PathBuf> {
+        self.tree.take_unwatched()
     }
 
     fn due(&self) -> Option<Instant> {
-        lock(self).pods.values().filter_map(|pod| pod.trouble.as_ref()).map(|trouble| trouble.next).min()
+        self.pods.values().filter_map(|pod| pod.trouble.as_ref()).map(|trouble| trouble.next).min()
     }
 
-    fn retry(&self, now: Instant) {
-        lock(self).retry(now);
+    fn retry(&mut self, now: Instant) {
+        self.try_again(now);
+    }
+
+    fn settled(&mut self) {
+        if std::mem::take(&mut self.is_changed) {
+            self.attached.send_replace(self.attached_pods());
+        }
+        let enrolled = self.count();
+        self.enrolled.send_if_modified(|before| {
+            let is_new = *before != enrolled;
+            *before = enrolled;
+            is_new
+        });
     }
 }
 
@@ -285,7 +343,7 @@ impl State {
     }
 
     /// Tries again what is due.
-    fn retry(&mut self, now: Instant) {
+    fn try_again(&mut self, now: Instant) {
         let is_due = |pod: &Pod| pod.trouble.as_ref().is_some_and(|trouble| trouble.next <= now);
         if self.pods.values().any(|pod| is_due(pod) && pod.attached.is_none()) {
             // A kubelet may keep its pods where none does by default (--cgroup-root).
@@ -333,7 +391,7 @@ impl State {
             Ok(()) => {
                 tracing::info!(%workload, cgroup = %workload.cgroup.display(), "attached");
                 pod.attached = Some(workload);
-                self.changes.send_replace(());
+                self.is_changed = true;
                 if pod.trouble.take().is_some_and(|trouble| trouble.told) {
                     self.healed.put(BTreeSet::from([(ResourceType::Workload, name.clone())]), true);
                 }
@@ -385,7 +443,7 @@ impl State {
 
     fn taken_back(&mut self, name: &ResourceName, now: Instant) -> Result<(), String> {
         let Some(pod) = self.pods.remove(name) else { return Ok(()) };
-        self.changes.send_replace(());
+        self.is_changed = true;
         if let Some(workload) = &pod.attached {
             self.detach(workload);
         }
@@ -419,53 +477,46 @@ impl State {
             tracing::error!(%error, "what an earlier agent attached can't be detached");
         }
     }
-}
-
-impl<S: Sink> Sink for Enrolment<S> {
-    async fn held(&self) -> Vec<(ResourceType, ResourceName, Version)> {
-        let mut held = self.inner.held().await;
-        let state = lock(&self.state);
-        let is_told = |pod: &Pod| pod.trouble.as_ref().is_some_and(|trouble| trouble.told);
-        let pods = state.pods.iter().filter(|(_, pod)| !is_told(pod));
-        held.extend(pods.map(|(name, pod)| (ResourceType::Workload, name.clone(), pod.version)));
-        held
-    }
-
-    async fn apply(&self, update: Update) -> Vec<Rejection> {
-        if update.ty != ResourceType::Workload {
-            return self.inner.apply(update).await;
-        }
-        let mut state = lock(&self.state);
+    /// Takes the pods that are named, and takes back those that are removed.
+    fn apply(&mut self, update: &Update, now: Instant) -> Vec<Rejection> {
         let mut rejected = Vec::new();
         let mut reject = |name: &ResourceName, outcome: Result<(), String>| {
             rejected.extend(outcome.err().map(|reason| Rejection { name: name.clone(), reason }));
         };
-        let now = Instant::now();
         for resource in &update.upserts {
-            reject(&resource.name, state.named(resource, now));
+            reject(&resource.name, self.named(resource, now));
         }
         for name in &update.removed {
-            reject(name, state.taken_back(name, now));
+            reject(name, self.taken_back(name, now));
         }
-        drop(state);
-        self.watcher.changed();
         rejected
     }
 
-    fn synced(&self) {
-        lock(&self.state).complete();
-        self.inner.synced();
+    /// The pods that are named, but for those that were refused.
+    fn held(&self) -> HeldResources {
+        let is_told = |pod: &Pod| pod.trouble.as_ref().is_some_and(|trouble| trouble.told);
+        let pods = self.pods.iter().filter(|(_, pod)| !is_told(pod));
+        pods.map(|(name, pod)| (ResourceType::Workload, name.clone(), pod.version)).collect()
     }
 
-    async fn room(&self) -> AskAgain {
-        tokio::select! {
-            names = self.inner.room() => names,
-            names = self.healed.taken() => names,
-        }
+    /// The pods that are attached.
+    fn attached_pods(&self) -> Vec<AttachedPod> {
+        let attached = |(name, pod): (&ResourceName, &Pod)| {
+            let workload = pod.attached.clone()?;
+            Some(AttachedPod { resource: name.clone(), message: pod.message.clone(), workload })
+        };
+        self.pods.iter().filter_map(attached).collect()
     }
-}
 
-/// A panic elsewhere leaves maps that are whole.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    /// How many pods are named and attached.
+    fn count(&self) -> Enrolled {
+        let attached = self.pods.values().filter(|pod| pod.attached.is_some()).count();
+        let overdue = self.pods.values().filter(|pod| pod.is_overdue());
+        let first = overdue.clone().min_by_key(|pod| (&pod.namespace, &pod.name));
+        let example = first.and_then(|pod| {
+            let what = &pod.trouble.as_ref()?.what;
+            Some(format!("{}/{}: {what}", pod.namespace, pod.name))
+        });
+        Enrolled { named: self.pods.len(), attached, overdue: overdue.count(), example }
+    }
 }

@@ -24,10 +24,11 @@ use slotmesh_records::{
     self as records, Chains, ClusterRange, EndpointChunk, EndpointIndex, HashChunk, HashTable, NO_LIMIT,
     Owned, RecordHeader, Ref, Text, Vip, VipChunk, VipKey, Within, balance,
 };
-use slotmesh_slots::{HandlePtr, Records, ResourceKind};
-use slotmesh_xds::{ResourceType, Transport};
+use slotmesh_slots::{HandlePtr, Records};
+use slotmesh_xds::Transport;
 
 use crate::{
+    RecordType,
     alias::{Slot, alias_pair, alias_table, are_equal},
     config::{
         Action, Balance, Chain, Cluster, Endpoint, Endpoints, Limits, Listener, Model, Outliers,
@@ -36,25 +37,24 @@ use crate::{
     hosts,
     maglev::Tables,
     packed::Packer,
+    prepare::MANY,
 };
 
-/// The number under which the engine keeps a resource type; part of the records' layout.
-pub const fn kind(ty: ResourceType) -> ResourceKind {
-    ResourceKind(match ty {
-        ResourceType::Cluster => 1,
-        ResourceType::Endpoints => 2,
-        ResourceType::Route => 3,
-        ResourceType::Listener => 4,
-        // In no record: settings are the agent's, not the programs'.
-        ResourceType::Settings => 5,
-        // Never kept: a workload is attached, not written down.
-        ResourceType::Workload => u32::MAX,
-    })
+/// Facts that other resources decide about the endpoints of a resource.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct EndpointsView<'t> {
+    /// A cluster in force chooses among the endpoints of a load assignment by the source. Of endpoints that a cluster has
+    /// itself, the cluster says so.
+    pub hashed: bool,
+    /// The tables for that, where they have been made.
+    pub tables: Option<&'t Tables>,
 }
 
-/// The resource type that the engine keeps under this number.
-pub fn resource_type(kind_: ResourceKind) -> Option<ResourceType> {
-    ResourceType::RECORDS.into_iter().find(|&ty| kind(ty) == kind_)
+impl EndpointsView<'_> {
+    /// Tells whether tables have still to be made of these endpoints, which takes long.
+    pub(crate) fn lacks_tables(&self, endpoints: &Endpoints<'_>) -> bool {
+        self.hashed && self.tables.is_none() && endpoints.v4.len().max(endpoints.v6.len()) >= MANY
+    }
 }
 
 /// Writes the records of a resource and makes them current.
@@ -66,34 +66,35 @@ pub fn flush<D: Records>(
     name: &str,
     version: u64,
     model: &Model<'_>,
+    view: EndpointsView<'_>,
 ) -> Result<HandlePtr, D::Error> {
     match model {
         Model::Cluster(cluster) => {
-            let root = write_cluster(&mut draft, cluster, version)?;
-            publish(draft, ResourceType::Cluster, name, root)
+            let root = write_cluster(&mut draft, cluster, view, version)?;
+            publish(draft, RecordType::Cluster, name, root)
         }
         Model::Endpoints(endpoints) => {
-            let root = write_endpoints(&mut draft, endpoints, version)?;
-            publish(draft, ResourceType::Endpoints, name, root)
+            let root = write_endpoints(&mut draft, endpoints, view, version)?;
+            publish(draft, RecordType::Endpoints, name, root)
         }
         Model::Route(route) => {
             let root = write_route(&mut draft, route, version)?;
-            publish(draft, ResourceType::Route, name, root)
+            publish(draft, RecordType::Route, name, root)
         }
         Model::Listener(listener) => {
             let root = write_listener(&mut draft, listener, version)?;
-            publish(draft, ResourceType::Listener, name, root)
+            publish(draft, RecordType::Listener, name, root)
         }
     }
 }
 
 fn publish<D: Records, R: records::Record>(
     mut draft: D,
-    ty: ResourceType,
+    ty: RecordType,
     name: &str,
     root: Owned<R>,
 ) -> Result<HandlePtr, D::Error> {
-    let handle = draft.handle(kind(ty), name)?;
+    let handle = draft.handle(ty.kind(), name)?;
     draft.publish(handle, root)?;
     Ok(handle)
 }
@@ -117,13 +118,15 @@ pub(crate) fn balance_of(cluster: &Cluster<'_>) -> u32 {
 fn write_cluster<D: Records>(
     draft: &mut D,
     cluster: &Cluster<'_>,
+    view: EndpointsView<'_>,
     version: u64,
 ) -> Result<Owned<records::Cluster>, D::Error> {
     let (endpoints, inline) = match &cluster.source {
-        Source::Assignment(name) => {
-            (draft.handle(kind(ResourceType::Endpoints), name)?.as_ref(), Owned::NULL)
+        Source::Assignment(name) => (draft.handle(RecordType::Endpoints.kind(), name)?.as_ref(), Owned::NULL),
+        Source::Inline(endpoints) => {
+            let view = EndpointsView { hashed: cluster.balance.hashes(), ..view };
+            (Ref::NULL, write_endpoints(draft, endpoints, view, 0)?)
         }
-        Source::Inline(endpoints) => (Ref::NULL, write_endpoints(draft, endpoints, 0)?),
         Source::Original => (Ref::NULL, Owned::NULL),
     };
     let Limits { connections, pending_requests, requests, retries } = cluster.limits;
@@ -174,12 +177,13 @@ fn write_guard<D: Records>(draft: &mut D, cluster: &Cluster<'_>) -> Result<Owned
 fn write_endpoints<D: Records>(
     draft: &mut D,
     endpoints: &Endpoints<'_>,
+    view: EndpointsView<'_>,
     version: u64,
 ) -> Result<Owned<records::Endpoints>, D::Error> {
     let mut elements = Vec::with_capacity(endpoints.v4.len() + endpoints.v6.len());
     let v4 = table(&endpoints.v4, &mut elements);
     let v6 = table(&endpoints.v6, &mut elements);
-    let hashes = if endpoints.hashed { write_hashes(draft, endpoints)? } else { Owned::NULL };
+    let hashes = if view.hashed { write_hashes(draft, endpoints, view.tables)? } else { Owned::NULL };
     let localities = write_localities(draft, endpoints)?;
     if elements.len() <= EndpointChunk::CAPACITY as usize {
         let record = records::Endpoints { header: HEADER, v4, v6, hashes, localities };
@@ -194,8 +198,12 @@ fn write_endpoints<D: Records>(
 }
 
 /// Which endpoint each source has; null where no family has two endpoints.
-fn write_hashes<D: Records>(draft: &mut D, endpoints: &Endpoints<'_>) -> Result<Owned<HashTable>, D::Error> {
-    let Tables { v4, v6 } = match &endpoints.tables {
+fn write_hashes<D: Records>(
+    draft: &mut D,
+    endpoints: &Endpoints<'_>,
+    tables: Option<&Tables>,
+) -> Result<Owned<HashTable>, D::Error> {
+    let Tables { v4, v6 } = match tables {
         Some(made) => made,
         None => &Tables::of(&endpoints.v4, &endpoints.v6),
     };
@@ -363,13 +371,13 @@ fn write_action<D: Records>(draft: &mut D, action: &Action<'_>) -> Result<record
             };
             return write_action(draft, &Action::Clusters(vec![refusing]));
         }
-        Action::Cluster(name) => record.cluster = draft.handle(kind(ResourceType::Cluster), name)?.as_ref(),
+        Action::Cluster(name) => record.cluster = draft.handle(RecordType::Cluster.kind(), name)?.as_ref(),
         Action::Clusters(clusters) => {
             let mut tail = Vec::with_capacity(clusters.len());
             weighted(&cluster_refs(draft, clusters)?, clusters, &mut tail);
             record.clusters = draft.write(&records::ClusterSet { header: HEADER }, &tail)?;
         }
-        Action::Route(name) => record.route = draft.handle(kind(ResourceType::Route), name)?.as_ref(),
+        Action::Route(name) => record.route = draft.handle(RecordType::Route.kind(), name)?.as_ref(),
         Action::Inline(route) => record.inline = write_route(draft, route, 0)?,
     }
     Ok(record)
@@ -478,7 +486,7 @@ fn cluster_refs<D: Records>(
 ) -> Result<Vec<Ref<records::Handle>>, D::Error> {
     let is_real = |cluster: &&WeightedCluster<'_>| !is_refusing(&cluster.cluster);
     let names: Vec<&str> = clusters.iter().filter(is_real).map(|cluster| &*cluster.cluster).collect();
-    let mut handles = draft.handles(kind(ResourceType::Cluster), &names)?.into_iter();
+    let mut handles = draft.handles(RecordType::Cluster.kind(), &names)?.into_iter();
     let mut refer = |cluster| if is_real(&cluster) { handles.next() } else { None };
     Ok(clusters.iter().map(|cluster| refer(cluster).map_or(Ref::NULL, HandlePtr::as_ref)).collect())
 }

@@ -69,7 +69,7 @@ impl ProxyHandles {
     }
 
     /// A configuration is in force no longer, or no longer for requests.
-    pub fn give_up(&mut self, name: &str, now: Instant) {
+    pub fn release(&mut self, name: &str, now: Instant) {
         let Some(handle) = self.by_name.remove(name) else { return };
         if let Some(owner) = self.by_handle.get_mut(&handle) {
             owner.left = Some(now);
@@ -131,16 +131,16 @@ mod tests {
         let mut handles = ProxyHandles::default();
         let start = Instant::now();
         let first = handles.assign("a", start);
-        handles.give_up("a", start);
+        handles.release("a", start);
         assert_eq!(handles.address("a"), None);
         // Another name that would have the same one.
         handles.by_handle.get_mut(&first).unwrap().name = "b".to_owned();
         let second = handles.assign("a", start + Duration::from_secs(59));
         assert_eq!(second, if first == HIGHEST { LOWEST } else { first + 1 });
-        handles.give_up("a", start + Duration::from_secs(59));
+        handles.release("a", start + Duration::from_secs(59));
         assert_eq!(handles.assign("a", start + Duration::from_secs(61)), first);
         // Whoever comes back has it at once.
-        handles.give_up("a", start + Duration::from_secs(61));
+        handles.release("a", start + Duration::from_secs(61));
         assert_eq!(handles.assign("a", start + Duration::from_secs(62)), first);
         // What is forgotten then isn't the handle that is in use again.
         handles.assign("c", start + Duration::from_secs(200));

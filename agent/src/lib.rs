@@ -6,7 +6,7 @@
 //! ```
 //!
 //! [`Agent::start`] wires them. One thread owns the maps ([`writer`]); the ADS client and the admin
-//! server ask it through [`Handle`].
+//! server ask it through [`Handle`]. Each resource type has a [handler](handlers).
 
 pub mod admin;
 mod agent;
@@ -16,6 +16,7 @@ mod datapath;
 mod decided;
 mod enrol;
 pub mod flatten;
+pub mod handlers;
 mod handles;
 mod held;
 mod hosts;
@@ -24,12 +25,13 @@ pub mod memory;
 pub mod metrics;
 mod nearness;
 mod packed;
+mod pending_retries;
 mod pins;
 mod prepare;
 mod proxy_feed;
+mod record_type;
 mod recorder;
 pub mod report;
-mod room;
 mod running;
 mod show;
 mod steward;
@@ -39,14 +41,15 @@ mod view;
 mod vips;
 pub mod writer;
 
-pub use agent::{Agent, Handle, Options, SetSlotsError, StartError, cleanup};
+pub use agent::{Agent, Handle, Options, StartError, cleanup};
 pub use datapath::{
     ChoiceNumbers, ConnectAttempt, ConnectOutcome, Datapath, DatapathError, MapSizes, Workload,
 };
 pub use enrol::{AttachedPod, AttachedPods, Enrolled, Enrolment, FixedCallers, FixedWorkloads, NoPods};
 pub use pins::Pins;
 pub use proxy_feed::{ProxiedPods, ProxyFeed, PublishToProxies};
+pub use record_type::RecordType;
 pub use recorder::{Recorder, Remembered};
-pub use running::{Affinities, ConnectionCounts, Ejections, RunningNow};
+pub use running::{Affinities, ConnectionCounts, DatapathState, Ejections};
 pub use steward::{AcknowledgedPods, StewardParts, start_steward};
 pub use unwritten::in_force_as_compiled;

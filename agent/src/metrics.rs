@@ -18,7 +18,7 @@ use slotmesh_slots::Stats;
 use slotmesh_xds::ResourceType;
 
 use self::flush_times::FlushTimes;
-use crate::writer::Flush;
+use crate::{RecordType, writer::Flush};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct TypeLabel {
@@ -99,11 +99,10 @@ impl Metrics {
             flush_times: FlushTimes::default(),
         };
         for ty in ResourceType::ALL {
-            // The others are put in force without a flush.
-            if ResourceType::RECORDS.contains(&ty) {
-                drop(metrics.flush.get_or_create(&label(ty)));
-            }
             drop(metrics.rejected.get_or_create(&label(ty)));
+        }
+        for ty in RecordType::ALL {
+            drop(metrics.flush.get_or_create(&label(ty.resource())));
         }
         let registry = &mut metrics.registry;
         registry.register_with_unit(
@@ -161,7 +160,7 @@ impl Metrics {
 
     /// A resource became current.
     pub fn flushed(&self, flush: Flush) {
-        self.flush.get_or_create(&label(flush.ty)).observe(flush.took.as_secs_f64());
+        self.flush.get_or_create(&label(flush.ty.resource())).observe(flush.took.as_secs_f64());
         self.flush_times.observe(flush.took);
     }
 

@@ -195,8 +195,8 @@ impl Pins {
     ///
     /// # Errors
     /// Where it can't be read.
-    pub fn found(&self) -> io::Result<Found> {
-        let mut found = Found {
+    pub fn found(&self) -> io::Result<FoundPins> {
+        let mut found = FoundPins {
             links: false,
             records: self.records().exists(),
             state: self.state().exists(),
@@ -246,7 +246,7 @@ impl Pins {
     ///
     /// # Errors
     /// Where something can't be removed.
-    pub fn restore(&self, found: &Found) -> io::Result<()> {
+    pub fn restore(&self, found: &FoundPins) -> io::Result<()> {
         if found.is_nothing() {
             return self.remove_all();
         }
@@ -282,7 +282,7 @@ impl Pins {
 
 /// What an earlier agent left in a pin root.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Found {
+pub struct FoundPins {
     /// Links: programs are attached.
     pub links: bool,
     /// Records of this build's layout.
@@ -295,7 +295,7 @@ pub struct Found {
     pub other_states: Vec<PathBuf>,
 }
 
-impl Found {
+impl FoundPins {
     /// Whether nobody left anything.
     pub fn is_nothing(&self) -> bool {
         *self == Self::default()

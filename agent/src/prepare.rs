@@ -13,9 +13,10 @@ use std::{
 };
 
 use slotmesh_ads::Update;
-use slotmesh_xds::{Resource, ResourceName, ResourceType};
+use slotmesh_xds::{Resource, ResourceName};
 
 use crate::{
+    RecordType,
     config::{Endpoints, Message, Model, Source},
     held::Held,
     maglev::Tables,
@@ -81,14 +82,15 @@ impl Prepared {
     /// Makes the tables that an update needs, on a thread where that may take long. `held` asks the owner for what is
     /// in force of load assignments.
     pub async fn of<F: Future<Output = HashMap<String, Held>> + Send>(
+        ty: RecordType,
         update: &Update,
         hashed: &Hashed,
         held: impl FnOnce(HashSet<String>) -> F + Send,
     ) -> Self {
-        match update.ty {
-            ResourceType::Endpoints => Self::of_endpoints(update, hashed).await,
-            ResourceType::Cluster => Self::of_clusters(update, hashed, held).await,
-            _ => Self::default(),
+        match ty {
+            RecordType::Endpoints => Self::of_endpoints(update, hashed).await,
+            RecordType::Cluster => Self::of_clusters(update, hashed, held).await,
+            RecordType::Route | RecordType::Listener => Self::default(),
         }
     }
 
@@ -128,8 +130,9 @@ impl Prepared {
             let Model::Cluster(cluster) = Model::new(resource.name.as_str(), &message).ok()? else {
                 return None;
             };
+            let hashes = cluster.balance.hashes();
             let Source::Inline(endpoints) = cluster.source else { return None };
-            endpoints.hashed.then(|| made(resource.name.clone(), resource.version.get(), &endpoints))
+            hashes.then(|| made(resource.name.clone(), resource.version.get(), &endpoints))
         })
         .await;
         if !begun.is_empty() {
@@ -182,10 +185,13 @@ fn hashes_over(cluster: &Resource) -> Option<String> {
 mod tests {
     use std::net::Ipv4Addr;
 
-    use slotmesh_xds::envoy::envoy::config::{
-        core::v3::{Address, SocketAddress, address, socket_address::PortSpecifier},
-        endpoint::v3::{
-            ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints, lb_endpoint::HostIdentifier,
+    use slotmesh_xds::{
+        ResourceType,
+        envoy::envoy::config::{
+            core::v3::{Address, SocketAddress, address, socket_address::PortSpecifier},
+            endpoint::v3::{
+                ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints, lb_endpoint::HostIdentifier,
+            },
         },
     };
 
@@ -230,7 +236,8 @@ mod tests {
         let upserts = upserts.map(|(name, endpoints)| assignment(name, endpoints)).to_vec();
         let update = Update { ty: ResourceType::Endpoints, upserts, removed: Vec::new() };
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let prepare = || runtime.block_on(Prepared::of(&update, &hashed, nothing_held));
+        let prepare =
+            || runtime.block_on(Prepared::of(RecordType::Endpoints, &update, &hashed, nothing_held));
         let version = update.upserts[0].version.get();
         let view = |zone: &str| View {
             node: "n".to_owned(),

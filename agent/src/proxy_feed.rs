@@ -40,11 +40,14 @@ use slotmesh_xds::{
 };
 
 use self::served::Served;
-use crate::{Handle, config, room::Room, view::View};
+use crate::{Handle, config, pending_retries::PendingRetries, view::View};
 
 /// Bytes of clusters and load assignments that are kept though nobody names them: those that came last, as a route
 /// configuration that names them may follow.
 const REMEMBERED: usize = 4 << 20;
+
+/// Types of resources that proxies may need.
+const TYPES: [ResourceType; 3] = [ResourceType::Cluster, ResourceType::Endpoints, ResourceType::Route];
 
 /// Where changes go that are published.
 pub type PublishToProxies = Box<dyn Fn(Vec<Change>) + Send + Sync>;
@@ -65,8 +68,8 @@ struct Shared {
     state: Mutex<State>,
     /// `None` where there are no proxies.
     publish: Option<PublishToProxies>,
-    /// Names to ask for once more.
-    lacking: Room,
+    /// Where names are put to ask for once more.
+    lacking: Arc<PendingRetries>,
 }
 
 struct State {
@@ -87,7 +90,7 @@ impl<S: Sink> ProxyFeed<S> {
             is_open: false,
             held_back: Vec::new(),
         };
-        let shared = Shared { state: Mutex::new(state), publish, lacking: Room::default() };
+        let shared = Shared { state: Mutex::new(state), publish, lacking: agent.retries().clone() };
         Self { inner, agent, shared: Arc::new(shared) }
     }
 
@@ -136,11 +139,10 @@ impl Shared {
 
 /// The resources of an update that proxies may need.
 fn of_proxies(update: &Update) -> (Vec<Resource>, Vec<ResourceName>) {
-    match update.ty {
-        ResourceType::Cluster | ResourceType::Endpoints | ResourceType::Route => {
-            (update.upserts.clone(), update.removed.clone())
-        }
-        ResourceType::Settings | ResourceType::Listener | ResourceType::Workload => (Vec::new(), Vec::new()),
+    if TYPES.contains(&update.ty) {
+        (update.upserts.clone(), update.removed.clone())
+    } else {
+        Default::default()
     }
 }
 
@@ -226,11 +228,8 @@ impl<S: Sink> Sink for ProxyFeed<S> {
         self.shared.go_on(&mut state, Vec::new());
     }
 
-    async fn room(&self) -> AskAgain {
-        tokio::select! {
-            names = self.inner.room() => names,
-            names = self.shared.lacking.taken() => names,
-        }
+    async fn retries(&self) -> AskAgain {
+        self.inner.retries().await
     }
 }
 

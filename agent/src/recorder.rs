@@ -103,8 +103,8 @@ impl<S: Sink> Sink for Recorder<S> {
         self.inner.synced();
     }
 
-    async fn room(&self) -> AskAgain {
-        self.inner.room().await
+    async fn retries(&self) -> AskAgain {
+        self.inner.retries().await
     }
 }
 

@@ -27,7 +27,7 @@ use crate::datapath::{Datapath, DatapathError};
 
 /// What runs now.
 #[derive(Clone, Debug, Default)]
-pub struct RunningNow {
+pub struct DatapathState {
     /// Of the clusters that are in force, the busiest of those that had a connection, by name.
     pub clusters: Vec<(String, ConnectionCounts)>,
     /// How many endpoints have an entry.
@@ -265,9 +265,9 @@ fn now() -> u64 {
 }
 
 /// A message of the owner to the keeper.
-enum Told {
+enum KeeperMessage {
     /// A cluster has been removed.
-    Gone(u64),
+    Removed(u64),
     /// A cluster is there (again).
     Back(u64),
     /// The clusters that are there: what is of others an earlier agent left.
@@ -277,7 +277,7 @@ enum Told {
 /// The owner's side: what it tells.
 #[derive(Default)]
 pub(crate) struct Running {
-    keeper: Option<Sender<Told>>,
+    keeper: Option<Sender<KeeperMessage>>,
     /// Clusters that were told to be gone, so that only their return needs to be told.
     gone: HashSet<u64>,
 }
@@ -293,24 +293,24 @@ impl Running {
     /// What an earlier agent left of clusters that aren't there any more goes.
     ///
     /// Not before the first sync: in an upgrade to other records there are no clusters until then.
-    pub fn leave_behind(&self, exist: HashSet<u64>) {
-        self.tell(Told::All(exist));
+    pub fn mark_orphans(&self, exist: HashSet<u64>) {
+        self.tell(KeeperMessage::All(exist));
     }
 
     /// A cluster has been removed.
-    pub fn depart(&mut self, cluster: u64) {
+    pub fn mark_removed(&mut self, cluster: u64) {
         self.gone.insert(cluster);
-        self.tell(Told::Gone(cluster));
+        self.tell(KeeperMessage::Removed(cluster));
     }
 
     /// A cluster of this name is there (again).
-    pub fn stay(&mut self, name: &str) {
+    pub fn unmark(&mut self, name: &str) {
         if !self.gone.is_empty() && self.gone.remove(&name_hash(name)) {
-            self.tell(Told::Back(name_hash(name)));
+            self.tell(KeeperMessage::Back(name_hash(name)));
         }
     }
 
-    fn tell(&self, told: Told) {
+    fn tell(&self, told: KeeperMessage) {
         // A keeper that has ended has said why.
         let _ = self.keeper.as_ref().map(|keeper| keeper.send(told));
     }
@@ -326,7 +326,7 @@ const LINKS: u64 = 10;
 /// Looks after what runs; see the module's comment.
 pub(crate) struct Keeper {
     maps: Arc<RunningMaps>,
-    inbox: Receiver<Told>,
+    inbox: Receiver<KeeperMessage>,
     /// Clusters that aren't in force, and may have an entry.
     gone: HashSet<u64>,
     /// The endpoints that were left out when it was looked last.
@@ -376,11 +376,11 @@ impl Keeper {
         }
     }
 
-    fn told(&mut self, told: Told) {
+    fn told(&mut self, told: KeeperMessage) {
         match told {
-            Told::Gone(cluster) => drop(self.gone.insert(cluster)),
-            Told::Back(cluster) => drop(self.gone.remove(&cluster)),
-            Told::All(exist) => match self.maps.counts() {
+            KeeperMessage::Removed(cluster) => drop(self.gone.insert(cluster)),
+            KeeperMessage::Back(cluster) => drop(self.gone.remove(&cluster)),
+            KeeperMessage::All(exist) => match self.maps.counts() {
                 Ok(counts) => self.gone.extend(counts.into_keys().filter(|key| !exist.contains(key))),
                 Err(error) => tracing::warn!(%error, "what runs of clusters that are gone can't be removed"),
             },

@@ -11,9 +11,10 @@ use slotmesh_records::{
     Ref, Route, SlotPtr, VipKey, WideListener, balance, name_hash, proxy_address,
 };
 use slotmesh_slots::{Snapshot, Stored as _};
-use slotmesh_xds::{ResourceType, Version};
+use slotmesh_xds::Version;
 
 use crate::{
+    RecordType,
     config::{Endpoints, REFUSING_CLUSTER},
     held::{Held, chains, of_callers, text, vips},
     packed::Unpacker,
@@ -21,7 +22,7 @@ use crate::{
 
 /// A version of a resource as it was when it was asked for. To show it is work for whoever asks.
 pub(crate) struct Shown {
-    pub ty: ResourceType,
+    pub ty: RecordType,
     pub name: String,
     pub snapshot: Snapshot,
 }
@@ -32,15 +33,13 @@ impl Shown {
         let root = self.snapshot.root();
         let records = Records(&self.snapshot);
         let mut shown = match self.ty {
-            ResourceType::Cluster => records.cluster(root),
-            ResourceType::Endpoints => records.endpoints(root),
-            ResourceType::Route => records.route(root),
-            ResourceType::Listener => records.listener(root),
-            // They have no records.
-            ResourceType::Settings | ResourceType::Workload => None,
+            RecordType::Cluster => records.cluster(root),
+            RecordType::Endpoints => records.endpoints(root),
+            RecordType::Route => records.route(root),
+            RecordType::Listener => records.listener(root),
         }?;
         #[cfg(feature = "next-layout")]
-        if self.ty == ResourceType::Cluster {
+        if self.ty == RecordType::Cluster {
             shown["added"] = records.added(root)?;
         }
         shown["name"] = self.name.as_str().into();
@@ -70,16 +69,15 @@ pub(crate) fn rate_in_words(per_second: u32, burst: u32, per_caller: bool) -> Va
 struct Records<'s>(&'s Snapshot);
 
 impl Records<'_> {
-    fn version(&self, ty: ResourceType, root: SlotPtr) -> Option<u64> {
+    fn version(&self, ty: RecordType, root: SlotPtr) -> Option<u64> {
         let header = match ty {
-            ResourceType::Cluster => self.0.record::<Cluster>(root)?.0.header,
-            ResourceType::Endpoints => return Some(Held::read(self.0, root)?.version()),
-            ResourceType::Route => self.0.record::<Route>(root)?.0.header,
-            ResourceType::Listener => {
+            RecordType::Cluster => self.0.record::<Cluster>(root)?.0.header,
+            RecordType::Endpoints => return Some(Held::read(self.0, root)?.version()),
+            RecordType::Route => self.0.record::<Route>(root)?.0.header,
+            RecordType::Listener => {
                 let listener = self.0.record::<Listener>(root).map(|(listener, _)| listener.header);
                 listener.or_else(|| Some(self.0.record::<WideListener>(root)?.0.header))?
             }
-            ResourceType::Settings | ResourceType::Workload => return None,
         };
         Some(header.version)
     }

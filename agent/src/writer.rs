@@ -9,6 +9,8 @@
 //! period, its records.
 
 mod failover;
+mod listeners;
+mod rejected;
 mod retries;
 mod sources;
 
@@ -23,87 +25,35 @@ use slotmesh_ads::Update;
 use slotmesh_kernel::{Arena, BpfError, Map, Outer};
 use slotmesh_records::{self as records, SlotPtr, VipKey, name_hash};
 use slotmesh_slots::{
-    Backing, ClassStats, Config, Contradiction, Engine, Full, HandlePtr, RecoverError, SlotClass, Stats,
+    Backing, ClassStats, Config, Contradiction, Engine, HandlePtr, RecoverError, SlotClass, Stats,
 };
-use slotmesh_xds::{Rejection, Resource, ResourceName, ResourceType, Version};
+use slotmesh_xds::{Rejection, Resource, ResourceName, Version};
 
 use crate::{
-    config::{Cluster, Invalid, Message, Model, NodePlace, Settings, Source},
-    flatten::{flush, kind, resource_type, vip_key},
+    RecordType,
+    config::{Cluster, Message, Model, NodePlace, Settings, Source},
+    flatten::{EndpointsView, flush},
     handles::ProxyHandles,
-    held::{Held, is_viewed, vips},
-    memory,
+    held::{Held, is_viewed},
+    maglev::Tables,
     prepare::{Hashed, Prepared},
     running::{Keeper, Running, RunningMaps},
     show::Shown,
     view::View,
-    vips::{NotEntered, Vips},
+    vips::Vips,
 };
 use failover::Failover;
+pub use rejected::RejectedRecord;
 use retries::{Lack, Retries};
 
 /// How long after a change it is looked whether slabs are to be emptied.
 const COMPACT_AFTER: Duration = Duration::from_secs(1);
 
-/// Why a resource isn't in force; the version before it, if there is one, still is.
-#[derive(Debug, thiserror::Error)]
-pub enum Refusal {
-    /// It can't be acted on.
-    #[error(transparent)]
-    Invalid(#[from] Invalid),
-    /// There is no room for it.
-    #[error(transparent)]
-    Full(#[from] Full),
-    /// Another listener has its address.
-    #[error("address {vip} is already that of listener {owner}; remove it there first")]
-    Taken {
-        /// The address.
-        vip: VipKey,
-        /// The listener.
-        owner: String,
-    },
-    /// Its address could not be entered.
-    #[error(
-        "address {vip} can't be entered into the VIP map ({source}), which holds {entered}: connections to it are \
-         kube-proxy's; raise --max-addresses, or the memory limit, against which its elements count"
-    )]
-    Vip {
-        /// The address.
-        vip: VipKey,
-        /// How many it holds.
-        entered: usize,
-        /// How many the listener wants beside those that it has.
-        wanted: usize,
-        /// The kernel's answer.
-        #[source]
-        source: BpfError,
-    },
-}
-
-impl Refusal {
-    /// What the same resource is accepted with later; `None` where it never is.
-    fn lack(&self) -> Option<Lack> {
-        match *self {
-            Self::Full(Full::TooLarge { .. }) | Self::Invalid(_) => None,
-            Self::Full(Full::Cap { class, needed, .. }) => Some(Lack::Slots(class, needed)),
-            Self::Full(Full::Growth { .. }) => Some(Lack::Memory),
-            Self::Taken { vip, .. } => Some(Lack::Address(vip)),
-            Self::Vip { entered, wanted, .. } => Some(Lack::Places { held: entered, wanted }),
-        }
-    }
-}
-
-impl From<NotEntered> for Refusal {
-    fn from(NotEntered { vip, entered, wanted, source }: NotEntered) -> Self {
-        Self::Vip { vip, entered, wanted, source }
-    }
-}
-
 /// How long a flush took, and of what type.
 #[derive(Clone, Copy, Debug)]
 pub struct Flush {
     /// The type of the resource.
-    pub ty: ResourceType,
+    pub ty: RecordType,
     /// Validated model to published records.
     pub took: Duration,
 }
@@ -119,12 +69,8 @@ pub enum OpenError {
     Vips(#[from] BpfError),
 }
 
-/// Settings of the slots that the operator sent.
-struct SettingsInForce {
-    name: ResourceName,
-    version: Version,
-    profile: String,
-}
+/// Records, by type and name.
+pub(crate) type RecordNames = BTreeSet<(RecordType, ResourceName)>;
 
 /// The one writer of the kernel's maps.
 pub struct Writer {
@@ -133,8 +79,6 @@ pub struct Writer {
     /// Removed listeners of which an address could not be taken out of the map yet.
     leaving: Vec<HandlePtr>,
     running: Running,
-    /// How many sockets may be recorded: memory that slabs can't have.
-    sockets: u32,
     /// Load assignments, in force or not, that clusters in force choose from by the source; how many do.
     hashed: HashMap<String, u32>,
     /// Their names, for whoever prepares what the writer is given.
@@ -145,8 +89,8 @@ pub struct Writer {
     own_tables: u64,
     /// What was refused and may be accepted later.
     retries: Retries,
-    /// The [room made](Engine::room_made) that they know of.
-    room_made: u64,
+    /// The [room made](Engine::new_capacity) that they know of.
+    new_capacity: u64,
     /// When the first of them is due, and the room there was when that was found out.
     due: Option<(u64, Option<Instant>)>,
     /// Rises with each listener that gives addresses up.
@@ -155,8 +99,8 @@ pub struct Writer {
     compact_at: Option<Instant>,
     /// The settings of the slots that the agent was started with.
     flags: Config,
-    /// What is in force instead, if anything.
-    settings: Option<SettingsInForce>,
+    /// The SlotProfile of those that are in force instead; empty where there is none.
+    profile: String,
     /// By which the proxy knows route configurations.
     proxied: ProxyHandles,
     /// Where this node is.
@@ -167,7 +111,7 @@ pub struct Writer {
     failover: Failover,
     /// Resources that have to come once more, because the node is elsewhere than it was known to be, or because the
     /// endpoints that it would have are left out.
-    stale: BTreeSet<(ResourceType, ResourceName)>,
+    stale: RecordNames,
 }
 
 impl Writer {
@@ -190,38 +134,37 @@ impl Writer {
         let backing: Arc<dyn Backing> = Arc::new(outer);
         let (mut engine, recovered) = Engine::open(&backing, arena, config, &roots, wake)?;
         // The VIP map leads to them.
-        engine.keep_in_place(kind(ResourceType::Listener));
+        engine.keep_in_place(RecordType::Listener.kind());
         let mut writer = Self {
             engine,
             vips,
             leaving: Vec::new(),
             running: Running::default(),
-            sockets: memory::SOCKETS,
             hashed: HashMap::new(),
             hashed_names: Hashed::default(),
             prepared: Prepared::default(),
             own_tables: 0,
             retries: Retries::default(),
-            room_made: 0,
+            new_capacity: 0,
             due: None,
             addresses_freed: 0,
             compact_at: None,
             flags: config,
-            settings: None,
+            profile: String::new(),
             proxied: ProxyHandles::default(),
             view: View::default(),
             viewed: HashSet::new(),
             failover: Failover::default(),
             stale: BTreeSet::new(),
         };
-        for cluster in recovered.resources.iter().filter(|one| one.kind == kind(ResourceType::Cluster)) {
+        for cluster in recovered.resources.iter().filter(|one| one.kind == RecordType::Cluster.kind()) {
             if let Some(assignment) = writer.hashed_by(&cluster.name) {
                 writer.hashed_names.insert(&assignment);
                 *writer.hashed.entry(assignment).or_default() += 1;
             }
             writer.guard_recovered(&cluster.name);
         }
-        for route in recovered.resources.iter().filter(|one| one.kind == kind(ResourceType::Route)) {
+        for route in recovered.resources.iter().filter(|one| one.kind == RecordType::Route.kind()) {
             let handle = writer.proxy_handle(&route.name);
             if handle != 0 {
                 writer.proxied.adopt(&route.name, handle);
@@ -230,7 +173,7 @@ impl Writer {
         let mut listeners: Vec<_> = recovered
             .resources
             .into_iter()
-            .filter(|resource| resource.kind == kind(ResourceType::Listener))
+            .filter(|resource| resource.kind == RecordType::Listener.kind())
             .map(|resource| (resource.name, resource.handle, writer.vips_in_record(resource.handle)))
             .collect();
         listeners.sort();
@@ -255,9 +198,9 @@ impl Writer {
                 .into_iter()
                 .filter(|key| writer.vips.owner(key).is_none_or(|owner| owner == handle))
                 .collect();
-            if let Err(error) = writer.vips.enter(handle, &free).map_err(Refusal::from) {
+            if let Err(error) = writer.vips.enter(handle, &free).map_err(RejectedRecord::from) {
                 tracing::warn!(listener = %name, %error, "a listener of the earlier agent can't be kept");
-                writer.give_up(handle);
+                writer.remove_listener(handle);
             }
         }
         writer.poll();
@@ -276,19 +219,19 @@ impl Writer {
             self.view.place = place;
             self.hashed_names.see_from(&self.view);
             let viewed = std::mem::take(&mut self.viewed).into_iter();
-            self.stale.extend(viewed.map(|name| (ResourceType::Endpoints, name.into())));
+            self.stale.extend(viewed.map(|name| (RecordType::Endpoints, name.into())));
         }
     }
 
     /// Names that have to be asked for once more.
-    pub(crate) fn take_stale(&mut self) -> BTreeSet<(ResourceType, ResourceName)> {
+    pub(crate) fn take_stale(&mut self) -> RecordNames {
         std::mem::take(&mut self.stale)
     }
 
     /// Copies of these load assignments, as far as they are in force.
     pub(crate) fn assignments(&self, names: HashSet<String>) -> HashMap<String, Held> {
         let held = |name: &str| {
-            let handle = self.engine.find(kind(ResourceType::Endpoints), name)?;
+            let handle = self.engine.find(RecordType::Endpoints.kind(), name)?;
             Held::read(&self.engine, self.engine.current(handle))
         };
         names.into_iter().filter_map(|name| held(&name).map(|held| (name, held))).collect()
@@ -307,6 +250,7 @@ impl Writer {
     /// Applies one response; `flushed` is told of each resource that became current.
     pub(crate) fn apply(
         &mut self,
+        ty: RecordType,
         update: Update,
         prepared: Prepared,
         mut flushed: impl FnMut(Flush),
@@ -314,26 +258,19 @@ impl Writer {
         let mut rejected = Vec::new();
         self.prepared = prepared;
         for resource in update.upserts {
-            if resource.ty == ResourceType::Settings {
-                if let Err(error) = self.configure(&resource) {
-                    tracing::warn!(resource = %resource.name, %error, "refused settings of the slots");
-                    rejected.push(Rejection { name: resource.name, reason: error.to_string() });
-                }
-                continue;
-            }
             match self.decode_and_upsert(&resource) {
                 Ok(took) => {
-                    self.no_retry(resource.ty, &resource.name);
-                    flushed(Flush { ty: resource.ty, took });
+                    self.no_retry(ty, &resource.name);
+                    flushed(Flush { ty, took });
                 }
                 Err(error) => {
-                    self.refused(&resource, &error);
+                    self.refused(ty, &resource.name, &error);
                     rejected.push(Rejection { name: resource.name, reason: error.to_string() });
                 }
             }
         }
         for name in update.removed {
-            self.remove(update.ty, &name);
+            self.remove(ty, &name);
         }
         self.engine.want(self.retries.lacking());
         self.poll();
@@ -341,41 +278,40 @@ impl Writer {
     }
 
     /// Takes note of what may be accepted later. The client says what is refused, once a version.
-    fn refused(&mut self, resource: &Resource, error: &Refusal) {
-        let Resource { ty, name, .. } = resource;
+    fn refused(&mut self, ty: RecordType, name: &ResourceName, error: &RejectedRecord) {
         tracing::debug!(resource = %name, %ty, %error, "refused a resource");
         match error.lack() {
             Some(lack) => {
                 self.due = None;
-                self.retries.refused((*ty, name.clone()), lack, Instant::now(), rand::random());
+                self.retries.refused((ty, name.clone()), lack, Instant::now(), rand::random());
             }
-            None => self.no_retry(*ty, name),
+            None => self.no_retry(ty, name),
         }
     }
 
-    fn no_retry(&mut self, ty: ResourceType, name: &ResourceName) {
+    fn no_retry(&mut self, ty: RecordType, name: &ResourceName) {
         if self.retries.forget(ty, name) {
             self.due = None;
         }
     }
 
     /// How long it took from the validated model on.
-    fn decode_and_upsert(&mut self, resource: &Resource) -> Result<Duration, Refusal> {
+    fn decode_and_upsert(&mut self, resource: &Resource) -> Result<Duration, RejectedRecord> {
         let message = Message::decode(resource)?;
         let mut model = Model::new(resource.name.as_str(), &message)?;
         let (name, version) = (resource.name.as_str(), resource.version.get());
-        match &mut model {
-            Model::Endpoints(endpoints) => {
-                endpoints.tables = self.prepared.take(name, version, Some(&self.view));
+        let tables = match &model {
+            Model::Endpoints(_) => self.prepared.take(name, version, Some(&self.view)),
+            Model::Cluster(Cluster { source: Source::Inline(endpoints), balance, .. }) => {
+                let tables = self.prepared.take(name, version, None);
+                let view = EndpointsView { hashed: balance.hashes(), tables: tables.as_ref() };
+                self.own_tables += u64::from(view.lacks_tables(endpoints));
+                tables
             }
-            Model::Cluster(Cluster { source: Source::Inline(endpoints), .. }) => {
-                endpoints.tables = self.prepared.take(name, version, None);
-                self.own_tables += u64::from(endpoints.lack_tables());
-            }
-            _ => {}
-        }
+            _ => None,
+        };
         let started = Instant::now();
-        self.upsert(resource.name.as_str(), resource.version, &mut model)?;
+        self.upsert(name, resource.version, &mut model, tables.as_ref())?;
         let took = started.elapsed();
         if let Model::Route(route) = &model
             && route.unreachable > 0
@@ -390,66 +326,55 @@ impl Writer {
         Ok(took)
     }
 
-    /// Puts settings of the slots in force, over those of the agent's flags.
-    fn configure(&mut self, resource: &Resource) -> Result<(), Refusal> {
-        let Settings { profile, slots, place } = Settings::decode(resource, self.flags)?;
-        // The flags' own cap was looked at when the agent started.
-        if slots.cap != self.flags.cap {
-            memory::check(&slots, self.sockets).map_err(|error| Invalid::Field {
-                field: format!("SlotProfile {profile}"),
-                reason: error.to_string(),
-            })?;
-        }
-        self.engine.set_config(slots).map_err(Invalid::from)?;
+    /// Puts settings of the node in force; with `None`, those of the agent's flags.
+    ///
+    /// # Errors
+    /// Where they contradict each other; then those before stay in force.
+    pub(crate) fn configure(&mut self, settings: Option<Settings>) -> Result<(), Contradiction> {
+        let of_flags = || Settings { profile: String::new(), slots: self.flags, place: NodePlace::default() };
+        let Settings { profile, slots, place } = settings.unwrap_or_else(of_flags);
+        self.engine.set_config(slots)?;
         tracing::info!(profile, ?slots, ?place, "settings of the node are in force");
         self.set_place(place);
-        let (name, version) = (resource.name.clone(), resource.version);
-        self.settings = Some(SettingsInForce { name, version, profile });
+        self.profile = profile;
+        self.poll();
         Ok(())
     }
 
-    /// The settings are no more: those of the agent's flags are in force again.
-    fn unconfigure(&mut self, name: &ResourceName) {
-        if self.settings.as_ref().is_none_or(|held| held.name != *name) {
-            return;
-        }
-        self.set_place(NodePlace::default());
-        // The agent was started with them, so they contradict nothing.
-        if let Err(error) = self.engine.set_config(self.flags) {
-            tracing::error!(%error, "the agent's own settings of the slots can't be put back");
-            return;
-        }
-        tracing::info!(slots = ?self.flags, "the agent's own settings of the slots are in force again");
-        self.settings = None;
-    }
-
-    /// Makes a validated resource current.
+    /// Makes a validated resource current; with these tables of sources, where they have been made.
     ///
     /// # Errors
     /// Then the version before it, if there is one, still is.
-    pub fn upsert(&mut self, name: &str, version: Version, model: &mut Model<'_>) -> Result<(), Refusal> {
+    fn upsert(
+        &mut self,
+        name: &str,
+        version: Version,
+        model: &mut Model<'_>,
+        tables: Option<&Tables>,
+    ) -> Result<(), RejectedRecord> {
         let version = version.get();
+        let mut view = EndpointsView { hashed: false, tables };
         if let Model::Cluster(cluster) = &*model {
-            self.running.stay(name);
-            self.upsert_cluster(name, version, cluster, model)?;
+            self.running.unmark(name);
+            self.upsert_cluster(name, version, cluster, model, view)?;
             self.guard(name, Some(cluster));
             return Ok(());
         }
         if let Model::Endpoints(endpoints) = model {
-            endpoints.hashed = self.hashed.contains_key(name);
+            view.hashed = self.hashed.contains_key(name);
             endpoints.see_from(name, &self.view);
-            self.own_tables += u64::from(endpoints.lack_tables());
+            self.own_tables += u64::from(view.lacks_tables(endpoints));
         }
         if let Model::Route(route) = model
             && route.by_request
         {
             route.proxy = self.proxied.assign(name, Instant::now());
         }
-        let Model::Listener(listener) = model else {
-            let flushed = flush(self.engine.draft(), name, version, model);
+        let Model::Listener(listener) = &*model else {
+            let flushed = flush(self.engine.draft(), name, version, model, view);
             let has_handle = matches!(model, Model::Route(_)) && self.proxied.address(name).is_some();
             if has_handle && self.proxy_handle(name) == 0 {
-                self.proxied.give_up(name, Instant::now());
+                self.proxied.release(name, Instant::now());
             }
             flushed?;
             if let Model::Endpoints(endpoints) = model {
@@ -462,43 +387,12 @@ impl Writer {
             }
             return Ok(());
         };
-        let wanted: BTreeSet<VipKey> =
-            listener.vips.iter().map(|&vip| vip_key(vip, listener.protocol)).collect();
-        let known = self.engine.find(kind(ResourceType::Listener), name);
-        for key in &wanted {
-            if let Some(owner) = self.vips.owner(key).filter(|&owner| Some(owner) != known) {
-                let owner = self.engine.name(owner).unwrap_or("that is being removed").to_owned();
-                return Err(Refusal::Taken { vip: *key, owner });
-            }
-        }
-        if let Some(handle) = known.filter(|&handle| !self.engine.current(handle).is_null()) {
-            // The handle leads to the old version until the flush, so new addresses can come first:
-            // where one is refused, nothing of the old version has changed.
-            let held = self.vips.of(handle);
-            self.vips.enter(handle, &wanted)?;
-            if let Err(full) = flush(self.engine.draft(), name, version, model) {
-                self.vips.leave(handle, wanted.difference(&held));
-                return Err(full.into());
-            }
-            if held.difference(&wanted).next().is_some() {
-                // What can't be taken out now goes with the listener; it leads to the listener until then.
-                self.vips.leave(handle, held.difference(&wanted));
-                self.addresses_freed += 1;
-            }
-        } else {
-            let handle = flush(self.engine.draft(), name, version, model)?;
-            if let Err(error) = self.vips.enter(handle, &wanted) {
-                self.give_up(handle);
-                return Err(error.into());
-            }
-        }
-        Ok(())
+        self.upsert_listener(name, version, listener, model)
     }
 
     /// The handle in the record of a route configuration; 0 where that has none, or isn't in force.
     fn proxy_handle(&self, name: &str) -> u32 {
-        let root =
-            self.engine.find(kind(ResourceType::Route), name).map(|handle| self.engine.current(handle));
+        let root = self.engine.find(RecordType::Route.kind(), name).map(|handle| self.engine.current(handle));
         root.and_then(|root| self.engine.record::<records::Route>(root)).map_or(0, |(route, _)| route.proxy)
     }
 
@@ -518,28 +412,25 @@ impl Writer {
     }
 
     /// A resource is no more.
-    pub fn remove(&mut self, ty: ResourceType, name: &ResourceName) {
-        if ty == ResourceType::Settings {
-            return self.unconfigure(name);
-        }
+    pub fn remove(&mut self, ty: RecordType, name: &ResourceName) {
         self.no_retry(ty, name);
-        if ty == ResourceType::Route {
-            self.proxied.give_up(name.as_str(), Instant::now());
+        if ty == RecordType::Route {
+            self.proxied.release(name.as_str(), Instant::now());
         }
-        let Some(handle) = self.engine.find(kind(ty), name.as_str()) else { return };
-        if ty == ResourceType::Listener {
-            self.give_up(handle);
+        let Some(handle) = self.engine.find(ty.kind(), name.as_str()) else { return };
+        if ty == RecordType::Listener {
+            self.remove_listener(handle);
             return;
         }
-        let hashed = self.hashed_by(name.as_str()).filter(|_| ty == ResourceType::Cluster);
+        let hashed = self.hashed_by(name.as_str()).filter(|_| ty == RecordType::Cluster);
         self.engine.remove(handle);
         match ty {
-            ResourceType::Endpoints => {
+            RecordType::Endpoints => {
                 self.viewed.remove(name.as_str());
                 self.note_farther(name.as_str(), None);
             }
-            ResourceType::Cluster => {
-                self.running.depart(name_hash(name.as_str()));
+            RecordType::Cluster => {
+                self.running.mark_removed(name_hash(name.as_str()));
                 self.guard(name.as_str(), None);
             }
             _ => {}
@@ -550,50 +441,29 @@ impl Writer {
     }
 
     /// From now on, who looks after what runs is told of clusters that come and go.
-    pub(crate) fn keep_running_state(&mut self, maps: &Arc<RunningMaps>, sockets: u32) -> Keeper {
-        self.sockets = sockets;
+    pub(crate) fn keep_running_state(&mut self, maps: &Arc<RunningMaps>) -> Keeper {
         self.running.open(maps)
     }
 
     /// The first sync is over: what an earlier agent left that nothing leads to goes.
     pub fn synced(&mut self) {
-        self.running.leave_behind(self.clusters().map(name_hash).collect());
+        self.running.mark_orphans(self.clusters().map(name_hash).collect());
     }
 
     /// The names of the clusters that are in force.
     fn clusters(&self) -> impl Iterator<Item = &str> {
         let all = self.engine.resources();
-        all.filter(|&(resource, ..)| resource == kind(ResourceType::Cluster)).map(|(_, name, _)| name)
-    }
-
-    /// Removes a listener: from the directory, from the VIP map, and after a grace period its records.
-    fn give_up(&mut self, handle: HandlePtr) {
-        self.engine.conceal(handle);
-        self.leaving.push(handle);
-        self.go_on_leaving();
-    }
-
-    /// A listener's records go only once no address leads to them.
-    fn go_on_leaving(&mut self) {
-        for handle in std::mem::take(&mut self.leaving) {
-            let held = self.vips.of(handle);
-            if self.vips.leave(handle, &held) {
-                self.engine.retire(handle);
-                self.addresses_freed += 1;
-            } else {
-                self.leaving.push(handle);
-            }
-        }
+        all.filter(|&(resource, ..)| resource == RecordType::Cluster.kind()).map(|(_, name, _)| name)
     }
 
     /// When there is something to do without being asked: to [retry](Self::retry) or to
     /// [compact](Self::compact).
     pub fn due(&mut self) -> Option<Instant> {
-        if self.room_made != self.engine.room_made() {
-            self.room_made = self.engine.room_made();
-            self.retries.room_was_made(Instant::now());
+        if self.new_capacity != self.engine.new_capacity() {
+            self.new_capacity = self.engine.new_capacity();
+            self.retries.capacity_was_made(Instant::now());
         }
-        let room = self.room_now();
+        let room = self.capacity_now();
         let retry = match self.due {
             Some((then, due)) if then == room => due,
             _ => {
@@ -606,9 +476,9 @@ impl Writer {
     }
 
     /// Resources that were refused, are due, and may be accepted now; whether they are to be asked for soon.
-    pub fn retry(&mut self, now: Instant) -> (BTreeSet<(ResourceType, ResourceName)>, bool) {
+    pub fn retry(&mut self, now: Instant) -> (RecordNames, bool) {
         if self.due.and_then(|(_, due)| due).is_none_or(|due| due > now) {
-            return (BTreeSet::new(), false);
+            return (RecordNames::new(), false);
         }
         self.due = None;
         let mut retries = std::mem::take(&mut self.retries);
@@ -637,33 +507,31 @@ impl Writer {
         self.engine.compact()
     }
 
-    fn room_now(&self) -> u64 {
-        self.engine.room() + self.addresses_freed
+    fn capacity_now(&self) -> u64 {
+        self.engine.capacity() + self.addresses_freed
     }
 
     /// What is in force: type, name, version. A load assignment that another agent chose from, perhaps by another view
     /// of the node, has a version that no control plane has: so it comes once more, or is removed.
-    pub fn held(&self) -> Vec<(ResourceType, ResourceName, Version)> {
-        let settings =
-            self.settings.iter().map(|held| (ResourceType::Settings, held.name.clone(), held.version));
+    pub fn held(&self) -> Vec<(RecordType, ResourceName, Version)> {
         let records = self.engine.resources().filter_map(|(kind, name, version)| {
-            let ty = resource_type(kind)?;
-            let is_foreign = ty == ResourceType::Endpoints && self.is_foreign_view(name);
+            let ty = RecordType::of_kind(kind)?;
+            let is_foreign = ty == RecordType::Endpoints && self.is_foreign_view(name);
             let version = if is_foreign { (!version).max(1) } else { version };
             Some((ty, name.into(), Version::from_u64(version)?))
         });
-        settings.chain(records).collect()
+        records.collect()
     }
 
     /// Tells a load assignment of which an earlier agent chose the endpoints, by where it took the node to be.
     fn is_foreign_view(&self, name: &str) -> bool {
-        let root = || Some(self.engine.current(self.engine.find(kind(ResourceType::Endpoints), name)?));
+        let root = || Some(self.engine.current(self.engine.find(RecordType::Endpoints.kind(), name)?));
         !self.viewed.contains(name) && root().is_some_and(|root| is_viewed(&self.engine, root))
     }
 
     /// A copy of what the records hold of a resource; `None` where it isn't in force.
-    pub(crate) fn show(&self, ty: ResourceType, name: &str) -> Option<Shown> {
-        let snapshot = self.engine.snapshot(self.engine.find(kind(ty), name)?)?;
+    pub(crate) fn show(&self, ty: RecordType, name: &str) -> Option<Shown> {
+        let snapshot = self.engine.snapshot(self.engine.find(ty.kind(), name)?)?;
         Some(Shown { ty, name: name.to_owned(), snapshot })
     }
 
@@ -671,15 +539,6 @@ impl Writer {
     pub(crate) fn cluster_names(&self, hashes: &HashSet<u64>) -> HashMap<u64, String> {
         let named = self.clusters().map(|name| (name_hash(name), name));
         named.filter(|(hash, _)| hashes.contains(hash)).map(|(hash, name)| (hash, name.to_owned())).collect()
-    }
-
-    /// The name of the listener to which programs find the way from this address, in the VIP map or as a NodePort.
-    pub(crate) fn listener_at(&self, key: &VipKey) -> Option<String> {
-        let of_nodes = || {
-            self.vips.owner(&VipKey::node(key.addr))?;
-            self.vips.owner(&VipKey::node_port(key.addr, key.port, key.protocol))
-        };
-        self.engine.name(self.vips.owner(key).or_else(of_nodes)?).map(str::to_owned)
     }
 
     /// The slot table, and how many addresses the VIP map holds.
@@ -694,19 +553,7 @@ impl Writer {
 
     /// The SlotProfile in force, if one is.
     pub fn profile(&self) -> Option<&str> {
-        let profile = self.settings.as_ref().map(|settings| settings.profile.as_str());
-        profile.filter(|profile| !profile.is_empty())
-    }
-
-    /// Changes the settings of the slots, as if the agent had been started with these.
-    ///
-    /// # Errors
-    /// Where they contradict each other; then the old ones stay in force.
-    pub fn set_slots(&mut self, config: Config) -> Result<(), Contradiction> {
-        self.engine.set_config(config)?;
-        self.flags = config;
-        self.settings = None;
-        Ok(())
+        (!self.profile.is_empty()).then_some(self.profile.as_str())
     }
 
     /// Takes finished background work over.
@@ -714,10 +561,5 @@ impl Writer {
         self.go_on_leaving();
         self.engine.poll();
         self.compact_at.get_or_insert_with(|| Instant::now() + COMPACT_AFTER);
-    }
-
-    /// The addresses in the current version of a listener.
-    fn vips_in_record(&self, handle: HandlePtr) -> BTreeSet<VipKey> {
-        vips(&self.engine, self.engine.current(handle)).into_iter().flatten().collect()
     }
 }

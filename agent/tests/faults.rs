@@ -122,7 +122,7 @@ fn apply(runtime: &tokio::runtime::Runtime, agent: &Agent, upserts: [(ResourceTy
         .into_iter()
         .map(|(ty, resource)| {
             let update = Update { ty, upserts: vec![resource], removed: Vec::new() };
-            runtime.block_on(agent.handle().apply(update)).len()
+            runtime.block_on(agent.handlers().apply(update)).len()
         })
         .sum()
 }
@@ -130,7 +130,7 @@ fn apply(runtime: &tokio::runtime::Runtime, agent: &Agent, upserts: [(ResourceTy
 fn remove(runtime: &tokio::runtime::Runtime, agent: &Agent, name: &str) {
     for ty in [ResourceType::Listener, ResourceType::Endpoints, ResourceType::Cluster] {
         let update = Update { ty, upserts: Vec::new(), removed: vec![ResourceName::from(name)] };
-        runtime.block_on(agent.handle().apply(update));
+        runtime.block_on(agent.handlers().apply(update));
     }
 }
 

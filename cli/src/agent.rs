@@ -5,15 +5,14 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use anyhow::Context as _;
 use axum::Router;
 use clap::Args;
-use slotmesh_ads::{Client, Config, Connector, Subscription, Tcp, Tls};
+use slotmesh_ads::{Client, Config, Connector, Tcp, Tls};
 use slotmesh_agent::{
-    Agent, Enrolment, Handle, Options, ProxyFeed, Recorder, Remembered, StewardParts,
+    Agent, Enrolment, Options, ProxyFeed, Recorder, Remembered, StewardParts,
     admin::{Admin, drained_routes},
     cleanup,
     metrics::{Metrics, NodeMetrics},
     report, start_steward,
 };
-use slotmesh_xds::ResourceType;
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 
@@ -212,7 +211,7 @@ impl Running {
         let metrics = Arc::new(Metrics::new());
         let agent = tokio::task::block_in_place(|| Agent::start_enrolling(options, metrics))?;
         let root = self.cgroup_root.clone().unwrap_or_else(|| agent.datapath().host().cgroup2.clone());
-        let enrolment = match Enrolment::new(agent.handle(), agent.datapath().clone(), root) {
+        let enrolment = match Enrolment::new(&agent, root) {
             Ok(enrolment) => enrolment,
             Err(error) => {
                 tokio::task::block_in_place(|| take_back(agent));
@@ -246,7 +245,7 @@ impl Running {
         self,
         connector: impl Connector,
         agent: &Agent,
-        enrolment: &Enrolment<Handle>,
+        enrolment: &Enrolment,
         socket: TcpListener,
         stop: CancellationToken,
     ) -> anyhow::Result<()> {
@@ -255,7 +254,9 @@ impl Running {
         traffic.start(&agent.handle(), &mut parts, &stop)?;
         let proxies = proxies.bind()?;
         let publish = proxies.as_ref().map(ProxyServer::publisher);
-        let feed = ProxyFeed::new(enrolment.clone(), agent.handle(), publish);
+        let handlers = agent.handlers().with(enrolment.clone());
+        let wanted: Vec<_> = handlers.subscriptions(&node).collect();
+        let feed = ProxyFeed::new(handlers, agent.handle(), publish);
         let (acknowledge, acknowledged) = watch::channel(None);
         let mut local = Router::new();
         if let Some(proxies) = proxies {
@@ -277,15 +278,11 @@ impl Running {
         let (client, handle) = Client::new(Config::new(node.as_str()), connector, sink);
         let (reports, told) = watch::channel(None);
         let client = client.reporting(told);
-        for ty in ResourceType::ALL {
-            let wanted = match ty {
-                ResourceType::Settings => [node.as_str()].into_iter().collect(),
-                _ => Subscription::Wildcard,
-            };
+        for (ty, wanted) in wanted {
             handle.set(ty, wanted);
         }
         let node_metrics = {
-            let (enrolment, metrics) = (enrolment.clone(), NodeMetrics::new(handle.stats().clone()));
+            let (enrolment, metrics) = (enrolment.clone(), NodeMetrics::new(handle.stats()));
             move || metrics.render(&enrolment.enrolled())
         };
         parts.add("the delta ADS client", {

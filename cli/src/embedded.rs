@@ -15,8 +15,14 @@ use crate::process::Parts;
 /// Bytes that each direction of the pipe holds.
 const PIPE: usize = 1 << 20;
 
-/// Serves `store` to `sink` until `stop`: the two ends of the stream are parts of the process.
-pub fn stream(parts: &mut Parts, store: Store, sink: impl Sink, node: &str, stop: &CancellationToken) {
+/// Serves what is wanted of `store` to the `sink` of a node until `stop`: the two ends of the stream are parts of the process.
+pub fn stream(
+    parts: &mut Parts,
+    store: Store,
+    sink: impl Sink,
+    (node, wanted): (&str, Vec<(ResourceType, Subscription)>),
+    stop: &CancellationToken,
+) {
     let (pipes, incoming) = mpsc::unbounded_channel::<io::Result<DuplexStream>>();
     let incoming = UnboundedReceiverStream::new(incoming);
     let serving =
@@ -28,12 +34,7 @@ pub fn stream(parts: &mut Parts, store: Store, sink: impl Sink, node: &str, stop
         std::future::ready(connected.map_err(|_| io::ErrorKind::ConnectionRefused.into()))
     });
     let (client, subscriptions) = Client::new(Config::new(node), connector, sink);
-    for ty in ResourceType::ALL {
-        let wanted = match ty {
-            // Of those of all nodes, its own.
-            ResourceType::Settings => [node].into_iter().collect(),
-            _ => Subscription::Wildcard,
-        };
+    for (ty, wanted) in wanted {
         subscriptions.set(ty, wanted);
     }
     let stop = stop.clone();

@@ -8,7 +8,7 @@ use axum::{
     routing::get,
 };
 use slotmesh_admin::{ServedView, paths};
-use slotmesh_agent::{admin::json, in_force_as_compiled};
+use slotmesh_agent::{RecordType, admin::json, in_force_as_compiled};
 use slotmesh_serve::{NodeName, Store};
 use slotmesh_xds::ResourceType;
 
@@ -28,7 +28,7 @@ pub fn router(store: Store) -> Router {
 }
 
 fn known(ty: &str) -> Result<ResourceType, Response> {
-    let known = ResourceType::RECORDS.into_iter().find(|known| known.as_str() == ty);
+    let known = RecordType::RESOURCES.into_iter().find(|known| known.as_str() == ty);
     known.ok_or_else(|| (StatusCode::NOT_FOUND, format!("no type {ty:?}\n")).into_response())
 }
 

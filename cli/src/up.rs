@@ -325,11 +325,11 @@ async fn run(
     traffic.clone().start(&agent.handle(), &mut parts, &stop)?;
     parts.add("the thread that owns the maps", owner_ended(agent.ended().clone(), stop.clone()));
     parts.add("the compile thread", reports::compile_thread_ended(operator.status(), stop.clone()));
-    let (datapath, workloads) = (agent.datapath().clone(), running.workloads.clone());
-    let sink = FixedCallers::new(agent.handle(), datapath, workloads, agent.synced());
+    let handlers = agent.handlers().with(FixedCallers::new(agent, running.workloads.clone()));
+    let wanted = handlers.subscriptions(&node.name).collect();
     own_proxy::forget(&agent.handle()).context("what is left of an earlier proxy can't be removed")?;
     let proxy = if compile.proxy { Some(OwnProxy::start()?) } else { None };
-    let feed = ProxyFeed::new(sink, agent.handle(), proxy.as_ref().map(OwnProxy::publisher));
+    let feed = ProxyFeed::new(handlers, agent.handle(), proxy.as_ref().map(OwnProxy::publisher));
     let proxied = proxy.as_ref().map_or_else(Router::new, OwnProxy::router);
     let proxy = proxy.map(|proxy| {
         let source = match &running.workloads[..] {
@@ -339,7 +339,8 @@ async fn run(
         proxy.serve(&mut parts, &stop, (agent.handle(), feed.pods()), source)
     });
     let remembered = Remembered::default();
-    embedded::stream(&mut parts, store.clone(), Recorder::new(feed, remembered.clone()), &node.name, &stop);
+    let sink = Recorder::new(feed, remembered.clone());
+    embedded::stream(&mut parts, store.clone(), sink, (&node.name, wanted), &stop);
     let pages = Admin::new(agent.handle(), *clusters);
     let local = pages
         .local_routes()
@@ -369,7 +370,7 @@ async fn run(
             if let Err(error) = &kept {
                 tracing::warn!(%error, "a workload whose cgroup is made again goes unrouted until the next start");
             }
-            let held = agent.handle().held().await;
+            let held = agent.handlers().held().await;
             let count = |ty| held.iter().filter(|(held, ..)| *held == ty).count();
             let summary = reports::summary(&operator.status().borrow());
             tracing::info!(

@@ -7,8 +7,9 @@ use std::{
 
 use prost::Message as _;
 use slotmesh_agent::{
+    RecordType,
     config::{Message, Model, Settings},
-    flatten,
+    flatten::{self, EndpointsView},
 };
 use slotmesh_operator::fuzz::Manifests;
 use slotmesh_records::SlotPtr;
@@ -31,23 +32,25 @@ pub const HASHED: u8 = 0x40;
 /// The three lowest bits of a frame's code are the type.
 pub fn config(data: &[u8]) {
     let mut engine = memory::engine();
-    let mut current: BTreeMap<(ResourceType, String), Version> = BTreeMap::new();
+    let mut current: BTreeMap<(RecordType, String), Version> = BTreeMap::new();
     for (code, content) in Frames::new(data) {
         let ty = type_of(code);
-        if ty == ResourceType::Settings {
-            settings(&resource(ty, "node", content));
+        let Some(record) = RecordType::of(ty) else {
+            if ty == ResourceType::Settings {
+                settings(&resource(ty, "node", content));
+            }
             continue;
-        }
+        };
         if code & REMOVE != 0 {
             let name = String::from_utf8_lossy(content).into_owned();
-            if let Some(handle) = engine.find(flatten::kind(ty), &name) {
+            if let Some(handle) = engine.find(record.kind(), &name) {
                 engine.remove(handle);
             }
-            current.remove(&(ty, name));
-        } else if let Some(name) = name_of(ty, content)
+            current.remove(&(record, name));
+        } else if let Some(name) = name_of(record, content)
             && let Some(version) = write(&mut engine, &resource(ty, &name, content), code & HASHED != 0)
         {
-            current.insert((ty, name), version);
+            current.insert((record, name), version);
         }
         engine.poll();
         assert_eq!(in_force(&engine), current, "after a frame of type {ty}");
@@ -68,15 +71,13 @@ fn settings(resource: &Resource) {
 }
 
 /// The name that a message tells: the control plane gives the resource the same.
-fn name_of(ty: ResourceType, content: &[u8]) -> Option<String> {
+fn name_of(ty: RecordType, content: &[u8]) -> Option<String> {
     use envoy::config::{cluster, endpoint, listener, route};
     Some(match ty {
-        // They have no records, and names that their messages don't tell.
-        ResourceType::Settings | ResourceType::Workload => return None,
-        ResourceType::Cluster => cluster::v3::Cluster::decode(content).ok()?.name,
-        ResourceType::Endpoints => endpoint::v3::ClusterLoadAssignment::decode(content).ok()?.cluster_name,
-        ResourceType::Route => route::v3::RouteConfiguration::decode(content).ok()?.name,
-        ResourceType::Listener => listener::v3::Listener::decode(content).ok()?.name,
+        RecordType::Cluster => cluster::v3::Cluster::decode(content).ok()?.name,
+        RecordType::Endpoints => endpoint::v3::ClusterLoadAssignment::decode(content).ok()?.cluster_name,
+        RecordType::Route => route::v3::RouteConfiguration::decode(content).ok()?.name,
+        RecordType::Listener => listener::v3::Listener::decode(content).ok()?.name,
     })
 }
 
@@ -87,17 +88,15 @@ fn resource(ty: ResourceType, name: &str, content: &[u8]) -> Resource {
 /// Writes a resource, unless it is refused; the version that is current then.
 fn write(engine: &mut Engine, resource: &Resource, hashed: bool) -> Option<Version> {
     let message = Message::decode(resource).ok()?;
-    let mut model = Model::new(resource.name.as_str(), &message).ok()?;
-    if let Model::Endpoints(endpoints) = &mut model {
-        endpoints.hashed = hashed;
-    }
-    flatten::flush(engine.draft(), resource.name.as_str(), resource.version.get(), &model).ok()?;
+    let model = Model::new(resource.name.as_str(), &message).ok()?;
+    let view = EndpointsView { hashed, tables: None };
+    flatten::flush(engine.draft(), resource.name.as_str(), resource.version.get(), &model, view).ok()?;
     Some(resource.version)
 }
 
-fn in_force(engine: &Engine) -> BTreeMap<(ResourceType, String), Version> {
+fn in_force(engine: &Engine) -> BTreeMap<(RecordType, String), Version> {
     let known = |(kind, name, version): (_, &str, _)| {
-        let ty = flatten::resource_type(kind).expect("only types of xDS were written");
+        let ty = RecordType::of_kind(kind).expect("only types of xDS were written");
         ((ty, name.to_owned()), Version::from_u64(version).expect("versions are never 0"))
     };
     engine.resources().map(known).collect()
@@ -150,8 +149,8 @@ impl Mesh {
                     self.served.insert((resource.ty, resource.name));
                 }
                 Change::Remove(ty, name) => {
-                    if ty != ResourceType::Settings
-                        && let Some(handle) = self.engine.find(flatten::kind(ty), name.as_str())
+                    if let Some(ty) = RecordType::of(ty)
+                        && let Some(handle) = self.engine.find(ty.kind(), name.as_str())
                     {
                         self.engine.remove(handle);
                     }

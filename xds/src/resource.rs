@@ -38,9 +38,6 @@ impl ResourceType {
     pub const ALL: [Self; 6] =
         [Self::Settings, Self::Cluster, Self::Endpoints, Self::Route, Self::Listener, Self::Workload];
 
-    /// The types that become records in kernel maps, in make-before-break order.
-    pub const RECORDS: [Self; 4] = [Self::Cluster, Self::Endpoints, Self::Route, Self::Listener];
-
     /// The type URL in discovery requests and in `google.protobuf.Any`.
     pub const fn type_url(self) -> &'static str {
         match self {

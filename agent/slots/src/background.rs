@@ -29,13 +29,13 @@ pub(crate) enum Done {
 }
 
 /// Tells of the end of a thread that panics.
-struct Obituary {
+struct PanicReporter {
     thread: &'static str,
     finished: Sender<Done>,
     wake: Arc<dyn Fn() + Send + Sync>,
 }
 
-impl Drop for Obituary {
+impl Drop for PanicReporter {
     fn drop(&mut self) {
         if thread::panicking() {
             // Nobody to tell where the engine is gone too.
@@ -68,7 +68,8 @@ impl Background {
         let grower = {
             let (backing, finished, wake) = (backing.clone(), finished.clone(), wake.clone());
             move || {
-                let _obituary = Obituary { thread: GROWTH, finished: finished.clone(), wake: wake.clone() };
+                let _reporter =
+                    PanicReporter { thread: GROWTH, finished: finished.clone(), wake: wake.clone() };
                 while let Ok(job) = growth.recv() {
                     let done = match job {
                         Job::Grow(batch) => Done::Grown(backing.create(&batch)),
@@ -83,7 +84,7 @@ impl Background {
         };
         let backing = backing.clone();
         let waiter = move || {
-            let _obituary = Obituary { thread: GRACE, finished: finished.clone(), wake: wake.clone() };
+            let _reporter = PanicReporter { thread: GRACE, finished: finished.clone(), wake: wake.clone() };
             while let Ok(()) = periods.recv() {
                 let result = backing.barrier();
                 if result.is_err() {

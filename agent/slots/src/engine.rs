@@ -259,13 +259,13 @@ impl Engine {
     }
 
     /// Rises whenever slots may have become idle, or slabs were created.
-    pub fn room(&self) -> u64 {
+    pub fn capacity(&self) -> u64 {
         self.room
     }
 
     /// Rises whenever there is room of which no refusal knew: with a higher cap, and when the kernel creates slabs again
     /// that it refused before. Unlike slots that become idle, that happens rarely and for many resources at once.
-    pub fn room_made(&self) -> u64 {
+    pub fn new_capacity(&self) -> u64 {
         self.made
     }
 
@@ -430,7 +430,7 @@ impl Engine {
         info.seen = true;
         self.arena.publish(handle.ptr(), offset_of!(Handle, current), root.bits());
         if !old.is_null() {
-            self.give_up(old);
+            self.retire_version(old);
         }
     }
 

@@ -44,14 +44,14 @@ pub enum RecoverError {
 #[derive(Debug, Default)]
 pub struct Recovered {
     /// The resources that have a current version.
-    pub resources: Vec<Resource>,
+    pub resources: Vec<RecoveredResource>,
     /// Handles that only the given roots lead to: their removal was under way.
     pub orphans: Vec<HandlePtr>,
 }
 
 /// A resource that is in force.
 #[derive(Debug)]
-pub struct Resource {
+pub struct RecoveredResource {
     /// Its kind.
     pub kind: ResourceKind,
     /// Its name.
@@ -167,7 +167,7 @@ pub(crate) fn recover(
         let version = marker.tree(root, &mut found.handles, &mut twins)?;
         if let Some(info) = found.handles.get(handle) {
             let (kind, name) = (info.kind, info.name.clone());
-            found.recovered.resources.push(Resource { kind, name, version, handle });
+            found.recovered.resources.push(RecoveredResource { kind, name, version, handle });
         }
     }
     for Twin { first, second, info } in twins {

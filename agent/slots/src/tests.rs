@@ -195,7 +195,7 @@ fn a_handle_stays_while_a_draft_that_waits_holds_it() {
     let (mut engine, _) = open_with(&Arc::default(), &[], Config { initial: 3, cap: 3, ..SMALL });
     // The only reference to the endpoints' handle is in quarantine ...
     let listener = cluster(&mut engine, "listener", "web").unwrap();
-    engine.conceal(listener);
+    engine.unlist(listener);
     engine.retire(listener);
     let many: Vec<u16> = (0..120).collect();
     let mut n = 0;
@@ -288,9 +288,9 @@ fn the_cap_can_change_while_running() {
     engine.set_config(Config { cap: 3, ..eager }).unwrap();
     engine.settle();
     assert_eq!(engine.stats().slabs, 3);
-    let room = engine.room();
+    let room = engine.capacity();
     engine.set_config(Config { cap: 8, ..eager }).unwrap();
-    assert!(engine.room() > room, "what was refused may be accepted now");
+    assert!(engine.capacity() > room, "what was refused may be accepted now");
     engine.settle();
     assert_eq!(engine.stats().slabs, 8);
     let (mut engine, _) = open(&Arc::default(), &[]);
@@ -374,14 +374,14 @@ fn a_removal_that_was_cut_short_is_found_again() {
     let (mut engine, _) = open(&pins, &[]);
     let handle = assignment(&mut engine, "web", &[80], 7).unwrap();
     let before = totals(&engine).0;
-    engine.conceal(handle);
+    engine.unlist(handle);
     engine.retire(handle);
     drop(engine);
     let (mut engine, recovered) = open(&pins, &[handle.ptr()]);
     assert_eq!(recovered.orphans, [handle]);
     assert!(recovered.resources.is_empty());
     assert_eq!(totals(&engine).0, before);
-    engine.conceal(handle);
+    engine.unlist(handle);
     engine.retire(handle);
     engine.settle();
     assert_eq!(totals(&engine).0, before - 2);

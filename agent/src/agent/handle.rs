@@ -9,11 +9,11 @@ use std::{
     time::Duration,
 };
 
-use slotmesh_ads::{AskAgain, Sink, Update};
+use slotmesh_ads::Update;
 use slotmesh_kernel::netns_cookie;
 use slotmesh_records::{VipKey, name_hash};
-use slotmesh_slots::{ClassStats, Config, Contradiction, SlotClass, Stats};
-use slotmesh_xds::{Rejection, ResourceName, ResourceType, Version};
+use slotmesh_slots::{ClassStats, SlotClass, Stats};
+use slotmesh_xds::{Rejection, ResourceName, Version};
 use tokio::{
     sync::{oneshot, watch},
     task::spawn_blocking,
@@ -22,25 +22,16 @@ use tokio_util::sync::CancellationToken;
 
 use super::owner::Command;
 use crate::{
+    RecordType,
+    config::{Invalid, Settings},
     datapath::Datapath,
     metrics::Metrics,
+    pending_retries::PendingRetries,
     prepare::{Hashed, Prepared},
-    room::Room,
-    running::{ConnectionCounts, RunningNow, RunningReader},
+    running::{ConnectionCounts, DatapathState, RunningReader},
     traffic::TrafficReader,
     view::View,
 };
-
-/// Why settings of the slots aren't taken.
-#[derive(Debug, thiserror::Error)]
-pub enum SetSlotsError {
-    /// They contradict each other.
-    #[error("the settings of outer records contradict each other: {0}")]
-    Contradiction(#[from] Contradiction),
-    /// The agent has stopped.
-    #[error("the agent has stopped")]
-    Stopped,
-}
 
 /// A cheap way to ask the owner of the maps.
 #[derive(Clone)]
@@ -49,7 +40,7 @@ pub struct Handle {
     pub(super) metrics: Arc<Metrics>,
     pub(super) synced: watch::Receiver<bool>,
     pub(super) ended: CancellationToken,
-    pub(super) room: Arc<Room>,
+    pub(super) retries: Arc<PendingRetries>,
     pub(super) hashed: Hashed,
     pub(super) changes: watch::Receiver<u64>,
     pub(super) running: Option<Arc<RunningReader>>,
@@ -104,8 +95,8 @@ impl Handle {
 
     /// What runs, of the `most` busiest clusters; nothing once the agent has stopped. Only the names of the
     /// clusters are asked of the owner of the maps.
-    pub async fn running(&self, most: usize) -> RunningNow {
-        let Some(reader) = self.running.clone() else { return RunningNow::default() };
+    pub async fn running(&self, most: usize) -> DatapathState {
+        let Some(reader) = self.running.clone() else { return DatapathState::default() };
         let read = spawn_blocking(move || {
             let of_sockets = (reader.sockets(), reader.flows());
             let of_proxies = (reader.proxied(), reader.proxies());
@@ -115,13 +106,13 @@ impl Handle {
         let Ok((busiest, (endpoints, ejections), (sockets, flows), affinities, (proxied, proxies))) =
             read.await
         else {
-            return RunningNow::default();
+            return DatapathState::default();
         };
         let hashes = busiest.iter().map(|(hash, _)| *hash).collect();
         let names = self.cluster_names(hashes).await;
         let named = |(hash, state)| Some((names.get(&hash)?.clone(), state));
         let clusters = busiest.into_iter().filter_map(named).collect();
-        RunningNow { clusters, endpoints, ejections, sockets, affinities, flows, proxied, proxies }
+        DatapathState { clusters, endpoints, ejections, sockets, affinities, flows, proxied, proxies }
     }
 
     /// The addresses at which a proxy takes connections for route configurations (a connection's own address tells which it
@@ -148,24 +139,50 @@ impl Handle {
     /// `None` they go where the rule for every request says.
     ///
     /// # Errors
-    /// Where the socket is none, or the kernel has no room for another proxy.
+    /// Where the socket is none, or the kernel has no retries for another proxy.
     pub fn set_proxy(&self, of: BorrowedFd<'_>, port: Option<u16>) -> io::Result<()> {
         let namespace = netns_cookie(of)?;
         let Some(reader) = &self.running else { return Ok(()) };
         reader.set_proxy(namespace, port).map_err(io::Error::other)
     }
 
-    /// Changes the settings of the slots while running: growth goes on as the new ones say.
-    ///
-    /// # Errors
-    /// Where they contradict each other, or the agent has stopped; then the old ones stay in force.
-    pub async fn set_slots(&self, config: Config) -> Result<(), SetSlotsError> {
-        Ok(self.ask(|reply| Command::SetSlots(config, reply)).await.ok_or(SetSlotsError::Stopped)??)
+    /// Puts settings of the node in force; with `None`, those of the agent's flags.
+    pub(crate) async fn configure(&self, settings: Option<Settings>) -> Result<(), String> {
+        match self.ask(|reply| Command::Configure(settings, reply)).await {
+            Some(configured) => configured.map_err(|contradiction| Invalid::from(contradiction).to_string()),
+            None => Err("the agent is stopping".to_owned()),
+        }
+    }
+
+    /// The records in force: type, name, version.
+    pub(crate) async fn held_records(&self) -> Vec<(RecordType, ResourceName, Version)> {
+        self.ask(Command::Held).await.unwrap_or_default()
+    }
+
+    /// Makes records of one response, and returns what is refused; `None` where the agent has stopped.
+    pub(crate) async fn apply_records(&self, ty: RecordType, update: Update) -> Option<Vec<Rejection>> {
+        let held = |names| {
+            let asked = self.ask(|reply| Command::Assignments(names, reply));
+            async { asked.await.unwrap_or_default() }
+        };
+        let prepared = Box::new(Prepared::of(ty, &update, &self.hashed, held).await);
+        self.ask(|reply| Command::Apply(ty, update, prepared, reply)).await
+    }
+
+    /// The first sync is over.
+    pub(crate) fn tell_synced(&self) {
+        // An owner that is gone says so itself.
+        let _ = self.commands.send(Command::Synced);
+    }
+
+    /// Where resources are named that are to be asked for once more.
+    pub(crate) const fn retries(&self) -> &Arc<PendingRetries> {
+        &self.retries
     }
 
     /// What the kernel's records hold of a resource, as JSON; `None` where it isn't in force, or the agent
     /// has stopped.
-    pub async fn show(&self, ty: ResourceType, name: ResourceName) -> Option<serde_json::Value> {
+    pub async fn show(&self, ty: RecordType, name: ResourceName) -> Option<serde_json::Value> {
         let shown = self.ask(|reply| Command::Show(ty, name, reply)).await.flatten()?;
         spawn_blocking(move || shown.json()).await.ok().flatten()
     }
@@ -197,37 +214,6 @@ impl Handle {
     }
 }
 
-impl Sink for Handle {
-    async fn held(&self) -> Vec<(ResourceType, ResourceName, Version)> {
-        self.ask(Command::Held).await.unwrap_or_default()
-    }
-
-    async fn apply(&self, update: Update) -> Vec<Rejection> {
-        let names: Vec<ResourceName> = update.upserts.iter().map(|resource| resource.name.clone()).collect();
-        let stopped = || {
-            names
-                .into_iter()
-                .map(|name| Rejection { name, reason: "the agent is stopping".to_owned() })
-                .collect()
-        };
-        let held = |names| {
-            let asked = self.ask(|reply| Command::Assignments(names, reply));
-            async { asked.await.unwrap_or_default() }
-        };
-        let prepared = Box::new(Prepared::of(&update, &self.hashed, held).await);
-        self.ask(|reply| Command::Apply(update, prepared, reply)).await.unwrap_or_else(stopped)
-    }
-
-    async fn room(&self) -> AskAgain {
-        self.room.taken().await
-    }
-
-    fn synced(&self) {
-        // An owner that is gone says so itself.
-        let _ = self.commands.send(Command::Synced);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc::channel;
@@ -240,14 +226,14 @@ mod tests {
         let (synced_sender, synced) = watch::channel(false);
         let ended = CancellationToken::new();
         let (_changed, changes) = watch::channel(0);
-        let (metrics, room, hashed) = (Arc::default(), Arc::default(), Hashed::default());
+        let (metrics, retries, hashed) = (Arc::default(), Arc::default(), Hashed::default());
         let ended_too = ended.clone();
         let handle = Handle {
             commands,
             metrics,
             synced,
             ended: ended_too,
-            room,
+            retries,
             hashed,
             changes,
             running: None,
@@ -259,7 +245,7 @@ mod tests {
             synced_sender.send_replace(true);
             assert!(matches!(inbox.recv(), Ok(Command::Wake)), "as a bug would");
         });
-        Sink::synced(&handle);
+        handle.tell_synced();
         let mut synced = handle.synced.clone();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(synced.wait_for(|synced| *synced)).unwrap();

@@ -14,20 +14,28 @@ use std::{
 
 use slotmesh_ads::Update;
 use slotmesh_records::VipKey;
-use slotmesh_slots::{ClassStats, Config, Contradiction, SlotClass, Stats};
-use slotmesh_xds::{Rejection, ResourceName, ResourceType, Version};
+use slotmesh_slots::{ClassStats, Contradiction, SlotClass, Stats};
+use slotmesh_xds::{Rejection, ResourceName, Version};
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    datapath::DatapathError, held::Held, metrics::Metrics, prepare::Prepared, room::Room, running::LeftOut,
-    show::Shown, writer::Writer,
+    RecordType,
+    config::Settings,
+    datapath::DatapathError,
+    held::Held,
+    metrics::Metrics,
+    pending_retries::PendingRetries,
+    prepare::Prepared,
+    running::LeftOut,
+    show::Shown,
+    writer::{RecordNames, Writer},
 };
 
 pub(super) enum Command {
-    Apply(Update, Box<Prepared>, oneshot::Sender<Vec<Rejection>>),
-    Held(oneshot::Sender<Vec<(ResourceType, ResourceName, Version)>>),
-    Show(ResourceType, ResourceName, oneshot::Sender<Option<Shown>>),
+    Apply(RecordType, Update, Box<Prepared>, oneshot::Sender<Vec<Rejection>>),
+    Held(oneshot::Sender<Vec<(RecordType, ResourceName, Version)>>),
+    Show(RecordType, ResourceName, oneshot::Sender<Option<Shown>>),
     ListenerAt(VipKey, oneshot::Sender<Option<String>>),
     ClusterNames(HashSet<u64>, oneshot::Sender<HashMap<u64, String>>),
     ProxyAddresses(Option<Vec<ResourceName>>, oneshot::Sender<HashMap<ResourceName, Ipv4Addr>>),
@@ -35,7 +43,7 @@ pub(super) enum Command {
     Stats(oneshot::Sender<(Stats, usize)>),
     SlabsOf(SlotClass, oneshot::Sender<Vec<(u32, ClassStats)>>),
     Slots(oneshot::Sender<(Stats, Option<String>)>),
-    SetSlots(Config, oneshot::Sender<Result<(), Contradiction>>),
+    Configure(Option<Settings>, oneshot::Sender<Result<(), Contradiction>>),
     LeftOut(LeftOut),
     Synced,
     Wake,
@@ -57,7 +65,7 @@ pub(super) fn spawn_owner(
 /// Whom the owner tells what happens.
 pub(super) struct Tell {
     pub(super) metrics: Arc<Metrics>,
-    pub(super) room: Arc<Room>,
+    pub(super) retries: Arc<PendingRetries>,
     pub(super) changes: watch::Sender<u64>,
 }
 
@@ -65,6 +73,11 @@ impl Tell {
     /// The slot table may have changed.
     fn changed(&self) {
         self.changes.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// Resources are to be asked for once more.
+    fn ask_again(&self, names: RecordNames, soon: bool) {
+        self.retries.put(names.into_iter().map(|(ty, name)| (ty.resource(), name)).collect(), soon);
     }
 }
 
@@ -84,13 +97,11 @@ pub(super) fn own(
             Some(due) => inbox.recv_timeout(due.saturating_duration_since(Instant::now())),
         };
         match command {
-            Ok(Command::Apply(update, prepared, reply)) => {
-                let ty = update.ty;
-                let rejected = writer.apply(update, *prepared, |flush| tell.metrics.flushed(flush));
-                tell.metrics.rejected(ty, rejected.len());
+            Ok(Command::Apply(ty, update, prepared, reply)) => {
+                let rejected = writer.apply(ty, update, *prepared, |flush| tell.metrics.flushed(flush));
                 tell.metrics.made_tables(writer.take_own_tables());
                 tell.changed();
-                tell.room.put(writer.take_stale(), true);
+                tell.ask_again(writer.take_stale(), true);
                 // A client that has gone away doesn't need the answer.
                 let _ = reply.send(rejected);
             }
@@ -105,13 +116,15 @@ pub(super) fn own(
             Ok(Command::Slots(reply)) => {
                 drop(reply.send((writer.stats().0, writer.profile().map(str::to_owned))));
             }
-            Ok(Command::SetSlots(config, reply)) => {
-                drop(reply.send(writer.set_slots(config)));
+            Ok(Command::Configure(settings, reply)) => {
+                let configured = writer.configure(settings);
                 tell.changed();
+                tell.ask_again(writer.take_stale(), true);
+                drop(reply.send(configured));
             }
             Ok(Command::LeftOut(left_out)) => {
                 writer.set_left_out(left_out);
-                tell.room.put(writer.take_stale(), true);
+                tell.ask_again(writer.take_stale(), true);
             }
             Ok(Command::Synced) => match at_sync.take().map(|run| run()) {
                 Some(Ok(())) => writer.synced(),
@@ -130,7 +143,7 @@ pub(super) fn own(
                 let now = Instant::now();
                 compacting = writer.compact(now);
                 let (due, soon) = writer.retry(now);
-                tell.room.put(due, soon);
+                tell.ask_again(due, soon);
             }
             Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => return,
         }

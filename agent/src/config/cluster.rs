@@ -104,7 +104,7 @@ pub enum Balance {
 
 impl Balance {
     /// Whether sources may have endpoints of their own.
-    const fn hashes(self) -> bool {
+    pub(crate) const fn hashes(self) -> bool {
         matches!(self, Self::Hash | Self::HashByRoute)
     }
 }
@@ -228,7 +228,7 @@ impl<'m> Cluster<'m> {
                 if endpoints.viewed {
                     return Err(unsupported(at, "endpoints for some callers, in a STATIC cluster; use EDS"));
                 }
-                Source::Inline(Endpoints { hashed: balance.hashes(), ..endpoints })
+                Source::Inline(endpoints)
             }
             Some(DiscoveryType::OriginalDst) if chooses_none => {
                 refuse_set!(At::ROOT,

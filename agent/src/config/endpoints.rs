@@ -15,7 +15,6 @@ use slotmesh_xds::{
 };
 
 use super::{At, Invalid, decode_any, invalid, refuse_set, socket_address, unsupported};
-use crate::{maglev::Tables, prepare::MANY};
 
 /// The endpoints that can be chosen, by family, in the order of the message.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,17 +32,6 @@ pub struct Endpoints<'m> {
     pub viewed: bool,
     /// Where there are others farther away: whether some of those stand in for nearer ones that are left out.
     pub farther: Option<bool>,
-    /// Whether a cluster chooses among them by the source: clusters say so, not load assignments.
-    pub hashed: bool,
-    /// The tables for that, where they have been made.
-    pub tables: Option<Tables>,
-}
-
-impl Endpoints<'_> {
-    /// Tells those whose tables have still to be made, which takes long.
-    pub(crate) fn lack_tables(&self) -> bool {
-        self.hashed && self.tables.is_none() && self.v4.len().max(self.v6.len()) >= MANY
-    }
 }
 
 /// One endpoint.
@@ -119,8 +107,6 @@ impl<'m> Endpoints<'m> {
             hints: Vec::new(),
             viewed: false,
             farther: None,
-            hashed: false,
-            tables: None,
         };
         for (i, locality) in localities.iter().enumerate() {
             let at = at.element("endpoints", i);

@@ -35,7 +35,7 @@ use path::At;
 pub use route::{HostKey, Route, RouteEntry, VirtualHost};
 pub use settings::{NodePlace, Settings};
 use slotmesh_xds::{
-    Resource, ResourceType, Transport,
+    Resource, Transport,
     envoy::{
         envoy::config::{
             cluster::v3::Cluster as ClusterProto,
@@ -48,6 +48,8 @@ use slotmesh_xds::{
     },
 };
 pub use weighted::WeightedCluster;
+
+use crate::RecordType;
 
 /// What is wrong with a resource.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
@@ -113,29 +115,24 @@ impl Message {
     /// Where its content isn't the message that its type says.
     pub fn decode(resource: &Resource) -> Result<Self, Invalid> {
         let content = resource.content.as_ref();
-        Ok(match resource.ty {
-            // They act on the agent: see `Settings`.
-            ResourceType::Settings => return Err(invalid("type", "settings have no records")),
-            ResourceType::Cluster => Self::Cluster(decode("Cluster", content)?),
-            ResourceType::Endpoints => Self::Endpoints(decode("ClusterLoadAssignment", content)?),
-            ResourceType::Route => Self::Route(decode("RouteConfiguration", content)?),
-            ResourceType::Listener => Self::Listener(decode("Listener", content)?),
-            ResourceType::Workload => {
-                return Err(unsupported(
-                    "type_url",
-                    "workloads are named by --workload here, not by the control plane",
-                ));
-            }
+        let Some(ty) = RecordType::of(resource.ty) else {
+            return Err(unsupported("type_url", format!("{} resources have no records", resource.ty)));
+        };
+        Ok(match ty {
+            RecordType::Cluster => Self::Cluster(decode("Cluster", content)?),
+            RecordType::Endpoints => Self::Endpoints(decode("ClusterLoadAssignment", content)?),
+            RecordType::Route => Self::Route(decode("RouteConfiguration", content)?),
+            RecordType::Listener => Self::Listener(decode("Listener", content)?),
         })
     }
 
     /// Its type.
-    pub const fn ty(&self) -> ResourceType {
+    pub const fn ty(&self) -> RecordType {
         match self {
-            Self::Cluster(_) => ResourceType::Cluster,
-            Self::Endpoints(_) => ResourceType::Endpoints,
-            Self::Route(_) => ResourceType::Route,
-            Self::Listener(_) => ResourceType::Listener,
+            Self::Cluster(_) => RecordType::Cluster,
+            Self::Endpoints(_) => RecordType::Endpoints,
+            Self::Route(_) => RecordType::Route,
+            Self::Listener(_) => RecordType::Listener,
         }
     }
 }

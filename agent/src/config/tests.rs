@@ -265,7 +265,7 @@ fn hash_policy(source_ip: bool) -> route::route_action::HashPolicy {
 const CASES: u32 = 20_000;
 
 fn any_type() -> impl Strategy<Value = ResourceType> {
-    prop::sample::select(&ResourceType::RECORDS[..])
+    prop::sample::select(&crate::RecordType::RESOURCES[..])
 }
 
 fn resource(ty: ResourceType, content: Vec<u8>) -> Resource {

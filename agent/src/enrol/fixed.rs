@@ -3,22 +3,27 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    convert::Infallible,
+    future::ready,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use prost::Message as _;
-use slotmesh_ads::{AskAgain, Sink, Update};
+use slotmesh_ads::Update;
 use slotmesh_kernel::cgroup_id;
 use slotmesh_xds::{Rejection, Resource, ResourceName, ResourceType, Version, Workload as Named};
 use tokio::sync::watch;
 
 use super::{
-    NoPods, lock,
+    NoPods,
     watcher::{Watched, Watcher},
 };
-use crate::{Datapath, Workload};
+use crate::{
+    Agent, Datapath, Workload,
+    handlers::{Handler, Handling, HeldResources},
+};
 
 /// A cgroup may be made again together with those above it, of which inotify tells nothing. So it is looked at, too.
 const LOOK: Duration = Duration::from_secs(1);
@@ -26,7 +31,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Keeps workloads attached. Ends when it is dropped.
 #[derive(Debug)]
 pub struct FixedWorkloads {
-    _watcher: Watcher,
+    _watcher: Watcher<Infallible>,
 }
 
 struct Fixed {
@@ -56,36 +61,41 @@ impl FixedWorkloads {
         let mut state = State { datapath, workloads, watched: HashSet::new(), next: Instant::now() };
         // What was made again since they were attached.
         state.look(Instant::now());
-        Ok(Self { _watcher: Watcher::start(Arc::new(Mutex::new(state)))? })
+        Ok(Self { _watcher: Watcher::start(state)? })
     }
 }
 
-impl Watched for Arc<Mutex<State>> {
-    fn created(&self, paths: &[PathBuf], now: Instant) {
-        let mut state = lock(self);
-        if state.workloads.iter().any(|fixed| paths.contains(&fixed.workload.cgroup)) {
-            state.look(now);
+impl Watched for State {
+    type Request = Infallible;
+
+    fn asked(&mut self, request: Infallible, _: Instant) {
+        match request {}
+    }
+
+    fn created(&mut self, paths: &[PathBuf], now: Instant) {
+        if self.workloads.iter().any(|fixed| paths.contains(&fixed.workload.cgroup)) {
+            self.look(now);
         }
     }
 
-    fn missed(&self, now: Instant) {
-        lock(self).look(now);
+    fn missed(&mut self, now: Instant) {
+        self.look(now);
     }
 
-    fn watching(&self, _: &Path, now: Instant) {
-        lock(self).look(now);
+    fn watching(&mut self, _: &Path, now: Instant) {
+        self.look(now);
     }
 
-    fn to_watch(&self) -> Vec<PathBuf> {
-        lock(self).new_parents()
+    fn to_watch(&mut self) -> Vec<PathBuf> {
+        self.new_parents()
     }
 
     fn due(&self) -> Option<Instant> {
-        Some(lock(self).next)
+        Some(self.next)
     }
 
-    fn retry(&self, now: Instant) {
-        lock(self).look(now);
+    fn retry(&mut self, now: Instant) {
+        self.look(now);
     }
 }
 
@@ -134,9 +144,8 @@ fn inode(dir: &Path) -> Option<u64> {
     cgroup_id(&std::fs::File::open(dir).ok()?).ok()
 }
 
-/// A sink that takes the classes of workloads that are named at the start, and hands the rest on.
-pub struct FixedCallers<S> {
-    inner: S,
+/// A handler that takes the classes of workloads that are named at the start.
+pub struct FixedCallers {
     datapath: Arc<Datapath>,
     workloads: Vec<Workload>,
     /// Whether they are attached: before that, a class waits for the attachment.
@@ -145,15 +154,15 @@ pub struct FixedCallers<S> {
     held: Mutex<HashMap<ResourceName, (Version, Option<usize>)>>,
 }
 
-impl<S> FixedCallers<S> {
-    /// Takes the classes of these workloads, which `attached` tells of when they are.
-    pub fn new(
-        inner: S,
-        datapath: Arc<Datapath>,
-        workloads: Vec<Workload>,
-        attached: watch::Receiver<bool>,
-    ) -> Self {
-        Self { inner, datapath, workloads, attached, held: Mutex::default() }
+impl FixedCallers {
+    /// Takes the classes of these workloads, which the agent attaches.
+    pub fn new(agent: &Agent, workloads: Vec<Workload>) -> Self {
+        let (datapath, attached) = (agent.datapath().clone(), agent.synced());
+        Self { datapath, workloads, attached, held: Mutex::default() }
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashMap<ResourceName, (Version, Option<usize>)>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Gives a workload its class: in place where it is attached.
@@ -172,44 +181,39 @@ impl<S> FixedCallers<S> {
             .map_err(|error| format!("not a valid Workload message: {error}"))?;
         let is = |workload: &Workload| workload.namespace == namespace && workload.name == name;
         let at = self.workloads.iter().position(is);
-        lock(&self.held).insert(resource.name.clone(), (resource.version, at));
+        self.known().insert(resource.name.clone(), (resource.version, at));
         at.map_or(Ok(()), |at| self.classify(at, &class))
     }
 }
 
-impl<S: Sink> Sink for FixedCallers<S> {
-    async fn held(&self) -> Vec<(ResourceType, ResourceName, Version)> {
-        let mut held = self.inner.held().await;
-        let own = lock(&self.held);
-        held.extend(own.iter().map(|(name, (version, _))| (ResourceType::Workload, name.clone(), *version)));
-        held
+impl Handler for FixedCallers {
+    fn types(&self) -> &'static [ResourceType] {
+        &[ResourceType::Workload]
     }
 
-    async fn apply(&self, update: Update) -> Vec<Rejection> {
-        if update.ty != ResourceType::Workload {
-            return self.inner.apply(update).await;
-        }
-        let mut rejected = Vec::new();
-        let mut reject = |name: &ResourceName, outcome: Result<(), String>| {
-            rejected.extend(outcome.err().map(|reason| Rejection { name: name.clone(), reason }));
-        };
-        for resource in &update.upserts {
-            reject(&resource.name, self.named(resource));
-        }
-        for name in &update.removed {
-            let gone = lock(&self.held).remove(name);
-            if let Some((_, Some(at))) = gone {
-                reject(name, self.classify(at, ""));
+    fn held(&self) -> Handling<'_, HeldResources> {
+        let own = self.known();
+        let held =
+            own.iter().map(|(name, (version, _))| (ResourceType::Workload, name.clone(), *version)).collect();
+        Box::pin(ready(held))
+    }
+
+    fn apply(&self, update: Update) -> Handling<'_, Vec<Rejection>> {
+        Box::pin(async move {
+            let mut rejected = Vec::new();
+            let mut reject = |name: &ResourceName, outcome: Result<(), String>| {
+                rejected.extend(outcome.err().map(|reason| Rejection { name: name.clone(), reason }));
+            };
+            for resource in &update.upserts {
+                reject(&resource.name, self.named(resource));
             }
-        }
-        rejected
-    }
-
-    fn synced(&self) {
-        self.inner.synced();
-    }
-
-    async fn room(&self) -> AskAgain {
-        self.inner.room().await
+            for name in &update.removed {
+                let gone = self.known().remove(name);
+                if let Some((_, Some(at))) = gone {
+                    reject(name, self.classify(at, ""));
+                }
+            }
+            rejected
+        })
     }
 }

@@ -1,8 +1,8 @@
-//! A thread that waits for cgroups to be made, and for what is to be tried again.
+//! A thread that waits for cgroups to be made, for requests, and for what is to be tried again.
 //!
 //! ```text
-//!  inotify --created, missed--> thread --> Watched
-//!  whoever has changed what is to be watched --^
+//!  inotify --created, missed--> thread, which owns a Watched
+//!  whoever has a request -------^
 //! ```
 //!
 //! inotify's own thread only sends: it waits for nobody, so whoever waits for it (to watch one more directory) may hold
@@ -25,55 +25,61 @@ use super::NoPods;
 /// So often at most is looked at what is due.
 const SHORTEST: Duration = Duration::from_millis(1);
 
-/// What the thread is told.
-enum News {
+/// An event that the thread waits for.
+enum CgroupEvent<R> {
     /// These were created in directories that are watched.
     Created(Vec<PathBuf>),
     /// Something was created, and nobody knows what.
     Missed,
-    /// What is to be watched or tried again may have changed.
-    Changed,
+    /// Somebody has a request.
+    Asked(R),
     /// It is to end.
     End,
 }
 
-/// Whoever wants to know.
+/// State that the thread owns.
 pub(super) trait Watched: Send + 'static {
+    /// Requests of others.
+    type Request: Send + 'static;
+    /// Does what is asked.
+    fn asked(&mut self, request: Self::Request, now: Instant);
     /// These were created.
-    fn created(&self, paths: &[PathBuf], now: Instant);
+    fn created(&mut self, paths: &[PathBuf], now: Instant);
     /// Anything may have been created.
-    fn missed(&self, now: Instant);
+    fn missed(&mut self, now: Instant);
     /// This directory is watched from now on: what is in it already was told by nobody.
-    fn watching(&self, dir: &Path, now: Instant);
+    fn watching(&mut self, dir: &Path, now: Instant);
     /// The directories to watch besides.
-    fn to_watch(&self) -> Vec<PathBuf>;
+    fn to_watch(&mut self) -> Vec<PathBuf>;
     /// When something is to be tried again, if anything is.
     fn due(&self) -> Option<Instant>;
     /// Tries it again.
-    fn retry(&self, now: Instant);
+    fn retry(&mut self, now: Instant);
+    /// All that an event has led to is done.
+    fn settled(&mut self) {}
 }
 
 /// The thread.
 #[derive(Debug)]
-pub(super) struct Watcher {
-    news: Sender<News>,
+pub(super) struct Watcher<R> {
+    events: Sender<CgroupEvent<R>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-impl Watcher {
+impl<R: Send + 'static> Watcher<R> {
     /// Watches what there is to watch, and then on.
     ///
     /// # Errors
     /// Where inotify refuses, or there is no thread to be had.
-    pub fn start(watched: impl Watched) -> Result<Self, NoPods> {
-        let (sender, news) = channel();
+    pub fn start(mut watched: impl Watched<Request = R>) -> Result<Self, NoPods> {
+        let (sender, events) = channel();
         let tell = sender.clone();
         let told = move |event: notify::Result<notify::Event>| {
             let happened = match event {
-                Ok(event) if event.need_rescan() => News::Missed,
-                Ok(event) if event.kind.is_create() => News::Created(event.paths),
+                Ok(event) if event.need_rescan() => CgroupEvent::Missed,
+                Ok(event) if event.kind.is_create() => CgroupEvent::Created(event.paths),
                 Ok(_) => return,
-                Err(_) => News::Missed,
+                Err(_) => CgroupEvent::Missed,
             };
             // When nobody listens any more, nobody is to be told.
             drop(tell.send(happened));
@@ -84,19 +90,20 @@ impl Watcher {
             watched.watching(&dir, Instant::now());
         }
         let builder = std::thread::Builder::new().name("enrolment".to_owned());
-        let thread = builder.spawn(move || follow(watcher, &watched, &news)).map_err(NoPods::Thread)?;
-        Ok(Self { news: sender, thread: Mutex::new(Some(thread)) })
+        let thread = builder.spawn(move || follow(watcher, &mut watched, &events)).map_err(NoPods::Thread)?;
+        Ok(Self { events: sender, thread: Mutex::new(Some(thread)) })
     }
 
-    /// What is to be watched or tried again may have changed.
-    pub fn changed(&self) {
-        // When it has ended, there is nothing to be done.
-        drop(self.news.send(News::Changed));
+    /// Hands a request to the thread; one that has ended drops it.
+    pub fn ask(&self, request: R) {
+        drop(self.events.send(CgroupEvent::Asked(request)));
     }
+}
 
+impl<R> Watcher<R> {
     /// Ends the thread and waits for it: nothing is attached any more.
     pub fn end(&self) {
-        drop(self.news.send(News::End));
+        drop(self.events.send(CgroupEvent::End));
         if let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() {
             // A thread that panicked has printed why.
             drop(thread.join());
@@ -104,25 +111,29 @@ impl Watcher {
     }
 }
 
-impl Drop for Watcher {
+impl<R> Drop for Watcher<R> {
     fn drop(&mut self) {
         self.end();
     }
 }
 
-fn follow(mut watcher: RecommendedWatcher, watched: &impl Watched, news: &Receiver<News>) {
+fn follow<W: Watched>(
+    mut watcher: RecommendedWatcher,
+    watched: &mut W,
+    events: &Receiver<CgroupEvent<W::Request>>,
+) {
     loop {
-        let told = match watched.due() {
-            None => news.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            Some(due) => news.recv_timeout(due.saturating_duration_since(Instant::now()).max(SHORTEST)),
+        let event = match watched.due() {
+            None => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(due) => events.recv_timeout(due.saturating_duration_since(Instant::now()).max(SHORTEST)),
         };
         let now = Instant::now();
-        match told {
-            Ok(News::Created(paths)) => watched.created(&paths, now),
-            Ok(News::Missed) => watched.missed(now),
-            Ok(News::Changed) => {}
+        match event {
+            Ok(CgroupEvent::Created(paths)) => watched.created(&paths, now),
+            Ok(CgroupEvent::Missed) => watched.missed(now),
+            Ok(CgroupEvent::Asked(request)) => watched.asked(request, now),
             Err(RecvTimeoutError::Timeout) => watched.retry(now),
-            Ok(News::End) | Err(RecvTimeoutError::Disconnected) => return,
+            Ok(CgroupEvent::End) | Err(RecvTimeoutError::Disconnected) => return,
         }
         for dir in watched.to_watch() {
             if let Err(error) = watch(&mut watcher, &dir) {
@@ -130,6 +141,7 @@ fn follow(mut watcher: RecommendedWatcher, watched: &impl Watched, news: &Receiv
             }
             watched.watching(&dir, now);
         }
+        watched.settled();
     }
 }
 
@@ -152,15 +164,19 @@ mod tests {
     struct Notes(Arc<Mutex<Vec<String>>>);
 
     impl Watched for Notes {
-        fn created(&self, _: &[PathBuf], _: Instant) {}
+        type Request = ();
 
-        fn missed(&self, _: Instant) {
+        fn asked(&mut self, (): (), _: Instant) {}
+
+        fn created(&mut self, _: &[PathBuf], _: Instant) {}
+
+        fn missed(&mut self, _: Instant) {
             self.0.lock().unwrap().push("missed".to_owned());
         }
 
-        fn watching(&self, _: &Path, _: Instant) {}
+        fn watching(&mut self, _: &Path, _: Instant) {}
 
-        fn to_watch(&self) -> Vec<PathBuf> {
+        fn to_watch(&mut self) -> Vec<PathBuf> {
             Vec::new()
         }
 
@@ -168,7 +184,7 @@ mod tests {
             (!self.0.lock().unwrap().contains(&"retry".to_owned())).then(Instant::now)
         }
 
-        fn retry(&self, _: Instant) {
+        fn retry(&mut self, _: Instant) {
             self.0.lock().unwrap().push("retry".to_owned());
         }
     }
@@ -178,7 +194,7 @@ mod tests {
     fn an_overflow_and_what_is_due_are_told() {
         let notes = Notes::default();
         let watcher = Watcher::start(notes.clone()).unwrap();
-        watcher.news.send(News::Missed).unwrap();
+        watcher.events.send(CgroupEvent::Missed).unwrap();
         watcher.end();
         let mut told = notes.0.lock().unwrap().clone();
         told.sort();

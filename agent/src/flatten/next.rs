@@ -2,10 +2,10 @@
 
 use slotmesh_records::{Added, Owned};
 use slotmesh_slots::Records;
-use slotmesh_xds::ResourceType;
 
-use super::{HEADER, kind, write_text};
+use super::{HEADER, write_text};
 use crate::{
+    RecordType,
     config::{Cluster, Source},
     packed::Packer,
 };
@@ -17,9 +17,7 @@ pub(super) fn write_added<D: Records>(
 ) -> Result<Owned<Added>, D::Error> {
     let (name, endpoints) = match &cluster.source {
         // A handle is asked for as often as a record refers to it.
-        Source::Assignment(name) => {
-            (*name, Some(draft.handle(kind(ResourceType::Endpoints), name)?.as_ref()))
-        }
+        Source::Assignment(name) => (*name, Some(draft.handle(RecordType::Endpoints.kind(), name)?.as_ref())),
         Source::Inline(_) | Source::Original => ("", None),
     };
     let mut text = Packer::default();

@@ -7,7 +7,7 @@ use prometheus_client::{
 };
 use slotmesh_records::ProxyTotals;
 
-use crate::RunningNow;
+use crate::DatapathState;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Label {
@@ -20,8 +20,9 @@ struct FallbackLabel {
 }
 
 /// The lines of the exposition, without its end mark. A cluster that is gone leaves nothing behind.
-pub(crate) fn render(running: RunningNow) -> String {
-    let RunningNow { clusters, endpoints, ejections, sockets, affinities, flows, proxied, proxies } = running;
+pub(crate) fn render(running: DatapathState) -> String {
+    let DatapathState { clusters, endpoints, ejections, sockets, affinities, flows, proxied, proxies } =
+        running;
     let (active, opened, refused, too_fast) = (
         Family::<Label, Gauge>::default(),
         Family::<Label, Counter>::default(),
@@ -198,7 +199,7 @@ mod tests {
         let ejections = Ejections { active: 3, total: 12 };
         let proxied =
             ProxyTotals { sent: 15, absent: 12, refused: 13, unreachable: 14, ..ProxyTotals::default() };
-        let running = RunningNow {
+        let running = DatapathState {
             clusters,
             endpoints: 5,
             ejections,

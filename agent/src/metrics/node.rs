@@ -1,25 +1,13 @@
 //! Metrics that only the agent of a cluster's node has: its operator and its pods.
 
-use std::sync::Arc;
-
-use prometheus_client::{
-    encoding::text::encode_registry,
-    metrics::{counter::Counter, gauge::Gauge},
-    registry::Registry,
-};
+use prometheus_client::{encoding::text::encode_registry, metrics::gauge::Gauge, registry::Registry};
 use slotmesh_ads::Stats;
 
-use super::follow;
 use crate::Enrolled;
 
-/// Reads what it shows when it is scraped.
+/// Shows what the client counts; how many pods there are is set when it is scraped.
 pub struct NodeMetrics {
     registry: Registry,
-    stats: Arc<Stats>,
-    connected: Gauge,
-    in_sync: Gauge,
-    connects: Counter,
-    failures: Counter,
     named: Gauge,
     attached: Gauge,
     overdue: Gauge,
@@ -27,52 +15,23 @@ pub struct NodeMetrics {
 
 impl NodeMetrics {
     /// Shows what the client counts.
-    pub fn new(stats: Arc<Stats>) -> Self {
-        let mut metrics = Self {
-            registry: Registry::with_prefix("slotmesh_agent"),
-            stats,
-            connected: Gauge::default(),
-            in_sync: Gauge::default(),
-            connects: Counter::default(),
-            failures: Counter::default(),
-            named: Gauge::default(),
-            attached: Gauge::default(),
-            overdue: Gauge::default(),
-        };
-        let registry = &mut metrics.registry;
-        registry.register("connected", "1 while a stream to the operator is open", metrics.connected.clone());
-        registry.register(
-            "in_sync",
-            "1 while a stream is open on which all types have been answered",
-            metrics.in_sync.clone(),
-        );
-        registry.register("connects", "Streams to the operator that were opened", metrics.connects.clone());
-        registry.register(
-            "connect_failures",
-            "Attempts to reach the operator that failed",
-            metrics.failures.clone(),
-        );
-        registry.register("pods_named", "Pods of this node that take part", metrics.named.clone());
-        registry.register(
-            "pods_attached",
-            "Of these, pods whose connections are routed",
-            metrics.attached.clone(),
-        );
+    pub fn new(stats: &Stats) -> Self {
+        let [named, attached, overdue] = [(); 3].map(|()| Gauge::default());
+        let mut registry = Registry::with_prefix("slotmesh_agent");
+        stats.register(&mut registry);
+        registry.register("pods_named", "Pods of this node that take part", named.clone());
+        registry.register("pods_attached", "Of these, pods whose connections are routed", attached.clone());
         registry.register(
             "pods_overdue",
             "Pods that should be attached by now and aren't; the log says why",
-            metrics.overdue.clone(),
+            overdue.clone(),
         );
-        metrics
+        Self { registry, named, attached, overdue }
     }
 
     /// The lines of the exposition, without its end mark.
     pub fn render(&self, enrolled: &Enrolled) -> String {
         let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
-        self.connected.set(i64::from(self.stats.connected()));
-        self.in_sync.set(i64::from(self.stats.in_sync()));
-        follow(&self.connects, self.stats.connects());
-        follow(&self.failures, self.stats.failures());
         self.named.set(gauge(enrolled.named));
         self.attached.set(gauge(enrolled.attached));
         self.overdue.set(gauge(enrolled.overdue));
@@ -88,7 +47,7 @@ mod tests {
 
     #[test]
     fn what_is_shown_is_what_holds_at_the_scrape() {
-        let metrics = NodeMetrics::new(Arc::default());
+        let metrics = NodeMetrics::new(&Stats::default());
         let text = metrics.render(&Enrolled { named: 3, attached: 2, overdue: 1, example: None });
         for line in [
             "slotmesh_agent_connected 0",

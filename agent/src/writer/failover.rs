@@ -13,12 +13,11 @@ use std::{
 };
 
 use slotmesh_records::{Cluster, Guard, Handle, name_hash};
-use slotmesh_xds::ResourceType;
 
 use super::Writer;
 use crate::{
+    RecordType,
     config::{self, Endpoints, Source},
-    flatten::kind,
     held::Held,
     running::LeftOut,
 };
@@ -78,7 +77,7 @@ impl Writer {
 
     /// The load assignment of a cluster with outlier detection, by its records.
     fn guarded_by(&self, cluster: &str) -> Option<String> {
-        let root = self.engine.current(self.engine.find(kind(ResourceType::Cluster), cluster)?);
+        let root = self.engine.current(self.engine.find(RecordType::Cluster.kind(), cluster)?);
         let (cluster, _) = self.engine.record::<Cluster>(root)?;
         let (guard, _) = self.engine.record::<Guard>(cluster.guard.ptr())?;
         let (_, name) = self.engine.record::<Handle>(cluster.endpoints.ptr())?;
@@ -111,7 +110,7 @@ impl Writer {
         let now = &self.view.left_out;
         let concerned = before.keys().chain(now.keys()).filter(|name| before.get(*name) != now.get(*name));
         let stale: BTreeSet<_> = concerned.filter(|name| self.is_to_be_chosen_anew(name)).cloned().collect();
-        self.stale.extend(stale.into_iter().map(|name| (ResourceType::Endpoints, name.into())));
+        self.stale.extend(stale.into_iter().map(|name| (RecordType::Endpoints, name.into())));
     }
 
     /// Tells whether other endpoints may be the nearest ones now.
@@ -121,7 +120,7 @@ impl Writer {
             Some(true) => true,
             Some(false) => {
                 let Some(left_out) = self.view.left_out.get(assignment) else { return false };
-                let handle = self.engine.find(kind(ResourceType::Endpoints), assignment);
+                let handle = self.engine.find(RecordType::Endpoints.kind(), assignment);
                 let held = handle.and_then(|handle| Held::read(&self.engine, self.engine.current(handle)));
                 let Some(endpoints) = held.as_ref().and_then(Held::endpoints) else { return false };
                 [&endpoints.v4, &endpoints.v6].into_iter().any(|family| {

@@ -11,7 +11,9 @@ use std::{
 
 use slotmesh_records::VipKey;
 use slotmesh_slots::SlotClass;
-use slotmesh_xds::{ResourceName, ResourceType};
+use slotmesh_xds::ResourceName;
+
+use crate::RecordType;
 
 /// The delay after the first refusal.
 const FIRST: Duration = Duration::from_secs(1);
@@ -31,8 +33,8 @@ pub(super) enum Lack {
     Memory,
 }
 
-/// A resource as the control plane knows it.
-pub(super) type Key = (ResourceType, ResourceName);
+/// A resource, by type and name.
+pub(super) type Key = (RecordType, ResourceName);
 
 #[derive(Debug)]
 struct Refused {
@@ -87,7 +89,7 @@ impl Retries {
     }
 
     /// A resource is in force, or is no more. Whether it had been refused.
-    pub fn forget(&mut self, ty: ResourceType, name: &ResourceName) -> bool {
+    pub fn forget(&mut self, ty: RecordType, name: &ResourceName) -> bool {
         if self.refused.is_empty() {
             return false;
         }
@@ -102,7 +104,7 @@ impl Retries {
     }
 
     /// There is room of which no refusal knew: all that lacks some may be asked for now, as if it had never been refused.
-    pub fn room_was_made(&mut self, now: Instant) {
+    pub fn capacity_was_made(&mut self, now: Instant) {
         for refused in self.refused.values_mut() {
             if matches!(refused.lack, Lack::Slots(..) | Lack::Memory) {
                 refused.refusals = 0;
@@ -164,7 +166,7 @@ mod tests {
     use super::*;
 
     fn key(name: &str) -> Key {
-        (ResourceType::Endpoints, name.into())
+        (RecordType::Endpoints, name.into())
     }
 
     fn slots(bytes: u64) -> Lack {
@@ -217,7 +219,7 @@ mod tests {
             none,
             "what there is room for is meant for these"
         );
-        assert!(retries.forget(ResourceType::Endpoints, &"a".into()));
+        assert!(retries.forget(RecordType::Endpoints, &"a".into()));
         assert_eq!(retries.due(clock.at(1.1), room), Some(clock.at(1.0)));
         assert_eq!(names(&retries.take_due(clock.at(1.1), || 1.0, room)), ["c"]);
         assert_eq!(names(&retries.take_due(clock.at(60.0), || 1.0, room)), ["b", "c"]);
@@ -261,14 +263,14 @@ mod tests {
             _ => true,
         };
         assert_eq!(retries.due(clock.at(2.0), room), Some(clock.at(128.0)), "refused often");
-        retries.room_was_made(clock.at(2.0));
+        retries.capacity_was_made(clock.at(2.0));
         assert_eq!(retries.due(clock.at(2.0), room), Some(clock.at(2.0)));
         let due = retries.take_due(clock.at(2.0), || 1.0, room);
         assert_eq!((names(&due), due.soon), (vec!["a", "b"], true), "no more than there is room for");
-        // Room once more, while they are on their way: they aren't asked for twice.
-        retries.room_was_made(clock.at(2.1));
+        // PendingRetries once more, while they are on their way: they aren't asked for twice.
+        retries.capacity_was_made(clock.at(2.1));
         assert_eq!(retries.take_due(clock.at(2.2), || 1.0, room), Due::default());
-        assert!(retries.forget(ResourceType::Endpoints, &"a".into()));
+        assert!(retries.forget(RecordType::Endpoints, &"a".into()));
         // One is refused all the same: the delays begin anew, and double.
         for (at, delay) in [(2.3, 1.0), (3.3, 2.0)] {
             retries.refused(key("b"), slots(5_000), clock.at(at), 1.0);
@@ -280,8 +282,8 @@ mod tests {
         assert_eq!(retries.lacking(), 4096 + 5_000);
         let due = retries.take_due(clock.at(6.0), || 1.0, |lack, _| *lack == slots(5_000));
         assert_eq!((names(&due), due.soon), (vec!["b"], false));
-        assert!(retries.forget(ResourceType::Endpoints, &"b".into()));
-        assert!(retries.forget(ResourceType::Endpoints, &"c".into()));
+        assert!(retries.forget(RecordType::Endpoints, &"b".into()));
+        assert!(retries.forget(RecordType::Endpoints, &"c".into()));
         assert_eq!(retries.lacking(), 0);
     }
 

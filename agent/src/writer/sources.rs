@@ -7,12 +7,12 @@
 
 use slotmesh_records::{Cluster, Handle, balance};
 use slotmesh_slots::Full;
-use slotmesh_xds::ResourceType;
 
-use super::{Refusal, Writer};
+use super::{RejectedRecord, Writer};
 use crate::{
-    config::{self, Endpoints, Model},
-    flatten::{flush, kind},
+    RecordType,
+    config::{self, Model},
+    flatten::{EndpointsView, flush},
     held::Held,
 };
 
@@ -24,13 +24,14 @@ impl Writer {
         version: u64,
         cluster: &config::Cluster<'_>,
         model: &Model<'_>,
-    ) -> Result<(), Refusal> {
+        view: EndpointsView<'_>,
+    ) -> Result<(), RejectedRecord> {
         // Both versions count until the flush has been decided.
         let (old, new) = (self.hashed_by(name), cluster.hashes_over());
         if let Some(new) = new {
             self.hash(new)?;
         }
-        let flushed = flush(self.engine.draft(), name, version, model);
+        let flushed = flush(self.engine.draft(), name, version, model, view);
         let unused = if flushed.is_ok() { old.as_deref() } else { new };
         if let Some(unused) = unused {
             self.unhash(unused);
@@ -41,7 +42,7 @@ impl Writer {
 
     /// The load assignment that the current version of a cluster chooses from by the source.
     pub(super) fn hashed_by(&self, cluster: &str) -> Option<String> {
-        let root = self.engine.current(self.engine.find(kind(ResourceType::Cluster), cluster)?);
+        let root = self.engine.current(self.engine.find(RecordType::Cluster.kind(), cluster)?);
         let (cluster, _) = self.engine.record::<Cluster>(root)?;
         if !matches!(cluster.balance, balance::HASH | balance::HASH_BY_ROUTE) {
             return None;
@@ -78,13 +79,13 @@ impl Writer {
 
     /// Writes the current version of a load assignment anew, with a table of sources or without one.
     fn rewrite(&mut self, name: &str, hashed: bool) -> Result<(), Full> {
-        let Some(handle) = self.engine.find(kind(ResourceType::Endpoints), name) else { return Ok(()) };
+        let Some(handle) = self.engine.find(RecordType::Endpoints.kind(), name) else { return Ok(()) };
         let Some(held) = Held::read(&self.engine, self.engine.current(handle)) else { return Ok(()) };
         let Some(endpoints) = held.endpoints() else { return Ok(()) };
         let tables = if hashed { self.prepared.take(name, held.version(), None) } else { None };
-        let endpoints = Endpoints { hashed, tables, ..endpoints };
-        self.own_tables += u64::from(endpoints.lack_tables());
+        let view = EndpointsView { hashed, tables: tables.as_ref() };
+        self.own_tables += u64::from(view.lacks_tables(&endpoints));
         let model = Model::Endpoints(endpoints);
-        flush(self.engine.draft(), name, held.version(), &model).map(drop)
+        flush(self.engine.draft(), name, held.version(), &model, view).map(drop)
     }
 }

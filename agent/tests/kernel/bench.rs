@@ -12,7 +12,7 @@ use std::{
 };
 
 use slotmesh_ads::{Sink as _, Update};
-use slotmesh_agent::{Affinities, Agent, MapSizes, Options, RunningNow, SetSlotsError, metrics::Metrics};
+use slotmesh_agent::{Affinities, Agent, DatapathState, MapSizes, Options, RecordType, metrics::Metrics};
 use slotmesh_slots::Config;
 use slotmesh_xds::{Rejection, Resource, ResourceName, ResourceType, Version};
 
@@ -68,18 +68,18 @@ impl Bench {
 
     pub(crate) fn upsert(&self, ty: ResourceType, upserts: Vec<Resource>) -> Vec<Rejection> {
         let update = Update { ty, upserts, removed: Vec::new() };
-        self.runtime.block_on(self.agent().handle().apply(update))
+        self.runtime.block_on(self.agent().handlers().apply(update))
     }
 
     pub(crate) fn remove(&self, ty: ResourceType, names: &[&str]) {
         let removed = names.iter().map(|&name| ResourceName::from(name)).collect();
         let refused =
-            self.runtime.block_on(self.agent().handle().apply(Update { ty, upserts: Vec::new(), removed }));
+            self.runtime.block_on(self.agent().handlers().apply(Update { ty, upserts: Vec::new(), removed }));
         assert_eq!(refused, []);
     }
 
     pub(crate) fn held(&self) -> Vec<(ResourceType, String)> {
-        let held = self.runtime.block_on(self.agent().handle().held());
+        let held = self.runtime.block_on(self.agent().handlers().held());
         let mut held: Vec<_> = held.into_iter().map(|(ty, name, _)| (ty, name.to_string())).collect();
         held.sort();
         held
@@ -87,7 +87,7 @@ impl Bench {
 
     /// The version of a resource that the agent says it has.
     pub(crate) fn version(&self, ty: ResourceType, name: &str) -> Option<Version> {
-        let held = self.runtime.block_on(self.agent().handle().held());
+        let held = self.runtime.block_on(self.agent().handlers().held());
         held.into_iter().find(|(of, at, _)| *of == ty && at.as_str() == name).map(|(.., version)| version)
     }
 
@@ -103,6 +103,7 @@ impl Bench {
 
     /// What the records hold of a resource.
     pub(crate) fn show(&self, ty: ResourceType, name: &str) -> Option<serde_json::Value> {
+        let ty = RecordType::of(ty)?;
         self.runtime.block_on(self.agent().handle().show(ty, name.into()))
     }
 
@@ -113,7 +114,7 @@ impl Bench {
     }
 
     /// The state of at most ten clusters, and of sockets.
-    pub(crate) fn running(&self) -> RunningNow {
+    pub(crate) fn running(&self) -> DatapathState {
         self.runtime.block_on(self.agent().handle().running(10))
     }
 
@@ -132,11 +133,11 @@ impl Bench {
         time: Duration,
         change: impl Fn(),
     ) -> Vec<(ResourceType, ResourceName)> {
-        let handle = self.agent().handle();
+        let handlers = self.agent().handlers();
         let started = Instant::now();
         while started.elapsed() < time {
             change();
-            let retry = async { tokio::time::timeout(Duration::from_millis(50), handle.room()).await };
+            let retry = async { tokio::time::timeout(Duration::from_millis(50), handlers.retries()).await };
             if let Ok(due) = self.runtime.block_on(retry) {
                 return due.names;
             }
@@ -144,8 +145,11 @@ impl Bench {
         Vec::new()
     }
 
-    pub(crate) fn set_slots(&self, config: Config) -> Result<(), SetSlotsError> {
-        self.runtime.block_on(self.agent().handle().set_slots(config))
+    /// Says that all types have been answered, and waits until the agent has done what it does then.
+    pub(crate) fn sync(&self) {
+        self.agent().handlers().synced();
+        let synced = async { self.agent().synced().wait_for(|synced| *synced).await.map(drop) };
+        self.runtime.block_on(synced).expect("the owner of the maps runs");
     }
 }
 

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use slotmesh_xds::{
-    Resource, ResourceType, Transport,
+    Resource, ResourceType, SlotSettings, Transport,
     envoy::{
         envoy::{
             config::{
@@ -32,6 +32,11 @@ use slotmesh_xds::{
         google::protobuf::{Any, UInt32Value},
     },
 };
+
+/// Settings of the node.
+pub(crate) fn settings(settings: &SlotSettings) -> Resource {
+    Resource::encode(ResourceType::Settings, "node-a", settings)
+}
 
 const FILTERS: &str = "type.googleapis.com/envoy.extensions.filters.network";
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use slotmesh_ads::{Sink as _, Update};
-use slotmesh_agent::{Agent, Enrolled, Enrolment, Handle, Pins, Workload as Attached};
+use slotmesh_agent::{Agent, Enrolled, Enrolment, Pins, Workload as Attached, handlers::Handler as _};
 use slotmesh_kernel::{Hook, Host, Link};
 use slotmesh_slots::Config;
 use slotmesh_xds::{Rejection, Resource, ResourceType, Workload};
@@ -21,7 +21,7 @@ const TY: ResourceType = ResourceType::Workload;
 /// A node: its agent, and a cgroup tree of its own.
 pub(crate) struct Node {
     // Dropped in this order: cgroups from the innermost, after what is attached to them.
-    enrolment: Option<Enrolment<Handle>>,
+    enrolment: Option<Enrolment>,
     pub(crate) bench: Bench,
     cgroups: Vec<Cgroup>,
     runtime: Runtime,
@@ -47,7 +47,7 @@ impl Node {
     fn start(&mut self) {
         let agent = Agent::start_enrolling(self.bench.options(), self.bench.metrics.clone()).unwrap();
         let root = self.cgroups[0].0.clone();
-        self.enrolment = Some(Enrolment::new(agent.handle(), agent.datapath().clone(), root).unwrap());
+        self.enrolment = Some(Enrolment::new(&agent, root).unwrap());
         self.bench.agent = Some(agent);
     }
 
@@ -91,12 +91,15 @@ impl Node {
         self.runtime.block_on(enrolment.apply(Update { ty: TY, upserts, removed }))
     }
 
-    pub(crate) fn enrolment(&self) -> &Enrolment<Handle> {
+    pub(crate) fn enrolment(&self) -> &Enrolment {
         self.enrolment.as_ref().unwrap()
     }
 
     fn enrolled(&self) -> Enrolled {
-        self.enrolment.as_ref().unwrap().enrolled()
+        let enrolment = self.enrolment.as_ref().unwrap();
+        // Whatever it was at is done when it answers.
+        self.runtime.block_on(enrolment.held());
+        enrolment.enrolled()
     }
 
     /// The cgroups to which the programs of a pod are attached: 0 for one that is gone, `None` for a
@@ -220,8 +223,8 @@ fn a_pod_that_can_not_be_attached_is_tried_again_and_the_operator_hears_of_it() 
     assert!(enrolled.example.is_some_and(|example| example.starts_with("shop/a: ")));
     std::fs::remove_file(&links).unwrap();
     node.until_attached("a", &cgroup);
-    let enrolment = node.enrolment.as_ref().unwrap();
-    assert_eq!(node.runtime.block_on(enrolment.room()).names, [(TY, "n/aaaa-1".into())]);
+    let handlers = node.bench.agent().handlers();
+    assert_eq!(node.runtime.block_on(handlers.retries()).names, [(TY, "n/aaaa-1".into())]);
     assert_eq!(node.apply(&[("aaaa-1", "a")], &[]), []);
     assert_eq!(node.enrolled(), Enrolled { named: 2, attached: 2, ..Enrolled::default() });
 }
@@ -264,10 +267,7 @@ fn two_agents_never_enrol_the_same_pods() {
     let mut node = Node::new();
     let other = Node::new();
     let root = node.cgroups[0].0.clone();
-    let enrol = || {
-        let agent = other.bench.agent();
-        Enrolment::new(agent.handle(), agent.datapath().clone(), root.clone())
-    };
+    let enrol = || Enrolment::new(other.bench.agent(), root.clone());
     let error = enrol().map(drop).unwrap_err().to_string();
     assert!(error.contains("another slotmesh agent enrols the pods below"), "{error}");
     node.stop();

@@ -8,7 +8,7 @@ use std::{
 };
 
 use slotmesh_ads::{Sink, Update};
-use slotmesh_agent::{Handle, ProxyFeed};
+use slotmesh_agent::{ProxyFeed, handlers::Handlers};
 use slotmesh_slots::Config;
 use slotmesh_xds::{
     Change, Rejection, Resource, ResourceName,
@@ -28,7 +28,7 @@ type Served = BTreeMap<(ResourceType, ResourceName), Version>;
 /// A feed before an agent, and what it has published.
 struct Fed {
     runtime: Runtime,
-    feed: ProxyFeed<Handle>,
+    feed: ProxyFeed<Handlers>,
     served: Arc<Mutex<(Served, usize)>>,
 }
 
@@ -46,8 +46,8 @@ impl Fed {
                 }
             }
         };
-        let handle = bench.agent().handle();
-        let feed = ProxyFeed::new(handle.clone(), handle, Some(Box::new(publish)));
+        let agent = bench.agent();
+        let feed = ProxyFeed::new(agent.handlers(), agent.handle(), Some(Box::new(publish)));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         Self { runtime, feed, served }
     }
@@ -80,7 +80,7 @@ impl Fed {
 
     /// The names that are to be asked for once more.
     fn lacks(&self) -> Vec<String> {
-        let room = async { tokio::time::timeout(Duration::from_secs(60), self.feed.room()).await };
+        let room = async { tokio::time::timeout(Duration::from_secs(60), self.feed.retries()).await };
         let asked = self.runtime.block_on(room).expect("something is lacking");
         assert!(asked.soon);
         asked.names.into_iter().map(|(ty, name)| format!("{ty} {name}")).collect()

@@ -11,12 +11,15 @@ use proptest::prelude::*;
 use slotmesh_agent::{ConnectAttempt, ConnectOutcome, Options};
 use slotmesh_records::name_hash;
 use slotmesh_slots::Config;
-use slotmesh_xds::ResourceType::{Cluster, Endpoints, Listener, Route};
+use slotmesh_xds::{
+    ResourceType::{Cluster, Endpoints, Listener, Route, Settings},
+    SlotSettings,
+};
 
 use crate::{
     Bench,
     choice::hashing,
-    config::{cluster, endpoints, http_listener, route, tcp_listener},
+    config::{cluster, endpoints, http_listener, route, settings, tcp_listener},
 };
 
 /// A cluster and an endpoint; `None` for a refused connection.
@@ -335,9 +338,14 @@ fn a_cap_that_is_raised_while_running_makes_room() {
     let fillers: Vec<_> = (0..30).map(|i| endpoints(&format!("c{i}"), &many)).collect();
     let refused = bench.upsert(Endpoints, fillers.clone());
     assert!(!refused.is_empty());
-    let text = bench.set_slots(Config { initial: 9, ..config }).unwrap_err().to_string();
+    let refused =
+        bench.upsert(Settings, vec![settings(&SlotSettings { initial: Some(9), ..Default::default() })]);
+    let text = &refused[0].reason;
     assert!(text.contains("9 initial slabs are more than the cap, 2"), "{text}");
-    bench.set_slots(Config { cap: 8, ..config }).unwrap();
+    assert_eq!(
+        bench.upsert(Settings, vec![settings(&SlotSettings { cap: Some(8), ..Default::default() })]),
+        []
+    );
     assert_eq!(bench.upsert(Endpoints, fillers), []);
     assert!(bench.stats().slabs > 2);
 }

@@ -7,11 +7,14 @@ use std::{
 };
 
 use slotmesh_slots::Config;
-use slotmesh_xds::ResourceType::{self, Cluster, Endpoints, Listener};
+use slotmesh_xds::{
+    ResourceType::{self, Cluster, Endpoints, Listener, Settings},
+    SlotSettings,
+};
 
 use crate::{
     Bench,
-    config::{cluster, endpoints, tcp_listener},
+    config::{cluster, endpoints, settings, tcp_listener},
 };
 
 /// Longer than the first delay, which is a second at most.
@@ -75,7 +78,10 @@ fn a_raised_cap_lets_in_all_that_fits_however_often_it_was_refused() {
     assert!(refused.len() > MANY / 2, "{} of {MANY} are refused", refused.len());
     // Room for a part of them, then for all.
     for (raised, are_all) in [(6, false), (64, true)] {
-        bench.set_slots(Config { cap: raised, ..cap }).unwrap();
+        assert_eq!(
+            bench.upsert(Settings, vec![settings(&SlotSettings { cap: Some(raised), ..Default::default() })]),
+            []
+        );
         // 16 of them in a slab, beside what else there is.
         let least = if are_all { MANY } else { 16 * (raised as usize - 2) };
         let started = Instant::now();
@@ -84,7 +90,7 @@ fn a_raised_cap_lets_in_all_that_fits_however_often_it_was_refused() {
             let again = upsert(&names(&due));
             refused.retain(|name| !names(&due).contains(&name.as_str()) || again.contains(name));
         }
-        let held = bench.held().len();
+        let held = bench.held().into_iter().filter(|(ty, _)| *ty == Endpoints).count();
         assert_eq!(held, MANY - refused.len());
         assert!(held >= least, "{held} are in force at a cap of {raised}");
     }

@@ -7,7 +7,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use slotmesh_ads::Sink as _;
 use slotmesh_agent::{ConnectionCounts, Pins};
 use slotmesh_kernel::Map;
 use slotmesh_records::{ClusterState, LaneKey, LaneState, name_hash};
@@ -223,9 +222,7 @@ fn what_runs_stays_while_records_of_another_layout_are_in_force() {
     bench.agent = Some(start(&bench, &workloads).unwrap());
     assert_eq!(counts(&bench), Some(left), "the programs in force count there");
     publish(&bench, vip, &to, None);
-    let handle = bench.agent().handle();
-    handle.synced();
-    until("the first sync", || handle.is_synced());
+    bench.sync();
     until("what runs of no cluster goes", || states(&bench).get(&gone).unwrap().is_none());
     assert_eq!(counts(&bench), Some(left));
 }

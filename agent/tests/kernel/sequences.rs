@@ -12,7 +12,6 @@ use std::{
 };
 
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
-use slotmesh_ads::Sink as _;
 use slotmesh_agent::{Agent, ConnectionCounts, Options, Pins, Workload};
 use slotmesh_kernel::{Map, tcp};
 use slotmesh_records::{EndpointKey, EndpointState, name_hash};
@@ -314,9 +313,7 @@ impl World {
         std::fs::rename(pins.records(), pins.records().with_file_name("records-0000000000000001")).unwrap();
         self.start();
         self.publish_all();
-        let handle = self.bench.agent().handle();
-        handle.synced();
-        until("the first sync", || handle.is_synced());
+        self.bench.sync();
     }
 
     /// Waits until the counts are what is open.

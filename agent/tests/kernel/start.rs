@@ -4,10 +4,8 @@ use std::{
     fs,
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
-    time::{Duration, Instant},
 };
 
-use slotmesh_ads::Sink as _;
 use slotmesh_agent::{Agent, ConnectAttempt, ConnectOutcome, Options, Pins, StartError, Workload};
 use slotmesh_kernel::{Hook, Link};
 use slotmesh_slots::Config;
@@ -153,13 +151,7 @@ fn another_record_layout_takes_over_when_it_is_complete() {
         assert_eq!(pod.connect(vip).unwrap().peer_addr().unwrap(), vip, "the old records are in force");
     }
     publish(&bench, vip, to);
-    let handle = bench.agent().handle();
-    handle.synced();
-    let deadline = Instant::now() + Duration::from_secs(5);
-    while !handle.is_synced() {
-        assert!(Instant::now() < deadline, "the first sync isn't over");
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    bench.sync();
     assert!(programs(&bench, &workload).iter().all(|program| !before.contains(program)));
     assert!(!old.exists() && pins.records().exists());
     assert_eq!(pod.connect(vip).unwrap().peer_addr().unwrap(), vip);

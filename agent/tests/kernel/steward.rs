@@ -187,7 +187,8 @@ fn connections_of_a_pod_go_to_the_proxy_while_that_and_the_broker_are_there() {
     };
     let enrolment = node.enrolment().clone();
     let attached = enrolment.attached();
-    let feed = ProxyFeed::new(enrolment, node.bench.agent().handle(), Some(Box::new(publish)));
+    let handlers = node.bench.agent().handlers().with(enrolment);
+    let feed = ProxyFeed::new(handlers, node.bench.agent().handle(), Some(Box::new(publish)));
     let (acknowledged_sender, acknowledged) = watch::channel(None);
     let stop = CancellationToken::new();
     let parts =

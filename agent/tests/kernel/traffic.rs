@@ -324,7 +324,7 @@ fn numbers_outlive_the_agent_and_leave_with_the_workload() {
     assert_eq!(of_pod(&bench, CLOSED), 2.0, "while nobody was there, too");
     // Once it is known what is in force.
     let handle = bench.agent().handle();
-    slotmesh_ads::Sink::synced(&handle);
+    slotmesh_ads::Sink::synced(&bench.agent().handlers());
     until("the first sync", || handle.is_synced());
     bench.agent().datapath().release(&workload).unwrap();
     let pairs = || {

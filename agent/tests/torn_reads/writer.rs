@@ -180,7 +180,7 @@ impl Writer {
     fn delete(&mut self, i: u32) {
         let tree = &mut self.trees[i as usize];
         let handle = tree.entered.take().expect("it is there");
-        self.engine.conceal(handle);
+        self.engine.unlist(handle);
         assert!(self.vips.delete(&tree.vip).expect("BPF"), "the VIP was there");
         self.engine.retire(handle);
         for (kind, name) in [(KIND_CLUSTER, &tree.cluster), (KIND_ENDPOINTS, &tree.endpoints)] {

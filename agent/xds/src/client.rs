@@ -273,7 +273,7 @@ impl<C: Connector, S: Sink> Client<C, S> {
                     (last, probed) = (Instant::now(), false);
                 }
                 () = changed(&mut self.reports), if stream.ours => self.report(&stream, shutdown).await?,
-                wanted = self.sink.room() => {
+                wanted = self.sink.retries() => {
                     again.extend(wanted.names);
                     at = self.ask_at(at, wanted.soon);
                 }

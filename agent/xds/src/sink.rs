@@ -44,7 +44,7 @@ pub trait Sink: Send + Sync + 'static {
 
     /// Resolves with what was refused for want of room, when it may fit now, and with what the sink has to decide anew.
     /// The client then asks for it again. It may drop the future and call again: nothing is lost by that.
-    fn room(&self) -> impl Future<Output = AskAgain> + Send {
+    fn retries(&self) -> impl Future<Output = AskAgain> + Send {
         std::future::pending()
     }
 }
@@ -62,7 +62,7 @@ impl<S: Sink> Sink for std::sync::Arc<S> {
         S::synced(self);
     }
 
-    async fn room(&self) -> AskAgain {
-        S::room(self).await
+    async fn retries(&self) -> AskAgain {
+        S::retries(self).await
     }
 }

@@ -79,11 +79,11 @@ fn isolated() -> anyhow::Result<()> {
 fn measure(agent: &Agent, cgroup: &Cgroup, endpoints: usize, target: Option<f64>) -> anyhow::Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let to = listener.local_addr()?;
-    let handle = agent.handle();
+    let handlers = agent.handlers();
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     let apply = |upserts: Vec<Resource>| {
         let update = Update { ty: upserts[0].ty, upserts, removed: Vec::new() };
-        let refused = runtime.block_on(handle.apply(update));
+        let refused = runtime.block_on(handlers.apply(update));
         ensure!(refused.is_empty(), "{refused:?}");
         anyhow::Ok(())
     };
@@ -115,7 +115,7 @@ fn measure(agent: &Agent, cgroup: &Cgroup, endpoints: usize, target: Option<f64>
     }
     let (updates, took, connects, failed) = outcome?;
     let rate = updates as f64 / took.as_secs_f64();
-    let stats = runtime.block_on(handle.stats()).context("the agent runs")?.0;
+    let stats = runtime.block_on(agent.handle().stats()).context("the agent runs")?.0;
     let what = format!("load assignments of {endpoints} endpoint(s) updated a second, from bytes to current");
     let target = target.map_or(String::new(), |least| verdict(rate >= least, &format!("at least {least}")));
     row(&what, &format!("{rate:.0}"), &target);

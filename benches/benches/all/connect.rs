@@ -350,7 +350,7 @@ pub fn publish(agent: &Agent, resources: impl IntoIterator<Item = Resource>) -> 
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     for resource in resources {
         let update = Update { ty: resource.ty, upserts: vec![resource], removed: Vec::new() };
-        let refused = runtime.block_on(agent.handle().apply(update));
+        let refused = runtime.block_on(agent.handlers().apply(update));
         ensure!(refused.is_empty(), "{refused:?}");
     }
     Ok(())

@@ -11,7 +11,10 @@ use std::{
 use anyhow::{Context as _, ensure};
 use slotmesh_ads::{Sink as _, Update};
 use slotmesh_agent::{
-    Agent, Datapath, MapSizes, Options, Pins as AgentPins, config::Model, flatten, metrics::Metrics,
+    Agent, Datapath, MapSizes, Options, Pins as AgentPins,
+    config::Model,
+    flatten::{self, EndpointsView},
+    metrics::Metrics,
 };
 use slotmesh_bench::{Samples, report, row, show, time, verdict};
 use slotmesh_kernel::{Host, Map, Outer};
@@ -113,8 +116,8 @@ fn first_flush(period: Duration) -> anyhow::Result<()> {
         let agent = agent?;
         let update =
             Update { ty: ResourceType::Cluster, upserts: vec![sample.resource.clone()], removed: Vec::new() };
-        let handle = agent.handle();
-        let (refused, flush) = time(|| runtime.block_on(handle.apply(update)));
+        let handlers = agent.handlers();
+        let (refused, flush) = time(|| runtime.block_on(handlers.apply(update)));
         ensure!(refused.is_empty(), "{refused:?}");
         let pins = AgentPins::new(&pin_root);
         let (loaded, load) = time(|| Datapath::load(pins, Host::probe()?, slotmesh_agent::memory::SOCKETS));
@@ -143,7 +146,7 @@ fn fill(engine: &mut Engine, clusters: u32) -> anyhow::Result<()> {
     for n in 0..clusters {
         let sample = Sample::new(Kind::Cluster, n);
         let model = Model::new(&sample.name, &sample.message)?;
-        flatten::flush(engine.draft(), &sample.name, 1, &model)?;
+        flatten::flush(engine.draft(), &sample.name, 1, &model, EndpointsView::default())?;
         if n % 64 == 0 {
             engine.poll();
         }

@@ -10,13 +10,13 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use slotmesh_agent::{
+    RecordType,
     config::{Balance, Cluster, Endpoint, Endpoints, Limits, Locality, Model, Source},
-    flatten::{flush, kind},
+    flatten::{EndpointsView, flush},
 };
 use slotmesh_bench::{Samples, row, section, show, time, verdict};
 use slotmesh_kernel::{Lock, Outer, bpf_calls, ensure_bpffs};
 use slotmesh_slots::{Backing, Config, Engine};
-use slotmesh_xds::ResourceType;
 
 use crate::pin_root;
 
@@ -87,8 +87,8 @@ fn flush_cluster(
     version: u64,
     models: &(Model<'_>, Model<'_>),
 ) -> anyhow::Result<()> {
-    flush(engine.draft(), name, version, &models.0)?;
-    flush(engine.draft(), name, version, &models.1)?;
+    flush(engine.draft(), name, version, &models.0, EndpointsView::default())?;
+    flush(engine.draft(), name, version, &models.1, EndpointsView::default())?;
     Ok(())
 }
 
@@ -251,8 +251,8 @@ pub fn child_at_the_cap(count: usize) -> anyhow::Result<()> {
 
 /// Both resources of a cluster go.
 fn flush_cluster_away(engine: &mut Engine, name: &str) {
-    for ty in [ResourceType::Cluster, ResourceType::Endpoints] {
-        if let Some(handle) = engine.find(kind(ty), name) {
+    for ty in [RecordType::Cluster, RecordType::Endpoints] {
+        if let Some(handle) = engine.find(ty.kind(), name) {
             engine.remove(handle);
         }
     }

@@ -1,6 +1,6 @@
 //! The messages that every writer is given: ClusterFlush, ListenerFlush, RouteFlush.
 
-use slotmesh_agent::config::Message;
+use slotmesh_agent::{RecordType, config::Message};
 use slotmesh_xds::{
     Resource, ResourceType,
     envoy::{
@@ -48,11 +48,11 @@ impl Kind {
         }
     }
 
-    pub const fn ty(self) -> ResourceType {
+    pub const fn ty(self) -> RecordType {
         match self {
-            Self::Cluster => ResourceType::Cluster,
-            Self::Listener => ResourceType::Listener,
-            Self::Route => ResourceType::Route,
+            Self::Cluster => RecordType::Cluster,
+            Self::Listener => RecordType::Listener,
+            Self::Route => RecordType::Route,
         }
     }
 }

@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use slotmesh_ads::{Client, FromStreams, Sink, Subscription, Update};
-use slotmesh_agent::{Agent, Handle, MapSizes, Options, metrics::Metrics};
+use slotmesh_agent::{Agent, MapSizes, Options, RecordType, handlers::Handlers, metrics::Metrics};
 use slotmesh_bench::{Samples, row, section, show, verdict};
 use slotmesh_operator::{Operator, OperatorOptions};
 use slotmesh_slots::Config;
@@ -32,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The agent, with a note of how many resources it has applied, and when the last one was.
 struct Counting {
-    agent: Handle,
+    agent: Handlers,
     progress: Arc<Progress>,
 }
 
@@ -102,9 +102,9 @@ impl Pipeline {
             let connected = pipes.send(Ok(far)).map(|()| near);
             std::future::ready(connected.map_err(|_| io::ErrorKind::ConnectionRefused.into()))
         });
-        let sink = Counting { agent: agent.handle(), progress: progress.clone() };
+        let sink = Counting { agent: agent.handlers(), progress: progress.clone() };
         let (client, subscriptions) = Client::new(slotmesh_ads::Config::new("bench"), connector, sink);
-        for ty in ResourceType::RECORDS {
+        for ty in RecordType::RESOURCES {
             subscriptions.set(ty, Subscription::Wildcard);
         }
         runtime.spawn(client.run(stop.clone()));

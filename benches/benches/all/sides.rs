@@ -10,7 +10,7 @@ use std::{
 use anyhow::Context as _;
 use slotmesh_agent::{
     config::{Message, Model},
-    flatten,
+    flatten::{self, EndpointsView},
 };
 use slotmesh_kernel::{Lock, Outer, ensure_bpffs};
 use slotmesh_slots::{Backing, Config, Engine};
@@ -65,7 +65,7 @@ pub const OURS: Label = Label { store: "slab", flatten: "packed" };
 pub const RECOVERABLE: Label = Label { store: "flat recoverable", flatten: "packed" };
 
 const fn number(kind: Kind) -> u32 {
-    flatten::kind(kind.ty()).0
+    kind.ty().kind().0
 }
 
 /// The product: slot engine and packed flatten.
@@ -93,12 +93,12 @@ impl Side for Product {
 
     fn flush(&mut self, name: &str, message: &Message) -> anyhow::Result<()> {
         let model = Model::new(name, message)?;
-        flatten::flush(self.engine.draft(), name, 1, &model)?;
+        flatten::flush(self.engine.draft(), name, 1, &model, EndpointsView::default())?;
         Ok(())
     }
 
     fn remove(&mut self, kind: Kind, name: &str) -> anyhow::Result<()> {
-        if let Some(handle) = self.engine.find(flatten::kind(kind.ty()), name) {
+        if let Some(handle) = self.engine.find(kind.ty().kind(), name) {
             self.engine.remove(handle);
         }
         Ok(())
@@ -116,7 +116,7 @@ impl Side for Product {
 
     fn read_back(&mut self, sample: &Sample) -> anyhow::Result<usize> {
         self.flush(&sample.name, &sample.message)?;
-        let kind = flatten::kind(sample.message.ty());
+        let kind = sample.message.ty().kind();
         let handle = self.engine.find(kind, &sample.name).context("just flushed")?;
         let root = self.engine.current(handle);
         let read = self.reader.tree(root)?;
@@ -124,7 +124,7 @@ impl Side for Product {
         let mut session = Session::new(readback::Plain::default());
         session.log = Some(Vec::new());
         let model = Model::new(&sample.name, &sample.message)?;
-        flatten::flush(session.draft(), &sample.name, 1, &model)?;
+        flatten::flush(session.draft(), &sample.name, 1, &model, EndpointsView::default())?;
         let written = session.log.take().unwrap_or_default();
         readback::same_but_for_pointers(&read, &written)?;
         let count = read.len();
@@ -155,7 +155,7 @@ impl<S: Store> Side for Baseline<S> {
     fn flush(&mut self, name: &str, message: &Message) -> anyhow::Result<()> {
         if self.is_packed() {
             let model = Model::new(name, message)?;
-            flatten::flush(self.session.draft(), name, 1, &model)?;
+            flatten::flush(self.session.draft(), name, 1, &model, EndpointsView::default())?;
             Ok(())
         } else {
             published::flush(&mut self.session, name, message)
@@ -180,7 +180,7 @@ impl<S: Store> Side for Baseline<S> {
         }
         let ids: HashSet<Id> = written.iter().map(|(id, _)| *id).collect();
         anyhow::ensure!(ids.len() == written.len(), "{}: two records in one place", self.label);
-        self.session.remove(flatten::kind(sample.message.ty()).0, &sample.name)?;
+        self.session.remove(sample.message.ty().kind().0, &sample.name)?;
         Ok(written.len())
     }
 }

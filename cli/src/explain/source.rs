@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use slotmesh_agent::in_force_as_compiled;
+use slotmesh_agent::{RecordType, in_force_as_compiled};
 use slotmesh_xds::{Change, Resource, ResourceType};
 
 use crate::ask::AdminSite;
@@ -75,7 +75,7 @@ impl CompiledResources {
 }
 
 fn known(ty: &str) -> Option<ResourceType> {
-    ResourceType::RECORDS.into_iter().find(|known| known.as_str() == ty)
+    RecordType::RESOURCES.into_iter().find(|known| known.as_str() == ty)
 }
 
 impl InForceSource for CompiledResources {

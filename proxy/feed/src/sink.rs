@@ -211,7 +211,7 @@ const fn kind(ty: ResourceType) -> Option<ProxyResourceKind> {
         ResourceType::Endpoints => Some(ProxyResourceKind::Endpoints),
         ResourceType::Route => Some(ProxyResourceKind::Route),
         ResourceType::Listener => Some(ProxyResourceKind::Listener),
-        ResourceType::Settings | ResourceType::Workload => None,
+        _ => None,
     }
 }
 
@@ -225,7 +225,7 @@ fn decode(resource: &Resource) -> Result<ProxyResource, String> {
         ResourceType::Endpoints => ProxyResource::Endpoints(message(content)?),
         ResourceType::Route => ProxyResource::Route(message(content)?),
         ResourceType::Listener => ProxyResource::Listener(message(content)?),
-        ResourceType::Settings | ResourceType::Workload => return Err("a proxy doesn't take that".to_owned()),
+        _ => return Err("a proxy doesn't take that".to_owned()),
     })
 }
 
@@ -256,7 +256,7 @@ impl Sink for ResourceSink {
         self.0.is_synced.store(true, Relaxed);
     }
 
-    async fn room(&self) -> AskAgain {
+    async fn retries(&self) -> AskAgain {
         self.0.lacks.notified().await;
         let names = std::mem::take(&mut *self.0.lacking.lock().unwrap_or_else(PoisonError::into_inner));
         let names = names.into_iter().map(|name| (ResourceType::Workload, name)).collect();

@@ -19,7 +19,7 @@ impl Engine {
         let old = self.current(handle);
         if !old.is_null() {
             self.arena.publish(handle.ptr(), offset_of!(Handle, current), 0);
-            self.give_up(old);
+            self.retire_version(old);
         }
         if unused {
             self.drop_handle(handle);
@@ -29,21 +29,21 @@ impl Engine {
     /// Takes a handle to which no record refers out of the directory: first step of a removal that
     /// leaves program runs that have found the handle with its last version. Second step: whatever else
     /// leads to the handle is removed. Third: [`retire`](Self::retire).
-    pub fn conceal(&mut self, handle: HandlePtr) {
+    pub fn unlist(&mut self, handle: HandlePtr) {
         if let Some(info) = self.handles.remove(handle) {
             debug_assert_eq!(info.refs, 0, "records refer to {}", info.name);
             self.directory.leave(&mut self.arena, info.entry);
         }
     }
 
-    /// New program runs can't find the concealed handle any more: it goes, with its version, when those
+    /// New program runs can't find the unlisted handle any more: it goes, with its version, when those
     /// under way have ended.
     pub fn retire(&mut self, handle: HandlePtr) {
         self.quarantine.push(Item::Handle(handle));
     }
 
     /// Retires a version: its slots, and its references.
-    pub(super) fn give_up(&mut self, root: SlotPtr) {
+    pub(super) fn retire_version(&mut self, root: SlotPtr) {
         let mut refs = std::mem::take(&mut self.scratch.refs);
         self.tree(root, &mut refs);
         for i in 0..self.scratch.tree.len() {
@@ -108,7 +108,7 @@ impl Engine {
     pub(super) fn retire_handle(&mut self, handle: HandlePtr) {
         let old = self.current(handle);
         if !old.is_null() {
-            self.give_up(old);
+            self.retire_version(old);
         }
         self.table.retire(handle.ptr());
         self.quarantine.push(Item::Slot(handle.ptr()));

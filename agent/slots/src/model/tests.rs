@@ -116,7 +116,7 @@ fn removal() {
     world.vip.store(handle.ptr().bits(), Release);
     let reader = reader(&world, 0, 1);
     loom::explore();
-    engine.conceal(handle);
+    engine.unlist(handle);
     world.vip.store(0, Release);
     engine.retire(handle);
     engine.settle();

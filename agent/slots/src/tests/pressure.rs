@@ -118,7 +118,7 @@ impl Scene {
             }
             Op::Retire(n) => {
                 if let Some(handle) = self.engine.find(ENDPOINTS, &name(n)) {
-                    self.engine.conceal(handle);
+                    self.engine.unlist(handle);
                     self.engine.retire(handle);
                 }
                 self.model.remove(&n);
@@ -222,16 +222,16 @@ fn growth_goes_on_while_what_was_refused_wants_room() {
     for growth in [Growth::Background, Growth::OnDemand] {
         let (mut engine, _) = open_with(&Arc::default(), &[], Config { growth, ..SMALL });
         engine.settle();
-        let made = engine.room_made();
+        let made = engine.new_capacity();
         engine.want(3 * SLAB_BYTES as u64 + 1);
         engine.settle();
         assert_eq!(engine.stats().empty_slabs, 4, "{growth:?}");
         engine.want(100 * SLAB_BYTES as u64);
         engine.settle();
         assert_eq!(engine.stats().slabs, SMALL.cap, "{growth:?}: no more than the cap allows");
-        assert_eq!(engine.room_made(), made, "all of that was known");
+        assert_eq!(engine.new_capacity(), made, "all of that was known");
         engine.set_config(Config { growth, cap: SMALL.cap + 2, ..SMALL }).unwrap();
-        assert_eq!(engine.room_made(), made + 1);
+        assert_eq!(engine.new_capacity(), made + 1);
         engine.settle();
         assert_eq!(engine.stats().slabs, SMALL.cap + 2, "{growth:?}: a higher cap is used at once");
         engine.want(0);

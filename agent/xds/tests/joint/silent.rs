@@ -205,7 +205,7 @@ impl Sink for Crammed {
 
     fn synced(&self) {}
 
-    async fn room(&self) -> AskAgain {
+    async fn retries(&self) -> AskAgain {
         loop {
             let refused: Vec<_> = self.refused.lock().unwrap().drain().collect();
             if !refused.is_empty() {

@@ -13,13 +13,13 @@ type Names = BTreeSet<(ResourceType, ResourceName)>;
 
 /// Names that nobody has taken yet.
 #[derive(Default)]
-pub(crate) struct Room {
+pub(crate) struct PendingRetries {
     /// And whether they are to be asked for soon.
     names: Mutex<(Names, bool)>,
     some: Notify,
 }
 
-impl Room {
+impl PendingRetries {
     /// Adds names, if there are any.
     pub fn put(&self, names: Names, soon: bool) {
         if names.is_empty() {
