@@ -27,11 +27,10 @@ use crate::{
 ///
 /// # Errors
 /// Where no threads can be started, or the address of the admin interface can't be used.
-pub fn run(agent: PathBuf, broker: &Path, workers: usize, admin: SocketAddr) -> anyhow::Result<()> {
+pub fn run(agent: PathBuf, broker: &Path, options: EngineOptions, admin: SocketAddr) -> anyhow::Result<()> {
     raise_descriptor_limit();
     let sockets = PodSockets::new(broker)?;
-    let options =
-        EngineOptions { workers, dial: Arc::new(sockets.clone()), bind: false, ..EngineOptions::default() };
+    let options = EngineOptions { dial: Arc::new(sockets.clone()), bind: false, ..options };
     let engine = Arc::new(ProxyEngine::start(options)?);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let outcome = runtime.block_on(serve(&engine, agent, sockets, admin));

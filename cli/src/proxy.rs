@@ -4,8 +4,8 @@ use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, sync::Arc, time::Du
 
 use anyhow::{Context as _, anyhow};
 use axum::{Router, http::header::CONTENT_TYPE, routing::get};
-use clap::Args;
-use slotmesh_proxy::{EngineOptions, ProxyEngine, ProxyResource, bootstrap};
+use clap::{Args, ValueEnum};
+use slotmesh_proxy::{EngineOptions, Http1Path, ProxyEngine, ProxyResource, bootstrap};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -72,6 +72,10 @@ pub struct Proxy {
     #[arg(long, env = "SLOTMESH_PROXY_WORKERS", value_name = "THREADS")]
     workers: Option<NonZeroUsize>,
 
+    /// Who serves HTTP/1.1: the path of our own, and hyper where a request isn't an ordinary one, or hyper alone
+    #[arg(long, env = "SLOTMESH_PROXY_HTTP1", value_enum, default_value_t = Http1Flag::Own, value_name = "PATH")]
+    http1: Http1Flag,
+
     /// Address of the admin interface, whose page / lists the others. Beyond loopback it answers /metrics, /readyz and
     /// /livez only
     #[arg(long, env = "SLOTMESH_PROXY_ADMIN", default_value = "127.0.0.1:15021", value_name = "ADDRESS",
@@ -82,25 +86,37 @@ pub struct Proxy {
     log: LogFlag,
 }
 
+/// Who serves HTTP/1.1.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Http1Flag {
+    Own,
+    Hyper,
+}
+
 impl Proxy {
     /// Serves until SIGINT or SIGTERM; then requests in flight are finished.
     ///
     /// # Errors
     /// Names the field of the file that can't be served, or the address that can't be used.
     pub fn run(self) -> anyhow::Result<()> {
-        let Self { config, check, agent, broker, workers, admin, log } = self;
+        let Self { config, check, agent, broker, workers, http1, admin, log } = self;
         log.init()?;
         let defaults = EngineOptions::default();
         let workers = workers.map_or(defaults.workers, NonZeroUsize::get);
+        let http1 = match http1 {
+            Http1Flag::Own => Http1Path::Own,
+            Http1Flag::Hyper => Http1Path::Hyper,
+        };
+        let options = EngineOptions { workers, http1, ..defaults };
         if let (Some(agent), Some(broker)) = (agent, broker) {
-            return node_proxy::run(agent, &broker, workers, admin);
+            return node_proxy::run(agent, &broker, options, admin);
         }
         let config = config.context("--config (SLOTMESH_PROXY_CONFIG) is missing")?;
         let file = config.display().to_string();
         let text = std::fs::read_to_string(&config).with_context(|| format!("{file} can't be read"))?;
         let resources = bootstrap::parse(&text).with_context(|| file.clone())?;
         let bind = !check;
-        let engine = ProxyEngine::start(EngineOptions { workers, bind, ..defaults })?;
+        let engine = ProxyEngine::start(EngineOptions { bind, ..options })?;
         let applied = apply(&engine, &resources).with_context(|| file.clone());
         if check || applied.is_err() {
             engine.drain(Duration::ZERO);

@@ -12,6 +12,7 @@
 //! sanitizer.
 
 mod frames;
+mod http1;
 mod memory;
 mod resources;
 mod routing;
@@ -19,6 +20,7 @@ mod seeds;
 mod streams;
 
 pub use frames::{Frames, frame};
+pub use http1::http1;
 pub use resources::{HASHED, REMOVE, config, manifests, recovery};
 pub use routing::{TABLE, routing};
 pub use seeds::{TARGETS, Target};

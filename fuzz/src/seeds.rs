@@ -35,8 +35,8 @@ use slotmesh_xds::{
 };
 
 use crate::{
-    HASHED, NAMES, REMOVE, TABLE, config, frame, manifests, recovery, request_code, requests, responses,
-    routing,
+    HASHED, NAMES, REMOVE, TABLE, config, frame, http1, manifests, recovery, request_code, requests,
+    responses, routing,
 };
 
 /// A fuzz target.
@@ -51,8 +51,9 @@ pub struct Target {
 }
 
 /// All fuzz targets.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 7] = [
     Target { name: "config", run: config, seeds: of_config },
+    Target { name: "http1", run: http1, seeds: of_http1 },
     Target { name: "manifests", run: manifests, seeds: of_manifests },
     Target { name: "recovery", run: recovery, seeds: of_recovery },
     Target { name: "requests", run: requests, seeds: of_requests },
@@ -117,6 +118,20 @@ fn of_config() -> Vec<Vec<u8>> {
     // Referred to before it exists, and written twice.
     seeds.push(examples().iter().rev().chain(examples()).map(write).collect::<Vec<_>>().concat());
     seeds
+}
+
+fn of_http1() -> Vec<Vec<u8>> {
+    [
+        "GET /a?b=c HTTP/1.1\r\nHost: web:80\r\nAccept: */*\r\ncookie: a=1\r\n\r\n",
+        "POST / HTTP/1.1\r\nhost: web\r\ncontent-length: 3\r\n\r\nabc",
+        "POST / HTTP/1.1\r\nhost: web\r\ntransfer-encoding: chunked\r\n\r\n3;x=1\r\nabc\r\n0\r\ny: 2\r\n\r\n",
+        "POST / HTTP/1.1\r\nhost: web\r\ntransfer-encoding: chunked\r\ncontent-length: 3\r\n\r\n0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok",
+        "HTTP/1.0 404\ncontent-type: text/plain\n\n",
+        "\u{5}5;ext\r\nhello\r\n0a\r\n0123456789\r\n0\r\nx-sum: 1\r\n\r\n",
+    ]
+    .map(|text| text.as_bytes().to_vec())
+    .into()
 }
 
 fn of_manifests() -> Vec<Vec<u8>> {

@@ -148,6 +148,7 @@ const ROOMS: &[Room] = &[
             "slotmesh-agent",
             "slotmesh-kernel",
             "slotmesh-operator",
+            "slotmesh-proxy",
             "slotmesh-records",
             "slotmesh-routing",
             "slotmesh-serve",

@@ -29,10 +29,12 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    connection,
+    admission::ClientKey,
+    connection::{self, ConnectionStart},
     dial::DialOrigin,
     downstream::Way,
     inbound::ClientState,
+    resting::RestingConnection,
     turns::InTurn,
     worker::{ListenerState, Open, Worker},
 };
@@ -51,6 +53,12 @@ pub(crate) struct OriginState {
     stops: RefCell<HashMap<Arc<str>, CancellationToken>>,
     connections: RefCell<Vec<(Weak<ListenerState>, sync::Weak<ClientState>)>>,
     open: Cell<usize>,
+}
+
+/// A connection's place among those that there may be.
+pub(crate) struct ConnectionPlace {
+    _open: Open,
+    _of: OpenOf,
 }
 
 /// Counts a connection of an origin.
@@ -245,13 +253,13 @@ impl Worker {
     }
 
     /// A place for a connection; `None` where there is none.
-    fn room(self: &Rc<Self>, origin: &Rc<OriginState>) -> Option<(Open, impl Sized + 'static)> {
+    fn room(self: &Rc<Self>, origin: &Rc<OriginState>) -> Option<ConnectionPlace> {
         let limits = &self.limits;
         if self.is_full() || origin.open.get() >= limits.connections_per_origin {
             self.stats.connections_shed.one_more();
             return None;
         }
-        Some((self.hold_open(), OpenOf::new(origin)))
+        Some(ConnectionPlace { _open: self.hold_open(), _of: OpenOf::new(origin) })
     }
 
     fn admit(
@@ -262,23 +270,72 @@ impl Worker {
         peer: SocketAddr,
     ) {
         self.stats.connections.one_more();
-        let Some(open) = self.room(origin) else { return };
+        let Some(place) = self.room(origin) else { return };
         // Small answers go out at once.
         drop(stream.set_nodelay(true));
         let state = ClientState::new();
         origin.connections.borrow_mut().push((Rc::downgrade(listener), Arc::downgrade(&state)));
         let stop = origin.stop(listener);
-        let (worker, listener, origin) = (self.clone(), listener.clone(), origin.id);
-        let turns = worker.turns.of((origin, peer.ip().to_canonical()));
+        let key = (origin.id, peer.ip().to_canonical());
+        let (listener, origin, of) = (listener.clone(), origin.id, state.clone());
+        self.run_connection(
+            ConnectionStart::Accepted { listener, origin, stream, peer, state: of },
+            key,
+            state,
+            stop,
+            place,
+        );
+    }
+
+    /// Serves a connection in a task of its own, until it ends or rests.
+    fn run_connection(
+        self: &Rc<Self>,
+        start: ConnectionStart,
+        key: ClientKey,
+        state: Arc<ClientState>,
+        stop: CancellationToken,
+        place: ConnectionPlace,
+    ) {
+        let worker = self.clone();
         let whole = async move {
-            let _open = open;
-            let whole = connection::serve(worker, listener, origin, stream, peer, state.clone(), stop);
-            tokio::select! {
-                () = whole => {}
-                () = state.ended() => tracing::debug!(%peer, "a client's connection is cut off"),
+            let rests = tokio::select! {
+                rests = connection::serve(&worker, start, &stop) => rests,
+                () = state.ended() => {
+                    tracing::debug!(client = %key.1, "a client's connection is cut off");
+                    None
+                }
+            };
+            let Some((context, stream)) = rests else { return };
+            let resting = stream
+                .into_std()
+                .and_then(|stream| worker.resting.add(RestingConnection { stream, context, stop, place }));
+            if let Err(error) = resting {
+                tracing::warn!(%error, "an idle connection is closed");
             }
         };
-        spawn_local(InTurn::new(Box::pin(whole), turns));
+        spawn_local(InTurn::new(Box::pin(whole), self.turns.of(key)));
+    }
+
+    /// Serves a connection that was at rest.
+    pub(crate) fn wake(self: &Rc<Self>, connection: RestingConnection) {
+        let RestingConnection { stream, context, stop, place } = connection;
+        let stream = match TcpStream::from_std(stream) {
+            Ok(stream) => stream,
+            Err(error) => return tracing::warn!(%error, "an idle connection is closed"),
+        };
+        let key = (context.origin, context.peer.ip().to_canonical());
+        let state = context.state.clone();
+        self.run_connection(ConnectionStart::Woken(context, stream), key, state, stop, place);
+    }
+
+    /// Ends connections at rest that are to end, and wakes those that are to stop.
+    pub(crate) fn sweep_resting(self: &Rc<Self>) {
+        let meant = |of: &RestingConnection| of.stop.is_cancelled() || of.context.state.is_ended();
+        for connection in self.resting.take_all(meant) {
+            if !connection.context.state.is_ended() {
+                self.wake(connection);
+            }
+        }
     }
 
     /// An origin has gone: its connections to endpoints that are idle end now, those of its clients when they have
@@ -286,6 +343,7 @@ impl Worker {
     pub(crate) fn remove_origin(self: &Rc<Self>, id: DialOrigin) {
         let Some(origin) = self.take_origin(id) else { return };
         origin.stop_all();
+        self.sweep_resting();
         self.close_pools(id);
         let worker = self.clone();
         spawn_local(async move {
@@ -302,6 +360,7 @@ impl Worker {
             }
             // Upgraded ones count elsewhere.
             origin.end_all();
+            worker.sweep_resting();
             worker.close_pools(id);
         });
     }

@@ -62,37 +62,47 @@ impl Admission {
         self.state.borrow().in_flight
     }
 
+    /// Takes a place that is free now.
+    pub(crate) fn try_enter(self: &Rc<Self>, client: ClientKey) -> Option<Permit> {
+        let mut state = self.state.borrow_mut();
+        if state.in_flight >= self.limits.requests {
+            return None;
+        }
+        let of = state.clients.entry(client).or_default();
+        if of.in_flight >= self.limits.requests_per_client || !of.waiting.is_empty() {
+            return None;
+        }
+        of.in_flight += 1;
+        state.in_flight += 1;
+        Some(Permit { admission: self.clone(), client })
+    }
+
     /// Waits for the client's turn.
     ///
     /// # Errors
     /// Where too many of its requests wait already.
     pub(crate) async fn enter(self: &Rc<Self>, client: ClientKey) -> Result<Permit, Shed> {
+        if let Some(permit) = self.try_enter(client) {
+            return Ok(permit);
+        }
         let turn = {
             let mut state = self.state.borrow_mut();
-            let free = state.in_flight < self.limits.requests;
             let of = state.clients.entry(client).or_default();
-            if free && of.in_flight < self.limits.requests_per_client && of.waiting.is_empty() {
-                of.in_flight += 1;
-                state.in_flight += 1;
-                None
-            } else if of.waiting.len() >= self.limits.waiting_per_client {
+            if of.waiting.len() >= self.limits.waiting_per_client {
                 return Err(Shed);
-            } else {
-                let (sender, receiver) = oneshot::channel();
-                of.waiting.push_back(sender);
-                state.queue(client, &self.limits);
-                Some(receiver)
             }
+            let (sender, receiver) = oneshot::channel();
+            of.waiting.push_back(sender);
+            state.queue(client, &self.limits);
+            receiver
         };
         // From here on the permit gives back what was taken, also when the request is dropped while it waits.
-        if let Some(turn) = turn {
-            let mut waiting = Waiting { admission: self, client, turn: Some(turn) };
-            if let Some(turn) = waiting.turn.as_mut() {
-                // The sender is dropped with the worker only.
-                turn.await.map_err(|_| Shed)?;
-            }
-            waiting.turn = None;
+        let mut waiting = Waiting { admission: self, client, turn: Some(turn) };
+        if let Some(turn) = waiting.turn.as_mut() {
+            // The sender is dropped with the worker only.
+            turn.await.map_err(|_| Shed)?;
         }
+        waiting.turn = None;
         Ok(Permit { admission: self.clone(), client })
     }
 

@@ -13,7 +13,7 @@ use slotmesh_routing::{AttemptOutcome, Forwarding, HostRewrite};
 
 use crate::{
     body::RequestBody,
-    dial::DialOrigin,
+    dial::{DialOrigin, Dialing},
     downstream::ClientProtocol,
     fields,
     pool::{ConnectFault, Connection, Pool},
@@ -54,6 +54,14 @@ pub(crate) enum AttemptFault {
         unsent: Option<RequestBody>,
         reused: bool,
     },
+    /// The same, of a connection of the path of our own. `unsent`: nothing of the request was sent; `silent`: nothing has
+    /// come; `unreadable`: what came is no response.
+    Broken {
+        unsent: bool,
+        silent: bool,
+        unreadable: bool,
+        reused: bool,
+    },
     /// The attempt's time was over.
     Timeout,
 }
@@ -70,7 +78,7 @@ pub(crate) struct Arrived {
 pub(crate) struct Busy(Rc<Pool>);
 
 impl Busy {
-    fn new(pool: &Rc<Pool>) -> Self {
+    pub(crate) fn new(pool: &Rc<Pool>) -> Self {
         pool.requests.set(pool.requests.get() + 1);
         Self(pool.clone())
     }
@@ -144,6 +152,12 @@ impl UpstreamHead {
 }
 
 impl Target {
+    /// Makes a connection.
+    pub(crate) fn dial(&self, endpoint: SocketAddr) -> Dialing<'_> {
+        self.cluster.stats.connects.one_more();
+        self.worker.dial.dial(self.origin, endpoint)
+    }
+
     pub(crate) fn new(
         worker: &Rc<Worker>,
         origin: DialOrigin,
@@ -157,6 +171,13 @@ impl Target {
             UpstreamProtocol::AsDownstream => downstream == ClientProtocol::Http2,
         };
         Self { worker: worker.clone(), origin, cluster, hash, http2 }
+    }
+
+    /// Counts a connection that couldn't be made.
+    pub(crate) fn no_connection(&self, endpoint: SocketAddr, fault: ConnectFault) -> AttemptFault {
+        self.cluster.stats.connect_failures.one_more();
+        tracing::debug!(%fault, %endpoint, "no connection");
+        AttemptFault::Connect(fault)
     }
 
     /// Sends a request to an endpoint, another one than those in `avoid` if there is one, on a connection that is new
@@ -175,27 +196,25 @@ impl Target {
         tried.push(endpoint);
         let pool = cluster.pool(*origin, endpoint);
         let busy = Busy::new(&pool);
-        let dial = || {
-            cluster.stats.connects.one_more();
-            worker.dial.dial(*origin, endpoint)
-        };
+        let dial = || self.dial(endpoint);
         let config = &cluster.config;
         let found = match http2 {
             true => pool.open_stream(&worker.limits, config.requests_per_connection),
             false if fresh => None,
             false => pool.idle(config.idle_timeout),
         };
-        // In boxes: most requests make no connection, and carry no room for it.
-        let connected = match found {
-            Some(connection) => Ok(connection),
-            None if *http2 => Box::pin(pool.stream(dial, config, &worker.limits)).await,
-            None => Box::pin(pool.connect(dial(), config, &worker.limits)).await,
+        let plain = match found {
+            None if !*http2 && !fresh => pool.idle_plain(config.idle_timeout),
+            _ => None,
         };
-        let mut connection = connected.map_err(|fault| {
-            cluster.stats.connect_failures.one_more();
-            tracing::debug!(%fault, %endpoint, "no connection");
-            AttemptFault::Connect(fault)
-        })?;
+        // In boxes: most requests make no connection, and carry no room for it.
+        let connected = match (found, plain) {
+            (Some(connection), _) => Ok(connection),
+            (None, Some(plain)) => Box::pin(plain.into_hyper(&worker.limits)).await,
+            (None, None) if *http2 => Box::pin(pool.stream(dial, config, &worker.limits)).await,
+            (None, None) => Box::pin(pool.connect(dial(), config, &worker.limits)).await,
+        };
+        let mut connection = connected.map_err(|fault| self.no_connection(endpoint, fault))?;
         let reused = connection.is_reused();
         match connection.send(head.request(*http2, body)).await {
             Ok(response) => Ok(Arrived { response, connection, pool, busy }),
@@ -219,6 +238,7 @@ impl AttemptFault {
             Self::Connect(_) => AttemptOutcome::ConnectFailure,
             Self::Ended { error, .. } if is_refused(error) => AttemptOutcome::RefusedStream,
             Self::Ended { unsent, .. } => AttemptOutcome::Reset(unsent.is_some()),
+            Self::Broken { unsent, .. } => AttemptOutcome::Reset(*unsent),
             Self::Timeout => AttemptOutcome::PerTryTimeout,
         }
     }
@@ -234,7 +254,12 @@ impl AttemptFault {
             Self::Ended { error, .. } if error.is_parse() => {
                 (StatusCode::BAD_GATEWAY, "the endpoint's response can't be read")
             }
-            Self::Ended { .. } => (StatusCode::SERVICE_UNAVAILABLE, "the endpoint has ended the connection"),
+            Self::Broken { unreadable: true, .. } => {
+                (StatusCode::BAD_GATEWAY, "the endpoint's response can't be read")
+            }
+            Self::Ended { .. } | Self::Broken { .. } => {
+                (StatusCode::SERVICE_UNAVAILABLE, "the endpoint has ended the connection")
+            }
             Self::Timeout => {
                 return Reply::new(StatusCode::GATEWAY_TIMEOUT, "the endpoint took too long").grpc(4);
             }

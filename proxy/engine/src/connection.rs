@@ -1,10 +1,12 @@
 //! One connection of a client, from its first bytes to its end.
 //!
 //! Nothing is allocated for reading until the client has said something. Then its protocol is known, and with it the way
-//! it is served: HTTP/1 or HTTP/2 by hyper, or TCP passed through. A connection of HTTP/1 that has been idle for a second
-//! is taken from hyper, whose buffers go, until the client says something again.
+//! it is served: HTTP/2 by hyper, HTTP/1 by the path of our own (`plain`) and, from a request on that isn't ordinary, by
+//! hyper, or TCP passed through. A connection of HTTP/1 that has been idle for a second is taken from whoever serves it,
+//! and its task ends, until the client says something again (`resting`); then it begins with the path of our own.
 
 use std::{
+    cell::Cell,
     convert::Infallible,
     net::SocketAddr,
     pin::{Pin, pin},
@@ -32,6 +34,8 @@ use crate::{
     downstream::{ClientProtocol, Codec, HttpConfig, ListenerConfig, Way},
     exchange,
     inbound::{self, ClientState, ClientStream, FirstBytes},
+    limits::Http1Path,
+    plain,
     pool::{self, LocalTasks},
     series::SourceSeries,
     tunnel,
@@ -55,9 +59,18 @@ pub(crate) struct ClientContext {
     /// Metrics of its requests.
     pub source: Rc<SourceSeries>,
     pub protocol: ClientProtocol,
+    /// All chance in the next request, where it is drawn already: whoever decides it again decides the same.
+    pub seed: Cell<Option<u64>>,
 }
 
 impl ClientContext {
+    /// Notes that the connection has no buffers, or has them again.
+    pub(crate) fn rest(&self, rests: bool) {
+        self.state.rest(rests);
+        let count = &self.worker.stats.connections_at_rest;
+        if rests { count.one_more() } else { count.one_less() }
+    }
+
     /// The settings of this connection's requests, as they are now.
     pub(crate) fn http(&self) -> Option<Arc<HttpConfig>> {
         match self.listener.config().way(Some(self.protocol))? {
@@ -67,39 +80,77 @@ impl ClientContext {
     }
 }
 
-/// A connection of HTTP/1 that is idle.
-struct IdleConnection {
-    context: Rc<ClientContext>,
-    stream: ClientStream,
-    socket: oneshot::Receiver<TcpStream>,
+/// A connection of HTTP/1 between two of those who serve it.
+pub(crate) struct Http1Connection {
+    pub stream: TcpStream,
+    /// Bytes that were read and not used.
+    pub front: Vec<u8>,
 }
 
-/// Serves a connection until it ends. Where `stop` is cancelled, requests in flight are finished.
-///
-/// What isn't needed while a connection is idle is in boxes, which are gone then.
+/// The end of a time in which somebody has served a connection.
+pub(crate) enum Served {
+    /// It is over.
+    Over,
+    /// It is without a request.
+    Idle(Http1Connection),
+    /// Its next request isn't ordinary.
+    Odd(Http1Connection),
+}
+
+/// Where a connection is when its task begins.
+pub(crate) enum ConnectionStart {
+    /// It was accepted.
+    Accepted {
+        listener: Rc<ListenerState>,
+        origin: DialOrigin,
+        stream: TcpStream,
+        peer: SocketAddr,
+        state: Arc<ClientState>,
+    },
+    /// It was at rest.
+    Woken(Rc<ClientContext>, TcpStream),
+}
+
+/// Serves a connection until it ends or, of HTTP/1, is idle: then it is returned. Where `stop` is cancelled, requests in
+/// flight are finished.
 pub(crate) async fn serve(
-    worker: Rc<Worker>,
-    listener: Rc<ListenerState>,
-    origin: DialOrigin,
-    stream: TcpStream,
-    peer: SocketAddr,
-    state: Arc<ClientState>,
-    stop: CancellationToken,
-) {
-    let begun = begin(worker, listener, origin, stream, peer, state, &stop);
-    let Some(mut idle) = Box::pin(begun).await else { return };
-    let last_chance = idle.context.worker.limits.last_chance;
-    loop {
-        let at_rest = AtRest::new(&idle.context);
-        tokio::select! {
-            biased;
-            readable = idle.stream.readable() => if readable.is_err() { return },
-            () = silent(&stop, last_chance) => return,
+    worker: &Rc<Worker>,
+    start: ConnectionStart,
+    stop: &CancellationToken,
+) -> Option<(Rc<ClientContext>, TcpStream)> {
+    let (context, mut connection) = match start {
+        ConnectionStart::Accepted { listener, origin, stream, peer, state } => {
+            Box::pin(begin(worker.clone(), listener, origin, stream, peer, state, stop)).await?
         }
-        drop(at_rest);
-        idle = match Box::pin(serve_http1(idle, &stop)).await {
-            Some(idle) => idle,
-            None => return,
+        ConnectionStart::Woken(context, stream) => (context, Http1Connection { stream, front: Vec::new() }),
+    };
+    let own = worker.http1 == Http1Path::Own;
+    let mut by_hyper = !own;
+    loop {
+        let served = match by_hyper {
+            false => Box::pin(plain::serve(&context, connection, stop)).await,
+            true => Box::pin(serve_http1(&context, connection, stop)).await,
+        };
+        connection = match served {
+            Served::Over => return None,
+            Served::Odd(connection) => {
+                by_hyper = true;
+                connection
+            }
+            Served::Idle(Http1Connection { stream, front }) if front.is_empty() && !stop.is_cancelled() => {
+                return Some((context, stream));
+            }
+            Served::Idle(connection) => {
+                by_hyper = !own;
+                let at_rest = AtRest::new(&context);
+                tokio::select! {
+                    biased;
+                    readable = connection.stream.readable() => readable.ok()?,
+                    () = silent(stop, worker.limits.last_chance) => return None,
+                }
+                drop(at_rest);
+                connection
+            }
         };
     }
 }
@@ -110,7 +161,7 @@ async fn silent(stop: &CancellationToken, last_chance: Duration) {
     Box::pin(sleep(last_chance)).await;
 }
 
-/// Serves a connection until it ends or, of HTTP/1, is idle.
+/// Serves a connection until it ends or, of HTTP/1, its protocol is known.
 async fn begin(
     worker: Rc<Worker>,
     listener: Rc<ListenerState>,
@@ -119,9 +170,9 @@ async fn begin(
     peer: SocketAddr,
     state: Arc<ClientState>,
     stop: &CancellationToken,
-) -> Option<IdleConnection> {
+) -> Option<(Rc<ClientContext>, Http1Connection)> {
     let config = listener.config();
-    let (mut stream, socket) = ClientStream::new(stream, state.clone());
+    let (mut stream, socket) = ClientStream::new(stream, Vec::new(), state.clone());
     let looked = tokio::select! {
         biased;
         looked = look(&config, &mut stream) => looked,
@@ -142,14 +193,16 @@ async fn begin(
                 return None;
             };
             let (source, http) = (worker.source(origin), http.clone());
-            let context = Rc::new(ClientContext { worker, listener, origin, peer, state, source, protocol });
+            let seed = Cell::new(None);
+            let context =
+                Rc::new(ClientContext { worker, listener, origin, peer, state, source, protocol, seed });
             if protocol == ClientProtocol::Http2 {
                 context.state.make_opaque();
                 Box::pin(serve_http2(http, context, stream, stop)).await;
                 close(socket).await;
             } else {
-                stream.follow_requests();
-                return Box::pin(serve_http1(IdleConnection { context, stream, socket }, stop)).await;
+                let (stream, front) = stream.into_parts()?;
+                return Some((context, Http1Connection { stream, front }));
             }
         }
     }
@@ -168,16 +221,14 @@ struct AtRest<'c>(&'c ClientContext);
 
 impl<'c> AtRest<'c> {
     fn new(context: &'c ClientContext) -> Self {
-        context.state.rest(true);
-        context.worker.stats.connections_at_rest.one_more();
+        context.rest(true);
         Self(context)
     }
 }
 
 impl Drop for AtRest<'_> {
     fn drop(&mut self) {
-        self.0.state.rest(false);
-        self.0.worker.stats.connections_at_rest.one_less();
+        self.0.rest(false);
     }
 }
 
@@ -225,10 +276,16 @@ enum Next {
     Rest,
 }
 
-/// Serves HTTP/1 until the connection is over, or idle: then it is returned.
-async fn serve_http1(connection: IdleConnection, stop: &CancellationToken) -> Option<IdleConnection> {
-    let IdleConnection { context, stream, socket } = connection;
-    let http = context.http()?;
+/// Serves HTTP/1 by hyper until the connection is over or idle.
+async fn serve_http1(
+    context: &Rc<ClientContext>,
+    connection: Http1Connection,
+    stop: &CancellationToken,
+) -> Served {
+    let Http1Connection { stream, front } = connection;
+    let (mut stream, socket) = ClientStream::new(stream, front, context.state.clone());
+    stream.follow_requests();
+    let Some(http) = context.http() else { return Served::Over };
     let (limits, peer, state) = (context.worker.limits, context.peer, context.state.clone());
     let of_requests = context.clone();
     let service = service_fn(move |request: Request<Incoming>| {
@@ -257,10 +314,13 @@ async fn serve_http1(connection: IdleConnection, stop: &CancellationToken) -> Op
             }
             // All that was to be written is: the connection has been polled before.
             Next::Stop | Next::Rest if state.may_rest() => {
-                let parts = connection.into_parts()?;
+                let Some(parts) = connection.into_parts() else { return Served::Over };
                 let mut stream = parts.io.into_inner();
                 stream.give_back(&parts.read_buf);
-                return Some(IdleConnection { context, stream, socket });
+                return match stream.into_parts() {
+                    Some((stream, front)) => Served::Idle(Http1Connection { stream, front }),
+                    None => Served::Over,
+                };
             }
             Next::Stop | Next::Rest => {}
         }
@@ -270,7 +330,7 @@ async fn serve_http1(connection: IdleConnection, stop: &CancellationToken) -> Op
     }
     drop(connection);
     close(socket).await;
-    None
+    Served::Over
 }
 
 async fn serve_http2(

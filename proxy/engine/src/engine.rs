@@ -23,7 +23,7 @@ use crate::{
     dial::{Dial, DialOrigin, OwnSockets},
     downstream::ListenerConfig,
     hashing::hash_of_source,
-    limits::ProxyLimits,
+    limits::{Http1Path, ProxyLimits},
     resource::{ProxyResource, ProxyResourceKind},
     series::SeriesRoom,
     upstream::{ClusterConfig, EndpointSource, wrong},
@@ -42,6 +42,8 @@ pub struct EngineOptions {
     pub limits: ProxyLimits,
     /// Where connections to endpoints come from.
     pub dial: Arc<dyn Dial>,
+    /// Who serves connections of HTTP/1.
+    pub http1: Http1Path,
     /// Make the sockets of listeners, at their addresses. Else they are handed over, by [`ProxyEngine::listen`].
     pub bind: bool,
 }
@@ -52,6 +54,7 @@ impl Default for EngineOptions {
             workers: thread::available_parallelism().map_or(1, std::num::NonZero::get),
             limits: ProxyLimits::default(),
             dial: Arc::new(OwnSockets),
+            http1: Http1Path::default(),
             bind: true,
         }
     }
@@ -162,12 +165,13 @@ impl ProxyEngine {
         for number in 0..options.workers.max(1) {
             let (updates, receiver) = mpsc::unbounded_channel();
             let (limits, dial, room) = (options.limits, options.dial.clone(), room.clone());
+            let http1 = options.http1;
             let its: Arc<WorkerStats> = Arc::default();
             stats.push(its.clone());
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let thread = thread::Builder::new().name(format!("proxy-{number}")).spawn(move || {
                 LocalSet::new().block_on(&runtime, async {
-                    Worker::new(limits, dial, its, room).run(receiver).await;
+                    Worker::new(limits, dial, its, room, http1).run(receiver).await;
                 });
             })?;
             workers.push(WorkerThread { updates, thread: Some(thread) });

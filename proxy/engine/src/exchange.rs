@@ -4,13 +4,19 @@
 //!  head -> what can't be trusted is refused -> its turn -> fields and path prepared -> route -> answered here
 //!                                                                                           \-> forwarded
 //! ```
+//!
+//! [`decide`] is the same for requests that hyper has parsed and for those of the path of our own (`plain`), whichever way
+//! their fields are kept.
 
-use std::{net::IpAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{borrow::Cow, net::IpAddr, rc::Rc, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, Version, header::HOST, request::Parts};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header::HOST, request::Parts};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
-use slotmesh_routing::{NormalizedPath, RequestAction, RequestHead, RouteTable};
+use rand::{RngCore as _, SeedableRng as _, rngs::SmallRng};
+use slotmesh_routing::{
+    Draws, HeaderChanges, HeaderEdits, NormalizedPath, RequestAction, RequestHead, RouteTable,
+};
 use tokio::time::sleep;
 
 use crate::{
@@ -24,10 +30,18 @@ use crate::{
     inbound::ClientState,
     reply::{Reply, is_grpc},
     series::RequestRecord,
+    worker::ClusterState,
 };
 
 /// Counts a request of a connection until its response is over.
 pub(crate) struct InFlight(Arc<ClientState>);
+
+impl InFlight {
+    /// Of a request that has begun.
+    pub(crate) fn new(state: &Arc<ClientState>) -> Self {
+        Self(state.clone())
+    }
+}
 
 impl Drop for InFlight {
     fn drop(&mut self) {
@@ -41,10 +55,16 @@ pub(crate) struct Share {
     _permit: Permit,
 }
 
+impl Share {
+    pub(crate) fn new(in_flight: InFlight, permit: Permit) -> Self {
+        Self { _in_flight: in_flight, _permit: permit }
+    }
+}
+
 /// Answers a request.
 pub(crate) async fn handle(context: Rc<ClientContext>, request: Request<Incoming>) -> Response<ResponseBody> {
     let ambiguous = context.state.begin_request();
-    let in_flight = InFlight(context.state.clone());
+    let in_flight = InFlight::new(&context.state);
     let is_grpc = is_grpc(request.headers());
     let mut record = RequestRecord::new(context.clone(), is_grpc);
     let answered = match (ambiguous, context.http()) {
@@ -82,6 +102,86 @@ impl From<Reply> for Failure {
     }
 }
 
+/// A request as rules are to see it, whichever way its fields are kept.
+pub(crate) struct AskedHead<'r, F> {
+    pub method: &'r Method,
+    pub authority: &'r str,
+    /// Normalised.
+    pub path: &'r str,
+    pub fields: &'r mut F,
+    pub is_upgrade: bool,
+}
+
+/// What becomes of a request.
+pub(crate) struct DecidedRequest<'t> {
+    /// Name of the rule, if it has one.
+    pub route: Option<&'t str>,
+    /// Time to wait before the action.
+    pub delay: Option<Duration>,
+    pub action: RequestAction<'t>,
+    /// The cluster that it goes to, if it is known.
+    pub cluster: Option<Rc<ClusterState>>,
+    pub response: ResponseChanges<'t>,
+}
+
+/// Changes of the response's fields, whoever makes the response.
+pub(crate) struct ResponseChanges<'t> {
+    edits: HeaderEdits<'t>,
+    request_id: Option<HeaderValue>,
+}
+
+impl ResponseChanges<'_> {
+    pub(crate) fn apply(self, fields: &mut impl HeaderChanges) {
+        self.edits.apply(fields);
+        if let Some(id) = self.request_id {
+            fields.set(X_REQUEST_ID.clone(), id);
+        }
+    }
+}
+
+/// Prepares the fields of a request and decides it. `draws`: all chance that there is in it.
+pub(crate) fn decide<'t, F: HeaderChanges>(
+    context: &ClientContext,
+    http: &HttpConfig,
+    table: &'t RouteTable,
+    asked: AskedHead<'_, F>,
+    draws: &mut impl Draws,
+) -> DecidedRequest<'t> {
+    let AskedHead { method, authority, path, fields, is_upgrade } = asked;
+    let client = context.peer.ip().to_canonical();
+    fields::prepare(fields, http, client, is_upgrade, draws);
+    let fields = &*fields;
+    let head = RequestHead { method, scheme: "http", authority, path, headers: fields, source: Some(client) };
+    let decision = table.decide(&head, draws);
+    let cluster = match &decision.action {
+        RequestAction::Forward(forwarding) => context.worker.cluster(forwarding.cluster),
+        RequestAction::Respond(_) | RequestAction::Redirect { .. } => None,
+    };
+    let id = http.request_id_in_response.then(|| fields.values(&X_REQUEST_ID).next()).flatten();
+    let request_id = id.and_then(|id| HeaderValue::from_bytes(id).ok());
+    DecidedRequest {
+        route: decision.route,
+        delay: decision.delay,
+        action: decision.action,
+        cluster,
+        response: ResponseChanges { edits: decision.response_headers, request_id },
+    }
+}
+
+/// The answer to a request that isn't forwarded, and true where a caller of gRPC is to get it as a status of gRPC.
+pub(crate) fn local_reply(action: RequestAction<'_>) -> Option<(Reply, bool)> {
+    match action {
+        RequestAction::Respond(local) => {
+            let body = Bytes::copy_from_slice(&local.body);
+            Some((Reply { body, grpc_status: local.grpc_status, ..Reply::new(local.status, "") }, true))
+        }
+        RequestAction::Redirect { status, location } => {
+            Some((Reply { location: Some(location), ..Reply::new(status, "") }, false))
+        }
+        RequestAction::Forward(_) => None,
+    }
+}
+
 async fn respond(
     context: &Rc<ClientContext>,
     http: &Arc<HttpConfig>,
@@ -102,32 +202,25 @@ async fn respond(
         let reply = Reply::new(StatusCode::SERVICE_UNAVAILABLE, "too many requests wait already");
         return Err(reply.into());
     };
-    let share = Share { _in_flight: in_flight, _permit: permit };
-    fields::prepare(&mut parts.headers, http, client, upgrade.is_some(), || worker.draw());
-    let path = path(http, &parts)?;
+    let share = Share::new(in_flight, permit);
+    let asked = parts.uri.path_and_query().map_or("/", |path| path.as_str());
+    let path = path(http, asked)?.into_owned();
     let table = routes(context, http)?;
-    let mut draws = || worker.draw();
-    let head = head(&parts, &authority, &path, client);
-    let decision = table.decide(&head, &mut draws);
-    let cluster = match &decision.action {
-        RequestAction::Forward(forwarding) => worker.cluster(forwarding.cluster),
-        RequestAction::Respond(_) | RequestAction::Redirect { .. } => None,
+    let mut random = SmallRng::seed_from_u64(context.seed.take().unwrap_or_else(|| worker.draw()));
+    let asked = AskedHead {
+        method: &parts.method,
+        authority: &authority,
+        path: &path,
+        fields: &mut parts.headers,
+        is_upgrade: upgrade.is_some(),
     };
-    record.decided(decision.route, cluster.as_ref().map_or(&http.service, |cluster| &cluster.service));
-    let request_id = http.request_id_in_response.then(|| parts.headers.get(&X_REQUEST_ID).cloned()).flatten();
-    if let Some(delay) = decision.delay {
+    let decided = decide(context, http, &table, asked, &mut || random.next_u64());
+    let cluster = decided.cluster;
+    record.decided(decided.route, cluster.as_ref().map_or(&http.service, |cluster| &cluster.service));
+    if let Some(delay) = decided.delay {
         sleep(delay.min(FOREVER)).await;
     }
-    let (mut response, stats) = match decision.action {
-        RequestAction::Respond(local) => {
-            let body = Bytes::copy_from_slice(&local.body);
-            let reply = Reply { body, grpc_status: local.grpc_status, ..Reply::new(local.status, "") };
-            (reply.into_response(is_grpc), None)
-        }
-        RequestAction::Redirect { status, location } => {
-            let reply = Reply { location: Some(location), ..Reply::new(status, "") };
-            (reply.into_response(false), None)
-        }
+    let (mut response, stats) = match decided.action {
         RequestAction::Forward(forwarding) => {
             let Some(cluster) = cluster else {
                 let status = forwarding.rule.cluster_not_found;
@@ -146,11 +239,12 @@ async fn respond(
             };
             forward::forward(outbound, body).await?
         }
+        local => match local_reply(local) {
+            Some((reply, as_grpc)) => (reply.into_response(is_grpc && as_grpc), None),
+            None => return Err(Reply::new(StatusCode::INTERNAL_SERVER_ERROR, "").into()),
+        },
     };
-    decision.response_headers.apply(response.headers_mut());
-    if let Some(id) = request_id {
-        response.headers_mut().insert(&X_REQUEST_ID, id);
-    }
+    decided.response.apply(response.headers_mut());
     Ok((response, stats))
 }
 
@@ -192,10 +286,9 @@ fn authority(parts: &mut Parts) -> Result<String, Reply> {
 }
 
 /// Path and query, normalised as the listener says.
-fn path(http: &HttpConfig, parts: &Parts) -> Result<String, Reply> {
-    let asked = parts.uri.path_and_query().map_or("/", |path| path.as_str());
+pub(crate) fn path<'p>(http: &HttpConfig, asked: &'p str) -> Result<Cow<'p, str>, Reply> {
     match http.paths.apply(asked) {
-        NormalizedPath::Path(path) => Ok(path.into_owned()),
+        NormalizedPath::Path(path) => Ok(path),
         NormalizedPath::Redirect(path) => {
             let reply = Reply::new(StatusCode::TEMPORARY_REDIRECT, "");
             Err(Reply { location: Some(path), ..reply })
@@ -204,7 +297,7 @@ fn path(http: &HttpConfig, parts: &Parts) -> Result<String, Reply> {
     }
 }
 
-fn routes(context: &ClientContext, http: &HttpConfig) -> Result<Arc<RouteTable>, Reply> {
+pub(crate) fn routes(context: &ClientContext, http: &HttpConfig) -> Result<Arc<RouteTable>, Reply> {
     let found = match &http.routes {
         RouteSource::Inline(table) => Some(table.clone()),
         RouteSource::Named(name) => context.worker.routes(name),

@@ -7,6 +7,7 @@ use http::{
     HeaderMap, HeaderName, HeaderValue, Version,
     header::{CONNECTION, COOKIE, EXPECT, HOST, TE, TRANSFER_ENCODING, UPGRADE},
 };
+use slotmesh_routing::{Draws, HeaderChanges, HeaderLookup};
 
 use crate::downstream::HttpConfig;
 
@@ -27,84 +28,84 @@ pub(crate) fn upgrade(version: Version, headers: &HeaderMap) -> Option<String> {
     (!name.is_empty() && name != "h2c").then_some(name)
 }
 
-fn tokens<'h>(headers: &'h HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'h str> {
-    let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+fn tokens<'h>(headers: &'h impl HeaderLookup, name: &'h HeaderName) -> impl Iterator<Item = &'h str> {
+    let values = headers.values(name).filter_map(|value| std::str::from_utf8(value).ok());
     values.flat_map(|value| value.split(',')).map(str::trim).filter(|token| !token.is_empty())
 }
 
-fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
+fn has_token(headers: &impl HeaderLookup, name: &HeaderName, token: &str) -> bool {
     tokens(headers, name).any(|found| found.eq_ignore_ascii_case(token))
 }
 
 /// Removes the fields that are about a connection, and those that it names. Those of an upgrade stay, if it is one.
-pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap, is_upgrade: bool) {
-    if headers.contains_key(CONNECTION) {
+pub(crate) fn remove_hop_by_hop(headers: &mut impl HeaderChanges, is_upgrade: bool) {
+    if headers.has(&CONNECTION) {
         let named: Vec<HeaderName> =
             tokens(headers, &CONNECTION).filter_map(|name| name.parse().ok()).collect();
         for name in named {
             // Who removes these would change the message, or where it goes.
             if name != UPGRADE && name != HOST && name != http::header::CONTENT_LENGTH && name != TE {
-                headers.remove(&name);
+                headers.take_away(&name);
             }
         }
-        headers.remove(CONNECTION);
+        headers.take_away(&CONNECTION);
     }
-    headers.remove(&KEEP_ALIVE);
-    headers.remove(&PROXY_CONNECTION);
-    headers.remove(TRANSFER_ENCODING);
-    if headers.contains_key(TE) {
+    headers.take_away(&KEEP_ALIVE);
+    headers.take_away(&PROXY_CONNECTION);
+    headers.take_away(&TRANSFER_ENCODING);
+    if headers.has(&TE) {
         // All that an endpoint may be told: that trailers are understood.
         let trailers = has_token(headers, &TE, "trailers");
-        headers.remove(TE);
+        headers.take_away(&TE);
         if trailers {
-            headers.insert(TE, HeaderValue::from_static("trailers"));
+            headers.set(TE, HeaderValue::from_static("trailers"));
         }
     }
     if is_upgrade {
-        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.set(CONNECTION, HeaderValue::from_static("upgrade"));
     } else {
-        headers.remove(UPGRADE);
-        headers.remove(&HTTP2_SETTINGS);
+        headers.take_away(&UPGRADE);
+        headers.take_away(&HTTP2_SETTINGS);
     }
 }
 
 /// Prepares a request's fields for routing and for the endpoint.
 pub(crate) fn prepare(
-    headers: &mut HeaderMap,
+    headers: &mut impl HeaderChanges,
     http: &HttpConfig,
     client: IpAddr,
     is_upgrade: bool,
-    draw: impl Fn() -> u64,
+    draws: &mut impl Draws,
 ) {
     remove_hop_by_hop(headers, is_upgrade);
     // It is answered here, when the endpoint reads the body.
-    headers.remove(EXPECT);
+    headers.take_away(&EXPECT);
     if http.use_remote_address {
         if !http.skip_forwarded_for {
             append_forwarded_for(headers, client);
         }
-        headers.insert(&X_FORWARDED_PROTO, HeaderValue::from_static("http"));
-    } else if !headers.contains_key(&X_FORWARDED_PROTO) {
-        headers.insert(&X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+        headers.set(X_FORWARDED_PROTO.clone(), HeaderValue::from_static("http"));
+    } else if !headers.has(&X_FORWARDED_PROTO) {
+        headers.add(X_FORWARDED_PROTO.clone(), HeaderValue::from_static("http"));
     }
     if http.generate_request_id
-        && !headers.contains_key(&X_REQUEST_ID)
-        && let Ok(id) = HeaderValue::from_str(&request_id(draw(), draw()))
+        && !headers.has(&X_REQUEST_ID)
+        && let Ok(id) = HeaderValue::from_str(&request_id(draws.draw(), draws.draw()))
     {
-        headers.insert(&X_REQUEST_ID, id);
+        headers.add(X_REQUEST_ID.clone(), id);
     }
 }
 
-fn append_forwarded_for(headers: &mut HeaderMap, client: IpAddr) {
+fn append_forwarded_for(headers: &mut impl HeaderChanges, client: IpAddr) {
     let client = client.to_canonical().to_string();
     let mut all: Vec<u8> = Vec::new();
-    for value in headers.get_all(&X_FORWARDED_FOR) {
-        all.extend_from_slice(value.as_bytes());
+    for value in headers.values(&X_FORWARDED_FOR) {
+        all.extend_from_slice(value);
         all.push(b',');
     }
     all.extend_from_slice(client.as_bytes());
     if let Ok(value) = HeaderValue::from_bytes(&all) {
-        headers.insert(&X_FORWARDED_FOR, value);
+        headers.set(X_FORWARDED_FOR.clone(), value);
     }
 }
 

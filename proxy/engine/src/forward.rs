@@ -23,7 +23,7 @@ use hyper::{
     upgrade::OnUpgrade,
 };
 use hyper_util::rt::TokioIo;
-use slotmesh_routing::{AttemptOutcome, ForwardRule, Forwarding, RetryPolicy, RetryState};
+use slotmesh_routing::{AttemptOutcome, ForwardRule, Forwarding, HeaderChanges, RetryPolicy, RetryState};
 use tokio::{
     task::spawn_local,
     time::{Instant, sleep, sleep_until},
@@ -44,9 +44,9 @@ use crate::{
 };
 
 /// Times that a request is sent again because nothing of it had been sent.
-const UNSENT: u32 = 3;
+pub(crate) const UNSENT: u32 = 3;
 
-static ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
+pub(crate) static ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
 static TIMEOUT_RETRY: HeaderName = HeaderName::from_static("x-envoy-is-timeout-retry");
 
 /// A request on its way out.
@@ -102,16 +102,8 @@ pub(crate) async fn forward(outbound: Outbound<'_>, body: Incoming) -> Result<An
     let (worker, rule) = (&context.worker, forwarding.rule);
     let stats = cluster.stats.clone();
     let fail = |reply: Reply| Failure { reply, stats: Some(stats.clone()) };
-    let requests = cluster.config.counters.requests.load(Relaxed);
-    let active = Active::new(&cluster);
-    if cluster.config.requests.is_some_and(|most| requests >= most) {
-        return Err(fail(Reply::new(StatusCode::SERVICE_UNAVAILABLE, "the cluster has too many requests")));
-    }
-    let hash = match cluster.config.hashes_source {
-        true => Some(worker.source_hash(context.origin, context.peer.ip())),
-        false => forwarding.hash,
-    };
-    let target = Target::new(worker, context.origin, cluster.clone(), hash, context.protocol);
+    let active = begin(&cluster).map_err(&fail)?;
+    let target = target(context, &cluster, forwarding);
     if let Some((name, _)) = &upgrade
         && (target.http2 || rule.upgrades.iter().any(|(of, allowed)| **of == **name && !allowed))
     {
@@ -134,9 +126,10 @@ pub(crate) async fn forward(outbound: Outbound<'_>, body: Incoming) -> Result<An
     mirror_all(context, forwarding, &head, &source, &progress);
     let idle = rule.idle_timeout.or(http.stream_idle).filter(|idle| !idle.is_zero());
     // Where all of the request has come, its time for the response is over first.
-    let is_limited = progress.has_ended()
-        && forwarding.timeout.is_some_and(|timeout| idle.is_none_or(|idle| timeout <= idle));
-    let silent = idle.filter(|_| !is_limited || is_upgrade);
+    let silent = match progress.has_ended() && !is_upgrade {
+        true => silence_before(idle, forwarding.timeout),
+        false => idle,
+    };
     let mut limit = limit(forwarding.timeout, forwarding.stream_limit, &progress);
     let mut attempts = Attempts { target, rule, head, source, progress, is_upgrade, retry, count: 0 };
     let progress = attempts.progress.clone();
@@ -154,7 +147,7 @@ pub(crate) async fn forward(outbound: Outbound<'_>, body: Incoming) -> Result<An
         () = silence(silent, &progress) => {
             stats.timeouts.one_more();
             let status = if progress.has_ended() { StatusCode::GATEWAY_TIMEOUT } else { StatusCode::REQUEST_TIMEOUT };
-            return Err(fail(Reply::new(status, "nothing has moved for too long").grpc(4)));
+            return Err(fail(silent_reply(status)));
         }
     };
     let count = attempts.count;
@@ -184,13 +177,56 @@ pub(crate) async fn forward(outbound: Outbound<'_>, body: Incoming) -> Result<An
         return Ok((switching(response), Some(stats)));
     }
     let (mut parts, body) = response.into_parts();
-    fields::remove_hop_by_hop(&mut parts.headers, false);
-    if rule.attempt_count_to_caller {
-        parts.headers.insert(&ATTEMPT_COUNT, HeaderValue::from(count));
-    }
+    prepare_response(&mut parts.headers, rule, count);
     parts.version = version;
     let body = UpstreamBody::wrap(body, limit, idle, Box::new(lease));
     Ok((Response::from_parts(parts, body), Some(stats)))
+}
+
+/// Counts a request of a cluster.
+///
+/// # Errors
+/// Where the cluster has as many as it may have.
+pub(crate) fn begin(cluster: &Rc<ClusterState>) -> Result<Active, Reply> {
+    let requests = cluster.config.counters.requests.load(Relaxed);
+    let active = Active::new(cluster);
+    if cluster.config.requests.is_some_and(|most| requests >= most) {
+        return Err(Reply::new(StatusCode::SERVICE_UNAVAILABLE, "the cluster has too many requests"));
+    }
+    Ok(active)
+}
+
+/// Where a request of a cluster goes.
+pub(crate) fn target(
+    context: &ClientContext,
+    cluster: &Rc<ClusterState>,
+    forwarding: &Forwarding<'_>,
+) -> Target {
+    let worker = &context.worker;
+    let hash = match cluster.config.hashes_source {
+        true => Some(worker.source_hash(context.origin, context.peer.ip())),
+        false => forwarding.hash,
+    };
+    Target::new(worker, context.origin, cluster.clone(), hash, context.protocol)
+}
+
+/// Prepares the fields of an endpoint's response for the client. `count`: attempts that it took.
+pub(crate) fn prepare_response(headers: &mut impl HeaderChanges, rule: &ForwardRule, count: u32) {
+    fields::remove_hop_by_hop(headers, false);
+    if rule.attempt_count_to_caller {
+        headers.set(ATTEMPT_COUNT.clone(), HeaderValue::from(count));
+    }
+}
+
+/// The longest silence before a response's head, of which all the request has come: none where the time for the response
+/// is over first. `idle`: of either direction.
+pub(crate) fn silence_before(idle: Option<Duration>, timeout: Option<Duration>) -> Option<Duration> {
+    idle.filter(|idle| timeout.is_none_or(|timeout| timeout > *idle))
+}
+
+/// The answer where nothing has moved for too long.
+pub(crate) fn silent_reply(status: StatusCode) -> Reply {
+    Reply::new(status, "nothing has moved for too long").grpc(4)
 }
 
 /// Sends copies to the mirrors that get one.

@@ -54,6 +54,11 @@ pub(crate) struct CompleteHead {
 }
 
 impl Framing {
+    /// Follows from the head with this number on.
+    pub(crate) const fn starting_at(number: u64) -> Self {
+        Self { heads: number, ..Self::new() }
+    }
+
     pub(crate) const fn new() -> Self {
         Self {
             state: State::Head,

@@ -56,6 +56,8 @@ pub(crate) struct ClientState {
     complete: AtomicU64,
     /// It is without buffers.
     at_rest: AtomicBool,
+    /// It is to end.
+    ended: AtomicBool,
     kill: Notify,
     rest: Notify,
 }
@@ -74,6 +76,7 @@ impl ClientState {
             taken_back: AtomicU64::new(0),
             complete: AtomicU64::new(u64::MAX),
             at_rest: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
             kill: Notify::new(),
             rest: Notify::new(),
         })
@@ -104,6 +107,20 @@ impl ClientState {
         let mut ambiguous = self.ambiguous.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         ambiguous.retain(|of| *of >= number);
         ambiguous.first() == Some(&number)
+    }
+
+    /// Begins no request after all: somebody else does it.
+    pub(crate) fn unbegin_request(&self) {
+        self.served.fetch_sub(1, Relaxed);
+    }
+
+    /// Notes if the client takes what is written.
+    pub(crate) fn note_blocked(&self, blocked: bool) {
+        if !blocked {
+            self.blocked_since.store(0, Relaxed);
+        } else if self.blocked_since.load(Relaxed) == 0 {
+            self.blocked_since.store(self.now(), Relaxed);
+        }
     }
 
     pub(crate) fn end_request(&self) {
@@ -159,7 +176,13 @@ impl ClientState {
 
     /// Ends the connection, whatever it does.
     pub(crate) fn end(&self) {
+        self.ended.store(true, Relaxed);
         self.kill.notify_one();
+    }
+
+    /// True where the connection is to end.
+    pub(crate) fn is_ended(&self) -> bool {
+        self.ended.load(Relaxed)
     }
 
     /// Waits until the connection is to end.
@@ -193,10 +216,15 @@ pub(crate) enum FirstBytes {
 
 impl ClientStream {
     /// The connection, and its socket when the protocol is done with it.
-    pub(crate) fn new(stream: TcpStream, state: Arc<ClientState>) -> (Self, oneshot::Receiver<TcpStream>) {
+    /// `front`: bytes that were read from it and not used.
+    pub(crate) fn new(
+        stream: TcpStream,
+        front: Vec<u8>,
+        state: Arc<ClientState>,
+    ) -> (Self, oneshot::Receiver<TcpStream>) {
         let (after, socket) = oneshot::channel();
         let stream = Some(stream);
-        (Self { stream, after: Some(after), front: Vec::new(), given: 0, state, framing: None }, socket)
+        (Self { stream, after: Some(after), front, given: 0, state, framing: None }, socket)
     }
 
     fn stream(&mut self) -> io::Result<Pin<&mut TcpStream>> {
@@ -215,6 +243,7 @@ impl ClientStream {
                 return Ok(found);
             }
             let mut front = std::mem::take(&mut self.front);
+            front.reserve(FIRST_LINE);
             let read = self.stream()?.read_buf(&mut front).await;
             self.front = front;
             if read? == 0 {
@@ -230,9 +259,15 @@ impl ClientStream {
         self.given = 0;
     }
 
+    /// The socket and the bytes that were read and not used.
+    pub(crate) fn into_parts(mut self) -> Option<(TcpStream, Vec<u8>)> {
+        let stream = self.stream.take()?;
+        Some((stream, self.front.split_off(self.given)))
+    }
+
     /// Follows the requests of HTTP/1 from here on.
     pub(crate) fn follow_requests(&mut self) {
-        let mut framing = Framing::new();
+        let mut framing = Framing::starting_at(self.state.served.load(Relaxed));
         follow(&mut framing, &self.state, &self.front);
         self.framing = Some(Box::new(framing));
     }
@@ -341,12 +376,7 @@ pub(crate) async fn close(mut stream: TcpStream) {
 
 impl ClientStream {
     fn note<T>(&self, written: Poll<T>) -> Poll<T> {
-        let blocked = &self.state.blocked_since;
-        match &written {
-            Poll::Pending if blocked.load(Relaxed) == 0 => blocked.store(self.state.now(), Relaxed),
-            Poll::Pending => {}
-            Poll::Ready(_) => blocked.store(0, Relaxed),
-        }
+        self.state.note_blocked(written.is_pending());
         written
     }
 }

@@ -10,9 +10,10 @@
 //! | `engine`, `worker` | resources to workers; a worker's state |
 //! | `downstream`, `upstream`, `assignment`, `hashing` | validated listeners; clusters; endpoints and their tables |
 //! | `accept` | connections that come in, and whoever they are from |
-//! | `connection`, `inbound`, `framing` | a client's connection: protocol, slow clients, requests with two lengths |
+//! | `connection`, `inbound`, `framing`, `resting` | a client's connection: protocol, slow clients, requests with two lengths; idle ones |
 //! | `exchange`, `fields`, `reply` | a request and its response; header fields; answers made here |
 //! | `forward`, `attempt`, `mirror`, `pool`, `balance`, `dial` | attempts, copies; connections; choice of an endpoint; where sockets come from |
+//! | `plain` | HTTP/1.1 as it mostly is, without hyper |
 //! | `body`, `tunnel` | bodies, kept for a retry; bytes passed through |
 //! | `admission`, `turns`, `limits`, `counts`, `series` | turns of requests, of polls; bounds, counts, metrics of requests |
 //! | `bootstrap` | Envoy's file |
@@ -34,13 +35,17 @@ mod exchange;
 mod fields;
 mod forward;
 mod framing;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod hashing;
 mod inbound;
 mod limits;
 mod mirror;
+mod plain;
 mod pool;
 mod reply;
 mod resource;
+mod resting;
 mod series;
 mod tunnel;
 mod turns;
@@ -49,5 +54,5 @@ mod worker;
 
 pub use dial::{Dial, DialOrigin, Dialing, OwnSockets};
 pub use engine::{ApplyError, EngineOptions, ProxyEngine, ProxyMetrics};
-pub use limits::ProxyLimits;
+pub use limits::{Http1Path, ProxyLimits};
 pub use resource::{ProxyResource, ProxyResourceKind};

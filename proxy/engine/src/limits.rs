@@ -2,6 +2,16 @@
 
 use std::time::Duration;
 
+/// Who serves connections of HTTP/1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Http1Path {
+    /// The path of our own, and hyper from a request on that isn't ordinary.
+    #[default]
+    Own,
+    /// hyper alone.
+    Hyper,
+}
+
 /// Bounds of an engine; those of a worker where it says so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProxyLimits {

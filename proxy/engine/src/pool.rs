@@ -10,9 +10,9 @@ use std::{
     future::Future,
     io,
     pin::{Pin, pin},
-    rc::Rc,
+    rc::{Rc, Weak},
     sync::{Arc, atomic::Ordering::Relaxed},
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -33,6 +33,7 @@ use crate::{
     body::RequestBody,
     dial::Dialing,
     limits::ProxyLimits,
+    plain::wire::{self, Quiet},
     upstream::{ClusterConfig, ClusterCounters},
 };
 
@@ -65,6 +66,8 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) struct Pool {
     /// Idle ones, the one that was used last at the end.
     http1: RefCell<Vec<Idle>>,
+    /// The same, of the path of our own.
+    plain: RefCell<Vec<PlainConnection>>,
     http2: RefCell<Vec<Shared>>,
     /// Connections of HTTP/2 that are being made.
     dialing: Cell<usize>,
@@ -80,6 +83,16 @@ struct Idle {
     sender: http1::SendRequest<RequestBody>,
     since: Instant,
     served: u32,
+}
+
+/// A connection of HTTP/1 that the path of our own reads and writes itself.
+#[derive(Debug)]
+pub(crate) struct PlainConnection {
+    pub stream: TcpStream,
+    /// Requests that it has served.
+    pub served: u32,
+    since: Instant,
+    open: OpenConnection,
 }
 
 #[derive(Clone, Debug)]
@@ -127,9 +140,11 @@ impl Drop for Stream {
     }
 }
 
-/// Counts a connection of a pool and its cluster until its task ends.
+/// Counts a connection of a pool and its cluster until it ends.
+#[derive(Debug)]
 struct OpenConnection {
-    pool: Rc<Pool>,
+    /// Which has connections itself.
+    pool: Weak<Pool>,
     counters: Arc<ClusterCounters>,
 }
 
@@ -137,7 +152,7 @@ impl OpenConnection {
     fn new(pool: &Rc<Pool>, cluster: &ClusterConfig) -> Result<Self, ConnectFault> {
         let before = cluster.counters.connections.fetch_add(1, Relaxed);
         pool.connections.set(pool.connections.get() + 1);
-        let open = Self { pool: pool.clone(), counters: cluster.counters.clone() };
+        let open = Self { pool: Rc::downgrade(pool), counters: cluster.counters.clone() };
         if cluster.connections.is_some_and(|most| before >= most) {
             return Err(ConnectFault::TooMany);
         }
@@ -147,7 +162,9 @@ impl OpenConnection {
 
 impl Drop for OpenConnection {
     fn drop(&mut self) {
-        self.pool.connections.set(self.pool.connections.get() - 1);
+        if let Some(pool) = self.pool.upgrade() {
+            pool.connections.set(pool.connections.get() - 1);
+        }
         self.counters.connections.fetch_sub(1, Relaxed);
     }
 }
@@ -201,22 +218,43 @@ impl Pool {
         cluster: &ClusterConfig,
         limits: &ProxyLimits,
     ) -> Result<Connection, ConnectFault> {
+        self.connect_plain(dialing, cluster).await?.into_hyper(limits).await
+    }
+
+    /// Makes a connection of HTTP/1 for the path of our own.
+    pub(crate) async fn connect_plain(
+        self: &Rc<Self>,
+        dialing: Dialing<'_>,
+        cluster: &ClusterConfig,
+    ) -> Result<PlainConnection, ConnectFault> {
         let open = OpenConnection::new(self, cluster)?;
         let stream = dialed(dialing, cluster.connect_timeout).await?;
-        let mut builder = http1::Builder::new();
-        builder.max_buf_size(limits.head_bytes.max(64 << 10));
-        // As many as Envoy takes, or more.
-        if limits.headers > USUAL_HEADERS {
-            builder.max_headers(limits.headers);
-        }
-        let (sender, connection) = builder.handshake::<_, RequestBody>(TokioIo::new(stream)).await?;
-        spawn_local(async move {
-            let _open = open;
-            if let Err(error) = connection.with_upgrades().await {
-                tracing::debug!(%error, "a connection to an endpoint ended");
+        Ok(PlainConnection { stream, served: 0, since: Instant::now(), open })
+    }
+
+    /// A connection for the path of our own: an idle one that is silent, else `None`.
+    pub(crate) fn idle_plain(&self, idle_timeout: Duration) -> Option<PlainConnection> {
+        let mut idle = self.plain.borrow_mut();
+        while let Some(one) = idle.pop() {
+            if one.since.elapsed() < idle_timeout && one.is_silent() {
+                return Some(one);
             }
-        });
-        Ok(Connection::Http1 { sender, served: 0 })
+        }
+        None
+    }
+
+    /// Takes a connection of the path of our own back whose response is over.
+    pub(crate) fn give_back_plain(&self, mut one: PlainConnection, limits: &ProxyLimits, most_requests: u32) {
+        if most_requests > 0 && one.served >= most_requests {
+            return;
+        }
+        one.since = Instant::now();
+        let mut idle = self.plain.borrow_mut();
+        if idle.len() >= limits.idle_upstream {
+            // The one that waits longest is the likeliest to be closed by the server.
+            idle.remove(0);
+        }
+        idle.push(one);
     }
 
     /// Takes a connection of HTTP/1 back whose response is over.
@@ -337,6 +375,7 @@ impl Pool {
     /// Closes what has been idle for this long.
     pub(crate) fn close_idle(&self, idle_timeout: Duration) {
         self.http1.borrow_mut().retain(|one| !one.sender.is_closed() && one.since.elapsed() < idle_timeout);
+        self.plain.borrow_mut().retain(|one| one.since.elapsed() < idle_timeout && one.is_silent());
         self.http2.borrow_mut().retain(|one| {
             let is_idle = one.streams.get() == 0 && one.since.get().elapsed() >= idle_timeout;
             !one.sender.is_closed() && !is_idle
@@ -346,7 +385,34 @@ impl Pool {
     /// Closes what is idle now, and gives no connection out again that is in use.
     pub(crate) fn close(&self) {
         self.http1.borrow_mut().clear();
+        self.plain.borrow_mut().clear();
         self.http2.borrow_mut().clear();
+    }
+}
+
+impl PlainConnection {
+    /// True while the server has neither closed it nor said anything: what it says unasked is no response.
+    fn is_silent(&self) -> bool {
+        wire::poll_quiet(&self.stream, &mut Context::from_waker(Waker::noop())) == Quiet::Silent
+    }
+
+    /// Has hyper read and write it from now on.
+    pub(crate) async fn into_hyper(self, limits: &ProxyLimits) -> Result<Connection, ConnectFault> {
+        let Self { stream, served, open, .. } = self;
+        let mut builder = http1::Builder::new();
+        builder.max_buf_size(limits.head_bytes.max(64 << 10));
+        // As many as Envoy takes, or more.
+        if limits.headers > USUAL_HEADERS {
+            builder.max_headers(limits.headers);
+        }
+        let (sender, connection) = builder.handshake::<_, RequestBody>(TokioIo::new(stream)).await?;
+        spawn_local(async move {
+            let _open = open;
+            if let Err(error) = connection.with_upgrades().await {
+                tracing::debug!(%error, "a connection to an endpoint ended");
+            }
+        });
+        Ok(Connection::Http1 { sender, served })
     }
 }
 

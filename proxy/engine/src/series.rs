@@ -233,7 +233,12 @@ pub(crate) struct RequestRecord {
 
 impl RequestRecord {
     pub(crate) fn new(context: Rc<ClientContext>, is_grpc: bool) -> Self {
-        Self { context, began: Instant::now(), counts: None, is_grpc, class: 0 }
+        Self::since(context, is_grpc, Instant::now())
+    }
+
+    /// Of a request that has begun before.
+    pub(crate) fn since(context: Rc<ClientContext>, is_grpc: bool, began: Instant) -> Self {
+        Self { context, began, counts: None, is_grpc, class: 0 }
     }
 
     /// Says by which rule it is decided, and for which service it is.
@@ -244,8 +249,13 @@ impl RequestRecord {
 
     /// Says how it is answered.
     pub(crate) fn answered(&mut self, status: StatusCode, headers: &HeaderMap) {
-        self.class = usize::from(status.as_u16() / 100).min(CLASSES.len() - 1);
+        self.status(status);
         self.ended(headers);
+    }
+
+    /// Says with which code it is answered, where no status of gRPC counts instead.
+    pub(crate) fn status(&mut self, status: StatusCode) {
+        self.class = usize::from(status.as_u16() / 100).min(CLASSES.len() - 1);
     }
 
     /// Says what came in the end. Of gRPC this is the status.

@@ -34,8 +34,10 @@ use crate::{
     dial::{Dial, DialOrigin},
     downstream::ListenerConfig,
     hashing::hash_of_source,
-    limits::ProxyLimits,
+    limits::{Http1Path, ProxyLimits},
+    plain::{date::DateLine, wire::ReadBuffers},
     pool::Pool,
+    resting::Resting,
     series::{RequestSeries, SeriesRoom, SourceSeries, service_of_cluster},
     turns::Turns,
     upstream::ClusterConfig,
@@ -82,6 +84,10 @@ pub(crate) struct Worker {
     pub mirrors: Cell<usize>,
     pub series: RequestSeries,
     pub turns: Rc<Turns>,
+    pub http1: Http1Path,
+    pub buffers: Rc<ReadBuffers>,
+    pub date: DateLine,
+    pub resting: Resting,
     sources: RefCell<HashMap<DialOrigin, Arc<str>>>,
     source_hashes: RefCell<HashMap<DialOrigin, u64>>,
     random: RefCell<SmallRng>,
@@ -157,6 +163,7 @@ impl Worker {
         dial: Arc<dyn Dial>,
         stats: Arc<WorkerStats>,
         room: Arc<SeriesRoom>,
+        http1: Http1Path,
     ) -> Rc<Self> {
         let local_stats = stats.cluster(&NO_CLUSTER.into());
         let series = RequestSeries::new(room, stats.series.clone());
@@ -169,6 +176,10 @@ impl Worker {
             mirrors: Cell::new(0),
             series,
             turns: Rc::default(),
+            http1,
+            buffers: Rc::default(),
+            date: DateLine::default(),
+            resting: Resting::default(),
             sources: RefCell::default(),
             source_hashes: RefCell::default(),
             random: RefCell::new(SmallRng::from_os_rng()),
@@ -246,6 +257,7 @@ impl Worker {
     /// Serves until it is told to drain.
     pub(crate) async fn run(self: Rc<Self>, mut updates: mpsc::UnboundedReceiver<Update>) {
         let sweeper = spawn_local(self.clone().sweep());
+        let watcher = spawn_local(self.clone().watch_resting());
         let deadline = loop {
             match updates.recv().await {
                 Some(Update::Drain { deadline }) => break Instant::from_std(deadline),
@@ -258,6 +270,7 @@ impl Worker {
         for listener in self.listeners.borrow().values() {
             listener.drain.cancel();
         }
+        self.sweep_resting();
         let drained = async {
             while self.open.get() > 0 {
                 sleep(Duration::from_millis(5)).await;
@@ -268,6 +281,16 @@ impl Worker {
             () = sleep_until(deadline) => tracing::info!(left = self.open.get(), "connections are cut off"),
         }
         sweeper.abort();
+        watcher.abort();
+        // They know the worker, which knows them.
+        drop(self.resting.take_all(|_| true));
+    }
+
+    async fn watch_resting(self: Rc<Self>) {
+        let wake = |connection| self.wake(connection);
+        if let Err(error) = self.resting.watch(wake).await {
+            tracing::error!(%error, "idle connections can't be watched");
+        }
     }
 
     fn apply(self: &Rc<Self>, update: Update) {
@@ -277,6 +300,7 @@ impl Worker {
                 if let Some(listener) = self.listeners.borrow_mut().remove(&name) {
                     self.leave_address(&listener);
                     listener.drain.cancel();
+                    self.sweep_resting();
                 }
             }
             Update::Socket { listener: Some(listener), origin, socket } => {
@@ -359,9 +383,11 @@ impl Worker {
         loop {
             ticks.tick().await;
             self.series.tidy();
+            self.buffers.tidy();
             for origin in self.origins.borrow().values() {
                 origin.sweep(self.limits.head_time);
             }
+            self.sweep_resting();
             for cluster in self.clusters.borrow().values() {
                 let mut pools = cluster.shared.pools.borrow_mut();
                 pools.retain(|(_, address), pool| {

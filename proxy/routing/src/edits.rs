@@ -7,7 +7,7 @@ use slotmesh_xds::envoy::envoy::config::core::v3::{
 
 use crate::{
     field::{FieldPath, InvalidField, refuse_set},
-    head::HeaderLookup,
+    head::{HeaderChanges, HeaderLookup},
 };
 
 /// Headers that say where a message ends, or that are about the connection: changing them would change what the next
@@ -54,19 +54,22 @@ impl HeaderEdit {
         Ok(Self { remove, add: additions.into() })
     }
 
-    fn apply(&self, headers: &mut HeaderMap) {
+    fn apply(&self, headers: &mut impl HeaderChanges) {
         for name in &self.remove {
-            headers.remove(name);
+            headers.take_away(name);
+        }
+        if self.add.is_empty() {
+            return;
         }
         let mut due: Vec<&Addition> = Vec::with_capacity(self.add.len());
         due.extend(self.add.iter().filter(|addition| {
-            addition.where_there.is_none_or(|there| headers.contains_key(&addition.name) == there)
+            addition.where_there.is_none_or(|there| headers.has(&addition.name) == there)
         }));
         for addition in due.iter().filter(|addition| addition.overwrite) {
-            headers.insert(addition.name.clone(), addition.value.clone());
+            headers.set(addition.name.clone(), addition.value.clone());
         }
         for addition in due.iter().filter(|addition| !addition.overwrite) {
-            headers.append(addition.name.clone(), addition.value.clone());
+            headers.add(addition.name.clone(), addition.value.clone());
         }
     }
 
@@ -181,22 +184,22 @@ impl<'t> HeaderEdits<'t> {
     ///
     /// # Panics
     ///
-    /// Where there would be more than 24,000 headers.
-    pub fn apply(&self, headers: &mut HeaderMap) {
+    /// Where a map would get more than 24,000 headers.
+    pub fn apply(&self, headers: &mut impl HeaderChanges) {
         for edit in self.levels.iter().flatten() {
             edit.apply(headers);
         }
         for (name, value) in &self.set {
-            headers.insert(name.clone(), value.clone());
+            headers.set(name.clone(), value.clone());
         }
         for (name, value) in &self.added {
-            headers.append(name.clone(), value.clone());
+            headers.add(name.clone(), value.clone());
         }
         if let Some((name, value)) = &self.joined {
-            let mut all: Vec<&[u8]> = headers.get_all(name).iter().map(|value| value.as_bytes()).collect();
+            let mut all: Vec<&[u8]> = headers.values(name).collect();
             all.push(value.as_bytes());
             let all = HeaderValue::from_bytes(&all.join(&b',')).unwrap_or_else(|_| value.clone());
-            headers.insert(name.clone(), all);
+            headers.set(name.clone(), all);
         }
     }
 

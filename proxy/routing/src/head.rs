@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, net::IpAddr};
 
-use http::{HeaderMap, HeaderName, Method};
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 /// Headers of a request, however they are kept: parsed into a map, or still where they were received.
 pub trait HeaderLookup {
@@ -23,9 +23,47 @@ pub trait HeaderLookup {
     }
 }
 
+/// Headers of a message that can be changed, however they are kept.
+pub trait HeaderChanges: HeaderLookup {
+    /// True where there is a header of that name.
+    fn has(&self, name: &HeaderName) -> bool {
+        self.values(name).next().is_some()
+    }
+
+    /// Removes all headers of that name.
+    fn take_away(&mut self, name: &HeaderName);
+
+    /// Adds a header to those of its name.
+    fn add(&mut self, name: HeaderName, value: HeaderValue);
+
+    /// Sets a header in the place of all of its name.
+    fn set(&mut self, name: HeaderName, value: HeaderValue) {
+        self.take_away(&name);
+        self.add(name, value);
+    }
+}
+
 impl HeaderLookup for HeaderMap {
     fn values<'h>(&'h self, name: &'h HeaderName) -> impl Iterator<Item = &'h [u8]> {
         self.get_all(name).iter().map(|value| value.as_bytes())
+    }
+}
+
+impl HeaderChanges for HeaderMap {
+    fn has(&self, name: &HeaderName) -> bool {
+        self.contains_key(name)
+    }
+
+    fn take_away(&mut self, name: &HeaderName) {
+        self.remove(name);
+    }
+
+    fn add(&mut self, name: HeaderName, value: HeaderValue) {
+        self.append(name, value);
+    }
+
+    fn set(&mut self, name: HeaderName, value: HeaderValue) {
+        self.insert(name, value);
     }
 }
 
@@ -92,8 +130,6 @@ pub(crate) fn bare(path: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
-
     use super::*;
 
     fn head<'r>(path: &'r str, headers: &'r HeaderMap) -> RequestHead<'r, HeaderMap> {

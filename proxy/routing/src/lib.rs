@@ -37,7 +37,7 @@ pub use draws::Draws;
 pub use edits::HeaderEdits;
 pub use field::InvalidField;
 pub use forward::{ForwardRule, Forwarding, WeightedBackend};
-pub use head::{HeaderLookup, RequestHead};
+pub use head::{HeaderChanges, HeaderLookup, RequestHead};
 pub use mirror::MirrorTarget;
 pub use normalize::{EscapedSlashes, NormalizedPath, PathNormalization};
 pub use retry::{AttemptOutcome, RetryPolicy, RetryState};

@@ -50,7 +50,7 @@ use slotmesh_xds::{
 };
 use tokio::net::TcpStream;
 
-use crate::support::{Client, Endpoint, File, Proxy, soon, until};
+use crate::support::{Client, Endpoint, File, Proxy, options, soon, until};
 
 const POD: DialOrigin = DialOrigin(7);
 const WEB: Ipv4Addr = Ipv4Addr::new(127, 40, 50, 60);
@@ -64,7 +64,7 @@ struct Pod {
 
 impl Pod {
     fn start(limits: ProxyLimits) -> Self {
-        let options = EngineOptions { workers: 2, limits, bind: false, ..EngineOptions::default() };
+        let options = EngineOptions { workers: 2, limits, ..options() };
         let engine = ProxyEngine::start(options).expect("threads");
         let socket = std::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("a port");
         let port = socket.local_addr().expect("it is bound").port();

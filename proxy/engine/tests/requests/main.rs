@@ -1,6 +1,7 @@
 //! The engine as its clients and endpoints meet it: real sockets on loopback, bytes as they are on the wire.
 
 mod abuse;
+mod alike;
 mod dynamic;
 mod filters;
 mod http1;
@@ -9,3 +10,6 @@ mod metrics;
 mod support;
 mod tcp;
 mod upstream;
+
+/// Who serves HTTP/1 in these tests.
+const HTTP1: slotmesh_proxy::Http1Path = slotmesh_proxy::Http1Path::Own;

@@ -41,6 +41,11 @@ pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     .await;
 }
 
+/// Options of an engine whose sockets are handed over.
+pub fn options() -> EngineOptions {
+    EngineOptions { http1: crate::HTTP1, bind: false, ..EngineOptions::default() }
+}
+
 /// An engine with one listener, `web`.
 pub struct Proxy {
     pub engine: Option<ProxyEngine>,
@@ -55,7 +60,7 @@ impl Proxy {
 
     pub async fn with_limits(file: &str, limits: ProxyLimits) -> Self {
         // One worker: a test that counts connections knows who has them.
-        Self::with(file, EngineOptions { workers: 1, limits, bind: false, ..EngineOptions::default() }).await
+        Self::with(file, EngineOptions { workers: 1, limits, ..options() }).await
     }
 
     pub async fn with(file: &str, options: EngineOptions) -> Self {
@@ -164,20 +169,24 @@ impl Client {
         .await
     }
 
+    /// So many bytes.
+    pub async fn exactly(&mut self, count: usize) -> String {
+        soon("bytes", async {
+            while self.read.len() < count {
+                let some = self.stream.read_buf(&mut self.read).await.expect("bytes");
+                assert!(some > 0, "{count} bytes don't come");
+            }
+        })
+        .await;
+        String::from_utf8_lossy(&self.read.drain(..count).collect::<Vec<u8>>()).into_owned()
+    }
+
     /// The next answer: its head, and the body that its `content-length` says.
     pub async fn answer(&mut self) -> (String, String) {
         let head = self.until("\r\n\r\n").await.to_ascii_lowercase();
         let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
         let length: usize = length.map_or(0, |length| length.parse().expect("a number"));
-        soon("the body", async {
-            while self.read.len() < length {
-                let some = self.stream.read_buf(&mut self.read).await.expect("the body");
-                assert!(some > 0, "the body ends early");
-            }
-        })
-        .await;
-        let body: Vec<u8> = self.read.drain(..length).collect();
-        (head, String::from_utf8_lossy(&body).into_owned())
+        (head, self.exactly(length).await)
     }
 }
 

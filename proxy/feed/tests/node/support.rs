@@ -312,7 +312,13 @@ impl Node {
             listener_wait: Duration::from_secs(120),
             ..ProxyLimits::default()
         };
-        let options = EngineOptions { workers: 2, limits, dial: Arc::new(sockets.clone()), bind: false };
+        let options = EngineOptions {
+            workers: 2,
+            limits,
+            dial: Arc::new(sockets.clone()),
+            bind: false,
+            ..EngineOptions::default()
+        };
         let engine = Arc::new(ProxyEngine::start(options).unwrap());
         let sink = ResourceSink::new(engine.clone(), sockets);
         let stop = CancellationToken::new();
