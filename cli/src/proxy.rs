@@ -73,7 +73,7 @@ pub struct Proxy {
     workers: Option<NonZeroUsize>,
 
     /// Who serves HTTP/1.1: the path of our own, and hyper where a request isn't an ordinary one, or hyper alone
-    #[arg(long, env = "SLOTMESH_PROXY_HTTP1", value_enum, default_value_t = Http1Flag::Own, value_name = "PATH")]
+    #[arg(long, env = "SLOTMESH_PROXY_HTTP1", value_enum, default_value_t = Http1Flag::Hyper, value_name = "PATH")]
     http1: Http1Flag,
 
     /// Address of the admin interface, whose page / lists the others. Beyond loopback it answers /metrics, /readyz and

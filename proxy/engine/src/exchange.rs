@@ -112,7 +112,7 @@ pub(crate) struct AskedHead<'r, F> {
     pub is_upgrade: bool,
 }
 
-/// What becomes of a request.
+/// Outcome of a decision about a request.
 pub(crate) struct DecidedRequest<'t> {
     /// Name of the rule, if it has one.
     pub route: Option<&'t str>,

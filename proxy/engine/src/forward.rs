@@ -366,7 +366,9 @@ impl Attempts<'_> {
                     body = Some(back);
                     continue;
                 }
-                Err(AttemptFault::Ended { reused: true, .. }) if !repeated && self.is_repeatable() => {
+                Err(AttemptFault::Ended { reused: true, error, .. })
+                    if !repeated && !error.is_parse() && self.is_repeatable() =>
+                {
                     repeated = true;
                     self.count -= 1;
                     body = self.source.next();

@@ -35,9 +35,9 @@ mod exchange;
 mod fields;
 mod forward;
 mod framing;
-#[cfg(feature = "fuzz")]
-pub mod fuzz;
 mod hashing;
+#[cfg(feature = "fuzz")]
+pub mod http1_checks;
 mod inbound;
 mod limits;
 mod mirror;

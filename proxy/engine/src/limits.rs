@@ -6,9 +6,9 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Http1Path {
     /// The path of our own, and hyper from a request on that isn't ordinary.
-    #[default]
     Own,
     /// hyper alone.
+    #[default]
     Hyper,
 }
 

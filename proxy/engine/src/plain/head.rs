@@ -283,12 +283,14 @@ pub(crate) fn request(bytes: &[u8], most: usize) -> Option<OrdinaryRequest<'_>> 
                 fields.host = Some(number);
             }
             Some(Special::ContentLength) => {
-                if sized.replace(length(value)?).is_some() {
+                let before = sized.replace(length(value)?);
+                if before.is_some() {
                     return None;
                 }
             }
             Some(Special::TransferEncoding) => {
-                if std::mem::replace(&mut chunked, true) || !value.eq_ignore_ascii_case(b"chunked") {
+                let before = std::mem::replace(&mut chunked, true);
+                if before || !value.eq_ignore_ascii_case(b"chunked") {
                     return None;
                 }
             }
@@ -303,7 +305,8 @@ pub(crate) fn request(bytes: &[u8], most: usize) -> Option<OrdinaryRequest<'_>> 
             }
             Some(Special::ContentType) => {
                 // Its answer may be in trailers.
-                if value.get(..16).is_some_and(|start| start.eq_ignore_ascii_case(b"application/grpc")) {
+                let start = value.get(..16);
+                if start.is_some_and(|start| start.eq_ignore_ascii_case(b"application/grpc")) {
                     return None;
                 }
             }
@@ -346,12 +349,14 @@ pub(crate) fn response(
         let value = fields.value(line);
         match special(fields.name(line)) {
             Some(Special::ContentLength) => {
-                if sized.replace(length(value).ok_or(UnreadableResponse)?).is_some() {
+                let before = sized.replace(length(value).ok_or(UnreadableResponse)?);
+                if before.is_some() {
                     return Err(UnreadableResponse);
                 }
             }
             Some(Special::TransferEncoding) => {
-                if std::mem::replace(&mut chunked, true) || !value.eq_ignore_ascii_case(b"chunked") {
+                let before = std::mem::replace(&mut chunked, true);
+                if before || !value.eq_ignore_ascii_case(b"chunked") {
                     return Err(UnreadableResponse);
                 }
             }

@@ -13,12 +13,13 @@
 //! | `head`, `chunks` | pure: what bytes say |
 //! | `plan` | a request: decided as everywhere, and as it is sent |
 //! | this | a client's connection |
-//! | `relay` | its request at an endpoint, and the response |
+//! | `relay`, `bodies` | its request at an endpoint, the head of the response, and its body |
 //! | `wire`, `date` | buffers, timers; the date |
 //!
 //! Invariant: nothing of a request that isn't ordinary has had any effect here when hyper gets it, and it is decided there
 //! by the chance that was drawn here.
 
+mod bodies;
 pub(crate) mod chunks;
 pub(crate) mod date;
 pub(crate) mod head;
@@ -67,14 +68,20 @@ struct PlainClient<'c> {
     stream: TcpStream,
     received: Received,
     timer: DeadlineTimer,
-    /// What is written to the endpoint, and the head that is written to the client.
+    /// The request that is written to the endpoint, and the head that is written to the client.
     out: Vec<u8>,
     response_head: Vec<u8>,
     /// The client has sent something behind the request that is under way.
     spoke: bool,
 }
 
-/// Why a connection ends with a response.
+/// All that a request holds until its response is over: given back, and counted, before the last bytes go to the client.
+struct Held {
+    record: RequestRecord,
+    _share: Share,
+}
+
+/// Reasons for which a connection ends with a response.
 struct Closing<'s> {
     /// The client wants it to.
     asked: bool,
@@ -87,7 +94,7 @@ impl Closing<'_> {
     }
 }
 
-/// What follows a request.
+/// Next step after a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum AfterRequest {
     /// The next one.
@@ -204,9 +211,9 @@ impl PlainClient<'_> {
         let RequestPlan { route, delay, action, cluster, response, consumed, to_head, repeatable, close } =
             plan;
         self.received.consume(consumed);
-        let mut record = RequestRecord::since(context.clone(), false, began);
-        record.decided(route, cluster.as_ref().map_or(&http.service, |cluster| &cluster.service));
-        let share = Share::new(in_flight, permit);
+        let record = RequestRecord::since(context.clone(), false, began);
+        let mut held = Held { record, _share: Share::new(in_flight, permit) };
+        held.record.decided(route, cluster.as_ref().map_or(&http.service, |cluster| &cluster.service));
         if let Some(delay) = delay
             && !self.pause(delay.min(FOREVER)).await
         {
@@ -217,18 +224,17 @@ impl PlainClient<'_> {
             (RequestAction::Forward(forwarding), Some(cluster)) => {
                 let request =
                     Forwarded { http: &http, forwarding: &forwarding, cluster, began, to_head, repeatable };
-                self.forward(request, response, share, &mut record, &mut out, &closing).await
+                self.forward(request, response, held, &mut out, &closing).await
             }
             (RequestAction::Forward(forwarding), None) => {
                 let status = forwarding.rule.cluster_not_found;
                 let reply = Reply::new(status, "the cluster isn't known");
-                self.answer(reply, None, None, (to_head, closing.now()), &mut record, &mut out).await
+                self.answer(reply, None, None, (to_head, closing.now()), held, &mut out).await
             }
             (local, _) => {
                 let (reply, _) = exchange::local_reply(local)
                     .unwrap_or_else(|| (Reply::new(StatusCode::INTERNAL_SERVER_ERROR, ""), false));
-                self.answer(reply, Some(response), None, (to_head, closing.now()), &mut record, &mut out)
-                    .await
+                self.answer(reply, Some(response), None, (to_head, closing.now()), held, &mut out).await
             }
         };
         out.clear();
@@ -266,7 +272,7 @@ impl PlainClient<'_> {
         changes: Option<ResponseChanges<'_>>,
         stats: Option<&ClusterStats>,
         (to_head, close): (bool, bool),
-        record: &mut RequestRecord,
+        mut held: Held,
         out: &mut Vec<u8>,
     ) -> AfterRequest {
         let close = close || reply.close;
@@ -275,7 +281,8 @@ impl PlainClient<'_> {
             changes.apply(response.headers_mut());
         }
         stats.unwrap_or(&self.context.worker.local_stats).response(response.status().as_u16());
-        record.status(response.status());
+        held.record.status(response.status());
+        drop(held);
         out.clear();
         write_status(out, response.status(), response.status().canonical_reason().unwrap_or_default());
         write_map(out, response.headers());

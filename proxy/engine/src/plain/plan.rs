@@ -19,7 +19,7 @@ use crate::{
     worker::ClusterState,
 };
 
-/// What becomes of a request.
+/// Plan for a request.
 pub(super) struct RequestPlan<'t> {
     /// Name of the rule, if it has one.
     pub route: Option<&'t str>,

@@ -2,9 +2,6 @@
 //!
 //! All of the request is written already, so it can be sent again: where nothing of it was sent, or where its connection
 //! had been idle, the server closed it without a word and the method is idempotent.
-//!
-//! Invariant: a connection goes back to its pool only when its response has ended where the head said, with nothing
-//! behind it.
 
 use std::{
     future::{Future as _, poll_fn},
@@ -24,8 +21,8 @@ use slotmesh_routing::{Forwarding, HeaderChanges as _};
 use tokio::time::Instant;
 
 use super::{
-    AfterRequest, Closing, PlainClient, USUAL_HEAD,
-    chunks::ChunkFollower,
+    AfterRequest, Closing, Held, PlainClient, USUAL_HEAD,
+    bodies::Passed,
     head::{self, BodyLength, MOST_LINES, ResponseHead},
     wire::{Outgoing, Received},
     write_status,
@@ -33,11 +30,10 @@ use super::{
 use crate::{
     attempt::{AttemptFault, Busy, Target},
     downstream::HttpConfig,
-    exchange::{FOREVER, ResponseChanges, Share},
+    exchange::{FOREVER, ResponseChanges},
     forward::{self, UNSENT},
     pool::{PlainConnection, Pool, USUAL_HEADERS},
     reply::Reply,
-    series::RequestRecord,
     worker::ClusterState,
 };
 
@@ -53,16 +49,16 @@ pub(super) struct Forwarded<'f> {
 
 /// The times of a response.
 #[derive(Clone, Copy)]
-struct ResponseTimes {
+pub(super) struct ResponseTimes {
     /// When all of it has to be over.
-    limit: Option<Instant>,
+    pub limit: Option<Instant>,
     /// When its head has to be there.
     head: Option<Instant>,
     /// How long nothing may move.
-    idle: Option<Duration>,
+    pub idle: Option<Duration>,
 }
 
-/// Why there is no response.
+/// Reasons for which there is no response.
 enum NoResponse {
     Fault(AttemptFault),
     /// An answer that is made here instead.
@@ -73,14 +69,15 @@ enum NoResponse {
 }
 
 /// A response whose head is written, and where the rest of it comes from.
-struct Answering {
-    connection: PlainConnection,
-    pool: Rc<Pool>,
-    received: Received,
+pub(super) struct Answering {
+    /// There until it is given back.
+    pub connection: Option<PlainConnection>,
+    pub pool: Rc<Pool>,
+    pub received: Received,
     status: StatusCode,
-    length: BodyLength,
+    pub length: BodyLength,
     /// The connection can be used again when the body is over.
-    reusable: bool,
+    pub reusable: bool,
     /// The client has been told that its connection ends.
     close: bool,
     _busy: Busy,
@@ -103,30 +100,12 @@ struct HeadWritten {
     close: bool,
 }
 
-/// Next event of a response's body.
-enum Moved {
-    Bytes,
-    /// The endpoint has closed.
-    End,
-    /// The endpoint's connection is broken, or took too long.
-    Fault,
-    ClientGone,
-}
-
-/// Outcome of a response's body.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Passed {
-    Whole,
-    Fault,
-    ClientGone,
-}
-
 /// All of a request while it is asked for a response.
 struct Asking<'a, 'f> {
     request: &'a Forwarded<'f>,
     target: &'a Target,
     times: ResponseTimes,
-    /// What the endpoint gets.
+    /// The request as the endpoint gets it.
     sent: &'a [u8],
     closing: &'a Closing<'a>,
 }
@@ -151,7 +130,7 @@ impl ResponseTimes {
     }
 }
 
-fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+pub(super) fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
     match (one, other) {
         (Some(one), Some(other)) => Some(one.min(other)),
         (one, other) => one.or(other),
@@ -159,13 +138,12 @@ fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
 }
 
 impl PlainClient<'_> {
-    /// Sends the request in `out` to an endpoint, and its response to the client. `_share` is held meanwhile.
+    /// Sends the request in `out` to an endpoint, and its response to the client.
     pub(super) async fn forward(
         &mut self,
         request: Forwarded<'_>,
         changes: ResponseChanges<'_>,
-        _share: Share,
-        record: &mut RequestRecord,
+        mut held: Held,
         out: &mut Vec<u8>,
         closing: &Closing<'_>,
     ) -> AfterRequest {
@@ -200,13 +178,14 @@ impl PlainClient<'_> {
                     }
                 };
                 let manner = (request.to_head, closing.now());
-                return self.answer(reply, None, Some(&stats), manner, record, out).await;
+                drop(active);
+                return self.answer(reply, None, Some(&stats), manner, held, out).await;
             }
         };
         stats.response(answering.status.as_u16());
-        record.status(answering.status);
+        held.record.status(answering.status);
         let close = answering.close;
-        let passed = self.pass(answering, &target, times, &mut answer).await;
+        let passed = self.pass(answering, &target, times, &mut answer, (held, active)).await;
         answer.clear();
         answer.shrink_to(USUAL_HEAD);
         self.response_head = answer;
@@ -271,6 +250,7 @@ impl PlainClient<'_> {
             cluster.stats.resets.one_more();
         }
         let HeadWritten { status, length, reusable, close } = headed?;
+        let connection = Some(connection);
         Ok(Answering { connection, pool, received, status, length, reusable, close, _busy: busy })
     }
 
@@ -361,7 +341,7 @@ impl PlainClient<'_> {
         changes: &mut Option<ResponseChanges<'_>>,
         answer: &mut Vec<u8>,
     ) -> Result<Option<HeadProgress>, NoResponse> {
-        let most = self.context.worker.limits.headers.max(USUAL_HEADERS).min(MOST_LINES);
+        let most = self.context.worker.limits.headers.clamp(USUAL_HEADERS, MOST_LINES);
         let read = match head::response(bytes, asking.request.to_head, most) {
             Ok(Some(read)) => read,
             Ok(None) => return Ok(Some(HeadProgress::Partial)),
@@ -392,152 +372,5 @@ impl PlainClient<'_> {
         let close = asking.closing.now();
         self.end_head(answer, fields.has(&DATE), close);
         Ok(Some(HeadProgress::Whole(head, HeadWritten { status, length, reusable, close })))
-    }
-
-    /// Sends a response to the client, and keeps the connection to the endpoint where it can be used again.
-    async fn pass(
-        &mut self,
-        mut answering: Answering,
-        target: &Target,
-        times: ResponseTimes,
-        answer: &mut Vec<u8>,
-    ) -> Passed {
-        let passed = match answering.length {
-            BodyLength::None => self.send_until(Outgoing::new([answer, &[], &[]]), times).await,
-            BodyLength::Sized(length) => self.pass_sized(&mut answering, length, times, answer).await,
-            BodyLength::Chunked => self.pass_chunks(&mut answering, times, answer).await,
-            BodyLength::UntilClose => self.pass_rest(&mut answering, times, answer).await,
-        };
-        let Answering { connection, pool, received, reusable, .. } = answering;
-        if passed == Passed::Whole && reusable && received.is_empty() {
-            let most = target.cluster.config.requests_per_connection;
-            pool.give_back_plain(connection, &target.worker.limits, most);
-        }
-        passed
-    }
-
-    async fn send_until(&mut self, outgoing: Outgoing<'_>, times: ResponseTimes) -> Passed {
-        if self.send(outgoing, times.limit).await { Passed::Whole } else { Passed::ClientGone }
-    }
-
-    async fn pass_sized(
-        &mut self,
-        answering: &mut Answering,
-        length: u64,
-        times: ResponseTimes,
-        head: &[u8],
-    ) -> Passed {
-        let mut left = length;
-        let mut head = head;
-        loop {
-            let bytes = answering.received.bytes();
-            let some = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
-            let sent = self.send_until(Outgoing::new([head, &bytes[..some], &[]]), times).await;
-            if sent != Passed::Whole {
-                return sent;
-            }
-            head = &[];
-            left -= some as u64;
-            answering.received.consume(some);
-            if left == 0 {
-                return Passed::Whole;
-            }
-            match self.moved(answering, times).await {
-                Moved::Bytes => {}
-                Moved::End | Moved::Fault => return Passed::Fault,
-                Moved::ClientGone => return Passed::ClientGone,
-            }
-        }
-    }
-
-    async fn pass_chunks(&mut self, answering: &mut Answering, times: ResponseTimes, head: &[u8]) -> Passed {
-        let mut chunks = ChunkFollower::new();
-        let mut head = head;
-        let mut gathered = Vec::new();
-        loop {
-            let bytes = answering.received.bytes();
-            // One range, unless something is left out.
-            let mut first = None;
-            gathered.clear();
-            let followed = chunks.follow(bytes, |range| match &first {
-                None => first = Some(range),
-                Some(before) => {
-                    if gathered.is_empty() {
-                        gathered.extend_from_slice(&bytes[before.clone()]);
-                    }
-                    gathered.extend_from_slice(&bytes[range]);
-                }
-            });
-            let Ok(followed) = followed else { return Passed::Fault };
-            let passed = match gathered.as_slice() {
-                [] => first.map_or(&[][..], |range| &bytes[range]),
-                gathered => gathered,
-            };
-            let sent = self.send_until(Outgoing::new([head, passed, &[]]), times).await;
-            if sent != Passed::Whole {
-                return sent;
-            }
-            head = &[];
-            answering.received.consume(followed);
-            if chunks.is_over() {
-                return Passed::Whole;
-            }
-            match self.moved(answering, times).await {
-                Moved::Bytes => {}
-                Moved::End | Moved::Fault => return Passed::Fault,
-                Moved::ClientGone => return Passed::ClientGone,
-            }
-        }
-    }
-
-    /// Passes a body that ends with its connection, in chunks.
-    async fn pass_rest(
-        &mut self,
-        answering: &mut Answering,
-        times: ResponseTimes,
-        head: &mut Vec<u8>,
-    ) -> Passed {
-        loop {
-            let bytes = answering.received.bytes();
-            let mut end: &[u8] = b"";
-            if !bytes.is_empty() {
-                head.extend_from_slice(format!("{:x}\r\n", bytes.len()).as_bytes());
-                end = b"\r\n";
-            }
-            let sent = self.send_until(Outgoing::new([head, bytes, end]), times).await;
-            if sent != Passed::Whole {
-                return sent;
-            }
-            head.clear();
-            answering.received.consume(answering.received.bytes().len());
-            match self.moved(answering, times).await {
-                Moved::Bytes => {}
-                Moved::End => return self.send_until(Outgoing::new([b"0\r\n\r\n", &[], &[]]), times).await,
-                Moved::Fault => return Passed::Fault,
-                Moved::ClientGone => return Passed::ClientGone,
-            }
-        }
-    }
-
-    /// Waits for more of a response.
-    async fn moved(&mut self, answering: &mut Answering, times: ResponseTimes) -> Moved {
-        // Set where it is waited for: what is there already costs no look at the clock.
-        let mut until = None;
-        poll_fn(|context| {
-            match answering.received.poll_read(&mut answering.connection.stream, context) {
-                Poll::Ready(Ok(1..)) => return Poll::Ready(Moved::Bytes),
-                Poll::Ready(Ok(0)) => return Poll::Ready(Moved::End),
-                Poll::Ready(Err(_)) => return Poll::Ready(Moved::Fault),
-                Poll::Pending => {}
-            }
-            if self.is_gone(context) {
-                return Poll::Ready(Moved::ClientGone);
-            }
-            let until = *until.get_or_insert_with(|| {
-                earlier(times.limit, times.idle.map(|idle| Instant::now() + idle.min(FOREVER)))
-            });
-            self.timer.poll(context, until).map(|()| Moved::Fault)
-        })
-        .await
     }
 }

@@ -1,4 +1,4 @@
-//! What the path of our own takes for a request, against hyper: where it reads one, hyper reads the same.
+//! Requests as the path of our own reads them, against hyper: where it reads one, hyper reads the same.
 
 use std::{cell::RefCell, convert::Infallible, rc::Rc, time::Duration};
 
@@ -156,7 +156,7 @@ fn a_response_says_how_it_ends() {
     }
 }
 
-/// What is passed on of a body that comes in pieces, and the bytes that are of it.
+/// Bytes that are passed on of a body that comes in pieces, and the bytes that are of it.
 fn follow(pieces: &[&[u8]]) -> Result<(Vec<u8>, usize, bool), BadChunk> {
     let mut chunks = ChunkFollower::new();
     let (mut passed, mut sum) = (Vec::new(), 0);

@@ -1,4 +1,4 @@
-//! What waiting costs nothing for: buffers that belong to the thread, and one timer a connection.
+//! Buffers that belong to the thread, and one timer a connection: waiting costs next to nothing.
 
 use std::{
     cell::RefCell,

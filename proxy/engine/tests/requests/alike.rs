@@ -10,7 +10,7 @@ use slotmesh_proxy::{EngineOptions, Http1Path};
 
 use crate::support::{Client, Endpoint, File, Proxy, options};
 
-/// What is told of a message: its first line, its fields in small letters, its body.
+/// A message as it is compared: its first line, its fields in small letters, its body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Message {
     line: String,
@@ -37,16 +37,18 @@ async fn message(client: &mut Client, has_body: bool) -> Message {
         fields.insert(format!("{name}: {value}"));
     }
     let mut body = String::new();
-    while has_body && chunked {
-        let size = client.until("\r\n").await;
-        let size = size.trim_end().split(';').next().unwrap_or_default();
-        let size = usize::from_str_radix(size, 16).expect("a size");
-        if size == 0 {
-            while client.until("\r\n").await != "\r\n" {}
-            break;
+    if has_body && chunked {
+        loop {
+            let size = client.until("\r\n").await;
+            let size = size.trim_end().split(';').next().unwrap_or_default();
+            let size = usize::from_str_radix(size, 16).expect("a size");
+            if size == 0 {
+                while client.until("\r\n").await != "\r\n" {}
+                break;
+            }
+            body += &client.exactly(size).await;
+            assert_eq!(client.until("\r\n").await, "\r\n");
         }
-        body += &client.exactly(size).await;
-        assert_eq!(client.until("\r\n").await, "\r\n");
     }
     if has_body && !chunked {
         body = client.exactly(length).await;
