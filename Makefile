@@ -45,6 +45,7 @@ stress: root ebpf control-plane ## Look for rare mistakes: 10^8 reads, 10^5 worl
 	SLOTMESH_KILLS=1000 cargo test -p slotmesh-e2e --locked --test be_killed_at_any_instant -- --nocapture
 
 e2e: root ebpf control-plane ## Run the end-to-end scenarios, on one agent and on a cluster (part of `test`; root)
+	@$(XTASK) gateway-conformance
 	cargo build -p slotmesh -p slotmesh-next -p slotmesh-cluster -p slotmesh-e2e --locked
 	cargo test -p slotmesh-cluster -p slotmesh-e2e --locked
 

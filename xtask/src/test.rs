@@ -11,17 +11,18 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::cmd::{host_cargo, run as run_command};
 use crate::workspace::Workspace;
-use crate::{control_plane, ebpf, envoy, proofs};
+use crate::{control_plane, ebpf, envoy, gateway_conformance, proofs};
 
 /// How long each fuzzer runs.
 const FUZZ_SECONDS: u32 = 10;
 
 type Part = (&'static str, fn(&Workspace) -> Result<()>);
 
-const PARTS: [Part; 8] = [
+const PARTS: [Part; 9] = [
     ("eBPF programs", ebpf::run),
     ("control plane", control_plane::run),
     ("Envoy", envoy::run),
+    ("Gateway API's tests", gateway_conformance::run),
     ("build of the tests", |workspace| run_command(cargo_test(workspace).arg("--no-run"))),
     ("loom", proofs::loom),
     ("address sanitizer", proofs::asan),
@@ -62,9 +63,9 @@ fn table(took: &[(&str, Duration)], well: bool) -> String {
     let sum: Duration = took.iter().map(|(_, duration)| *duration).sum();
     for (i, (name, duration)) in took.iter().enumerate() {
         let failed = if well || i + 1 < took.len() { "" } else { "  FAILED" };
-        text += &format!("  {name:<18} {:>7.1} s{failed}\n", duration.as_secs_f32());
+        text += &format!("  {name:<19} {:>7.1} s{failed}\n", duration.as_secs_f32());
     }
-    text + &format!("  {:<18} {:>7.1} s\n", "all", sum.as_secs_f32())
+    text + &format!("  {:<19} {:>7.1} s\n", "all", sum.as_secs_f32())
 }
 
 /// `cargo test` for the whole workspace.
