@@ -5,6 +5,7 @@
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    process::{Command, Stdio},
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -12,6 +13,8 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 use socket2::Socket;
+
+use crate::{cgroup::Cgroup, names::binary};
 
 /// How long an answer may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -237,6 +240,26 @@ impl HttpClient {
         let headers = headers.into_iter().map(|(name, value)| (name, Value::from(value))).collect();
         Ok(HttpAnswer { status, headers, seen, fault: String::new() })
     }
+}
+
+/// The answers that a process in `cgroup` gets at `to`: it runs `http ask` with `arguments` and makes its socket there.
+///
+/// # Errors
+/// When the program is missing or fails. A request that fails is an answer with a fault.
+pub fn ask_from(cgroup: &Cgroup, to: SocketAddr, arguments: &[&str]) -> Result<Vec<HttpAnswer>> {
+    let mut client = Command::new(binary("slotmesh-e2e", "http")?)
+        .args(["ask", "--held", &to.to_string()])
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .context("start a client")?;
+    cgroup.add(client.id())?;
+    client.stdin.take().context("its input is piped")?.write_all(b"go\n")?;
+    let output = client.wait_with_output()?;
+    ensure!(output.status.success(), "the client ended with {}", output.status);
+    String::from_utf8(output.stdout)?.lines().map(HttpAnswer::parse).collect()
 }
 
 #[cfg(test)]

@@ -1,15 +1,11 @@
 //! A user of `slotmesh up --proxy` routes requests: by header, path and weight, on one machine and without a cluster.
 
-use std::io::Write as _;
-use std::process::{Command, Stdio};
-
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use slotmesh_e2e::{
-    HttpAnswer, HttpBackend, Mesh, isolated,
+    HttpAnswer, HttpBackend, Mesh, http, isolated,
     manifests::{service, slice},
     mesh::at,
-    names::binary,
     stats, wait,
 };
 
@@ -41,18 +37,7 @@ fn to(backends: &[(&str, u32)]) -> Value {
 
 /// The answers that the workload gets, on one connection as long as that lasts.
 fn ask(mesh: &Mesh, arguments: &[&str]) -> Result<Vec<HttpAnswer>> {
-    let mut client = Command::new(binary("slotmesh-e2e", "http")?)
-        .args(["ask", "--held", &at(VIP, 80).to_string()])
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("start a client")?;
-    mesh.cgroup.add(client.id())?;
-    client.stdin.take().context("its input is piped")?.write_all(b"go\n")?;
-    let output = client.wait_with_output()?;
-    ensure!(output.status.success(), "the client ended with {}", output.status);
-    String::from_utf8(output.stdout)?.lines().map(HttpAnswer::parse).collect()
+    http::ask_from(&mesh.cgroup, at(VIP, 80), arguments)
 }
 
 /// Waits until a request is answered so.

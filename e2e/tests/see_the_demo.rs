@@ -72,6 +72,7 @@ fn to_its_end() {
             "50 %",
             "4,000  100.0 %",
             "getpeername says 10.96.0.13:80",
+            "800  100.0 %",
             "SLOT BYTES",
             "Nothing is left behind",
         ] {
@@ -85,7 +86,7 @@ fn to_its_end() {
 #[test]
 fn and_leaves_by_ctrl_c() {
     isolated(|| {
-        for after in ["1. The shop", "ready after", "50/50", "remove reviews-v2.yaml"] {
+        for after in ["1. The shop", "ready after", "50/50", "remove reviews-v2.yaml", "add testers.yaml"] {
             let mut demo = Demo::start(20_000)?;
             let mut lines = BufReader::new(demo.0.stdout.take().context("it is piped")?);
             let mut line = String::new();

@@ -12,6 +12,7 @@
 
 mod left;
 mod pods;
+mod requests;
 mod show;
 
 use std::{
@@ -55,14 +56,15 @@ struct Args {
 }
 
 /// The pods; their ids are their places here, from 1.
-const PODS: [Spec; 7] = [
-    Spec { name: "reviews-v1-0", ip: "10.244.4.1", ports: &[8080] },
-    Spec { name: "reviews-v1-1", ip: "10.244.4.2", ports: &[8080] },
-    Spec { name: "reviews-v2-0", ip: "10.244.4.3", ports: &[8080] },
-    Spec { name: "reviews-v3-0", ip: "10.244.4.4", ports: &[8080] },
-    Spec { name: "web-0", ip: "10.244.1.1", ports: &[8080] },
-    Spec { name: "details-0", ip: "10.244.2.1", ports: &[8080] },
-    Spec { name: "ratings-0", ip: "10.244.3.1", ports: &[8080, 9001] },
+const PODS: [Spec; 8] = [
+    Spec { name: "reviews-v1-0", ip: "10.244.4.1", ports: &[8080], http: &[] },
+    Spec { name: "reviews-v1-1", ip: "10.244.4.2", ports: &[8080], http: &[] },
+    Spec { name: "reviews-v2-0", ip: "10.244.4.3", ports: &[8080], http: &[] },
+    Spec { name: "reviews-v3-0", ip: "10.244.4.4", ports: &[8080], http: &[] },
+    Spec { name: "web-0", ip: "10.244.1.1", ports: &[8080], http: &[] },
+    Spec { name: "ratings-0", ip: "10.244.3.1", ports: &[8080, 9001], http: &[] },
+    Spec { name: "details-0", ip: "10.244.2.1", ports: &[], http: &[(8080, "v1")] },
+    Spec { name: "details-v2-0", ip: "10.244.2.2", ports: &[], http: &[(8080, "v2")] },
 ];
 /// The ids of the pods of each version of reviews.
 const VERSIONS: [(&str, &[u16]); 3] = [("v1", &[1, 2]), ("v2", &[3]), ("v3", &[4])];
@@ -126,6 +128,8 @@ struct Demo {
     pods: Vec<Option<Pod>>,
     cgroup: Cgroup,
     manifests: ManifestDir,
+    /// What the manifests are a copy of.
+    shop: PathBuf,
     _pin_root: PinRoot,
     connections: u64,
 }
@@ -158,7 +162,10 @@ fn shop(args: &Args) -> Result<()> {
     demo.count(&[100, 0, 0])?;
     demo.end_load()?;
 
-    step(5, "The slot table (`slotmesh slots`)");
+    step(5, "A canary by header: `slotmesh up --proxy` routes each request");
+    demo.by_header()?;
+
+    step(6, "The slot table (`slotmesh slots`)");
     demo.slots()?;
     demo.stop()
 }
@@ -183,16 +190,19 @@ impl Demo {
             pods.push(Some(pod));
         }
         println!("   {} pods, each a server in a network namespace of its own", pods.len());
-        println!("   4 services by their cluster IPs: web, details, ratings, reviews (v1: 2 pods, v2, v3)");
+        println!(
+            "   4 services by their cluster IPs: web, ratings, reviews (v1: 2 pods, v2, v3), details (HTTP)"
+        );
         println!("   clients: processes in the cgroup {}", cgroup.path().display());
         let mut spec = UpSpec::new(manifests.path(), pin_root.path(), &cgroup);
         spec.workloads = vec![("shop/client".to_owned(), cgroup.path().to_owned())];
+        spec.args.push("--proxy".to_owned());
         let began = Instant::now();
         let mut up = spec.start()?;
         made(|made| made.processes.insert(up.pid()));
         up.wait_ready()?;
         println!(
-            "   slotmesh up --manifests … --workload shop/client=…: ready after {} ms",
+            "   slotmesh up --proxy --manifests … --workload shop/client=…: ready after {} ms",
             began.elapsed().as_millis()
         );
         ensure!(up.reports()?.is_empty(), "the shop's manifests are reported: {:?}", up.reports()?);
@@ -202,6 +212,7 @@ impl Demo {
             pods,
             cgroup,
             manifests,
+            shop: args.shop.clone(),
             _pin_root: pin_root,
             connections: args.connections,
         };
@@ -272,9 +283,8 @@ impl Demo {
         let mut told = Vec::new();
         for (name, to, id) in [
             ("web", "10.96.0.10:80", 5),
-            ("details", "10.96.0.11:80", 6),
-            ("ratings", "10.96.0.12:80", 7),
-            ("its port 9000", "10.96.0.12:9000", 7),
+            ("ratings", "10.96.0.12:80", 6),
+            ("its port 9000", "10.96.0.12:9000", 6),
         ] {
             let log = self.connect(to.parse()?, COUNT)?;
             log.expect_all(COUNT as usize)?;
@@ -333,7 +343,10 @@ impl Demo {
         let agent = self.agent()?;
         let before = agent.metrics()?;
         let saved = Instant::now();
-        agent.published(published, change)?;
+        change()?;
+        wait::until_true(&format!("a flush of a {published}"), || {
+            Ok(agent.metrics()?.flushes(published) > before.flushes(published))
+        })?;
         let seen = saved.elapsed();
         show::flushes(&before, &settled(agent)?, seen);
         Ok(())

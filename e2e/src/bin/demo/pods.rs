@@ -9,13 +9,14 @@
 
 use std::{
     fs,
+    net::SocketAddr,
     sync::mpsc::{self, Receiver, Sender},
     thread::{self, JoinHandle},
 };
 
 use anyhow::{Context as _, Result, anyhow};
 use nix::unistd::gettid;
-use slotmesh_e2e::{Backends, net};
+use slotmesh_e2e::{Backends, HttpBackend, net};
 
 /// The clients' end of every veth pair.
 const GATEWAY: &str = "10.244.0.1";
@@ -27,8 +28,10 @@ pub struct Spec {
     pub name: &'static str,
     /// Its address.
     pub ip: &'static str,
-    /// Its ports.
+    /// Its ports, each of which tells a connection who answers.
     pub ports: &'static [u16],
+    /// Its ports of HTTP, and what it calls itself there.
+    pub http: &'static [(u16, &'static str)],
 }
 
 /// A pod that runs. It ends when this is dropped.
@@ -97,6 +100,10 @@ fn run(spec: Spec, id: u16, said: &Sender<(i32, String)>, go_on: &Receiver<()>) 
     let mut servers = Backends::new();
     for port in spec.ports {
         servers.open(&format!("{}:{port}", spec.ip), id)?;
+    }
+    let mut web = Vec::new();
+    for (port, name) in spec.http {
+        web.push(HttpBackend::start(SocketAddr::new(spec.ip.parse()?, *port), |_| (*name).to_owned())?);
     }
     said.send(me)?;
     // Until the other end is dropped.

@@ -16,6 +16,11 @@ pub fn thousands(number: usize) -> String {
 
 /// Where the connections went, against what was asked for: `versions` with weight and name.
 pub fn split(log: &Log, versions: &[(&str, u32, u64)]) {
+    share(log.len(), versions);
+}
+
+/// Who answered how many of `all`, against what was asked for: `versions` with weight and name.
+pub fn share(all: usize, versions: &[(&str, u32, u64)]) {
     let total: u64 = versions.iter().map(|(.., count)| count).sum();
     println!("             asked   counted");
     for (name, weight, count) in versions {
@@ -25,7 +30,7 @@ pub fn split(log: &Log, versions: &[(&str, u32, u64)]) {
         let line = format!("      {name:<5} {weight:>4} %   {count:>7}  {:>5.1} %  {bar}", share * 100.0);
         println!("{}", line.trim_end());
     }
-    let failed = log.len() - total as usize;
+    let failed = all - total as usize;
     let chosen: Vec<_> = versions.iter().filter(|(_, weight, _)| *weight > 0).collect();
     let counts: Vec<_> = chosen.iter().map(|(.., count)| *count).collect();
     let weights: Vec<_> = chosen.iter().map(|(_, weight, _)| *weight).collect();
