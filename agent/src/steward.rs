@@ -10,6 +10,8 @@
 //!   [`AWAY`]; else they go where the rule for every request says.
 //! - What an earlier agent entered stays until all pods are named and each has been looked at; then what belongs to none
 //!   goes, from the map and from the broker.
+//! - The listener of a pod outlives its broker: connections that are made while there is none wait in it for the next
+//!   proxy.
 //! - What the broker answers is checked: the namespace is the one that was asked for.
 //!
 //! It runs on a thread of its own, which may wait for the broker; no update waits for it.
@@ -17,7 +19,7 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     io,
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::PathBuf,
     sync::Arc,
     thread::JoinHandle,
@@ -118,6 +120,8 @@ struct Pod {
 /// A pod's place at the broker.
 struct Place {
     cookie: u64,
+    /// The listener there: the next broker gets it, and connections wait in it while there is none.
+    listener: OwnedFd,
     port: u16,
     /// The name and the version by which proxies know it.
     name: ResourceName,
@@ -152,7 +156,10 @@ impl Steward {
         stop: CancellationToken,
     ) {
         let mut is_changed = true;
-        while !stop.is_cancelled() {
+        loop {
+            if stop.is_cancelled() {
+                return self.leave();
+            }
             if is_changed {
                 self.take(attached.now());
             }
@@ -163,13 +170,23 @@ impl Steward {
             self.enter(&acknowledged.borrow_and_update());
             is_changed = tokio::select! {
                 biased;
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => return self.leave(),
                 () = attached.changed() => true,
                 // Whoever told of them has ended: then nothing changes any more.
                 Ok(()) = acknowledged.changed() => false,
                 Ok(()) = synced.changed() => false,
                 () = sleep(next) => false,
             };
+        }
+    }
+
+    /// Ends. Connections go on to the proxies that there are; where no broker keeps their listeners, these end with us.
+    fn leave(&mut self) {
+        if self.broker.as_ref().is_some_and(Counterpart::is_open) {
+            return;
+        }
+        for place in self.pods.values_mut().filter_map(|pod| pod.place.as_mut()) {
+            set(&self.running, place, None);
         }
     }
 
@@ -305,12 +322,14 @@ impl Steward {
             // It was made again, with a namespace of its own.
             set(&self.running, place, None);
         }
-        let (socket, port) = match enrol(broker, &key, cookie) {
+        let kept = pod.place.as_ref().filter(|place| place.cookie == cookie);
+        let kept = kept.map(|place| place.listener.as_fd());
+        let (listener, port) = match enrol(broker, &key, cookie, kept) {
             Ok(enrolled) => enrolled,
             Err(AskError::Failed(why)) => return pod.later(FAILED, why),
             Err(error) => return self.lost(&error),
         };
-        if socket != cookie {
+        if netns_cookie(listener.as_fd()).ok() != Some(cookie) {
             return pod.later(LOOK, "the socket broker has another network namespace".to_owned());
         }
         let served = Named { proxy_port: port.into(), ..message.clone() };
@@ -324,7 +343,7 @@ impl Steward {
         if known.is_none_or(|known| known.version != version) {
             self.proxied.serve(&served);
         }
-        pod.place = Some(Place { cookie, port, name, version, entered });
+        pod.place = Some(Place { cookie, listener, port, name, version, entered });
         pod.is_enrolled = true;
         pod.later((RECHECK, RECHECK), String::new());
         tracing::debug!(pod = %pod.attached.workload, port, "has a listener for the proxy");
@@ -379,15 +398,17 @@ impl Pod {
     }
 }
 
-/// Enrols a namespace; the cookie of the one that the broker has under this key, and the port of its listener.
-fn enrol(broker: &Counterpart, key: &Key, cookie: u64) -> Result<(u64, u16), AskError> {
-    let ask = || {
-        let (socket, port) = broker.enrol(key, &NamespaceAt::Cookie(cookie))?;
-        Ok::<_, AskError>((netns_cookie(socket.as_fd())?, port))
-    };
-    let (found, port) = ask()?;
-    if found == cookie {
-        return Ok((found, port));
+/// Enrols a namespace: the listener that the broker has under this key, and its port.
+fn enrol(
+    broker: &Counterpart,
+    key: &Key,
+    cookie: u64,
+    kept: Option<BorrowedFd<'_>>,
+) -> Result<(OwnedFd, u16), AskError> {
+    let ask = || broker.enrol(key, &NamespaceAt::Cookie(cookie), kept);
+    let found = ask()?;
+    if netns_cookie(found.0.as_fd())? == cookie {
+        return Ok(found);
     }
     // That which the pod had before.
     broker.release(key)?;

@@ -155,7 +155,7 @@ async fn attend(
     let key = Key::new(KEY).context("a key")?;
     let own = NamespaceAt::Process(std::process::id());
     let broker = Counterpart::connect(steward).context("the broker can't be reached")?;
-    let (socket, port) = tokio::task::block_in_place(|| broker.enrol(&key, &own))?;
+    let (socket, port) = tokio::task::block_in_place(|| broker.enrol(&key, &own, None))?;
     let (namespace, name) = source.unwrap_or_default();
     let workload =
         Workload { uid: KEY.to_owned(), namespace, name, proxy_port: port.into(), ..Workload::default() };

@@ -65,12 +65,12 @@ fn agent_and_proxy_meet_the_broker_at_its_sockets_and_its_successor_in_the_same_
         // What the one before has left there refuses.
         let steward = connect(dir.path().join("steward"));
         let own = NamespaceAt::Process(std::process::id());
-        let (_, port) = steward.enrol(&key, &own).expect("it is this one's own");
+        let (_, port) = steward.enrol(&key, &own, None).expect("it is this one's own");
         let proxy = connect(dir.path().join("proxy"));
         let (_, listening) = proxy.listener(&key).expect("the namespace is enrolled");
         assert_eq!(listening, port);
         assert_eq!(proxy.sockets(&key, SocketFamily::V6, 2).expect("it gives some").len(), 2);
-        assert!(proxy.enrol(&key, &own).is_err(), "a proxy names no namespaces");
+        assert!(proxy.enrol(&key, &own, None).is_err(), "a proxy names no namespaces");
         for (name, group) in [("steward", None), ("proxy", Some(65_532))] {
             let found = fs::metadata(dir.path().join(name)).expect("it is there");
             assert_eq!(found.permissions().mode() & 0o777, 0o660, "{name}");

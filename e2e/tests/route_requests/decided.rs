@@ -1,16 +1,11 @@
 //! Each request follows its own route, whatever connection it is on.
 
-use std::{
-    io::{Read as _, Write as _},
-    process::Stdio,
-};
-
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use slotmesh_cluster::{Cluster, scenarios::Story, wait};
 use slotmesh_e2e::{HttpAnswer, stats};
 
-use crate::world::{SHOP, address, ask, ask_one, route, until_answered};
+use crate::world::{Load, SHOP, ask, ask_one, route, until_answered};
 
 /// So many that a split which is off by ten percent is always seen.
 const REQUESTS: usize = 600;
@@ -110,15 +105,7 @@ pub fn changes(cluster: &mut Cluster) -> Story<'_> {
         cluster.apply(&all_to("web-v1"))?;
         let pod = cluster.ready(SHOP, "near").await?;
         until_answered(cluster, &pod, "v1 to answer", &["/split"], |answer| answer.by() == "v1").await?;
-        let to = address(cluster)?;
-        let load = ["/http", "ask", &to, "--on", "--gap", "2", "/split"];
-        let mut exec = cluster.exec_command(&pod, "main", &load).await?;
-        let mut load = exec.command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-        let mut stdout = load.stdout.take().context("its output is piped")?;
-        let reader = std::thread::spawn(move || {
-            let mut said = String::new();
-            stdout.read_to_string(&mut said).map(|_| said)
-        });
+        let load = Load::start(cluster, &pod, &["/split"]).await?;
         for version in ["v2", "v1", "v2", "v1", "v2"] {
             cluster.apply(&all_to(&format!("web-{version}")))?;
             until_answered(cluster, &pod, &format!("{version} to answer"), &["/split"], |answer| {
@@ -126,12 +113,7 @@ pub fn changes(cluster: &mut Cluster) -> Story<'_> {
             })
             .await?;
         }
-        // Its input ends.
-        load.stdin.take().context("its input is piped")?.flush()?;
-        let said = reader.join().ok().context("the reader ends")??;
-        let status = load.wait()?;
-        ensure!(status.success(), "the load ended with {status}");
-        let answers = said.lines().map(HttpAnswer::parse).collect::<Result<Vec<_>>>()?;
+        let answers = load.end()?;
         let counts = split(&answers)?;
         ensure!(counts.iter().all(|count| *count > 0), "{counts:?}");
         ensure!(ask_one(cluster, &pod, &["/other"]).await?.status == 404);

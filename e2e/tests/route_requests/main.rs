@@ -19,6 +19,7 @@ fn main() -> ExitCode {
             ("requests_go_where_their_routes_say", decided::routes),
             ("a_route_that_changes_costs_no_request", decided::changes),
             ("a_proxy_that_is_killed_serves_again", replaced::killed),
+            ("broker_and_proxy_are_replaced_and_no_request_fails", replaced::upgraded),
         ],
     )
 }

@@ -4,6 +4,12 @@
 //!   node a: near      node b: far      --> Service web --> web-v1, web-v2
 //! ```
 
+use std::{
+    io::Read as _,
+    process::{Child, Stdio},
+    thread::JoinHandle,
+};
+
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
@@ -131,4 +137,37 @@ pub async fn until_answered(
     is_so: impl Fn(&HttpAnswer) -> bool,
 ) -> Result<()> {
     wait::until_true(what, async || Ok(is_so(&ask_one(cluster, from, arguments).await?))).await
+}
+
+/// A client in a pod that asks all the time, on a connection that it keeps as long as that lasts.
+pub struct Load {
+    client: Child,
+    reader: JoinHandle<std::io::Result<String>>,
+}
+
+impl Load {
+    /// Begins to ask with these arguments.
+    pub async fn start(cluster: &Cluster, from: &Pod, arguments: &[&str]) -> Result<Self> {
+        let to = address(cluster)?;
+        let command: Vec<&str> =
+            ["/http", "ask", &to, "--on", "--gap", "2"].iter().chain(arguments).copied().collect();
+        let mut exec = cluster.exec_command(from, "main", &command).await?;
+        let mut client = exec.command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let mut stdout = client.stdout.take().context("its output is piped")?;
+        let reader = std::thread::spawn(move || {
+            let mut said = String::new();
+            stdout.read_to_string(&mut said).map(|_| said)
+        });
+        Ok(Self { client, reader })
+    }
+
+    /// Ends; the answers to all that was asked.
+    pub fn end(mut self) -> Result<Vec<HttpAnswer>> {
+        // Its input ends.
+        drop(self.client.stdin.take().context("its input is piped")?);
+        let said = self.reader.join().ok().context("the reader ends")??;
+        let status = self.client.wait()?;
+        ensure!(status.success(), "the load ended with {status}");
+        said.lines().map(HttpAnswer::parse).collect()
+    }
 }

@@ -10,7 +10,7 @@
 //! a connection ever comes here. The steward says which namespaces there are; the proxy only names them by their keys.
 //!
 //! Invariants: the listener of a namespace is made once and kept, so a proxy that comes after another one gets the
-//! same, with the connections that wait in it; nothing is made in a namespace that isn't enrolled; when one is released,
+//! same, with the connections that wait in it; the steward keeps it, too, and gives it to the next broker; nothing is made in a namespace that isn't enrolled; when one is released,
 //! nothing is left here that would keep it alive; a peer that sends something else than the protocol, or doesn't read
 //! what it is sent, is left, and costs the others nothing.
 

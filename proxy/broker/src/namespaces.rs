@@ -126,8 +126,13 @@ pub(crate) struct Enrolled {
 }
 
 impl Enrolled {
-    /// Enters the namespace and makes its listener.
-    pub(crate) fn at(place: &NamespaceAt, names: &mut Names, home: &Home) -> Result<Self, EnterError> {
+    /// Enters the namespace and makes its listener, unless `kept` is one of it already.
+    pub(crate) fn at(
+        place: &NamespaceAt,
+        kept: Option<OwnedFd>,
+        names: &mut Names,
+        home: &Home,
+    ) -> Result<Self, EnterError> {
         let (namespace, path) = match place {
             NamespaceAt::Name(name) => names.open(OsStr::new(name))?,
             // A process' namespace is a link by itself, which is followed.
@@ -135,7 +140,10 @@ impl Enrolled {
             NamespaceAt::Cookie(cookie) => names.find(*cookie, home)?,
         };
         let away = home.leave_for(&namespace, &path)?;
-        let (listener, port) = listen()?;
+        let (listener, port) = match kept.and_then(adopt) {
+            Some(adopted) => adopted,
+            None => listen()?,
+        };
         drop(away);
         Ok(Self { namespace, path, listener, port })
     }
@@ -229,6 +237,21 @@ fn enter(namespace: &OwnedFd) -> io::Result<()> {
 
 fn tcp(domain: Domain) -> io::Result<Socket> {
     Socket::new(domain, Type::STREAM.cloexec().nonblocking(), Some(Protocol::TCP))
+}
+
+/// A listener that an earlier broker made in this thread's namespace, and its port; `None` where it is something else.
+fn adopt(kept: OwnedFd) -> Option<(Socket, u16)> {
+    let is_of_here = || -> io::Result<bool> {
+        Ok(netns_cookie(kept.as_fd())? == netns_cookie(tcp(Domain::IPV4)?.as_fd())?)
+    };
+    if !is_of_here().unwrap_or(false) {
+        return None;
+    }
+    let socket = Socket::from(kept);
+    let is_on_loopback = socket.device().is_ok_and(|device| device.as_deref() == Some(LOOPBACK));
+    let is_listening = socket.is_listener().unwrap_or(false);
+    let port = socket.local_addr().ok()?.as_socket_ipv4()?.port();
+    (is_on_loopback && is_listening && port != 0).then_some((socket, port))
 }
 
 /// A listener at each address of the loopback interface, in this thread's namespace, and its port. Whoever comes by

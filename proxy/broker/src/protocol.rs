@@ -70,7 +70,8 @@ pub enum SocketFamily {
 /// Asked of the broker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BrokerAsk {
-    /// By the steward: a namespace is to be had under this key. One socket of it comes back, which tells its cookie.
+    /// By the steward: a namespace is to be had under this key. A listener of it that an earlier broker made may come
+    /// along, which is kept. The listener comes back, which tells the namespace's cookie.
     Enrol {
         /// The key.
         key: Key,
@@ -99,7 +100,7 @@ pub enum BrokerAsk {
 /// The answer; sockets come along with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answered {
-    /// With one socket: of an enrolled namespace (unconnected, for the steward), or its listener.
+    /// With one socket: the listener of a namespace.
     Listening {
         /// The port at which the listener listens, at each address of the loopback interface.
         port: u16,

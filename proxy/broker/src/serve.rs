@@ -133,12 +133,18 @@ impl Broker {
             Err(error) => return Err(error.to_string()),
         };
         let ask = BrokerAsk::decode(&packet.bytes).map_err(|error| error.to_string())?;
+        let mut kept = packet.sockets;
+        if kept.len() > usize::from(matches!(ask, BrokerAsk::Enrol { .. })) {
+            return Err("it sends sockets that nobody asked for".to_owned());
+        }
         let (answer, sockets) = match (role, &ask) {
             (
                 PeerRole::Steward,
                 BrokerAsk::Enrol { .. } | BrokerAsk::Release(_) | BrokerAsk::Review | BrokerAsk::Sweep,
             )
-            | (PeerRole::Proxy, BrokerAsk::Listener(_) | BrokerAsk::Sockets { .. }) => self.answer(ask, home),
+            | (PeerRole::Proxy, BrokerAsk::Listener(_) | BrokerAsk::Sockets { .. }) => {
+                self.answer(ask, kept.pop(), home)
+            }
             _ => return Err("it may not ask for that".to_owned()),
         };
         let sockets: Vec<BorrowedFd<'_>> = sockets.iter().map(|socket| socket.as_fd()).collect();
@@ -147,7 +153,8 @@ impl Broker {
             .map_err(|error| error.to_string())
     }
 
-    fn answer(&mut self, ask: BrokerAsk, home: &Home) -> (Answered, Vec<OwnedFd>) {
+    /// `kept`: the listener that came along.
+    fn answer(&mut self, ask: BrokerAsk, kept: Option<OwnedFd>, home: &Home) -> (Answered, Vec<OwnedFd>) {
         let failed = |why: String| (Answered::Failed(why), Vec::new());
         let made = match ask {
             BrokerAsk::Enrol { key, place } => {
@@ -160,12 +167,11 @@ impl Broker {
                         return failed(format!("there are {MOST_NAMESPACES} namespaces already"));
                     }
                     Entry::Vacant(entry) => {
-                        Enrolled::at(&place, &mut self.names, home).map(|new| entry.insert(new))
+                        Enrolled::at(&place, kept, &mut self.names, home).map(|new| entry.insert(new))
                     }
                 };
                 enrolled.and_then(|enrolled| {
-                    let sockets = enrolled.sockets(crate::SocketFamily::V4, 1, home)?;
-                    Ok((Answered::Listening { port: enrolled.port }, sockets))
+                    Ok((Answered::Listening { port: enrolled.port }, vec![enrolled.listener()?]))
                 })
             }
             BrokerAsk::Release(key) => {

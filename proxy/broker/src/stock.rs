@@ -1,6 +1,12 @@
 //! The other end: who asks the broker.
 
-use std::{collections::HashMap, net::TcpListener, os::fd::OwnedFd, path::Path, time::Duration};
+use std::{
+    collections::HashMap,
+    net::TcpListener,
+    os::fd::{BorrowedFd, OwnedFd},
+    path::Path,
+    time::Duration,
+};
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -78,7 +84,15 @@ impl Counterpart {
     }
 
     fn ask(&self, ask: &BrokerAsk) -> Result<(Answered, Vec<OwnedFd>), AskError> {
-        send(&self.0, &ask.encode(), &[], SendFlags::empty())?;
+        self.ask_with(ask, &[])
+    }
+
+    fn ask_with(
+        &self,
+        ask: &BrokerAsk,
+        sockets: &[BorrowedFd<'_>],
+    ) -> Result<(Answered, Vec<OwnedFd>), AskError> {
+        send(&self.0, &ask.encode(), sockets, SendFlags::empty())?;
         let packet = loop {
             match receive(&self.0, RecvFlags::empty()) {
                 Err(Errno::INTR) => {}
@@ -96,12 +110,19 @@ impl Counterpart {
         }
     }
 
-    /// Enrols a namespace. A socket of it tells whose it is; the port is where its listener listens.
+    /// Enrols a namespace: its listener, which tells whose it is, and the port. `kept` is the listener that a broker before
+    /// this one gave: it stays, with the connections that wait in it. One of another namespace isn't taken.
     ///
     /// # Errors
     /// Where the namespace can't be had.
-    pub fn enrol(&self, key: &Key, place: &NamespaceAt) -> Result<(OwnedFd, u16), AskError> {
-        self.listening(&BrokerAsk::Enrol { key: key.clone(), place: place.clone() })
+    pub fn enrol(
+        &self,
+        key: &Key,
+        place: &NamespaceAt,
+        kept: Option<BorrowedFd<'_>>,
+    ) -> Result<(OwnedFd, u16), AskError> {
+        let ask = BrokerAsk::Enrol { key: key.clone(), place: place.clone() };
+        Self::listening(self.ask_with(&ask, kept.as_slice())?)
     }
 
     /// Gives a namespace up.
@@ -140,11 +161,12 @@ impl Counterpart {
     /// # Errors
     /// Where the namespace isn't enrolled.
     pub fn listener(&self, key: &Key) -> Result<(TcpListener, u16), AskError> {
-        self.listening(&BrokerAsk::Listener(key.clone())).map(|(socket, port)| (socket.into(), port))
+        Self::listening(self.ask(&BrokerAsk::Listener(key.clone()))?)
+            .map(|(socket, port)| (socket.into(), port))
     }
 
-    fn listening(&self, ask: &BrokerAsk) -> Result<(OwnedFd, u16), AskError> {
-        let (Answered::Listening { port }, mut sockets) = self.ask(ask)? else { return Err(AskError::Other) };
+    fn listening((answer, mut sockets): (Answered, Vec<OwnedFd>)) -> Result<(OwnedFd, u16), AskError> {
+        let Answered::Listening { port } = answer else { return Err(AskError::Other) };
         Ok((sockets.pop().ok_or(AskError::Other)?, port))
     }
 

@@ -128,7 +128,7 @@ fn a_listener_in_a_pod_is_reached_from_there_and_tells_which_address_was_asked()
     let folder = tempfile::tempdir().unwrap();
     let (one, other) = (Pod::new(folder.path(), "one"), Pod::new(folder.path(), "other"));
     let of = Brokerage::new(folder.path());
-    let (_, port) = of.steward.enrol(&key("uid-1"), &named("one")).unwrap();
+    let (_, port) = of.steward.enrol(&key("uid-1"), &named("one"), None).unwrap();
     let (listener, again) = of.proxy.listener(&key("uid-1")).unwrap();
     assert_eq!(port, again);
     for handle in [Ipv4Addr::new(127, 1, 2, 3), Ipv4Addr::new(127, 250, 0, 9)] {
@@ -168,17 +168,45 @@ fn connections_wait_for_the_next_proxy() {
     let folder = tempfile::tempdir().unwrap();
     let pod = Pod::new(folder.path(), "pod");
     let of = Brokerage::new(folder.path());
-    let (_, port) = of.steward.enrol(&key("a"), &named("pod")).unwrap();
+    let (_, port) = of.steward.enrol(&key("a"), &named("pod"), None).unwrap();
     let (first, _) = of.proxy.listener(&key("a")).unwrap();
     drop(first);
     // No proxy is there now.
     let client = pod.run(move || TcpStream::connect((Ipv4Addr::new(127, 9, 9, 9), port)).unwrap());
     // A steward that comes back finds what there was.
-    assert_eq!(of.steward.enrol(&key("a"), &named("pod")).unwrap().1, port);
+    assert_eq!(of.steward.enrol(&key("a"), &named("pod"), None).unwrap().1, port);
     let (second, _) = of.proxy.listener(&key("a")).unwrap();
     passes(&client, &accept(&second));
     of.end();
     pod.end();
+}
+
+#[test]
+fn connections_wait_for_the_next_broker() {
+    let folder = tempfile::tempdir().unwrap();
+    let (pod, other) = (Pod::new(folder.path(), "pod"), Pod::new(folder.path(), "other"));
+    let of = Brokerage::new(folder.path());
+    let (kept, port) = of.steward.enrol(&key("a"), &named("pod"), None).unwrap();
+    of.end();
+    // No broker and no proxy is there now.
+    let client = pod.run(move || TcpStream::connect((Ipv4Addr::new(127, 9, 9, 9), port)).unwrap());
+    let of = Brokerage::new(folder.path());
+    // Whoever has another namespace has no use for it.
+    let (strangers, _) = of.steward.enrol(&key("b"), &named("other"), Some(kept.as_fd())).unwrap();
+    assert_ne!(netns_cookie(strangers.as_fd()).unwrap(), netns_cookie(kept.as_fd()).unwrap());
+    // Nor is a socket taken for a listener that is none.
+    let idle = pod.run(|| OwnedFd::from(std::net::UdpSocket::bind("127.0.0.1:0").unwrap()));
+    let (made, _) = of.steward.enrol(&key("c"), &named("pod"), Some(idle.as_fd())).unwrap();
+    assert!(socket2::Socket::from(made).is_listener().unwrap());
+    let (again, same) = of.steward.enrol(&key("a"), &named("pod"), Some(kept.as_fd())).unwrap();
+    assert_eq!(same, port);
+    drop((kept, again));
+    let (listener, _) = of.proxy.listener(&key("a")).unwrap();
+    passes(&client, &accept(&listener));
+    drop((listener, strangers));
+    of.end();
+    pod.end();
+    other.end();
 }
 
 #[test]
@@ -188,7 +216,7 @@ fn sockets_are_of_the_pods_namespace_and_a_stock_has_them_at_hand() {
     let of = Brokerage::new(folder.path());
     let backend = |pod: &Pod| pod.run(|| TcpListener::bind("127.0.0.1:0").unwrap());
     let pods = [(&one, "one"), (&other, "other")].map(|(pod, name)| {
-        of.steward.enrol(&key(name), &named(name)).unwrap();
+        of.steward.enrol(&key(name), &named(name), None).unwrap();
         (key(name), backend(pod))
     });
     let Brokerage { steward, proxy, thread } = of;
@@ -234,10 +262,10 @@ fn nothing_is_made_where_nobody_is_enrolled_and_what_is_released_is_gone() {
     assert!(failed(of.proxy.listener(&key("a")).map(drop)));
     assert!(failed(of.proxy.sockets(&key("a"), SocketFamily::V4, 1).map(drop)));
     for place in ["gone", "file", "link"] {
-        assert!(failed(of.steward.enrol(&key("a"), &named(place)).map(drop)), "{place}");
+        assert!(failed(of.steward.enrol(&key("a"), &named(place), None).map(drop)), "{place}");
     }
-    assert!(failed(of.steward.enrol(&key("a"), &NamespaceAt::Process(u32::MAX)).map(drop)));
-    let (_, port) = of.steward.enrol(&key("a"), &named("pod")).unwrap();
+    assert!(failed(of.steward.enrol(&key("a"), &NamespaceAt::Process(u32::MAX), None).map(drop)));
+    let (_, port) = of.steward.enrol(&key("a"), &named("pod"), None).unwrap();
     assert!(pod.run(move || listens(port)));
     of.steward.release(&key("a")).unwrap();
     // A process that another test has just started has all descriptors until it runs its program.
@@ -249,11 +277,9 @@ fn nothing_is_made_where_nobody_is_enrolled_and_what_is_released_is_gone() {
     assert!(failed(of.proxy.listener(&key("a")).map(drop)));
     // By the id of a process.
     let own = NamespaceAt::Process(std::process::id());
-    let (socket, _) = of.steward.enrol(&key("b"), &own).unwrap();
+    let (socket, _) = of.steward.enrol(&key("b"), &own, None).unwrap();
     let here = TcpListener::bind("127.0.0.1:0").unwrap();
-    let socket = socket2::Socket::from(socket);
-    socket.set_nonblocking(false).unwrap();
-    socket.connect(&here.local_addr().unwrap().into()).unwrap();
+    assert_eq!(netns_cookie(socket.as_fd()).unwrap(), netns_cookie(here.as_fd()).unwrap());
     of.end();
     pod.end();
 }
@@ -269,11 +295,11 @@ fn a_peer_that_may_not_ask_or_talks_nonsense_is_left_and_others_are_served() {
     broker.serve(theirs, PeerRole::Steward);
     // It listens, so it never ends by itself: it goes with the test's process.
     thread::spawn(move || broker.run());
-    steward.enrol(&key("a"), &named("pod")).unwrap();
+    steward.enrol(&key("a"), &named("pod"), None).unwrap();
     let proxy = Counterpart::connect(&socket).unwrap();
     // A proxy can't name namespaces.
     let intruder = Counterpart::connect(&socket).unwrap();
-    assert!(matches!(intruder.enrol(&key("b"), &named("pod")), Err(AskError::Broker(_))));
+    assert!(matches!(intruder.enrol(&key("b"), &named("pod"), None), Err(AskError::Broker(_))));
     assert!(matches!(steward.listener(&key("a")), Err(AskError::Broker(_))), "nor has a steward sockets");
     for nonsense in [b"".as_slice(), b"hello", &[1; 600]] {
         let raw = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::SEQPACKET, None).unwrap();
@@ -302,7 +328,7 @@ fn a_namespace_is_found_by_the_cookie_of_its_sockets() {
     let cookie =
         |pod: &Pod| pod.run(|| netns_cookie(TcpListener::bind("0.0.0.0:0").unwrap().as_fd()).unwrap());
     let of = Brokerage::new(folder.path());
-    let enrol = |name: &str, cookie: u64| of.steward.enrol(&key(name), &NamespaceAt::Cookie(cookie));
+    let enrol = |name: &str, cookie: u64| of.steward.enrol(&key(name), &NamespaceAt::Cookie(cookie), None);
     for (i, pod) in pods.iter().enumerate() {
         let (socket, port) = enrol(&format!("uid-{i}"), cookie(pod)).unwrap();
         assert_eq!(netns_cookie(socket.as_fd()).unwrap(), cookie(pod));
@@ -328,7 +354,7 @@ fn a_steward_that_begins_leaves_nothing_of_the_one_before() {
     let folder = tempfile::tempdir().unwrap();
     let pods = ["one", "two", "three"].map(|name| Pod::new(folder.path(), name));
     let of = Brokerage::new(folder.path());
-    let enrol = |name: &str| of.steward.enrol(&key(name), &named(name)).unwrap().1;
+    let enrol = |name: &str| of.steward.enrol(&key(name), &named(name), None).unwrap().1;
     let ports = ["one", "two", "three"].map(enrol);
     of.steward.review().unwrap();
     assert_eq!(enrol("two"), ports[1], "its listener is the same");
