@@ -126,11 +126,11 @@ fn on_node(node: &NodeInForce) -> String {
 fn limits(cluster: &ExpectedCluster, origins: Option<&OriginsView>) -> Vec<String> {
     let ConnectionsInForce { active, opened: _, refused, too_fast } =
         cluster.connections.clone().unwrap_or_default();
-    let maker = origins.and_then(|origins| {
-        let made = format!("cluster {}", cluster.name);
-        origins.objects.iter().find(|one| one.makes.contains(&made))
-    });
-    let by = maker.map_or(String::new(), |maker| format!(", by {}", maker.object));
+    let objects = origins.iter().flat_map(|origins| &origins.objects);
+    let of_kind =
+        |object: &str| object.starts_with("TrafficPolicy ") || object.starts_with("DestinationRule ");
+    let makers: Vec<&str> = objects.map(|one| one.object.as_str()).filter(|object| of_kind(object)).collect();
+    let by = if makers.is_empty() { String::new() } else { format!(", by {}", makers.join(" or ")) };
     let name = &cluster.name;
     let mut limits = Vec::new();
     if let Some(most) = cluster.max_connections {
@@ -196,7 +196,7 @@ fn shares(asked: &AskedInForce, records: &Expected, wide: bool) -> Columns {
 
 #[cfg(test)]
 mod tests {
-    use slotmesh_admin::RateInForce;
+    use slotmesh_admin::{OriginView, RateInForce};
 
     use super::*;
 
@@ -209,7 +209,21 @@ mod tests {
             connections: Some(ConnectionsInForce { active: 3, opened: 9, refused: 4, too_fast: 2 }),
             ..ExpectedCluster::default()
         };
-        let said = limits(&cluster, None);
+        let origin = |object: &str| OriginView {
+            object: object.to_owned(),
+            file: None,
+            line: None,
+            resource_version: None,
+            makes: Vec::new(),
+            reports: Vec::new(),
+        };
+        let origins = OriginsView {
+            service: "shop/web".to_owned(),
+            objects: vec![origin("Service shop/web"), origin("TrafficPolicy shop/web")],
+            endpoints: Vec::new(),
+        };
+        let said = limits(&cluster, Some(&origins));
+        assert!(said.iter().all(|said| said.ends_with(", by TrafficPolicy shop/web")), "{said:?}");
         assert!(said[0].starts_with("reached: ") && said[0].contains("3 of at most 3"), "{said:?}");
         assert!(
             said[0].contains("4 connects were refused") && said[1].contains("2 connects came"),
