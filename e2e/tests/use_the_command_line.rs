@@ -1,6 +1,9 @@
 //! A user asks a running slotmesh by its command line.
 
-use std::process::Command;
+use std::{
+    io::{Read as _, Write as _},
+    process::{Command, Stdio},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
@@ -246,6 +249,38 @@ fn for_what_manifests_would_come_to() {
     assert!(said.contains("VirtualService default/reviews (") && said.contains("mesh.yaml:"), "{said}");
     let (status, said) = explain("10.1.1.1:80");
     assert_eq!(status, Some(4), "{said}");
+}
+
+#[test]
+fn on_a_terminal() {
+    isolated(|| {
+        let mut mesh = Mesh::with(&reviews::objects())?;
+        let admin = mesh.spec().admin();
+        let binary = names::binary("slotmesh", "slotmesh")?;
+        let top = format!("stty cols 100 rows 30; exec {} top --admin {admin}", binary.display());
+        // script(1) gives it a pseudo-terminal.
+        let mut script = Command::new("timeout");
+        script.args(["120", "script", "--quiet", "--return", "--flush", "--command", &top, "/dev/null"]);
+        script.env("TERM", "xterm").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut script = script.spawn().context("script(1) can't be started")?;
+        let mut keys = script.stdin.take().context("it is piped")?;
+        let mut out = script.stdout.take().context("it is piped")?;
+        let (mut seen, mut bytes) = (String::new(), [0; 4_096]);
+        // Between two words it moves the cursor.
+        while !seen.contains("Busiest") {
+            let read = out.read(&mut bytes)?;
+            ensure!(read > 0, "it has ended: {seen}");
+            seen += &String::from_utf8_lossy(&bytes[..read]);
+        }
+        keys.write_all(b"q")?;
+        // Else it can't write its last picture.
+        std::io::copy(&mut out, &mut std::io::sink())?;
+        let status = script.wait()?;
+        ensure!(status.success(), "{status}: {seen}");
+        let (status, _, said) = run(&mut mesh, &["top"])?;
+        ensure!(status == 1 && said.contains("terminal"), "{status}: {said}");
+        mesh.stop()
+    });
 }
 
 #[test]
