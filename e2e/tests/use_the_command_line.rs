@@ -225,30 +225,59 @@ fn for_envoy_s_json() {
     });
 }
 
-#[test]
-fn for_what_manifests_would_come_to() {
+/// Exit status of `slotmesh explain` on manifests alone, and all that it says.
+fn explain_manifests(objects: &[Value], to: &str, args: &[&str]) -> (Option<i32>, String) {
     let dir = tempfile::tempdir().expect("a folder");
-    let route = virtual_service("reviews").http("reviews", &[("v1", 75), ("v2", 25)]).build();
-    let mut objects = reviews::objects();
-    objects.push(route);
     let text: String = objects.iter().map(|object| format!("---\n{object}\n")).collect();
     std::fs::write(dir.path().join("mesh.yaml"), text).expect("a file");
-    let explain = |to: &str| {
-        let mut command = Command::new(names::binary("slotmesh", "slotmesh").expect("the binary"));
-        command.args(["explain", "--from", "default/client", "--to", to, "--manifests"]).arg(dir.path());
-        let output = command.output().expect("slotmesh");
-        (
-            output.status.code(),
-            String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr),
-        )
-    };
-    let (status, said) = explain("reviews:80");
+    let mut command = Command::new(names::binary("slotmesh", "slotmesh").expect("the binary"));
+    command.args(["explain", "--from", "default/client", "--to", to, "--manifests"]).arg(dir.path());
+    let output = command.args(args).output().expect("slotmesh");
+    let said = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    (output.status.code(), said.concat())
+}
+
+#[test]
+fn for_what_manifests_would_come_to() {
+    let mut objects = reviews::objects();
+    objects.push(virtual_service("reviews").http("reviews", &[("v1", 75), ("v2", 25)]).build());
+    let (status, said) = explain_manifests(&objects, "reviews:80", &[]);
     assert_eq!(status, Some(0), "{said}");
     let row = said.lines().find(|line| line.contains("127.1.2.1:8080")).expect("the row of v2");
     assert!(row.contains("12.5%") && row.ends_with("in"), "{said}");
     assert!(said.contains("VirtualService default/reviews (") && said.contains("mesh.yaml:"), "{said}");
-    let (status, said) = explain("10.1.1.1:80");
+    let (status, said) = explain_manifests(&objects, "10.1.1.1:80", &[]);
     assert_eq!(status, Some(4), "{said}");
+}
+
+#[test]
+fn for_which_rule_takes_a_request() {
+    let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web", "namespace": "default"},
+        "spec": {"clusterIP": "10.96.0.30", "ports": [{"port": 80, "name": "http"}]}});
+    let backend = json!([{"name": "web", "port": 80}]);
+    let redirect = json!({"type": "RequestRedirect", "requestRedirect": {"hostname": "new.example.com", "statusCode": 301}});
+    let path = |of: &str| json!({"path": {"type": "PathPrefix", "value": of}});
+    let mut beta = path("/api");
+    beta["headers"] = json!([{"name": "x-beta", "value": "1"}]);
+    let route = json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
+        "metadata": {"name": "web", "namespace": "default"},
+        "spec": {"parentRefs": [{"group": "", "kind": "Service", "name": "web"}], "rules": [
+            {"matches": [beta], "backendRefs": backend},
+            {"matches": [path("/old")], "filters": [redirect]},
+            {"backendRefs": backend}]}});
+    let objects = [service, route];
+    let asked = |args: &[&str]| explain_manifests(&objects, "web:80", &[&["--proxy"], args].concat()).1;
+    for (args, expected) in [
+        (&["--path", "/api", "--header", "x-beta: 1"][..], "Rule      HTTPRoute/default/web/rules[0]\n"),
+        (&["--path", "/api"], "Rule      HTTPRoute/default/web/rules[2]\n"),
+        (&["--path", "/x/../old"], "Answer    301 to http://new.example.com/old: 100.0%\n"),
+        (&["--method", "POST"], "Request   POST / of host web\n"),
+    ] {
+        let said = asked(args);
+        assert!(said.contains(expected), "{args:?}: {expected}: {said}");
+    }
+    let (status, said) = explain_manifests(&objects, "web:80", &["--path", "/"]);
+    assert!(status == Some(1) && said.contains("nobody looks at requests"), "{status:?}: {said}");
 }
 
 #[test]
