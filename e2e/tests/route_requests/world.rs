@@ -69,6 +69,19 @@ pub fn prepare(cluster: &mut Cluster) -> Story<'_> {
     })
 }
 
+/// Lets the chart say what is scraped, and bring its dashboards.
+pub fn monitor(cluster: &Cluster) -> Result<()> {
+    cluster.apply(&crds::prometheus_operator())?;
+    let kind = "crd/podmonitors.monitoring.coreos.com";
+    cluster.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", kind])?;
+    let values = ["podMonitor.enabled=true", "podMonitor.interval=1s", "dashboards.enabled=true"];
+    let mut args =
+        vec!["upgrade", "slotmesh", CHART, "--namespace", SYSTEM, "--reset-then-reuse-values", "--wait"];
+    args.extend(values.iter().flat_map(|value| ["--set", value]));
+    cluster.helm(&args)?;
+    Ok(())
+}
+
 fn service(name: &str, selector: &Value) -> Value {
     json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": SHOP},
            "spec": {"selector": selector, "ports": [{"name": "http", "port": 80, "targetPort": 8080}]}})
