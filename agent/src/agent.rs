@@ -201,7 +201,7 @@ impl Agent {
         let wake = {
             let commands = Mutex::new(commands.clone());
             // The owner may be gone already; then there is nobody to wake.
-            move || drop(commands.lock().map(|commands| commands.send(Command::Wake)))
+            move || drop(commands.lock().map(|commands| commands.send(Command::Wake).is_ok()))
         };
         let mut writer = Writer::open(outer, arena, vips, slots, Arc::new(wake))?;
         writer.set_node(node);

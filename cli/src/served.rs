@@ -27,16 +27,16 @@ pub fn router(store: Store) -> Router {
         .with_state(store)
 }
 
-fn known(ty: &str) -> Result<ResourceType, Response> {
-    let known = RecordType::RESOURCES.into_iter().find(|known| known.as_str() == ty);
-    known.ok_or_else(|| (StatusCode::NOT_FOUND, format!("no type {ty:?}\n")).into_response())
+fn known(ty: &str) -> Option<ResourceType> {
+    RecordType::RESOURCES.into_iter().find(|known| known.as_str() == ty)
+}
+
+fn unknown(ty: &str) -> Response {
+    (StatusCode::NOT_FOUND, format!("no type {ty:?}\n")).into_response()
 }
 
 async fn list(State(store): State<Store>, Path(ty): Path<String>, RawQuery(asked): RawQuery) -> Response {
-    let ty = match known(&ty) {
-        Ok(ty) => ty,
-        Err(unknown) => return unknown,
-    };
+    let Some(ty) = known(&ty) else { return unknown(&ty) };
     // A node's name has no character that would be escaped.
     let node = asked.as_deref().and_then(|asked| asked.strip_prefix("node=")).map(NodeName::from);
     let mut served: Vec<ServedView> = store
@@ -49,10 +49,7 @@ async fn list(State(store): State<Store>, Path(ty): Path<String>, RawQuery(asked
 }
 
 async fn show(State(store): State<Store>, Path((ty, name)): Path<(String, String)>) -> Response {
-    let ty = match known(&ty) {
-        Ok(ty) => ty,
-        Err(unknown) => return unknown,
-    };
+    let Some(ty) = known(&ty) else { return unknown(&ty) };
     let Some(resource) = store.get(ty, &name.as_str().into()) else {
         return (StatusCode::NOT_FOUND, format!("no {ty} {name:?} is served\n")).into_response();
     };

@@ -298,7 +298,7 @@ impl Node {
     /// Makes the broker know a pod; the port of its listener.
     pub fn enrol(&self, pod: &Pod) -> u16 {
         let at = NamespaceAt::Name(pod.name.clone());
-        self.steward().enrol(&pod.key(), &at).unwrap().1
+        self.steward().enrol(&pod.key(), &at, None).unwrap().1
     }
 
     pub fn release(&self, pod: &Pod) {
