@@ -167,11 +167,11 @@ impl UpSpec {
         let stderr = child.stderr.take().context("its errors are piped")?;
         let said = Said::default();
         let log = said.clone();
-        thread::spawn(move || {
+        let reader = thread::spawn(move || {
             BufReader::new(stderr).lines().map_while(Result::ok).for_each(|l| log.push(&l))
         });
         LOGS.with_borrow_mut(|logs| logs.push(said.clone()));
-        Ok(Up { spec: self.clone(), child, said })
+        Ok(Up { spec: self.clone(), child, said, reader: Some(reader) })
     }
 
     /// Starts it and waits until it is ready.
@@ -207,7 +207,7 @@ impl UpSpec {
         let mut setpriv = Command::new("setpriv");
         setpriv.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--pdeathsig", "TERM"]);
         let child = self.command(setpriv, &copy).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
-        Up { spec: self.clone(), child, said: Said::default() }.end()
+        Up { spec: self.clone(), child, said: Said::default(), reader: None }.end()
     }
 }
 
@@ -217,6 +217,8 @@ pub struct Up {
     spec: UpSpec,
     child: Child,
     said: Said,
+    /// Collects its errors until it ends.
+    reader: Option<thread::JoinHandle<()>>,
 }
 
 /// One report about a manifest, as `/reports` has it.
@@ -394,12 +396,12 @@ impl Up {
         let stderr = self.child.stderr.take();
         let said = stderr.map(|stderr| thread::spawn(move || std::io::read_to_string(stderr)));
         let status = self.wait("slotmesh up to refuse")?;
+        if let Some(reader) = self.reader.take() {
+            reader.join().ok().context("reading what it said")?;
+        }
         let text = match said {
             Some(said) => said.join().ok().context("reading what it said")??,
-            None => {
-                thread::sleep(Duration::from_millis(50));
-                self.said()
-            }
+            None => self.said(),
         };
         Ok((status, text))
     }

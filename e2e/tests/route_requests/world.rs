@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
-use slotmesh_cluster::{Cluster, images::Start, scenarios::Story, wait};
+use slotmesh_cluster::{Cluster, exec::Exec, images::Start, scenarios::Story, wait};
 use slotmesh_e2e::{HttpAnswer, names::binary};
 
 #[path = "../shared/chart.rs"]
@@ -155,6 +155,8 @@ pub async fn until_answered(
 /// A client in a pod that asks all the time, on a connection that it keeps as long as that lasts.
 pub struct Load {
     client: Child,
+    /// It names what is run, and is read when that begins.
+    _exec: Exec,
     reader: JoinHandle<std::io::Result<String>>,
 }
 
@@ -171,7 +173,7 @@ impl Load {
             let mut said = String::new();
             stdout.read_to_string(&mut said).map(|_| said)
         });
-        Ok(Self { client, reader })
+        Ok(Self { client, _exec: exec, reader })
     }
 
     /// Ends; the answers to all that was asked.

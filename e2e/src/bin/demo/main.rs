@@ -53,6 +53,9 @@ struct Args {
     /// The shop's manifests (they are copied; the copy is edited)
     #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/shop"))]
     shop: PathBuf,
+    /// The manifests that are added for the canary by header
+    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/shop-by-header"))]
+    by_header: PathBuf,
 }
 
 /// The pods; their ids are their places here, from 1.
@@ -128,8 +131,8 @@ struct Demo {
     pods: Vec<Option<Pod>>,
     cgroup: Cgroup,
     manifests: ManifestDir,
-    /// What the manifests are a copy of.
-    shop: PathBuf,
+    /// Those that are added for the canary by header.
+    added: PathBuf,
     _pin_root: PinRoot,
     connections: u64,
 }
@@ -212,7 +215,7 @@ impl Demo {
             pods,
             cgroup,
             manifests,
-            shop: args.shop.clone(),
+            added: args.by_header.clone(),
             _pin_root: pin_root,
             connections: args.connections,
         };

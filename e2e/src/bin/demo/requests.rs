@@ -28,7 +28,7 @@ impl Demo {
             "   details has one version, and its connections are routed in the kernel: it answers as v1"
         );
         for file in ["details-v2.yaml", "testers.yaml"] {
-            let text = fs::read_to_string(self.shop.join("by-header").join(file))?;
+            let text = fs::read_to_string(self.added.join(file))?;
             if file == "testers.yaml" {
                 println!("   add {file}:");
                 let rules = text.lines().skip_while(|line| !line.starts_with("  http:"));
