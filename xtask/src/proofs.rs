@@ -42,7 +42,7 @@ const TESTED: [(&str, &str); 3] =
     [("slotmesh-records", ""), ("slotmesh-kernel", "arena::"), ("slotmesh-slots", "")];
 
 /// The fuzz targets. (A test compares them with the manifest.)
-const TARGETS: [&str; 6] = ["config", "manifests", "recovery", "requests", "responses", "routing"];
+const TARGETS: [&str; 7] = ["config", "http1", "manifests", "recovery", "requests", "responses", "routing"];
 
 /// Fuzzers that run at the same time.
 const AT_ONCE: usize = 2;

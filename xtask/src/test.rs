@@ -22,7 +22,7 @@ const PARTS: [Part; 9] = [
     ("eBPF programs", ebpf::run),
     ("control plane", control_plane::run),
     ("Envoy", envoy::run),
-    ("Gateway API's tests", gateway_conformance::run),
+    ("Gateway API tests", gateway_conformance::run),
     ("build of the tests", |workspace| run_command(cargo_test(workspace).arg("--no-run"))),
     ("loom", proofs::loom),
     ("address sanitizer", proofs::asan),
@@ -63,9 +63,9 @@ fn table(took: &[(&str, Duration)], well: bool) -> String {
     let sum: Duration = took.iter().map(|(_, duration)| *duration).sum();
     for (i, (name, duration)) in took.iter().enumerate() {
         let failed = if well || i + 1 < took.len() { "" } else { "  FAILED" };
-        text += &format!("  {name:<19} {:>7.1} s{failed}\n", duration.as_secs_f32());
+        text += &format!("  {name:<18} {:>7.1} s{failed}\n", duration.as_secs_f32());
     }
-    text + &format!("  {:<19} {:>7.1} s\n", "all", sum.as_secs_f32())
+    text + &format!("  {:<18} {:>7.1} s\n", "all", sum.as_secs_f32())
 }
 
 /// `cargo test` for the whole workspace.
