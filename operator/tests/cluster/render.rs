@@ -228,6 +228,7 @@ async fn values_that_are_none_are_refused() -> Result<()> {
         ("operator.replica=2", "replica"),
         ("proxy.sockets=here", "sockets"),
         ("proxy.workers=0", "workers"),
+        ("proxy.http1=nginx", "http1"),
     ] {
         let out = template(&cluster, &["--set", value])?;
         let said = String::from_utf8_lossy(&out.stderr);
