@@ -28,8 +28,7 @@ pub async fn run(world: &mut World, agents: usize) -> Result<()> {
     // A new one: nothing of what was before is in its memory.
     world.start_operator()?;
     world.operator_is_ready().await?;
-    sleep(Duration::from_secs(1)).await;
-    let before = memory(world.operator()?, "VmRSS")?;
+    let before = memory_at_rest(world).await?;
     let (started, used) = (Instant::now(), cpu(world.operator()?)?);
     let fleet = Simulated::connect(world, &nodes)?;
     let synced = fleet.synced().await?;
@@ -63,8 +62,7 @@ pub async fn hold_all(world: &mut World, agents: usize) -> Result<()> {
     world.enrol_nodes(&nodes).await?;
     world.start_operator()?;
     world.operator_is_ready().await?;
-    sleep(Duration::from_secs(2)).await;
-    let before = memory(world.operator()?, "VmRSS")?;
+    let before = memory_at_rest(world).await?;
     let (started, used) = (Instant::now(), cpu(world.operator()?)?);
     let fleet = Simulated::connect(world, &nodes)?;
     let synced = fleet.synced().await?;
@@ -107,6 +105,21 @@ async fn reviews(world: &World, nodes: &[String]) -> Result<()> {
     }
     row("  the API server's own: one TokenReview, p50", &show(Samples::new(times).p50()), "");
     Ok(())
+}
+
+/// Memory of the operator (RSS, bytes) once it has come to rest: it has hardly used a processor for a moment.
+async fn memory_at_rest(world: &World) -> Result<u64> {
+    const MOMENT: Duration = Duration::from_millis(500);
+    const HARDLY: Duration = Duration::from_millis(20);
+    let (operator, started) = (world.operator()?, Instant::now());
+    loop {
+        let used = cpu(operator)?;
+        sleep(MOMENT).await;
+        if cpu(operator)? - used <= HARDLY {
+            return memory(operator, "VmRSS");
+        }
+        ensure!(started.elapsed() < PATIENCE, "the operator isn't at rest after {PATIENCE:?}");
+    }
 }
 
 /// Waits until nothing more is written of the nodes: when the last was.

@@ -39,91 +39,41 @@ pub fn parent(text: &str) -> gateway::ParentRef {
     }
 }
 
-/// Builds an HTTPRoute.
-#[derive(Clone, Debug)]
-pub struct HttpRouteBuilder(pub gateway::HttpRoute);
+/// The builder of a kind of route, and how such a route begins.
+macro_rules! route_builder {
+    ($kind:literal, $builder:ident, $begin:ident, $route:ident, $spec:ident, $rule:ident) => {
+        #[doc = concat!("Builds a route of the kind ", $kind, ".")]
+        #[derive(Clone, Debug)]
+        pub struct $builder(pub gateway::$route);
 
-/// An HTTPRoute in namespace `default` for this Service: `service`, or `service:port`.
-pub fn http_route(name: &str, service: &str) -> HttpRouteBuilder {
-    let spec = gateway::HttpRouteSpec { parent_refs: vec![parent(service)], ..Default::default() };
-    HttpRouteBuilder(gateway::HttpRoute::new(name, spec))
+        #[doc = concat!($kind, " in namespace `default` for this Service: `service`, or `service:port`.")]
+        pub fn $begin(name: &str, service: &str) -> $builder {
+            let spec = gateway::$spec { parent_refs: vec![parent(service)], ..Default::default() };
+            $builder(gateway::$route::new(name, spec))
+        }
+
+        impl $builder {
+            /// A rule for all connections.
+            #[must_use]
+            pub fn to(self, backends: impl IntoIterator<Item = gateway::BackendRef>) -> Self {
+                let backend_refs = backends.into_iter().collect();
+                self.rule(gateway::$rule { backend_refs, ..Default::default() })
+            }
+
+            /// Any rule.
+            #[must_use]
+            pub fn rule(mut self, rule: gateway::$rule) -> Self {
+                self.0.spec.rules.push(rule);
+                self
+            }
+        }
+    };
 }
 
-impl HttpRouteBuilder {
-    /// A rule for all connections.
-    #[must_use]
-    pub fn to(self, backends: impl IntoIterator<Item = gateway::BackendRef>) -> Self {
-        let backend_refs = backends.into_iter().collect();
-        self.rule(gateway::HttpRule { backend_refs, ..Default::default() })
-    }
-
-    /// Any rule.
-    #[must_use]
-    pub fn rule(mut self, rule: gateway::HttpRule) -> Self {
-        self.0.spec.rules.push(rule);
-        self
-    }
-}
-
-/// Builds a GRPCRoute.
-#[derive(Clone, Debug)]
-pub struct GrpcRouteBuilder(pub gateway::GrpcRoute);
-
-/// A GRPCRoute in namespace `default` for this Service: `service`, or `service:port`.
-pub fn grpc_route(name: &str, service: &str) -> GrpcRouteBuilder {
-    let spec = gateway::GrpcRouteSpec { parent_refs: vec![parent(service)], ..Default::default() };
-    GrpcRouteBuilder(gateway::GrpcRoute::new(name, spec))
-}
-
-impl GrpcRouteBuilder {
-    /// A rule for all connections.
-    #[must_use]
-    pub fn to(mut self, backends: impl IntoIterator<Item = gateway::BackendRef>) -> Self {
-        let backend_refs = backends.into_iter().collect();
-        self.0.spec.rules.push(gateway::HttpRule { backend_refs, ..Default::default() });
-        self
-    }
-}
-
-/// Builds a TLSRoute.
-#[derive(Clone, Debug)]
-pub struct TlsRouteBuilder(pub gateway::TlsRoute);
-
-/// A TLSRoute in namespace `default` for this Service: `service`, or `service:port`.
-pub fn tls_route(name: &str, service: &str) -> TlsRouteBuilder {
-    let spec = gateway::TlsRouteSpec { parent_refs: vec![parent(service)], ..Default::default() };
-    TlsRouteBuilder(gateway::TlsRoute::new(name, spec))
-}
-
-impl TlsRouteBuilder {
-    /// A rule for all connections.
-    #[must_use]
-    pub fn to(mut self, backends: impl IntoIterator<Item = gateway::BackendRef>) -> Self {
-        let backend_refs = backends.into_iter().collect();
-        self.0.spec.rules.push(gateway::TcpRule { backend_refs, ..Default::default() });
-        self
-    }
-}
-
-/// Builds a TCPRoute.
-#[derive(Clone, Debug)]
-pub struct TcpRouteBuilder(pub gateway::TcpRoute);
-
-/// A TCPRoute in namespace `default` for this Service: `service`, or `service:port`.
-pub fn tcp_route(name: &str, service: &str) -> TcpRouteBuilder {
-    let spec = gateway::TcpRouteSpec { parent_refs: vec![parent(service)], ..Default::default() };
-    TcpRouteBuilder(gateway::TcpRoute::new(name, spec))
-}
-
-impl TcpRouteBuilder {
-    /// A rule for all connections.
-    #[must_use]
-    pub fn to(mut self, backends: impl IntoIterator<Item = gateway::BackendRef>) -> Self {
-        let backend_refs = backends.into_iter().collect();
-        self.0.spec.rules.push(gateway::TcpRule { backend_refs, ..Default::default() });
-        self
-    }
-}
+route_builder!("HTTPRoute", HttpRouteBuilder, http_route, HttpRoute, HttpRouteSpec, HttpRule);
+route_builder!("GRPCRoute", GrpcRouteBuilder, grpc_route, GrpcRoute, GrpcRouteSpec, HttpRule);
+route_builder!("TLSRoute", TlsRouteBuilder, tls_route, TlsRoute, TlsRouteSpec, TcpRule);
+route_builder!("TCPRoute", TcpRouteBuilder, tcp_route, TcpRoute, TcpRouteSpec, TcpRule);
 
 /// Builds a ReferenceGrant.
 #[derive(Clone, Debug)]
